@@ -1,0 +1,253 @@
+"""Input files as typed models: strict keys, DeePMD-kit's comments and aliases, errors that name the nearest key.
+
+A section of an input is a `Config`; `load_config` reads a JSON or YAML file into one.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from dphpc.core.errors import InputError, did_you_mean, nearest
+
+MAX_INPUT_BYTES = 16 * 2**20
+MAX_REPORTED = 10
+
+
+class Config(BaseModel):
+    """A section of an input file.
+
+    Keys that begin with an underscore (`_comment`) are ignored, aliases become the key's name, and
+    every other key must be a field.  Instances are immutable: change them with `updated`.
+
+    Class attributes
+    ----------------
+    key_aliases
+        Other spellings: alias to field name.
+    unsupported_keys
+        Keys that the format knows and we do not act on: name to the values that ask for nothing and are
+        therefore accepted (and dropped).  Any other value is refused by name.
+    ignored_keys
+        Keys of the format that mean nothing any more: accepted and dropped.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=False)
+
+    key_aliases: ClassVar[Mapping[str, str]] = {}
+    unsupported_keys: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    ignored_keys: ClassVar[frozenset[str]] = frozenset()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_keys(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        kept: dict[str, Any] = {}
+        problems: list[dict[str, str]] = []
+        for key, value in data.items():
+            if not isinstance(key, str):
+                problems.append({"key": str(key), "what": "is not a text key", "remedy": "write it in quotes"})
+            elif key.startswith("_") or key in cls.ignored_keys:
+                continue
+            elif key in cls.unsupported_keys:
+                if not any(_same(value, neutral) for neutral in cls.unsupported_keys[key]):
+                    problems.append(_unsupported(key, cls.unsupported_keys[key]))
+            elif (name := cls.key_aliases.get(key, key)) not in cls.model_fields:
+                problems.append({"key": key, "what": "is not a known key", "remedy": cls._suggest(key)})
+            elif name in kept:
+                problems.append({"key": key, "what": f"gives '{name}' twice", "remedy": "keep one of them"})
+            else:
+                kept[name] = value
+        if problems:
+            raise PydanticCustomError("keys", "wrong keys", {"problems": problems})
+        return kept
+
+    @classmethod
+    def _suggest(cls, key: str) -> str:
+        near = nearest(key, [*cls.model_fields, *cls.key_aliases, *cls.unsupported_keys])
+        return did_you_mean(key, [near] if near else cls.model_fields)
+
+    def updated(self: ConfigT, **changes: Any) -> ConfigT:
+        """A copy with other values, checked again."""
+        return type(self).model_validate({**self.model_dump(), **changes})
+
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+def _same(a: Any, b: Any) -> bool:
+    return a == b and (type(a) is type(b) or (_is_number(a) and _is_number(b)))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _unsupported(key: str, neutral: tuple[Any, ...]) -> dict[str, str]:
+    remedy = "remove it" + (f" or set it to {json.dumps(neutral[0])}" if neutral else "")
+    return {"key": key, "what": "is a key of DeePMD-kit that dphpc does not support yet", "remedy": remedy}
+
+
+def load_config(kind: type[ConfigT], path: str | Path) -> ConfigT:
+    """Read a JSON or YAML file into `kind`.
+
+    Raises
+    ------
+    InputError
+        The file cannot be read, or a key or value is wrong; the message names file and key.
+    """
+    return parse_config(kind, read_mapping(path), source=str(path))
+
+
+def parse_config(kind: type[ConfigT], data: Mapping[str, Any], *, source: str = "input") -> ConfigT:
+    """Check a mapping against `kind`; `source` stands for the file in messages.
+
+    Raises
+    ------
+    InputError
+        A key or value is wrong.
+    """
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        raise _input_error(error, data, source) from None
+
+
+def read_mapping(path: str | Path) -> dict[str, Any]:
+    """The mapping in a JSON (`.json`) or YAML (any other suffix) file.
+
+    Raises
+    ------
+    InputError
+        No such file, too large, not JSON or YAML, no mapping, or a key given twice.
+    """
+    path = Path(path)
+    try:
+        if path.stat().st_size > MAX_INPUT_BYTES:
+            raise InputError(f"'{path}' is too large for an input file", expected=f"at most {MAX_INPUT_BYTES} bytes")
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise InputError(
+            f"cannot read the input file '{path}': {reason}", remedy="check the path and its permissions"
+        ) from None
+    try:
+        if path.suffix.lower() == ".json":
+            data = json.loads(text, object_pairs_hook=_unique)
+        else:
+            data = yaml.load(text, Loader=_Loader)
+    except (json.JSONDecodeError, yaml.YAMLError, RecursionError) as error:
+        raise InputError(f"the file is not valid {_format_of(path)}: {error}", where=str(path)) from None
+    except _DuplicateKey as error:
+        raise InputError(f"key '{error}' is given twice", where=str(path), remedy="keep one of them") from None
+    if not isinstance(data, dict):
+        raise InputError("the file holds no keys", where=str(path), expected="a mapping of sections")
+    return data
+
+
+def _format_of(path: Path) -> str:
+    return "JSON" if path.suffix.lower() == ".json" else "YAML"
+
+
+class _DuplicateKey(Exception):
+    pass
+
+
+def _unique(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
+    result: dict[Any, Any] = {}
+    for key, value in pairs:
+        if key in result and not str(key).startswith("_"):
+            raise _DuplicateKey(key)
+        result[key] = value
+    return result
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which 1e-3 is a number (YAML 1.1 wants 1.0e-3) and a key stands once."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        self.flatten_mapping(node)
+        pairs = ((self.construct_object(k, deep=True), self.construct_object(v, deep=True)) for k, v in node.value)
+        try:
+            return _unique(pairs)
+        except TypeError:
+            raise yaml.constructor.ConstructorError(None, None, "a key is not text", node.start_mark) from None
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:\d+(?:\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
+
+
+def _input_error(error: ValidationError, data: Any, source: str) -> InputError:
+    problems = [p for details in error.errors(include_url=False) for p in _problems(details, data)]
+    if len(problems) == 1:
+        where, what, expected, remedy = problems[0]
+        return InputError(what, where=f"{source}: {where}", expected=expected, remedy=remedy)
+    lines = [
+        f"{where}: {what}" + (f" ({remedy or expected})" if remedy or expected else "")
+        for where, what, expected, remedy in problems[:MAX_REPORTED]
+    ]
+    more = len(problems) - len(lines)
+    lines += [f"and {more} more"] if more > 0 else []
+    return InputError(f"{len(problems)} errors in {source}:\n  - " + "\n  - ".join(lines))
+
+
+Problem = tuple[str, str, str | None, str | None]
+
+
+def _problems(details: ErrorDetails, data: Any) -> list[Problem]:
+    """(path, what, expected, remedy) of one of pydantic's errors."""
+    path = _path_in(details["loc"], data, with_last=details["type"] == "missing")
+    if details["type"] == "keys":
+        return [
+            ("/".join((*path, p["key"])), f"'{p['key']}' {p['what']}", None, p["remedy"])
+            for p in details["ctx"]["problems"]
+        ]
+    key = path[-1] if path else "input"
+    if details["type"] == "missing":
+        return [("/".join(path), f"'{key}' is missing", None, "add it")]
+    if details["type"] == "union_tag_invalid":
+        tags = [tag.strip(" '") for tag in details["ctx"]["expected_tags"].split(",")]
+        tag = details["ctx"]["tag"]
+        near = did_you_mean(tag, tags) if nearest(tag, tags) else None
+        return [("/".join((*path, "type")), f"type '{tag}' is not supported", f"one of {', '.join(tags)}", near)]
+    message = details["msg"].removeprefix("Value error, ")
+    if details["type"] == "value_error":
+        return [("/".join(path) or "top level", message, None, None)]
+    if details["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        message = "a section with keys of its own"
+    return [("/".join(path), f"'{key}' has the wrong value {_short(details['input'])}", _lower(message), None)]
+
+
+def _path_in(loc: tuple[int | str, ...], data: Any, *, with_last: bool) -> tuple[str, ...]:
+    """The parts of a location that are keys or indices of the data (pydantic adds names of union members).
+
+    `with_last` keeps the last part although the data lacks it.
+    """
+    parts: list[str] = []
+    for i, part in enumerate(loc):
+        inside = isinstance(data, Mapping) and part in data
+        inside = inside or (isinstance(data, list | tuple) and isinstance(part, int) and part < len(data))
+        if inside:
+            data = data[part]
+        elif not (with_last and i == len(loc) - 1):
+            continue
+        parts.append(str(part))
+    return tuple(parts)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _lower(message: str) -> str:
+    return message[:1].lower() + message[1:]

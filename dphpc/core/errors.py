@@ -1,0 +1,85 @@
+"""Errors that a user sees: what was wrong, where, what was expected, what to do.
+
+Everything a user can get wrong raises a subclass of `DphpcError`; the command line prints it as one
+message without a traceback.  `assert` is left for our own bugs.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class DphpcError(Exception):
+    """A problem that the user can mend.
+
+    Parameters
+    ----------
+    what
+        What was wrong, one sentence.
+    where
+        File, key, frame or atom at which it was found.
+    expected
+        What would have been right.
+    remedy
+        What to do about it.
+
+    Attributes
+    ----------
+    agreed
+        All ranks of a parallel run raised this error together.
+    speaks
+        This rank is the one that shows it; the others end silently.
+    """
+
+    agreed: bool = False
+    speaks: bool = True
+
+    def __init__(
+        self, what: str, *, where: str | None = None, expected: str | None = None, remedy: str | None = None
+    ) -> None:
+        self.what, self.where, self.expected, self.remedy = what, where, expected, remedy
+        lines = [what]
+        lines += [f"  where:    {where}"] if where else []
+        lines += [f"  expected: {expected}"] if expected else []
+        lines += [f"  remedy:   {remedy}"] if remedy else []
+        super().__init__("\n".join(lines))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Errors travel between ranks: rebuild from the parts, not from the joined text.
+        return _rebuild, (type(self), self.what, self.where, self.expected, self.remedy)
+
+
+def _rebuild(
+    kind: type[DphpcError], what: str, where: str | None, expected: str | None, remedy: str | None
+) -> DphpcError:
+    return kind(what, where=where, expected=expected, remedy=remedy)
+
+
+class InputError(DphpcError):
+    """A key or value of an input file, or a command's argument, is wrong."""
+
+
+class DataError(DphpcError):
+    """A data system (labels, structure) is damaged, inconsistent or unphysical."""
+
+
+class ModelFileError(DphpcError):
+    """A model file is damaged, too new, or holds a kind of model that is not supported."""
+
+
+class RunError(DphpcError):
+    """A run that had started cannot go on (NaN, lost atoms, a rank that failed)."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word most like `word`, or None when nothing is near."""
+    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return found[0] if found else None
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A remedy sentence for an unknown `word`: the nearest known one, or all of them."""
+    known = sorted(known)
+    near = nearest(word, known)
+    return f"did you mean '{near}'?" if near else f"known are: {', '.join(known)}"

@@ -1,0 +1,128 @@
+"""The atoms of a rank as a structure of arrays, each field declared once.
+
+Migration, halo, restart and output iterate over `FIELDS`: a new per-atom field is one line there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dphpc.core.box import Box
+
+
+@dataclass(frozen=True)
+class Field:
+    """What one per-atom array is and where it travels.
+
+    `migrates`: moves with the atom to another rank.  `ghosts`: copied to ghost atoms when they are
+    built.  `restart`: written to restart files.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: type
+    unit: str
+    migrates: bool = True
+    ghosts: bool = False
+    restart: bool = True
+
+
+FIELDS: tuple[Field, ...] = (
+    Field("ids", (), np.int64, "", ghosts=True),
+    Field("types", (), np.int32, "", ghosts=True),
+    Field("positions", (3,), np.float64, "Å", ghosts=True),
+    Field("velocities", (3,), np.float64, "Å/ps"),
+    Field("images", (3,), np.int32, "box vectors"),
+    Field("forces", (3,), np.float64, "eV/Å", migrates=False, restart=False),
+)
+
+MIGRATING = tuple(f for f in FIELDS if f.migrates)
+GHOSTED = tuple(f for f in FIELDS if f.ghosts)
+RESTARTED = tuple(f for f in FIELDS if f.restart)
+
+
+def row_dtype(fields: tuple[Field, ...], *extra: tuple[str, type, tuple[int, ...]]) -> np.dtype:
+    """One atom's fields side by side, as messages carry them."""
+    return np.dtype([(f.name, f.dtype, f.shape) for f in fields] + list(extra))
+
+
+class State:
+    """Local atoms first, ghosts behind them: arrays of length `n_all = n_local + n_ghost`.
+
+    A position is always inside or near the rank's part of the box; `images` counts the box vectors
+    by which the true (unwrapped) position lies further.  Ghost entries of fields that ghosts do not
+    carry are undefined, except that `forces` of ghosts take what the rank's centers exert on them.
+    """
+
+    ids: NDArray[np.int64]
+    types: NDArray[np.int32]
+    positions: NDArray[np.float64]
+    velocities: NDArray[np.float64]
+    images: NDArray[np.int32]
+    forces: NDArray[np.float64]
+
+    def __init__(self, box: Box, n_local: int = 0) -> None:
+        self.box = box
+        self.n_local = n_local
+        self.n_ghost = 0
+        self._store: dict[str, NDArray] = {}
+        self._reserve(n_local)
+        self._bind()
+
+    @classmethod
+    def from_rows(cls, box: Box, rows: NDArray) -> State:
+        """A state of the atoms in a structured array; fields that it lacks are zero."""
+        state = cls(box, len(rows))
+        for name in rows.dtype.names or ():
+            getattr(state, name)[:] = rows[name]
+        return state
+
+    @property
+    def n_all(self) -> int:
+        """Local atoms and ghosts."""
+        return self.n_local + self.n_ghost
+
+    def resize(self, n_local: int, n_ghost: int) -> None:
+        """Set the numbers of atoms; values of the first min(old, new) entries stay."""
+        self._reserve(n_local + n_ghost)
+        self.n_local, self.n_ghost = n_local, n_ghost
+        self._bind()
+
+    def rows(self, fields: tuple[Field, ...], index: NDArray[np.integer]) -> NDArray:
+        """The atoms at `index` as a structured array of `fields`."""
+        rows = np.empty(len(index), row_dtype(fields))
+        for f in fields:
+            rows[f.name] = getattr(self, f.name)[index]
+        return rows
+
+    def keep_local(self, index: NDArray[np.integer]) -> None:
+        """Let the local atoms be those at `index`, in that order, without ghosts."""
+        for f in MIGRATING:
+            array = getattr(self, f.name)
+            array[: len(index)] = array[index]
+        self.resize(len(index), 0)
+
+    def append_local(self, rows: NDArray) -> None:
+        """Add atoms (a structured array of the migrating fields); there must be no ghosts."""
+        assert self.n_ghost == 0
+        old = self.n_local
+        self.resize(old + len(rows), 0)
+        for f in MIGRATING:
+            getattr(self, f.name)[old:] = rows[f.name]
+
+    def _reserve(self, n: int) -> None:
+        # An eighth of head-room keeps buffers in place from one rebuild to the next.
+        for f in FIELDS:
+            old = self._store.get(f.name)
+            if old is None or len(old) < n:
+                new = np.zeros((n + n // 8 if old is not None else n, *f.shape), f.dtype)
+                if old is not None:
+                    new[: len(old)] = old
+                self._store[f.name] = new
+
+    def _bind(self) -> None:
+        for f in FIELDS:
+            setattr(self, f.name, self._store[f.name][: self.n_all])

@@ -1,0 +1,260 @@
+"""Models in DeePMD-kit's files: reading every `se_e2_a` energy model, writing what DeePMD-kit reads.
+
+Our radial table goes under the top-level key `dphpc`, which DeePMD-kit passes over, so that it still finds the
+network.  A table that DeePMD-kit wrote (`compress`) is taken as it is.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dphpc.core.errors import ModelFileError
+from dphpc.model.activations import activation
+from dphpc.model.container import Tree, read_tree, write_tree
+from dphpc.model.descriptor import SeE2A
+from dphpc.model.dp_model import DPModel
+from dphpc.model.fitting import EnergyFitting
+from dphpc.model.model_tree import TABLE_VERSION, model_tree
+from dphpc.model.networks import Layer, Network
+from dphpc.model.radial_table import Grid, RadialTable
+
+_DTYPES = {"default": "float64", "double": "float64", "float64": "float64", "single": "float32", "float32": "float32"}
+_NEWEST = {"Model": 2, "Descriptor": 3, "Fitting": 4}
+
+
+def read_model(path: str | Path) -> DPModel:
+    """Read a `.dp` or `.yaml` model written by DeePMD-kit or by dphpc, compressed or not.
+
+    Raises
+    ------
+    ModelFileError
+        The file is damaged, too new, or holds a kind of model that is not supported; the message says which.
+    """
+    path = Path(path)
+    tree = read_tree(path)
+    try:
+        return _model(tree)
+    except ModelFileError as error:
+        raise ModelFileError(
+            error.what, where=f"{path}{', ' + error.where if error.where else ''}", expected=error.expected,
+            remedy=error.remedy,
+        ) from None  # fmt: skip
+    except KeyError as error:
+        raise ModelFileError(f"the model has no entry {error}", where=str(path), remedy="is it complete?") from error
+    except (ValueError, TypeError, IndexError, AttributeError) as error:
+        raise ModelFileError(f"the model's entries do not fit together: {error}", where=str(path)) from error
+
+
+def write_model(model: DPModel, path: str | Path) -> None:
+    """Write a model as `.dp` or `.yaml` (by the name's ending); DeePMD-kit opens it through its network."""
+    write_tree(model_tree(model), Path(path))
+
+
+def _unsupported(what: str, where: str = "model") -> ModelFileError:
+    return ModelFileError(f"{what} is not supported", where=where, expected="an energy model on se_e2_a")
+
+
+def _check_version(node: Tree, kind: str) -> None:
+    version = node.get("@version", 1)
+    if version > _NEWEST[kind]:
+        raise ModelFileError(
+            f"the {kind.lower()} has format version {version}, newer than this program knows",
+            expected=f"up to {_NEWEST[kind]}", remedy="update dphpc",
+        )  # fmt: skip
+
+
+def _model(tree: Tree) -> DPModel:
+    node = tree["model"]
+    if "descriptor" not in node or "fitting" not in node:
+        raise _unsupported(f"a model of type '{node.get('type', '?')}'")
+    if node.get("type", "standard") not in ("standard", "ener"):
+        raise _unsupported(f"a model of type '{node['type']}'")
+    _check_version(node, "Model")
+    type_map = [str(name) for name in node["type_map"]]
+    descriptor = _descriptor(node["descriptor"])
+    if descriptor.n_types != len(type_map):
+        raise ModelFileError(f"type_map names {len(type_map)} types, sel {descriptor.n_types}")
+    fitting = _fitting(node["fitting"], descriptor)
+    variables = node.get("@variables", {})
+    out_bias = np.asarray(variables.get("out_bias", np.zeros(len(type_map))), np.float64).ravel()
+    if len(out_bias) != len(type_map):
+        raise ModelFileError(f"out_bias has {len(out_bias)} entries for {len(type_map)} types")
+    min_distance = tree.get("@variables", {}).get("min_nbor_dist", tree.get("min_nbor_dist"))
+    model = DPModel(
+        type_map=type_map,
+        descriptor=descriptor,
+        fitting=fitting,
+        out_bias=out_bias,
+        pair_exclude_types=_pair_set(node.get("pair_exclude_types")),
+        atom_exclude_types=frozenset(node.get("atom_exclude_types") or ()),
+        min_nbor_dist=None if min_distance is None else float(np.asarray(min_distance)),
+        script=tree.get("model_def_script") or {},
+        extra={k: tree[k] for k in ("software", "version", "time", "backend") if k in tree},
+    )
+    model.table = _own_table(tree, model) or _foreign_table(node["descriptor"], model)
+    return model
+
+
+def _pair_set(pairs: Any) -> frozenset[tuple[int, int]]:
+    return frozenset((int(a), int(b)) for a, b in pairs or ())
+
+
+def _precision(node: Tree) -> str:
+    name = node.get("precision") or "default"
+    if name not in _DTYPES:
+        raise _unsupported(f"precision '{name}'")
+    return _DTYPES[name]
+
+
+def _network(node: Tree | None, where: str) -> Network:
+    if node is None:
+        raise ModelFileError("a network is missing", where=where)
+    layers = []
+    for layer in node["layers"]:
+        values = layer["@variables"]
+        activation(layer["activation_function"])
+        w = np.asarray(values["w"])
+        b, idt = (None if values.get(k) is None else np.asarray(values[k]).ravel() for k in ("b", "idt"))
+        for name, vector in (("b", b), ("idt", idt)):
+            if vector is not None and len(vector) != w.shape[1]:
+                raise ModelFileError(f"'{name}' has {len(vector)} entries for a layer of width {w.shape[1]}", where=where)
+        if layers and layers[-1].w.shape[1] != w.shape[0]:
+            raise ModelFileError("the widths of neighboring layers differ", where=where)
+        layers.append(Layer(w, b, idt, layer["activation_function"], bool(layer["resnet"])))
+    if not all(np.isfinite(a).all() for layer in layers for _, a in layer.parameters()):
+        raise ModelFileError("a weight is not finite", where=where)
+    return Network(layers)
+
+
+def _descriptor(node: Tree) -> SeE2A:
+    if node["type"] not in ("se_e2_a", "se_a"):
+        raise _unsupported(f"descriptor '{node['type']}'", "model/descriptor")
+    _check_version(node, "Descriptor")
+    if node.get("spin") is not None or node.get("env_mat", {}).get("use_exp_switch"):
+        raise _unsupported("a descriptor with spin or an exponential switch", "model/descriptor")
+    sel = tuple(int(n) for n in node["sel"])
+    one_side = bool(node.get("type_one_side", True))
+    expected = len(sel) if one_side else len(sel) ** 2
+    nodes = node["embeddings"]["networks"]
+    if len(nodes) != expected:
+        raise ModelFileError(f"{len(nodes)} embedding networks, expected {expected}", where="model/descriptor")
+    davg, dstd = _statistics(node["@variables"], len(sel), sum(sel))
+    return SeE2A(
+        rcut=float(node["rcut"]),
+        rcut_smth=float(node["rcut_smth"]),
+        sel=sel,
+        axis_neuron=int(node["axis_neuron"]),
+        networks=[_network(n, f"model/descriptor, network {i}") for i, n in enumerate(nodes)],
+        davg=davg,
+        dstd=dstd,
+        type_one_side=one_side,
+        exclude_types=_pair_set(node.get("exclude_types")),
+        env_protection=float(node.get("env_protection", 0.0)),
+        set_davg_zero=bool(node.get("set_davg_zero", False)),
+        resnet_dt=bool(node.get("resnet_dt", False)),
+        activation_function=node.get("activation_function", "tanh"),
+        precision=_precision(node),
+        trainable=bool(node.get("trainable", True)),
+    )
+
+
+def _statistics(variables: Tree, n_types: int, n_slots: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """davg (ntypes,) and dstd (ntypes, 2) of arrays that repeat them for every slot."""
+    davg, dstd = (np.asarray(variables[k], np.float64).reshape(n_types, n_slots, 4) for k in ("davg", "dstd"))
+    uniform = np.all(davg == davg[:, :1]) and np.all(dstd == dstd[:, :1])
+    if not uniform or np.any(davg[..., 1:]) or np.any(dstd[..., 1:] != dstd[..., 1:2]):
+        raise _unsupported("statistics that differ from slot to slot or between x, y and z", "model/descriptor")
+    if not (np.isfinite(davg).all() and np.isfinite(dstd).all() and np.all(dstd > 0)):
+        raise ModelFileError("davg or dstd is not finite and positive", where="model/descriptor")
+    return davg[:, 0, 0].copy(), dstd[:, 0, :2].copy()
+
+
+def _fitting(node: Tree, descriptor: SeE2A) -> EnergyFitting:
+    if node.get("type", "ener") != "ener":
+        raise _unsupported(f"fitting '{node['type']}'", "model/fitting")
+    _check_version(node, "Fitting")
+    for key in ("dim_case_embd", "use_aparam_as_mask", "mixed_types", "spin"):
+        if node.get(key):
+            raise _unsupported(f"fitting with {key}", "model/fitting")
+    networks = [_network(n, f"model/fitting, network {i}") for i, n in enumerate(node["nets"]["networks"])]
+    variables = node["@variables"]
+    numb_fparam, numb_aparam = int(node.get("numb_fparam", 0)), int(node.get("numb_aparam", 0))
+    width = descriptor.n_features + numb_fparam + numb_aparam
+    if len(networks) != descriptor.n_types or any(net.n_in != width or net.n_out != 1 for net in networks):
+        raise ModelFileError(f"the fitting networks do not take {width} inputs to one energy", where="model/fitting")
+
+    def vector(name: str, length: int) -> NDArray[np.float64] | None:
+        value = variables.get(name)
+        return None if value is None or not length else np.asarray(value, np.float64).reshape(length)
+
+    atom_ener = [_scalar_or_none(e) for e in node.get("atom_ener") or []]
+    if atom_ener and any(e is not None for e in atom_ener):
+        # As DeePMD-kit evaluates: types behind a short list's end are subtracted too.
+        atom_ener += [0.0] * (descriptor.n_types - len(atom_ener))
+    return EnergyFitting(
+        networks=networks,
+        bias_atom_e=np.asarray(variables["bias_atom_e"], np.float64).reshape(descriptor.n_types),
+        numb_fparam=numb_fparam,
+        numb_aparam=numb_aparam,
+        fparam_avg=vector("fparam_avg", numb_fparam),
+        fparam_inv_std=vector("fparam_inv_std", numb_fparam),
+        aparam_avg=vector("aparam_avg", numb_aparam),
+        aparam_inv_std=vector("aparam_inv_std", numb_aparam),
+        default_fparam=node.get("default_fparam"),
+        atom_ener=atom_ener,
+        resnet_dt=bool(node.get("resnet_dt", True)),
+        activation_function=node.get("activation_function", "tanh"),
+        precision=_precision(node),
+        rcond=node.get("rcond"),
+        trainable=node.get("trainable", True),
+    )
+
+
+def _scalar_or_none(value: Any) -> float | None:
+    return None if value is None else float(np.asarray(value, np.float64).ravel()[0])
+
+
+def _own_table(tree: Tree, model: DPModel) -> RadialTable | None:
+    node = tree.get("dphpc", {}).get("table")
+    if node is None:
+        return None
+    if node["@version"] > TABLE_VERSION:
+        raise ModelFileError("the radial table's format is newer than this program knows", remedy="update dphpc")
+    grids = tuple(Grid(float(a), float(b), int(n), float(c), int(m)) for a, b, n, c, m in node["grids"])
+    return _checked_table(RadialTable(grids, np.ascontiguousarray(node["@variables"]["coefficients"])), model)
+
+
+def _foreign_table(node: Tree, model: DPModel) -> RadialTable | None:
+    """DeePMD-kit's table: per network (n_intervals, 6·M) in powers of s − left, and its two strides."""
+    if "compress" not in node:
+        return None
+    variables = node["compress"]["@variables"]
+    m, grids, tables = model.descriptor.n_channels, [], []
+    for data, info in zip(variables["compress_data"], variables["compress_info"], strict=True):
+        lower, upper, _, stride_fine, stride_coarse, *_ = (float(x) for x in np.asarray(info).ravel())
+        coefficients = np.asarray(data, np.float64).reshape(-1, m, 6).transpose(0, 2, 1)
+        if len(coefficients) == 0:  # the network of an excluded pair
+            coefficients = np.zeros((1, 6, m))
+        # The stored strides may be float32: the number of fine intervals is a whole one by construction.
+        n_fine = min(round((upper - lower) / stride_fine), len(coefficients))
+        grid = Grid(lower, stride_fine, n_fine, stride_coarse, len(coefficients) - n_fine)
+        grids.append(grid)
+        tables.append(coefficients * grid.steps[:, None, None] ** np.arange(6)[:, None])
+    packed = np.zeros((len(tables), max(len(t) for t in tables), 6, m))
+    for i, table in enumerate(tables):
+        packed[i, : len(table)] = table
+    return _checked_table(RadialTable(tuple(grids), packed), model)
+
+
+def _checked_table(table: RadialTable, model: DPModel) -> RadialTable:
+    n, intervals = len(model.descriptor.networks), max((g.n_intervals for g in table.grids), default=0)
+    if len(table.grids) != n or table.coefficients.shape != (n, intervals, 6, model.descriptor.n_channels):
+        raise ModelFileError("the table does not fit the embedding networks", where="table")
+    steps_positive = all(g.step_fine > 0 and g.step_coarse > 0 and g.n_fine >= 0 and g.n_coarse >= 0 for g in table.grids)
+    if not steps_positive or not np.isfinite(table.coefficients).all():
+        raise ModelFileError("the table holds values that are not finite or steps that are not positive", where="table")
+    return table

@@ -1,0 +1,209 @@
+"""The embedding networks as one table over their scalar argument.
+
+G(s̃) is a function of one number, so each network is stood in for by quintic Hermite pieces (C², matched in
+value, first and second derivative at the knots).  Training reads the same table as MD: gradients flow through
+the linear map from knot values to local coefficients and from there to the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dphpc.model.networks import Network
+
+Array = Any
+
+# In the variable t = (s − left)/h the local coefficients are linear in (G, h·G′, h²·G″) of the two knots.
+HERMITE_LEFT = np.array(
+    [[1, 0, 0], [0, 1, 0], [0, 0, 0.5], [-10, -6, -1.5], [15, 8, 1.5], [-6, -3, -0.5]], dtype=np.float64
+)
+HERMITE_RIGHT = np.array(
+    [[0, 0, 0], [0, 0, 0], [0, 0, 0], [10, -4, 0.5], [-15, 7, -1.0], [6, -3, 0.5]], dtype=np.float64
+)
+
+DEFAULT_INTERVALS = 256
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Knots in two uniform parts: `n_fine` intervals of `step_fine` from `lower`, then `n_coarse` wider ones."""
+
+    lower: float
+    step_fine: float
+    n_fine: int
+    step_coarse: float = 1.0
+    n_coarse: int = 0
+
+    @classmethod
+    def uniform(cls, lower: float, upper: float, n_intervals: int) -> Grid:
+        """`n_intervals` equal intervals from `lower` to `upper`."""
+        return cls(lower, (upper - lower) / n_intervals, n_intervals)
+
+    @property
+    def middle(self) -> float:
+        """Where the coarse part begins."""
+        return self.lower + self.step_fine * self.n_fine
+
+    @property
+    def upper(self) -> float:
+        """End of the table."""
+        return self.middle + self.step_coarse * self.n_coarse
+
+    @property
+    def n_intervals(self) -> int:
+        """Intervals of both parts."""
+        return self.n_fine + self.n_coarse
+
+    @property
+    def knots(self) -> NDArray[np.float64]:
+        """(n_intervals + 1,) knot positions."""
+        fine = self.lower + self.step_fine * np.arange(self.n_fine + 1)
+        return np.concatenate((fine, self.middle + self.step_coarse * np.arange(1, self.n_coarse + 1)))
+
+    @property
+    def steps(self) -> NDArray[np.float64]:
+        """(n_intervals,) width of each interval."""
+        return np.repeat([self.step_fine, self.step_coarse], [self.n_fine, self.n_coarse])
+
+    def extended(self, upper: float) -> Grid:
+        """The grid continued with its last step until it covers `upper`."""
+        if upper <= self.upper:
+            return self
+        if self.n_coarse:
+            return replace(self, n_coarse=int(np.ceil((upper - self.middle) / self.step_coarse)))
+        return replace(self, n_fine=int(np.ceil((upper - self.lower) / self.step_fine)))
+
+    def locate(self, s: NDArray[np.floating]) -> tuple[NDArray[np.int64], NDArray[np.floating]]:
+        """Interval and local coordinate t of each s; beyond the ends the first or last interval goes on."""
+        fine = np.floor((s - self.lower) / self.step_fine)
+        coarse = self.n_fine + np.floor((s - self.middle) / self.step_coarse)
+        index = np.clip(np.where(s < self.middle, fine, coarse), 0, self.n_intervals - 1).astype(np.int64)
+        if self.n_coarse == 0:
+            index = np.minimum(fine.clip(0), self.n_fine - 1).astype(np.int64)
+        in_fine = index < self.n_fine
+        t_fine = (s - self.lower) / self.step_fine - index
+        t_coarse = (s - self.middle) / self.step_coarse - (index - self.n_fine)
+        return index, np.where(in_fine, t_fine, t_coarse)
+
+
+def hermite_coefficients(grid: Grid, values: Array, first: Array, second: Array, einsum: Callable = np.einsum) -> Array:
+    """Local coefficients (…, n_intervals, 6, M) of knot values, G′ and G″, each (…, n_intervals + 1, M).
+
+    Works for NumPy arrays and, with `einsum=torch.einsum`, for torch tensors; the map is linear, so its
+    transpose carries gradients back.
+    """
+    steps, left, right = grid.steps[:, None], HERMITE_LEFT, HERMITE_RIGHT
+    if not isinstance(values, np.ndarray):
+        steps, left, right = (values.new_tensor(x) for x in (steps, left, right))
+    parts = (values, first, second)
+    scale = (1.0, steps, steps * steps)
+    total: Array = 0.0
+    for k in range(3):
+        total = total + einsum("c,...im->...icm", left[:, k], parts[k][..., :-1, :] * scale[k])
+        total = total + einsum("c,...im->...icm", right[:, k], parts[k][..., 1:, :] * scale[k])
+    return total
+
+
+@dataclass(frozen=True)
+class RadialTable:
+    """Tables of all embedding networks.
+
+    Attributes
+    ----------
+    grids
+        One per table; ours share one grid, DeePMD-kit's files have a grid of its own for each network.
+    coefficients
+        (n_tables, n_intervals, 6, M) in powers of the local coordinate t ∈ [0, 1], channels last; rows
+        behind a shorter grid's last interval are zero.
+    """
+
+    grids: tuple[Grid, ...]
+    coefficients: NDArray[np.floating]
+
+    @classmethod
+    def from_networks(cls, networks: Sequence[Network], grid: Grid) -> RadialTable:
+        """Tabulate networks of one scalar input, all over one grid."""
+        jets = [net.jet(grid.knots) for net in networks]
+        values, first, second = (np.stack([jet[k] for jet in jets]) for k in range(3))
+        coefficients = np.ascontiguousarray(hermite_coefficients(grid, values, first, second))
+        return cls((grid,) * len(networks), coefficients)
+
+    @property
+    def n_channels(self) -> int:
+        """M."""
+        return int(self.coefficients.shape[3])
+
+    @property
+    def upper(self) -> float:
+        """The largest argument that every table covers."""
+        return min(grid.upper for grid in self.grids)
+
+    def astype(self, dtype: type) -> RadialTable:
+        """The same table in another precision; formed in float64 and rounded once."""
+        return replace(self, coefficients=self.coefficients.astype(dtype))
+
+    def evaluate(
+        self, s: NDArray[np.floating], which: NDArray[np.integer]
+    ) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+        """G and dG/ds, each (n, M), of table `which` (n,) at `s` (n,)."""
+        value = np.empty((len(s), self.n_channels), self.coefficients.dtype)
+        slope = np.empty_like(value)
+        for w in np.unique(which):
+            here = which == w
+            value[here], slope[here] = self._evaluate_one(int(w), s[here])
+        return value, slope
+
+    def _evaluate_one(self, w: int, s: NDArray[np.floating]) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+        grid = self.grids[w]
+        index, t = grid.locate(s)
+        c = self.coefficients[w, index]
+        t = t[:, None].astype(c.dtype)
+        value, slope = c[:, 5], 5.0 * c[:, 5]
+        for k in (4, 3, 2, 1, 0):
+            value = value * t + c[:, k]
+            if k:
+                slope = slope * t + k * c[:, k]
+        return value, slope / grid.steps[index][:, None].astype(c.dtype)
+
+    def error(self, networks: Sequence[Network], n_probe: int = 4) -> tuple[float, float]:
+        """Largest error of G and of dG/ds against the networks, probed inside every interval."""
+        inside = (np.arange(n_probe) + 0.5) / n_probe
+        worst = np.zeros(2)
+        for i, (net, grid) in enumerate(zip(networks, self.grids, strict=True)):
+            s = (grid.knots[:-1, None] + grid.steps[:, None] * inside).ravel()
+            value, slope = self._evaluate_one(i, s)
+            exact = net.jet(s)
+            worst = np.maximum(worst, [np.abs(value - exact[0]).max(), np.abs(slope - exact[1]).max()])
+        return float(worst[0]), float(worst[1])
+
+    def extended(self, networks: Sequence[Network], upper: float) -> RadialTable:
+        """The same tables continued from the networks, each with its last step, until all cover `upper`."""
+        grids = tuple(grid.extended(upper) for grid in self.grids)
+        shape = (len(grids), max(g.n_intervals for g in grids), *self.coefficients.shape[2:])
+        coefficients = np.zeros(shape, self.coefficients.dtype)
+        for i, (old, new) in enumerate(zip(self.grids, grids, strict=True)):
+            fresh = RadialTable.from_networks([networks[i]], new).coefficients[0]
+            fresh[: old.n_intervals] = self.coefficients[i, : old.n_intervals]
+            coefficients[i, : new.n_intervals] = fresh
+        return RadialTable(grids, coefficients)
+
+
+def fitted_table(
+    networks: Sequence[Network], lower: float, upper: float, tolerance: float, max_intervals: int = 4096
+) -> tuple[RadialTable, tuple[float, float]]:
+    """The coarsest uniform table (128, 256, … intervals) with |ΔG| and |ΔG′| below `tolerance`.
+
+    Returns the table and its measured errors; if even `max_intervals` misses the tolerance, that table.
+    """
+    n = 128
+    while True:
+        table = RadialTable.from_networks(networks, Grid.uniform(lower, upper, n))
+        errors = table.error(networks)
+        if max(errors) <= tolerance or n >= max_intervals:
+            return table, errors
+        n *= 2
