@@ -1,0 +1,43 @@
+"""How far several models disagree: the committee's deviation, in DeePMD-kit's columns.
+
+Zhang et al., Phys. Rev. Mater. 3, 023804 (2019), Eq. (4): the deviation of a force is the norm over x, y, z of
+its standard deviation over the models.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+COLUMNS = ("max_devi_v", "min_devi_v", "avg_devi_v", "max_devi_f", "min_devi_f", "avg_devi_f", "devi_e")
+
+Floats = NDArray[np.float64]
+
+
+def deviation(energies: Floats, forces: Floats, virials: Floats) -> Floats:
+    """The seven `COLUMNS` of one frame.
+
+    Parameters
+    ----------
+    energies, forces, virials
+        Of each model: (n_models,) eV, (n_models, natoms, 3) eV/Å, (n_models, 9) eV.
+
+    Returns
+    -------
+    (7,): virials and energy per atom; max and min of the virial over components, avg its norm/3.
+    """
+    n = forces.shape[1]
+    v = np.std(virials / n, axis=0)
+    f = np.linalg.norm(np.std(forces, axis=0), axis=-1)
+    e = np.std(energies / n)
+    return np.array([v.max(), v.min(), np.linalg.norm(v) / 3.0, f.max(), f.min(), f.mean(), e])
+
+
+def append_model_devi(path: Path, system: str, steps: NDArray[np.int64], rows: Floats) -> None:
+    """Append the frames of one system, rows (n, 7), to a `model_devi.out` file."""
+    with path.open("a") as file:
+        file.write(f"# {system}\n#{'step':>11}" + "".join(f"{name:>19}" for name in COLUMNS) + "\n")
+        for step, row in zip(steps, rows, strict=True):
+            file.write(f"{step:12d}" + "".join(f"{x:19.6e}" for x in row) + "\n")

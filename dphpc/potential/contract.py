@@ -1,0 +1,87 @@
+"""What the engine, the trainer and the calculators see of a potential."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dphpc.core.state import State
+from dphpc.ops.neighbors.contract import Neighbors
+
+
+class Halo(Protocol):
+    """What a potential may ask of the ranks around: per-atom arrays sent to ghosts, or summed back from them.
+
+    Arrays are (n_all, …), local atoms first.  Both are collective calls.
+    """
+
+    def refresh(self, array: NDArray) -> None:
+        """Overwrite the ghost part with the owners' values."""
+        ...
+
+    def reduce(self, array: NDArray) -> None:
+        """Add the ghost part to the owners' entries and leave the ghost part zero."""
+        ...
+
+
+@dataclass
+class Outputs:
+    """Results of one rank's atoms; `Potential.compute` adds to them.
+
+    Attributes
+    ----------
+    forces
+        (n_all, 3) eV/Å, ghosts included: their share is still to be sent back to the owners.
+    energy
+        eV, of the local atoms.
+    virial
+        (3, 3) eV, −Σ ∂E/∂r ⊗ r of the local centers.
+    atom_energy
+        (n_local,) eV or None.
+    atom_virial
+        (n_all, 3, 3) eV, at the neighbor of each pair as DeePMD-kit defines it, or None.
+    """
+
+    forces: NDArray[np.float64]
+    energy: float
+    virial: NDArray[np.float64]
+    atom_energy: NDArray[np.float64] | None = None
+    atom_virial: NDArray[np.float64] | None = None
+
+    @classmethod
+    def zeros(cls, n_local: int, n_all: int, *, atomic: bool = False) -> Outputs:
+        """Empty results; with the per-atom arrays if `atomic`."""
+        return cls(
+            forces=np.zeros((n_all, 3)),
+            energy=0.0,
+            virial=np.zeros((3, 3)),
+            atom_energy=np.zeros(n_local) if atomic else None,
+            atom_virial=np.zeros((n_all, 3, 3)) if atomic else None,
+        )
+
+
+class Potential(Protocol):
+    """A term of the energy, or a sum of terms.
+
+    `cutoff` (Å) is how far an atom sees; `type_map` names the types that `state.types` counts.
+    """
+
+    cutoff: float
+    type_map: list[str]
+
+    def compute(self, state: State, neighbors: Neighbors, halo: Halo | None, outputs: Outputs) -> None:
+        """Add energy, forces and virial of the local atoms to `outputs`.
+
+        Raises
+        ------
+        RunError
+            A result is not finite or two atoms overlap; the message names the atom's id.
+        """
+        ...
+
+    def memory_per_atom(self) -> float:
+        """Bytes the evaluation needs for each local atom beside the state and the neighbor list."""
+        ...

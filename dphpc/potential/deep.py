@@ -1,0 +1,216 @@
+"""A Deep Potential as a term of the energy: descriptor, fitting nets and forces, tile by tile."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dphpc.core.errors import InputError, RunError
+from dphpc.core.state import State
+from dphpc.model.dp_model import DPModel
+from dphpc.model.model_file import read_model
+from dphpc.model.networks import Network
+from dphpc.model.radial_table import RadialTable, fitted_table
+from dphpc.ops.fitting import native as fitting_ops
+from dphpc.ops.neighbors.contract import Neighbors
+from dphpc.ops.se_a import native, reference
+from dphpc.ops.se_a.contract import Embedding, Environment, SeAParameters
+from dphpc.potential.contract import Halo, Outputs
+
+PRECISIONS = {"float64": np.float64, "mixed": np.float32, "float32": np.float32}
+"""Precision names and the type of table, moments and fitting net; sums are float64 in all of them."""
+
+R_TABLE = 0.5
+"""Å: a network without a table is tabulated for distances from here on; nearer pairs extend the table."""
+
+R_OVERLAP = 0.05
+"""Å: nearer than this two atoms stand on each other, and the run stops."""
+
+TABLE_TOLERANCE = 1e-12
+"""Error allowed in G and G′ when a network is tabulated on loading: rounding error."""
+
+TILE = 512
+"""Atoms whose features are in memory at a time: their fitting-net products still run at full speed."""
+
+
+@dataclass(frozen=True)
+class NetworkEmbedding:
+    """The embedding networks themselves in a table's place, for activations too rough to tabulate."""
+
+    networks: list[Network]
+
+    @property
+    def n_channels(self) -> int:
+        """M."""
+        return self.networks[0].n_out
+
+    @property
+    def upper(self) -> float:
+        """A network has no end."""
+        return np.inf
+
+    def evaluate(self, s: NDArray[np.floating], which: NDArray[np.integer]) -> tuple[NDArray, NDArray]:
+        """G and dG/ds, as `RadialTable.evaluate`."""
+        value = np.empty((len(s), self.n_channels))
+        slope = np.empty_like(value)
+        for w in np.unique(which):
+            here = which == w
+            value[here], slope[here], _ = self.networks[int(w)].jet(s[here])
+        return value, slope
+
+
+class DeepPotential:
+    """Evaluates a model on a rank's atoms; see `contract.Potential`.
+
+    Parameters
+    ----------
+    precision
+        `float64`; `mixed`: float32 table, moments and fitting net, float64 displacements, energies and
+        sums; `float32`: displacements rounded too.
+    fparam
+        (numb_fparam,) frame parameters of the run, where the model wants them and has no default.
+
+    Raises
+    ------
+    InputError
+        Unknown precision, or frame parameters that are missing or do not fit.
+    """
+
+    def __init__(self, model: DPModel, precision: str = "float64", fparam: Any = None) -> None:
+        if precision not in PRECISIONS:
+            raise InputError(f"unknown precision '{precision}'", expected=", ".join(PRECISIONS))
+        self.model, self.precision = model, precision
+        self.cutoff, self.type_map = model.descriptor.rcut, list(model.type_map)
+        self.dtype = PRECISIONS[precision]
+        self.parameters = SeAParameters.of(model)
+        kinked = any(net.has_kinks for net in model.descriptor.networks)
+        self._ops: ModuleType = reference if kinked and model.table is None else native
+        self._set_table(model.table or self._tabulated())
+        self._networks = [net.astype(self.dtype) for net in model.fitting.networks]
+        self.fparam = self._checked_fparam(fparam)
+
+    @classmethod
+    def from_file(cls, path: str | Path, precision: str = "float64", fparam: Any = None) -> DeepPotential:
+        """The potential of a `.dp` or `.yaml` model file."""
+        return cls(read_model(path), precision, fparam)
+
+    def _tabulated(self) -> RadialTable | NetworkEmbedding:
+        d = self.model.descriptor
+        if self._ops is reference:
+            return NetworkEmbedding(d.networks)
+        networks = [net.astype(np.float64) for net in d.networks]
+        return fitted_table(networks, *d.s_range(R_TABLE), TABLE_TOLERANCE, max_intervals=2048)[0]
+
+    def _set_table(self, table: RadialTable | NetworkEmbedding) -> None:
+        self._table = table
+        empty = self.model.descriptor.empty_slots(table)
+        if isinstance(table, RadialTable):
+            table = table.astype(self.dtype)
+        self._embedding = Embedding(table, empty.astype(self.dtype))
+
+    def _checked_fparam(self, fparam: Any) -> NDArray[np.float64] | None:
+        wanted = self.model.fitting.numb_fparam
+        fparam = self.model.fitting.default_fparam if fparam is None else fparam
+        if fparam is None:
+            return None
+        values = np.asarray(fparam, np.float64).ravel()
+        if len(values) != wanted:
+            raise InputError(f"{len(values)} frame parameters given", expected=f"{wanted}, as the model was trained")
+        return values
+
+    def memory_per_atom(self) -> float:
+        """Bytes for each local atom beside the state and the list: only tiles are in memory, so next to nothing."""
+        return 64.0
+
+    def compute(self, state: State, neighbors: Neighbors, halo: Halo | None, outputs: Outputs) -> None:
+        """See `contract.Potential.compute`."""
+        self.evaluate(state, neighbors, outputs, self._columns(state.n_local))
+
+    def _columns(self, n_local: int, aparam: NDArray[np.float64] | None = None) -> NDArray[np.float64] | None:
+        fitting = self.model.fitting
+        if fitting.numb_fparam and self.fparam is None:
+            raise InputError(f"the model takes {fitting.numb_fparam} frame parameters and none are given")
+        if fitting.numb_aparam and aparam is None:
+            raise InputError(f"the model takes {fitting.numb_aparam} parameters of each atom and none are given")
+        fparam = None if self.fparam is None else np.tile(self.fparam, (n_local, 1))
+        return fitting.parameter_columns(fparam, aparam)
+
+    def evaluate(
+        self, state: State, neighbors: Neighbors, outputs: Outputs, columns: NDArray[np.float64] | None = None
+    ) -> None:
+        """As `compute`, with the fitting net's extra input columns (n_local, numb_fparam + numb_aparam) given."""
+        types = state.types[: state.n_local]
+        for t in range(self.model.n_types):
+            if t in self.model.atom_exclude_types:
+                continue
+            centers = np.flatnonzero(types == t).astype(np.int32)
+            vacuum = self._vacuum(t, columns, centers)
+            for start in range(0, len(centers), TILE):
+                tile = slice(start, start + TILE)
+                env = Environment(state.positions, state.types, neighbors, centers[tile])
+                extra = None if columns is None else columns[centers[tile]]
+                energies = self._tile(env, t, extra, outputs)
+                energies += self.model.energy_bias[t] - (vacuum if np.isscalar(vacuum) else vacuum[tile])
+                if outputs.atom_energy is not None:
+                    outputs.atom_energy[centers[tile]] += energies
+                total = float(energies.sum())
+                if not np.isfinite(total):
+                    bad = int(state.ids[centers[tile]][~np.isfinite(energies)][0])
+                    raise RunError(f"the energy of atom {bad} is not finite", remedy="check the structure near it")
+                outputs.energy += total
+
+    def _vacuum(self, t: int, columns: NDArray[np.float64] | None, centers: NDArray[np.int32]) -> Any:
+        """What the net gives an atom without neighbors, to be subtracted where `atom_ener` names the type's energy."""
+        given = self.model.fitting.atom_ener
+        if t >= len(given) or given[t] is None:
+            return 0.0
+        n = 1 if columns is None else len(centers)
+        inputs = np.zeros((n, self._networks[t].n_in), self.dtype)
+        if columns is not None:
+            inputs[:, self.model.descriptor.n_features :] = columns[centers]
+        vacuum = self._networks[t](inputs)[:, 0].astype(np.float64)
+        return vacuum if columns is not None else float(vacuum[0])
+
+    def descriptors(self, env: Environment) -> NDArray[np.floating]:
+        """Features (n_centers, M·axis) of the environment's centers."""
+        return self._ops.features(self._moments(env), self.parameters.axis_neuron)
+
+    def _moments(self, env: Environment) -> NDArray[np.floating]:
+        moments, s_max = self._ops.moments(env, self.parameters, self._embedding)
+        if s_max > self._table.upper:
+            self._extend(s_max)
+            moments, _ = self._ops.moments(env, self.parameters, self._embedding)
+        return moments
+
+    def _extend(self, s_max: float) -> None:
+        """Continue the table from the networks: a pair came nearer than any before."""
+        d = self.model.descriptor
+        if not s_max <= d.s_range(R_OVERLAP)[1]:
+            raise RunError(f"two atoms are nearer than {R_OVERLAP} Å", remedy="check the structure and the time step")
+        # A few percent more, so that a slowly approaching pair does not extend the table at every step.
+        self._set_table(self._table.extended(d.networks, s_max + 0.05 * abs(s_max)))
+
+    def _tile(
+        self, env: Environment, t: int, columns: NDArray[np.float64] | None, outputs: Outputs
+    ) -> NDArray[np.float64]:
+        """Network energies (n_c,) of one tile of type-t atoms; forces and virial are added to `outputs`."""
+        p, ops = self.parameters, self._ops
+        moments = self._moments(env)
+        inputs = ops.features(moments, p.axis_neuron)
+        n_features = inputs.shape[1]
+        if columns is not None:
+            inputs = np.concatenate((inputs, columns.astype(inputs.dtype)), axis=1)
+        energies, adjoint = fitting_ops.energy_and_adjoint(self._networks[t], inputs)
+        adjoint = np.ascontiguousarray(adjoint[:, :n_features])
+        moments_adjoint = ops.features_adjoint(moments, adjoint)
+        center_virial = np.empty((len(env.centers), 3, 3))
+        ops.forces_into(
+            env, p, self._embedding, moments_adjoint, outputs.forces, center_virial, outputs.atom_virial
+        )
+        outputs.virial += center_virial.sum(axis=0)
+        return energies.astype(np.float64)

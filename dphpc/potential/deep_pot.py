@@ -1,0 +1,208 @@
+"""`DeepPot`: a model for scripts and notebooks, with the shapes and units of `deepmd.infer.DeepPot`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from dphpc.core.box import Box
+from dphpc.core.errors import DataError, InputError
+from dphpc.core.images import periodic_images
+from dphpc.core.state import State
+from dphpc.model.dp_model import DPModel
+from dphpc.model.model_file import read_model
+from dphpc.model.show import summary
+from dphpc.ops.neighbors.contract import Neighbors
+from dphpc.ops.neighbors.native import build_neighbors
+from dphpc.ops.se_a.contract import Environment
+from dphpc.potential.contract import Outputs
+from dphpc.potential.deep import DeepPotential
+
+Floats = NDArray[np.float64]
+
+
+class DeepPot:
+    """A Deep Potential model, evaluated on whole structures.
+
+    Parameters
+    ----------
+    model
+        A `.dp` or `.yaml` file, or a model in memory.
+    precision
+        `float64` (default), `mixed` or `float32`.
+
+    Examples
+    --------
+    >>> dp = DeepPot("model.dp")
+    >>> energy, force, virial = dp.eval(coords, cells, atom_types)
+    """
+
+    def __init__(self, model: str | Path | DPModel, precision: str = "float64") -> None:
+        self.model = model if isinstance(model, DPModel) else read_model(model)
+        self.potential = DeepPotential(self.model, precision)
+
+    def __repr__(self) -> str:
+        return summary(self.model)
+
+    def get_type_map(self) -> list[str]:
+        """Element names of the types 0, 1, …"""
+        return list(self.model.type_map)
+
+    def get_ntypes(self) -> int:
+        """Number of types."""
+        return self.model.n_types
+
+    def get_rcut(self) -> float:
+        """Cutoff in Å."""
+        return self.model.descriptor.rcut
+
+    def get_sel(self) -> list[int]:
+        """Slots per neighbor type."""
+        return list(self.model.descriptor.sel)
+
+    def get_dim_fparam(self) -> int:
+        """Number of frame parameters."""
+        return self.model.fitting.numb_fparam
+
+    def get_dim_aparam(self) -> int:
+        """Number of parameters of each atom."""
+        return self.model.fitting.numb_aparam
+
+    def eval(
+        self,
+        coords: ArrayLike,
+        cells: ArrayLike | None,
+        atom_types: ArrayLike,
+        atomic: bool = False,
+        fparam: ArrayLike | None = None,
+        aparam: ArrayLike | None = None,
+    ) -> tuple[Floats, ...]:
+        """Energies, forces and virials of frames.
+
+        Parameters
+        ----------
+        coords
+            (nframes, natoms·3) or (nframes, natoms, 3) Å.
+        cells
+            (nframes, 9) or (nframes, 3, 3) Å, lattice vectors as rows; None for open boundaries.
+        atom_types
+            (natoms,), or (nframes, natoms) where frames differ.
+        atomic
+            Also return atomic energies and virials.
+        fparam
+            (nframes, numb_fparam) or (numb_fparam,) for all frames.
+        aparam
+            (nframes, natoms, numb_aparam), (natoms, numb_aparam) or (numb_aparam,).
+
+        Returns
+        -------
+        energy (nframes, 1) eV, force (nframes, natoms, 3) eV/Å, virial (nframes, 9) eV and, if `atomic`,
+        atom_energy (nframes, natoms, 1) eV, atom_virial (nframes, natoms, 9) eV.
+
+        Raises
+        ------
+        DataError
+            Shapes that do not fit, positions that are not finite, types the model does not know.
+        """
+        frames, boxes, types = self._frames(coords, cells, atom_types)
+        n_frames, n = frames.shape[:2]
+        columns = self._columns(n_frames, n, fparam, aparam)
+        energy, virial = np.zeros((n_frames, 1)), np.zeros((n_frames, 9))
+        force = np.zeros((n_frames, n, 3))
+        atom_energy, atom_virial = np.zeros((n_frames, n, 1)), np.zeros((n_frames, n, 9))
+        for k in range(n_frames):
+            state, neighbors, owners = surroundings(frames[k], boxes[k], types[k], self.get_rcut())
+            out = Outputs.zeros(n, state.n_all, atomic=atomic)
+            self.potential.evaluate(state, neighbors, out, None if columns is None else columns[k])
+            np.add.at(out.forces, owners, out.forces[n:])
+            energy[k, 0], virial[k], force[k] = out.energy, out.virial.ravel(), out.forces[:n]
+            if out.atom_energy is not None and out.atom_virial is not None:
+                np.add.at(out.atom_virial, owners, out.atom_virial[n:])
+                atom_energy[k, :, 0], atom_virial[k] = out.atom_energy, out.atom_virial[:n].reshape(n, 9)
+        return (energy, force, virial, atom_energy, atom_virial) if atomic else (energy, force, virial)
+
+    def eval_descriptor(self, coords: ArrayLike, cells: ArrayLike | None, atom_types: ArrayLike) -> Floats:
+        """Descriptors (nframes, natoms, M·axis) of frames given as in `eval`."""
+        frames, boxes, types = self._frames(coords, cells, atom_types)
+        result = []
+        for positions, box, kinds in zip(frames, boxes, types, strict=True):
+            state, neighbors, _ = surroundings(positions, box, kinds, self.get_rcut())
+            centers = np.arange(len(positions), dtype=np.int32)
+            env = Environment(state.positions, state.types, neighbors, centers)
+            result.append(self.potential.descriptors(env).astype(np.float64))
+        return np.stack(result)
+
+    def _frames(
+        self, coords: ArrayLike, cells: ArrayLike | None, atom_types: ArrayLike
+    ) -> tuple[Floats, list[Box | None], NDArray[np.int32]]:
+        types = np.atleast_2d(np.asarray(atom_types, np.int32))
+        n = types.shape[1]
+        positions = np.asarray(coords, np.float64)
+        if n == 0 or positions.size % (3 * n):
+            raise DataError(
+                f"coords of shape {positions.shape} do not fit {n} atoms", expected="(nframes, natoms, 3) or (nframes, 3·natoms)"
+            )
+        frames = positions.reshape(-1, n, 3)
+        if len(types) not in (1, len(frames)):
+            raise DataError(f"types for {len(types)} frames and coords for {len(frames)}")
+        types = np.broadcast_to(types, (len(frames), n))
+        if types.min() < 0 or types.max() >= self.model.n_types:
+            raise DataError(f"atom types from {types.min()} to {types.max()}", expected=f"0 to {self.model.n_types - 1}")
+        if not np.isfinite(frames).all():
+            raise DataError("a position is not finite", where=f"frame {int(np.argwhere(~np.isfinite(frames))[0, 0])}")
+        if cells is None:
+            return frames, [None] * len(frames), types
+        matrices = np.asarray(cells, np.float64)
+        if matrices.size != 9 * len(frames):
+            raise DataError(f"cells of shape {matrices.shape} for {len(frames)} frames", expected="(nframes, 9)")
+        return frames, [Box(m) for m in matrices.reshape(-1, 3, 3)], types
+
+    def _columns(
+        self, n_frames: int, n: int, fparam: ArrayLike | None, aparam: ArrayLike | None
+    ) -> Floats | None:
+        fitting = self.model.fitting
+        fparam = fitting.default_fparam if fparam is None else fparam
+        per_frame = _parameters("fparam", fparam, fitting.numb_fparam, (n_frames,))
+        per_atom = _parameters("aparam", aparam, fitting.numb_aparam, (n_frames, n))
+        if per_frame is not None:
+            per_frame = np.repeat(per_frame, n, axis=0)
+        if per_atom is not None:
+            per_atom = per_atom.reshape(n_frames * n, -1)
+        columns = fitting.parameter_columns(per_frame, per_atom)
+        return None if columns is None else columns.reshape(n_frames, n, -1)
+
+
+def _parameters(name: str, values: ArrayLike | None, width: int, shape: tuple[int, ...]) -> Floats | None:
+    """Frame or atomic parameters broadcast to (*shape, width), as DeePMD-kit broadcasts them."""
+    if width == 0:
+        return None
+    if values is None:
+        raise InputError(f"the model takes {width} '{name}' and none are given")
+    array = np.asarray(values, np.float64)
+    full = (*shape, width)
+    for k in range(len(full)):
+        if array.size == np.prod(full[k:]):
+            return np.broadcast_to(array.reshape(full[k:]), full)
+    raise DataError(f"{name} of shape {array.shape}", expected=f"{full}")
+
+
+def surroundings(
+    positions: Floats, box: Box | None, types: NDArray[np.int32], cutoff: float
+) -> tuple[State, Neighbors, NDArray[np.int32]]:
+    """One structure with its periodic images as ghosts, and the neighbor list within `cutoff`.
+
+    Returns the state, the list and the ghosts' owners (n_ghost,).
+    """
+    box = box or Box.around(positions)
+    n = len(positions)
+    wrapped = box.wrap(positions)
+    owners, shifts = periodic_images(wrapped, box, cutoff)
+    state = State(box, n)
+    state.resize(n, len(owners))
+    state.ids[:n], state.ids[n:] = np.arange(n), owners
+    state.types[:n], state.types[n:] = types, types[owners]
+    state.positions[:n] = wrapped
+    state.positions[n:] = wrapped[owners] + shifts @ box.matrix
+    return state, build_neighbors(state.positions, state.types, n, cutoff), owners
