@@ -1,0 +1,103 @@
+"""Model files: there and back, and what damaged or foreign ones say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from dphpc.core.errors import ModelFileError
+from dphpc.model.compress import compress
+from dphpc.model.model_file import read_model, write_model
+from dphpc.potential.deep_pot import DeepPot
+from tests.models import random_model, random_structure
+
+FPARAM = {"numb_fparam": 2, "fparam_avg": np.array([0.1, 0.2]), "fparam_inv_std": np.array([1.5, 2.0])}
+
+
+@pytest.mark.parametrize("suffix", [".dp", ".yaml"])
+@pytest.mark.parametrize("compressed", [False, True])
+def test_round_trip_is_exact(tmp_path: Path, suffix: str, compressed: bool) -> None:
+    model = random_model(
+        0, exclude_types=frozenset({(0, 1)}), fitting={**FPARAM, "atom_ener": [None, 1.0]}, env_protection=0.1
+    )
+    if compressed:
+        model = compress(model)[0]
+    write_model(model, tmp_path / f"model{suffix}")
+    again = read_model(tmp_path / f"model{suffix}")
+    for (name, a), (_, b) in zip(model.parameters(), again.parameters(), strict=True):
+        assert np.array_equal(a, b), name
+    x, cell, types = random_structure()
+    results = [DeepPot(m).eval(x[None], cell[None], types, fparam=[0.3, 0.4]) for m in (model, again)]
+    for a, b in zip(*results, strict=True):
+        assert np.array_equal(a, b)
+    assert (again.table is not None) == compressed
+    assert not list(tmp_path.glob(".*.part"))
+
+
+def edited(tmp_path: Path, change: object) -> Path:
+    """A written model whose JSON went through `change`."""
+    path = tmp_path / "model.dp"
+    write_model(random_model(0), path)
+    with h5py.File(path, "a") as file:
+        tree = json.loads(file.attrs["json"])
+        change(tree)  # type: ignore[operator]
+        file.attrs["json"] = json.dumps(tree)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t["model"]["descriptor"].update(type="dpa3"), "descriptor 'dpa3' is not supported"),
+        (lambda t: t["model"]["fitting"].update(type="dipole"), "fitting 'dipole' is not supported"),
+        (lambda t: t["model"]["descriptor"].update({"@version": 9}), "version 9, newer"),
+        (lambda t: t["model"].pop("type_map"), "no entry 'type_map'"),
+        (lambda t: t["model"].update(type_map=["O"]), "type_map names 1 types, sel 2"),
+        (lambda t: t["model"]["descriptor"].update(sel=[24, 25]), "do not fit together"),
+        (lambda t: t["model"]["descriptor"]["embeddings"]["networks"].pop(), "3 embedding networks, expected 4"),
+        (lambda t: t["model"]["descriptor"]["@variables"].update(davg="/../x"), "does not stand in the file"),
+        (lambda t: t["model"]["descriptor"]["@variables"].update(dstd="/variable_0000"), "do not fit together"),
+        (lambda t: t.update(model={"type": "zbl"}), "a model of type 'zbl' is not supported"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, change: object, message: str) -> None:
+    with pytest.raises(ModelFileError, match=message):
+        read_model(edited(tmp_path, change))
+
+
+def test_damaged_and_foreign_files(tmp_path: Path) -> None:
+    path = tmp_path / "model.dp"
+    write_model(random_model(0), path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ModelFileError, match="damaged"):
+        read_model(path)
+    path.write_bytes(b"not a model")
+    with pytest.raises(ModelFileError, match="damaged"):
+        read_model(path)
+    with pytest.raises(ModelFileError, match="no such"):
+        read_model(tmp_path / "absent.dp")
+    (tmp_path / "frozen.pb").touch()
+    with pytest.raises(ModelFileError, match="dp convert-backend"):
+        read_model(tmp_path / "frozen.pb")
+
+
+def test_yaml_runs_no_code(tmp_path: Path) -> None:
+    path = tmp_path / "model.yaml"
+    path.write_text("model: !!python/object/apply:os.system ['touch owned']\n")
+    with pytest.raises(ModelFileError, match="damaged"):
+        read_model(path)
+
+
+def test_a_forged_size_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.dp"
+    write_model(random_model(0), path)
+    with h5py.File(path, "a") as file:
+        del file["variable_0000"]
+        file.create_dataset("variable_0000", shape=(1 << 40,), chunks=(1 << 20,), dtype="f8")
+    with pytest.raises(ModelFileError, match="claims more data"):
+        read_model(path)

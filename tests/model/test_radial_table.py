@@ -1,0 +1,52 @@
+"""The table against the network it stands for."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dphpc.model.networks import initial_network
+from dphpc.model.radial_table import Grid, RadialTable, fitted_table
+
+NETWORKS = [initial_network([1, 25, 50, 100], "tanh", np.random.default_rng(seed)) for seed in (0, 1)]
+
+
+def test_error_falls_as_the_sixth_power() -> None:
+    errors = [RadialTable.from_networks(NETWORKS, Grid.uniform(-0.4, 15.0, n)).error(NETWORKS) for n in (64, 128, 256)]
+    assert errors[0][0] / errors[1][0] > 40  # measured 52; 64 in the limit
+    assert errors[2][0] < 5e-12  # measured 6e-13
+    assert errors[2][1] < 1e-10  # measured 3e-11
+
+
+def test_pieces_join_in_value_slope_and_curvature() -> None:
+    grid = Grid(-0.5, 0.1, 40, 0.4, 10)
+    c = RadialTable.from_networks(NETWORKS, grid).coefficients
+    steps = grid.steps[:, None]
+    k = np.arange(6)[:, None]
+    for order in range(3):
+        falling = np.prod([k - j for j in range(order)], axis=0) if order else np.ones((6, 1))
+        at_end = (c * falling).sum(axis=2) / steps**order
+        at_start = c[:, :, order] * [1, 1, 2][order] / steps**order
+        assert at_end[:, :-1] == pytest.approx(at_start[:, 1:], abs=1e-10)
+
+
+def test_slope_is_the_derivative_of_the_value() -> None:
+    table = RadialTable.from_networks(NETWORKS, Grid(-0.5, 0.1, 40, 0.4, 10))
+    s, h = np.linspace(-0.45, 7.3, 97), 1e-6
+    which = np.arange(97) % 2
+    slope = (table.evaluate(s + h, which)[0] - table.evaluate(s - h, which)[0]) / (2 * h)
+    assert table.evaluate(s, which)[1] == pytest.approx(slope, abs=1e-8)
+
+
+def test_extension_keeps_what_was_there() -> None:
+    table = RadialTable.from_networks(NETWORKS, Grid.uniform(0.0, 4.0, 64))
+    wider = table.extended(NETWORKS, 9.0)
+    assert wider.upper >= 9.0
+    assert np.array_equal(wider.coefficients[:, :64], table.coefficients)
+    assert wider.error(NETWORKS)[0] < 1e-9
+
+
+def test_fitted_table_reaches_its_tolerance() -> None:
+    table, errors = fitted_table(NETWORKS, -0.4, 15.0, 1e-9)
+    assert max(errors) <= 1e-9
+    assert table.grids[0].n_intervals == 128  # PEERS' figures: 128 knots give G' to 1.4e-9 on such a net

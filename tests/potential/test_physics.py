@@ -1,0 +1,139 @@
+"""What any potential must obey, shown on small random models."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dphpc.core.errors import DataError, InputError, RunError
+from dphpc.potential.deep_pot import DeepPot
+from tests.models import random_model, random_structure
+
+MODELS = {
+    "two_sided": random_model(1),
+    "one_sided": random_model(2, one_side=True),
+    "excluded": random_model(3, exclude_types=frozenset({(0, 1)}), set_davg_zero=True),
+    "relu6": random_model(4, activation="relu6"),
+}
+
+
+@pytest.fixture(params=MODELS)
+def dp(request: pytest.FixtureRequest) -> DeepPot:
+    return DeepPot(MODELS[request.param])
+
+
+def test_forces_are_the_energy_gradient(dp: DeepPot) -> None:
+    x, cell, types = random_structure()
+    _, force, _ = dp.eval(x[None], cell[None], types)
+    h = 1e-5
+    for atom, axis in ((0, 0), (7, 1), (16, 2)):
+        moved = np.stack([x, x])
+        moved[0, atom, axis] += h
+        moved[1, atom, axis] -= h
+        energy = dp.eval(moved, np.stack([cell, cell]), types)[0].ravel()
+        # Measured: 4e-10 smooth; a kink of relu6 inside the step would show as 1e-6.
+        assert -(energy[0] - energy[1]) / (2 * h) == pytest.approx(force[0, atom, axis], abs=1e-7)
+
+
+def test_virial_is_the_strain_derivative(dp: DeepPot) -> None:
+    x, cell, types = random_structure()
+    virial = dp.eval(x[None], cell[None], types)[2].reshape(3, 3)
+    h = 1e-5
+    for a, b in ((0, 0), (1, 1), (0, 2), (2, 1)):
+        strain = np.zeros((3, 3))
+        strain[a, b] = h
+        deform = [np.eye(3) + strain, np.eye(3) - strain]
+        energy = dp.eval(np.stack([x @ d.T for d in deform]), np.stack([cell @ d.T for d in deform]), types)[0]
+        # Measured: 1e-9 of a virial of order 1.
+        assert -(energy[0, 0] - energy[1, 0]) / (2 * h) == pytest.approx(virial[a, b], abs=1e-7)
+
+
+def test_invariance(dp: DeepPot) -> None:
+    x, cell, types = random_structure()
+    energy, force, virial, atom_energy, atom_virial = dp.eval(x[None], cell[None], types, atomic=True)
+    assert atom_energy.sum() == pytest.approx(energy[0, 0], rel=1e-13)
+    assert atom_virial.sum(axis=1) == pytest.approx(virial, abs=1e-12)
+    assert force.sum(axis=1) == pytest.approx(np.zeros((1, 3)), abs=1e-12)
+
+    q, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))
+    turned = dp.eval(x[None] @ q.T, cell[None] @ q.T, types)
+    assert turned[0] == pytest.approx(energy, abs=1e-11)
+    assert turned[1] == pytest.approx(force @ q.T, abs=1e-11)
+
+    shifted = dp.eval(x[None] + [3.1, -20.0, 0.7], cell[None], types)
+    assert shifted[0] == pytest.approx(energy, abs=1e-11)
+
+    order = np.random.default_rng(1).permutation(len(x))
+    permuted = dp.eval(x[None, order], cell[None], types[order])
+    assert permuted[0] == pytest.approx(energy, abs=1e-11)
+    assert permuted[1] == pytest.approx(force[:, order], abs=1e-11)
+
+    doubled = np.concatenate([x, x + cell[0]])
+    twice = dp.eval(doubled[None], (cell * [[2], [1], [1]])[None], np.tile(types, 2))
+    assert twice[0] == pytest.approx(2 * energy, abs=1e-10)
+
+
+def test_continuity_at_the_cutoff() -> None:
+    dp = DeepPot(MODELS["two_sided"])
+    rcut = dp.get_rcut()
+    at = [rcut - 1e-4, rcut + 1e-4]
+    x = np.array([[[0.0, 0, 0], [r, 0, 0]] for r in at])
+    energy, force, _ = dp.eval(x, None, np.array([0, 1]))
+    # The switch leaves its end as u³: 1e-4 Å inside it has all but vanished.
+    assert energy[0, 0] == pytest.approx(energy[1, 0], abs=1e-11)
+    assert np.abs(force).max() < 1e-7
+
+
+def test_precisions_agree() -> None:
+    x, cell, types = random_structure()
+    exact = DeepPot(MODELS["two_sided"]).eval(x[None], cell[None], types)
+    for precision in ("mixed", "float32"):
+        found = DeepPot(MODELS["two_sided"], precision).eval(x[None], cell[None], types)
+        # Measured: 3e-7 of the largest force.
+        assert np.abs(found[1] - exact[1]).max() < 1e-5 * np.abs(exact[1]).max()
+        assert found[1].dtype == np.float64
+
+
+def test_near_pairs_extend_the_table() -> None:
+    dp = DeepPot(MODELS["two_sided"])
+    before = dp.potential._table.upper
+    x = np.array([[[0.0, 0, 0], [0.2, 0, 0], [1.0, 1.0, 0.3]]])
+    energy, force, _ = dp.eval(x, None, [0, 1, 0])
+    assert dp.potential._table.upper > before
+    h = 1e-6
+    ends = dp.eval(np.concatenate([x, x]) + np.array([[[0, 0, 0], [h, 0, 0], [0, 0, 0]], [[0, 0, 0], [-h, 0, 0], [0, 0, 0]]]), None, [0, 1, 0])[0]  # fmt: skip  # noqa: E501
+    assert -(ends[0, 0] - ends[1, 0]) / (2 * h) == pytest.approx(force[0, 1, 0], rel=1e-6)
+    with pytest.raises(RunError, match="nearer than"):
+        dp.eval(np.array([[[0.0, 0, 0], [0.01, 0, 0]]]), None, [0, 1])
+
+
+def test_descriptor_is_invariant() -> None:
+    dp = DeepPot(MODELS["one_sided"])
+    x, cell, types = random_structure()
+    features = dp.eval_descriptor(x[None], cell[None], types)
+    assert features.shape == (1, len(x), 64)
+    assert dp.eval_descriptor(x[None] + 1.0, cell[None], types) == pytest.approx(features, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("coords", "cells", "types", "message"),
+    [
+        (np.zeros((1, 5)), None, [0, 1], "do not fit"),
+        (np.zeros((1, 6)), None, [0, 5], "atom types"),
+        (np.full((1, 6), np.nan), None, [0, 1], "not finite"),
+        (np.arange(6.0)[None], np.zeros((1, 9)), [0, 1], "spans no volume"),
+        (np.arange(6.0)[None], np.eye(3)[:2], [0, 1], "cells of shape"),
+    ],
+)
+def test_wrong_arguments(coords: np.ndarray, cells: np.ndarray | None, types: list[int], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        DeepPot(MODELS["two_sided"]).eval(coords, cells, types)
+
+
+def test_missing_parameters() -> None:
+    dp = DeepPot(random_model(5, fitting={"numb_fparam": 1, "fparam_avg": np.zeros(1), "fparam_inv_std": np.ones(1)}))
+    x, cell, types = random_structure()
+    with pytest.raises(InputError, match="fparam"):
+        dp.eval(x[None], cell[None], types)
+    with pytest.raises(InputError, match="precision"):
+        DeepPot(MODELS["two_sided"], "half")
