@@ -1,0 +1,15 @@
+"""The compiled kernels: the build for the best instruction set that this CPU has.
+
+`kernels` is the extension module and `isa` its name: v2, v3 (AVX2, FMA) or v4 (AVX-512) of x86-64, or generic.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from dphpc._native import _cpu  # type: ignore[attr-defined]
+
+isa: str = _cpu.isa()
+kernels: Any = import_module(f"dphpc._native._{isa}")
+has_openmp: bool = kernels.has_openmp

@@ -1,0 +1,112 @@
+"""The `se_e2_a` operations on the CPU: the compiled kernels.
+
+Precision follows the table: float64, or float32 ("mixed": displacements, rows and sums over pairs stay in float64,
+channels in float32).  `round_displacements` gives the plain "float32", where displacements are rounded first.
+
+Results of one call do not change from run to run with the same number of threads, and moments, features and
+tangents not with the number either.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dphpc._native import kernels
+from dphpc.ops.se_a.contract import Embedding, Environment, Floats, SeAParameters
+from dphpc.ops.threads import get_threads
+
+
+def _kernels(dtype: np.dtype) -> Any:
+    return kernels.float32 if dtype == np.float32 else kernels.float64
+
+
+def moments(
+    env: Environment, p: SeAParameters, e: Embedding, *, round_displacements: bool = False
+) -> tuple[Floats, float]:
+    """See `contract.SeAOps.moments`."""
+    dtype = e.table.coefficients.dtype
+    result = np.empty((len(env.centers), 4, e.table.n_channels), dtype)
+    largest = _kernels(dtype).moments(env, p, e, round_displacements, get_threads(), result)
+    return result, largest
+
+
+def features(moments: Floats, axis: int) -> Floats:
+    """See `contract.SeAOps.features`."""
+    result = np.empty((len(moments), moments.shape[2] * axis), moments.dtype)
+    _kernels(moments.dtype).features(np.ascontiguousarray(moments), axis, get_threads(), result)
+    return result
+
+
+def features_adjoint(moments: Floats, adjoint: Floats) -> Floats:
+    """See `contract.SeAOps.features_adjoint`."""
+    moments = np.ascontiguousarray(moments)
+    adjoint = np.ascontiguousarray(adjoint, moments.dtype)
+    axis = adjoint.size // max(1, len(moments) * moments.shape[2])
+    result = np.empty_like(moments)
+    _kernels(moments.dtype).features_adjoint(moments, adjoint, axis, get_threads(), result)
+    return result
+
+
+def forces_into(
+    env: Environment,
+    p: SeAParameters,
+    e: Embedding,
+    moments_adjoint: Floats,
+    forces: NDArray[np.float64],
+    center_virial: NDArray[np.float64],
+    atom_virial: NDArray[np.float64] | None = None,
+    *,
+    round_displacements: bool = False,
+) -> None:
+    """See `contract.SeAOps.forces_into`."""
+    dtype = e.table.coefficients.dtype
+    adjoint = np.ascontiguousarray(moments_adjoint, dtype)
+    threads = get_threads()
+    _kernels(dtype).forces_into(
+        env, p, e, round_displacements, threads, adjoint, forces, center_virial, atom_virial
+    )  # fmt: skip
+
+
+def tangent(
+    env: Environment,
+    p: SeAParameters,
+    e: Embedding,
+    direction: NDArray[np.float64],
+    strain: NDArray[np.float64],
+    *,
+    round_displacements: bool = False,
+) -> Floats:
+    """See `contract.SeAOps.tangent`."""
+    dtype = e.table.coefficients.dtype
+    result = np.empty((len(env.centers), 4, e.table.n_channels), dtype)
+    _kernels(dtype).tangent(env, p, e, round_displacements, get_threads(), *_contiguous(direction, strain), result)
+    return result
+
+
+def tangent_adjoint(
+    env: Environment,
+    p: SeAParameters,
+    e: Embedding,
+    direction: NDArray[np.float64],
+    strain: NDArray[np.float64],
+    moments_adjoint: Floats,
+    tangent_adjoint: Floats,
+    *,
+    round_displacements: bool = False,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """See `contract.SeAOps.tangent_adjoint`."""
+    dtype = e.table.coefficients.dtype
+    coefficients = np.empty(e.table.coefficients.shape, np.float64)
+    empty = np.empty(e.empty.shape, np.float64)
+    bars = (np.ascontiguousarray(x, dtype) for x in (moments_adjoint, tangent_adjoint))
+    _kernels(dtype).tangent_adjoint(
+        env, p, e, round_displacements, get_threads(), *_contiguous(direction, strain), *bars, coefficients, empty
+    )  # fmt: skip
+    return coefficients, empty
+
+
+def _contiguous(*arrays: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
+    return tuple(np.ascontiguousarray(x, np.float64) for x in arrays)

@@ -1,0 +1,58 @@
+"""How many threads the native kernels and NumPy's matrix products use in this process.
+
+Nothing is set behind the user's back: programs call `set_threads` once at start.  Until then the kernels use
+`default_threads()` and NumPy's BLAS whatever its own start-up found.
+"""
+
+from __future__ import annotations
+
+import os
+
+from threadpoolctl import threadpool_limits
+
+from dphpc.core.errors import InputError
+
+_threads: int | None = None
+
+
+def default_threads(ranks_on_node: int = 1) -> int:
+    """OMP_NUM_THREADS where set, else this process's share of the cores it may run on.
+
+    Parameters
+    ----------
+    ranks_on_node
+        MPI ranks that share the cores this process may run on: those of the machine, or 1 where the
+        launcher pins every rank to cores of its own.
+
+    Raises
+    ------
+    InputError
+        OMP_NUM_THREADS is not a positive number.
+    """
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    if asked:
+        if not asked.isdigit() or int(asked) < 1:
+            raise InputError(f"OMP_NUM_THREADS is '{asked}'", expected="a positive whole number")
+        return int(asked)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // max(1, ranks_on_node))
+
+
+def set_threads(n: int) -> None:
+    """Let native kernels and NumPy's BLAS use `n` threads from now on.
+
+    Raises
+    ------
+    InputError
+        `n` is less than 1.
+    """
+    global _threads
+    if n < 1:
+        raise InputError(f"{n} threads were asked for", expected="at least 1")
+    _threads = n
+    threadpool_limits(limits=n, user_api="blas")
+
+
+def get_threads() -> int:
+    """Threads of the native kernels."""
+    return _threads if _threads is not None else default_threads()

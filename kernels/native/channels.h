@@ -1,0 +1,192 @@
+// The loops over the M channels: everything that touches the table.
+//
+// A group is one interval of a table with the pairs of one center in it.  Groups of several pairs act through their
+// (6, 4) weights (moment_weights.h).  Most groups are a single pair, for which the polynomial itself is less work: theirs
+// stand behind the others, with a `Single` in the place of the weights.  Channels are taken in blocks whose
+// accumulators stay in registers while all groups of the center go by; what a block of full vectors leaves over is taken
+// by vectors of half the width, and so on down to single channels.
+#pragma once
+
+#include "moment_weights.h"
+#include "vec.h"
+
+namespace dphpc {
+
+// moments[a] += value[a]·G + slope[a]·dG/dt; `slope` is for derivatives along a direction.
+template <class Real>
+struct Single {
+    Real value[n_rows], slope[n_rows], t;
+};
+
+template <class Real>
+struct Groups {
+    const Real* const* coefficients;  // (6, M) of each group's interval
+    int n_crowded, n;                 // groups of several pairs, all groups
+};
+
+// The (6, M) coefficients at channel m, as `polynomial` asks for them.
+template <class Real, int N>
+struct Coefficients {
+    const Real* first;
+    int channels;
+    Vec<Real, N> operator()(int k) const { return load<Real, N>(first + k * channels); }
+};
+
+// ------------------------------------------------------------------ moments[a][m] = Σ_groups Σ_k w[k][a]·c_k[m]
+
+template <class Real, bool with_slope, int N, int n_vec>
+inline void accumulate_block(const Groups<Real>& groups, const Real* weights, int channels, int m, Real* moments) {
+    Vec<Real, N> sum[n_rows][n_vec] = {};
+    const Real* w = weights;
+    for (int g = 0; g < groups.n_crowded; ++g) {
+        const Real* c = groups.coefficients[g] + m;
+        for (int k = 0; k < n_powers; ++k, c += channels, w += n_rows)
+            for (int v = 0; v < n_vec; ++v) {
+                const auto value = load<Real, N>(c + N * v);
+                for (int a = 0; a < n_rows; ++a) sum[a][v] += w[a] * value;
+            }
+    }
+    for (int g = groups.n_crowded; g < groups.n; ++g, w += n_weights) {
+        const Single<Real> pair = *reinterpret_cast<const Single<Real>*>(w);
+        for (int v = 0; v < n_vec; ++v) {
+            const Coefficients<Real, N> c{groups.coefficients[g] + m + N * v, channels};
+            if constexpr (with_slope) {
+                Vec<Real, N> value, slope;
+                polynomial(pair.t, c, value, slope);
+                for (int a = 0; a < n_rows; ++a) sum[a][v] += pair.value[a] * value + pair.slope[a] * slope;
+            } else {
+                const auto value = polynomial<Vec<Real, N>>(pair.t, c);
+                for (int a = 0; a < n_rows; ++a) sum[a][v] += pair.value[a] * value;
+            }
+        }
+    }
+    for (int a = 0; a < n_rows; ++a)
+        for (int v = 0; v < n_vec; ++v) store<Real, N>(moments + a * channels + m + N * v, sum[a][v]);
+}
+
+template <class Real, bool with_slope, int N = vector_lanes<Real>>
+inline void accumulate(const Groups<Real>& groups, const Real* weights, int channels, Real* moments, int m = 0) {
+    constexpr int n_vec = N < vector_lanes<Real> ? 1 : vector_registers >= 32 ? 4 : 2;
+    for (; m + N * n_vec <= channels; m += N * n_vec)
+        accumulate_block<Real, with_slope, N, n_vec>(groups, weights, channels, m, moments);
+    if constexpr (n_vec > 1)
+        for (; m + N <= channels; m += N)
+            accumulate_block<Real, with_slope, N, 1>(groups, weights, channels, m, moments);
+    if constexpr (N > 1)
+        if (m < channels) accumulate<Real, with_slope, N / 2>(groups, weights, channels, moments, m);
+}
+
+// ------------------------------------------------------------------ b[k][a] = Σ_m c_k[m]·adjoint[a][m]
+
+// Powers first … first + count − 1, from channel m on; returns the channel reached.
+template <class Real, int N, int first, int count>
+inline int project_block(const Real* c, const Real* adjoint, int channels, int m, Real* b) {
+    if (m + N > channels) return m;
+    Vec<Real, N> sum[count * n_rows] = {};
+    for (; m + N <= channels; m += N) {
+        Vec<Real, N> row[n_rows];
+        for (int a = 0; a < n_rows; ++a) row[a] = load<Real, N>(adjoint + a * channels + m);
+        for (int k = 0; k < count; ++k) {
+            const auto value = load<Real, N>(c + (first + k) * channels + m);
+            for (int a = 0; a < n_rows; ++a) sum[n_rows * k + a] += value * row[a];
+        }
+    }
+    add_lane_sums<count * n_rows, Real, N>(sum, b + n_rows * first);
+    return m;
+}
+
+template <class Real, int first, int count, int N = vector_lanes<Real>>
+inline void project_powers(const Real* c, const Real* adjoint, int channels, Real* b, int m = 0) {
+    m = project_block<Real, N, first, count>(c, adjoint, channels, m, b);
+    if constexpr (N > 1)
+        if (m < channels) project_powers<Real, first, count, N / 2>(c, adjoint, channels, b, m);
+}
+
+// For a group of several pairs: b (6, 4) is set.
+template <class Real>
+inline void project(const Real* c, const Real* adjoint, int channels, Real* b) {
+    for (int i = 0; i < n_weights; ++i) b[i] = Real(0);
+    if constexpr (vector_registers >= 32) {
+        project_powers<Real, 0, 6>(c, adjoint, channels, b);
+    } else {
+        project_powers<Real, 0, 2>(c, adjoint, channels, b);
+        project_powers<Real, 2, 2>(c, adjoint, channels, b);
+        project_powers<Real, 4, 2>(c, adjoint, channels, b);
+    }
+}
+
+template <class Real, int N = vector_lanes<Real>>
+inline void project_single_from(const Real* c, const Real* adjoint, Real t, int channels, Real* b, int m) {
+    if (m + N <= channels) {
+        Vec<Real, N> sum[2 * n_rows] = {};
+        for (; m + N <= channels; m += N) {
+            Vec<Real, N> value, slope;
+            polynomial(t, Coefficients<Real, N>{c + m, channels}, value, slope);
+            for (int a = 0; a < n_rows; ++a) {
+                const auto row = load<Real, N>(adjoint + a * channels + m);
+                sum[a] += value * row;
+                sum[n_rows + a] += slope * row;
+            }
+        }
+        add_lane_sums<2 * n_rows, Real, N>(sum, b);
+    }
+    if constexpr (N > 1)
+        if (m < channels) project_single_from<Real, N / 2>(c, adjoint, t, channels, b, m);
+}
+
+// For a single pair: b[0 … 3] = Σ_m G[m]·adjoint[a][m], b[4 … 7] the same with dG/dt.
+template <class Real>
+inline void project_single(const Real* c, const Real* adjoint, Real t, int channels, Real* b) {
+    for (int i = 0; i < 2 * n_rows; ++i) b[i] = Real(0);
+    project_single_from(c, adjoint, t, channels, b, 0);
+}
+
+// ------------------------------------------------------------------ gradient_k[m] += Σ_a w[k][a]·x[a][m] + u[k][a]·y[a][m]
+
+template <int N = vector_lanes<double>>
+inline void spread(const double* w, const double* u, const double* x, const double* y, int channels, double* gradient,
+                   int m = 0) {
+    for (; m + N <= channels; m += N) {
+        Vec<double, N> x_m[n_rows], y_m[n_rows];
+        for (int a = 0; a < n_rows; ++a) {
+            x_m[a] = load<double, N>(x + a * channels + m);
+            y_m[a] = load<double, N>(y + a * channels + m);
+        }
+        for (int k = 0; k < n_powers; ++k) {
+            double* at = gradient + k * channels + m;
+            Vec<double, N> sum = load<double, N>(at), sum_dot = {};
+            for (int a = 0; a < n_rows; ++a) {
+                sum += w[n_rows * k + a] * x_m[a];
+                sum_dot += u[n_rows * k + a] * y_m[a];
+            }
+            store<double, N>(at, sum + sum_dot);
+        }
+    }
+    if constexpr (N > 1)
+        if (m < channels) spread<N / 2>(w, u, x, y, channels, gradient, m);
+}
+
+// The same for a single pair.
+template <int N = vector_lanes<double>>
+inline void spread_single(const Single<double>& w, const Single<double>& u, const double* x, const double* y,
+                          int channels, double* gradient, int m = 0) {
+    for (; m + N <= channels; m += N) {
+        Vec<double, N> g = {}, slope = {};  // adjoints of G and of dG/dt
+        for (int a = 0; a < n_rows; ++a) {
+            const auto y_m = load<double, N>(y + a * channels + m);
+            g += w.value[a] * load<double, N>(x + a * channels + m) + u.value[a] * y_m;
+            slope += u.slope[a] * y_m;
+        }
+        double power = 1.0, derivative = 0.0;  // t^k and k·t^{k−1}
+        for (int k = 0; k < n_powers; ++k) {
+            double* at = gradient + k * channels + m;
+            store<double, N>(at, load<double, N>(at) + power * g + derivative * slope);
+            derivative = derivative * w.t + power;
+            power *= w.t;
+        }
+    }
+    if constexpr (N > 1)
+        if (m < channels) spread_single<N / 2>(w, u, x, y, channels, gradient, m);
+}
+
+}  // namespace dphpc

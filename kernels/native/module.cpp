@@ -1,0 +1,46 @@
+// What Python sees of the kernels.  Arguments are checked and made contiguous by dphpc/ops/*/native.py.
+
+#include <memory>
+
+#include "bind.h"
+#include "neighbors.h"
+#include "parallel.h"
+
+namespace dphpc {
+namespace {
+
+template <class T>
+using Owned = nb::ndarray<nb::numpy, T, nb::ndim<1>>;
+
+template <class T>
+Owned<T> owned(std::unique_ptr<T[]> data, std::size_t size) {
+    T* raw = data.release();
+    nb::capsule owner(raw, [](void* p) noexcept { delete[] static_cast<T*>(p); });
+    return Owned<T>(raw, {size}, owner);
+}
+
+nb::tuple build_neighbors(Array<const double> positions, Array<const std::int32_t> types, std::int64_t n_local,
+                          double reach, int threads) {
+    std::unique_ptr<std::int64_t[]> offsets(new std::int64_t[n_local + 1]);
+    std::unique_ptr<std::int32_t[]> indices;
+    {
+        nb::gil_scoped_release release;
+        const CellGrid grid(positions.data(), types.data(), static_cast<std::int64_t>(types.size()), reach);
+        grid.count(n_local, threads, offsets.get());
+        indices.reset(new std::int32_t[offsets[n_local]]);
+        grid.fill(n_local, threads, offsets.get(), indices.get());
+    }
+    const std::size_t n_pairs = offsets[n_local];
+    return nb::make_tuple(owned(std::move(offsets), n_local + 1), owned(std::move(indices), n_pairs));
+}
+
+}  // namespace
+
+NB_MODULE(DPHPC_MODULE, m) {
+    m.attr("has_openmp") = has_openmp;
+    m.def("build_neighbors", &build_neighbors, "positions"_a, "types"_a, "n_local"_a, "reach"_a, "threads"_a);
+    bind_se_a(m);
+    bind_fitting(m);
+}
+
+}  // namespace dphpc

@@ -1,0 +1,83 @@
+// Sums that many centers of many threads add to the same atoms, without atomics and in an order that repeats.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+namespace dphpc {
+
+// One thread's share of forces (and atomic virials).  With a team of one it writes into the result; otherwise it keeps
+// a compact list of the atoms it met, so that memory follows the work of the call and not the number of atoms (beside
+// four bytes an atom and thread, kept from call to call).
+class ForceShare {
+  public:
+    void start(double* forces, double* virials, std::int64_t n_all, bool direct) {
+        direct_ = direct, with_virial_ = virials != nullptr;
+        forces_ = forces, virials_ = virials;
+        if (direct) return;
+        if (static_cast<std::int64_t>(place_.size()) < n_all) place_.resize(n_all, -1);
+        atoms_.clear(), force_sums_.clear(), virial_sums_.clear();
+    }
+
+    // Makes room for `n` more atoms; pointers from `force` and `virial` hold until the next call.
+    void reserve(std::size_t n) {
+        if (direct_) return;
+        const std::size_t size = atoms_.size() + n;
+        if (3 * size > force_sums_.size()) force_sums_.resize(3 * size + force_sums_.size() / 2, 0.0);
+        if (with_virial_ && 9 * size > virial_sums_.size()) virial_sums_.resize(9 * size + virial_sums_.size() / 2, 0.0);
+        forces_ = force_sums_.data(), virials_ = virial_sums_.data();
+    }
+
+    // Where the sums of an atom stand.
+    std::int64_t place(std::int32_t atom) {
+        if (direct_) return atom;
+        std::int32_t& at = place_[atom];
+        if (at < 0) {
+            at = static_cast<std::int32_t>(atoms_.size());
+            atoms_.push_back(atom);
+        }
+        return at;
+    }
+    double* force(std::int64_t place) { return forces_ + 3 * place; }
+    double* virial(std::int64_t place) { return virials_ + 9 * place; }
+
+    // Adds the sums of atoms in [first, last) to the results.
+    void add_to(double* forces, double* virials, std::int64_t first, std::int64_t last) const {
+        for (std::size_t k = 0; k < atoms_.size(); ++k) {
+            const std::int64_t atom = atoms_[k];
+            if (atom < first || atom >= last) continue;
+            for (int i = 0; i < 3; ++i) forces[3 * atom + i] += force_sums_[3 * k + i];
+            if (with_virial_)
+                for (int i = 0; i < 9; ++i) virials[9 * atom + i] += virial_sums_[9 * k + i];
+        }
+    }
+
+    // Leaves the map of atoms as the next call wants it.
+    void finish() {
+        for (const std::int32_t atom : atoms_) place_[atom] = -1;
+        atoms_.clear();
+    }
+
+  private:
+    bool direct_ = true, with_virial_ = false;
+    double *forces_ = nullptr, *virials_ = nullptr;
+    std::vector<std::int32_t> place_, atoms_;
+    std::vector<double> force_sums_, virial_sums_;
+};
+
+// Bounds of `parts` contiguous ranges of centers with nearly equal numbers of pairs.
+inline std::vector<std::int64_t> equal_shares(const std::int32_t* centers, std::int64_t n_centers,
+                                              const std::int64_t* offsets, int parts) {
+    std::vector<std::int64_t> work(n_centers + 1, 0);
+    // A center without neighbors still costs a little.
+    for (std::int64_t i = 0; i < n_centers; ++i)
+        work[i + 1] = work[i] + offsets[centers[i] + 1] - offsets[centers[i]] + 8;
+    std::vector<std::int64_t> bounds(parts + 1);
+    for (int p = 0; p <= parts; ++p)
+        bounds[p] = std::lower_bound(work.begin(), work.end(), work.back() * p / parts) - work.begin();
+    bounds[0] = 0, bounds[parts] = n_centers;
+    return bounds;
+}
+
+}  // namespace dphpc
