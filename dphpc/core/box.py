@@ -59,7 +59,7 @@ class Box:
     @property
     def inverse(self) -> Floats:
         """(3, 3): positions − origin times this gives fractional coordinates."""
-        return np.linalg.inv(self.matrix)
+        return np.asarray(np.linalg.inv(self.matrix), np.float64)
 
     @property
     def heights(self) -> Floats:

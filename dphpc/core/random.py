@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 WEYL = (0x9E3779B9, 0xBB67AE85)
 ROUNDS = 10
+Words = NDArray[np.uint64]
+
 LOW32 = np.uint64(0xFFFFFFFF)
 HALF = np.uint64(32)
 
@@ -26,7 +28,7 @@ class Stream(IntEnum):
     BUSSI = 2
 
 
-def philox(counter: tuple[NDArray[np.uint64], ...], key: tuple[int, int]) -> tuple[NDArray[np.uint64], ...]:
+def philox(counter: tuple[Words, ...], key: tuple[int, int]) -> tuple[Words, ...]:
     """Philox4x32-10: four counter words and two key words of 32 bits to four random words of 32 bits.
 
     The counter's arrays (n,) broadcast against each other; words are kept in uint64.
@@ -47,13 +49,14 @@ def normals(seed: int, stream: Stream, step: int, ids: NDArray[np.int64], n: int
 
     `seed` and `step` are below 2⁶⁰, `ids` below 2⁶³; pairs by Box–Muller from 53-bit uniforms.
     """
-    ids = np.ascontiguousarray(ids, np.int64).view(np.uint64)
-    low, high = ids & LOW32, ids >> HALF
+    unsigned: Words = np.ascontiguousarray(ids, np.int64).view(np.uint64)
+    low, high = unsigned & LOW32, unsigned >> HALF
     mixed = (seed << 4) | int(stream)
     key = (mixed & 0xFFFFFFFF, mixed >> 32)
     result = np.empty((len(ids), n))
     for block in range((n + 1) // 2):
-        words = philox((low, high, np.uint64(step & 0xFFFFFFFF), np.uint64((step >> 32) << 4 | block)), key)
+        when = np.array([[step & 0xFFFFFFFF], [(step >> 32) << 4 | block]], np.uint64)
+        words = philox((low, high, when[0], when[1]), key)
         radius = np.sqrt(-2.0 * np.log(1.0 - _uniform(words[0], words[1])))
         angle = 2.0 * np.pi * _uniform(words[2], words[3])
         result[:, 2 * block] = radius * np.cos(angle)
@@ -67,6 +70,6 @@ def generator(seed: int, stream: Stream, step: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=[seed, int(stream)], counter=[0, 0, 0, step]))
 
 
-def _uniform(a: NDArray[np.uint64], b: NDArray[np.uint64]) -> NDArray[np.float64]:
+def _uniform(a: Words, b: Words) -> NDArray[np.float64]:
     """53 random bits of two words as a number in [0, 1)."""
     return ((a << np.uint64(21)) ^ (b >> np.uint64(11))) * 2.0**-53

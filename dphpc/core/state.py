@@ -118,7 +118,7 @@ class State:
         for f in FIELDS:
             old = self._store.get(f.name)
             if old is None or len(old) < n:
-                new = np.zeros((n + n // 8 if old is not None else n, *f.shape), f.dtype)
+                new: NDArray = np.zeros((n + n // 8 if old is not None else n, *f.shape), f.dtype)
                 if old is not None:
                     new[: len(old)] = old
                 self._store[f.name] = new

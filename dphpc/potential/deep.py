@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -87,7 +87,7 @@ class DeepPotential:
         self.model, self.precision = model, precision
         self.cutoff, self.type_map = model.descriptor.rcut, list(model.type_map)
         self.dtype = PRECISIONS[precision]
-        self.parameters = SeAParameters.of(model)
+        self.parameters = replace(SeAParameters.of(model), round_displacements=precision == "float32")
         kinked = any(net.has_kinks for net in model.descriptor.networks)
         self._ops: ModuleType = reference if kinked and model.table is None else native
         self._set_table(model.table or self._tabulated())

@@ -35,7 +35,7 @@ struct SystemArrays {
 
 template <class Real>
 struct DescriptorArrays {
-    DescriptorArrays(nb::handle p, nb::handle e, bool round_displacements)
+    DescriptorArrays(nb::handle p, nb::handle e)
         : sel(array_of<std::int32_t>(p, "sel")),
           network(array_of<std::int32_t>(p, "network")),
           davg(array_of<double>(p, "davg")),
@@ -52,7 +52,7 @@ struct DescriptorArrays {
         view.sel = sel.data(), view.davg = davg.data(), view.dstd = dstd.data();
         view.network = network.data(), view.flags = flags.data();
         view.coefficients = coefficients.data(), view.empty = empty.data();
-        view.round_displacements = round_displacements;
+        view.round_displacements = nb::cast<bool>(p.attr("round_displacements"));
         for (nb::handle grid : e.attr("table").attr("grids")) {
             const int n_fine = nb::cast<int>(grid.attr("n_fine")), n_coarse = nb::cast<int>(grid.attr("n_coarse"));
             view.grids.push_back({number(grid, "lower"), number(grid, "middle"), 1.0 / number(grid, "step_fine"),
@@ -68,40 +68,40 @@ struct DescriptorArrays {
 };
 
 template <class Real>
-double bind_moments(nb::handle env, nb::handle p, nb::handle e, bool round_displacements, int threads,
+double bind_moments(nb::handle env, nb::handle p, nb::handle e, int threads,
                     Array<Real> result) {
     const SystemArrays system(env);
-    const DescriptorArrays<Real> d(p, e, round_displacements);
+    const DescriptorArrays<Real> d(p, e);
     nb::gil_scoped_release release;
     return moments(system.view(), d.view, threads, result.data());
 }
 
 template <class Real>
-void bind_forces_into(nb::handle env, nb::handle p, nb::handle e, bool round_displacements, int threads,
+void bind_forces_into(nb::handle env, nb::handle p, nb::handle e, int threads,
                       Array<const Real> moments_adjoint, Array<double> forces, Array<double> center_virial,
                       std::optional<Array<double>> atom_virial) {
     const SystemArrays system(env);
-    const DescriptorArrays<Real> d(p, e, round_displacements);
+    const DescriptorArrays<Real> d(p, e);
     nb::gil_scoped_release release;
     forces_into(system.view(), d.view, threads, moments_adjoint.data(), forces.data(), center_virial.data(),
                 atom_virial ? atom_virial->data() : nullptr);
 }
 
 template <class Real>
-void bind_tangent(nb::handle env, nb::handle p, nb::handle e, bool round_displacements, int threads,
+void bind_tangent(nb::handle env, nb::handle p, nb::handle e, int threads,
                   Array<const double> direction, Array<const double> strain, Array<Real> result) {
     const SystemArrays system(env);
-    const DescriptorArrays<Real> d(p, e, round_displacements);
+    const DescriptorArrays<Real> d(p, e);
     nb::gil_scoped_release release;
     tangent(system.view(), d.view, threads, direction.data(), strain.data(), result.data());
 }
 
 template <class Real>
-void bind_tangent_adjoint(nb::handle env, nb::handle p, nb::handle e, bool round_displacements, int threads,
+void bind_tangent_adjoint(nb::handle env, nb::handle p, nb::handle e, int threads,
                           Array<const double> direction, Array<const double> strain, Array<const Real> moments_adjoint,
                           Array<const Real> moments_dot_adjoint, Array<double> coefficients, Array<double> empty) {
     const SystemArrays system(env);
-    const DescriptorArrays<Real> d(p, e, round_displacements);
+    const DescriptorArrays<Real> d(p, e);
     nb::gil_scoped_release release;
     tangent_adjoint(system.view(), d.view, threads, direction.data(), strain.data(), moments_adjoint.data(),
                     moments_dot_adjoint.data(), coefficients.data(), empty.data());
@@ -125,7 +125,7 @@ template <class Real>
 void bind_precision(nb::module_& m, const char* name) {
     nb::module_ sub = m.def_submodule(name);
     sub.def("moments", &bind_moments<Real>);
-    sub.def("forces_into", &bind_forces_into<Real>, "env"_a, "p"_a, "e"_a, "round_displacements"_a, "threads"_a,
+    sub.def("forces_into", &bind_forces_into<Real>, "env"_a, "p"_a, "e"_a, "threads"_a,
             "moments_adjoint"_a, "forces"_a.noconvert(), "center_virial"_a.noconvert(),
             "atom_virial"_a.noconvert().none());
     sub.def("tangent", &bind_tangent<Real>);

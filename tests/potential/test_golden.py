@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import h5py
@@ -21,11 +22,16 @@ with h5py.File(GOLDEN / "golden.h5") as _file:
     CASES = [(model, structure) for model in _file if model != BEYOND for structure in _file[model]]
 
 
+@cache
+def load(model: Path) -> DeepPot:
+    return DeepPot(model)
+
+
 def evaluate(model: Path, case: h5py.Group) -> dict[str, np.ndarray]:
     given = {k: case[k][()] if k in case else None for k in ("coords", "cells", "atom_types", "fparam", "aparam")}
     given["atom_types"] = given["atom_types"].astype(int)
     names = ("energy", "force", "virial", "atom_energy", "atom_virial")
-    result = DeepPot(model).eval(
+    result = load(model).eval(
         given["coords"], given["cells"], given["atom_types"], atomic=True, fparam=given["fparam"], aparam=given["aparam"]
     )
     return dict(zip(names, result, strict=True))

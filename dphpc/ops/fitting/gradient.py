@@ -36,6 +36,7 @@ class _Kept:
     curvature: Floats = field(init=False)  # (n, n_out): a″(z)
     output_adjoint: Floats = field(init=False)  # (n, n_out): p
     z_tangent: Floats = field(init=False)  # (n, n_out): ż
+    y_tangent: Floats = field(init=False)  # (n, n_out): a′·ż
 
 
 class FittingTape:
@@ -102,7 +103,8 @@ class FittingTape:
         for i, (layer, kept) in enumerate(zip(self.network.layers, self._kept, strict=True)):
             x_dot = kept.x[n:]
             kept.z_tangent = x_dot @ layer.w
-            _advance(layer, x_dot, kept.slope * kept.z_tangent, self._next(i)[n:])
+            kept.y_tangent = kept.slope * kept.z_tangent
+            _advance(layer, x_dot, kept.y_tangent, self._next(i)[n:])
         q = np.ascontiguousarray(energy_adjoint, self._output.dtype)[:, None]
         for i in reversed(range(len(self._kept))):
             layer, kept = self.network.layers[i], self._kept[i]
@@ -118,22 +120,22 @@ class FittingTape:
         return q
 
     def _parameter_gradients(self, i: int, q: Floats, gradients: Mapping[str, Floats], add: bool) -> None:
-        layer, kept, n = self.network.layers[i], self._kept[i], self.n_atoms
-        weight = gradients.get(f"layers.{i}.w")
-        if weight is not None and not add:
-            np.matmul(kept.x.T, kept.z_adjoint, out=weight)
-        elif weight is not None:
-            weight += kept.x.T @ kept.z_adjoint
-        others = []
-        if layer.b is not None:
-            others.append(("b", lambda: kept.z_adjoint[:n].sum(axis=0)))
-        if layer.idt is not None:
-            tangent = kept.slope * kept.z_tangent
-            others.append(("idt", lambda: (q * kept.act + kept.output_adjoint * tangent).sum(axis=0)))
-        for name, value in others:
-            target = gradients.get(f"layers.{i}.{name}")
-            if target is not None:
-                target[...] = target + value() if add else value()
+        kept, n = self._kept[i], self.n_atoms
+        w, b, idt = (gradients.get(f"layers.{i}.{name}") for name in ("w", "b", "idt"))
+        if w is not None and add:
+            w += kept.x.T @ kept.z_adjoint
+        elif w is not None:
+            np.matmul(kept.x.T, kept.z_adjoint, out=w)
+        if b is not None:
+            b[...] = (b if add else 0.0) + kept.z_adjoint[:n].sum(axis=0)
+        if idt is not None:
+            value = _column_dots(q, kept.act) + _column_dots(kept.output_adjoint, kept.y_tangent)
+            idt[...] = (idt if add else 0.0) + value
+
+
+def _column_dots(a: Floats, b: Floats) -> Floats:
+    """Σ over rows of a·b, per column."""
+    return np.einsum("ij,ij->j", a, b)
 
 
 def _advance(layer: Layer, x: Floats, y: Floats, out: Floats) -> None:

@@ -38,6 +38,8 @@ class SeAParameters:
         (ntypes, ntypes) int32: table of (center, neighbor).
     flags
         (ntypes, ntypes) uint8: `USED | COUNTED`.
+    round_displacements
+        Round every r to float32 before anything is formed from it.
     """
 
     rcut: float
@@ -50,6 +52,7 @@ class SeAParameters:
     dstd: NDArray[np.float64]
     network: NDArray[np.int32]
     flags: NDArray[np.uint8]
+    round_displacements: bool = False
 
     @classmethod
     def of(cls, model: DPModel) -> SeAParameters:

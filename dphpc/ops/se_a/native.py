@@ -1,7 +1,7 @@
 """The `se_e2_a` operations on the CPU: the compiled kernels.
 
 Precision follows the table: float64, or float32 ("mixed": displacements, rows and sums over pairs stay in float64,
-channels in float32).  `round_displacements` gives the plain "float32", where displacements are rounded first.
+channels in float32); with `SeAParameters.round_displacements` it is the plain "float32".
 
 Results of one call do not change from run to run with the same number of threads, and moments, features and
 tangents not with the number either.
@@ -23,13 +23,11 @@ def _kernels(dtype: np.dtype) -> Any:
     return kernels.float32 if dtype == np.float32 else kernels.float64
 
 
-def moments(
-    env: Environment, p: SeAParameters, e: Embedding, *, round_displacements: bool = False
-) -> tuple[Floats, float]:
+def moments(env: Environment, p: SeAParameters, e: Embedding) -> tuple[Floats, float]:
     """See `contract.SeAOps.moments`."""
     dtype = e.table.coefficients.dtype
     result = np.empty((len(env.centers), 4, e.table.n_channels), dtype)
-    largest = _kernels(dtype).moments(env, p, e, round_displacements, get_threads(), result)
+    largest = _kernels(dtype).moments(env, p, e, get_threads(), result)
     return result, largest
 
 
@@ -58,16 +56,12 @@ def forces_into(
     forces: NDArray[np.float64],
     center_virial: NDArray[np.float64],
     atom_virial: NDArray[np.float64] | None = None,
-    *,
-    round_displacements: bool = False,
 ) -> None:
     """See `contract.SeAOps.forces_into`."""
     dtype = e.table.coefficients.dtype
     adjoint = np.ascontiguousarray(moments_adjoint, dtype)
     threads = get_threads()
-    _kernels(dtype).forces_into(
-        env, p, e, round_displacements, threads, adjoint, forces, center_virial, atom_virial
-    )  # fmt: skip
+    _kernels(dtype).forces_into(env, p, e, threads, adjoint, forces, center_virial, atom_virial)
 
 
 def tangent(
@@ -76,13 +70,11 @@ def tangent(
     e: Embedding,
     direction: NDArray[np.float64],
     strain: NDArray[np.float64],
-    *,
-    round_displacements: bool = False,
 ) -> Floats:
     """See `contract.SeAOps.tangent`."""
     dtype = e.table.coefficients.dtype
     result = np.empty((len(env.centers), 4, e.table.n_channels), dtype)
-    _kernels(dtype).tangent(env, p, e, round_displacements, get_threads(), *_contiguous(direction, strain), result)
+    _kernels(dtype).tangent(env, p, e, get_threads(), *_contiguous(direction, strain), result)
     return result
 
 
@@ -94,8 +86,6 @@ def tangent_adjoint(
     strain: NDArray[np.float64],
     moments_adjoint: Floats,
     tangent_adjoint: Floats,
-    *,
-    round_displacements: bool = False,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """See `contract.SeAOps.tangent_adjoint`."""
     dtype = e.table.coefficients.dtype
@@ -103,7 +93,7 @@ def tangent_adjoint(
     empty = np.empty(e.empty.shape, np.float64)
     bars = (np.ascontiguousarray(x, dtype) for x in (moments_adjoint, tangent_adjoint))
     _kernels(dtype).tangent_adjoint(
-        env, p, e, round_displacements, get_threads(), *_contiguous(direction, strain), *bars, coefficients, empty
+        env, p, e, get_threads(), *_contiguous(direction, strain), *bars, coefficients, empty
     )  # fmt: skip
     return coefficients, empty
 

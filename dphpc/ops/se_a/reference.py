@@ -35,6 +35,8 @@ def _pairs(env: Environment, p: SeAParameters) -> _Pairs:
     first = env.centers[center]
     second = env.neighbors.indices[starts + within].astype(np.int64)
     displacement = env.positions[second] - env.positions[first]
+    if p.round_displacements:
+        displacement = displacement.astype(np.float32).astype(np.float64)
     flags = p.flags[env.types[first], env.types[second]]
     inside = np.linalg.norm(displacement, axis=1) < p.rcut
     free = np.tile(p.sel.astype(np.float64), (len(env.centers), 1))
