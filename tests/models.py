@@ -26,10 +26,13 @@ def random_model(seed: int = 0, n_types: int = 2, **options: object) -> DPModel:
     davg = np.zeros(n_types) if options.get("set_davg_zero") else rng.uniform(0.02, 0.1, n_types)
     settings = {
         "rcut": 4.5, "rcut_smth": 1.5, "sel": (24,) * n_types, "axis_neuron": 4, "networks": embeddings,
-        "davg": davg, "dstd": rng.uniform(0.1, 0.2, (n_types, 2)), "type_one_side": one_side, "activation_function": name,
+        "davg": davg, "dstd": rng.uniform(0.1, 0.2, (n_types, 2)), "type_one_side": one_side,
+        "activation_function": name,
     }  # fmt: skip
     descriptor = SeE2A(**(settings | options))  # type: ignore[arg-type]
-    width = descriptor.n_features + int(fitting_options.get("numb_fparam", 0)) + int(fitting_options.get("numb_aparam", 0))
+    width = (
+        descriptor.n_features + int(fitting_options.get("numb_fparam", 0)) + int(fitting_options.get("numb_aparam", 0))
+    )
     nets: list[Network] = [
         initial_network([width, 12, 12, 12], "tanh", rng, resnet_dt=True, output=1) for _ in range(n_types)
     ]

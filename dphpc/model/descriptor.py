@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dphpc.model.env_mat import switch
 from dphpc.model.networks import Network
-from dphpc.model.radial_table import RadialTable
+from dphpc.model.radial_table import ScalarEmbedding
 
 Array = Any
 
@@ -93,14 +94,12 @@ class SeE2A:
 
     def s_range(self, r_min: float) -> tuple[float, float]:
         """Union over center types of the range of s̃ for distances from `r_min` (Å) to rcut."""
-        from dphpc.model.env_mat import switch
-
         s_max = float(switch(np.array([r_min]), self.rcut, self.rcut_smth)[0][0]) / (r_min + self.env_protection)
         low = (0.0 - self.davg) / self.dstd[:, 0]
         high = (s_max - self.davg) / self.dstd[:, 0]
         return float(low.min()), float(high.max())
 
-    def empty_slots(self, table: RadialTable) -> NDArray[np.floating]:
+    def empty_slots(self, table: ScalarEmbedding) -> NDArray[np.floating]:
         """(ntypes, ntypes, M): what a missing slot of (center c, neighbor t) adds to the first row of N·A.
 
         R̃⁰_c·G(s̃⁰_c) with s̃⁰_c = R̃⁰_c = −davg_c/dstd_c; zero where sel_t = 0.

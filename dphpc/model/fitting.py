@@ -62,7 +62,9 @@ class EnergyFitting:
         """
         columns = []
         if self.numb_fparam:
+            assert fparam is not None and self.fparam_avg is not None and self.fparam_inv_std is not None
             columns.append((fparam - self.fparam_avg) * self.fparam_inv_std)
         if self.numb_aparam:
+            assert aparam is not None and self.aparam_avg is not None and self.aparam_inv_std is not None
             columns.append((aparam - self.aparam_avg) * self.aparam_inv_std)
         return np.concatenate(columns, axis=1) if columns else None

@@ -113,7 +113,7 @@ def _precision(node: Tree) -> str:
 def _network(node: Tree | None, where: str) -> Network:
     if node is None:
         raise ModelFileError("a network is missing", where=where)
-    layers = []
+    layers: list[Layer] = []
     for layer in node["layers"]:
         values = layer["@variables"]
         activation(layer["activation_function"])
@@ -121,7 +121,9 @@ def _network(node: Tree | None, where: str) -> Network:
         b, idt = (None if values.get(k) is None else np.asarray(values[k]).ravel() for k in ("b", "idt"))
         for name, vector in (("b", b), ("idt", idt)):
             if vector is not None and len(vector) != w.shape[1]:
-                raise ModelFileError(f"'{name}' has {len(vector)} entries for a layer of width {w.shape[1]}", where=where)
+                raise ModelFileError(
+                    f"'{name}' has {len(vector)} entries for a layer of width {w.shape[1]}", where=where
+                )
         if layers and layers[-1].w.shape[1] != w.shape[0]:
             raise ModelFileError("the widths of neighboring layers differ", where=where)
         layers.append(Layer(w, b, idt, layer["activation_function"], bool(layer["resnet"])))
@@ -254,7 +256,9 @@ def _checked_table(table: RadialTable, model: DPModel) -> RadialTable:
     n, intervals = len(model.descriptor.networks), max((g.n_intervals for g in table.grids), default=0)
     if len(table.grids) != n or table.coefficients.shape != (n, intervals, 6, model.descriptor.n_channels):
         raise ModelFileError("the table does not fit the embedding networks", where="table")
-    steps_positive = all(g.step_fine > 0 and g.step_coarse > 0 and g.n_fine >= 0 and g.n_coarse >= 0 for g in table.grids)
+    steps_positive = all(
+        g.step_fine > 0 and g.step_coarse > 0 and g.n_fine >= 0 and g.n_coarse >= 0 for g in table.grids
+    )
     if not steps_positive or not np.isfinite(table.coefficients).all():
         raise ModelFileError("the table holds values that are not finite or steps that are not positive", where="table")
     return table

@@ -152,7 +152,6 @@ def _fitting_tree(model: DPModel) -> Tree:
         "layer_name": None,
         "use_aparam_as_mask": False,
         "spin": None,
-        "type": "ener",
         "dim_out": 1,
         "atom_ener": f.atom_ener,
     }

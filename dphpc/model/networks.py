@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -123,7 +124,7 @@ def initial_network(
     has b ~ N(output_bias, 1).  `widths` starts with the input width.
     """
     layers = []
-    for n_in, n_out in zip(widths, widths[1:], strict=False):
+    for n_in, n_out in pairwise(widths):
         w = rng.normal(0.0, 1.0 / np.sqrt(n_in + n_out), (n_in, n_out))
         with_dt = resnet_dt and resnet and n_out in (n_in, 2 * n_in)
         idt = rng.normal(0.1, 0.001, n_out) if with_dt else None

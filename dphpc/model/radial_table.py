@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,6 +109,50 @@ def hermite_coefficients(grid: Grid, values: Array, first: Array, second: Array,
     return total
 
 
+class ScalarEmbedding(Protocol):
+    """What a table and the networks themselves have in common."""
+
+    @property
+    def n_channels(self) -> int:
+        """M."""
+        ...
+
+    @property
+    def upper(self) -> float:
+        """The largest argument it is good for."""
+        ...
+
+    def evaluate(self, s: NDArray[np.floating], which: NDArray[np.integer]) -> tuple[NDArray, NDArray]:
+        """G and dG/ds, each (n, M), of embedding `which` (n,) at `s` (n,)."""
+        ...
+
+
+@dataclass(frozen=True)
+class NetworkEmbedding:
+    """The embedding networks themselves, for activations too rough to tabulate."""
+
+    networks: Sequence[Network]
+
+    @property
+    def n_channels(self) -> int:
+        """M."""
+        return self.networks[0].n_out
+
+    @property
+    def upper(self) -> float:
+        """A network has no end."""
+        return np.inf
+
+    def evaluate(self, s: NDArray[np.floating], which: NDArray[np.integer]) -> tuple[NDArray, NDArray]:
+        """See `ScalarEmbedding.evaluate`."""
+        value = np.empty((len(s), self.n_channels))
+        slope = np.empty_like(value)
+        for w in np.unique(which):
+            here = which == w
+            value[here], slope[here], _ = self.networks[int(w)].jet(s[here])
+        return value, slope
+
+
 @dataclass(frozen=True)
 class RadialTable:
     """Tables of all embedding networks.
@@ -147,10 +191,8 @@ class RadialTable:
         """The same table in another precision; formed in float64 and rounded once."""
         return replace(self, coefficients=self.coefficients.astype(dtype))
 
-    def evaluate(
-        self, s: NDArray[np.floating], which: NDArray[np.integer]
-    ) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
-        """G and dG/ds, each (n, M), of table `which` (n,) at `s` (n,)."""
+    def evaluate(self, s: NDArray[np.floating], which: NDArray[np.integer]) -> tuple[NDArray, NDArray]:
+        """See `ScalarEmbedding.evaluate`."""
         value = np.empty((len(s), self.n_channels), self.coefficients.dtype)
         slope = np.empty_like(value)
         for w in np.unique(which):

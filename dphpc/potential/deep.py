@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,8 +14,7 @@ from dphpc.core.errors import InputError, RunError
 from dphpc.core.state import State
 from dphpc.model.dp_model import DPModel
 from dphpc.model.model_file import read_model
-from dphpc.model.networks import Network
-from dphpc.model.radial_table import RadialTable, fitted_table
+from dphpc.model.radial_table import NetworkEmbedding, RadialTable, ScalarEmbedding, fitted_table
 from dphpc.ops.fitting import native as fitting_ops
 from dphpc.ops.neighbors.contract import Neighbors
 from dphpc.ops.se_a import native, reference
@@ -36,32 +35,6 @@ TABLE_TOLERANCE = 1e-12
 
 TILE = 512
 """Atoms whose features are in memory at a time: their fitting-net products still run at full speed."""
-
-
-@dataclass(frozen=True)
-class NetworkEmbedding:
-    """The embedding networks themselves in a table's place, for activations too rough to tabulate."""
-
-    networks: list[Network]
-
-    @property
-    def n_channels(self) -> int:
-        """M."""
-        return self.networks[0].n_out
-
-    @property
-    def upper(self) -> float:
-        """A network has no end."""
-        return np.inf
-
-    def evaluate(self, s: NDArray[np.floating], which: NDArray[np.integer]) -> tuple[NDArray, NDArray]:
-        """G and dG/ds, as `RadialTable.evaluate`."""
-        value = np.empty((len(s), self.n_channels))
-        slope = np.empty_like(value)
-        for w in np.unique(which):
-            here = which == w
-            value[here], slope[here], _ = self.networks[int(w)].jet(s[here])
-        return value, slope
 
 
 class DeepPotential:
@@ -99,14 +72,14 @@ class DeepPotential:
         """The potential of a `.dp` or `.yaml` model file."""
         return cls(read_model(path), precision, fparam)
 
-    def _tabulated(self) -> RadialTable | NetworkEmbedding:
+    def _tabulated(self) -> ScalarEmbedding:
         d = self.model.descriptor
         if self._ops is reference:
             return NetworkEmbedding(d.networks)
         networks = [net.astype(np.float64) for net in d.networks]
         return fitted_table(networks, *d.s_range(R_TABLE), TABLE_TOLERANCE, max_intervals=2048)[0]
 
-    def _set_table(self, table: RadialTable | NetworkEmbedding) -> None:
+    def _set_table(self, table: ScalarEmbedding) -> None:
         self._table = table
         empty = self.model.descriptor.empty_slots(table)
         if isinstance(table, RadialTable):
@@ -189,6 +162,7 @@ class DeepPotential:
 
     def _extend(self, s_max: float) -> None:
         """Continue the table from the networks: a pair came nearer than any before."""
+        assert isinstance(self._table, RadialTable)
         d = self.model.descriptor
         if not s_max <= d.s_range(R_OVERLAP)[1]:
             raise RunError(f"two atoms are nearer than {R_OVERLAP} Å", remedy="check the structure and the time step")
@@ -209,8 +183,6 @@ class DeepPotential:
         adjoint = np.ascontiguousarray(adjoint[:, :n_features])
         moments_adjoint = ops.features_adjoint(moments, adjoint)
         center_virial = np.empty((len(env.centers), 3, 3))
-        ops.forces_into(
-            env, p, self._embedding, moments_adjoint, outputs.forces, center_virial, outputs.atom_virial
-        )
+        ops.forces_into(env, p, self._embedding, moments_adjoint, outputs.forces, center_virial, outputs.atom_virial)
         outputs.virial += center_virial.sum(axis=0)
         return energies.astype(np.float64)

@@ -142,14 +142,17 @@ class DeepPot:
         positions = np.asarray(coords, np.float64)
         if n == 0 or positions.size % (3 * n):
             raise DataError(
-                f"coords of shape {positions.shape} do not fit {n} atoms", expected="(nframes, natoms, 3) or (nframes, 3·natoms)"
+                f"coords of shape {positions.shape} do not fit {n} atoms",
+                expected="(nframes, natoms, 3) or (nframes, 3·natoms)",
             )
         frames = positions.reshape(-1, n, 3)
         if len(types) not in (1, len(frames)):
             raise DataError(f"types for {len(types)} frames and coords for {len(frames)}")
         types = np.broadcast_to(types, (len(frames), n))
         if types.min() < 0 or types.max() >= self.model.n_types:
-            raise DataError(f"atom types from {types.min()} to {types.max()}", expected=f"0 to {self.model.n_types - 1}")
+            raise DataError(
+                f"atom types from {types.min()} to {types.max()}", expected=f"0 to {self.model.n_types - 1}"
+            )
         if not np.isfinite(frames).all():
             raise DataError("a position is not finite", where=f"frame {int(np.argwhere(~np.isfinite(frames))[0, 0])}")
         if cells is None:
@@ -159,9 +162,7 @@ class DeepPot:
             raise DataError(f"cells of shape {matrices.shape} for {len(frames)} frames", expected="(nframes, 9)")
         return frames, [Box(m) for m in matrices.reshape(-1, 3, 3)], types
 
-    def _columns(
-        self, n_frames: int, n: int, fparam: ArrayLike | None, aparam: ArrayLike | None
-    ) -> Floats | None:
+    def _columns(self, n_frames: int, n: int, fparam: ArrayLike | None, aparam: ArrayLike | None) -> Floats | None:
         fitting = self.model.fitting
         fparam = fitting.default_fparam if fparam is None else fparam
         per_frame = _parameters("fparam", fparam, fitting.numb_fparam, (n_frames,))

@@ -32,7 +32,12 @@ def evaluate(model: Path, case: h5py.Group) -> dict[str, np.ndarray]:
     given["atom_types"] = given["atom_types"].astype(int)
     names = ("energy", "force", "virial", "atom_energy", "atom_virial")
     result = load(model).eval(
-        given["coords"], given["cells"], given["atom_types"], atomic=True, fparam=given["fparam"], aparam=given["aparam"]
+        given["coords"],
+        given["cells"],
+        given["atom_types"],
+        atomic=True,
+        fparam=given["fparam"],
+        aparam=given["aparam"],
     )
     return dict(zip(names, result, strict=True))
 

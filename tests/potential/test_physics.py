@@ -98,7 +98,7 @@ def test_near_pairs_extend_the_table() -> None:
     dp = DeepPot(MODELS["two_sided"])
     before = dp.potential._table.upper
     x = np.array([[[0.0, 0, 0], [0.2, 0, 0], [1.0, 1.0, 0.3]]])
-    energy, force, _ = dp.eval(x, None, [0, 1, 0])
+    force = dp.eval(x, None, [0, 1, 0])[1]
     assert dp.potential._table.upper > before
     h = 1e-6
     ends = dp.eval(np.concatenate([x, x]) + np.array([[[0, 0, 0], [h, 0, 0], [0, 0, 0]], [[0, 0, 0], [-h, 0, 0], [0, 0, 0]]]), None, [0, 1, 0])[0]  # fmt: skip  # noqa: E501

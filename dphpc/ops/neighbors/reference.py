@@ -8,9 +8,7 @@ from numpy.typing import NDArray
 from dphpc.ops.neighbors.contract import Neighbors
 
 
-def build_neighbors(
-    positions: NDArray[np.float64], types: NDArray[np.int32], n_local: int, reach: float
-) -> Neighbors:
+def build_neighbors(positions: NDArray[np.float64], types: NDArray[np.int32], n_local: int, reach: float) -> Neighbors:
     """See `contract.BuildNeighbors`."""
     rows = []
     for i in range(n_local):

@@ -14,13 +14,12 @@ additional strain of every r; `tangent_adjoint` is the gradient of Σ Ā·A + Ǡ
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dphpc.model.dp_model import DPModel
-from dphpc.model.radial_table import RadialTable
 from dphpc.ops.neighbors.contract import Neighbors
 
 Floats = NDArray[np.floating]
@@ -76,10 +75,11 @@ class SeAParameters:
 class Embedding:
     """The table and its values at missing slots, in the precision of the computation.
 
-    `empty` is (ntypes, ntypes, M), `SeE2A.empty_slots` of the table.
+    `empty` is (ntypes, ntypes, M), `SeE2A.empty_slots` of the table.  Only the reference takes anything but a
+    `RadialTable`.
     """
 
-    table: RadialTable
+    table: Any
     empty: Floats
 
 

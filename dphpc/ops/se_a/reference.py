@@ -105,9 +105,7 @@ def forces_into(
         np.add.at(atom_virial, q.second, virial)
 
 
-def _rows_tangent(
-    q: _Pairs, direction: NDArray[np.float64], strain: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def _rows_tangent(q: _Pairs, direction: NDArray[np.float64], strain: NDArray[np.float64]) -> NDArray[np.float64]:
     r_dot = direction[q.second] - direction[q.first]
     r_dot = r_dot + np.einsum("nxy,ny->nx", strain[q.center], q.displacement)
     return np.einsum("nax,nx->na", q.derivatives, r_dot)

@@ -1,0 +1,238 @@
+"""`dphpc test` and `dphpc model-devi`: models on the frames of DeePMD-kit systems."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dphpc.core.errors import DataError, InputError
+from dphpc.potential.committee import append_model_devi, deviation
+from dphpc.potential.deep_pot import DeepPot
+from dphpc.train.data.dataset import open_systems
+from dphpc.train.data.system import Frame, FrameInputs, System
+
+Floats = NDArray[np.float64]
+
+_COMPONENTS = ("xx", "xy", "xz", "yx", "yy", "yz", "zx", "zy", "zz")
+_DETAILS = {
+    "e": ["data_e", "pred_e"],
+    "e_peratom": ["data_e", "pred_e"],
+    "f": [f"{side}_f{x}" for side in ("data", "pred") for x in "xyz"],
+    "v": [f"{side}_v{c}" for side in ("data", "pred") for c in _COMPONENTS],
+    "v_peratom": [f"{side}_v{c}" for side in ("data", "pred") for c in _COMPONENTS],
+}
+"""Columns of the files that `-d PREFIX` writes, as `dp test` names them: PREFIX.e.out, …"""
+
+_NAMES = {
+    "e": ("Energy", "", "eV"),
+    "e_peratom": ("Energy", "/Natoms", "eV"),
+    "f": ("Force ", "", "eV/Å"),
+    "v": ("Virial", "", "eV"),
+    "v_peratom": ("Virial", "/Natoms", "eV"),
+}
+"""Words of the printed errors, as `dp test` sets them."""
+
+
+@dataclass
+class Errors:
+    """Labels beside predictions: rows (data, prediction) of each quantity in `_DETAILS`."""
+
+    rows: dict[str, list[Floats]] = field(default_factory=lambda: {name: [] for name in _DETAILS})
+
+    def add(self, name: str, label: Floats, prediction: Floats) -> None:
+        """Append rows of one quantity, label and prediction (n, width)."""
+        self.rows[name].append(np.concatenate((label, prediction), axis=1))
+
+    def table(self, name: str) -> Floats | None:
+        """All rows of a quantity, or None if no frame has its label."""
+        return np.concatenate(self.rows[name]) if self.rows[name] else None
+
+    def measures(self, name: str) -> tuple[float, float] | None:
+        """MAE and RMSE of a quantity."""
+        rows = self.table(name)
+        if rows is None:
+            return None
+        half = rows.shape[1] // 2
+        difference = rows[:, half:] - rows[:, :half]
+        return float(np.abs(difference).mean()), float(np.sqrt((difference**2).mean()))
+
+    def __str__(self) -> str:
+        lines = []
+        for name, (kind, per, unit) in _NAMES.items():
+            for measure, value in zip(("MAE", "RMSE"), self.measures(name) or (), strict=False):
+                lines.append(f"{f'{kind} {measure}{per}':<19}: {value:e} {unit}")
+        return "\n".join(lines)
+
+
+@dataclass
+class TestReport:
+    """Errors of each system and of all of them together."""
+
+    systems: dict[str, Errors]
+    n_frames: dict[str, int]
+
+    @property
+    def total(self) -> Errors:
+        """All systems' rows."""
+        joined = Errors()
+        for errors in self.systems.values():
+            for name, rows in errors.rows.items():
+                joined.rows[name] += rows
+        return joined
+
+    def __str__(self) -> str:
+        lines = []
+        for name, errors in self.systems.items():
+            lines += [f"# testing system : {name}", f"number of test data : {self.n_frames[name]}", str(errors), ""]
+        return "\n".join([*lines, f"# all {len(self.systems)} systems", str(self.total)])
+
+
+def test(
+    model: str | Path,
+    systems: str | Sequence[str],
+    n_frames: int = 0,
+    detail_prefix: str | Path | None = None,
+    shuffle_seed: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> TestReport:
+    """Errors of a model's energies, forces and virials on labelled frames.
+
+    Parameters
+    ----------
+    systems
+        A system, a folder to be searched, `file.hdf5#/group`, or several of them.
+    n_frames
+        Frames of each system; 0 means all.
+    detail_prefix
+        Write every label and prediction to `PREFIX.e.out`, `.e_peratom.out`, `.f.out`, `.v.out`, `.v_peratom.out`.
+    shuffle_seed
+        Draw the frames at random with this seed, not from the first on.
+    progress
+        Called with the frames done and their total.
+
+    Raises
+    ------
+    DataError, ModelFileError
+        Missing or damaged files, or a system without any label.
+    """
+    dp = DeepPot(model)
+    opened = _systems(dp, systems)
+    chosen = [_choose(s.n_frames, n_frames, shuffle_seed) for s in opened]
+    total, done = sum(map(len, chosen)), 0
+    report = TestReport({}, {})
+    for system, indices in zip(opened, chosen, strict=True):
+        if not system.labels & {"energy", "forces", "virial"}:
+            raise DataError("the system has no labels to test against", where=system.name, expected="energy.npy, …")
+        errors = Errors()
+        for index in indices:
+            _compare(dp, system.frame(int(index)), errors, periodic=system.periodic)
+            done += 1
+            if progress:
+                progress(done, total)
+        report.systems[system.name], report.n_frames[system.name] = errors, len(indices)
+    if detail_prefix is not None:
+        _write_details(report, Path(detail_prefix))
+    return report
+
+
+def _systems(dp: DeepPot, systems: str | Sequence[str]) -> list[System]:
+    fitting = dp.model.fitting
+    default = None if fitting.default_fparam is None else tuple(fitting.default_fparam)
+    inputs = FrameInputs(fitting.numb_fparam, fitting.numb_aparam, default)
+    return open_systems([systems] if isinstance(systems, str) else systems, dp.get_type_map(), inputs)
+
+
+def _choose(available: int, wanted: int, seed: int | None) -> NDArray[np.int64]:
+    order = np.arange(available) if seed is None else np.random.default_rng(seed).permutation(available)
+    return order[:wanted] if wanted > 0 else order
+
+
+def _predict(dp: DeepPot, frame: Frame, periodic: bool) -> tuple[float, Floats, Floats]:
+    """Energy, forces (n, 3) and virial (9,) of a frame."""
+    cell = frame.box.matrix[None] if periodic else None
+    energy, force, virial = dp.eval(frame.positions[None], cell, frame.types, fparam=frame.fparam, aparam=frame.aparam)
+    return float(energy[0, 0]), force[0], virial[0]
+
+
+def _compare(dp: DeepPot, frame: Frame, errors: Errors, periodic: bool) -> None:
+    n = len(frame.types)
+    energy, force, virial = _predict(dp, frame, periodic)
+    if frame.energy is not None:
+        pair = np.array([[frame.energy]]), np.array([[energy]])
+        errors.add("e", *pair)
+        errors.add("e_peratom", pair[0] / n, pair[1] / n)
+    if frame.forces is not None:
+        errors.add("f", frame.forces, force)
+    if frame.virial is not None and periodic:
+        label = frame.virial.reshape(1, 9)
+        errors.add("v", label, virial[None])
+        errors.add("v_peratom", label / n, virial[None] / n)
+
+
+def _write_details(report: TestReport, prefix: Path) -> None:
+    prefix.parent.mkdir(parents=True, exist_ok=True)
+    for name, columns in _DETAILS.items():
+        tables = {system: errors.table(name) for system, errors in report.systems.items()}
+        if all(table is None for table in tables.values()):
+            continue
+        with prefix.with_name(f"{prefix.name}.{name}.out").open("w") as file:
+            for system, table in tables.items():
+                if table is not None:
+                    np.savetxt(file, table, header=f"{system}: {' '.join(columns)}", fmt="%.18e")
+
+
+def model_devi(
+    models: Sequence[str | Path],
+    systems: str | Sequence[str],
+    output: str | Path = "model_devi.out",
+    frequency: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> Floats:
+    """Deviations of several models on the frames of systems, written in DeePMD-kit's columns.
+
+    Parameters
+    ----------
+    frequency
+        Steps between two frames of a system: the first column counts by it.
+
+    Returns
+    -------
+    (n_frames, 7): `committee.COLUMNS` of all frames.
+
+    Raises
+    ------
+    InputError
+        Fewer than two models, or models with different type maps.
+    """
+    if len(models) < 2:
+        raise InputError(f"{len(models)} model given", expected="two or more: -m A.dp B.dp")
+    potentials = [DeepPot(model) for model in models]
+    for path, dp in zip(models, potentials, strict=True):
+        if dp.get_type_map() != potentials[0].get_type_map():
+            raise InputError(
+                f"type map {' '.join(dp.get_type_map())}", where=str(path),
+                expected=f"{' '.join(potentials[0].get_type_map())}, as in {models[0]}",
+            )  # fmt: skip
+    opened = _systems(potentials[0], systems)
+    total, path = sum(s.n_frames for s in opened), Path(output)
+    collected: list[Floats] = []
+    path.write_text("")
+    for system in opened:
+        rows = []
+        for frame in _frames(system):
+            found = [_predict(dp, frame, system.periodic) for dp in potentials]
+            energies, forces, virials = (np.array([f[k] for f in found]) for k in range(3))
+            rows.append(deviation(energies, forces, virials))
+            if progress:
+                progress(len(rows) + sum(len(part) for part in collected), total)
+        collected.append(np.array(rows))
+        append_model_devi(path, system.name, np.arange(len(rows)) * frequency, collected[-1])
+    return np.concatenate(collected)
+
+
+def _frames(system: System) -> Iterator[Frame]:
+    return (system.frame(i) for i in range(system.n_frames))

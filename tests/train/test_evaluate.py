@@ -1,0 +1,97 @@
+"""`test` and `model-devi` on data whose errors are known beforehand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dphpc.core.errors import DataError, InputError
+from dphpc.model.model_file import write_model
+from dphpc.potential.deep_pot import DeepPot
+from dphpc.train.evaluate import model_devi
+from dphpc.train.evaluate import test as evaluate
+from tests.models import random_model, random_structure
+
+N_ATOMS, N_FRAMES = 12, 3
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> Path:
+    """Two models `a.dp`, `b.dp`, and a system labelled by the first with known errors added."""
+    for name, seed in (("a", 1), ("b", 2)):
+        write_model(random_model(seed), tmp_path / f"{name}.dp")
+    write_model(random_model(3, n_types=1), tmp_path / "one_type.dp")
+    structures = [random_structure(N_ATOMS, 6.0, seed=k) for k in range(N_FRAMES)]
+    x, cells = (np.array([s[k] for s in structures]) for k in range(2))
+    types = structures[0][2]
+    energy, force, virial = DeepPot(tmp_path / "a.dp").eval(x, cells, types)
+    folder = tmp_path / "data" / "set.000"
+    folder.mkdir(parents=True)
+    np.savetxt(folder.parent / "type.raw", types, fmt="%d")
+    (folder.parent / "type_map.raw").write_text("O\nH\n")
+    arrays = {
+        "coord": x.reshape(N_FRAMES, -1),
+        "box": cells.reshape(N_FRAMES, 9),
+        "energy": energy.ravel() + np.array([0.3, -0.3, 0.3]),
+        "force": force.reshape(N_FRAMES, -1) + 0.02,
+        "virial": virial,
+    }
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array)
+    return tmp_path
+
+
+def test_errors_are_those_put_in(labelled: Path) -> None:
+    report = evaluate(labelled / "a.dp", str(labelled / "data"), detail_prefix=labelled / "out" / "detail")
+    assert report.total.measures("e") == pytest.approx((0.3, 0.3))
+    assert report.total.measures("e_peratom") == pytest.approx((0.3 / N_ATOMS, 0.3 / N_ATOMS))
+    assert report.total.measures("f") == pytest.approx((0.02, 0.02))
+    assert report.total.measures("v") == pytest.approx((0.0, 0.0), abs=1e-10)
+    assert "Force  RMSE        : 2.000000e-02 eV/Å" in str(report)
+    rows = np.loadtxt(labelled / "out" / "detail.f.out")
+    assert rows.shape == (N_FRAMES * N_ATOMS, 6)
+    assert rows[:, :3] - rows[:, 3:] == pytest.approx(0.02 * np.ones((N_FRAMES * N_ATOMS, 3)))
+    assert sorted(p.name for p in (labelled / "out").iterdir()) == [
+        "detail.e.out", "detail.e_peratom.out", "detail.f.out", "detail.v.out", "detail.v_peratom.out",
+    ]  # fmt: skip
+
+
+def test_a_part_of_the_frames(labelled: Path) -> None:
+    report = evaluate(labelled / "a.dp", str(labelled / "data"), n_frames=2)
+    assert list(report.n_frames.values()) == [2]
+    assert np.diff(report.total.table("e"), axis=1).ravel() == pytest.approx([-0.3, 0.3])
+    shuffled = evaluate(labelled / "a.dp", str(labelled / "data"), shuffle_seed=0).total.table("e")
+    assert shuffled is not None
+    assert sorted(np.diff(shuffled, axis=1).ravel()) == pytest.approx([-0.3, -0.3, 0.3])
+
+
+def test_unlabelled_system_is_refused(labelled: Path) -> None:
+    for name in ("energy", "force", "virial"):
+        (labelled / "data" / "set.000" / f"{name}.npy").unlink()
+    with pytest.raises(DataError, match="no labels"):
+        evaluate(labelled / "a.dp", str(labelled / "data"))
+
+
+def test_model_deviation(labelled: Path) -> None:
+    output = labelled / "model_devi.out"
+    rows = model_devi([labelled / "a.dp", labelled / "b.dp"], str(labelled / "data"), output, frequency=10)
+    written = np.loadtxt(output)
+    assert written[:, 0].tolist() == [0, 10, 20]
+    assert written[:, 1:] == pytest.approx(rows, rel=1e-5)
+    x = np.load(labelled / "data" / "set.000" / "coord.npy")
+    cells = np.load(labelled / "data" / "set.000" / "box.npy")
+    types = np.loadtxt(labelled / "data" / "type.raw", dtype=int)
+    f = [DeepPot(labelled / f"{m}.dp").eval(x, cells, types)[1] for m in "ab"]
+    # Of two numbers the standard deviation is half their distance.
+    half = np.linalg.norm(f[0] - f[1], axis=-1) / 2
+    assert rows[:, 3] == pytest.approx(half.max(axis=1))
+    assert rows[:, 5] == pytest.approx(half.mean(axis=1))
+
+
+def test_model_deviation_needs_like_models(labelled: Path) -> None:
+    with pytest.raises(InputError, match="two or more"):
+        model_devi([labelled / "a.dp"], str(labelled / "data"), labelled / "out")
+    with pytest.raises(InputError, match="type map"):
+        model_devi([labelled / "a.dp", labelled / "one_type.dp"], str(labelled / "data"), labelled / "out")
