@@ -27,7 +27,6 @@ from ase.build import bulk, make_supercell
 from ase.eos import EquationOfState
 from ase.neighborlist import neighbor_list
 from ase.units import GPa, kB
-
 from qe import PSEUDO, SETTINGS, Frames, Kgrid, Runner, md_input, parse, scf_input, version
 
 SEED = 20
@@ -122,10 +121,7 @@ class Kind:
     symmetric: bool = False
 
     def structures(self) -> list[Atoms]:
-        return [
-            upright(self.make(i, np.random.default_rng([SEED, i, *self.name.encode()])))
-            for i in range(self.count)
-        ]
+        return [upright(self.make(i, np.random.default_rng([SEED, i, *self.name.encode()]))) for i in range(self.count)]
 
 
 N_VOLUMES = 25
@@ -217,8 +213,7 @@ def liquid_md(run: Runner, work: Path) -> tuple[Frames, np.ndarray]:
         velocity = thermostat(speeds[-1], rng, MD_SEGMENT * MD_DT)
         print("aimd_16 segment", segment, f"{np.mean(heat[-MD_SEGMENT:]):.0f} K", flush=True)
     joined = {
-        key: np.concatenate([getattr(p, key)[:-1] for p in pieces])
-        for key in ("coord", "energy", "force", "virial")
+        key: np.concatenate([getattr(p, key)[:-1] for p in pieces]) for key in ("coord", "energy", "force", "virial")
     }
     return Frames(cell=pieces[0].cell, **joined), np.array(heat)
 
@@ -300,8 +295,7 @@ def split_md(md: Frames) -> dict[str, list[Frames]]:
     eighth would test on what was trained on.
     """
     frames = [
-        Frames(md.coord[[i]], md.cell, md.energy[[i]], md.force[[i]], md.virial[[i]])
-        for i in range(len(md.coord))
+        Frames(md.coord[[i]], md.cell, md.energy[[i]], md.force[[i]], md.virial[[i]]) for i in range(len(md.coord))
     ]
     cut = len(frames) * 6 // 7
     return {"train": frames[: cut - MD_GAP], "valid": frames[cut:]}

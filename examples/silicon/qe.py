@@ -126,9 +126,7 @@ def md_input(atoms: Atoms, kgrid: Kgrid, steps: int, dt: float) -> str:
     return _input(atoms, kgrid, control, True, ions) + card
 
 
-def _input(
-    atoms: Atoms, kgrid: Kgrid, control: dict[str, str], nosym: bool, ions: dict[str, str] | None = None
-) -> str:
+def _input(atoms: Atoms, kgrid: Kgrid, control: dict[str, str], nosym: bool, ions: dict[str, str] | None = None) -> str:
     control = {
         **control,
         "prefix": "'si'",
@@ -171,13 +169,8 @@ def parse(text: str, atoms: Atoms) -> Frames:
     """
     n = len(atoms)
     energy = [float(x) for x in re.findall(r"^!\s+total energy\s+=\s+(\S+) Ry", text, re.M)]
-    forces = [
-        _floats(block, n, slice(-3, None))
-        for block in re.split(r"Forces acting on atoms.*\n\s*\n", text)[1:]
-    ]
-    stress = [
-        _floats(block, 3, slice(0, 3)) for block in re.split(r"total\s+stress .*\n", text)[1:]
-    ]
+    forces = [_floats(block, n, slice(-3, None)) for block in re.split(r"Forces acting on atoms.*\n\s*\n", text)[1:]]
+    stress = [_floats(block, 3, slice(0, 3)) for block in re.split(r"total\s+stress .*\n", text)[1:]]
     moved = [_floats(block, n, slice(1, 4)) for block in re.split(r"ATOMIC_POSITIONS.*\n", text)[1:]]
     coord = [atoms.positions, *moved][: len(energy)]
     if not len(energy) == len(forces) == len(stress) == len(coord):

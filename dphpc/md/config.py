@@ -1,0 +1,197 @@
+"""The run file of molecular dynamics."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
+
+from dphpc.core.config import Config
+from dphpc.core.errors import did_you_mean
+
+THERMOSTATS = ("nose-hoover", "langevin", "bussi")
+THERMOSTAT_ALIASES = {
+    "nose_hoover": "nose-hoover", "nosehoover": "nose-hoover", "nhc": "nose-hoover",
+    "csvr": "bussi", "svr": "bussi", "v-rescale": "bussi", "baoab": "langevin",
+}  # fmt: skip
+FORMATS = {".extxyz": "extxyz", ".xyz": "extxyz", ".dump": "lammps", ".lammpstrj": "lammps", ".h5md": "h5md"}
+"""Suffix of a trajectory file and its format."""
+
+Kelvin = Annotated[float, Field(ge=0)]
+
+
+def _thermostat(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    name = THERMOSTAT_ALIASES.get(value.lower(), value.lower())
+    if name not in THERMOSTATS:
+        raise ValueError(f"unknown thermostat '{value}': {did_you_mean(name, [*THERMOSTATS, *THERMOSTAT_ALIASES])}")
+    return name
+
+
+def _lower(value: Any) -> Any:
+    return value.lower() if isinstance(value, str) else value
+
+
+class Velocities(Config):
+    """Initial velocities, drawn at a temperature."""
+
+    temperature_K: Kelvin
+    seed: NonNegativeInt = 1
+
+
+class Stage(Config):
+    """A number of steps in one ensemble."""
+
+    ensemble: Annotated[Literal["nve", "nvt"], BeforeValidator(_lower)]
+    steps: NonNegativeInt
+    thermostat: Annotated[Literal["nose-hoover", "langevin", "bussi"] | None, BeforeValidator(_thermostat)] = None
+    temperature_K: Kelvin | Annotated[list[Kelvin], Field(min_length=2, max_length=2)] | None = None
+    """A number, or [start, end] of a linear ramp."""
+    damping_fs: PositiveFloat = 100.0
+    """Time constant: the period of Nosé–Hoover's oscillation / 2π, Langevin's 1/γ, Bussi's τ."""
+    chain_length: PositiveInt = 3
+    """Nosé–Hoover thermostats in the chain."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Stage:
+        if self.ensemble == "nve":
+            for key in ("thermostat", "temperature_K"):
+                if getattr(self, key) is not None:
+                    raise ValueError(f"'{key}' has no meaning in an nve stage: remove it or write ensemble: nvt")
+            return self
+        if self.thermostat is None:
+            raise ValueError(f"an nvt stage needs 'thermostat': one of {', '.join(THERMOSTATS)}")
+        if self.temperature_K is None:
+            raise ValueError("an nvt stage needs 'temperature_K': a number, or [start, end]")
+        if self.thermostat != "langevin" and min(self.temperatures) <= 0:
+            raise ValueError(f"{self.thermostat} needs a temperature above 0 K")
+        return self
+
+    @property
+    def temperatures(self) -> tuple[float, float]:
+        """Temperature at the stage's beginning and end in K."""
+        t = self.temperature_K
+        if t is None:
+            return 0.0, 0.0
+        return (t[0], t[1]) if isinstance(t, list) else (t, t)
+
+    def temperature(self, step: int) -> float:
+        """Temperature in K after `step` steps of the stage."""
+        start, end = self.temperatures
+        return start + (end - start) * (step / self.steps if self.steps else 0.0)
+
+    @property
+    def title(self) -> str:
+        """A stage in a few words."""
+        if self.ensemble == "nve":
+            return f"nve, {self.steps} steps"
+        start, end = self.temperatures
+        target = f"{start:g} K" if start == end else f"{start:g} → {end:g} K"
+        return f"nvt ({self.thermostat}, {target}, damping {self.damping_fs:g} fs), {self.steps} steps"
+
+
+class Thermo(Config):
+    """Screen table and CSV file."""
+
+    every: PositiveInt = 10
+    file: str | None = "thermo.csv"
+
+
+class Trajectory(Config):
+    """Positions over time."""
+
+    every: PositiveInt = 100
+    file: str = "traj.extxyz"
+    format: Literal["extxyz", "lammps", "h5md"] | None = None
+    """Told by the file's suffix where it is not given."""
+    velocities: bool = False
+    forces: bool = False
+    unwrap: bool = False
+    """Write true positions, not those folded back into the box."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Trajectory:
+        if self.format is None and Path(self.file).suffix.lower() not in FORMATS:
+            raise ValueError(
+                f"the format of '{self.file}' is not clear from its suffix: use one of "
+                f"{', '.join(FORMATS)}, or add format: extxyz | lammps | h5md"
+            )
+        return self
+
+    @property
+    def kind(self) -> str:
+        """The format."""
+        return self.format or FORMATS[Path(self.file).suffix.lower()]
+
+
+class Restart(Config):
+    """Where a run can be taken up again."""
+
+    every: PositiveInt = 1000
+    file: str = "restart.h5"
+
+
+class ModelInputs(Config):
+    """What the model takes beside the positions."""
+
+    fparam: list[float] | None = None
+    """Frame parameters."""
+
+
+class MdConfig(Config):
+    """Everything of a run.  Paths are relative to the current directory, as LAMMPS and `dp` have them."""
+
+    structure: str
+    """LAMMPS data, extxyz, POSCAR, CIF, or a restart file."""
+    model: str | None = None
+    """Model file; needed unless a potential is passed from Python."""
+    type_map: list[str] | None = None
+    """Species of the file's types 1, 2, …, where the file does not name them."""
+    masses: dict[str, PositiveFloat] = Field(default_factory=dict)
+    """u, by species; what is missing comes from the file, then from the periodic table."""
+    periodic: Annotated[list[bool], Field(min_length=3, max_length=3)] | None = None
+    """Which box vectors repeat, where the file does not say so or says otherwise."""
+    replicate: Annotated[list[PositiveInt], Field(min_length=3, max_length=3)] = Field(default=[1, 1, 1])
+    precision: Literal["float64", "mixed", "float32"] = "float64"
+    timestep_fs: PositiveFloat = 0.5
+    velocities: Velocities | None = None
+    stages: Annotated[list[Stage], Field(min_length=1)]
+    seed: NonNegativeInt = 1
+    """Of the thermostats."""
+    model_inputs: ModelInputs = Field(default_factory=ModelInputs)
+    thermo: Thermo = Field(default_factory=Thermo)
+    trajectory: Trajectory | None = None
+    restart: Restart | None = None
+    skin_A: Annotated[float, Field(gt=0)] = 1.0
+    """How much farther than the cutoff the neighbor list reaches."""
+    n_threads: PositiveInt | None = None
+    """Threads a rank; by default the node's cores shared by its ranks."""
+    ignore_memory_limit: bool = False
+    """Start even where the estimated memory exceeds the machine's."""
+
+    @field_validator("type_map")
+    @classmethod
+    def _unique(cls, names: list[str] | None) -> list[str] | None:
+        if names is not None and (not names or any(not n for n in names)):
+            raise ValueError("'type_map' holds an empty name")
+        return names
+
+    @model_validator(mode="after")
+    def _files_differ(self) -> MdConfig:
+        outputs = [o.file for o in (self.thermo, self.trajectory, self.restart) if o is not None and o.file]
+        for name in outputs:
+            if outputs.count(name) > 1:
+                raise ValueError(f"two outputs would write to '{name}'")
+            if name == self.model or (name == self.structure and name != (self.restart and self.restart.file)):
+                raise ValueError(f"an output would overwrite the input '{name}'")
+        return self

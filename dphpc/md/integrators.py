@@ -1,0 +1,71 @@
+"""Velocity Verlet and what an ensemble adds to it; each reads as its algorithm.
+
+State per atom: x (n, 3) Å, v (n, 3) Å/ps, f (n, 3) eV/Å, m (n,) u; Δt in ps.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dphpc.md.engine import Engine
+
+Saved = dict[str, NDArray[np.float64]]
+
+
+class Integrator(Protocol):
+    """Moves an engine's atoms by one step, in some ensemble.
+
+    `frozen` counts the degrees of freedom that stay at rest (the center of mass's three).
+    """
+
+    frozen: int
+
+    def step(self, engine: Engine, temperature: float) -> None:
+        """One step of `engine.timestep`; `temperature` (K) is the target at its end."""
+        ...
+
+    def bath_energy(self) -> float:
+        """eV that the atoms gave to the thermostat, so that total + bath is conserved.
+
+        With `bath_is_local` it is this rank's share only.
+        """
+        ...
+
+    bath_is_local: bool
+
+    def save(self) -> Saved:
+        """What a restart needs."""
+        ...
+
+    def load(self, saved: Saved) -> None:
+        """Take up a saved state."""
+        ...
+
+
+class VelocityVerlet:
+    """The microcanonical ensemble (NVE); Swope et al., J. Chem. Phys. 76, 637 (1982)."""
+
+    frozen = 3
+    bath_is_local = False
+
+    def step(self, engine: Engine, temperature: float) -> None:
+        """v += ½Δt f/m;  x += Δt v;  f = f(x);  v += ½Δt f/m."""
+        dt = engine.timestep
+        engine.kick(0.5 * dt)
+        engine.drift(dt)
+        engine.update_forces()
+        engine.kick(0.5 * dt)
+
+    def bath_energy(self) -> float:
+        """There is no bath."""
+        return 0.0
+
+    def save(self) -> Saved:
+        """Nothing."""
+        return {}
+
+    def load(self, saved: Saved) -> None:
+        """Nothing."""

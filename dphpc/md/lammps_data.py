@@ -1,0 +1,268 @@
+"""LAMMPS data files (`read_data`), in `metal` units.
+
+https://docs.lammps.org/read_data.html: header, then sections.  Read are the box (also triclinic and
+general triclinic), Masses, Atom Type Labels, Atoms of the styles below and Velocities; other sections
+are passed over.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dphpc.core.box import Box
+from dphpc.core.errors import DataError
+
+STYLES = {
+    "atomic": ("id", "type", "x"), "charge": ("id", "type", "q", "x"), "molecular": ("id", "mol", "type", "x"),
+    "bond": ("id", "mol", "type", "x"), "angle": ("id", "mol", "type", "x"), "full": ("id", "mol", "type", "q", "x"),
+}  # fmt: skip
+"""Columns of an atom style; x stands for x, y and z, after which three image flags may follow."""
+
+SECTIONS = (
+    "Atoms", "Velocities", "Masses", "Ellipsoids", "Lines", "Triangles", "Bodies", "Bonds", "Angles", "Dihedrals",
+    "Impropers", "Atom Type Labels", "Bond Type Labels", "Angle Type Labels", "Dihedral Type Labels",
+    "Improper Type Labels", "Pair Coeffs", "PairIJ Coeffs", "Bond Coeffs", "Angle Coeffs", "Dihedral Coeffs",
+    "Improper Coeffs",
+)  # fmt: skip
+
+MAX_ATOMS = 2_000_000_000
+
+
+@dataclass
+class LammpsData:
+    """What such a file says.
+
+    Attributes
+    ----------
+    labels
+        Name of each numeric type, where the file gives one (type labels, or comments in Masses).
+    masses
+        u, by numeric type.
+    types
+        (n,) from 1.
+    velocities
+        (n, 3) Å/ps or None.
+    """
+
+    box: Box
+    ids: NDArray[np.int64]
+    types: NDArray[np.int32]
+    positions: NDArray[np.float64]
+    images: NDArray[np.int32]
+    velocities: NDArray[np.float64] | None = None
+    n_types: int = 0
+    labels: dict[int, str] = field(default_factory=dict)
+    masses: dict[int, float] = field(default_factory=dict)
+
+
+@dataclass
+class _Header:
+    n_atoms: int = 0
+    n_types: int = 0
+    bounds: NDArray[np.float64] = field(default_factory=lambda: np.array([[-0.5, 0.5]] * 3))
+    tilt: NDArray[np.float64] = field(default_factory=lambda: np.zeros(3))
+    vectors: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+
+    def box(self) -> Box:
+        if self.vectors:
+            rows = [self.vectors.get(v, np.zeros(3)) for v in ("avec", "bvec", "cvec")]
+            return Box(np.array(rows), origin=self.vectors.get("abc", np.zeros(3)))
+        low, high = self.bounds.T
+        (lx, ly, lz), (xy, xz, yz) = high - low, self.tilt
+        return Box(np.array([[lx, 0, 0], [xy, ly, 0], [xz, yz, lz]]), origin=low)
+
+
+def read_lammps_data(path: str | Path) -> LammpsData:
+    """Read a data file.
+
+    Raises
+    ------
+    DataError
+        The file is damaged, of other units, or of an atom style that is not known.
+    """
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return _Reader(file, str(path)).read()
+    except OSError as error:
+        raise DataError(f"cannot read '{path}': {error.strerror}") from None
+
+
+class _Reader:
+    def __init__(self, file: TextIO, path: str) -> None:
+        self.file, self.path = file, path
+        self.header = _Header()
+        self.labels: dict[int, str] = {}
+        self.mass_labels: dict[int, str] = {}
+        self.masses: dict[int, float] = {}
+
+    def read(self) -> LammpsData:
+        data: LammpsData | None = None
+        velocities: NDArray | None = None
+        self._check_units(self.file.readline())
+        section = self._read_header()
+        while section is not None:
+            name, hint = section
+            if name == "Masses":
+                self._read_masses()
+            elif name == "Atom Type Labels":
+                self.labels = {int(w[0]): w[1] for w, _ in self._lines(self.header.n_types)}
+            elif name == "Atoms":
+                data = self._read_atoms(hint)
+            elif name == "Velocities":
+                velocities = self._table(self.header.n_atoms, 4, "Velocities", self._first_line())
+            section = self._next_section()
+        if data is None:
+            raise self._error("the file has no Atoms section")
+        if velocities is not None:
+            data.velocities = self._sorted_velocities(data.ids, velocities)
+        data.n_types, data.masses = self.header.n_types, self.masses
+        data.labels = self.labels or self.mass_labels
+        return data
+
+    def _error(self, what: str, expected: str | None = None, remedy: str | None = None) -> DataError:
+        return DataError(what, where=f"LAMMPS data file {self.path}", expected=expected, remedy=remedy)
+
+    def _check_units(self, first_line: str) -> None:
+        found = re.search(r"units\s*=\s*(\w+)", first_line)
+        if found and found[1] != "metal":
+            raise self._error(f"the file is in units '{found[1]}'", "units metal (Å, eV, ps, g/mol)", "convert it")
+
+    def _read_header(self) -> tuple[str, str] | None:
+        h = self.header
+        for line in self.file:
+            words = line.partition("#")[0].split()
+            if not words:
+                continue
+            if section := _section(line):
+                return section
+            try:
+                tail = " ".join(words[1:])
+                if tail == "atoms":
+                    h.n_atoms = int(words[0])
+                elif tail == "atom types":
+                    h.n_types = int(words[0])
+                elif words[2:] in (["xlo", "xhi"], ["ylo", "yhi"], ["zlo", "zhi"]):
+                    h.bounds["xyz".index(words[2][0])] = [float(w) for w in words[:2]]
+                elif words[3:] == ["xy", "xz", "yz"]:
+                    h.tilt = np.array([float(w) for w in words[:3]])
+                elif words[3:] in (["avec"], ["bvec"], ["cvec"], ["abc", "origin"]):
+                    h.vectors[words[3]] = np.array([float(w) for w in words[:3]])
+            except ValueError:
+                raise self._error(f"the header line '{line.strip()}' cannot be read") from None
+            if not 0 <= h.n_atoms <= MAX_ATOMS:
+                raise self._error(f"the header announces {h.n_atoms} atoms")
+        return None
+
+    def _next_section(self) -> tuple[str, str] | None:
+        for line in self.file:
+            if section := _section(line):
+                return section
+        return None
+
+    def _lines(self, n: int) -> Iterator[tuple[list[str], str]]:
+        """Words and comment of the next n lines that are not blank."""
+        while n > 0:
+            line = self.file.readline()
+            if not line:
+                raise self._error("the file ends within a section")
+            text, _, comment = line.partition("#")
+            if text.strip():
+                n -= 1
+                yield text.split(), comment.strip()
+
+    def _first_line(self) -> str:
+        """The next line that is not blank."""
+        return next((line for line in self.file if line.strip()), "")
+
+    def _read_masses(self) -> None:
+        for words, comment in self._lines(self.header.n_types):
+            kind = int(words[0]) if words[0].isdigit() else _key_of(self.labels, words[0])
+            try:
+                self.masses[kind] = float(words[1])
+            except (ValueError, IndexError):
+                raise self._error(f"a line of Masses cannot be read: {' '.join(words)}") from None
+            if re.fullmatch(r"[A-Za-z]\w*", comment):
+                self.mass_labels[kind] = comment
+        if len(self.mass_labels) < self.header.n_types:
+            self.mass_labels = {}
+
+    def _read_atoms(self, hint: str) -> LammpsData:
+        n = self.header.n_atoms
+        start = self._first_line()
+        words = start.partition("#")[0].split()
+        style = self._style(hint, words)
+        columns = STYLES[style]
+        width = len(columns) + 2
+        if len(words) not in (width, width + 3):
+            raise self._error(f"atoms of style '{style}' have {len(words)} columns", f"{width} or {width + 3}")
+        type_column = columns.index("type")
+        table = self._table(n, len(words), "Atoms", start, type_column)
+        x = columns.index("x")
+        return LammpsData(
+            box=self.header.box(),
+            ids=table[:, 0].astype(np.int64),
+            types=table[:, type_column].astype(np.int32),
+            positions=np.ascontiguousarray(table[:, x : x + 3]),
+            images=table[:, width:].astype(np.int32) if len(words) > width else np.zeros((n, 3), np.int32),
+        )
+
+    def _style(self, hint: str, words: list[str]) -> str:
+        if hint in STYLES:
+            return hint
+        n = len(words)
+        if n in (5, 8):
+            return "atomic"
+        if n in (7, 10):
+            return "full"
+        if n in (6, 9) and not re.fullmatch(r"\d+", words[2]):
+            return "charge"
+        raise self._error(
+            f"the atom style is not clear from {n} columns" + (f" and the hint '{hint}'" if hint else ""),
+            f"one of {', '.join(STYLES)}",
+            "write it behind the section's name: Atoms # charge",
+        )
+
+    def _table(self, n: int, width: int, name: str, first: str, label_column: int | None = None) -> NDArray:
+        """Line `first` and the n − 1 after it as numbers; type labels in `label_column` become their numbers."""
+        converters = None
+        if label_column is not None and self.labels and not first.split()[label_column].isdigit():
+            numbers = {label: k for k, label in self.labels.items()}
+            converters = {label_column: lambda word: numbers[word]}
+        options: dict[str, Any] = {"ndmin": 2, "usecols": range(width), "converters": converters}
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about a file that ends early: told below
+                parts = [np.loadtxt([first], **options), np.loadtxt(self.file, max_rows=n - 1, **options)]
+            table = np.concatenate([part for part in parts if part.size])
+        except (ValueError, KeyError, IndexError) as error:
+            raise self._error(f"section {name} cannot be read: {error}") from None
+        if table.shape != (n, width):
+            raise self._error(f"section {name} has {len(table)} lines", f"{n}, as the header says")
+        return table
+
+    def _sorted_velocities(self, ids: NDArray[np.int64], table: NDArray) -> NDArray[np.float64]:
+        order, own = np.argsort(table[:, 0], kind="stable"), np.argsort(ids, kind="stable")
+        if not np.array_equal(table[order, 0].astype(np.int64), ids[own]):
+            raise self._error("Velocities and Atoms name different atoms")
+        velocities = np.empty((len(ids), 3))
+        velocities[own] = table[order, 1:]
+        return velocities
+
+
+def _section(line: str) -> tuple[str, str] | None:
+    """Name and hint of a section's title line."""
+    text, _, hint = line.partition("#")
+    name = " ".join(text.split())
+    return (name, hint.strip().split(" ")[0]) if name in SECTIONS else None
+
+
+def _key_of(labels: dict[int, str], label: str) -> int:
+    return next((k for k, name in labels.items() if name == label), 0)

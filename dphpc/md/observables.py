@@ -1,0 +1,91 @@
+"""What is measured of a run: energies, temperature, pressure."""
+
+from __future__ import annotations
+
+from dataclasses import astuple, dataclass
+
+import numpy as np
+
+from dphpc.core.units import BOLTZMANN_EV_PER_K, EV_PER_A3_IN_BAR
+from dphpc.md.engine import Engine
+from dphpc.md.integrators import Integrator
+
+
+@dataclass(frozen=True)
+class Thermo:
+    """One line of thermo output; fields are the CSV's columns, in order.
+
+    The pressure is (Σ m v⊗v + virial)/V; it is NaN where no direction of the box repeats.
+    """
+
+    step: int
+    time_ps: float
+    temperature_K: float
+    potential_eV: float
+    kinetic_eV: float
+    total_eV: float
+    conserved_eV: float
+    pressure_bar: float
+    pxx_bar: float
+    pyy_bar: float
+    pzz_bar: float
+    pxy_bar: float
+    pxz_bar: float
+    pyz_bar: float
+    volume_A3: float
+
+    def csv(self) -> str:
+        """The values so that reading gives them back to the last bit."""
+        return ",".join(repr(value) for value in astuple(self))
+
+
+COLUMNS = tuple(Thermo.__dataclass_fields__)
+
+
+def degrees_of_freedom(n_atoms: int, frozen: int) -> int:
+    """3N less the directions in which the center of mass rests; one atom alone keeps its three."""
+    return 3 * n_atoms - (frozen if n_atoms > 1 else 0)
+
+
+def temperature(kinetic: float, dof: int) -> float:
+    """K, of a kinetic energy in eV."""
+    return 2.0 * kinetic / (BOLTZMANN_EV_PER_K * dof) if dof else 0.0
+
+
+def bath_energy(engine: Engine, integrator: Integrator) -> float:
+    """eV in the thermostat, of all ranks; collective."""
+    own = integrator.bath_energy()
+    return float(engine.comm.allreduce(np.array([own]))[0]) if integrator.bath_is_local else own
+
+
+def measure(engine: Engine, integrator: Integrator, bath_before: float) -> Thermo:
+    """The present values; collective.
+
+    Parameters
+    ----------
+    bath_before
+        eV that thermostats of earlier stages took: keeps the conserved energy continuous.
+    """
+    own = np.concatenate(([engine.energy], engine.virial.ravel(), engine.local_kinetic_tensor().ravel()))
+    sums = engine.comm.allreduce(own)
+    potential, virial, kinetic_tensor = float(sums[0]), sums[1:10].reshape(3, 3), sums[10:].reshape(3, 3)
+    kinetic = 0.5 * float(np.trace(kinetic_tensor))
+    box = engine.state.box
+    pressure = (kinetic_tensor + virial) / box.volume * EV_PER_A3_IN_BAR
+    pressure = 0.5 * (pressure + pressure.T)
+    if not any(box.periodic):
+        pressure[...] = np.nan
+    p = pressure.tolist()
+    return Thermo(
+        step=engine.step,
+        time_ps=engine.time,
+        temperature_K=temperature(kinetic, degrees_of_freedom(engine.n_atoms, integrator.frozen)),
+        potential_eV=potential,
+        kinetic_eV=kinetic,
+        total_eV=potential + kinetic,
+        conserved_eV=potential + kinetic + bath_before + bath_energy(engine, integrator),
+        pressure_bar=(p[0][0] + p[1][1] + p[2][2]) / 3.0,
+        pxx_bar=p[0][0], pyy_bar=p[1][1], pzz_bar=p[2][2],
+        pxy_bar=p[0][1], pxz_bar=p[0][2], pyz_bar=p[1][2],
+        volume_A3=box.volume,
+    )  # fmt: skip

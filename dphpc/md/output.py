@@ -1,0 +1,120 @@
+"""What a run writes while it goes: thermo CSV and the table on the screen."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from dphpc.core.errors import DataError
+from dphpc.md.observables import COLUMNS, Thermo
+
+_TABLE = (
+    ("step", 10), ("time/ps", 11), ("T/K", 9), ("E_pot/eV", 16), ("E_kin/eV", 13), ("E_total/eV", 16),
+    ("conserved/eV", 16), ("P/bar", 11), ("atom-steps/s", 12), ("left", 9),
+)  # fmt: skip
+
+
+class ThermoFile:
+    """The CSV file; `resume_at` bytes of an old one are kept, None begins anew."""
+
+    def __init__(self, path: str, resume_at: int | None) -> None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        header = ",".join(COLUMNS) + "\n"
+        if resume_at is None:
+            self._file = open(path, "w+", encoding="ascii", newline="")  # noqa: SIM115 (lives as long as the run)
+            self._file.write(header)
+            return
+        self._file = open(path, "r+", encoding="ascii", newline="")  # noqa: SIM115
+        if self._file.readline() != header:
+            raise DataError("the file to go on with has another header", where=path, remedy="name another thermo file")
+        self._file.truncate(resume_at)
+        self._file.seek(resume_at)
+
+    def write(self, thermo: Thermo) -> None:
+        """A line, brought to disk at once."""
+        self._file.write(thermo.csv() + "\n")
+        self._file.flush()
+
+    def position(self) -> int:
+        """Bytes written."""
+        self._file.flush()
+        return self._file.tell()
+
+
+class Screen:
+    """The table on the screen: with a progress bar on a terminal, plain lines in a log.
+
+    Parameters
+    ----------
+    n_steps
+        Steps that are to be done.
+    quiet
+        Print nothing (ranks other than 0).
+    """
+
+    def __init__(self, n_atoms: int, n_steps: int, quiet: bool) -> None:
+        self.n_atoms, self.n_steps, self.quiet = n_atoms, n_steps, quiet
+        self.done = 0
+        self._started = self._last_time = time.perf_counter()
+        self._last_done = 0
+        self._progress: Progress | None = None
+        self._task = TaskID(0)
+
+    def say(self, *lines: str) -> None:
+        """Print lines."""
+        if self.quiet:
+            return
+        for line in lines:
+            if self._progress is not None:
+                self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            else:
+                print(line, flush=True)
+
+    def start(self) -> None:
+        """Begin the table."""
+        self._started = self._last_time = time.perf_counter()
+        if not self.quiet and sys.stdout.isatty():
+            count = TextColumn("{task.completed}/{task.total} steps")
+            columns = (count, BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+            self._progress = Progress(*columns, console=Console(file=sys.stdout), transient=True)
+            self._task = self._progress.add_task("md", total=self.n_steps)
+            self._progress.start()
+        self.say("", " ".join(f"{name:>{width}}" for name, width in _TABLE))
+
+    def stop(self) -> None:
+        """End the table."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def tick(self) -> None:
+        """A step is done."""
+        self.done += 1
+        if self._progress is not None:
+            self._progress.update(self._task, completed=self.done)
+
+    def row(self, t: Thermo) -> None:
+        """A line of the table, with the rate since the last one and the time left."""
+        now = time.perf_counter()
+        steps, seconds = self.done - self._last_done, now - self._last_time
+        rate = f"{steps * self.n_atoms / seconds:.4g}" if steps and seconds else "-"
+        left = "-"
+        if self.done and now > self._started:
+            left = duration((self.n_steps - self.done) * (now - self._started) / self.done)
+        self._last_done, self._last_time = self.done, now
+        values = (
+            f"{t.step}", f"{t.time_ps:.6g}", f"{t.temperature_K:.2f}", f"{t.potential_eV:.6f}", f"{t.kinetic_eV:.6f}",
+            f"{t.total_eV:.6f}", f"{t.conserved_eV:.6f}", f"{t.pressure_bar:.2f}", rate, left,
+        )  # fmt: skip
+        self.say(" ".join(f"{value:>{width}}" for value, (_, width) in zip(values, _TABLE, strict=True)))
+
+
+def duration(seconds: float) -> str:
+    """h:mm:ss."""
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}:{m:02d}:{s:02d}"

@@ -1,0 +1,78 @@
+"""What a run gives back to Python."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dphpc.md.observables import COLUMNS, Thermo
+
+
+@dataclass
+class MDResult:
+    """A finished run; in a notebook it shows itself as a table.
+
+    Attributes
+    ----------
+    thermo
+        Column of thermo.csv to its values, of this run.
+    files
+        What was written: "thermo", "trajectory", "restart" to a path.
+    seconds
+        Wall-clock seconds of the steps, and by phase in `phases`.
+    """
+
+    n_atoms: int
+    n_ranks: int
+    steps: int
+    time_ps: float
+    timestep_fs: float
+    seconds: float
+    phases: dict[str, float]
+    rebuilds: int
+    files: dict[str, str] = field(default_factory=dict)
+    thermo: dict[str, NDArray] = field(default_factory=dict)
+
+    @property
+    def atom_steps_per_second(self) -> float:
+        """Atoms × steps / seconds."""
+        return self.n_atoms * self.steps / self.seconds if self.seconds else 0.0
+
+    @property
+    def ns_per_day(self) -> float:
+        """Simulated nanoseconds a day."""
+        return self.steps * self.timestep_fs * 1e-6 * 86400.0 / self.seconds if self.seconds else 0.0
+
+    def summary(self) -> list[str]:
+        """Lines for the end of a run."""
+        if not self.steps:
+            return ["no steps were done"]
+        share = ", ".join(f"{name} {100.0 * s / self.seconds:.1f} %" for name, s in self.phases.items())
+        return [
+            f"{self.steps} steps of {self.n_atoms:,} atoms in {self.seconds:.2f} s: "
+            f"{self.atom_steps_per_second:,.0f} atom-steps/s, {self.ns_per_day:.4g} ns/day",
+            f"time: {share}; {self.rebuilds} neighbor rebuilds",
+            *(f"{what}: {path}" for what, path in self.files.items()),
+        ]
+
+    def __repr__(self) -> str:
+        return "\n".join(["MDResult", *(f"  {line}" for line in self.summary())])
+
+    def _repr_html_(self) -> str:
+        rows = [("atoms", f"{self.n_atoms:,}"), ("steps", f"{self.steps:,}"), ("time", f"{self.time_ps:.6g} ps")]
+        rows += [("rate", f"{self.atom_steps_per_second:,.0f} atom-steps/s, {self.ns_per_day:.4g} ns/day")]
+        for key in ("temperature_K", "potential_eV", "pressure_bar"):
+            values = self.thermo.get(key, np.zeros(0))
+            if len(values):
+                rows.append((key, f"{values[-1]:.6g} (mean {values.mean():.6g} ± {values.std():.3g})"))
+        rows += [(what, path) for what, path in self.files.items()]
+        body = "".join(f"<tr><th>{html.escape(a)}</th><td>{html.escape(b)}</td></tr>" for a, b in rows)
+        return f"<table>{body}</table>"
+
+
+def columns_of(rows: list[Thermo]) -> dict[str, NDArray]:
+    """Thermo lines as arrays by column."""
+    return {name: np.array([getattr(row, name) for row in rows]) for name in COLUMNS}

@@ -1,0 +1,309 @@
+"""`dphpc md`: from a run file to a finished run, on one rank or many."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dphpc import __version__
+from dphpc.core.box import Box
+from dphpc.core.config import load_config, parse_config
+from dphpc.core.errors import InputError
+from dphpc.core.units import FS
+from dphpc.md.config import MdConfig, Stage
+from dphpc.md.engine import Engine
+from dphpc.md.integrators import Integrator, VelocityVerlet
+from dphpc.md.memory import estimate, refuse_if_too_large
+from dphpc.md.observables import Thermo, bath_energy, degrees_of_freedom, measure
+from dphpc.md.output import Screen, ThermoFile
+from dphpc.md.restart import Checkpoint, is_restart, read_restart, write_restart
+from dphpc.md.result import MDResult, columns_of
+from dphpc.md.structures import Source, deal, masses_of, read_structure, replicated, require_file
+from dphpc.md.thermostats import Bussi, Langevin, NoseHoover
+from dphpc.md.trajectory import FrameWriter, open_trajectory, write_frame
+from dphpc.md.velocities import draw_velocities
+from dphpc.ops.threads import default_threads, set_threads
+from dphpc.parallel.comm import Communicator, ends_together, together, world
+from dphpc.parallel.domain import Domain
+from dphpc.parallel.launch import ranks_on_same_cores
+from dphpc.potential.contract import Potential
+
+
+def run_md(
+    config: str | Path | Mapping[str, Any], *, comm: Communicator | None = None, potential: Potential | None = None
+) -> MDResult:
+    """Run molecular dynamics as a run file says; collective.
+
+    Parameters
+    ----------
+    config
+        A run file (YAML or JSON), or what would stand in one.
+    comm
+        The ranks that take part; by default all that were started together.
+    potential
+        Takes the place of the run file's `model`.
+
+    Raises
+    ------
+    InputError, DataError, ModelFileError
+        The run file, the structure or the model is wrong; before anything is written.
+    RunError
+        The run had to stop: the message names step, atom and last restart.
+    """
+    comm = comm if comm is not None else world()
+    with ends_together(comm):
+        settings: MdConfig | None = None
+        with together(comm):
+            if comm.rank == 0:
+                settings = _parse(config, potential is not None)
+        run = Run(comm.bcast(settings), comm, potential)  # type: ignore[arg-type]
+        try:
+            return run.go()
+        finally:
+            run.screen.stop()
+
+
+def _parse(config: str | Path | Mapping[str, Any], has_potential: bool) -> MdConfig:
+    settings = parse_config(MdConfig, config) if isinstance(config, Mapping) else load_config(MdConfig, config)
+    if settings.model is None and not has_potential:
+        raise InputError("'model' is missing", where="run file", remedy="add model: FILE.dp")
+    if settings.model is not None and not has_potential:
+        require_file(settings.model, "model")
+    require_file(settings.structure, "structure")
+    if is_restart(settings.structure) and max(settings.replicate) > 1:
+        raise InputError("a restart cannot be replicated", where="key 'replicate'", remedy="remove it")
+    return settings
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What all ranks must know of the structure."""
+
+    box: Box
+    n_atoms: int
+    masses: NDArray[np.float64]
+    has_velocities: bool
+    checkpoint: Checkpoint | None
+
+
+class Run:
+    """A run in progress: engine, plan, and outputs."""
+
+    def __init__(self, settings: MdConfig, comm: Communicator, potential: Potential | None) -> None:
+        self.settings, self.comm = settings, comm
+        self.screen = Screen(0, 0, quiet=comm.rank != 0)
+        self.n_threads = settings.n_threads or default_threads(ranks_on_same_cores(comm))
+        with together(comm):
+            set_threads(self.n_threads)
+            self.potential = potential or _load(settings)
+        source, start = self._read()
+        self.checkpoint, self.masses = start.checkpoint, start.masses
+        box = replicated(start.box, settings.replicate)
+        n_atoms = start.n_atoms * int(np.prod(settings.replicate))
+        domain = Domain.even(box, comm.size, comm.rank)
+        self._describe(n_atoms, domain)
+        state = deal(source, settings.replicate, start.box, domain, comm)
+        dt = settings.timestep_fs * FS
+        self.engine = Engine(state, domain, comm, self.potential, start.masses, dt, settings.skin_A)
+        assert self.engine.n_atoms == n_atoms
+        if comm.size > 1:
+            fewest, most = comm.allreduce(np.array([state.n_local, -state.n_local]), "min") * [1, -1]
+            self.screen.say(f"atoms:     {fewest:,} to {most:,} a rank")
+        self._plan()
+        if settings.velocities is not None and self.checkpoint is None:
+            draw_velocities(self.engine, settings.velocities.temperature_K, settings.velocities.seed)
+        elif settings.velocities is None and not start.has_velocities:
+            self.screen.say("velocities: all atoms start at rest (none in the run file, none in the structure)")
+        self._open_outputs()
+
+    def _read(self) -> tuple[Source | None, _Start]:
+        s, source, start = self.settings, None, None
+        with together(self.comm):
+            if self.comm.rank == 0:
+                checkpoint = None
+                if is_restart(s.structure):
+                    source, checkpoint = read_restart(s.structure)
+                else:
+                    source = read_structure(s.structure, s.type_map, s.periodic)
+                type_map = self.potential.type_map
+                source = source.with_types_of(type_map, s.structure)
+                masses = masses_of(type_map, s.masses, source.masses, source.present)
+                start = _Start(source.box, source.n_atoms, masses, source.has_velocities, checkpoint)
+        start = self.comm.bcast(start)
+        assert start is not None
+        return source, start
+
+    def _describe(self, n_atoms: int, domain: Domain) -> None:
+        """The run's header; refuses a run that does not fit into memory."""
+        s, comm, say = self.settings, self.comm, self.screen.say
+        reach = self.potential.cutoff + s.skin_A
+        needed = estimate(n_atoms, domain, self.potential, reach, comm)
+        lengths = " × ".join(f"{x:.4g}" for x in np.linalg.norm(domain.box.matrix, axis=1))
+        sides = "".join("p" if p else "f" for p in domain.box.periodic)
+        replicate = f", replicated {' × '.join(map(str, s.replicate))}" if max(s.replicate) > 1 else ""
+        say(
+            f"dphpc {__version__}: molecular dynamics",
+            f"ranks:     {comm.size} × {self.n_threads} threads, {comm.node_size} on a node of {os.cpu_count()} cores; "
+            f"bricks {' × '.join(map(str, domain.grid))}",
+            f"structure: {s.structure}{replicate}: {n_atoms:,} atoms in {lengths} Å ({sides})",
+            f"model:     {s.model or type(self.potential).__name__} ({', '.join(self.potential.type_map)}), "
+            f"{s.precision}, cutoff {self.potential.cutoff:g} + skin {s.skin_A:g} Å",
+            f"memory:    {needed}",
+        )
+        with together(comm):
+            if not s.ignore_memory_limit:
+                refuse_if_too_large(needed, n_atoms)
+
+    def _plan(self) -> None:
+        """Where in the stages to begin."""
+        s, engine, old = self.settings, self.engine, self.checkpoint
+        self.stage, self.stage_step, self.bath = 0, 0, 0.0
+        self.saved: dict[str, NDArray] = {}
+        if old is not None:
+            step0, time0, dt = old.clock
+            engine.step, self.bath = old.step, old.bath
+            same = dt == engine.timestep
+            engine.clock = (step0, time0) if same else (old.step, time0 + (old.step - step0) * dt)
+            where = old.position_in(s.stages)
+            if where is not None:
+                (self.stage, self.stage_step), self.saved = where, old.integrator
+            plan = f"going on in stage {self.stage + 1} after {self.stage_step} of its steps" if where else "new stages"
+            self.screen.say(f"restart:   at step {engine.step}, {engine.time:.6g} ps; {plan}")
+            if s.velocities is not None:
+                self.screen.say("velocities: from the restart file; the run file's 'velocities' is not used")
+        self.n_steps = sum(stage.steps for stage in s.stages[self.stage :]) - self.stage_step
+        self.screen = Screen(engine.n_atoms, self.n_steps, self.screen.quiet)
+
+    def _open_outputs(self) -> None:
+        s = self.settings
+        self.thermo_file: ThermoFile | None = None
+        self.trajectory: FrameWriter | None = None
+        self.rows: list[Thermo] = []
+        old = self.checkpoint.files if self.checkpoint else {}
+        self.fresh = {"thermo": True, "trajectory": True}
+        with together(self.comm):
+            if self.comm.rank == 0:
+                if s.thermo.file:
+                    at = _resume_at(s.thermo.file, old)
+                    self.thermo_file, self.fresh["thermo"] = ThermoFile(s.thermo.file, at), at is None
+                if s.trajectory:
+                    at = _resume_at(s.trajectory.file, old)
+                    self.trajectory = open_trajectory(s.trajectory, self.potential.type_map, self.masses, at)
+                    self.fresh["trajectory"] = at is None
+        self.fresh = self.comm.bcast(self.fresh)
+
+    def go(self) -> MDResult:
+        """All steps that are left."""
+        engine, s = self.engine, self.settings
+        engine.update_forces()
+        integrator = self._integrator(s.stages[self.stage])
+        if self.saved:
+            integrator.load(self.saved)
+        self.screen.start()
+        for phase in engine.timers.seconds:
+            engine.timers.seconds[phase] = 0.0
+        engine.rebuilds = 0
+        started = time.perf_counter()
+        self._write(integrator, first=True)
+        while True:
+            stage = s.stages[self.stage]
+            self.screen.say(f"stage {self.stage + 1} of {len(s.stages)}: {stage.title}")
+            for k in range(self.stage_step + 1, stage.steps + 1):
+                integrator.step(engine, stage.temperature(k))
+                engine.step += 1
+                self.stage_step = k
+                self.screen.tick()
+                self._write(integrator)
+            if self.stage + 1 == len(s.stages):
+                break
+            self.bath += bath_energy(engine, integrator)
+            self.stage, self.stage_step = self.stage + 1, 0
+            integrator = self._integrator(s.stages[self.stage])
+        if s.restart and engine.step % s.restart.every:
+            self._write_restart(integrator)
+        return self._finish(time.perf_counter() - started)
+
+    def _integrator(self, stage: Stage) -> Integrator:
+        dof = degrees_of_freedom(self.engine.n_atoms, VelocityVerlet.frozen)
+        damping, seed = stage.damping_fs * FS, self.settings.seed
+        match stage.thermostat:
+            case "nose-hoover":
+                return NoseHoover(dof, stage.temperature(0), damping, stage.chain_length)
+            case "bussi":
+                return Bussi(dof, damping, seed)
+            case "langevin":
+                return Langevin(damping, seed)
+        return VelocityVerlet()
+
+    def _write(self, integrator: Integrator, first: bool = False) -> None:
+        """Whatever output is due at this step; `first` is the state before the first step."""
+        s, engine = self.settings, self.engine
+        due = {"thermo": s.thermo.every, "trajectory": s.trajectory.every if s.trajectory else 0}
+        due["restart"] = s.restart.every if s.restart and not first else 0
+        now = {what for what, every in due.items() if every and engine.step % every == 0}
+        if not now:
+            return
+        thermo = measure(engine, integrator, self.bath)
+        with engine.timers("output"):
+            if "thermo" in now:
+                self.rows.append(thermo)
+                self.screen.row(thermo)
+                with together(self.comm):
+                    if self.thermo_file and (not first or self.fresh["thermo"]):
+                        self.thermo_file.write(thermo)
+            if "trajectory" in now and s.trajectory and (not first or self.fresh["trajectory"]):
+                write_frame(self.trajectory, engine, s.trajectory, thermo.potential_eV)
+            if "restart" in now:
+                self._write_restart(integrator)
+
+    def _write_restart(self, integrator: Integrator) -> None:
+        s, engine = self.settings, self.engine
+        assert s.restart is not None
+        files: dict[str, int] = {}
+        if self.thermo_file and s.thermo.file:
+            files[s.thermo.file] = self.thermo_file.position()
+        if self.trajectory and s.trajectory:
+            files[s.trajectory.file] = self.trajectory.position()
+        # Langevin keeps its account on each rank: all of it goes into what earlier stages took.
+        bath = self.bath + (bath_energy(engine, integrator) if integrator.bath_is_local else 0.0)
+        stages = [stage.model_dump() for stage in s.stages]
+        clock = (*engine.clock, engine.timestep)
+        checkpoint = Checkpoint(engine.step, clock, stages, self.stage, self.stage_step, bath, files, integrator.save())
+        write_restart(s.restart.file, engine, checkpoint, self.potential.type_map, self.masses)
+
+    def _finish(self, seconds: float) -> MDResult:
+        s, engine = self.settings, self.engine
+        files = {"thermo": s.thermo.file or ""}
+        files["trajectory"] = s.trajectory.file if s.trajectory else ""
+        files["restart"] = s.restart.file if s.restart and engine.last_restart else ""
+        result = MDResult(
+            engine.n_atoms, self.comm.size, self.n_steps, engine.time, s.timestep_fs, seconds,
+            dict(engine.timers.seconds), engine.rebuilds, {k: v for k, v in files.items() if v}, columns_of(self.rows),
+        )  # fmt: skip
+        self.screen.stop()
+        self.screen.say("", *result.summary())
+        return result
+
+
+def _load(settings: MdConfig) -> Potential:
+    from dphpc.potential.deep import DeepPotential  # not needed where Python brings a potential
+
+    assert settings.model is not None
+    return DeepPotential.from_file(settings.model, settings.precision, settings.model_inputs.fparam)
+
+
+def _resume_at(path: str, written: dict[str, int]) -> int | None:
+    """How far an output file of the run before the restart is to be kept, None if there is none."""
+    at = written.get(path)
+    if at is None or not Path(path).is_file():
+        return None
+    if not path.endswith(".h5md") and Path(path).stat().st_size < at:
+        return None
+    return at

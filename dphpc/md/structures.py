@@ -1,0 +1,308 @@
+"""Where a run's atoms come from: files read on rank 0, replicated and dealt out to the ranks piece by piece."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from ase import Atoms
+from ase.data import atomic_masses, atomic_numbers
+from ase.geometry import complete_cell
+from ase.io import read as ase_read
+from ase.units import fs as ASE_FS
+from numpy.typing import NDArray
+
+from dphpc.core.box import Box
+from dphpc.core.errors import DataError, DphpcError, InputError, did_you_mean
+from dphpc.core.state import RESTARTED, State, row_dtype
+from dphpc.md.lammps_data import LammpsData, read_lammps_data
+from dphpc.parallel.comm import Communicator
+from dphpc.parallel.domain import Domain
+
+ROWS = row_dtype(RESTARTED)
+CHUNK = 1 << 18
+"""Atoms read and dealt out at a time."""
+
+MARGIN = 1.0
+"""Å of room around atoms in a direction without a box vector."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A structure that can be read piece by piece; only rank 0 has one with atoms.
+
+    Attributes
+    ----------
+    species
+        Names that the rows' `types` count; atoms are there of those in `present`.
+    masses
+        u, by name, where the file gives them.
+    read
+        Gives the rows from one index to another.
+    has_velocities
+        Whether the file gave velocities.
+    """
+
+    box: Box
+    species: list[str]
+    present: list[str]
+    n_atoms: int
+    max_id: int
+    masses: dict[str, float]
+    has_velocities: bool
+    read: Callable[[int, int], NDArray]
+
+    @classmethod
+    def of_rows(
+        cls, box: Box, species: list[str], rows: NDArray, masses: dict[str, float], has_velocities: bool, where: str
+    ) -> Source:
+        """A source of rows in memory, checked."""
+        if not len(rows):
+            raise DataError("the structure has no atoms", where=where)
+        bad = np.flatnonzero(~np.isfinite(rows["positions"]).all(axis=1) | ~np.isfinite(rows["velocities"]).all(axis=1))
+        if len(bad):
+            raise DataError(f"atom {rows['ids'][bad[0]]} has a position or velocity that is not finite", where=where)
+        if len(np.unique(rows["ids"])) != len(rows):
+            raise DataError("two atoms have the same id", where=where)
+        max_id = int(rows["ids"].max())
+
+        def read(first: int, last: int) -> NDArray:
+            return rows[first:last]
+
+        return cls(box, species, species, len(rows), max_id, masses, has_velocities, read)
+
+    def with_types_of(self, type_map: Sequence[str], where: str) -> Source:
+        """The same atoms with `types` counting `type_map`.
+
+        Raises
+        ------
+        InputError
+            A species is not in `type_map`.
+        """
+        for name in self.present:
+            if name not in type_map:
+                raise InputError(
+                    f"the structure has species '{name}', which the model does not know",
+                    where=where,
+                    expected=f"species of the model: {', '.join(type_map)}",
+                    remedy=f"{did_you_mean(name, type_map)} check 'type_map' of the run file",
+                )
+        known = {name: number for number, name in enumerate(type_map)}
+        numbers = np.array([known.get(name, -1) for name in self.species], np.int32)
+        read = self.read
+
+        def renamed(first: int, last: int) -> NDArray:
+            rows = read(first, last).copy()
+            rows["types"] = numbers[rows["types"]]
+            return rows
+
+        return replace(self, species=list(type_map), read=renamed)
+
+
+def read_structure(path: str, type_map: list[str] | None, periodic: list[bool] | None) -> Source:
+    """Read a structure file (not a restart), by its name: `.lmp`, `.data`, `data.*`: LAMMPS data; else what ASE reads.
+
+    Raises
+    ------
+    InputError, DataError
+        The file is missing, damaged, or its types have no names.
+    """
+    require_file(path, "structure")
+    name = Path(path).name.lower()
+    if name.endswith((".lmp", ".data", ".lammps", ".lmpdat")) or name.startswith("data."):
+        source = _from_lammps(read_lammps_data(path), type_map, path)
+    else:
+        source = _from_ase(_read_ase(path), path)
+    if periodic is not None and tuple(periodic) != source.box.periodic:
+        source = replace(source, box=replace(source.box, periodic=(periodic[0], periodic[1], periodic[2])))
+    return source
+
+
+def require_file(path: str, key: str) -> None:
+    """Raise InputError unless there is such a file."""
+    if not Path(path).is_file():
+        raise InputError(
+            f"there is no file '{path}'",
+            where=f"key '{key}'",
+            expected="a path relative to the current directory",
+            remedy=f"the current directory is {Path.cwd()}",
+        )
+
+
+def _from_lammps(data: LammpsData, type_map: list[str] | None, path: str) -> Source:
+    kinds = range(1, max(data.n_types, int(data.types.max(initial=0))) + 1)
+    if type_map is None and not data.labels:
+        raise InputError(
+            f"'{path}' does not name its {len(kinds)} types",
+            where="key 'type_map'",
+            expected="a species for each type, as type_map: [O, H]",
+        )
+    names = type_map if type_map is not None else [data.labels.get(k, "") for k in kinds]
+    present = np.unique(data.types)
+    if len(present) and (present[0] < 1 or present[-1] > len(names)):
+        raise InputError(
+            f"'{path}' has atoms of type {present[-1] if present[0] >= 1 else present[0]}",
+            where="key 'type_map'",
+            expected=f"types 1 to {len(names)}, which 'type_map' names",
+        )
+    masses = {names[k - 1]: m for k, m in data.masses.items() if k <= len(names)}
+    for name, mass in masses.items():
+        _check_mass(name, mass, names, path)
+    rows = np.zeros(len(data.ids), ROWS)
+    used = [names[k - 1] for k in present]
+    rows["ids"], rows["positions"], rows["images"] = data.ids, data.positions, data.images
+    rows["types"] = np.searchsorted(present, data.types)
+    if data.velocities is not None:
+        rows["velocities"] = data.velocities
+    return Source.of_rows(data.box, used, rows, masses, data.velocities is not None, path)
+
+
+def _check_mass(name: str, mass: float, names: list[str], path: str) -> None:
+    """Catch a `type_map` in the wrong order: a mass that is another species' and not this one's."""
+    standard = {n: atomic_masses[atomic_numbers[n]] for n in names if n in atomic_numbers}
+    others = [n for n, m in standard.items() if abs(m - mass) < 0.02 * m]
+    if name in standard and others and abs(standard[name] - mass) > 0.5 * standard[name]:
+        raise InputError(
+            f"type_map calls a type '{name}' that has the mass of {others[0]} ({mass:g} u) in '{path}'",
+            where="key 'type_map'",
+            remedy="put the species in the order of the file's types",
+        )
+
+
+def _read_ase(path: str) -> Atoms:
+    name = Path(path).name
+    lower = name.lower()
+    is_vasp = lower.startswith(("poscar", "contcar")) or lower.endswith((".poscar", ".vasp"))
+    kind = "vasp" if is_vasp else "extxyz" if lower.endswith((".xyz", ".extxyz")) else None
+    try:
+        atoms = ase_read(path, index=-1, format=kind, parallel=False)  # else ASE talks to the other ranks
+        assert isinstance(atoms, Atoms)
+    except DphpcError:
+        raise
+    except Exception as error:  # ASE's readers raise whatever comes to them
+        raise DataError(
+            f"the structure cannot be read: {str(error) or type(error).__name__}",
+            where=path,
+            expected="LAMMPS data, extxyz, POSCAR, CIF or a restart file (.h5)",
+        ) from None
+    occupancies = atoms.info.get("occupancy", {}).values()
+    if any(len(site) > 1 or sum(site.values()) < 1 for site in occupancies):
+        raise DataError("the structure has sites that are occupied in part", where=path, remedy="write an ordered cell")
+    if atoms.constraints:
+        raise DataError("the structure fixes atoms, which a run does not do", where=path, remedy="free them")
+    return atoms
+
+
+def _from_ase(atoms: Atoms, path: str) -> Source:
+    names, types = np.unique(atoms.get_chemical_symbols(), return_inverse=True)
+    rows = np.zeros(len(atoms), ROWS)
+    rows["ids"] = np.arange(1, len(atoms) + 1)
+    rows["types"], rows["positions"] = types, atoms.positions
+    has_velocities = atoms.has("momenta")
+    if has_velocities:
+        rows["velocities"] = atoms.get_velocities() * (1000.0 * ASE_FS)
+    masses: dict[str, float] = {}
+    if atoms.has("masses"):
+        for k, name in enumerate(names):
+            own = np.unique(atoms.get_masses()[types == k])
+            if len(own) > 1:
+                raise DataError(f"atoms of species {name} have different masses", where=path)
+            masses[str(name)] = float(own[0])
+    return Source.of_rows(_box_of(atoms), [str(n) for n in names], rows, masses, has_velocities, path)
+
+
+def _box_of(atoms: Atoms) -> Box:
+    """The cell; a direction without a vector gets one that encloses the atoms."""
+    missing = ~atoms.cell.array.any(axis=1)
+    if missing.all():
+        return Box.around(atoms.positions, MARGIN)
+    px, py, pz = (atoms.pbc & ~missing).tolist()
+    periodic = (px, py, pz)
+    if not missing.any():
+        return Box(atoms.cell.array, periodic)
+    matrix = complete_cell(atoms.cell.array)
+    units = matrix / np.linalg.norm(matrix, axis=1)[:, None]
+    along = atoms.positions @ units.T
+    low, high = along.min(axis=0) - MARGIN, along.max(axis=0) + MARGIN
+    matrix[missing] = units[missing] * (high - low)[missing, None]
+    return Box(matrix, periodic, origin=(units * low[:, None])[missing].sum(axis=0))
+
+
+def masses_of(
+    type_map: Sequence[str], given: dict[str, float], from_file: dict[str, float], present: Sequence[str]
+) -> NDArray[np.float64]:
+    """(ntypes,) u: as the run file gives them, else the structure's file, else the periodic table.
+
+    Raises
+    ------
+    InputError
+        `given` names an unknown species, or a species that is present has no mass.
+    """
+    for name in given:
+        if name not in type_map:
+            raise InputError(
+                f"'masses' names '{name}', which the model does not know", remedy=did_you_mean(name, type_map)
+            )
+    table = {name: float(atomic_masses[atomic_numbers[name]]) for name in type_map if name in atomic_numbers}
+    masses = {**table, **from_file, **given}
+    for name in present:
+        if not masses.get(name, 0.0) > 0.0:
+            raise InputError(f"the mass of '{name}' is not known", remedy=f"add masses: {{{name}: …}} to the run file")
+    return np.array([masses.get(name, np.nan) for name in type_map])
+
+
+def replicated(box: Box, replicate: Sequence[int]) -> Box:
+    """The box of a structure repeated along its vectors."""
+    return replace(box, matrix=box.matrix * np.array(replicate)[:, None])
+
+
+def deal(source: Source | None, replicate: Sequence[int], base: Box, domain: Domain, comm: Communicator) -> State:
+    """Give each rank the atoms of its brick; collective.
+
+    Rank 0 reads pieces and sends them to all, each rank keeps its own: none ever holds the whole.
+
+    Parameters
+    ----------
+    source
+        On rank 0.
+    base
+        The box of the structure before replication; `domain` divides the one after.
+    """
+    n_atoms, max_id = comm.bcast((source.n_atoms, source.max_id) if source else (0, 0))
+    kept = [np.zeros(0, ROWS)]
+    for first in range(0, n_atoms, CHUNK):
+        piece = source.read(first, min(first + CHUNK, n_atoms)) if source else None
+        rows = comm.bcast(piece)
+        assert rows is not None
+        kept += _own_replicas(rows, replicate, base, domain, max_id)
+    return State.from_rows(domain.box, np.concatenate(kept))
+
+
+def _own_replicas(rows: NDArray, replicate: Sequence[int], base: Box, domain: Domain, max_id: int) -> Iterator[NDArray]:
+    """The replicas of some atoms that lie in this rank's brick."""
+    rows = rows.copy()
+    repeated = max(replicate) > 1
+    if repeated:
+        rows["images"] = 0  # images count the small box's vectors
+    shifts = base.wrap_shifts(rows["positions"])
+    rows["positions"] -= shifts @ base.matrix
+    if not repeated:
+        rows["images"] += shifts
+    # Whether replica k along an axis is ours depends on the atom and k alone; elementwise, so that
+    # all ranks come to the same bits and no atom is dealt twice or not at all.
+    offset, inverse = rows["positions"] - base.origin, base.inverse
+    ours = []
+    for axis in range(3):
+        fractional = offset[:, 0] * inverse[0, axis] + offset[:, 1] * inverse[1, axis] + offset[:, 2] * inverse[2, axis]
+        copies = (fractional + np.arange(replicate[axis])[:, None]) / replicate[axis]
+        ours.append(domain.place(copies, axis) == domain.coordinates[axis])
+    for i in np.flatnonzero(ours[0].any(axis=1)):
+        for j in np.flatnonzero(ours[1].any(axis=1)):
+            k, atom = np.nonzero(ours[0][i] & ours[1][j] & ours[2])
+            mine = rows[atom]
+            cell = np.column_stack((np.full(len(k), i), np.full(len(k), j), k))
+            mine["positions"] += cell @ base.matrix
+            mine["ids"] += ((i * replicate[1] + j) * replicate[2] + k) * max_id
+            yield mine

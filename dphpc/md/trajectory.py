@@ -1,0 +1,279 @@
+"""Trajectory files: extended XYZ, LAMMPS dump, H5MD.  Written by rank 0, frame by frame, atoms sorted by id.
+
+A file that goes on after a restart is cut back to where it was when the restart was written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import h5py
+import numpy as np
+from ase.units import fs as ASE_FS
+from numpy.typing import NDArray
+
+from dphpc.core.box import Box
+from dphpc.md.config import Trajectory
+from dphpc.md.engine import Engine
+from dphpc.md.gather import collect
+
+Part = dict[str, NDArray]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What all atoms of a frame share."""
+
+    step: int
+    time_ps: float
+    box: Box
+    n_atoms: int
+    energy: float
+
+
+class FrameWriter(Protocol):
+    """Takes a frame: its beginning, then its atoms part by part."""
+
+    def begin(self, frame: Frame) -> None:
+        """A new frame."""
+        ...
+
+    def add(self, part: Part) -> None:
+        """Its next atoms: ids, types, positions and what the file holds else."""
+        ...
+
+    def end(self) -> None:
+        """The frame is complete: bring it to disk."""
+        ...
+
+    def position(self) -> int:
+        """How far the file is written."""
+        ...
+
+
+def write_frame(writer: FrameWriter | None, engine: Engine, settings: Trajectory, energy: float) -> None:
+    """Write the present atoms as a frame; collective.
+
+    Parameters
+    ----------
+    writer
+        On rank 0.
+    energy
+        Potential energy in eV.
+    """
+    state, n = engine.state, engine.state.n_local
+    shifts = state.box.wrap_shifts(state.positions[:n])
+    positions, images = state.positions[:n] - shifts @ state.box.matrix, state.images[:n] + shifts
+    if settings.unwrap:
+        positions, images = positions + images @ state.box.matrix, np.zeros_like(images)
+    fields: dict[str, NDArray] = {"types": state.types[:n], "positions": positions, "images": images}
+    fields |= {"velocities": state.velocities[:n]} if settings.velocities else {}
+    fields |= {"forces": state.forces[:n]} if settings.forces else {}
+    begun = False
+
+    def add(part: Part) -> None:
+        nonlocal begun
+        assert writer is not None
+        if not begun:
+            writer.begin(Frame(engine.step, engine.time, state.box, engine.n_atoms, energy))
+            begun = True
+        writer.add(part)
+
+    collect(state.ids[:n], fields, engine.comm, add)
+    if writer is not None:
+        writer.end()
+
+
+def open_trajectory(
+    settings: Trajectory, species: list[str], masses: NDArray[np.float64], resume_at: int | None
+) -> FrameWriter:
+    """The writer for a file; `resume_at` is its `position` at the restart, None to begin anew."""
+    path = Path(settings.file)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if settings.kind == "h5md":
+        return H5mdWriter(path, species, masses, resume_at)
+    kind = ExtxyzWriter if settings.kind == "extxyz" else LammpsWriter
+    return kind(path, species, masses, settings, resume_at)
+
+
+class TextWriter:
+    """What the two text formats share: lines made by one format string for many atoms at a time."""
+
+    def __init__(
+        self, path: Path, species: list[str], masses: NDArray[np.float64], settings: Trajectory, resume_at: int | None
+    ) -> None:
+        self.file = open(path, "wb" if resume_at is None else "r+b")  # noqa: SIM115 (lives as long as the run)
+        if resume_at is not None:
+            self.file.truncate(resume_at)
+            self.file.seek(resume_at)
+        self.species, self.masses, self.settings = np.array(species), masses, settings
+
+    def _write_table(self, columns: list[tuple[str, NDArray]]) -> None:
+        """Lines of columns, each a format and an array (n,) or (n, k)."""
+        n = len(columns[0][1])
+        formats: list[str] = []
+        parts: list[NDArray] = []
+        for text, array in columns:
+            for column in array.reshape(n, -1).T:
+                formats.append(text)
+                parts.append(column.astype(object))
+        cells = np.stack(parts, axis=1).ravel()
+        self.file.write(((" ".join(formats) + "\n") * n % tuple(cells)).encode())
+
+    def end(self) -> None:
+        """Bring the frame to disk."""
+        self.file.flush()
+
+    def position(self) -> int:
+        """Bytes written."""
+        return self.file.tell()
+
+
+class ExtxyzWriter(TextWriter):
+    """Extended XYZ as ASE and OVITO read it; velocities as momenta in ASE's units."""
+
+    def begin(self, frame: Frame) -> None:
+        """Number of atoms and comment line."""
+        s, box = self.settings, frame.box
+        properties = "species:S:1:pos:R:3" + ":momenta:R:3" * s.velocities + ":forces:R:3" * s.forces + ":id:I:1"
+        words = []
+        if any(box.periodic):
+            words.append('Lattice="' + " ".join(repr(x) for x in box.matrix.ravel().tolist()) + '"')
+            if box.origin.any():
+                words.append('Origin="' + " ".join(repr(x) for x in box.origin.tolist()) + '"')
+        words += [f"Properties={properties}", f"Step={frame.step}", f"Time={frame.time_ps!r}"]
+        words += [f"energy={frame.energy!r}", 'pbc="' + " ".join("T" if p else "F" for p in box.periodic) + '"']
+        self.file.write(f"{frame.n_atoms}\n{' '.join(words)}\n".encode())
+
+    def add(self, part: Part) -> None:
+        """Lines of atoms."""
+        columns = [("%-2s", self.species[part["types"]]), ("%16.8f", part["positions"])]
+        if "velocities" in part:
+            mass = self.masses[part["types"]][:, None]
+            columns.append(("%16.8e", part["velocities"] * mass / (1000.0 * ASE_FS)))
+        if "forces" in part:
+            columns.append(("%16.8f", part["forces"]))
+        self._write_table([*columns, ("%d", part["ids"])])
+
+
+class LammpsWriter(TextWriter):
+    """LAMMPS' `dump custom`, units metal; https://docs.lammps.org/dump.html."""
+
+    def begin(self, frame: Frame) -> None:
+        """The ITEM lines."""
+        s = self.settings
+        columns = "id type element " + ("xu yu zu" if s.unwrap else "x y z ix iy iz")
+        columns += " vx vy vz" * s.velocities + " fx fy fz" * s.forces
+        self.file.write(
+            f"ITEM: TIMESTEP\n{frame.step}\nITEM: NUMBER OF ATOMS\n{frame.n_atoms}\n"
+            f"{_lammps_box(frame.box)}ITEM: ATOMS {columns}\n".encode()
+        )
+
+    def add(self, part: Part) -> None:
+        """Lines of atoms."""
+        types = part["types"]
+        columns = [("%d", part["ids"]), ("%d", types + 1), ("%s", self.species[types]), ("%.8f", part["positions"])]
+        columns += [] if self.settings.unwrap else [("%d", part["images"])]
+        columns += [("%.8f", part[name]) for name in ("velocities", "forces") if name in part]
+        self._write_table(columns)
+
+
+def _lammps_box(box: Box) -> str:
+    flags = " ".join("pp" if p else "ff" for p in box.periodic)
+    (ax, ay, az), (bx, by, bz), (cx, cy, cz) = h = box.matrix.tolist()
+    if ay or az or bz or min(ax, by, cz) < 0:  # not LAMMPS' own orientation: "general triclinic"
+        lines = [" ".join(repr(x) for x in (*row, o)) for row, o in zip(h, box.origin.tolist(), strict=True)]
+        return "\n".join([f"ITEM: BOX BOUNDS abc origin {flags}", *lines, ""])
+    (ox, oy, oz) = box.origin.tolist()
+    if not (bx or cx or cy):
+        rows = [(ox, ox + ax), (oy, oy + by), (oz, oz + cz)]
+        return f"ITEM: BOX BOUNDS {flags}\n" + "".join(f"{low!r} {high!r}\n" for low, high in rows)
+    corners = (0.0, bx, cx, bx + cx)
+    bounds = [
+        (ox + min(corners), ox + ax + max(corners), bx),
+        (oy + min(0.0, cy), oy + by + max(0.0, cy), cx),
+        (oz, oz + cz, cy),
+    ]
+    return f"ITEM: BOX BOUNDS xy xz yz {flags}\n" + "".join(f"{a!r} {b!r} {t!r}\n" for a, b, t in bounds)
+
+
+class H5mdWriter:
+    """H5MD 1.1 (https://www.nongnu.org/h5md); the file is closed between frames, so a crash cannot harm it."""
+
+    def __init__(self, path: Path, species: list[str], masses: NDArray[np.float64], resume_at: int | None) -> None:
+        self.path, self.species, self.masses = path, species, masses
+        self.frames = resume_at or 0
+        self.file: h5py.File | None = None
+        self.done = 0
+        if resume_at is None:
+            with h5py.File(path, "w") as file:
+                h5md = file.create_group("h5md")
+                h5md.attrs["version"] = np.array([1, 1], np.int32)
+                h5md.create_group("author").attrs["name"] = "unknown"
+                h5md.create_group("creator").attrs.update({"name": "dphpc", "version": "1"})
+
+    def begin(self, frame: Frame) -> None:
+        """Open the file and note step and time."""
+        self.file, self.done, self.frame = h5py.File(self.path, "a"), 0, frame
+
+    def add(self, part: Part) -> None:
+        """The next atoms."""
+        assert self.file is not None
+        atoms = self.file.get("particles/all") or self._create(self.file, part)
+        last = self.done + len(part["ids"])
+        for name, key in _H5MD_FIELDS.items():
+            if key in part:
+                values = atoms[name]["value"]
+                values.resize(self.frames + 1, axis=0)
+                values[self.frames, self.done : last] = part[key]
+        if self.frames == 0:
+            for name, rows in (("id", part["ids"]), ("species", part["types"]), ("mass", self.masses[part["types"]])):
+                atoms[name][self.done : last] = rows
+        for name, value in (("step", self.frame.step), ("time", self.frame.time_ps)):
+            atoms["position"][name].resize(self.frames + 1, axis=0)
+            atoms["position"][name][self.frames] = value
+        self.done = last
+
+    def end(self) -> None:
+        """Close the file."""
+        if self.file is not None:
+            self.file.close()
+        self.file, self.frames = None, self.frames + 1
+
+    def position(self) -> int:
+        """Frames written."""
+        return self.frames
+
+    def _create(self, file: h5py.File, part: Part) -> h5py.Group:
+        n, box = self.frame.n_atoms, self.frame.box
+        atoms = file.create_group("particles/all")
+        edges = atoms.create_group("box")
+        edges.attrs["dimension"] = 3
+        edges.attrs["boundary"] = ["periodic" if p else "none" for p in box.periodic]
+        diagonal = np.diag(box.matrix)
+        edges["edges"] = diagonal if np.array_equal(np.diag(diagonal), box.matrix) else box.matrix
+        edges["edges"].attrs["unit"] = "Angstrom"
+        for name, key in _H5MD_FIELDS.items():
+            if key in part:
+                group, kind = atoms.create_group(name), np.int32 if key == "images" else np.float64
+                group.create_dataset(
+                    "value", (0, n, 3), kind, maxshape=(None, n, 3), chunks=(1, max(1, min(n, 1 << 16)), 3)
+                )
+                group["value"].attrs["unit"] = _H5MD_UNITS[name]
+        first = atoms["position"]
+        first.create_dataset("step", (0,), np.int64, maxshape=(None,), chunks=(1024,))
+        first.create_dataset("time", (0,), np.float64, maxshape=(None,), chunks=(1024,)).attrs["unit"] = "ps"
+        for name in _H5MD_FIELDS:
+            if name in atoms and name != "position":
+                atoms[name]["step"], atoms[name]["time"] = first["step"], first["time"]  # hard links, as H5MD has it
+        names = h5py.enum_dtype({name: k for k, name in enumerate(self.species)}, basetype="i4")
+        atoms.create_dataset("species", (n,), names)
+        atoms.create_dataset("id", (n,), np.int64)
+        atoms.create_dataset("mass", (n,), np.float64).attrs["unit"] = "u"
+        return atoms
+
+
+_H5MD_FIELDS = {"position": "positions", "image": "images", "velocity": "velocities", "force": "forces"}
+_H5MD_UNITS = {"position": "Angstrom", "image": "", "velocity": "Angstrom ps-1", "force": "eV Angstrom-1"}

@@ -1,0 +1,25 @@
+"""Initial velocities."""
+
+from __future__ import annotations
+
+from dphpc.core.random import Stream, normals
+from dphpc.core.units import BOLTZMANN_EV_PER_K
+from dphpc.md.engine import Engine
+from dphpc.md.observables import degrees_of_freedom
+
+
+def draw_velocities(engine: Engine, temperature: float, seed: int) -> None:
+    """Maxwell–Boltzmann velocities at exactly `temperature` (K), center of mass at rest; collective.
+
+    An atom's velocity depends on seed and id, not on the rank that holds it.
+    """
+    state, n = engine.state, engine.state.n_local
+    noise = normals(seed, Stream.VELOCITIES, 0, state.ids[:n])
+    noise *= engine.thermal_speed(temperature)[:, None]
+    engine.randomize_velocities(0.0, noise)
+    if engine.n_atoms > 1:
+        engine.remove_drift()
+    kinetic = engine.kinetic_energy()
+    target = 0.5 * degrees_of_freedom(engine.n_atoms, 3) * BOLTZMANN_EV_PER_K * temperature
+    if kinetic > 0.0:
+        engine.scale_velocities((target / kinetic) ** 0.5)

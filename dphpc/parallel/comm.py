@@ -1,0 +1,266 @@
+"""Ranks and what they say to each other; the only importer of mpi4py.
+
+`world()` is MPI when the process was started by an MPI launcher (or mpi4py was already loaded), and
+one rank alone otherwise, so that nothing here needs MPI to be installed.
+
+How failures end: between the phases before a run, `together` lets all ranks raise the same error, of
+which one rank speaks.  During a run `ends_together` aborts the job with one message, so that no rank
+waits for one that has gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import traceback
+from collections.abc import Iterator
+from typing import Any, Literal, NoReturn, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dphpc.core.errors import DphpcError, InputError, RunError
+from dphpc.parallel.launch import launched_by, launched_size
+
+T = TypeVar("T")
+Operation = Literal["sum", "min", "max"]
+
+NOBODY = -1
+"""A partner that does not exist: nothing is sent to it or received from it."""
+
+
+class Communicator(Protocol):
+    """A group of ranks.  All methods except `abort` and `sendrecv` are collective.
+
+    `node_size` counts the ranks on this rank's node.
+    """
+
+    rank: int
+    size: int
+    node_size: int
+
+    def allreduce(self, values: NDArray, operation: Operation = "sum") -> NDArray:
+        """The values (an array of numbers) combined over all ranks."""
+        ...
+
+    def bcast(self, value: T) -> T:
+        """Rank 0's value."""
+        ...
+
+    def sendrecv(self, send: NDArray, to: int, receive: NDArray, source: int) -> None:
+        """Send a contiguous array and fill another; `NOBODY` is a partner that is not there."""
+        ...
+
+    def gather_rows(self, rows: NDArray) -> NDArray | None:
+        """The rows of all ranks one after another on rank 0, None elsewhere."""
+        ...
+
+    def allgather(self, value: T) -> list[T]:
+        """Every rank's value, on every rank."""
+        ...
+
+    def barrier(self) -> None:
+        """Wait until all ranks are here."""
+        ...
+
+    def abort(self, message: str) -> NoReturn:
+        """End the job on all ranks after printing `message`."""
+        ...
+
+
+class Serial:
+    """One rank by itself."""
+
+    rank = 0
+    size = 1
+    node_size = 1
+
+    def allreduce(self, values: NDArray, operation: Operation = "sum") -> NDArray:
+        """The values themselves."""
+        return np.array(values)
+
+    def bcast(self, value: T) -> T:
+        """The value itself."""
+        return value
+
+    def sendrecv(self, send: NDArray, to: int, receive: NDArray, source: int) -> None:
+        """A copy when rank 0 talks to itself."""
+        assert to == source
+        if to != NOBODY:
+            receive[...] = send
+
+    def gather_rows(self, rows: NDArray) -> NDArray | None:
+        """The rows themselves."""
+        return rows
+
+    def allgather(self, value: T) -> list[T]:
+        """The value alone."""
+        return [value]
+
+    def barrier(self) -> None:
+        """Nobody to wait for."""
+
+    def abort(self, message: str) -> NoReturn:
+        """End this process."""
+        print(message, file=sys.stderr, flush=True)
+        raise SystemExit(1)
+
+
+class Mpi:
+    """The ranks of an mpi4py communicator."""
+
+    def __init__(self, comm: Any) -> None:
+        from mpi4py import MPI
+
+        self._comm = comm
+        self.rank: int = comm.Get_rank()
+        self.size: int = comm.Get_size()
+        node = comm.Split_type(MPI.COMM_TYPE_SHARED)
+        self.node_size: int = node.Get_size()
+        node.Free()
+        self._operations = {"sum": MPI.SUM, "min": MPI.MIN, "max": MPI.MAX}
+        self._null = MPI.PROC_NULL
+
+    def allreduce(self, values: NDArray, operation: Operation = "sum") -> NDArray:
+        """MPI_Allreduce."""
+        values = np.ascontiguousarray(values)
+        result = np.empty_like(values)
+        self._comm.Allreduce(values, result, self._operations[operation])
+        return result
+
+    def bcast(self, value: T) -> T:
+        """MPI_Bcast; large arrays travel without a copy."""
+        if self._comm.bcast(isinstance(value, np.ndarray)):
+            return self._bcast_array(value)  # type: ignore[return-value, arg-type]
+        return self._comm.bcast(value)
+
+    def _bcast_array(self, value: NDArray) -> NDArray:
+        shape, dtype = self._comm.bcast((value.shape, value.dtype) if self.rank == 0 else None)
+        array = np.ascontiguousarray(value) if self.rank == 0 else np.empty(shape, dtype)
+        self._comm.Bcast(array.reshape(-1).view(np.uint8))
+        return array
+
+    def sendrecv(self, send: NDArray, to: int, receive: NDArray, source: int) -> None:
+        """MPI_Sendrecv of raw bytes; a message to oneself is a copy."""
+        if to == self.rank == source:
+            receive[...] = send
+            return
+        self._comm.Sendrecv(
+            _bytes(send), self._null if to == NOBODY else to, 0,
+            _bytes(receive), self._null if source == NOBODY else source, 0,
+        )  # fmt: skip
+
+    def gather_rows(self, rows: NDArray) -> NDArray | None:
+        """MPI_Gatherv of raw bytes."""
+        rows = np.ascontiguousarray(rows)
+        counts = self._comm.gather(len(rows))
+        if self.rank != 0:
+            self._comm.Gatherv(_bytes(rows), None)
+            return None
+        result = np.empty((sum(counts), *rows.shape[1:]), rows.dtype)
+        row_bytes = rows.dtype.itemsize * int(np.prod(rows.shape[1:], dtype=np.int64))
+        self._comm.Gatherv(_bytes(rows), [_bytes(result), [c * row_bytes for c in counts]])
+        return result
+
+    def allgather(self, value: T) -> list[T]:
+        """MPI_Allgather of Python objects."""
+        return self._comm.allgather(value)
+
+    def barrier(self) -> None:
+        """MPI_Barrier."""
+        self._comm.Barrier()
+
+    def abort(self, message: str) -> NoReturn:
+        """MPI_Abort."""
+        print(message, file=sys.stderr, flush=True)
+        self._comm.Abort(1)
+        raise SystemExit(1)
+
+
+def world() -> Communicator:
+    """All ranks that were started together.
+
+    Raises
+    ------
+    InputError
+        Several ranks were started but mpi4py is missing, or its MPI is not the launcher's.
+    """
+    launched = launched_by()
+    if launched is None and "mpi4py.MPI" not in sys.modules:
+        return Serial()
+    size = launched_size()
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        if size == 1:
+            return Serial()
+        raise InputError(
+            f"{size} ranks were started, but mpi4py cannot be used: {error}",
+            expected="mpi4py, built against the MPI whose launcher is used",
+            remedy="pip install 'dphpc[mpi]', or pip install --no-binary=mpi4py mpi4py with the machine's MPI loaded",
+        ) from None
+    comm = MPI.COMM_WORLD
+    if launched is not None and comm.Get_size() != size:
+        raise InputError(
+            f"{launched[0]} started {size} ranks, but mpi4py's MPI ({MPI.get_vendor()[0]}) sees {comm.Get_size()}",
+            expected="the launcher of the MPI that mpi4py was built against",
+            remedy="use that MPI's mpirun, or srun with a matching --mpi=pmi2|pmix",
+        )
+    return Mpi(comm) if comm.Get_size() > 1 else Serial()
+
+
+def agree(comm: Communicator, error: BaseException | None) -> None:
+    """Raise on all ranks if any rank has an error; collective.
+
+    The error of the lowest failing rank is raised everywhere, marked so that this rank alone prints it.
+    """
+    if not comm.allreduce(np.array([error is not None], np.int64), "max")[0]:
+        return
+    if error is not None and not isinstance(error, DphpcError):
+        # A bug on one rank: its traceback goes with the message, for the others cannot know it.
+        text = "".join(traceback.format_exception(error)) if comm.size > 1 else ""
+        bug = f"rank {comm.rank} failed: {error!r}\n{text}".rstrip()
+        shared: DphpcError | None = RunError(str(error) if isinstance(error, OSError) else bug)
+    else:
+        shared = error
+    if comm.size == 1:
+        assert error is not None
+        raise error
+    errors = comm.allgather(shared)
+    first = next(i for i, e in enumerate(errors) if e is not None)
+    raised = errors[first]
+    assert raised is not None
+    raised.speaks = comm.rank == first
+    raised.agreed = True
+    raise raised
+
+
+@contextlib.contextmanager
+def together(comm: Communicator) -> Iterator[None]:
+    """A phase in which each rank works by itself: if one fails in it, all raise at its end.
+
+    No communication inside, or the others would wait for the rank that failed.
+    """
+    error: BaseException | None = None
+    try:
+        yield
+    except Exception as caught:
+        error = caught
+    agree(comm, error)
+
+
+@contextlib.contextmanager
+def ends_together(comm: Communicator) -> Iterator[None]:
+    """A phase with communication: a rank that fails in it by itself ends the job with one message."""
+    try:
+        yield
+    except BaseException as error:
+        if comm.size == 1 or (isinstance(error, DphpcError) and error.agreed):
+            raise
+        own = f"error: {error}" if isinstance(error, DphpcError) else traceback.format_exc()
+        comm.abort(f"rank {comm.rank} of {comm.size}: {own}")
+
+
+def _bytes(array: NDArray) -> NDArray[np.uint8]:
+    assert array.flags.c_contiguous
+    return array.reshape(-1).view(np.uint8)

@@ -1,0 +1,46 @@
+"""How this process was started: alone, or as one of several ranks, before MPI is touched."""
+
+from __future__ import annotations
+
+import os
+import platform
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dphpc.parallel.comm import Communicator
+
+LAUNCHERS: tuple[tuple[str, str, str], ...] = (
+    ("Open MPI", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+    ("MPICH or Intel MPI", "PMI_RANK", "PMI_SIZE"),
+    ("MVAPICH", "MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE"),
+    ("PALS", "PALS_RANKID", "PALS_SIZE"),
+    # Slurm sets these for `srun` only; SLURM_NTASKS stands in plain batch scripts too.
+    ("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
+)
+"""Launcher, variable of the rank, variable of the number of ranks."""
+
+
+def launched_by() -> tuple[str, int, int] | None:
+    """(launcher, rank, number of ranks) as the environment tells, or None for a process of its own."""
+    for name, rank, size in LAUNCHERS:
+        if os.environ.get(rank, "").isdigit() and os.environ.get(size, "").isdigit():
+            return name, int(os.environ[rank]), int(os.environ[size])
+    return None
+
+
+def launched_rank() -> int:
+    """The rank that the launcher gave this process, 0 without a launcher."""
+    found = launched_by()
+    return found[1] if found else 0
+
+
+def launched_size() -> int:
+    """The number of ranks that were started together, 1 without a launcher."""
+    found = launched_by()
+    return found[2] if found else 1
+
+
+def ranks_on_same_cores(comm: Communicator) -> int:
+    """How many ranks share this rank's cores: those of the node, or 1 where each is pinned to its own; collective."""
+    own = (platform.node(), tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else ())
+    return comm.allgather(own).count(own)

@@ -1,0 +1,107 @@
+"""Atoms that left their rank's brick move to the rank that owns their place."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dphpc.core.errors import RunError
+from dphpc.core.state import MIGRATING, State
+from dphpc.parallel.comm import Communicator
+from dphpc.parallel.domain import Domain
+
+
+def migrate(state: State, domain: Domain, comm: Communicator) -> None:
+    """Wrap the local atoms into the box and give each to its owner, however far away; collective.
+
+    Drops the ghosts.  One direction after the other; messages go only to bricks as far away as some
+    atom of some rank has to travel.
+    """
+    state.resize(state.n_local, 0)
+    wrap_(state)
+    if domain.grid == (1, 1, 1):
+        return
+    distances = _distances_in_use(state, domain, comm)
+    for axis in range(3):
+        target = _target(state, domain, axis)
+        distance = (target - domain.coordinates[axis]) % domain.grid[axis]
+        leaving = [state.rows(MIGRATING, np.flatnonzero(distance == d)) for d in distances[axis]]
+        if (distance != 0).any():
+            state.keep_local(np.flatnonzero(distance == 0))
+        for d, rows in zip(distances[axis], leaving, strict=True):
+            to, source = _ring(domain, axis, d), _ring(domain, axis, -d)
+            state.append_local(exchange_rows(comm, rows, to, source))
+
+
+def wrap_(state: State) -> None:
+    """Move local atoms into the box along its periodic directions and count that in `images`."""
+    n = state.n_local
+    shifts = state.box.wrap_shifts(state.positions[:n])
+    outside = np.flatnonzero(shifts.any(axis=1))
+    if len(outside):
+        moved = shifts[outside]
+        state.positions[outside] -= moved @ state.box.matrix
+        state.images[outside] += moved
+
+
+def check_count(state: State, expected: int, comm: Communicator) -> None:
+    """See that no atom was lost; collective.
+
+    Raises
+    ------
+    RunError
+        The ranks together do not hold `expected` atoms.
+    """
+    found = int(comm.allreduce(np.array([state.n_local], np.int64))[0])
+    if found != expected:
+        error = RunError(f"{expected - found} of {expected} atoms were lost between the ranks")
+        error.agreed, error.speaks = True, comm.rank == 0
+        raise error
+
+
+def exchange_rows(comm: Communicator, rows: NDArray, to: int, source: int) -> NDArray:
+    """Send rows to one rank and receive as many as another has."""
+    counts = np.array([len(rows)], np.int64), np.zeros(1, np.int64)
+    comm.sendrecv(counts[0], to, counts[1], source)
+    received = np.empty((int(counts[1][0]), *rows.shape[1:]), rows.dtype)
+    comm.sendrecv(rows, to, received, source)
+    return received
+
+
+def sort_spatially(state: State, domain: Domain, cell: float) -> None:
+    """Order the local atoms by cells of about `cell` Å, so that neighbors are near in memory; no ghosts then."""
+    fractional = state.box.to_fractional(state.positions[: state.n_local])
+    key = np.zeros(state.n_local, np.int64)
+    for axis in range(3):
+        low, high = domain.interval(axis)
+        n_cells = max(1, int((high - low) * state.box.heights[axis] / cell))
+        place = ((fractional[:, axis] - low) * (n_cells / (high - low))).astype(np.int64)
+        key *= n_cells
+        key += np.clip(place, 0, n_cells - 1)
+    state.keep_local(np.argsort(key, kind="stable"))
+
+
+def _target(state: State, domain: Domain, axis: int) -> NDArray[np.intp]:
+    # Elementwise, not a matrix product: an atom's place must not depend on where it stands in the array.
+    inverse = state.box.inverse[:, axis]
+    offset = state.positions[: state.n_local] - state.box.origin
+    fractional = offset[:, 0] * inverse[0] + offset[:, 1] * inverse[1] + offset[:, 2] * inverse[2]
+    return domain.place(fractional, axis)
+
+
+def _distances_in_use(state: State, domain: Domain, comm: Communicator) -> list[list[int]]:
+    """For each direction the distances (in bricks, up the ring) that some atom of some rank travels."""
+    used = []
+    for axis in range(3):
+        distance = (_target(state, domain, axis) - domain.coordinates[axis]) % domain.grid[axis]
+        used.append(np.bincount(distance, minlength=domain.grid[axis]) > 0)
+    everywhere = comm.allreduce(np.concatenate(used).astype(np.int64), "max")
+    parts = np.split(everywhere, np.cumsum(domain.grid)[:-1])
+    return [[int(d) for d in np.flatnonzero(part) if d] for part in parts]
+
+
+def _ring(domain: Domain, axis: int, distance: int) -> int:
+    """The rank that far up the grid, going round at its end even where the box does not repeat."""
+    where = list(domain.coordinates)
+    where[axis] = (where[axis] + distance) % domain.grid[axis]
+    return int(np.ravel_multi_index(where, domain.grid))

@@ -1,0 +1,77 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dphpc.core.config import load_config, parse_config
+from dphpc.core.errors import InputError
+from dphpc.md.config import MdConfig
+
+ISSUE = """
+structure: water.lmp            # LAMMPS data | extxyz | POSCAR | CIF | restart .h5
+type_map: [O, H]                # species of the file's types, where the file does not name them
+replicate: [2, 2, 2]
+model: compressed.dp
+precision: float64              # float64 | mixed | float32
+timestep_fs: 0.5
+velocities: {temperature_K: 330, seed: 1}
+stages:
+  - {ensemble: nvt, thermostat: nose-hoover, temperature_K: 330, damping_fs: 100, steps: 200}
+  - {ensemble: nve, steps: 200}
+thermo: {every: 10, file: thermo.csv}
+trajectory: {every: 100, file: traj.extxyz}
+restart: {every: 1000, file: restart.h5}
+"""
+
+BASE: dict[str, Any] = {"structure": "a.lmp", "model": "m.dp", "stages": [{"ensemble": "nve", "steps": 1}]}
+
+
+def test_the_documented_input(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(ISSUE)
+    config = load_config(MdConfig, tmp_path / "run.yaml")
+    assert config.replicate == [2, 2, 2]
+    assert config.stages[0].thermostat == "nose-hoover"
+    assert config.stages[0].temperatures == (330, 330)
+    assert config.restart is not None
+    assert config.restart.every == 1000
+
+
+@pytest.mark.parametrize("name", ["csvr", "CSVR", "Bussi", "v-rescale"])
+def test_thermostats_have_their_usual_names(name: str) -> None:
+    stage = {"ensemble": "NVT", "thermostat": name, "temperature_K": [100, 300], "steps": 10}
+    config = parse_config(MdConfig, {**BASE, "stages": [stage]})
+    assert config.stages[0].thermostat == "bussi"
+    assert [config.stages[0].temperature(k) for k in (0, 5, 10)] == [100, 200, 300]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"timestep": 0.5}, r"'timestep' is not a known key\n.*timestep\n.*did you mean 'timestep_fs'"),
+        ({"thermo": {"evry": 5}}, r"'evry' is not a known key\n.*thermo/evry\n.*did you mean 'every'"),
+        ({"structure": None}, r"'structure'"),
+        ({"stages": []}, r"at least 1 item"),
+        ({"timestep_fs": -1}, r"greater than 0"),
+        ({"timestep_fs": "fast"}, r"'timestep_fs' has the wrong value 'fast'"),
+        ({"replicate": [2, 2]}, r"at least 3 items"),
+        ({"precision": "double"}, r"'float64', 'mixed' or 'float32'"),
+        ({"stages": [{"ensemble": "nvt", "steps": 5}]}, r"nvt stage needs 'thermostat'"),
+        ({"stages": [{"ensemble": "nvt", "thermostat": "bussi", "steps": 5}]}, r"needs 'temperature_K'"),
+        ({"stages": [{"ensemble": "npt", "steps": 5}]}, r"'nve' or 'nvt'"),
+        (
+            {"stages": [{"ensemble": "nvt", "thermostat": "langvin", "temperature_K": 1, "steps": 5}]},
+            r"unknown thermostat 'langvin': did you mean 'langevin'",
+        ),
+        ({"stages": [{"ensemble": "nve", "temperature_K": 3, "steps": 5}]}, r"'temperature_K' has no meaning"),
+        ({"trajectory": {"file": "traj.xtc"}}, r"format of 'traj.xtc' is not clear.*\.extxyz"),
+        ({"trajectory": {"file": "a.xyz"}, "thermo": {"file": "a.xyz"}}, r"two outputs would write to 'a.xyz'"),
+        ({"trajectory": {"file": "a.lmp", "format": "lammps"}}, r"would overwrite the input 'a.lmp'"),
+    ],
+)
+def test_mistakes_are_explained(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=r"(?s)" + message):
+        parse_config(MdConfig, {**BASE, **changes})
+
+
+def test_a_restart_may_go_on_in_its_own_file() -> None:
+    parse_config(MdConfig, {**BASE, "structure": "restart.h5", "restart": {"file": "restart.h5"}})

@@ -1,0 +1,216 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk
+from ase.constraints import FixAtoms
+from ase.io import write
+from ase.units import fs
+
+from dphpc.core.box import Box
+from dphpc.core.errors import DataError, DphpcError, InputError
+from dphpc.md.lammps_data import read_lammps_data
+from dphpc.md.structures import deal, masses_of, read_structure, replicated
+from dphpc.parallel.comm import Serial
+from dphpc.parallel.domain import Domain
+
+HEADER = """LAMMPS data file via write_data, version 2 Aug 2023, timestep = 100, units = metal
+
+3 atoms
+2 atom types
+2 bonds
+
+1.0 11.0 xlo xhi
+-2.0 8.0 ylo yhi
+0.0 12.0 zlo zhi
+3.0 -2.0 1.5 xy xz yz
+
+Masses
+
+1 15.9994 # O
+2 1.008   # H
+"""
+ATOMS = {
+    "atomic": "3 2 1.5 1 0.25 0 0 1\n1 1 2 3 4 0 0 0\n2 2 5e0 6 7 -1 0 0\n",
+    "charge": "3 2 0.4 1.5 1 0.25 0 0 1\n1 1 -0.8 2 3 4 0 0 0\n2 2 0.4 5 6 7 -1 0 0\n",
+    "full": "3 1 2 0.4 1.5 1 0.25 0 0 1\n1 1 1 -0.8 2 3 4 0 0 0\n2 1 2 0.4 5 6 7 -1 0 0\n",
+    "molecular": "3 1 2 1.5 1 0.25 0 0 1\n1 1 1 2 3 4 0 0 0\n2 1 2 5 6 7 -1 0 0\n",
+}
+CLEAR = ("atomic", "charge", "full")
+"""Styles that the columns alone tell."""
+
+TAIL = "\nVelocities\n\n1 0.1 0.2 0.3\n2 0.4 0.5 0.6\n3 0.7 0.8 0.9\n\nBonds\n\n1 1 1 2\n2 1 1 3\n"
+
+
+@pytest.mark.parametrize(("style", "hint"), [*((s, f" # {s}") for s in ATOMS), *((s, "") for s in CLEAR)])
+def test_lammps_styles(tmp_path: Path, style: str, hint: str) -> None:
+    path = tmp_path / "x.lmp"
+    path.write_text(f"{HEADER}\nAtoms{hint}\n\n{ATOMS[style]}{TAIL}")
+    data = read_lammps_data(path)
+    assert data.ids.tolist() == [3, 1, 2]
+    assert data.types.tolist() == [2, 1, 2]
+    assert data.positions[0].tolist() == [1.5, 1, 0.25]
+    assert data.images.tolist() == [[0, 0, 1], [0, 0, 0], [-1, 0, 0]]
+    assert data.velocities is not None
+    assert data.velocities[0].tolist() == [0.7, 0.8, 0.9], "velocities go by id, not by line"
+    assert data.box.matrix.tolist() == [[10, 0, 0], [3, 10, 0], [-2, 1.5, 12]]
+    assert data.box.origin.tolist() == [1, -2, 0]
+    assert data.labels == {1: "O", 2: "H"}
+    assert data.masses == {1: 15.9994, 2: 1.008}
+
+
+def test_lammps_type_labels_and_general_box(tmp_path: Path) -> None:
+    path = tmp_path / "x.data"
+    path.write_text(
+        "c\n\n2 atoms\n2 atom types\n9 1 0 avec\n0 8 1 bvec\n1 0 7 cvec\n1 2 3 abc origin\n\n"
+        "Atom Type Labels\n\n1 Si\n2 Ge\n\nMasses\n\nSi 28.1\nGe 72.6\n\nAtoms # atomic\n\n1 Ge 0 0 0\n2 Si 1 1 1\n"
+    )
+    data = read_lammps_data(path)
+    assert data.types.tolist() == [2, 1]
+    assert data.masses == {1: 28.1, 2: 72.6}
+    assert data.box.matrix.tolist() == [[9, 1, 0], [0, 8, 1], [1, 0, 7]]
+    source = read_structure(str(path), None, None)
+    assert sorted(source.species) == ["Ge", "Si"]
+
+
+def test_the_water_file_needs_and_takes_names(tmp_path: Path) -> None:
+    path = tmp_path / "w.lmp"
+    box = "0 9 xlo xhi\n0 9 ylo yhi\n0 9 zlo zhi\n"
+    path.write_text(f"# c\n2 atoms\n2 atom types\n{box}\nAtoms # metal\n\n1 1 1 1 1\n2 2 2 2 2\n")
+    with pytest.raises(InputError, match=r"(?s)does not name its 2 types.*type_map"):
+        read_structure(str(path), None, None)
+    with pytest.raises(InputError, match="atoms of type 2"):
+        read_structure(str(path), ["O"], None)
+    source = read_structure(str(path), ["O", "H"], [True, True, False])
+    assert source.species == ["O", "H"]
+    assert source.box.periodic == (True, True, False)
+    with pytest.raises(InputError, match=r"(?s)species 'H', which the model does not know.*O, Si"):
+        source.with_types_of(["O", "Si"], "w.lmp")
+    assert source.with_types_of(["H", "C", "O"], "w.lmp").read(0, 2)["types"].tolist() == [2, 0]
+
+
+def test_a_type_map_in_the_wrong_order_is_noticed_by_the_masses(tmp_path: Path) -> None:
+    path = tmp_path / "x.lmp"
+    path.write_text(f"{HEADER}\nAtoms # atomic\n\n{ATOMS['atomic']}")
+    with pytest.raises(InputError, match="calls a type 'H' that has the mass of O"):
+        read_structure(str(path), ["H", "O"], None)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (HEADER, "no Atoms section"),
+        (HEADER.replace("metal", "real"), "units 'real'"),
+        (HEADER + "\nAtoms # atomic\n\n1 1 0 0 0\n", "Atoms has 1 lines"),
+        (HEADER + "\nAtoms # atomic\n\n1 1 0 0 x\n2 1 0 0 0\n3 1 1 1 1\n", "Atoms cannot be read"),
+        (HEADER + "\nAtoms # full\n\n1 1 0 0 0\n", "style 'full' have 5 columns"),
+        (HEADER + "\nAtoms\n\n1 1 1 1 1 1\n", "style is not clear from 6 columns"),
+        (HEADER.replace("1.0 11.0", "1.0 eleven"), "header line"),
+        (HEADER.replace("3 atoms", "-3 atoms"), "announces -3 atoms"),
+        (f"{HEADER}\nAtoms\n\n{ATOMS['atomic']}\nVelocities\n\n1 0 0 0\n2 0 0 0\n4 0 0 0\n", "different atoms"),
+        (HEADER + "\nAtoms # atomic\n\n" + ATOMS["atomic"].replace("3 2", "2 2"), "same id"),
+        (HEADER + "\nAtoms # atomic\n\n" + ATOMS["atomic"].replace("0.25", "nan"), "not finite"),
+    ],
+)
+def test_damaged_lammps_files(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "x.lmp"
+    path.write_text(text)
+    with pytest.raises(DphpcError, match=message):
+        read_structure(str(path), None, None)
+
+
+@pytest.mark.parametrize("name", ["POSCAR", "x.vasp", "x.cif", "x.extxyz"])
+def test_files_that_ase_reads(tmp_path: Path, name: str) -> None:
+    atoms = bulk("NaCl", "rocksalt", a=5.6)
+    path = str(tmp_path / name)
+    kind = {"POSCAR": "vasp", "x.vasp": "vasp", "x.cif": "cif", "x.extxyz": "extxyz"}[name]
+    write(path, atoms, format=kind)
+    source = read_structure(path, None, None)
+    assert source.species == ["Cl", "Na"]
+    assert source.box.periodic == (True, True, True)
+    assert source.box.volume == pytest.approx(atoms.get_volume(), rel=1e-6)
+    rows = source.read(0, 2)
+    assert sorted(rows["types"].tolist()) == [0, 1]
+    d = rows["positions"][1] - rows["positions"][0]
+    assert np.linalg.norm(source.box.wrap(d[None] + 1.0) - source.box.wrap(np.ones((1, 3)))) > 2.0
+
+
+def test_velocities_and_masses_come_along(tmp_path: Path) -> None:
+    atoms = bulk("Ar", cubic=True)
+    atoms.set_velocities(np.arange(12).reshape(4, 3) / (1000 * fs))
+    path = str(tmp_path / "x.extxyz")
+    write(path, atoms)
+    source = read_structure(path, None, None)
+    assert source.has_velocities
+    np.testing.assert_allclose(source.read(0, 4)["velocities"], np.arange(12).reshape(4, 3), atol=1e-6)
+    assert not read_structure(_written(tmp_path, bulk("Ar")), None, None).has_velocities
+
+
+def _written(tmp_path: Path, atoms: Atoms) -> str:
+    path = str(tmp_path / "y.extxyz")
+    write(path, atoms)
+    return path
+
+
+def test_open_directions_get_a_box_around_the_atoms(tmp_path: Path) -> None:
+    molecule = Atoms("OH2", [[0, 0, 5.0], [1, 0, 5], [0, 1, 6]])
+    source = read_structure(_written(tmp_path, molecule), None, None)
+    assert source.box.periodic == (False, False, False)
+    fractional = source.box.to_fractional(molecule.positions)
+    assert fractional.min() > 0
+    assert fractional.max() < 1
+    slab = Atoms("Ar2", [[0, 0, 5.0], [1, 0, 9.0]], cell=[[4, 0, 0], [1, 4, 0], [0, 0, 0]], pbc=[1, 1, 0])
+    box = read_structure(_written(tmp_path, slab), None, None).box
+    assert box.periodic == (True, True, False)
+    assert box.matrix[:2].tolist() == [[4, 0, 0], [1, 4, 0]]
+    z = box.to_fractional(slab.positions)[:, 2]
+    assert 0 < z.min() < z.max() < 1
+
+
+def test_what_a_run_cannot_do_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"(?s)no file 'nothere.cif'.*current directory"):
+        read_structure("nothere.cif", None, None)
+    (tmp_path / "bad.cif").write_text("nonsense")
+    with pytest.raises(DataError, match="cannot be read"):
+        read_structure(str(tmp_path / "bad.cif"), None, None)
+    atoms = bulk("Ar", cubic=True)
+    atoms.set_constraint(FixAtoms([0]))
+    write(tmp_path / "POSCAR", atoms, format="vasp")
+    with pytest.raises(DataError, match="fixes atoms"):
+        read_structure(str(tmp_path / "POSCAR"), None, None)
+
+
+def test_masses() -> None:
+    masses = masses_of(["O", "H", "Xx"], {"H": 2.014}, {"O": 17.0, "H": 1.0}, ["O", "H"])
+    assert masses[:2].tolist() == [17.0, 2.014]
+    assert np.isnan(masses[2])
+    with pytest.raises(InputError, match="mass of 'Xx' is not known"):
+        masses_of(["O", "Xx"], {}, {}, ["Xx"])
+    with pytest.raises(InputError, match=r"(?s)'masses' names 'h'"):
+        masses_of(["O", "H"], {"h": 1.0}, {}, ["O"])
+
+
+@pytest.mark.parametrize("n_ranks", [1, 2, 3, 8])
+@pytest.mark.parametrize("replicate", [(1, 1, 1), (3, 2, 4)])
+def test_replicas_are_dealt_out_once_each(tmp_path: Path, n_ranks: int, replicate: tuple[int, int, int]) -> None:
+    # Atoms on the cut planes, and one outside the cell: where mistakes in dealing would show.
+    fractional = [[0, 0, 0], [0.5, 0.5, 0.5], [1.25, -0.5, 1.25]]
+    atoms = Atoms("Ar3", scaled_positions=fractional, cell=[[6, 0, 0], [2, 5, 0], [1, 1, 7]], pbc=True)
+    source = read_structure(_written(tmp_path, atoms), None, None)
+    box = replicated(source.box, replicate)
+    states = [deal(source, replicate, source.box, Domain.even(box, n_ranks, rank), Serial()) for rank in range(n_ranks)]
+    ids = np.concatenate([s.ids for s in states])
+    assert sorted(ids) == list(range(1, 3 * int(np.prod(replicate)) + 1))
+    order = np.argsort(ids)
+    folded = np.concatenate([s.positions for s in states])[order]
+    corners = np.stack(np.meshgrid(*(np.arange(r) for r in replicate), indexing="ij"), axis=-1).reshape(-1, 1, 3)
+    np.testing.assert_allclose(folded, (source.box.wrap(atoms.positions) + corners @ atoms.cell.array).reshape(-1, 3))
+    if max(replicate) == 1:
+        true = np.concatenate([s.positions + s.images @ box.matrix for s in states])[order]
+        np.testing.assert_allclose(true, atoms.positions, atol=1e-12)
+
+
+def test_an_atom_on_a_face_by_rounding_is_kept() -> None:
+    box = Box(np.eye(3) * 10.0)
+    assert Domain.even(box, 2, 1).place(np.array([np.nextafter(1, 2)]), 2).tolist() == [1]
