@@ -1,0 +1,225 @@
+"""Converting what other programs write into DeePMD-kit systems, through dpdata and ASE."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dphpc.core.errors import DataError, InputError, did_you_mean
+from dphpc.train.data.dataset import open_systems
+from dphpc.train.data.storage import HDF5_MARK, find_stores
+from dphpc.train.data.system import FrameInputs
+from dphpc.train.data.writer import Configuration, write_systems
+from dphpc.train.neighbor_stat import common_type_map
+
+DEEPMD_FORMATS = ("deepmd", "deepmd/npy", "deepmd/comp", "deepmd/npy/mixed", "deepmd/hdf5")
+
+_BY_NAME = (
+    ("*OUTCAR*", "vasp/outcar"),
+    ("*vasprun*.xml", "vasp/xml"),
+    ("*POSCAR*", "vasp/poscar"),
+    ("*CONTCAR*", "vasp/poscar"),
+    ("*.poscar", "vasp/poscar"),
+    ("*.dump", "lammps/dump"),
+    ("*.lammpstrj", "lammps/dump"),
+    ("*.lmp", "lammps/lmp"),
+)
+"""dpdata's formats by file name; ASE guesses the others."""
+
+_DPDATA_LABELS = {"energies": "energy", "forces": "force", "virials": "virial"}
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """What a conversion wrote.
+
+    Attributes
+    ----------
+    labels
+        Frames that have each label.
+    """
+
+    output: str
+    output_format: str
+    systems: list[str]
+    n_frames: int
+    n_atoms: tuple[int, int]
+    type_map: list[str]
+    labels: dict[str, int]
+
+    def lines(self) -> list[str]:
+        """A summary for the screen."""
+        low, high = self.n_atoms
+        labels = ", ".join(f"{k} ({n} frames)" for k, n in self.labels.items()) or "none"
+        return [
+            f"wrote {self.n_frames} frames in {len(self.systems)} systems to {self.output} ({self.output_format})",
+            f"  atoms a frame: {low}" + (f" to {high}" if high != low else ""),
+            f"  type map:      {' '.join(self.type_map)}",
+            f"  labels:        {labels}",
+        ]
+
+
+def convert(
+    input: str | Path | Sequence[str | Path],
+    output: str | Path,
+    input_format: str | None = None,
+    output_format: str | None = None,
+    type_map: Sequence[str] | None = None,
+) -> ConversionReport:
+    """Convert files that dpdata or ASE read, or DeePMD-kit systems, into DeePMD-kit systems.
+
+    Parameters
+    ----------
+    input
+        One or several files or folders.
+    input_format
+        dpdata's name (`vasp/outcar`, `qe/pw/scf`, …), DeePMD-kit's (`deepmd/npy`, …), or `ase` or `ase/<format>`;
+        guessed from the name if None.
+    output_format
+        `deepmd/npy` (default), `deepmd/npy/mixed`, or `deepmd/hdf5` (default for .h5 and .hdf5).
+    type_map
+        Order of the types; as they are met if None.
+
+    Raises
+    ------
+    InputError
+        Unknown format, or the output exists.
+    DataError
+        The input cannot be read, holds no frames, or has an element outside `type_map`.
+    """
+    paths = [Path(p) for p in ([input] if isinstance(input, str | Path) else input)]
+    target = output_format or ("deepmd/hdf5" if Path(output).suffix in (".h5", ".hdf5") else "deepmd/npy")
+    frames = [frame for path in paths for frame in read_configurations(path, input_format)]
+    if not frames:
+        raise DataError("the input holds no frames", where=", ".join(map(str, paths)))
+    names = list(type_map) if type_map else list(dict.fromkeys(s for f in frames for s in f.symbols))
+    systems = write_systems(frames, names, output, target)
+    sizes = [len(f.symbols) for f in frames]
+    labels = Counter(name for f in frames for name in f.values)
+    return ConversionReport(
+        str(output), target, systems, len(frames), (min(sizes), max(sizes)), names, dict(sorted(labels.items()))
+    )
+
+
+def read_configurations(path: Path, input_format: str | None = None) -> Iterator[Configuration]:
+    """All frames of a file or folder.
+
+    Raises
+    ------
+    InputError
+        Unknown format.
+    DataError
+        The file cannot be read.
+    """
+    if not Path(str(path).partition(HDF5_MARK)[0]).exists():
+        raise DataError("the input does not exist", where=str(path))
+    chosen = input_format or _guess(path)
+    if chosen in DEEPMD_FORMATS:
+        return _from_deepmd(str(path))
+    if chosen == "ase" or chosen.startswith("ase/"):
+        return _from_ase(path, chosen.partition("/")[2] or None)
+    return _from_dpdata(path, chosen)
+
+
+def _guess(path: Path) -> str:
+    if path.is_dir() or path.suffix in (".h5", ".hdf5") or HDF5_MARK in str(path):
+        return "deepmd"
+    return next((fmt for pattern, fmt in _BY_NAME if fnmatch(path.name, pattern)), "ase")
+
+
+def _from_deepmd(path: str) -> Iterator[Configuration]:
+    names = common_type_map([path])
+    for (_, store), base in zip(find_stores([path]), open_systems([path], names), strict=True):
+        # The files do not say how many parameters a frame or atom has: their width does.
+        widths = {"fparam": 0, "aparam": 0}
+        for name in widths:
+            file = f"{store.sets()[0]}/{name}.npy"
+            if store.has(file):
+                widths[name] = store.array(file)[0].size // (len(store.words("type.raw")) if name == "aparam" else 1)
+        inputs = FrameInputs(widths["fparam"], widths["aparam"])
+        (system,) = open_systems([base.name], names, inputs) if inputs.labels() else (base,)
+        for i in range(system.n_frames):
+            frame = system.frame(i)
+            values = {"force" if k == "forces" else k: v for k, v in system.values(i).items()}
+            cell = frame.box.matrix if system.periodic else None
+            yield Configuration([names[t] for t in frame.types], frame.positions, cell, values)
+
+
+def _from_dpdata(path: Path, name: str) -> Iterator[Configuration]:
+    import dpdata
+    from dpdata.format import Format
+
+    known = Format.get_formats()
+    if name not in known:
+        raise InputError(
+            f"unknown input format '{name}'",
+            where="--format",
+            remedy=did_you_mean(name, [*known, *DEEPMD_FORMATS, "ase"]),
+        )
+    noise = io.StringIO()  # dpdata prints what it finds odd
+    try:
+        with contextlib.redirect_stdout(noise):
+            try:
+                system: Any = dpdata.LabeledSystem(str(path), fmt=name)
+            except NotImplementedError:  # a format without labels
+                system = dpdata.System(str(path), fmt=name)
+    except Exception as error:  # dpdata's readers raise whatever comes: IndexError, ValueError, AssertionError, …
+        raise DataError(
+            f"dpdata cannot read this as {name}: {type(error).__name__}: {error}",
+            where=str(path),
+            remedy="check that the calculation ended and that the format is right (--format)",
+        ) from error
+    yield from _of_dpdata(system.data)
+
+
+def _of_dpdata(data: dict[str, Any]) -> Iterator[Configuration]:
+    symbols = [data["atom_names"][t] for t in data["atom_types"]]
+    periodic = not data.get("nopbc", False)
+    labels = {ours: data[theirs] for theirs, ours in _DPDATA_LABELS.items() if theirs in data}
+    for i, positions in enumerate(data["coords"]):
+        values = {name: np.asarray(array[i]) for name, array in labels.items()}
+        yield Configuration(symbols, np.asarray(positions), data["cells"][i] if periodic else None, values)
+
+
+def _from_ase(path: Path, ase_format: str | None) -> Iterator[Configuration]:
+    import ase.io
+
+    try:
+        frames: Iterable[Any] = list(ase.io.iread(str(path), index=":", format=ase_format, parallel=False))
+    except Exception as error:  # ASE's readers raise whatever comes
+        raise DataError(
+            f"ASE cannot read this{f' as {ase_format}' if ase_format else ''}: {type(error).__name__}: {error}",
+            where=str(path),
+            remedy="name the format (--format): one of dpdata's, or ase/<format>",
+        ) from error
+    for atoms in frames:
+        cell = np.array(atoms.cell) if atoms.pbc.any() else None
+        yield Configuration(atoms.get_chemical_symbols(), atoms.get_positions(), cell, _ase_labels(atoms))
+
+
+def _ase_labels(atoms: Any) -> dict[str, Any]:
+    """Energy, forces and virial that ASE read with the atoms: nothing is computed."""
+    results = dict(atoms.calc.results) if atoms.calc is not None else {}
+    values: dict[str, Any] = {}
+    energy = results.get("free_energy", results.get("energy"))  # forces belong to the free energy
+    if energy is not None:
+        values["energy"] = energy
+    if "forces" in results:
+        values["force"] = results["forces"]
+    virial = atoms.info.get("virial")
+    if virial is None and "stress" in results and atoms.pbc.any():
+        from ase.stress import voigt_6_to_full_3x3_stress
+
+        stress = np.asarray(results["stress"], np.float64)
+        virial = -atoms.get_volume() * (voigt_6_to_full_3x3_stress(stress) if stress.size == 6 else stress)
+    if virial is not None:
+        values["virial"] = np.asarray(virial, np.float64).reshape(3, 3)
+    return values

@@ -1,0 +1,147 @@
+"""The systems of a training or validation set, and batches of their frames."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dphpc.core.errors import DataError
+from dphpc.train.data.batch import Batch, Geometry, GeometryCache, join
+from dphpc.train.data.storage import find_stores
+from dphpc.train.data.system import Frame, FrameInputs, System
+from dphpc.train.schema import DataConfig, ModelConfig
+from dphpc.train.schema.training import batch_rule
+
+DEFAULT_CACHE_BYTES = 2 * 2**30
+
+SAME_PLACE = 1e-3
+"""Å: atoms nearer than this in every direction are taken for one atom that stands twice in the file."""
+
+
+class Dataset:
+    """Systems with one type map and one cutoff.
+
+    Attributes
+    ----------
+    type_map
+        Names of the types that frames count.
+    rcut
+        Å, reach of the neighbor lists of batches.
+    """
+
+    def __init__(
+        self,
+        systems: Sequence[System],
+        type_map: Sequence[str],
+        rcut: float,
+        cache_bytes: float = DEFAULT_CACHE_BYTES,
+    ) -> None:
+        self.systems = list(systems)
+        self.type_map = list(type_map)
+        self.rcut = rcut
+        self._cache = GeometryCache(cache_bytes)
+
+    @classmethod
+    def load(
+        cls,
+        data: DataConfig,
+        model: ModelConfig,
+        *,
+        base: Path | None = None,
+        cache_bytes: float = DEFAULT_CACHE_BYTES,
+    ) -> Dataset:
+        """Open and check all systems of an input's data section.
+
+        Relative paths count from `base` (the working directory if None).  `batch_size: "filter:N"` leaves out
+        systems with more than N atoms.
+
+        Raises
+        ------
+        DataError
+            A system is missing, damaged or inconsistent, or none is left.
+        """
+        net = model.fitting_net
+        default = tuple(net.default_fparam) if net.default_fparam is not None else None
+        inputs = FrameInputs(net.numb_fparam, net.numb_aparam, default)
+        systems = open_systems(data.systems, model.type_map, inputs, patterns=data.rglob_patterns, base=base)
+        if isinstance(data.batch_size, str) and batch_rule(data.batch_size)[0] == "filter":
+            largest = batch_rule(data.batch_size)[1]
+            systems = [s for s in systems if s.n_atoms <= largest]
+            if not systems:
+                raise DataError(f"batch_size '{data.batch_size}' leaves no system", remedy="use a larger number")
+        return cls(systems, model.type_map, model.descriptor.rcut, cache_bytes)
+
+    def __repr__(self) -> str:
+        return f"Dataset({len(self.systems)} systems, {self.n_frames} frames, types {' '.join(self.type_map)})"
+
+    @property
+    def n_types(self) -> int:
+        """Number of atom types of the type map."""
+        return len(self.type_map)
+
+    @property
+    def n_frames(self) -> int:
+        """Frames of all systems."""
+        return sum(s.n_frames for s in self.systems)
+
+    @property
+    def labels(self) -> frozenset[str]:
+        """Labels that any system has."""
+        return frozenset().union(*(s.labels for s in self.systems))
+
+    def frame(self, system: int, index: int) -> Frame:
+        """A frame of a system."""
+        return self.systems[system].frame(index)
+
+    def geometry(self, system: int, index: int) -> Geometry:
+        """Ghosts and neighbors of a frame, kept for the next time.
+
+        Raises
+        ------
+        DataError
+            Two atoms stand at one place.
+        """
+        return self._cache.get((system, index), lambda: self._build(system, index))
+
+    def batch(self, system: int, frames: Sequence[int] | np.ndarray) -> Batch:
+        """These frames of a system as one batch."""
+        source = self.systems[system]
+        indices = [int(i) for i in frames]
+        return join([self.geometry(system, i) for i in indices], [source.values(i) for i in indices])
+
+    def _build(self, system: int, index: int) -> Geometry:
+        source = self.systems[system]
+        geometry = Geometry.of(source.frame(index), self.rcut)
+        n = geometry.neighbors
+        centers = np.repeat(np.arange(geometry.n_local), np.diff(n.offsets))
+        same = (np.abs(geometry.positions[centers] - geometry.positions[n.indices]) < SAME_PLACE).all(axis=1)
+        if same.any():
+            k = int(same.argmax())
+            j = int(n.indices[k])
+            j = j if j < geometry.n_local else int(geometry.owner[j - geometry.n_local])
+            raise DataError(
+                f"frame {index} has atoms {int(centers[k])} and {j} at one place",
+                where=source.name,
+                remedy="remove the frame or the duplicated atom",
+            )
+        return geometry
+
+
+def open_systems(
+    paths: Sequence[str],
+    type_map: list[str],
+    inputs: FrameInputs | None = None,
+    *,
+    patterns: Sequence[str] | None = None,
+    base: Path | None = None,
+) -> list[System]:
+    """Open the systems that `paths` name: systems, folders to be searched, `file.hdf5#/group`.
+
+    Raises
+    ------
+    DataError
+        A system is missing, damaged or inconsistent.
+    """
+    return [System(name, store, list(type_map), inputs) for name, store in find_stores(paths, patterns, base)]

@@ -1,0 +1,186 @@
+"""Where a data system's arrays live: a folder of `.npy` files, or a group of an HDF5 file.
+
+Both answer the same questions; arrays are opened by their header, and no pickled object is ever read.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from dphpc.core.errors import DataError
+
+HDF5_MARK = "#"
+MAX_TEXT_BYTES = 256 * 2**20
+
+
+class FolderStore:
+    """A DeePMD-kit system as a folder: `type.raw`, `set.*/coord.npy`, …"""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def where(self, name: str = "") -> str:
+        """How messages name an entry."""
+        return str(self._path / name)
+
+    def has(self, name: str) -> bool:
+        """Whether the entry is there."""
+        return (self._path / name).is_file()
+
+    def sets(self) -> list[str]:
+        """Names of the sets, sorted."""
+        return sorted(p.name for p in self._path.glob("set.*") if p.is_dir())
+
+    def words(self, name: str) -> list[str]:
+        """Words of a text entry."""
+        path = self._path / name
+        try:
+            if path.stat().st_size > MAX_TEXT_BYTES:
+                raise DataError("the file is too large", where=str(path), expected=f"at most {MAX_TEXT_BYTES} bytes")
+            return path.read_text(encoding="utf-8").split()
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"cannot be read as text: {error}", where=str(path)) from None
+
+    def array(self, name: str) -> NDArray[Any]:
+        """The array of an entry, mapped into memory rather than read."""
+        path = self._path / name
+        try:
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+        except Exception as error:  # a damaged header makes NumPy raise whatever its parser does
+            raise DataError(
+                f"is not a plain NumPy array: {error}", where=str(path), remedy="write it with numpy.save"
+            ) from None
+
+
+class GroupStore:
+    """A DeePMD-kit system as a group of an HDF5 file (`file.hdf5#/group`)."""
+
+    def __init__(self, path: Path, group: str) -> None:
+        self._path, self._group = path, group.strip("/")
+
+    def where(self, name: str = "") -> str:
+        """How messages name an entry."""
+        return f"{self._path}{HDF5_MARK}/" + "/".join(part for part in (self._group, name) if part)
+
+    def has(self, name: str) -> bool:
+        """Whether the entry is there."""
+        with _open(self._path) as file:
+            return self._key(name) in file
+
+    def sets(self) -> list[str]:
+        """Names of the sets, sorted."""
+        with _open(self._path) as file:
+            group = file[self._key("")]
+            return sorted(name for name in group if name.startswith("set.") and isinstance(group[name], h5py.Group))
+
+    def words(self, name: str) -> list[str]:
+        """Entries of a list of text or numbers."""
+        values = np.atleast_1d(self.array(name)).ravel()
+        return [v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v) for v in values]
+
+    def array(self, name: str) -> NDArray[Any]:
+        """The array of an entry, read as a whole."""
+        with _open(self._path) as file:
+            entry = file.get(self._key(name))
+            if not isinstance(entry, h5py.Dataset):
+                raise DataError("is missing or no array", where=self.where(name))
+            if entry.nbytes > _memory_limit():
+                raise DataError(f"holds {entry.nbytes / 2**30:.1f} GiB, more than fits", where=self.where(name))
+            try:
+                return np.asarray(entry[()])
+            except OSError as error:
+                raise DataError(f"is damaged: {error}", where=self.where(name)) from None
+
+    def _key(self, name: str) -> str:
+        return "/" + "/".join(part for part in (self._group, name) if part)
+
+
+Store = FolderStore | GroupStore
+
+
+def _open(path: Path) -> h5py.File:
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise DataError(f"cannot be opened as HDF5: {error}", where=str(path)) from None
+
+
+def _memory_limit() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def find_stores(
+    systems: Iterable[str], patterns: Iterable[str] | None = None, base: Path | None = None
+) -> list[tuple[str, Store]]:
+    """(name, store) of every system that the entries of an input's `systems` name.
+
+    An entry is a system, a folder that is searched for systems (folders with `type.raw`; with `patterns`, those
+    whose path matches one), an HDF5 file, or `file#/group`.  Relative paths count from `base`.  The entries keep
+    their order; what is found below one is sorted.
+
+    Raises
+    ------
+    DataError
+        An entry does not exist or holds no system.
+    """
+    found: dict[str, Store] = {}
+    for entry in systems:
+        for name, store in _expand(entry, list(patterns) if patterns else None, base or Path()):
+            found.setdefault(name, store)
+    if not found:
+        raise DataError("no data systems were found", where=", ".join(systems), expected="folders with type.raw")
+    return list(found.items())
+
+
+def _expand(entry: str, patterns: list[str] | None, base: Path) -> list[tuple[str, Store]]:
+    file, mark, group = entry.partition(HDF5_MARK)
+    path = base / file
+    if path.is_dir() and ".lmdb" not in path.suffix and not (path / "data.mdb").is_file():
+        folders = _folders(path, patterns)
+        names = [str(Path(file) / folder.relative_to(path)) for folder in folders]
+        result: list[tuple[str, Store]] = [(n, FolderStore(f)) for n, f in zip(names, folders, strict=True)]
+    elif path.is_file():
+        groups = _groups(path, group if mark else "")
+        result = [(f"{file}{HDF5_MARK}/{g}", GroupStore(path, g)) for g in groups]
+    elif path.exists():
+        raise DataError("LMDB data are not supported by dphpc yet", where=entry, remedy="dphpc data convert")
+    else:
+        raise DataError(
+            "the data system does not exist",
+            where=str(path),
+            remedy=f"relative paths count from {base.resolve()}; check 'systems' in the input",
+        )
+    if not result:
+        raise DataError("holds no data system", where=entry, expected="type.raw and set.*/coord.npy in it or below it")
+    return result
+
+
+def _folders(path: Path, patterns: list[str] | None) -> list[Path]:
+    if patterns is None:
+        found = {p.parent for p in path.rglob("type.raw") if p.is_file()}
+    else:
+        found = {p for pattern in patterns for p in path.rglob(pattern) if (p / "type.raw").is_file()}
+    return sorted(found)
+
+
+def _groups(path: Path, inside: str) -> list[str]:
+    found: list[str] = []
+    with _open(path) as file:
+        top = file.get("/" + inside.strip("/"))
+        if not isinstance(top, h5py.Group):
+            raise DataError("the HDF5 file has no such group", where=f"{path}{HDF5_MARK}{inside}")
+        if "type.raw" in top:
+            found.append(top.name)
+        top.visititems(
+            lambda name, item: (
+                found.append(f"{top.name}/{name}") if isinstance(item, h5py.Group) and "type.raw" in item else None
+            )
+        )
+    return sorted(name.strip("/") for name in found)

@@ -1,0 +1,138 @@
+"""Shortest distance and largest numbers of neighbors in data: for `sel`, and for `dp neighbor-stat`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dphpc.core.errors import DataError
+from dphpc.train.data.batch import Geometry
+from dphpc.train.data.dataset import Dataset, open_systems
+from dphpc.train.data.storage import find_stores
+from dphpc.train.schema import ModelConfig
+from dphpc.train.schema.model import auto_sel_factor
+
+
+@dataclass(frozen=True)
+class NeighborStat:
+    """What the neighborhoods of a data set look like.
+
+    Attributes
+    ----------
+    min_distance
+        Å, shortest distance between two atoms; inf if no atom has a neighbor within rcut.
+    max_neighbors
+        (ntypes,) most neighbors of a type that any atom has within rcut.
+    lonely
+        Systems in which some frame has no neighbors at all.
+    """
+
+    min_distance: float
+    max_neighbors: NDArray[np.int64]
+    rcut: float
+    lonely: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """What `dp neighbor-stat` prints."""
+        counts = "[" + " ".join(str(n) for n in self.max_neighbors) + "]"
+        warnings = [
+            f"Atoms with no neighbors found in {name}. Please make sure it's what you expected." for name in self.lonely
+        ]
+        return [
+            *warnings,
+            f"Neighbor statistics: training data with minimal neighbor distance: {self.min_distance:f}",
+            f"Neighbor statistics: training data with maximum neighbor size: {counts} (cutoff radius: {self.rcut:f})",
+            f"min_nbor_dist: {self.min_distance:f}",
+            f"max_nbor_size: {counts}",
+        ]
+
+
+def neighbor_stat(dataset: Dataset, rcut: float | None = None) -> NeighborStat:
+    """Statistics of all frames within `rcut` (Å; the data set's own cutoff if None).
+
+    Raises
+    ------
+    DataError
+        Two atoms stand at one place.
+    """
+    rcut = dataset.rcut if rcut is None else rcut
+    other = dataset if rcut == dataset.rcut else Dataset(dataset.systems, dataset.type_map, rcut, cache_bytes=0)
+    shortest, most = math.inf, np.zeros(dataset.n_types, np.int64)
+    lonely: list[str] = []
+    for s, system in enumerate(other.systems):
+        for i in range(system.n_frames):
+            distance, counts = _of_frame(other.geometry(s, i), other.n_types)
+            shortest, most = min(shortest, distance), np.maximum(most, counts)
+            if math.isinf(distance) and system.name not in lonely:
+                lonely.append(system.name)
+    return NeighborStat(shortest, most, rcut, tuple(lonely))
+
+
+def neighbor_stat_of(
+    paths: Sequence[str], rcut: float, type_map: Sequence[str] | None = None, base: Path | None = None
+) -> tuple[NeighborStat, list[str]]:
+    """Statistics of the systems that `paths` name, and the type map used: the systems' own if None is given.
+
+    Raises
+    ------
+    DataError
+        A system is missing, damaged or inconsistent, or the systems name no types.
+    """
+    names = list(type_map) if type_map else common_type_map(paths, base)
+    dataset = Dataset(open_systems(paths, names, base=base), names, rcut, cache_bytes=0)
+    return neighbor_stat(dataset), names
+
+
+def common_type_map(paths: Sequence[str], base: Path | None = None) -> list[str]:
+    """All element names of the systems, in the order in which they are met.
+
+    Raises
+    ------
+    DataError
+        A system has no `type_map.raw`.
+    """
+    names: dict[str, None] = {}
+    for name, store in find_stores(paths, base=base):
+        if not store.has("type_map.raw"):
+            raise DataError("the system does not name its types", where=name, remedy="give the type map (-t O H …)")
+        names.update(dict.fromkeys(store.words("type_map.raw")))
+    return list(names)
+
+
+def resolve_sel(model: ModelConfig, stat: NeighborStat) -> ModelConfig:
+    """The model with `sel` as numbers: `auto` takes the largest counts times the factor, rounded up to 4."""
+    sel = model.descriptor.sel
+    if not isinstance(sel, str):
+        return model
+    factor = auto_sel_factor(sel)
+    numbers = [4 * ((int(n * factor) + 3) // 4) for n in stat.max_neighbors.tolist()]
+    return model.updated(descriptor=model.descriptor.updated(sel=numbers))
+
+
+def sel_warnings(model: ModelConfig, stat: NeighborStat) -> list[str]:
+    """One sentence for each type whose `sel` some atom exceeds; sel 0 hides a type on purpose."""
+    sel = model.descriptor.sel
+    assert isinstance(sel, list)
+    return [
+        f"sel of type {name} is {slots}, but an atom has {found} such neighbors within {stat.rcut:g} Å: DeePMD-kit "
+        f"would drop the farthest, dphpc keeps all; set sel to at least {found}"
+        for name, slots, found in zip(model.type_map, sel, stat.max_neighbors.tolist(), strict=True)
+        if 0 < slots < found
+    ]
+
+
+def _of_frame(g: Geometry, n_types: int) -> tuple[float, NDArray[np.int64]]:
+    """Shortest distance (inf without pairs) and largest count of neighbors of each type."""
+    n = g.neighbors
+    if n.n_pairs == 0:
+        return math.inf, np.zeros(n_types, np.int64)
+    centers = np.repeat(np.arange(g.n_local), np.diff(n.offsets))
+    displacements = g.positions[n.indices] - g.positions[centers]
+    shortest = float(np.sqrt(np.einsum("ij,ij->i", displacements, displacements).min()))
+    counts = np.bincount(centers * n_types + g.types[n.indices], minlength=g.n_local * n_types)
+    return shortest, counts.reshape(g.n_local, n_types).max(axis=0)

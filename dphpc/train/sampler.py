@@ -1,0 +1,167 @@
+"""Which system and which frames a training step takes: a pure function of seed and step.
+
+As in DeePMD-kit a step draws one system by its probability and takes the next batch of that system's frames, which
+are shuffled anew each time all have been taken.  Random numbers are counted (Philox), so a restart needs no state.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dphpc.core.errors import InputError
+from dphpc.train.data.dataset import Dataset
+from dphpc.train.schema import DataConfig
+from dphpc.train.schema.training import batch_rule, prob_blocks
+
+BLOCK = 1024
+"""Steps whose systems are drawn together."""
+
+_SYSTEMS, _FRAMES = 0, 1
+"""Streams of random numbers."""
+
+
+class Sampler:
+    """Draws batches.
+
+    Attributes
+    ----------
+    batch_sizes, n_batches, probabilities
+        Per system: frames of a batch, batches until all frames have been taken, probability of being drawn.
+    """
+
+    def __init__(
+        self, names: Sequence[str], n_frames: Sequence[int], n_atoms: Sequence[int], data: DataConfig, seed: int | None
+    ) -> None:
+        self._names, self._n_atoms = list(names), list(n_atoms)
+        self._n_frames = np.array(n_frames, np.int64)
+        self._seed = 0 if seed is None else seed
+        self.batch_sizes = _batch_sizes(data.batch_size, n_atoms)
+        self.n_batches = -(-self._n_frames // self.batch_sizes)
+        self.probabilities = _probabilities(data, self.n_batches)
+        self._edges = np.cumsum(self.probabilities) / self.probabilities.sum()
+        self._last = int(np.flatnonzero(self.probabilities)[-1])  # rounding must not draw a system of probability 0
+        self._block = -1
+        self._systems = np.zeros(0, np.int64)
+        self._visits = np.zeros((1, len(self._names)), np.int64)
+        self._orders: dict[int, tuple[int, NDArray[np.int64]]] = {}
+
+    @classmethod
+    def of(cls, dataset: Dataset, data: DataConfig, seed: int | None) -> Sampler:
+        """A sampler of a data set's frames; without a seed the seed is 0.
+
+        Raises
+        ------
+        InputError
+            `batch_size`, `sys_probs` or `auto_prob` do not fit the number of systems.
+        """
+        s = dataset.systems
+        return cls([x.name for x in s], [x.n_frames for x in s], [x.n_atoms for x in s], data, seed)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps in which every system is expected to give all its frames (DeePMD-kit's meaning of `numb_epoch`)."""
+        drawn = self.probabilities > 0
+        return math.ceil((self.n_batches[drawn] / self.probabilities[drawn]).max())
+
+    def draw(self, step: int) -> tuple[int, NDArray[np.int64]]:
+        """System and frames of a step, counted from 0.  Any order of steps gives the same answers."""
+        block, i = divmod(step, BLOCK)
+        if block != self._block:
+            self._enter(block)
+        system = int(self._systems[i])
+        visit = int(self._visits[i, system])
+        epoch, batch = divmod(visit, int(self.n_batches[system]))
+        first = batch * int(self.batch_sizes[system])
+        return system, self._order(system, epoch)[first : first + int(self.batch_sizes[system])]
+
+    def summary(self) -> list[str]:
+        """A table of the systems, as `dp train` prints it."""
+        lines = [f"{'system':>42}  {'natoms':>6}  {'bch_sz':>6}  {'n_bch':>6}  {'prob':>9}"]
+        for row in zip(self._names, self._n_atoms, self.batch_sizes, self.n_batches, self.probabilities, strict=True):
+            name = row[0] if len(row[0]) <= 42 else "-- " + row[0][-39:]
+            lines.append(f"{name:>42}  {row[1]:6d}  {row[2]:6d}  {row[3]:6d}  {row[4]:9.3e}")
+        return lines
+
+    def _enter(self, block: int) -> None:
+        """Make ready the systems of a block's steps, and how often each was drawn before each step."""
+        if block == self._block + 1:
+            counts = self._visits[-1]
+        else:
+            counts = np.zeros(len(self._names), np.int64)
+            for earlier in range(block):
+                counts += np.bincount(self._draw_systems(earlier), minlength=len(counts))
+        self._systems = self._draw_systems(block)
+        taken = self._systems[:, None] == np.arange(len(counts))
+        self._visits = np.concatenate((counts[None], counts + np.cumsum(taken, axis=0)))
+        self._block = block
+
+    def _draw_systems(self, block: int) -> NDArray[np.int64]:
+        uniform = self._random(_SYSTEMS, 0, block).random(BLOCK)
+        return np.minimum(np.searchsorted(self._edges, uniform, side="right"), self._last)
+
+    def _order(self, system: int, epoch: int) -> NDArray[np.int64]:
+        """The shuffled frames of a system in its epoch."""
+        known = self._orders.get(system)
+        if known is None or known[0] != epoch:
+            order = self._random(_FRAMES, system, epoch).permutation(int(self._n_frames[system]))
+            self._orders[system] = known = (epoch, order)
+        return known[1]
+
+    def _random(self, stream: int, a: int, b: int) -> np.random.Generator:
+        # The lowest word of the counter is left to the numbers that this generator draws.
+        return np.random.Generator(np.random.Philox(key=[self._seed, 0], counter=[0, b, a, stream]))
+
+
+def _batch_sizes(rule: int | list[int] | str, n_atoms: Sequence[int]) -> NDArray[np.int64]:
+    if isinstance(rule, int):
+        return np.full(len(n_atoms), rule, np.int64)
+    if isinstance(rule, list):
+        if len(rule) != len(n_atoms):
+            raise InputError(
+                f"batch_size has {len(rule)} entries, but there are {len(n_atoms)} systems",
+                where="batch_size",
+                expected="one number for all, or one for each system found",
+            )
+        return np.array(rule, np.int64)
+    kind, atoms = batch_rule(rule)
+    sizes = [-(-atoms // n) if kind == "auto" else max(1, atoms // n) for n in n_atoms]
+    return np.array(sizes, np.int64)
+
+
+def _probabilities(data: DataConfig, n_batches: NDArray[np.int64]) -> NDArray[np.float64]:
+    n = len(n_batches)
+    if data.sys_probs is not None:
+        return _given_probabilities(data.sys_probs, n_batches)
+    blocks = prob_blocks(data.auto_prob)
+    if blocks is None:
+        return np.full(n, 1.0 / n)
+    result = np.zeros(n)
+    total = sum(weight for *_, weight in blocks)
+    for first, end, weight in blocks or [(0, n, 1.0)]:
+        if end > n or result[first:end].any():
+            raise InputError(
+                f"block {first}:{end} of auto_prob overlaps another one or goes beyond the {n} systems",
+                where="auto_prob",
+            )
+        result[first:end] = n_batches[first:end] / n_batches[first:end].sum() * weight / (total if blocks else 1.0)
+    return result
+
+
+def _given_probabilities(given: Sequence[float], n_batches: NDArray[np.int64]) -> NDArray[np.float64]:
+    """`sys_probs`: what negative entries leave is shared among them by their numbers of batches."""
+    if len(given) != len(n_batches):
+        raise InputError(
+            f"sys_probs has {len(given)} entries, but there are {len(n_batches)} systems", where="sys_probs"
+        )
+    result = np.array(given, np.float64)
+    free = result < 0
+    rest = 1.0 - result[~free].sum()
+    if rest < -1e-8 or (not free.any() and abs(rest) > 1e-5):
+        raise InputError(f"sys_probs sum to {1.0 - rest:g}", where="sys_probs", expected="a sum of 1")
+    if free.any():
+        result[free] = max(rest, 0.0) * n_batches[free] / n_batches[free].sum()
+    return result

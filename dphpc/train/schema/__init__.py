@@ -1,0 +1,99 @@
+"""The training input: DeePMD-kit's `input.json` as typed sections, and our own under `dphpc`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from dphpc.core.config import Config, load_config, parse_config
+from dphpc.train.schema.model import DescriptorConfig, FittingConfig, ModelConfig
+from dphpc.train.schema.optimization import (
+    AdamConfig,
+    AdamWConfig,
+    CosineConfig,
+    ExpConfig,
+    LearningRateConfig,
+    LossConfig,
+    OptimizerConfig,
+    WsdConfig,
+)
+from dphpc.train.schema.training import (
+    DataConfig,
+    DphpcConfig,
+    TrainingConfig,
+    TrainingDataConfig,
+    ValidationDataConfig,
+)
+
+__all__ = [
+    "AdamConfig",
+    "AdamWConfig",
+    "CosineConfig",
+    "DataConfig",
+    "DescriptorConfig",
+    "DphpcConfig",
+    "ExpConfig",
+    "FittingConfig",
+    "LearningRateConfig",
+    "LossConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "TrainInput",
+    "TrainingConfig",
+    "TrainingDataConfig",
+    "ValidationDataConfig",
+    "WsdConfig",
+    "load_input",
+    "parse_input",
+    "write_input",
+]
+
+
+class TrainInput(Config):
+    """Everything `dphpc train` reads."""
+
+    unsupported_keys: ClassVar = {"validating": (None, {}, {"full_validation": False}), "nvnmd": (None,)}
+
+    model: ModelConfig
+    learning_rate: LearningRateConfig
+    optimizer: OptimizerConfig = AdamConfig()
+    loss: LossConfig = LossConfig()
+    training: TrainingConfig
+    dphpc: DphpcConfig = DphpcConfig()
+
+
+def load_input(path: str | Path) -> TrainInput:
+    """Read a training input (JSON or YAML).
+
+    Raises
+    ------
+    InputError
+        The file cannot be read, or a key or value is wrong.
+    """
+    return load_config(TrainInput, path)
+
+
+def parse_input(mapping: Mapping[str, Any], *, source: str = "input") -> TrainInput:
+    """Check a mapping as `load_input` checks a file.
+
+    Raises
+    ------
+    InputError
+        A key or value is wrong.
+    """
+    return parse_config(TrainInput, mapping, source=source)
+
+
+def write_input(config: TrainInput, path: str | Path) -> None:
+    """Write `config` with all defaults as JSON (`out.json`), in one piece.
+
+    Keys without a value are left out: DeePMD-kit refuses null for some of them.
+    """
+    path = Path(path)
+    text = json.dumps(config.model_dump(mode="json", exclude_none=True), indent=4)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text + "\n", encoding="utf-8")
+    temporary.replace(path)

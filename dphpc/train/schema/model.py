@@ -1,0 +1,259 @@
+"""The `model` section of a training input, in DeePMD-kit's keys and defaults (3.2)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, Field, field_validator, model_validator
+
+from dphpc.core.config import Config
+from dphpc.core.errors import InputError
+from dphpc.model.activations import activation
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+PositiveInt = Annotated[int, Field(gt=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+TypePairs = list[tuple[NonNegativeInt, NonNegativeInt]]
+
+_PRECISIONS = {
+    "default": "float64",
+    "float64": "float64",
+    "double": "float64",
+    "float32": "float32",
+    "single": "float32",
+}
+_OTHER_DESCRIPTORS = (
+    *("loc_frame", "dpa4c", "DPA4C", "dpa4", "DPA4", "SeZM", "sezm", "se_e3", "se_at", "se_a_3be", "se_t", "se_a_tpe"),
+    *("se_a_ebd", "se_e2_r", "se_r", "hybrid", "se_atten", "dpa1", "se_e3_tebd", "se_atten_v2", "dpa2", "dpa3"),
+    *("se_a_ebd_v2", "se_a_tpe_v2", "se_a_mask"),
+)
+_OTHER_FITTINGS = ("dpa4_ener", "sezm_ener", "dos", "population", "property", "polar", "dipole")
+_OTHER_MODELS = ("dpa4", "DPA4", "SeZM", "sezm", "frozen", "pairtab", "pairwise_dprc", "linear_ener")
+
+
+def _known_activation(name: str) -> str:
+    try:
+        activation(name)
+    except InputError as error:
+        raise ValueError(f"{error.what}; {error.remedy or error.expected}") from None
+    return name
+
+
+def _known_precision(name: str) -> str:
+    if name in ("float16", "half", "bfloat16"):
+        raise ValueError(f"precision '{name}' of DeePMD-kit is not supported by dphpc yet; use float64 or float32")
+    if name not in _PRECISIONS:
+        raise ValueError(f"'{name}' is not a precision; known are {', '.join(_PRECISIONS)}")
+    return name
+
+
+Activation = Annotated[str, AfterValidator(_known_activation)]
+Precision = Annotated[str, AfterValidator(_known_precision)]
+
+
+def require_type(value: Any, *, ours: Sequence[str], others: Sequence[str], what: str) -> str:
+    """The canonical `type` of a section: `ours[0]`, if `value` is one of ours.
+
+    Raises
+    ------
+    ValueError
+        DeePMD-kit knows the type and we do not, or nobody does.
+    """
+    if value in ours:
+        return ours[0]
+    if value in others:
+        raise ValueError(f"{what} '{value}' of DeePMD-kit is not supported by dphpc yet; supported: '{ours[0]}'")
+    raise ValueError(f"'{value}' is not a {what}; supported: '{ours[0]}'")
+
+
+class DescriptorConfig(Config):
+    """`model/descriptor` of type `se_e2_a`.  Lengths in Å."""
+
+    key_aliases: ClassVar = {"n_axis_neuron": "axis_neuron"}
+
+    type: str = Field(default=...)
+    sel: list[NonNegativeInt] | str = "auto"
+    rcut: Positive = 6.0
+    rcut_smth: NonNegative = 0.5
+    neuron: list[PositiveInt] = Field(default=[10, 20, 40], min_length=1)
+    axis_neuron: PositiveInt = 4
+    activation_function: Activation = "tanh"
+    resnet_dt: bool = False
+    type_one_side: bool = False
+    precision: Precision = "default"
+    trainable: bool = True
+    seed: int | None = None
+    exclude_types: TypePairs = Field(default=[])
+    env_protection: NonNegative = 0.0
+    set_davg_zero: bool = False
+
+    @field_validator("type", mode="before")
+    @classmethod
+    def _check_type(cls, value: Any) -> str:
+        return require_type(value, ours=("se_e2_a", "se_a"), others=_OTHER_DESCRIPTORS, what="descriptor")
+
+    @field_validator("sel")
+    @classmethod
+    def _check_sel(cls, value: list[int] | str) -> list[int] | str:
+        if isinstance(value, str):
+            auto_sel_factor(value)
+        elif sum(value) == 0:
+            raise ValueError("sel leaves no neighbors: at least one type needs a positive number")
+        return value
+
+    @model_validator(mode="after")
+    def _check_consistency(self) -> DescriptorConfig:
+        if self.rcut_smth >= self.rcut:
+            raise ValueError(f"rcut_smth ({self.rcut_smth:g} Å) must be smaller than rcut ({self.rcut:g} Å)")
+        if self.axis_neuron > self.neuron[-1]:
+            raise ValueError(
+                f"axis_neuron ({self.axis_neuron}) must not exceed the last width of neuron ({self.neuron[-1]})"
+            )
+        if self.exclude_types and not self.set_davg_zero:
+            raise ValueError(
+                "exclude_types needs set_davg_zero: true; without it the energy jumps where an excluded neighbor "
+                "crosses rcut"
+            )
+        return self
+
+    @property
+    def numpy_precision(self) -> str:
+        """The name of NumPy's type: float64 or float32."""
+        return _PRECISIONS[self.precision]
+
+
+def auto_sel_factor(sel: str) -> float:
+    """The factor of `sel: "auto"` (1.1) or `"auto:factor"`.
+
+    Raises
+    ------
+    ValueError
+        Anything else.
+    """
+    if sel == "auto":
+        return 1.1
+    match = re.fullmatch(r"auto:(\d+(?:\.\d*)?)", sel)
+    if not match or float(match[1]) < 1.0:
+        raise ValueError(f'sel \'{sel}\' should be a list of integers, "auto" or "auto:factor" (factor at least 1)')
+    return float(match[1])
+
+
+class FittingConfig(Config):
+    """`model/fitting_net` of type `ener`."""
+
+    key_aliases: ClassVar = {"n_neuron": "neuron"}
+    unsupported_keys: ClassVar = {
+        "dim_case_embd": (0,),
+        "layer_name": (None,),
+        "use_aparam_as_mask": (False,),
+        "tot_ener_zero": (False,),
+    }
+
+    type: str = "ener"
+    numb_fparam: NonNegativeInt = 0
+    numb_aparam: NonNegativeInt = 0
+    default_fparam: list[float] | None = None
+    neuron: list[PositiveInt] = Field(default=[120, 120, 120], min_length=1)
+    activation_function: Activation = "tanh"
+    precision: Precision = "default"
+    resnet_dt: bool = True
+    trainable: bool | list[bool] = True
+    rcond: Annotated[float, Field(ge=0)] | None = None
+    seed: int | None = None
+    atom_ener: list[float | None] = Field(default=[])
+
+    @field_validator("type", mode="before")
+    @classmethod
+    def _check_type(cls, value: Any) -> str:
+        return require_type(value, ours=("ener",), others=_OTHER_FITTINGS, what="fitting net")
+
+    @model_validator(mode="after")
+    def _check_consistency(self) -> FittingConfig:
+        if isinstance(self.trainable, list) and len(self.trainable) != len(self.neuron) + 1:
+            raise ValueError(f"trainable has {len(self.trainable)} entries; one per layer is {len(self.neuron) + 1}")
+        if self.default_fparam is not None and len(self.default_fparam) != self.numb_fparam:
+            raise ValueError(
+                f"default_fparam has {len(self.default_fparam)} values, but numb_fparam is {self.numb_fparam}"
+            )
+        return self
+
+    @property
+    def numpy_precision(self) -> str:
+        """The name of NumPy's type: float64 or float32."""
+        return _PRECISIONS[self.precision]
+
+
+class ModelConfig(Config):
+    """The `model` section: one standard energy model."""
+
+    unsupported_keys: ClassVar = {
+        "use_srtab": (None,),
+        "smin_alpha": (None,),
+        "sw_rmin": (None,),
+        "sw_rmax": (None,),
+        "srtab_add_bias": (True, False),
+        "preset_out_bias": (None,),
+        "type_embedding": (None,),
+        "modifier": (None,),
+        "compress": (None,),
+        "spin": (None,),
+        "finetune_head": (None,),
+        "model_branch_alias": ([],),
+        "bridging_method": ("None", "none", None),
+        "bridging_r_inner": (0.5,),
+        "bridging_r_outer": (0.8,),
+        "shared_dict": (None, {}),
+        "model_dict": (),
+    }
+
+    type: Literal["standard"] = "standard"
+    type_map: list[str] = Field(min_length=1)
+    data_stat_nbatch: PositiveInt = 10
+    data_stat_protect: NonNegative = 1e-2
+    data_bias_nsample: PositiveInt = 10
+    pair_exclude_types: TypePairs = Field(default=[])
+    atom_exclude_types: list[NonNegativeInt] = Field(default=[])
+    info: dict[str, Any] = Field(default={})
+    descriptor: DescriptorConfig
+    fitting_net: FittingConfig
+
+    @field_validator("type", mode="before")
+    @classmethod
+    def _check_type(cls, value: Any) -> str:
+        return require_type(value, ours=("standard",), others=_OTHER_MODELS, what="model type")
+
+    @field_validator("type_map")
+    @classmethod
+    def _check_type_map(cls, value: list[str]) -> list[str]:
+        twice = sorted({name for name in value if value.count(name) > 1})
+        if twice:
+            raise ValueError(f"type_map names {', '.join(twice)} more than once")
+        return value
+
+    @model_validator(mode="after")
+    def _check_types(self) -> ModelConfig:
+        n = len(self.type_map)
+        sel = self.descriptor.sel
+        if isinstance(sel, list) and len(sel) != n:
+            raise ValueError(f"descriptor/sel has {len(sel)} entries, but type_map names {n} types")
+        if len(self.fitting_net.atom_ener) not in (0, n):
+            raise ValueError(
+                f"fitting_net/atom_ener has {len(self.fitting_net.atom_ener)} entries, but type_map names {n} types"
+            )
+        used = {
+            "descriptor/exclude_types": [t for pair in self.descriptor.exclude_types for t in pair],
+            "pair_exclude_types": [t for pair in self.pair_exclude_types for t in pair],
+            "atom_exclude_types": self.atom_exclude_types,
+        }
+        for key, types in used.items():
+            if types and max(types) >= n:
+                raise ValueError(f"{key} names type {max(types)}, but type_map has types 0 to {n - 1}")
+        return self
+
+    @property
+    def n_types(self) -> int:
+        """Number of atom types."""
+        return len(self.type_map)

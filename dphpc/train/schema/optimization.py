@@ -1,0 +1,154 @@
+"""The sections `learning_rate`, `optimizer` and `loss` of a training input (DeePMD-kit 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+
+from dphpc.core.config import Config
+from dphpc.train.schema.model import NonNegative, NonNegativeInt, Positive, PositiveInt, require_type
+
+DEFAULT_STOP_LR = 5e-8
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+PartOfOne = Annotated[float, Field(gt=0, le=1)]
+
+
+class _LearningRate(Config):
+    """Keys that all schedules share.  After parsing exactly one of `stop_lr` and `stop_lr_ratio` is set."""
+
+    start_lr: Positive
+    stop_lr: NonNegative | None = None
+    stop_lr_ratio: NonNegative | None = None
+    warmup_steps: NonNegativeInt = 0
+    warmup_ratio: Fraction | None = None
+    warmup_start_factor: NonNegative = 0.0
+    scale_by_worker: Literal["linear", "sqrt", "none"] = "linear"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_stop(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and data.get("stop_lr") is None and data.get("stop_lr_ratio") is None:
+            return {**data, "stop_lr": DEFAULT_STOP_LR}
+        return data
+
+    @model_validator(mode="after")
+    def _check_alternatives(self) -> _LearningRate:
+        if self.stop_lr is not None and self.stop_lr_ratio is not None:
+            raise ValueError("stop_lr and stop_lr_ratio exclude each other: keep one")
+        if self.warmup_steps and self.warmup_ratio is not None:
+            raise ValueError("warmup_steps and warmup_ratio exclude each other: keep one")
+        return self
+
+
+class ExpConfig(_LearningRate):
+    """Exponential decay, in steps of `decay_steps` or smooth."""
+
+    type: Literal["exp"] = "exp"
+    decay_steps: PositiveInt = 5000
+    decay_rate: PartOfOne | None = None
+    smooth: bool = False
+
+
+class CosineConfig(_LearningRate):
+    """Cosine annealing."""
+
+    type: Literal["cosine"] = "cosine"
+
+
+class WsdConfig(_LearningRate):
+    """Warm-up, stable, decay."""
+
+    type: Literal["wsd"] = "wsd"
+    decay_phase_ratio: PartOfOne = 0.1
+    decay_type: Literal["inverse_linear", "cosine", "linear"] = "inverse_linear"
+
+    @model_validator(mode="after")
+    def _check_positive(self) -> WsdConfig:
+        if not (self.stop_lr or self.stop_lr_ratio):
+            raise ValueError("the wsd schedule needs a positive stop_lr or stop_lr_ratio")
+        return self
+
+
+def _type_or(default: str) -> Discriminator:
+    """Chooses a section's kind by its `type`, which may be left out."""
+
+    def kind(data: Any) -> Any:
+        return data.get("type", default) if isinstance(data, Mapping) else getattr(data, "type", default)
+
+    return Discriminator(kind)
+
+
+LearningRateConfig = Annotated[
+    Annotated[ExpConfig, Tag("exp")] | Annotated[CosineConfig, Tag("cosine")] | Annotated[WsdConfig, Tag("wsd")],
+    _type_or("exp"),
+]
+
+
+class AdamConfig(Config):
+    """Adam; `weight_decay` is added to the gradient."""
+
+    type: Literal["Adam"] = "Adam"
+    adam_beta1: Fraction = 0.9
+    adam_beta2: Fraction = 0.999
+    weight_decay: NonNegative = 0.0
+
+
+class AdamWConfig(Config):
+    """AdamW; weight decay apart from the gradient."""
+
+    type: Literal["AdamW"] = "AdamW"
+    adam_beta1: Fraction = 0.9
+    adam_beta2: Fraction = 0.999
+    weight_decay: NonNegative = 0.001
+
+
+OptimizerConfig = Annotated[Annotated[AdamConfig, Tag("Adam")] | Annotated[AdamWConfig, Tag("AdamW")], _type_or("Adam")]
+
+
+class LossConfig(Config):
+    """`loss` of type `ener`: prefactors at the start and at the end of training.
+
+    Terms: e energy, f force, v virial, ae atomic energy, pf force weighted per atom (`atom_pref.npy`).
+    """
+
+    unsupported_keys: ClassVar = {
+        "start_pref_h": (0,),
+        "limit_pref_h": (0,),
+        "start_pref_gf": (0,),
+        "limit_pref_gf": (0,),
+        "numb_generalized_coord": (0,),
+        "enable_atom_ener_coeff": (False,),
+    }
+
+    type: str = "ener"
+    start_pref_e: NonNegative = 0.02
+    limit_pref_e: NonNegative = 1.0
+    start_pref_f: NonNegative = 1000.0
+    limit_pref_f: NonNegative = 1.0
+    start_pref_v: NonNegative = 0.0
+    limit_pref_v: NonNegative = 0.0
+    start_pref_ae: NonNegative = 0.0
+    limit_pref_ae: NonNegative = 0.0
+    start_pref_pf: NonNegative = 0.0
+    limit_pref_pf: NonNegative = 0.0
+    use_default_pf: bool = False
+    relative_f: NonNegative | None = None
+    use_huber: bool = False
+    huber_delta: Positive | Annotated[list[Positive], Field(min_length=3, max_length=3)] = 0.01
+    loss_func: Literal["mse", "mae"] = "mse"
+    f_use_norm: bool = False
+    intensive_ener_virial: bool = False
+
+    @field_validator("type", mode="before")
+    @classmethod
+    def _check_type(cls, value: Any) -> str:
+        others = ("ener_hess", "dens", "ener_spin", "dos", "population", "property", "tensor")
+        return require_type(value, ours=("ener",), others=others, what="loss")
+
+    @model_validator(mode="after")
+    def _check_norm(self) -> LossConfig:
+        if self.f_use_norm and not (self.use_huber or self.loss_func == "mae"):
+            raise ValueError('f_use_norm acts only with use_huber: true or loss_func: "mae"')
+        return self

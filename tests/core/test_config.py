@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from pydantic import Field
+
+from dphpc.core.config import Config, load_config, parse_config
+from dphpc.core.errors import InputError
+
+
+class Inner(Config):
+    key_aliases: ClassVar = {"cutoff": "rcut"}
+    unsupported_keys: ClassVar = {"fancy": (False, 0)}
+    ignored_keys: ClassVar = frozenset({"old"})
+
+    rcut: float = Field(default=6.0, gt=0)
+    steps: int = 1
+
+
+class Outer(Config):
+    inner: Inner = Inner()
+    many: list[Inner] = Field(default=[])
+    name: str
+
+
+def refuse(data: dict) -> InputError:
+    with pytest.raises(InputError) as caught:
+        parse_config(Outer, data, source="in.json")
+    return caught.value
+
+
+def test_defaults_aliases_comments_and_ignored_keys() -> None:
+    config = parse_config(Outer, {"name": "a", "_comment": 1, "inner": {"cutoff": 3, "old": 1, "fancy": False}})
+    assert config.inner.rcut == 3.0
+    assert config.updated(name="b").name == "b"
+    assert config.name == "a"
+
+
+def test_unknown_key_names_path_and_nearest_key() -> None:
+    error = refuse({"name": "a", "inner": {"rcutt": 3}})
+    assert error.where == "in.json: inner/rcutt"
+    assert error.remedy == "did you mean 'rcut'?"
+    assert "known are: inner, many, name" in str(refuse({"name": "a", "zzzzz": 1}))
+
+
+def test_unsupported_key_is_refused_by_name_unless_it_asks_for_nothing() -> None:
+    error = refuse({"name": "a", "many": [{}, {"fancy": True}]})
+    assert error.where == "in.json: many/1/fancy"
+    assert "not support" in error.what
+    parse_config(Outer, {"name": "a", "many": [{"fancy": 0}]})
+    refuse({"name": "a", "many": [{"fancy": 0.5}]})
+
+
+def test_wrong_values_missing_keys_and_several_errors() -> None:
+    assert refuse({}).where == "in.json: name"
+    assert "greater than 0" in str(refuse({"name": "a", "inner": {"rcut": -1}}))
+    assert "a section with keys" in str(refuse({"name": "a", "inner": 3}))
+    assert "'cutoff' gives 'rcut' twice" in str(refuse({"name": "a", "inner": {"rcut": 1, "cutoff": 2}}))
+    both = str(refuse({"name": 1, "inner": {"rcut": -1, "steps": "x"}}))
+    assert "3 errors in in.json" in both
+    assert "inner/steps" in both
+
+
+def test_infinity_is_no_number() -> None:
+    assert "finite" in str(refuse({"name": "a", "inner": {"rcut": float("inf")}}))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.json", '{"name": "a",}', "not valid JSON"),
+        ("a.yaml", "name: [1", "not valid YAML"),
+        ("a.json", '{"name": "a", "name": "b"}', "key 'name' is given twice"),
+        ("a.yaml", "name: a\nname: b", "key 'name' is given twice"),
+        ("a.json", "[1]", "holds no keys"),
+        ("a.yaml", "!!python/object/apply:os.getcwd []", "not valid YAML"),
+        ("missing.json", None, "cannot read"),
+    ],
+)
+def test_files_that_cannot_be_read(tmp_path: Path, name: str, text: str | None, message: str) -> None:
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=message):
+        load_config(Outer, tmp_path / name)
+
+
+def test_yaml_reads_floats_without_a_point(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("name: a\ninner: {rcut: 1e-3, _comment: x, steps: 1_0}\n")
+    assert load_config(Outer, tmp_path / "a.yaml").inner.rcut == 1e-3
+
+
+def test_json_comments_may_repeat(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"_comment": 1, "_comment": 2, "name": "a"}')
+    assert load_config(Outer, tmp_path / "a.json").name == "a"

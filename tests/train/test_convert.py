@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io import write
+
+from dphpc.core.errors import DataError, InputError
+from dphpc.train.convert import convert
+from dphpc.train.data import System, open_systems
+from tests.train.data_systems import TYPE_MAP, two_systems, write_npy
+
+FORMATS = ["deepmd/npy", "deepmd/npy/mixed", "deepmd/hdf5"]
+
+
+def atoms_frames() -> list[Atoms]:
+    """Two compositions, the first also with another order of atoms; energies, forces and stress."""
+    rng = np.random.default_rng(0)
+    frames = []
+    for symbols in ("OHH", "HOH", "OHH", "OOHHHH"):
+        names = list(symbols)
+        atoms = Atoms(names, rng.uniform(0, 5, (len(names), 3)), cell=np.diag([5.0, 6.0, 7.0]), pbc=True)
+        results = {"energy": rng.normal(), "forces": rng.normal(size=(len(names), 3)), "stress": rng.normal(size=6)}
+        atoms.calc = SinglePointCalculator(atoms, **results)
+        frames.append(atoms)
+    return frames
+
+
+def by_energy(systems: list[System]) -> dict[float, tuple[System, int]]:
+    return {round(s.values(i)["energy"], 6): (s, i) for s in systems for i in range(s.n_frames)}
+
+
+@pytest.mark.parametrize("output_format", FORMATS)
+def test_extxyz_through_ase(tmp_path: Path, output_format: str) -> None:
+    frames = atoms_frames()
+    write(tmp_path / "in.extxyz", frames)
+    report = convert(tmp_path / "in.extxyz", tmp_path / "out", output_format=output_format, type_map=["H", "O"])
+    assert (report.n_frames, report.n_atoms) == (4, (3, 6))
+    assert report.labels == {"energy": 4, "force": 4, "virial": 4}
+    systems = open_systems(["out"], ["O", "H"], base=tmp_path)
+    assert sum(s.n_frames for s in systems) == 4
+    assert len(systems) == len(report.systems) == 2
+    found = by_energy(systems)
+    for atoms in frames:
+        system, i = found[round(atoms.get_potential_energy(), 6)]
+        frame = system.frame(i)
+        order = np.argsort([s != "H" for s in atoms.get_chemical_symbols()], kind="stable")
+        np.testing.assert_array_equal(frame.types == 0, np.array(atoms.get_chemical_symbols())[order] == "O")
+        np.testing.assert_allclose(frame.positions, atoms.get_positions()[order], atol=1e-7)  # extxyz has 8 digits
+        np.testing.assert_allclose(frame.forces, atoms.get_forces()[order], atol=1e-7)
+        virial = -atoms.get_volume() * atoms.get_stress(voigt=False)
+        np.testing.assert_allclose(frame.virial, virial, atol=1e-5)
+
+
+@pytest.mark.parametrize("output_format", FORMATS)
+def test_deepmd_systems_keep_everything(tmp_path: Path, output_format: str) -> None:
+    for name, data in zip("ab", two_systems(), strict=True):
+        write_npy(tmp_path / "in" / name, data, sets=2)
+    convert(tmp_path / "in", tmp_path / "out", output_format=output_format)
+    before, after = (by_energy(open_systems([name], TYPE_MAP, base=tmp_path)) for name in ("in", "out"))
+    assert before.keys() == after.keys()
+    for energy, (system, i) in before.items():
+        new, k = after[energy]
+        assert new.periodic == system.periodic
+        assert new.labels == system.labels
+        old_frame, new_frame = system.frame(i), new.frame(k)
+        order = np.argsort(old_frame.types, kind="stable")
+        np.testing.assert_array_equal(new_frame.types, old_frame.types[order])
+        np.testing.assert_allclose(new_frame.positions, old_frame.positions[order], atol=1e-13)
+        for name in ("forces", "atom_ener", "atom_pref"):
+            np.testing.assert_array_equal(getattr(new_frame, name), getattr(old_frame, name)[order])
+        np.testing.assert_array_equal(new_frame.virial, old_frame.virial)
+    aparam = list((tmp_path / "out").rglob("aparam.npy")) if output_format != "deepmd/hdf5" else [None]
+    assert aparam  # parameters travel too
+
+
+def test_unlabeled_poscar_through_dpdata(tmp_path: Path) -> None:
+    atoms = atoms_frames()[3]
+    atoms.calc = None
+    write(tmp_path / "POSCAR", atoms, format="vasp")
+    report = convert(tmp_path / "POSCAR", tmp_path / "out.hdf5")
+    assert (report.output_format, report.labels) == ("deepmd/hdf5", {})
+    (system,) = open_systems(["out.hdf5"], ["O", "H"], base=tmp_path)
+    assert system.labels == frozenset()
+    assert system.periodic
+    assert "labels:        none" in report.lines()[-1]
+
+
+def test_open_boundaries(tmp_path: Path) -> None:
+    write(tmp_path / "mol.xyz", Atoms("OHH", [[0, 0, 0], [1, 0, 0], [0, 1, 0]]))
+    convert(tmp_path / "mol.xyz", tmp_path / "out")
+    assert (tmp_path / "out/nopbc").exists()
+    assert not (tmp_path / "out/set.000/box.npy").exists()
+    assert not open_systems(["out"], ["O", "H"], base=tmp_path)[0].periodic
+
+
+def test_labels_that_differ_make_other_systems(tmp_path: Path) -> None:
+    frames = atoms_frames()[:2]
+    frames[1].calc = None
+    write(tmp_path / "in.extxyz", frames)
+    report = convert(tmp_path / "in.extxyz", tmp_path / "out")
+    assert report.systems == ["O1H2", "O1H2_1"]
+    assert [s.labels != frozenset() for s in open_systems(["out"], ["O", "H"], base=tmp_path)] == [True, False]
+
+
+def test_refusals(tmp_path: Path) -> None:
+    write(tmp_path / "in.extxyz", atoms_frames())
+    with pytest.raises(DataError, match="does not exist"):
+        convert(tmp_path / "nothing", tmp_path / "out")
+    with pytest.raises(InputError, match="unknown input format 'vasp/outcarr'") as caught:
+        convert(tmp_path / "in.extxyz", tmp_path / "out", "vasp/outcarr")
+    assert caught.value.remedy == "did you mean 'vasp/outcar'?"
+    with pytest.raises(InputError, match="unknown output format 'deepmd/npi'"):
+        convert(tmp_path / "in.extxyz", tmp_path / "out", output_format="deepmd/npi")
+    with pytest.raises(DataError, match="element 'O', which the type map lacks"):
+        convert(tmp_path / "in.extxyz", tmp_path / "out", type_map=["H", "C"])
+    (tmp_path / "bad.extxyz").write_text("3\nno properties\nO 0 0\n")
+    with pytest.raises(DataError, match="ASE cannot read this"):
+        convert(tmp_path / "bad.extxyz", tmp_path / "out")
+    (tmp_path / "OUTCAR").write_text("no vasp\n")
+    with pytest.raises(DataError, match="dpdata cannot read this as vasp/outcar"):
+        convert(tmp_path / "OUTCAR", tmp_path / "out")
+    assert {p.name for p in tmp_path.iterdir()} == {"in.extxyz", "bad.extxyz", "OUTCAR"}  # nothing half-written
+    convert(tmp_path / "in.extxyz", tmp_path / "out")
+    with pytest.raises(InputError, match="exists"):
+        convert(tmp_path / "in.extxyz", tmp_path / "out")

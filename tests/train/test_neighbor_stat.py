@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dphpc.core.errors import DataError
+from dphpc.train.data import Dataset, open_systems
+from dphpc.train.neighbor_stat import neighbor_stat, neighbor_stat_of, resolve_sel, sel_warnings
+from dphpc.train.schema import ModelConfig
+from tests.train.data_systems import TYPE_MAP, make_system, two_systems, write_npy
+from tests.train.make_statistics_golden import model_section
+from tests.train.test_statistics import WATER
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name, system in zip("ab", two_systems(), strict=True):
+        write_npy(tmp_path / name, system)
+    return tmp_path
+
+
+def brute_force(folder: Path, rcut: float) -> tuple[float, np.ndarray]:
+    shortest, most = np.inf, np.zeros(3, int)
+    for system in open_systems(["."], TYPE_MAP, base=folder):
+        for i in range(system.n_frames):
+            f = system.frame(i)
+            steps = np.arange(-2, 3) if system.periodic else np.zeros(1)
+            shifts = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(-1, 3) @ f.box.matrix
+            d = np.linalg.norm(f.positions[None, :, None] + shifts - f.positions[:, None, None], axis=-1)
+            d[d == 0.0] = np.inf
+            near = (d < rcut).sum(axis=2)
+            counts = np.stack([near[:, f.types == t].sum(axis=1) for t in range(3)], axis=1)
+            shortest, most = min(shortest, d.min()), np.maximum(most, counts.max(axis=0))
+    return shortest, most
+
+
+@pytest.mark.parametrize("rcut", [2.6, 4.0, 6.5])
+def test_equals_all_distances(folder: Path, rcut: float) -> None:
+    stat, names = neighbor_stat_of(["."], rcut, base=folder)
+    shortest, most = brute_force(folder, rcut)
+    np.testing.assert_allclose(stat.min_distance, shortest, rtol=1e-12)
+    np.testing.assert_array_equal(stat.max_neighbors, most)
+    assert names == TYPE_MAP
+
+
+def test_another_cutoff_than_the_data_sets(folder: Path) -> None:
+    dataset = Dataset(open_systems(["."], TYPE_MAP, base=folder), TYPE_MAP, 2.6)
+    np.testing.assert_array_equal(neighbor_stat(dataset, 4.0).max_neighbors, brute_force(folder, 4.0)[1])
+
+
+@pytest.mark.skipif(not WATER.is_dir(), reason="the water data of ../shared are not on this machine")
+def test_prints_what_dp_neighbor_stat_prints() -> None:
+    """Lines of `dp --pt neighbor-stat -r 6.0 -t O H` on data_3 and data_0; 3.2.0 printed these numbers for all four."""
+    stat, _ = neighbor_stat_of(["data_0"], 6.0, ["O", "H"], base=WATER)
+    assert stat.lines()[1] == (
+        "Neighbor statistics: training data with maximum neighbor size: [38 72] (cutoff radius: 6.000000)"
+    )
+
+
+def test_lonely_atoms_are_named(tmp_path: Path) -> None:
+    write_npy(tmp_path / "one", make_system(1, n_frames=1, types=[0], box=None))
+    stat, _ = neighbor_stat_of(["one"], 6.0, TYPE_MAP, base=tmp_path)
+    assert stat.min_distance == np.inf
+    assert stat.lines()[0].startswith("Atoms with no neighbors found in one")
+
+
+def test_systems_that_name_no_types_need_a_type_map(folder: Path) -> None:
+    (folder / "a/type_map.raw").unlink()
+    with pytest.raises(DataError, match="does not name its types"):
+        neighbor_stat_of(["a"], 4.0, base=folder)
+    assert neighbor_stat_of(["a"], 4.0, ["O", "H"], base=folder)[0].max_neighbors.shape == (2,)
+
+
+def test_auto_sel_and_warnings(folder: Path) -> None:
+    section = model_section("plain")
+    stat, _ = neighbor_stat_of(["."], 4.0, base=folder)
+    assert stat.max_neighbors.tolist() == brute_force(folder, 4.0)[1].tolist()
+    for sel, factor in (("auto", 1.1), ("auto:2", 2.0)):
+        model = ModelConfig.model_validate({**section, "descriptor": {**section["descriptor"], "sel": sel}})
+        numbers = resolve_sel(model, stat).descriptor.sel
+        assert numbers == [4 * -(-int(n * factor) // 4) for n in stat.max_neighbors.tolist()]
+    model = ModelConfig.model_validate({**section, "descriptor": {**section["descriptor"], "sel": [1, 99, 0]}})
+    assert resolve_sel(model, stat) is model
+    (warning,) = sel_warnings(model, stat)
+    assert "sel of type O is 1" in warning
