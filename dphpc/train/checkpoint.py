@@ -1,0 +1,195 @@
+"""Checkpoints: everything a training needs to go on to the bit, as one safetensors file.
+
+Weights, statistics, optimizer moments; in the metadata one JSON text with the training input, the step and the
+table's grid.  The sampler is a pure function of seed and step and needs no state.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from dphpc.core.errors import InputError, ModelFileError
+from dphpc.model.dp_model import DPModel
+from dphpc.model.radial_table import Grid
+from dphpc.train.initial import initial_model, set_model_arrays
+from dphpc.train.schema import TrainInput, parse_input
+from dphpc.train.statistics import Statistics
+
+FORMAT = 1
+SUFFIX = ".safetensors"
+POINTER = "checkpoint"
+"""File beside the run that names the newest checkpoint, as DeePMD-kit writes it."""
+
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass
+class Checkpoint:
+    """The state of a training between two steps.
+
+    Attributes
+    ----------
+    step
+        Steps done.
+    config
+        The complete input, with `sel` and seeds resolved.
+    arrays
+        The model's arrays by name, as `initial.model_arrays` gives them.
+    moments
+        The optimizer's, as `Optimizer.moments` gives them.
+    averages
+        Sums of `disp_avg` since the last line, and their number under "n".
+    """
+
+    step: int
+    config: TrainInput
+    arrays: Arrays
+    moments: Arrays
+    grid: Grid | None
+    min_distance: float | None
+    averages: dict[str, float] = field(default_factory=dict)
+
+    def model(self) -> DPModel:
+        """The model with the checkpoint's weights."""
+        n = self.config.model.n_types
+        scales = ("fparam_avg", "fparam_inv_std", "aparam_avg", "aparam_inv_std")
+        placeholder = Statistics(
+            np.zeros(n), np.ones((n, 2)), np.zeros(n), np.ones(n), *(self.arrays.get(f"fitting.{s}") for s in scales)
+        )
+        model = initial_model(self.config.model, placeholder, 0, self.min_distance)
+        set_model_arrays(model, self.arrays, "checkpoint")
+        return model
+
+    def save(self, path: Path) -> None:
+        """Write the file under a temporary name and rename it."""
+        head = {
+            "format": FORMAT,
+            "step": self.step,
+            "input": self.config.model_dump(mode="json", exclude_none=True),
+            "grid": None if self.grid is None else asdict(self.grid),
+            "min_distance": self.min_distance,
+            "averages": self.averages,
+        }
+        tensors = {f"model.{name}": np.ascontiguousarray(value) for name, value in self.arrays.items()}
+        tensors |= {f"optimizer.{name}": np.ascontiguousarray(value) for name, value in self.moments.items()}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            save_file(tensors, partial, metadata={"dphpc": json.dumps(head)})
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: Path) -> Checkpoint:
+        """Read a checkpoint.
+
+        Raises
+        ------
+        ModelFileError
+            No such file, a damaged one, or no checkpoint of dphpc.
+        """
+        if not path.is_file():
+            raise ModelFileError("no such checkpoint", where=str(path), expected=f"model.ckpt-STEP{SUFFIX}")
+        try:
+            with safe_open(path, framework="numpy") as file:
+                head = json.loads((file.metadata() or {})["dphpc"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            if head["format"] > FORMAT:
+                raise ModelFileError(
+                    "the checkpoint is newer than this program", where=str(path), remedy="update dphpc"
+                )
+            return cls(
+                step=int(head["step"]),
+                config=parse_input(head["input"], source=str(path)),
+                arrays=_below("model.", tensors),
+                moments=_below("optimizer.", tensors),
+                grid=None if head["grid"] is None else Grid(**head["grid"]),
+                min_distance=head["min_distance"],
+                averages=head["averages"],
+            )
+        except (SafetensorError, KeyError, ValueError, TypeError) as error:
+            raise ModelFileError(f"the file is damaged or no checkpoint of dphpc: {error}", where=str(path)) from error
+
+
+def _below(prefix: str, tensors: Arrays) -> Arrays:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """The checkpoint that a path names: the file itself, a name without its ending, or the newest in a folder.
+
+    Raises
+    ------
+    ModelFileError
+        There is none.
+    """
+    path = Path(path)
+    if path.is_dir():
+        pointer = path / POINTER
+        if not pointer.is_file():
+            raise ModelFileError(
+                f"the folder has no file '{POINTER}'", where=str(path), expected="the folder of a training",
+                remedy="name the checkpoint file itself",
+            )  # fmt: skip
+        named = Path(pointer.read_text(encoding="utf-8").strip())
+        return named if named.is_absolute() else path / named
+    if not path.is_file() and path.with_name(path.name + SUFFIX).is_file():
+        return path.with_name(path.name + SUFFIX)
+    return path
+
+
+class CheckpointFolder:
+    """Names, newest pointer and number of a run's checkpoints, as DeePMD-kit keeps them.
+
+    `<save_dir or folder of save_ckpt>/<save_ckpt>-<step>.safetensors`; `<save_ckpt>.safetensors` links to the
+    newest and the file `checkpoint` names it; the `max_keep` newest are kept.
+    """
+
+    def __init__(self, prefix: str, save_dir: str | None, max_keep: int) -> None:
+        self.prefix = Path(prefix)
+        self.folder = Path(save_dir) if save_dir else self.prefix.parent
+        self.max_keep = max_keep
+        if self.prefix.is_dir():
+            raise InputError(f"'{prefix}' is a folder", where="training/save_ckpt", expected="a file name")
+
+    def path(self, step: int) -> Path:
+        """File of the checkpoint at a step."""
+        return self.folder / f"{self.prefix.name}-{step}{SUFFIX}"
+
+    def save(self, checkpoint: Checkpoint) -> Path:
+        """Write a checkpoint, make it the newest, remove the ones beyond `max_keep` and those of later steps."""
+        path = self.path(checkpoint.step)
+        checkpoint.save(path)
+        link = self.prefix.with_name(self.prefix.name + SUFFIX)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        fresh = link.with_name(f".{link.name}.{os.getpid()}")
+        fresh.unlink(missing_ok=True)
+        fresh.symlink_to(os.path.relpath(path, link.parent))
+        os.replace(fresh, link)
+        pointer = Path(f".{POINTER}.{os.getpid()}")
+        pointer.write_text(f"{path}\n", encoding="utf-8")
+        os.replace(pointer, POINTER)
+        self._prune(checkpoint.step)
+        return path
+
+    def _prune(self, step: int) -> None:
+        steps = {self._step_of(path): path for path in self.folder.glob(f"{self.prefix.name}-*{SUFFIX}")}
+        known = {s: path for s, path in steps.items() if s is not None}
+        for s in [s for s in known if s > step]:  # left by a longer run in this folder
+            known.pop(s).unlink(missing_ok=True)
+        for s in sorted(known)[: -self.max_keep]:
+            known[s].unlink(missing_ok=True)
+
+    def _step_of(self, path: Path) -> int | None:
+        number = path.name[len(self.prefix.name) + 1 : -len(SUFFIX)]
+        return int(number) if number.isdigit() else None

@@ -1,0 +1,161 @@
+"""The model a training starts from: random weights as DeePMD-kit draws them, or those of another model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dphpc.core.errors import InputError
+from dphpc.model.descriptor import SeE2A
+from dphpc.model.dp_model import DPModel
+from dphpc.model.fitting import EnergyFitting
+from dphpc.model.networks import Network, initial_network
+from dphpc.train.schema import ModelConfig
+from dphpc.train.statistics import Statistics
+
+_DESCRIPTOR, _FITTING = 0, 1
+
+
+def initial_model(config: ModelConfig, statistics: Statistics, seed: int, min_distance: float | None = None) -> DPModel:
+    """A model with random weights and the data's statistics.
+
+    Parameters
+    ----------
+    config
+        With `sel` resolved to whole numbers.
+    seed
+        For sections that have no seed of their own.
+    min_distance
+        Å, smallest distance in the training data, kept in the model file.
+    """
+    n = config.n_types
+    d, f = config.descriptor, config.fitting_net
+    assert not isinstance(d.sel, str), "sel is resolved before the model is made"
+    n_embedding = n if d.type_one_side else n * n
+    features = d.neuron[-1] * d.axis_neuron + f.numb_fparam + f.numb_aparam
+    embedding = [
+        _cast(initial_network([1, *d.neuron], d.activation_function, rng, resnet_dt=d.resnet_dt), d.numpy_precision)
+        for rng in _streams(d.seed if d.seed is not None else seed, _DESCRIPTOR, n_embedding)
+    ]
+    fitting = [
+        _cast(
+            initial_network([features, *f.neuron], f.activation_function, rng, resnet_dt=f.resnet_dt, output=1),
+            f.numpy_precision,
+        )
+        for rng in _streams(f.seed if f.seed is not None else seed, _FITTING, n)
+    ]
+    descriptor = SeE2A(
+        rcut=d.rcut,
+        rcut_smth=d.rcut_smth,
+        sel=tuple(d.sel),
+        axis_neuron=d.axis_neuron,
+        networks=embedding,
+        davg=_rounded(statistics.davg, d.numpy_precision),
+        dstd=_rounded(statistics.dstd, d.numpy_precision),
+        type_one_side=d.type_one_side,
+        exclude_types=frozenset(d.exclude_types),
+        env_protection=d.env_protection,
+        set_davg_zero=d.set_davg_zero,
+        resnet_dt=d.resnet_dt,
+        activation_function=d.activation_function,
+        precision=d.numpy_precision,
+        trainable=d.trainable,
+    )
+    return DPModel(
+        type_map=list(config.type_map),
+        descriptor=descriptor,
+        fitting=_fitting(config, fitting, statistics),
+        out_bias=np.array(statistics.energy_bias, np.float64),
+        pair_exclude_types=frozenset(config.pair_exclude_types),
+        atom_exclude_types=frozenset(config.atom_exclude_types),
+        min_nbor_dist=min_distance,
+        script=config.model_dump(mode="json", exclude_none=True),
+    )
+
+
+def _fitting(config: ModelConfig, networks: list[Network], statistics: Statistics) -> EnergyFitting:
+    f = config.fitting_net
+    scales: dict[str, Any] = {
+        name: None if (value := getattr(statistics, name)) is None else _rounded(value, f.numpy_precision)
+        for name in ("fparam_avg", "fparam_inv_std", "aparam_avg", "aparam_inv_std")
+    }
+    return EnergyFitting(
+        networks=networks,
+        bias_atom_e=np.zeros(config.n_types),
+        numb_fparam=f.numb_fparam,
+        numb_aparam=f.numb_aparam,
+        default_fparam=f.default_fparam,
+        atom_ener=list(f.atom_ener) if any(e is not None for e in f.atom_ener) else [],
+        resnet_dt=f.resnet_dt,
+        activation_function=f.activation_function,
+        precision=f.numpy_precision,
+        rcond=f.rcond,
+        trainable=f.trainable,
+        **scales,
+    )
+
+
+def _streams(seed: int, section: int, n: int) -> Iterator[np.random.Generator]:
+    return (np.random.default_rng([seed, section, i]) for i in range(n))
+
+
+def _rounded(values: NDArray[np.float64], precision: str) -> NDArray[np.float64]:
+    """Values as the model file keeps them, so that training and the frozen model use the same."""
+    return np.asarray(values).astype(precision).astype(np.float64)
+
+
+def _cast(network: Network, precision: str) -> Network:
+    for layer in network.layers:
+        for name, value in list(layer.parameters()):
+            setattr(layer, name, value.astype(precision))
+    return network
+
+
+STATISTICS = (
+    "descriptor.davg", "descriptor.dstd", "fitting.bias_atom_e", "out_bias",
+    "fitting.fparam_avg", "fitting.fparam_inv_std", "fitting.aparam_avg", "fitting.aparam_inv_std",
+)  # fmt: skip
+"""Arrays of a model that training does not change, by attribute."""
+
+
+def model_arrays(model: DPModel) -> dict[str, NDArray[Any]]:
+    """All arrays of a model by name: weights and statistics."""
+    arrays = {name: np.asarray(value) for name, value in model.parameters()}
+    for name in STATISTICS:
+        value = _owner(model, name)[1]
+        if value is not None:
+            arrays[name] = np.asarray(value)
+    return arrays
+
+
+def set_model_arrays(model: DPModel, arrays: dict[str, NDArray[Any]], source: str) -> None:
+    """Overwrite a model's arrays, in place for the weights.
+
+    Raises
+    ------
+    InputError
+        `source` lacks an array, or one has another shape: it is another model.
+    """
+    own = model_arrays(model)
+    for name, value in own.items():
+        if name not in arrays or arrays[name].shape != value.shape:
+            found = f"has shape {arrays[name].shape}" if name in arrays else "is missing"
+            raise InputError(
+                f"'{name}' {found}", where=source, expected=f"shape {value.shape}, as the input's model section says",
+                remedy="use the model section that the file was made with",
+            )  # fmt: skip
+    for name, value in model.parameters():
+        value[...] = arrays[name]
+    for name in STATISTICS:
+        if name in own:
+            holder, _ = _owner(model, name)
+            setattr(holder, name.rpartition(".")[2], np.array(arrays[name], np.float64))
+
+
+def _owner(model: DPModel, name: str) -> tuple[Any, Any]:
+    section, _, attribute = name.rpartition(".")
+    holder = getattr(model, section) if section else model
+    return holder, getattr(holder, attribute)

@@ -1,0 +1,82 @@
+"""What a running training shows: a live line on a terminal, plain lines in a log."""
+
+from __future__ import annotations
+
+import logging
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+log = logging.getLogger("dphpc.train")
+
+Errors = dict[str, float]
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:6.1f} step/s" if task.speed else "", style="cyan")
+
+
+class TrainingProgress:
+    """Context manager around the training loop.
+
+    Parameters
+    ----------
+    first, n_steps
+        Steps already done, and steps in all.
+    console
+        Where the live line goes; it appears on a terminal only.
+    """
+
+    def __init__(self, first: int, n_steps: int, console: Console | None = None) -> None:
+        self.first, self.n_steps = first, n_steps
+        console = console if console is not None else Console(stderr=True)
+        columns = (
+            TextColumn("[bold]train"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn(),
+            TextColumn("{task.fields[errors]}"),
+        )  # fmt: skip
+        self._live = Progress(*columns, console=console, disable=not (console.is_terminal or console.is_jupyter))
+        self._task = self._live.add_task("train", total=n_steps, completed=first, errors="")
+        self._start = self._last = time.perf_counter()
+        self._last_step = first
+
+    def __enter__(self) -> TrainingProgress:
+        self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def advance(self) -> None:
+        """One step more."""
+        self._live.advance(self._task)
+
+    def show(self, step: int, learning_rate: float, training: Errors, validation: Errors | None) -> None:
+        """Log the errors of a step, the time since the last such line, and the time left."""
+        now = time.perf_counter()
+        seconds = now - self._last
+        rate = (step - self._last_step) / seconds if seconds > 0 else 0.0
+        left = (self.n_steps - step) * (now - self._start) / max(1, step - self.first)
+        self._last, self._last_step = now, step
+        log.info("batch %7d: trn: %s, lr = %8.2e", step, _text(training), learning_rate)
+        if validation is not None:
+            log.info("batch %7d: val: %s", step, _text(validation))
+        log.info("batch %7d: %.2f s, %.1f step/s, %s left", step, seconds, rate, clock(left))
+        shown = training if validation is None else validation
+        self._live.update(self._task, errors=_text({k: v for k, v in shown.items() if k != "rmse"}))
+
+
+def _text(errors: Errors) -> str:
+    return ", ".join(f"{name} = {value:8.2e}" for name, value in sorted(errors.items()))
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"

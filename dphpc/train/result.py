@@ -1,0 +1,79 @@
+"""What a training returns."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass
+from pathlib import Path
+
+from dphpc.train.progress import clock
+
+Errors = dict[str, float]
+
+_NAMES = {
+    "e": ("energy per atom", "eV"),
+    "f": ("force", "eV/Å"),
+    "v": ("virial per atom", "eV"),
+    "ae": ("atomic energy", "eV"),
+    "pf": ("weighted force", "eV/Å"),
+}
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a training went.
+
+    Attributes
+    ----------
+    step, n_steps
+        Steps done, and asked for.
+    steps_run
+        Steps done by this call (fewer than `step` after a restart).
+    seconds
+        Time of the loop.
+    training, validation
+        Errors of the last line of the learning curve.
+    lcurve, checkpoint
+        Files: learning curve, and the last checkpoint.
+    interrupted
+        A signal ended it; the checkpoint of its last step is written.
+    """
+
+    step: int
+    n_steps: int
+    steps_run: int
+    seconds: float
+    training: Errors
+    validation: Errors | None
+    lcurve: Path
+    checkpoint: Path | None
+    interrupted: bool = False
+
+    @property
+    def seconds_per_step(self) -> float:
+        """Mean time of a step, with validation and files."""
+        return self.seconds / max(1, self.steps_run)
+
+    def rows(self) -> list[tuple[str, str]]:
+        """What it was and what came out, as text."""
+        state = "interrupted at" if self.interrupted else "finished"
+        rows = [
+            ("steps", f"{state} {self.step} of {self.n_steps}"),
+            ("time", f"{clock(self.seconds)} ({1e3 * self.seconds_per_step:.1f} ms a step)"),
+        ]
+        for kind, errors in (("training", self.training), ("validation", self.validation or {})):
+            for key, value in errors.items():
+                measure, _, term = key.partition("_")
+                if term in _NAMES:
+                    name, unit = _NAMES[term]
+                    rows.append((f"{kind} {measure.upper()} {name}", f"{value:.3e} {unit}"))
+        rows += [("learning curve", str(self.lcurve)), ("checkpoint", str(self.checkpoint or "none"))]
+        return rows
+
+    def __str__(self) -> str:
+        width = max(len(name) for name, _ in self.rows())
+        return "\n".join(f"{name:<{width}}  {value}" for name, value in self.rows())
+
+    def _repr_html_(self) -> str:
+        cells = "".join(f"<tr><th>{html.escape(a)}</th><td>{html.escape(b)}</td></tr>" for a, b in self.rows())
+        return f"<table>{cells}</table>"

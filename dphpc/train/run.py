@@ -1,0 +1,220 @@
+"""`dphpc train`: from an input file to a trained model's checkpoints and learning curve."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dphpc.core.errors import InputError
+from dphpc.model.dp_model import DPModel
+from dphpc.model.model_file import read_model
+from dphpc.ops.threads import default_threads, set_threads
+from dphpc.train.checkpoint import SUFFIX, Checkpoint, find_checkpoint
+from dphpc.train.data import Dataset
+from dphpc.train.initial import initial_model, model_arrays, set_model_arrays
+from dphpc.train.neighbor_stat import neighbor_stat, resolve_sel, sel_warnings
+from dphpc.train.result import TrainResult
+from dphpc.train.sampler import Sampler
+from dphpc.train.schema import TrainInput, load_input, parse_input, write_input
+from dphpc.train.statistics import load_or_compute
+from dphpc.train.trainer import Trainer
+
+log = logging.getLogger("dphpc.train")
+
+PathLike = str | Path
+
+
+def train(
+    input: PathLike | Mapping[str, Any] | TrainInput,
+    *,
+    restart: PathLike | None = None,
+    init_model: PathLike | None = None,
+    skip_neighbor_stat: bool = False,
+    output: PathLike | None = "out.json",
+) -> TrainResult:
+    """Train a model.
+
+    Files are written to the working directory, and relative paths in the input count from it, as with `dp train`.
+
+    Parameters
+    ----------
+    input
+        DeePMD-kit's training input: a JSON or YAML file, or its contents.
+    restart
+        A checkpoint (or a folder with one) whose training goes on, to the bit.
+    init_model
+        A checkpoint or model file whose weights, statistics and biases are taken; optimizer and schedule start anew.
+    skip_neighbor_stat
+        Do not look through the data for the smallest distance and the numbers of neighbors.
+    output
+        Where the complete input is written; None writes none.
+
+    Raises
+    ------
+    InputError, DataError, ModelFileError
+        Something is wrong with the input, the data or the checkpoint; nothing has been trained.
+    RunError
+        Training cannot go on; the last checkpoint stays.
+    """
+    if restart is not None and init_model is not None:
+        raise InputError("restart and init_model exclude each other", remedy="use one of them")
+    config = _read(input)
+    _use_threads(config.dphpc.n_threads)
+    checkpoint = None if restart is None else Checkpoint.load(find_checkpoint(restart))
+    config = _with_seed(config, checkpoint)
+    training, validation = _load_data(config)
+    config = _with_steps(config, training)
+    config, min_distance = _with_sel(config, training, checkpoint, skip_neighbor_stat)
+    if output is not None:
+        write_input(config, output)
+    if checkpoint is not None:
+        model = _restarted(config, checkpoint)
+    else:
+        model = _new_model(config, training, min_distance, init_model)
+    trainer = Trainer(config, model, training, validation, checkpoint)
+    for line in _summary(trainer):
+        log.info("%s", line)
+    result = trainer.run()
+    for name, value in result.rows():
+        log.info("%s: %s", name, value)
+    return result
+
+
+def _read(given: PathLike | Mapping[str, Any] | TrainInput) -> TrainInput:
+    if isinstance(given, TrainInput):
+        return given
+    return parse_input(given) if isinstance(given, Mapping) else load_input(given)
+
+
+def _use_threads(n: int) -> None:
+    threads = n or default_threads()
+    set_threads(threads)
+    torch.set_num_threads(threads)
+
+
+def _with_seed(config: TrainInput, checkpoint: Checkpoint | None) -> TrainInput:
+    """A seed for everything: the input's, the restarted run's, or one from the system."""
+    if config.training.seed is not None:
+        return config
+    seed = checkpoint.config.training.seed if checkpoint else int.from_bytes(os.urandom(4), "little")
+    return config.updated(training=config.training.updated(seed=seed))
+
+
+def _load_data(config: TrainInput) -> tuple[Dataset, Dataset | None]:
+    t, cache = config.training, config.dphpc.cache_mb * 2**20
+    training = Dataset.load(t.training_data, config.model, cache_bytes=cache)
+    validation = None
+    if t.validation_data is not None:
+        validation = Dataset.load(t.validation_data, config.model, cache_bytes=cache)
+    return training, validation
+
+
+def _with_steps(config: TrainInput, training: Dataset) -> TrainInput:
+    t = config.training
+    if t.numb_steps is not None:
+        return config
+    assert t.numb_epoch is not None, "the schema asks for one of them"
+    steps = math.ceil(t.numb_epoch * Sampler.of(training, t.training_data, t.seed).steps_per_epoch)
+    log.info("numb_epoch %g makes %d steps", t.numb_epoch, steps)
+    return config.updated(training=t.updated(numb_steps=steps, numb_epoch=None))
+
+
+def _with_sel(
+    config: TrainInput, training: Dataset, checkpoint: Checkpoint | None, skip: bool
+) -> tuple[TrainInput, float | None]:
+    """The input with `sel` as numbers, and the smallest distance in the data."""
+    if checkpoint is not None:
+        sel = checkpoint.config.model.descriptor.sel
+        given = config.model.descriptor.sel
+        if not isinstance(given, str) and given != sel:
+            raise InputError(f"sel is {given}", where="model/descriptor/sel", expected=f"{sel}, as in the checkpoint")
+        descriptor = config.model.descriptor.updated(sel=sel)
+        return config.updated(model=config.model.updated(descriptor=descriptor)), checkpoint.min_distance
+    if skip:
+        if isinstance(config.model.descriptor.sel, str):
+            raise InputError(
+                f"sel is '{config.model.descriptor.sel}', which needs the neighbor statistics",
+                where="model/descriptor/sel", remedy="leave out --skip-neighbor-stat, or give numbers",
+            )  # fmt: skip
+        return config, None
+    stat = neighbor_stat(training, config.model.descriptor.rcut)
+    for line in stat.lines():
+        log.info("%s", line)
+    model = resolve_sel(config.model, stat)
+    for warning in sel_warnings(model, stat):
+        log.warning("%s", warning)
+    return config.updated(model=model), stat.min_distance if math.isfinite(stat.min_distance) else None
+
+
+def _new_model(config: TrainInput, training: Dataset, min_distance: float | None, source: PathLike | None) -> DPModel:
+    t = config.training
+    assert t.seed is not None, "resolved before"
+    sizes = Sampler.of(training, t.training_data, t.seed).batch_sizes
+    statistics = load_or_compute(training, config.model, t.stat_file, t.stat_file_mode, batch_sizes=sizes)
+    model = initial_model(config.model, statistics, t.seed, min_distance)
+    if source is not None:
+        other = _read_any_model(source)
+        if other.type_map != model.type_map:
+            raise InputError(
+                f"the model's type_map is {other.type_map}", where=str(source), expected=f"{model.type_map}"
+            )
+        set_model_arrays(model, model_arrays(other), str(source))
+    return model
+
+
+def _read_any_model(source: PathLike) -> DPModel:
+    path = Path(source)
+    if path.suffix in (".dp", ".yaml", ".yml"):
+        return read_model(path)
+    return Checkpoint.load(find_checkpoint(path)).model()
+
+
+def _restarted(config: TrainInput, checkpoint: Checkpoint) -> DPModel:
+    """The checkpoint's model; the input may change everything but what shapes it."""
+    assert config.training.numb_steps is not None, "resolved before"
+    old = checkpoint.config.model
+    new = config.model
+    changed = [
+        f"model/{section}/{key}"
+        for section in ("descriptor", "fitting_net")
+        for key, value in getattr(new, section).model_dump().items()
+        if key not in ("seed", "precision") and value != getattr(old, section).model_dump()[key]
+    ]
+    changed += [
+        f"model/{key}" for key in ("type_map", "pair_exclude_types", "atom_exclude_types")
+        if getattr(new, key) != getattr(old, key)
+    ]  # fmt: skip
+    for section in ("descriptor", "fitting_net"):
+        if getattr(new, section).numpy_precision != getattr(old, section).numpy_precision:
+            changed.append(f"model/{section}/precision")
+    if changed:
+        raise InputError(
+            f"the input differs from the restarted training in {', '.join(changed)}",
+            remedy="restore these values, or use --init-model to start a new training",
+        )
+    if checkpoint.step >= config.training.numb_steps:
+        raise InputError(
+            f"the checkpoint has done {checkpoint.step} steps", where="training/numb_steps",
+            expected=f"more than {checkpoint.step} (it is {config.training.numb_steps})",
+        )  # fmt: skip
+    return checkpoint.model()
+
+
+def _summary(trainer: Trainer) -> list[str]:
+    t = trainer.config.training
+    lines = ["training data:", *trainer.sampler.summary()]
+    if trainer.validation is not None:
+        lines += ["validation data:", *trainer.validation_sampler.summary()]
+    lines.append(f"parameters: {trainer.parameters.n_values}; seed: {t.seed}")
+    lines.append(trainer.describe())
+    first = f" from step {trainer.step}" if trainer.step else ""
+    return [*lines, f"train{first} to step {trainer.n_steps}; checkpoints {trainer.folder.path(0).parent}/*{SUFFIX}"]
+
+
+__all__ = ["TrainResult", "train"]

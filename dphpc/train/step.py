@@ -1,0 +1,312 @@
+"""One training step's physics: energies, forces and virials of a batch, and the loss's gradient by a tangent pass.
+
+The loss's derivatives with respect to atomic energies, forces and virials are ē, F̄ and V̄.  Its parameter
+gradient is that of S = Σ ē·E + dE/dε along x + ε·d with d = −F̄ (on images: their owner's) and every r_ij strained
+by −ε·V̄: one forward and reverse pass for E, F and V, one tangent forward pass and one ordinary reverse pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dphpc.core.errors import RunError
+from dphpc.model.dp_model import DPModel
+from dphpc.model.radial_table import Grid, RadialTable, fitted_table
+from dphpc.ops.fitting.gradient import FittingTape
+from dphpc.ops.se_a import native as se_a
+from dphpc.ops.se_a.autograd import KnotTable, features_tangent
+from dphpc.ops.se_a.contract import Embedding, Environment, SeAParameters
+from dphpc.train.data import Batch
+from dphpc.train.parameters import Parameters
+
+Doubles = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Results for a batch.
+
+    Attributes
+    ----------
+    atom_energy
+        (n_local,) eV; 0 for types without energy.
+    energy
+        (n_frames,) eV.
+    forces
+        (n_local, 3) eV/Å.
+    virial
+        (n_frames, 3, 3) eV.
+    """
+
+    atom_energy: Doubles
+    energy: Doubles
+    forces: Doubles
+    virial: Doubles
+
+
+@dataclass(frozen=True)
+class LossGradient:
+    """Derivatives of the loss by a prediction's arrays; None where it does not depend on one."""
+
+    energy: Doubles
+    atom_energy: Doubles | None
+    forces: Doubles | None
+    virial: Doubles | None
+
+    def atom_seeds(self, batch: Batch) -> Doubles:
+        """(n_local,) derivative by each atomic energy."""
+        seeds = self.energy[batch.frame]
+        return seeds if self.atom_energy is None else seeds + self.atom_energy
+
+    def displacements(self, batch: Batch) -> Doubles:
+        """(n_all, 3) direction d = −F̄, images moving with their owners."""
+        if self.forces is None:
+            return np.zeros((batch.n_all, 3))
+        return np.concatenate((-self.forces, -self.forces[batch.owner]))
+
+    def strains(self, frames: NDArray[np.integer]) -> Doubles:
+        """(n, 3, 3) strain −V̄ of each of n centers in the given frames."""
+        if self.virial is None:
+            return np.zeros((len(frames), 3, 3))
+        return -self.virial[frames]
+
+
+@dataclass(frozen=True)
+class Centers:
+    """The atoms that have an energy, ordered by type, and the rows of each type."""
+
+    atoms: NDArray[np.int32]
+    blocks: list[tuple[int, slice]]
+
+    @classmethod
+    def of(cls, batch: Batch, model: DPModel) -> Centers:
+        """Centers of a batch."""
+        types = batch.types[: batch.n_local]
+        groups = [(t, np.flatnonzero(types == t)) for t in range(model.n_types) if t not in model.atom_exclude_types]
+        groups = [(t, atoms) for t, atoms in groups if len(atoms)]
+        ends = np.cumsum([0, *(len(atoms) for _, atoms in groups)])
+        blocks = [(t, slice(int(a), int(b))) for (t, _), a, b in zip(groups, ends, ends[1:], strict=False)]
+        atoms = np.concatenate([atoms for _, atoms in groups]) if groups else np.zeros(0, int)
+        return cls(atoms.astype(np.int32), blocks)
+
+
+class TableStep:
+    """Energies and loss gradients of batches through the radial table.
+
+    Parameters
+    ----------
+    model
+        Its weights change with training; `parameters` was made from it.
+    grid
+        Knots of the table, common to all embedding networks.
+    tolerance
+        Largest |ΔG| and |ΔG′| that `check_table` lets pass.
+    """
+
+    def __init__(self, model: DPModel, parameters: Parameters, grid: Grid, tolerance: float) -> None:
+        self.model, self.parameters, self.grid, self.tolerance = model, parameters, grid, tolerance
+        self.se_a = SeAParameters.of(model)
+        self._gradients = {
+            t: parameters.gradients_of(f"fitting.networks.{t}") for t in range(len(model.fitting.networks))
+        }
+        self._fresh = False
+        self._used: tuple[int, ...] = ()
+
+    @staticmethod
+    def fitting_grid(model: DPModel, r_min: float, tolerance: float) -> Grid:
+        """Knots that reach `tolerance` for the model's present weights and distances from `r_min` Å."""
+        lower, upper = model.descriptor.s_range(r_min)
+        return fitted_table(model.descriptor.networks, lower, upper, tolerance)[0].grids[0]
+
+    # -- the table -----------------------------------------------------------------------------------------------
+
+    def pays(self, batch: Batch) -> bool:
+        """Whether a batch has pairs enough for tables: a knot costs about as much as two pairs by the network."""
+        n_knots = (self.grid.n_intervals + 1) * len(self._networks_of(batch, Centers.of(batch, self.model)))
+        return batch.neighbors.n_pairs >= 2 * n_knots
+
+    def weights_changed(self) -> None:
+        """To be called when the weights have changed: the table is made anew before it is read again."""
+        self._fresh = False
+
+    def table_error(self) -> float:
+        """The larger of |ΔG| and |ΔG′| of the present table against the present networks."""
+        networks = self.model.descriptor.networks
+        return max(RadialTable.from_networks(networks, self.grid).error(networks))
+
+    def check_table(self) -> float:
+        """Halve the table's intervals while it misses the tolerance; returns its error then."""
+        while (error := self.table_error()) > self.tolerance and self.grid.n_intervals < MAX_INTERVALS:
+            self.grid = Grid.uniform(self.grid.lower, self.grid.upper, 2 * self.grid.n_intervals)
+            self._fresh = False
+        return error
+
+    def _networks_of(self, batch: Batch, centers: Centers) -> tuple[int, ...]:
+        """Indices of the embedding networks that a batch asks for, by its pairs and its missing slots."""
+        p = self.se_a
+        present = np.zeros(len(p.sel), bool)
+        present[batch.types[: batch.n_local]] = True
+        wanted = {
+            int(p.network[c, t])
+            for c, _ in centers.blocks
+            for t in np.flatnonzero((p.sel > 0) & (present | bool(p.davg[c])))
+        }
+        return tuple(sorted(wanted)) or (0,)
+
+    def _build_table(self, used: tuple[int, ...]) -> None:
+        networks = [self.parameters.descriptor_networks[i] for i in used]
+        place = np.zeros(len(self.parameters.descriptor_networks), np.int32)
+        place[list(used)] = np.arange(len(used))
+        self._compact = replace(self.se_a, network=place[self.se_a.network])
+        self._knots = KnotTable(networks, self._compact, self.grid)
+        dtype = self.model.descriptor.precision
+        table = RadialTable((self.grid,) * len(used), np.asarray(self._knots.coefficients, dtype))
+        self._embedding = Embedding(table, np.asarray(self._knots.empty, dtype))
+        self._used, self._fresh = used, True
+
+    def _moments(self, env: Environment, used: tuple[int, ...]) -> NDArray[np.floating]:
+        while True:
+            if not self._fresh or used != self._used:
+                self._build_table(used)
+            moments, largest = se_a.moments(env, self._compact, self._embedding)
+            if largest <= self.grid.upper:
+                return moments
+            self.grid = self._reaching(largest)
+            self._fresh = False
+
+    def _reaching(self, largest: float) -> Grid:
+        """The grid extended to an argument that a batch has."""
+        if (largest - self.grid.lower) / self.grid.step_fine > MAX_EXTENDED:
+            raise RunError(
+                "two atoms are so close that the radial table cannot reach them",
+                remedy='remove the frame, or train with dphpc: {embedding: "network"}',
+            )
+        return self.grid.extended(largest)
+
+    # -- the passes ----------------------------------------------------------------------------------------------
+
+    def forward(self, batch: Batch) -> Prediction:
+        """Energies, forces and virials; what `backward` needs is kept until the next call.
+
+        Raises
+        ------
+        RunError
+            Two atoms are too close for the table.
+        """
+        centers = Centers.of(batch, self.model)
+        env = Environment(batch.positions, batch.types, batch.neighbors, centers.atoms)
+        moments = self._moments(env, self._networks_of(batch, centers))
+        descriptor, n_features = self.model.descriptor, self.model.descriptor.n_features
+        features = se_a.features(moments, descriptor.axis_neuron)
+        columns = parameter_columns(self.model, batch)
+        atom_energy = np.zeros(batch.n_local)
+        moments_adjoint = np.empty_like(moments)
+        tapes, adjoints = {}, {}
+        for t, rows in centers.blocks:
+            atoms = centers.atoms[rows]
+            tape = tapes[t] = FittingTape(self.model.fitting.networks[t], len(atoms))
+            tape.inputs[:, :n_features] = features[rows]
+            if columns is not None:
+                tape.inputs[:, n_features:] = columns[atoms]
+            energy, inputs_adjoint = tape.energy_and_adjoint()
+            atom_energy[atoms] = energy.astype(np.float64) + self.model.energy_bias[t]
+            adjoints[t] = inputs_adjoint[:, :n_features]
+            moments_adjoint[rows] = se_a.features_adjoint(moments[rows], adjoints[t])
+        vacuum = self._subtract_vacuum(centers, columns, atom_energy)
+        forces, center_virial = np.zeros((batch.n_all, 3)), np.empty((len(centers.atoms), 3, 3))
+        se_a.forces_into(env, self._compact, self._embedding, moments_adjoint, forces, center_virial)
+        self._kept = _Kept(batch, centers, env, moments, adjoints, moments_adjoint, tapes, vacuum)
+        return Prediction(
+            atom_energy,
+            sum_by_frame(atom_energy, batch.frame, batch.n_frames),
+            batch.fold(forces),
+            sum_by_frame(center_virial, batch.frame[centers.atoms], batch.n_frames),
+        )
+
+    def _subtract_vacuum(
+        self, centers: Centers, columns: Doubles | None, atom_energy: Doubles
+    ) -> dict[int, FittingTape]:
+        """With `atom_ener` given, an atom without neighbors has its bias only: subtract the net at zero features."""
+        tapes = {}
+        for t, rows in centers.blocks:
+            if not subtracts_vacuum(self.model, t):
+                continue
+            atoms = centers.atoms[rows]
+            tape = tapes[t] = FittingTape(self.model.fitting.networks[t], len(atoms) if columns is not None else 1)
+            tape.inputs[:] = 0.0
+            tape.input_tangents[:] = 0.0
+            if columns is not None:
+                tape.inputs[:, self.model.descriptor.n_features :] = columns[atoms]
+            atom_energy[atoms] -= tape.energy_and_adjoint()[0]
+        return tapes
+
+    def backward(self, loss: LossGradient) -> None:
+        """Set the parameters' gradients to the loss's, for the batch of the last `forward`."""
+        k, n_features = self._kept, self.model.descriptor.n_features
+        self.parameters.zero_gradients()
+        seeds = loss.atom_seeds(k.batch)
+        direction = loss.displacements(k.batch)
+        strain = loss.strains(k.batch.frame[k.centers.atoms])
+        tangent = se_a.tangent(k.env, self._compact, self._embedding, direction, strain)
+        features_dot = features_tangent(k.moments, tangent, self.model.descriptor.axis_neuron)
+        moments_adjoint = np.empty_like(k.moments)
+        for t, rows in k.centers.blocks:
+            tape, seed = k.tapes[t], seeds[k.centers.atoms[rows]]
+            tape.input_tangents[:, :n_features] = features_dot[rows]
+            tape.input_tangents[:, n_features:] = 0.0
+            adjoint = tape.gradient(seed, self._gradients[t])[:, :n_features]
+            moments_adjoint[rows] = se_a.features_adjoint(k.moments[rows], adjoint)
+            moments_adjoint[rows] += se_a.features_adjoint(tangent[rows], k.adjoints[t])
+            if t in k.vacuum:
+                minus = -seed if k.vacuum[t].n_atoms == len(seed) else -seed.sum(keepdims=True)
+                k.vacuum[t].gradient(minus, self._gradients[t], add=True)
+        if not self.model.descriptor.trainable:
+            return
+        coefficients, empty = se_a.tangent_adjoint(
+            k.env, self._compact, self._embedding, direction, strain, moments_adjoint, k.moments_adjoint
+        )
+        self._knots.backward(coefficients, empty)
+        self._fresh = False
+
+
+@dataclass(frozen=True)
+class _Kept:
+    batch: Batch
+    centers: Centers
+    env: Environment
+    moments: NDArray[np.floating]
+    adjoints: dict[int, NDArray[np.floating]]
+    moments_adjoint: NDArray[np.floating]
+    tapes: dict[int, FittingTape]
+    vacuum: dict[int, FittingTape]
+
+
+MAX_INTERVALS = 4096
+"""Where `check_table` stops halving."""
+
+MAX_EXTENDED = 4 * MAX_INTERVALS
+"""Where `TableStep` stops following batches with ever nearer atoms."""
+
+
+def subtracts_vacuum(model: DPModel, type_index: int) -> bool:
+    """Whether `atom_ener` gives this type's energy without neighbors."""
+    given = model.fitting.atom_ener
+    return bool(given) and given[type_index] is not None
+
+
+def parameter_columns(model: DPModel, batch: Batch) -> Doubles | None:
+    """(n_local, n_fparam + n_aparam) normalized input columns of a batch, None if the model has none."""
+    fparam = None if batch.fparam is None else batch.fparam[batch.frame]
+    return model.fitting.parameter_columns(fparam, batch.aparam)
+
+
+def sum_by_frame(values: Doubles, frames: NDArray[np.integer], n_frames: int) -> Doubles:
+    """Sums (n_frames, …) of rows (n, …) that belong to the given frames."""
+    if n_frames == 1:
+        return values.sum(axis=0, keepdims=True)
+    result = np.zeros((n_frames, *values.shape[1:]))
+    np.add.at(result, frames, values)
+    return result

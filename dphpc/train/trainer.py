@@ -1,0 +1,269 @@
+"""The training loop: batches, loss, optimizer, learning curve, checkpoints, signals."""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+
+from dphpc.core.errors import InputError, RunError
+from dphpc.model.dp_model import DPModel
+from dphpc.model.radial_table import Grid
+from dphpc.train.checkpoint import Checkpoint, CheckpointFolder
+from dphpc.train.data import Batch, Dataset
+from dphpc.train.initial import model_arrays
+from dphpc.train.lcurve import LearningCurve
+from dphpc.train.loss import EnergyLoss, LossResult
+from dphpc.train.network_step import NetworkStep
+from dphpc.train.optimizers import Optimizer
+from dphpc.train.parameters import Parameters
+from dphpc.train.progress import TrainingProgress
+from dphpc.train.result import TrainResult
+from dphpc.train.sampler import Sampler
+from dphpc.train.schedule import Schedule
+from dphpc.train.schema import TrainInput
+from dphpc.train.step import TableStep
+
+log = logging.getLogger("dphpc.train")
+
+Errors = dict[str, float]
+
+VALIDATION_SEED = 0x76616C
+"""Added to the seed, so that validation draws its own frames."""
+
+DEFAULT_MIN_DISTANCE = 0.9
+"""Å, where the table begins when the data's smallest distance is not known; it grows when a batch asks for more."""
+
+MARGIN = 0.9
+"""The table reaches down to this fraction of the smallest distance in the training data."""
+
+
+class Trainer:
+    """Trains a model on data.
+
+    Parameters
+    ----------
+    config
+        The input, `sel`, seed and `numb_steps` resolved.
+    model
+        Its weights are changed in place.
+    training, validation
+        Data sets; validation may be None.
+    restart
+        The checkpoint to go on from; `model` holds its weights.
+    """
+
+    def __init__(
+        self,
+        config: TrainInput,
+        model: DPModel,
+        training: Dataset,
+        validation: Dataset | None = None,
+        restart: Checkpoint | None = None,
+    ) -> None:
+        t = config.training
+        assert t.numb_steps is not None, "resolved before"
+        assert t.seed is not None, "resolved before"
+        self.config, self.model, self.training, self.validation = config, model, training, validation
+        self.n_steps = t.numb_steps
+        self.schedule = Schedule(config.learning_rate, self.n_steps)
+        self.loss = EnergyLoss(config.loss, self.schedule.start_lr, model.atom_exclude_types)
+        self.parameters = Parameters(model)
+        self.optimizer = Optimizer(config.optimizer, self.parameters, t.gradient_max_norm)
+        self.sampler = Sampler.of(training, t.training_data, t.seed)
+        if validation is not None and t.validation_data is not None:
+            self.validation_sampler = Sampler.of(validation, t.validation_data, t.seed + VALIDATION_SEED)
+        self.folder = CheckpointFolder(t.save_ckpt, t.save_dir, self._max_keep())
+        self.step = 0
+        self._sums: Errors = {}
+        self._stop: int | None = None
+        grid = None
+        if restart is not None:
+            self.step, grid, self._sums = restart.step, restart.grid, dict(restart.averages)
+            moments = {name: torch.from_numpy(value) for name, value in restart.moments.items()}
+            self.optimizer.load(moments, restart.step)
+        self._network = NetworkStep(model, self.parameters)
+        self._table = self._table_step(grid)
+
+    def _max_keep(self) -> int:
+        t = self.config.training
+        if t.ckpt_keep_ratio is None:
+            return t.max_ckpt_keep
+        return max(1, math.ceil(t.ckpt_keep_ratio * max(1, math.ceil(self.n_steps / t.save_freq))))
+
+    def _table_step(self, grid: Grid | None) -> TableStep | None:
+        """None where the table cannot stand for the networks or is not wanted."""
+        options = self.config.dphpc
+        if options.embedding == "network" or any(net.has_kinks for net in self.model.descriptor.networks):
+            return None
+        if grid is None:
+            r_min = MARGIN * (self.model.min_nbor_dist or DEFAULT_MIN_DISTANCE)
+            grid = TableStep.fitting_grid(self.model, r_min, options.table_tolerance)
+        return TableStep(self.model, self.parameters, grid, options.table_tolerance)
+
+    def engine(self, batch: Batch) -> TableStep | NetworkStep:
+        """What evaluates a batch: the table, or the networks where the batch has fewer pairs than twice the knots."""
+        if self._table is None or not self._table.pays(batch):
+            return self._network
+        return self._table
+
+    def describe(self) -> str:
+        """How the embedding is evaluated, one line."""
+        if self._table is None:
+            return "embedding: plain network, double backward"
+        grid, error = self._table.grid, self._table.table_error()
+        return f"embedding: radial table, {grid.n_intervals} intervals up to s = {grid.upper:.2f}, error {error:.1e}"
+
+    # -- the loop ------------------------------------------------------------------------------------------------
+
+    def run(self) -> TrainResult:
+        """Train until the last step or a signal (SIGINT, SIGTERM).
+
+        Raises
+        ------
+        RunError
+            Loss or gradient is not finite; the message names step, system and frames.
+        """
+        t = self.config.training
+        curve = LearningCurve(Path(t.disp_file), keep_until=self.step or None)
+        board = _tensorboard(t.tensorboard_log_dir) if t.tensorboard else None
+        start, first = time.perf_counter(), self.step
+        training: Errors = {}
+        validation: Errors | None = None
+        saved: Path | None = None
+        with self._signals(), TrainingProgress(first, self.n_steps) as progress:
+            while self.step < self.n_steps and self._stop is None:
+                rate = self.schedule(self.step)
+                errors = self._train_one(rate)
+                progress.advance()
+                if t.disp_training and (self.step % t.disp_freq == 0 or self.step == 1):
+                    training, validation = self._display(errors, rate, curve, progress)
+                if board is not None and (self.step % t.tensorboard_freq == 0 or self.step == 1):
+                    for name, value in {"lr": rate, **errors}.items():
+                        board.add_scalar(name, value, self.step)
+                if self.step == self.n_steps or self.step % t.save_freq == 0:
+                    saved = self.save()
+            if self._stop is not None and self.step < self.n_steps:
+                saved = self.save()
+                name = signal.Signals(self._stop).name
+                log.warning("stopped by %s after step %d; --restart %s goes on", name, self.step, saved)
+            elif saved is None:  # no step was asked for: the model as it starts
+                saved = self.save()
+        curve.close()
+        if board is not None:
+            board.close()
+        return TrainResult(
+            self.step, self.n_steps, self.step - first, time.perf_counter() - start, training, validation,
+            Path(t.disp_file), saved, interrupted=self.step < self.n_steps,
+        )  # fmt: skip
+
+    def _train_one(self, rate: float) -> Errors:
+        """One step: gradient and new weights; returns the errors before it."""
+        system, frames = self.sampler.draw(self.step)
+        batch = self.training.batch(system, frames)
+        try:
+            engine = self.engine(batch)
+            result = self.loss(engine.forward(batch), batch, rate)
+            if not math.isfinite(result.value):
+                raise RunError("the loss is not finite", remedy="look at these frames, or lower start_lr")
+            engine.backward(result.gradient)
+            self.optimizer.step(rate)
+        except RunError as error:
+            where = f"step {self.step + 1}, system {self.training.systems[system].name}, frames {frames.tolist()}"
+            raise RunError(error.what, where=where, remedy=error.remedy) from None
+        if self._table is not None:
+            self._table.weights_changed()
+        self.step += 1
+        if self.config.training.disp_avg:
+            for name, value in {**result.errors, "n": 1.0}.items():
+                self._sums[name] = self._sums.get(name, 0.0) + value
+        return result.errors
+
+    def _display(
+        self, errors: Errors, rate: float, curve: LearningCurve, progress: TrainingProgress
+    ) -> tuple[Errors, Errors | None]:
+        if self._table is not None:
+            error = self._table.check_table()
+            log.debug("radial table: %d intervals, largest error %.1e", self._table.grid.n_intervals, error)
+        if self._sums:
+            n = self._sums.pop("n")
+            errors = {name: value / n for name, value in self._sums.items()}
+            self._sums = {}
+        validation = self.validate(rate)
+        curve.write(self.step, rate, errors, validation)
+        progress.show(self.step, rate, errors, validation)
+        return errors, validation
+
+    def validate(self, rate: float) -> Errors | None:
+        """Errors of the next `numb_btch` validation batches, each weighted by its atoms; None without such data."""
+        t = self.config.training
+        if self.validation is None or t.validation_data is None:
+            return None
+        n_batches = t.validation_data.numb_btch
+        first = self.step // t.disp_freq * n_batches
+        results: list[tuple[int, LossResult]] = []
+        for k in range(first, first + n_batches):
+            batch = self.validation.batch(*self.validation_sampler.draw(k))
+            results.append((batch.n_local, self.loss(self.engine(batch).forward(batch), batch, rate)))
+        weights = np.array([n for n, _ in results], np.float64)
+        names = results[0][1].errors
+        return {name: float(np.dot(weights, [r.errors[name] for _, r in results]) / weights.sum()) for name in names}
+
+    # -- checkpoints and signals ---------------------------------------------------------------------------------
+
+    def checkpoint(self) -> Checkpoint:
+        """The present state."""
+        return Checkpoint(
+            step=self.step,
+            config=self.config,
+            arrays=model_arrays(self.model),
+            moments={name: value.numpy() for name, value in self.optimizer.moments().items()},
+            grid=None if self._table is None else self._table.grid,
+            min_distance=self.model.min_nbor_dist,
+            averages=dict(self._sums),
+        )
+
+    def save(self) -> Path:
+        """Write a checkpoint of the present state."""
+        path = self.folder.save(self.checkpoint())
+        log.info("saved %s", path)
+        return path
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """While the loop runs, the first SIGINT or SIGTERM asks for a stop after the present step."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def ask(number: int, _frame: FrameType | None) -> None:
+            self._stop = number
+            for asked, handler in before.items():  # a second signal acts as it did before the run
+                signal.signal(asked, handler)
+
+        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _tensorboard(folder: str) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise InputError(
+            "TensorBoard is not installed", where="training/tensorboard", remedy="pip install tensorboard"
+        ) from None
+    return SummaryWriter(log_dir=folder)

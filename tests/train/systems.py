@@ -1,0 +1,72 @@
+"""Small training data on disk, labelled by a random model, and an input for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.models import random_structure
+
+
+def write_system(folder: Path, n_atoms: int, n_frames: int, seed: int, *, virial: bool = True) -> None:
+    """A DeePMD-kit npy system of random frames with smooth made-up labels."""
+    rng = np.random.default_rng(seed)
+    coords, boxes, types = [], [], np.zeros(n_atoms, int)
+    for k in range(n_frames):
+        x, cell, types = random_structure(n_atoms, 6.0, seed=100 * seed + k)
+        coords.append(x.ravel())
+        boxes.append(cell.ravel())
+    target = folder / "set.000"
+    target.mkdir(parents=True)
+    np.savetxt(folder / "type.raw", types, fmt="%d")
+    (folder / "type_map.raw").write_text("O\nH\n")
+    np.save(target / "coord.npy", np.array(coords))
+    np.save(target / "box.npy", np.array(boxes))
+    np.save(target / "energy.npy", -3.0 * n_atoms + rng.normal(size=n_frames))
+    np.save(target / "force.npy", rng.normal(size=(n_frames, 3 * n_atoms)))
+    if virial:
+        np.save(target / "virial.npy", rng.normal(size=(n_frames, 9)))
+
+
+def small_input(**training: Any) -> dict[str, Any]:
+    """An input for `a` and `b` (training) and `c` (validation) in the working directory."""
+    return {
+        "model": {
+            "type_map": ["O", "H"],
+            "descriptor": {
+                "type": "se_e2_a", "sel": "auto", "rcut": 4.0, "rcut_smth": 1.0, "neuron": [4, 8, 16],
+                "axis_neuron": 4, "type_one_side": True, "seed": 1,
+            },
+            "fitting_net": {"neuron": [12, 12], "seed": 1},
+        },
+        "learning_rate": {"type": "exp", "start_lr": 2e-3, "stop_lr": 1e-5, "decay_steps": 5},
+        "loss": {"start_pref_e": 0.02, "limit_pref_e": 1, "start_pref_f": 100, "limit_pref_f": 1,
+                 "start_pref_v": 0.1, "limit_pref_v": 0.1},
+        "training": {
+            "training_data": {"systems": ["a", "b"], "batch_size": 2},
+            "validation_data": {"systems": ["c"], "batch_size": 1, "numb_btch": 2},
+            "numb_steps": 12, "seed": 7, "disp_freq": 3, "save_freq": 4, **training,
+        },
+    }  # fmt: skip
+
+
+def peer_input() -> dict[str, Any]:
+    """Training on the one frame of system `one` from a given start: DeePMD-kit and dphpc must take the same way.
+
+    `gradient_max_norm` acts from the third step on.
+    """
+    given = small_input(numb_steps=8, disp_freq=2, save_freq=100, gradient_max_norm=30.0)
+    given["model"]["descriptor"]["sel"] = [40, 40]
+    given["training"]["training_data"] = {"systems": ["one"], "batch_size": 1}
+    given["training"]["validation_data"] = {"systems": ["one"], "batch_size": 1, "numb_btch": 1}
+    given["learning_rate"] = {"type": "exp", "start_lr": 2e-3, "stop_lr": 1e-4, "decay_steps": 2}
+    return given
+
+
+def write_systems(folder: Path) -> None:
+    """The three systems of `small_input`, of different sizes."""
+    write_system(folder / "a", 10, 5, seed=1)
+    write_system(folder / "b", 16, 4, seed=2)
+    write_system(folder / "c", 12, 3, seed=3)
