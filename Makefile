@@ -1,0 +1,76 @@
+# dphpc from a fresh machine: needs Python >= 3.11, a C++17 compiler and make.  `make help` lists the targets.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= $(firstword $(foreach p,python3.13 python3.12 python3.11 python3 python,\
+	$(shell $(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && command -v $(p))))
+VENV ?= .venv
+# Which MPI the tests and the demo use: machine, wheel (PyPI's mpich), or auto: the machine's where mpi4py finds it.
+MPI ?= auto
+# Ranks that the MPI tests run on, one after the other.
+RANKS ?= 1 2 3 4 8
+# Seconds after which they are given up on one number of ranks.
+MPI_SECONDS ?= 900
+# Further flags for pip, e.g. an index that has CPU-only builds of torch.
+PIP_FLAGS ?=
+
+BIN := $(abspath $(VENV))/bin
+STAMP := $(VENV)/.dphpc-installed
+MPIRUN = $$(cat $(VENV)/mpirun)
+SOURCES := pyproject.toml CMakeLists.txt constraints.txt $(wildcard kernels/native/* kernels/shared/*)
+
+# Both kinds of Open MPI (4; 5) as root and with more ranks than cores, as in a container; MPICH reads none of them.
+export OMPI_ALLOW_RUN_AS_ROOT := 1
+export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
+export OMPI_MCA_rmaps_base_oversubscribe := 1
+export PRTE_MCA_rmaps_default_mapping_policy := :oversubscribe
+
+.PHONY: help install demo test test-all lint test-serial test-mpi clean distclean
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | \
+	  while IFS='|' read -r target what; do printf '  make %-11s %s\n' "$$target" "$$what"; done
+
+install: $(STAMP)  ## a virtual environment in .venv with dphpc and everything the tests need
+
+$(STAMP): $(SOURCES)
+	@test -n "$(PYTHON)" || { echo "make: no Python >= 3.11 found; install one or say make PYTHON=/path/to/python3"; exit 1; }
+	test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt scikit-build-core nanobind
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt --no-build-isolation -e '.[test]'
+	@.ci/choose-mpi $(VENV) $(MPI)
+	@touch $@
+	@echo "installed; dphpc is $(BIN)/dphpc, MPI ranks are started by $$(cat $(VENV)/mpirun)"
+
+demo: $(STAMP)  ## train, freeze, compress, test, MD on 2 ranks and plots on DFT data of silicon, into demo_output/
+	$(BIN)/python examples/silicon/demo.py --output demo_output --mpirun "$(MPIRUN)"
+
+test: lint test-serial test-mpi  ## lint, all quick tests, then those with MPI on 1, 2, 3, 4, 8 ranks
+
+test-all: lint  ## the same with the tests that take minutes
+	@$(MAKE) --no-print-directory test-serial test-mpi WHICH="slow or not slow"
+
+WHICH ?= not slow
+
+lint: $(STAMP)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test-serial: $(STAMP)
+	$(BIN)/python -m pytest -q -m "($(WHICH)) and not mpi"
+
+# Ranks that wait for one that failed would wait for ever: hence the time limit.
+test-mpi: $(STAMP)
+	@for n in $(RANKS); do \
+	  echo "== MPI tests on $$n ranks"; \
+	  OMP_NUM_THREADS=1 timeout $(MPI_SECONDS) $(MPIRUN) -n $$n $(BIN)/python .ci/pytest-rank -q --color=no --with-mpi -m "($(WHICH)) and mpi"; \
+	done
+
+clean:  ## what builds, tests and the demo left behind
+	rm -rf build dist demo_output .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean  ## the virtual environment too
+	rm -rf $(VENV)

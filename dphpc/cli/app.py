@@ -1,0 +1,140 @@
+"""What every command shares: how it is registered, how it logs, and how its errors are shown."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from dphpc.core.errors import DphpcError
+from dphpc.parallel.launch import launched_rank
+
+LOG_LEVELS = {"0": "ERROR", "1": "WARNING", "2": "INFO", "3": "DEBUG"}
+"""dp's numbers for logging's levels."""
+
+app = typer.Typer(
+    name="dphpc",
+    help="Train neural-network potentials on ab-initio data and run molecular dynamics with them.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="DeePMD-kit's commands and flags work here: [bold]dp --pt train input.json[/bold] becomes "
+    "[bold]dphpc train input.json[/bold]; --pt, --tf and the like are accepted and change nothing.",
+)
+
+repeated_options: dict[str, tuple[str, ...]] = {}
+"""Command -> its options that take several values after one flag, as `dp` has them (`-t O H`)."""
+
+
+def command(name: str, *, repeated: Sequence[str] = (), to: typer.Typer = app) -> Callable[[Callable[..., None]], Any]:
+    """Register a function as the command `name`, with dp's logging flags and `--debug` added.
+
+    Parameters
+    ----------
+    repeated
+        Flags of this command that take several values, such as `-t O H`.
+    to
+        The group the command goes into.
+    """
+    if repeated:
+        repeated_options[name] = tuple(repeated)
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def run(*args: Any, log_level: str, log_path: Path | None, debug: bool, **kwargs: Any) -> None:
+            _start_logging(log_level, log_path)
+            try:
+                function(*args, **kwargs)
+            except (DphpcError, OSError, KeyboardInterrupt) as error:
+                if debug:
+                    raise
+                _end(error)
+
+        # typer reads the signature: the function's own parameters, then those every command has.
+        signature = inspect.signature(function, eval_str=True)
+        run.__signature__ = signature.replace(  # type: ignore[attr-defined]
+            parameters=[*signature.parameters.values(), *_COMMON_PARAMETERS]
+        )
+        return to.command(name)(run)
+
+    return register
+
+
+def _common(
+    log_level: Annotated[
+        str,
+        typer.Option("--log-level", "-v", help="ERROR, WARNING, INFO, DEBUG or 0 to 3.", rich_help_panel="Messages"),
+    ] = "INFO",
+    log_path: Annotated[
+        Path | None,
+        typer.Option("--log-path", "-l", help="Write messages into this file too.", rich_help_panel="Messages"),
+    ] = None,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel="Messages")
+    ] = False,
+) -> None:
+    """The parameters that `command` adds."""
+
+
+_COMMON_PARAMETERS = [
+    p.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+    for p in inspect.signature(_common, eval_str=True).parameters.values()
+]
+
+
+@contextmanager
+def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal, nothing elsewhere; yields the function to call with (done, total)."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(title, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+class _Console(logging.Handler):
+    """Messages to the standard error of the moment (a progress bar takes its place); INFO goes without its level."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = self.format(record)
+        print(text if record.levelno == logging.INFO else f"{record.levelname}: {text}", file=sys.stderr)
+
+
+def _start_logging(level: str, path: Path | None) -> None:
+    name = LOG_LEVELS.get(level, level.upper())
+    if name not in LOG_LEVELS.values():
+        raise typer.BadParameter(f"'{level}' is none of {', '.join(LOG_LEVELS.values())}, 0, 1, 2, 3", param_hint="-v")
+    logger = logging.getLogger("dphpc")
+    logger.setLevel(name if launched_rank() == 0 else logging.ERROR)
+    logger.handlers[:] = [_Console()]
+    if path is not None and launched_rank() == 0:
+        file = logging.FileHandler(path, delay=True)
+        file.setFormatter(logging.Formatter("[%(asctime)s] %(name)s %(levelname)-7s %(message)s"))
+        logger.addHandler(file)
+
+
+def _end(error: BaseException) -> NoReturn:
+    """Show an error as one message and end the process."""
+    if isinstance(error, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+        raise typer.Exit(130)
+    if getattr(error, "speaks", True):
+        print(f"error: {_describe(error)}", file=sys.stderr)
+    raise typer.Exit(1)
+
+
+def _describe(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.strerror}: {error.filename}"
+    return str(error)

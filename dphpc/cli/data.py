@@ -1,0 +1,34 @@
+"""dphpc data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dphpc.cli.app import app, command
+
+data = typer.Typer(no_args_is_help=True, help="Training data.")
+app.add_typer(data, name="data")
+
+
+@command("convert", repeated=("-t", "--type-map"), to=data)
+def convert_data(
+    sources: Annotated[list[Path], typer.Argument(metavar="IN...", help="Files or systems that dpdata or ASE reads.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="A folder of systems (npy), or FILE.hdf5.")],
+    format: Annotated[
+        str | None,
+        typer.Option("--format", help="Of IN: vasp/outcar, qe/pw/scf, ase/extxyz ...; guessed if not given."),
+    ] = None,
+    output_format: Annotated[
+        str | None, typer.Option("--output-format", help="deepmd/npy, deepmd/npy/mixed or deepmd/hdf5.")
+    ] = None,
+    type_map: Annotated[
+        list[str] | None, typer.Option("--type-map", "-t", help="Order of the species, as in -t O H, after IN and OUT.")
+    ] = None,
+) -> None:
+    """Convert labelled structures into training data."""
+    from dphpc.train.convert import convert
+
+    print("\n".join(convert(sources, target, format, output_format, type_map).lines()))

@@ -1,0 +1,75 @@
+"""dphpc test, model-devi, show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dphpc.cli.app import command, progress_bar
+from dphpc.core.errors import InputError, did_you_mean
+
+
+@command("test")
+def evaluate(
+    model: Annotated[Path, typer.Option("--model", "-m", help="Model file.")] = Path("frozen_model.dp"),
+    system: Annotated[str, typer.Option("--system", "-s", help="System, or directory searched for systems.")] = ".",
+    datafile: Annotated[
+        Path | None, typer.Option("--datafile", "-f", help="File with one system a line, in place of -s.")
+    ] = None,
+    n_frames: Annotated[int, typer.Option("--numb-test", "-n", help="Frames of each system; 0 means all.")] = 0,
+    seed: Annotated[int, typer.Option("--rand-seed", "-r", help="Seed of --shuffle-test.")] = 1,
+    shuffle: Annotated[bool, typer.Option("--shuffle-test", help="Take frames at random.")] = False,
+    detail_prefix: Annotated[
+        Path | None, typer.Option("--detail-file", "-d", help="Prefix of files with every label and prediction.")
+    ] = None,
+) -> None:
+    """Errors of a model on labelled data."""
+    from dphpc.train.evaluate import test
+
+    systems = system if datafile is None else datafile.read_text().split()
+    with progress_bar("testing") as progress:
+        report = test(model, systems, n_frames, detail_prefix, seed if shuffle else None, progress)
+    print(report)
+
+
+@command("model-devi", repeated=("-m", "--models"))
+def compare_models(
+    models: Annotated[list[Path], typer.Option("--models", "-m", help="Two or more model files: -m A.dp B.dp.")],
+    system: Annotated[str, typer.Option("--system", "-s", help="System, or directory searched for systems.")] = ".",
+    output: Annotated[Path, typer.Option("--output", "-o", help="Table of deviations.")] = Path("model_devi.out"),
+    frequency: Annotated[int, typer.Option("--frequency", "-f", help="Steps between the system's frames.")] = 1,
+) -> None:
+    """How far several models disagree on the frames of a system."""
+    from dphpc.train.evaluate import model_devi
+
+    with progress_bar("comparing models") as progress:
+        model_devi(models, system, output, frequency, progress)
+    print(output)
+
+
+@command("show")
+def show_model(
+    model: Annotated[Path, typer.Argument(metavar="INPUT", help="Model file.")],
+    attributes: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[type-map|descriptor|fitting-net|size]...", help="What to show; a summary if not given."
+        ),
+    ] = None,
+) -> None:
+    """What a model file holds."""
+    from dphpc.model.model_file import read_model
+    from dphpc.model.show import attributes as facts_of
+    from dphpc.model.show import summary
+
+    read = read_model(model)
+    if not attributes:
+        print(summary(read))
+        return
+    facts = facts_of(read)
+    for name in attributes:
+        if name not in facts:
+            raise InputError(f"the model has no attribute '{name}'", remedy=did_you_mean(name, facts))
+        print(f"{name}: {facts[name]}")

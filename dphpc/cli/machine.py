@@ -1,0 +1,232 @@
+"""What this machine offers to a run: each probe returns findings and none of them can fail the program."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from dphpc.parallel.launch import launched_by
+
+PACKAGES = (
+    "numpy",
+    "scipy",
+    "h5py",
+    "torch",
+    "ase",
+    "dpdata",
+    "pydantic",
+    "typer",
+    "rich",
+    "matplotlib",
+    "safetensors",
+)
+OPTIONAL = {
+    "lmdb": ("reading lmdb data", "pip install lmdb"),
+    "tensorboard": ("training curves in TensorBoard", "pip install 'dphpc[tensorboard]'"),
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report.
+
+    `present` is None where nothing is judged; `remedy` is the command that brings what is missing.
+    """
+
+    name: str
+    value: str
+    present: bool | None = None
+    remedy: str = ""
+
+
+def report() -> dict[str, list[Finding]]:
+    """Findings by section; a probe that breaks becomes a finding that says so."""
+    return {title: _guarded(probe) for title, probe in PROBES.items()}
+
+
+def _guarded(probe: Callable[[], list[Finding]]) -> list[Finding]:
+    try:
+        return probe()
+    except Exception as error:
+        return [Finding("this could not be read", f"{type(error).__name__}: {error}", False)]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _run(*command: str, seconds: float = 60.0) -> str | None:
+    """Standard output of a command, None where it is missing, fails or takes too long."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _python(code: str) -> str | None:
+    """The same for a line of Python: a library that aborts at import ends the child only."""
+    return _run(sys.executable, "-c", code)
+
+
+def python_packages() -> list[Finding]:
+    """Python and the packages that dphpc needs or can use."""
+    from dphpc import __version__
+
+    findings = [
+        Finding("dphpc", __version__),
+        Finding("Python", f"{platform.python_version()} ({platform.python_implementation()}) at {sys.executable}"),
+    ]
+    versions = {package: _version(package) for package in PACKAGES}
+    findings.append(Finding("packages", ", ".join(f"{p} {v}" for p, v in versions.items() if v)))
+    findings += [Finding(p, "missing", False, f"pip install {p}") for p, v in versions.items() if not v]
+    for package, (use, remedy) in OPTIONAL.items():
+        version = _version(package)
+        findings.append(Finding(package, version or f"not here; for {use}", version is not None or None, remedy))
+    return findings
+
+
+def processor() -> list[Finding]:
+    """Cores, memory, instruction set, threads."""
+    model = next((x.split(":", 1)[1].strip() for x in _lines("/proc/cpuinfo") if x.startswith("model name")), "")
+    findings = [
+        Finding("machine", f"{socket.gethostname()}, {platform.system()} {platform.machine()}"),
+        Finding("processor", model or platform.processor() or "unknown"),
+        Finding("cores", f"{_cores()} for this process, {os.cpu_count()} in the machine"),
+        Finding("memory", _memory()),
+    ]
+    try:
+        from dphpc import _native
+
+        openmp = "with OpenMP" if _native.has_openmp else "without OpenMP"
+        findings.append(Finding("native kernels", f"instruction set {_native.isa}, {openmp}", True))
+    except ImportError as error:
+        remedy = "apt install g++ (or module load gcc), then: pip install --force-reinstall --no-deps dphpc"
+        findings.append(Finding("native kernels", f"not built ({error})", False, remedy))
+    asked = os.environ.get("OMP_NUM_THREADS")
+    findings.append(Finding("OMP_NUM_THREADS", asked or "not set: a process takes its share of the cores"))
+    import numpy  # noqa: F401  loads its BLAS, which is looked at next
+    from threadpoolctl import threadpool_info
+
+    pools = [f"{p['internal_api']} {p.get('version') or ''}, {p['num_threads']} threads" for p in threadpool_info()]
+    findings.append(Finding("BLAS and OpenMP", "; ".join(pools) or "none found"))
+    return findings
+
+
+def _cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []
+
+
+def _memory() -> str:
+    values = {line.split(":")[0]: int(line.split()[1]) / 2**20 for line in _lines("/proc/meminfo") if "kB" in line}
+    if "MemTotal" not in values:
+        return "unknown"
+    text = f"{values['MemAvailable']:.1f} of {values['MemTotal']:.1f} GiB free"
+    limit = next(iter(_lines("/sys/fs/cgroup/memory.max")), "max")
+    return text + (f", this container may use {int(limit) / 2**30:.1f} GiB" if limit.isdigit() else "")
+
+
+def mpi() -> list[Finding]:
+    """mpi4py, its library, launchers, and the ranks of this very run."""
+    install = "pip install 'dphpc[mpi]'"
+    version = _version("mpi4py")
+    findings = [Finding("mpi4py", version or "missing: one rank only", version is not None, install)]
+    if version:
+        code = "import mpi4py; mpi4py.rc.initialize = False; from mpi4py import MPI; print(MPI.Get_library_version())"
+        library = _python(code)
+        text = " ".join((library or "").split("\n")[0].split()) or "none that mpi4py can load"
+        findings.append(Finding("MPI library", text, library is not None, install))
+    beside = Path(sys.executable).parent / "mpirun"
+    launchers = [str(p) for p in (beside, shutil.which("mpirun"), shutil.which("srun")) if p and Path(p).exists()]
+    unique = list(dict.fromkeys(launchers))
+    findings.append(Finding("launchers", ", ".join(unique) or "none", bool(unique), install))
+    if unique:
+        as_root = Path(unique[0]).name == "mpirun" and "Open MPI" in (_run(unique[0], "--version") or "")
+        flags = (
+            " --allow-run-as-root --oversubscribe" if as_root and hasattr(os, "geteuid") and not os.geteuid() else ""
+        )
+        start = f"{unique[0]} -n {max(2, _cores())}{flags} dphpc md run.yaml"
+        findings.append(Finding("start a run", start))
+    findings += _ranks()
+    return findings
+
+
+def _ranks() -> list[Finding]:
+    launched = launched_by()
+    if launched is None:
+        return [Finding("this run", "one process, started without a launcher")]
+    from dphpc.parallel.comm import world
+
+    comm = world()
+    places = comm.allgather((socket.gethostname(), _cores()))
+    hosts = {host: [cores for h, cores in places if h == host] for host, _ in places}
+    text = "; ".join(f"{host}: {len(c)} ranks with {min(c)} to {max(c)} cores each" for host, c in hosts.items())
+    return [Finding("this run", f"{comm.size} ranks started by {launched[0]}: {text}", True)]
+
+
+def accelerator() -> list[Finding]:
+    """GPUs and what drives them."""
+    listing = _run("nvidia-smi", "--query-gpu=name,memory.total,driver_version,compute_cap", "--format=csv,noheader")
+    gpus = listing.splitlines() if listing else []
+    findings = [Finding("GPU", gpu, True) for gpu in gpus] or [Finding("GPU", "none that nvidia-smi shows")]
+    cupy = next((f"{p} {_version(p)}" for p in ("cupy-cuda12x", "cupy-cuda13x", "cupy") if _version(p)), None)
+    if cupy:
+        code = "import cupy; print(cupy.cuda.runtime.getDeviceCount(), cupy.cuda.runtime.runtimeGetVersion())"
+        seen = _python(code)
+        findings.append(Finding("CuPy", f"{cupy}, sees {seen.split()[0] if seen else 'no'} GPUs", bool(seen)))
+    else:
+        missing = False if gpus else None
+        findings.append(Finding("CuPy", "not here", missing, "pip install 'dphpc[cuda]'" if gpus else ""))
+    return findings
+
+
+def training() -> list[Finding]:
+    """torch and the ways to train on several ranks."""
+    code = "import torch; print(torch.version.cuda or 'no CUDA', torch.cuda.device_count(), torch.get_num_threads())"
+    seen = _python(code) if _version("torch") else None
+    findings = [Finding("torch", f"{_version('torch')}, could not be imported", False, "pip install torch")]
+    if seen:
+        cuda, count, threads = seen.rsplit(maxsplit=2)
+        findings = [Finding("torch", f"{_version('torch')}: {cuda}, {count} GPUs, {threads} threads", True)]
+    horovod = _version("horovod")
+    how = "after torch and MPI: HOROVOD_WITH_PYTORCH=1 pip install --no-build-isolation 'dphpc[horovod]'"
+    findings.append(Finding("Horovod", horovod or "not here; optional", bool(horovod) or None, how))
+    return findings
+
+
+def files() -> list[Finding]:
+    """HDF5."""
+    import h5py
+
+    parallel = "parallel (MPI-IO)" if h5py.get_config().mpi else "serial, which every feature works with"
+    return [Finding("HDF5", f"{h5py.version.hdf5_version} through h5py {h5py.__version__}, {parallel}", True)]
+
+
+PROBES: dict[str, Callable[[], list[Finding]]] = {
+    "Python": python_packages,
+    "Processor": processor,
+    "MPI": mpi,
+    "GPU": accelerator,
+    "Training": training,
+    "Files": files,
+}
+"""Title of a section -> what looks into it."""

@@ -1,0 +1,62 @@
+"""The `dphpc` command: flags before the command, and the commands themselves."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from dphpc.cli.app import app, repeated_options
+
+COMMAND_MODULES = ("training", "evaluation", "dynamics", "data", "plotting", "doctor")
+"""Files of this package that register commands, in the order of the help page."""
+
+BACKEND_FLAGS = (
+    *("--pt", "--pytorch", "--tf", "--tensorflow", "--tf2", "--tensorflow2", "--jax", "--pd", "--paddle"),
+    *("--dp", "--dpmodel", "--np", "--numpy", "--pt-expt", "--pytorch-exportable"),
+)
+"""dp's flags before the command: accepted so that scripts run on, without effect."""
+
+
+@app.callback()
+def everything(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=lambda on: _version(on)),
+    ] = False,
+    backend: Annotated[str, typer.Option("--backend", "-b", hidden=True)] = "",
+    backend_flag: Annotated[bool, typer.Option(*BACKEND_FLAGS, hidden=True)] = False,
+) -> None:
+    """Train neural-network potentials on ab-initio data and run molecular dynamics with them."""
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from dphpc import __version__
+
+        print(f"dphpc {__version__}")
+        raise typer.Exit
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; ends the process (status 0, 1 for an error, 2 for wrong usage, 130 when interrupted)."""
+    for module in COMMAND_MODULES:
+        importlib.import_module(f"dphpc.cli.{module}")
+    app(args=_repeat_flags(list(sys.argv[1:] if arguments is None else arguments)), prog_name="dphpc")
+
+
+def _repeat_flags(arguments: list[str]) -> list[str]:
+    """`-t O H` as `-t O -t H`, for the flags that `dp` lets take several values."""
+    name = next((a for a in arguments if a in repeated_options), "")
+    result: list[str] = []
+    flag = ""
+    for i, argument in enumerate(arguments):
+        if argument.startswith("-"):
+            flag = argument if argument in repeated_options.get(name, ()) else ""
+        elif flag and arguments[i - 1] != flag:
+            result.append(flag)
+        result.append(argument)
+    return result

@@ -1,0 +1,33 @@
+"""dphpc plot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dphpc.cli.app import command
+
+
+@command("plot", repeated=("--label",))
+def plot(
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[lcurve|parity|thermo|rdf|devi] FILE...", help="The kind, guessed if not given, and files."
+        ),
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="PNG, PDF or SVG; KIND.png if not given.")
+    ] = None,
+    label: Annotated[list[str] | None, typer.Option("--label", help="Names of the files in the legend.")] = None,
+    skip: Annotated[int, typer.Option("--skip", min=0, help="Frames left out at a trajectory's start (rdf).")] = 0,
+) -> None:
+    """Draw lcurve.out, parity of `dphpc test -d`, thermo.csv, RDF or model_devi.out."""
+    from dphpc.plots.draw import KINDS, draw
+    from dphpc.plots.style import save
+
+    kind = arguments[0] if arguments[0] in KINDS and len(arguments) > 1 else None
+    kind, figure = draw(kind, arguments[1 if kind else 0 :], label or (), skip)
+    print(save(figure, output or Path(f"{kind}.png")))

@@ -1,0 +1,82 @@
+"""dphpc train, freeze, compress, neighbor-stat."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dphpc.cli.app import command
+
+
+@command("train")
+def train_model(
+    input: Annotated[Path, typer.Argument(metavar="INPUT", help="Training input, JSON or YAML.")],
+    init_model: Annotated[
+        Path | None,
+        typer.Option(
+            "--init-model", "-i", "--init-frz-model", "-f", help="Start from this checkpoint's or model's weights."
+        ),
+    ] = None,
+    restart: Annotated[Path | None, typer.Option("--restart", "-r", help="Continue this checkpoint's run.")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where the completed input is written.")] = Path(
+        "out.json"
+    ),
+    skip_neighbor_stat: Annotated[
+        bool, typer.Option("--skip-neighbor-stat", help="Do not compute neighbor statistics first.")
+    ] = False,
+) -> None:
+    """Train a model."""
+    from dphpc.train.run import train
+
+    train(input, restart=restart, init_model=init_model, skip_neighbor_stat=skip_neighbor_stat, output=output)
+
+
+@command("freeze")
+def freeze_checkpoint(
+    checkpoint: Annotated[
+        Path,
+        typer.Option("--checkpoint", "--checkpoint-folder", "-c", help="A checkpoint or the folder of checkpoints."),
+    ] = Path("."),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Model file, .dp or .yaml.")] = Path("frozen_model.dp"),
+) -> None:
+    """Write the model of a checkpoint as a model file."""
+    from dphpc.train.freeze import freeze
+
+    print(freeze(checkpoint, output))
+
+
+@command("compress")
+def compress_model(
+    input: Annotated[Path, typer.Option("--input", "-i", help="Model file.")] = Path("frozen_model.dp"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Compressed model file.")] = Path(
+        "frozen_model_compressed.dp"
+    ),
+    step: Annotated[
+        float | None, typer.Option("--step", "-s", help="Spacing of the table; chosen by measured error if not given.")
+    ] = None,
+    extrapolate: Annotated[
+        float, typer.Option("--extrapolate", "-e", help="The table reaches this many times beyond the data.")
+    ] = 5.0,
+    frequency: Annotated[int, typer.Option("--frequency", "-f", hidden=True)] = -1,
+) -> None:
+    """Replace the embedding network by a table of stated accuracy."""
+    from dphpc.model.compress import compress_file
+
+    print(compress_file(input, output, step=step, extrapolate=extrapolate))
+
+
+@command("neighbor-stat", repeated=("-t", "--type-map"))
+def neighbor_statistics(
+    rcut: Annotated[float, typer.Option("--rcut", "-r", help="Cutoff radius in Å.")],
+    system: Annotated[str, typer.Option("--system", "-s", help="System, or directory searched for systems.")] = ".",
+    type_map: Annotated[
+        list[str] | None, typer.Option("--type-map", "-t", help="Species, as in -t O H; the data's own if not given.")
+    ] = None,
+) -> None:
+    """Smallest distance and largest numbers of neighbors in data (for `sel`)."""
+    from dphpc.train.neighbor_stat import neighbor_stat_of
+
+    stat, names = neighbor_stat_of([system], rcut, type_map)
+    print("\n".join([f"type_map: {names}", *stat.lines()]))

@@ -1,0 +1,149 @@
+"""Curves over steps or time: learning, thermodynamics, model deviation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from dphpc.core.errors import DataError
+from dphpc.core.units import EV_PER_A3_IN_BAR, EV_PER_A3_IN_GPA
+from dphpc.plots.style import COLORS, GREY, log_scale, panels
+from dphpc.plots.tables import Table
+
+Floats = NDArray[np.float64]
+
+GPA_PER_BAR = EV_PER_A3_IN_GPA / EV_PER_A3_IN_BAR
+
+LOSSES = {
+    "e": ("Energy", "RMSE (meV/atom)", 1e3),
+    "f": ("Force", "RMSE (eV/Å)", 1.0),
+    "v": ("Virial", "RMSE (meV/atom)", 1e3),
+}
+"""Suffix in lcurve.out -> title, axis label, factor from the file's unit."""
+
+
+def learning_curve(runs: Mapping[str, Table]) -> Figure:
+    """Errors during training, one panel for each kind of label, all runs overlaid.
+
+    Parameters
+    ----------
+    runs
+        Label -> columns of its `lcurve.out`.
+
+    Raises
+    ------
+    DataError
+        No table has a column of errors.
+    """
+    kinds = [kind for kind in LOSSES if any(_loss(table, kind) is not None for table in runs.values())]
+    if not kinds:
+        raise DataError("no column with an error in it", expected="rmse_e_val, rmse_f_trn ... as in lcurve.out")
+    with panels(1, len(kinds), size=(4.4, 3.6)) as (figure, axes):
+        for ax, kind in zip(axes, kinds, strict=True):
+            draw_loss(ax, runs, kind)
+    return figure
+
+
+def draw_loss(ax: Axes, runs: Mapping[str, Table], kind: str) -> None:
+    """The errors of one kind ("e", "f" or "v") into axes.
+
+    Single rows are drawn pale, their running mean (in squares, over a fiftieth of the run) bold;
+    validation is preferred to training data.
+    """
+    title, label, factor = LOSSES[kind]
+    for i, (name, table) in enumerate(runs.items()):
+        found = _loss(table, kind)
+        if found is not None:
+            data, errors = found
+            color = COLORS[i % len(COLORS)]
+            ax.plot(table["step"], factor * errors, color=color, alpha=0.22, lw=0.8)
+            ax.plot(*_running_rms(table["step"], factor * errors), color=color, label=f"{name} ({data})")
+    ax.set(title=title, xlabel="training step", ylabel=label)
+    log_scale(ax)
+    ax.legend()
+
+
+def thermo(table: Table, label: str = "") -> Figure:
+    """Temperature, energies, drift of the conserved quantity and pressure of an MD run over time.
+
+    Parameters
+    ----------
+    table
+        Columns of `thermo.csv`.
+    label
+        Title of the figure.
+    """
+    missing = {"time_ps", "temperature_K", "total_eV", "conserved_eV", "pressure_bar"} - set(table)
+    if missing:
+        raise DataError(f"no column {', '.join(sorted(missing))}", expected="the columns of dphpc md's thermo.csv")
+    time = table["time_ps"]
+    with panels(2, 2, size=(4.6, 2.9), sharex=True) as (figure, (top, energy, drift, pressure)):
+        figure.suptitle(label, fontsize=11, x=0.01, ha="left")
+        top.plot(time, table["temperature_K"], color=COLORS[3])
+        top.set(title="Temperature", ylabel="T (K)")
+        for name, color in (("potential", COLORS[0]), ("kinetic", COLORS[1]), ("total", GREY)):
+            values = table[f"{name}_eV"]
+            energy.plot(time, values - values[0], color=color, label=name)
+        energy.set(title="Energies", ylabel="change since start (eV)")
+        energy.margins(y=0.18)
+        energy.legend(ncols=3, loc="upper center")
+        drift.plot(time, 1e3 * (table["conserved_eV"] - table["conserved_eV"][0]), color=COLORS[2])
+        drift.set(title="Conserved quantity", xlabel="time (ps)", ylabel="change since start (meV)")
+        pressure.plot(time, GPA_PER_BAR * table["pressure_bar"], color=COLORS[4])
+        pressure.set(title="Pressure", xlabel="time (ps)", ylabel="P (GPa)")
+    return figure
+
+
+def model_deviation(table: Table, label: str = "") -> Figure:
+    """Disagreement of several models along a trajectory, and how the largest one is distributed.
+
+    Parameters
+    ----------
+    table
+        Columns of `model_devi.out`.
+    """
+    if "max_devi_f" not in table:
+        raise DataError("no column max_devi_f", expected="the columns of model_devi.out")
+    step = table["step"]
+    with panels(1, 3, size=(4.2, 3.4)) as (figure, (force, virial, spread)):
+        figure.suptitle(label, fontsize=11, x=0.01, ha="left")
+        _band(force, step, table, "f", COLORS[0])
+        force.set(title="Forces", xlabel="step", ylabel="deviation (eV/Å)")
+        _band(virial, step, table, "v", COLORS[1])
+        virial.set(title="Virial", xlabel="step", ylabel="deviation (eV/atom)")
+        spread.hist(table["max_devi_f"], bins="auto" if len(step) > 20 else 10, color=COLORS[0], alpha=0.8)
+        spread.set(title="Largest force deviation", xlabel="max. deviation (eV/Å)", ylabel="frames")
+    return figure
+
+
+def _band(ax: Axes, step: Floats, table: Table, suffix: str, color: str) -> None:
+    low, high = (np.nan_to_num(table[f"{kind}_devi_{suffix}"]) for kind in ("min", "max"))
+    ax.fill_between(step, low, high, color=color, alpha=0.15, lw=0)
+    ax.plot(step, table[f"max_devi_{suffix}"], color=color, label="max")
+    ax.plot(step, table[f"avg_devi_{suffix}"], color=color, ls="--", lw=1.2, label="average")
+    ax.set_ylim(bottom=0)
+    ax.legend()
+
+
+def _loss(table: Table, suffix: str) -> tuple[str, Floats] | None:
+    """What data the errors are of, and the errors; None where the file has none of this kind."""
+    for data, column in (
+        ("validation", f"rmse_{suffix}_val"),
+        ("training", f"rmse_{suffix}_trn"),
+        ("training", f"rmse_{suffix}"),
+    ):
+        if column in table and np.any(np.isfinite(table[column])):
+            return data, table[column]
+    return None
+
+
+def _running_rms(step: Floats, errors: Floats) -> tuple[Floats, Floats]:
+    keep = np.isfinite(errors)
+    step, errors = step[keep], errors[keep]
+    width = max(1, len(errors) // 50)
+    kernel = np.full(width, 1.0 / width)
+    return np.convolve(step, kernel, "valid"), np.sqrt(np.convolve(errors**2, kernel, "valid"))

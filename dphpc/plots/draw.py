@@ -1,0 +1,131 @@
+"""From files to a figure: what `dphpc plot` does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from dphpc.core.box import Box
+from dphpc.core.errors import DataError, InputError, did_you_mean
+from dphpc.plots.curves import learning_curve, model_deviation, thermo
+from dphpc.plots.parity import DETAIL_FILES, parity, read_details
+from dphpc.plots.structure import Floats, radial_distribution, rdf
+from dphpc.plots.tables import read_table
+
+_HEADERS = {"rmse_": "lcurve", "devi_f": "devi", "temperature_K": "thermo"}
+"""What a table's first lines hold -> kind of plot."""
+
+STRUCTURES = (".extxyz", ".xyz", ".h5md", ".lammpstrj", ".dump", ".traj")
+
+
+def draw(kind: str | None, files: Sequence[str], labels: Sequence[str] = (), skip: int = 0) -> tuple[str, Figure]:
+    """Draw files as one figure.
+
+    Parameters
+    ----------
+    kind
+        lcurve, parity, thermo, rdf or devi; guessed from the first file where None.
+    files
+        Several are overlaid (lcurve, rdf); thermo and devi take one; parity a prefix or detail files.
+    labels
+        Names of the files in the legend; their paths where there are too few.
+    skip
+        Frames of each trajectory to leave out at its start (rdf).
+
+    Returns
+    -------
+    kind, figure
+
+    Raises
+    ------
+    InputError, DataError
+        Unknown kind, or files that are not what it needs.
+    """
+    kind = kind or guess_kind(files[0])
+    if kind not in KINDS:
+        raise InputError(f"no plot '{kind}'", remedy=did_you_mean(kind, KINDS))
+    if kind in ("thermo", "devi") and len(files) > 1:
+        raise InputError(f"{len(files)} files for a plot '{kind}'", expected="one file", remedy="draw them one by one")
+    named = dict(zip([*labels, *_short(files)[len(labels) :]], files, strict=False))
+    return kind, KINDS[kind](named, skip)
+
+
+def _short(files: Sequence[str]) -> list[str]:
+    """File names as labels, with as many folders in front as tell them apart."""
+    parts = [Path(file).parts for file in files]
+    for depth in range(1, max(map(len, parts)) + 1):
+        labels = [str(Path(*p[-depth:])) for p in parts]
+        if len(set(labels)) == len(labels):
+            return labels
+    return list(files)
+
+
+def guess_kind(file: str) -> str:
+    """The kind of plot a file is for, by its name or first lines."""
+    if any(file.endswith(ending) for ending in DETAIL_FILES) or any(Path(file + e).exists() for e in DETAIL_FILES):
+        return "parity"
+    if Path(file).suffix in STRUCTURES:
+        return "rdf"
+    if not Path(file).exists():
+        raise InputError(f"'{file}' is neither a file nor a kind of plot", remedy=did_you_mean(file, KINDS))
+    with open(file, encoding="utf-8", errors="replace") as lines:
+        header = lines.read(4096)
+    for mark, kind in _HEADERS.items():
+        if mark in header:
+            return kind
+    raise DataError(f"cannot tell what to plot from '{file}'", remedy=f"name it: dphpc plot {'|'.join(KINDS)} {file}")
+
+
+def read_frames(path: str, skip: int = 0) -> list[tuple[Floats, Box]]:
+    """Positions (n, 3) in Å and box of the frames of a trajectory that ASE reads.
+
+    Raises
+    ------
+    DataError
+        ASE cannot read it, or a frame has no periodic box.
+    """
+    import ase.io
+
+    if not Path(path).is_file():
+        raise DataError(f"no file '{path}'")
+    try:
+        frames = list(ase.io.iread(path, index=f"{skip}:", parallel=False))
+    except Exception as error:  # ASE's readers raise whatever the file makes them
+        raise DataError(f"ASE cannot read '{path}': {error}", expected="a trajectory such as extxyz") from error
+    if not frames or not all(frame.pbc.all() for frame in frames):
+        raise DataError("no frames with a periodic box", where=path, remedy=f"it is read from frame {skip} on")
+    return [(frame.get_positions(), Box(frame.cell.array)) for frame in frames]
+
+
+def _learning(files: dict[str, str], skip: int) -> Figure:
+    return learning_curve({label: read_table(file) for label, file in files.items()})
+
+
+def _parity(files: dict[str, str], skip: int) -> Figure:
+    return parity(read_details(list(files.values())))
+
+
+def _thermo(files: dict[str, str], skip: int) -> Figure:
+    ((label, file),) = files.items()
+    return thermo(read_table(file), label)
+
+
+def _deviation(files: dict[str, str], skip: int) -> Figure:
+    ((label, file),) = files.items()
+    return model_deviation(read_table(file), label)
+
+
+def _rdf(files: dict[str, str], skip: int) -> Figure:
+    return rdf({label: radial_distribution(read_frames(file, skip)) for label, file in files.items()})
+
+
+KINDS: dict[str, Callable[[dict[str, str], int], Figure]] = {
+    "lcurve": _learning,
+    "parity": _parity,
+    "thermo": _thermo,
+    "rdf": _rdf,
+    "devi": _deviation,
+}
+"""Kind of plot -> how it is drawn from {label: file} and the number of frames to skip."""

@@ -1,0 +1,152 @@
+"""Structure: radial distribution functions, equations of state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree  # type: ignore[import-untyped]
+
+from dphpc.core.box import Box
+from dphpc.core.errors import DataError
+from dphpc.core.images import periodic_images
+from dphpc.core.units import EV_PER_A3_IN_GPA
+from dphpc.plots.style import COLORS, GREY, panels
+
+Floats = NDArray[np.float64]
+
+
+def radial_distribution(
+    frames: Iterable[tuple[Floats, Box]], *, r_max: float = 6.0, n_bins: int = 120
+) -> tuple[Floats, Floats]:
+    """g(r) of all atoms, averaged over frames.
+
+    g(r) = V/N² Σ_ij δ(r − r_ij) / 4πr², all images included, so `r_max` may exceed half the box.
+
+    Parameters
+    ----------
+    frames
+        Positions (n, 3) in Å and the periodic box of each frame.
+
+    Returns
+    -------
+    r, g
+        (n_bins,) Å, the middle of each bin, and (n_bins,).
+    """
+    edges = np.linspace(0.0, r_max, n_bins + 1)
+    shells = 4.0 / 3.0 * np.pi * np.diff(edges**3)
+    total, n_frames = np.zeros(n_bins), 0
+    for positions, box in frames:
+        inside = box.wrap(positions)
+        owners, shifts = periodic_images(inside, box, r_max)
+        tree = cKDTree(np.concatenate([inside, inside[owners] + shifts @ box.matrix]))
+        within = cKDTree(inside).count_neighbors(tree, edges)
+        total += np.diff(within) * box.volume / (len(inside) ** 2 * shells)
+        n_frames += 1
+    if n_frames == 0:
+        raise DataError("no frames to take a radial distribution function of")
+    total[0] = 0.0  # every atom finds itself at r = 0
+    return 0.5 * (edges[1:] + edges[:-1]), total / n_frames
+
+
+def draw_rdf(ax: Axes, curves: Mapping[str, tuple[Floats, Floats]]) -> None:
+    """g(r) of one or more sources into axes; the first is drawn solid, the others dashed over it."""
+    for i, (name, (r, g)) in enumerate(curves.items()):
+        ax.plot(r, g, label=name, color=COLORS[i % len(COLORS)], lw=1.8, ls="-" if i == 0 else "--")
+    ax.axhline(1.0, color=GREY, lw=0.8)
+    ax.set(title="Radial distribution function", xlabel="r (Å)", ylabel="g(r)")
+    ax.set_xlim(0, max(r[-1] for r, _ in curves.values()))
+    ax.set_ylim(bottom=0)
+    ax.legend()
+
+
+def rdf(curves: Mapping[str, tuple[Floats, Floats]]) -> Figure:
+    """A figure of `draw_rdf`; curves are label -> r (n,) in Å and g (n,)."""
+    with panels(1, 1, size=(5.4, 3.8)) as (figure, (ax,)):
+        draw_rdf(ax, curves)
+    return figure
+
+
+@dataclass(frozen=True)
+class EquationOfState:
+    """A third-order Birch–Murnaghan curve E(V).
+
+    Birch, Phys. Rev. 71, 809 (1947), with η = (v0/V)^(2/3):
+    E = e0 + 9 v0 b0/16 [(η − 1)³ b1 + (η − 1)² (6 − 4η)].
+
+    `e0` eV and `v0` Å³ at the minimum (per atom or cell, as fitted), bulk modulus `b0` eV/Å³, its
+    derivative by pressure `b1`.
+    """
+
+    e0: float
+    v0: float
+    b0: float
+    b1: float
+
+    @property
+    def bulk_modulus_GPa(self) -> float:
+        """b0 in GPa."""
+        return self.b0 * EV_PER_A3_IN_GPA
+
+    def energy(self, volumes: Floats) -> Floats:
+        """E(V) in eV of volumes in Å³."""
+        x = (self.v0 / volumes) ** (2.0 / 3.0) - 1.0
+        return self.e0 + 9.0 / 16.0 * self.v0 * self.b0 * (x**3 * self.b1 + x**2 * (2.0 - 4.0 * x))
+
+    @classmethod
+    def fit(cls, volumes: Floats, energies: Floats) -> EquationOfState:
+        """Least squares through (n,) Å³ and (n,) eV, n ≥ 5; the curve is a cubic in x = V^(−2/3).
+
+        Raises
+        ------
+        DataError
+            Too few points, or no minimum between them.
+        """
+        if len(volumes) < 5:
+            raise DataError(f"an equation of state from {len(volumes)} volumes", expected="5 or more")
+        x = np.asarray(volumes, dtype=np.float64) ** (-2.0 / 3.0)
+        curve = np.polynomial.Polynomial.fit(x, energies, 3)
+        slope, curvature = curve.deriv(1), curve.deriv(2)
+        minima = [
+            r.real
+            for r in np.atleast_1d(slope.roots())
+            if abs(r.imag) < 1e-12 and x.min() <= r.real <= x.max() and curvature(r.real) > 0
+        ]
+        if not minima:
+            raise DataError("the energies have no minimum between the volumes", remedy="widen the range of volumes")
+        x0 = minima[0]
+        v0 = x0**-1.5
+        dx, ddx = -2.0 / 3.0 * v0 ** (-5.0 / 3.0), 10.0 / 9.0 * v0 ** (-8.0 / 3.0)  # of x by V
+        second = curvature(x0) * dx**2
+        third = curve.deriv(3)(x0) * dx**3 + 3.0 * curvature(x0) * dx * ddx
+        return cls(float(curve(x0)), float(v0), float(v0 * second), float(-1.0 - v0 * third / second))
+
+
+def draw_equation_of_state(ax: Axes, curves: Mapping[str, tuple[Floats, Floats]]) -> None:
+    """Energies over volume with their Birch–Murnaghan fits, each relative to its minimum, into axes.
+
+    Parameters
+    ----------
+    curves
+        Label -> (n,) Å³ and (n,) eV, both per atom.
+    """
+    for i, (name, (volumes, energies)) in enumerate(curves.items()):
+        color = COLORS[i % len(COLORS)]
+        fit = EquationOfState.fit(volumes, energies)
+        fine = np.linspace(volumes.min(), volumes.max(), 200)
+        label = f"{name}: V₀ {fit.v0:.2f} Å³/atom, B {fit.bulk_modulus_GPa:.0f} GPa"
+        ax.plot(fine, 1e3 * (fit.energy(fine) - fit.e0), color=color, ls="-" if i == 0 else "--", label=label)
+        ax.plot(volumes, 1e3 * (energies - fit.e0), "o" if i == 0 else "s", color=color, ms=4, mfc="white")
+    ax.set(title="Equation of state", xlabel="volume (Å³/atom)", ylabel="energy above minimum (meV/atom)")
+    ax.legend()
+
+
+def equation_of_state(curves: Mapping[str, tuple[Floats, Floats]]) -> Figure:
+    """A figure of `draw_equation_of_state`."""
+    with panels(1, 1, size=(5.4, 3.8)) as (figure, (ax,)):
+        draw_equation_of_state(ax, curves)
+    return figure

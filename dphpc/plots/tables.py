@@ -1,0 +1,69 @@
+"""Readers of the text tables that runs write: lcurve.out, model_devi.out, thermo.csv, detail files of `dphpc test`."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dphpc.core.errors import DataError
+
+Table = dict[str, NDArray[np.float64]]
+
+
+def read_table(path: Path | str) -> Table:
+    """Columns by name: a CSV with a header row, or numbers below comment lines of which one names the columns.
+
+    Raises
+    ------
+    DataError
+        No header fits the rows.
+    """
+    path = Path(path)
+    if path.suffix.lower() == ".csv":
+        with _opened(path) as lines:
+            headers = [[name.strip() for name in lines.readline().split(",")]]
+        rows = read_rows(path, skip=1, separator=",")
+    else:
+        with _opened(path) as lines:
+            comments = itertools.takewhile(lambda line: line.startswith("#"), lines)
+            headers = [line.lstrip("#").split() for line in comments]
+        rows = read_rows(path)
+    names = next((names for names in reversed(headers) if len(names) == rows.shape[1]), None)
+    if names is None:
+        raise DataError(
+            f"no header with the names of the {rows.shape[1]} columns",
+            where=str(path),
+            expected="a line such as '# step rmse_val rmse_trn ...'",
+        )
+    return dict(zip(names, rows.T, strict=True))
+
+
+def read_rows(path: Path | str, *, skip: int = 0, separator: str | None = None) -> NDArray[np.float64]:
+    """(rows, columns) numbers of a text file; lines that begin with # are comments.
+
+    Raises
+    ------
+    DataError
+        Something in it is no number, or there are no rows.
+    """
+    try:
+        with warnings.catch_warnings(), _opened(path) as lines:
+            warnings.simplefilter("ignore", UserWarning)  # an empty file is reported below
+            rows = np.loadtxt(lines, skiprows=skip, delimiter=separator, ndmin=2)
+    except ValueError as error:
+        raise DataError(f"not a table of numbers: {error}", where=str(path)) from error
+    if rows.size == 0:
+        raise DataError("the table is empty", where=str(path), remedy="let the run write a few lines first")
+    return rows
+
+
+def _opened(path: Path | str) -> TextIO:
+    try:
+        return open(path, encoding="utf-8", errors="replace")
+    except IsADirectoryError as error:
+        raise DataError("a directory, not a table", where=str(path)) from error

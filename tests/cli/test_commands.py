@@ -1,0 +1,257 @@
+"""Every command as a user runs it: a process of its own, its output, its files, its messages about what is wrong."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import ase.io
+import h5py
+import numpy as np
+import pytest
+from ase import Atoms
+
+from dphpc import DeepPot, __version__
+from dphpc.cli.main import main
+from dphpc.model.model_file import write_model
+from dphpc.parallel.comm import world
+from dphpc.plots.tables import read_table
+from tests.models import random_model, random_structure
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """`run("show", "model.dp")` is `dphpc show model.dp` in the test's folder; `status` is the one expected."""
+
+    def start(*arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "dphpc", *arguments]
+        environment = dict(os.environ) | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == status, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
+        assert "Traceback" not in done.stderr
+        return done
+
+    return start
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Three labelled frames of a small system in DeePMD-kit's npy format, and the model that labelled them."""
+    model = random_model(seed=1)
+    write_model(model, tmp_path / "model.dp")
+    write_model(random_model(seed=2), tmp_path / "other.dp")
+    positions, cell, types = random_structure()
+    coords = positions[None] + np.random.default_rng(0).normal(scale=0.02, size=(3, *positions.shape))
+    cells = np.repeat(cell[None], 3, axis=0)
+    energy, force, virial = DeepPot(model).eval(coords, cells, types)
+    system = tmp_path / "data" / "one"
+    (system / "set.000").mkdir(parents=True)
+    np.savetxt(system / "type.raw", types, fmt="%d")
+    (system / "type_map.raw").write_text("O\nH\n")
+    arrays = {"coord": coords, "box": cells, "energy": energy + 0.24, "force": force + 0.1, "virial": virial}
+    for name, values in arrays.items():
+        np.save(system / "set.000" / f"{name}.npy", values.reshape(3, -1))
+    return system
+
+
+TRAINING = {
+    "model": {
+        "type_map": ["O", "H"],
+        "descriptor": {
+            "type": "se_e2_a", "rcut": 4.0, "rcut_smth": 1.0, "sel": "auto", "neuron": [4, 8], "axis_neuron": 2,
+            "seed": 1,
+        },
+        "fitting_net": {"neuron": [8, 8], "seed": 1},
+    },
+    "learning_rate": {"type": "exp", "start_lr": 1e-3, "stop_lr": 1e-5, "decay_steps": 10},
+    "loss": {"type": "ener", "start_pref_e": 1, "limit_pref_e": 1, "start_pref_f": 100, "limit_pref_f": 1},
+    "training": {
+        "training_data": {"systems": ["data"], "batch_size": 1}, "numb_steps": 4, "disp_freq": 2, "save_freq": 2,
+        "seed": 1,
+    },
+}  # fmt: skip
+
+
+def test_train_freeze_and_compress(run: Run, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "input.json").write_text(json.dumps(TRAINING))
+    done = run("--pt", "train", "input.json", "-o", "full.json")
+    assert "batch       4" in done.stderr
+    assert read_table(tmp_path / "lcurve.out")["step"][-1] == 4
+    assert json.loads((tmp_path / "full.json").read_text())["training"]["numb_steps"] == 4
+    run("freeze", "-o", "frozen.dp")
+    assert DeepPot(tmp_path / "frozen.dp").get_type_map() == ["O", "H"]
+    assert "largest error" in run("compress", "-i", "frozen.dp", "-o", "compressed.dp").stdout
+    table = next(line for line in run("show", "compressed.dp").stdout.splitlines() if "table" in line)
+    assert "intervals" in table
+    done = run("train", "input.json", "--restart", ".", status=1)
+    assert "numb_steps" in done.stderr
+    longer = TRAINING | {"training": TRAINING["training"] | {"numb_steps": 6}}
+    (tmp_path / "input.json").write_text(json.dumps(longer))
+    run("train", "input.json", "--restart", "model.ckpt", "--log-path", "train.log")
+    assert read_table(tmp_path / "lcurve.out")["step"][-1] == 6
+    assert "batch       6" in (tmp_path / "train.log").read_text()
+
+
+def test_a_wrong_training_input_is_explained(run: Run, data: Path, tmp_path: Path) -> None:
+    wrong = json.loads(json.dumps(TRAINING))
+    wrong["model"]["descriptor"]["rcutt"] = wrong["model"]["descriptor"].pop("rcut")
+    (tmp_path / "input.json").write_text(json.dumps(wrong))
+    message = run("train", "input.json", status=1).stderr
+    assert "rcutt" in message
+    assert "did you mean 'rcut'" in message
+    (tmp_path / "input.json").write_text("{ no json")
+    assert "input.json" in run("train", "input.json", status=1).stderr
+    assert "nothing.json" in run("train", "nothing.json", status=1).stderr
+    command = [sys.executable, "-m", "dphpc", "train", "nothing.json", "--debug"]
+    assert "Traceback" in subprocess.run(command, capture_output=True, text=True, cwd=tmp_path).stderr
+
+
+def test_test_and_model_devi(run: Run, data: Path, tmp_path: Path) -> None:
+    done = run("test", "-m", "model.dp", "-s", "data", "-n", "2", "-d", "detail")
+    lines = [
+        line.split()
+        for line in done.stdout.splitlines()
+        if "Energy RMSE/Natoms" in line or "Energy RMSE/natoms" in line
+    ]
+    assert float(lines[0][-2]) == pytest.approx(0.01)  # 0.24 eV over 24 atoms
+    force = next(line for line in done.stdout.splitlines() if line.startswith("Force") and "RMSE" in line)
+    assert float(force.split()[-2]) == pytest.approx(0.1)
+    assert len(np.loadtxt(tmp_path / "detail.f.out")) == 2 * 24
+    (tmp_path / "systems.txt").write_text("data/one\n")
+    by_list = run("test", "-m", "model.dp", "-f", "systems.txt", "--shuffle-test", "-n", "3")
+    assert "number of test data : 3" in by_list.stdout
+    assert run("plot", "parity", "detail", "-o", "parity.png").stdout.strip() == "parity.png"
+    run("model-devi", "-m", "model.dp", "other.dp", "-s", "data", "-o", "devi.out", "-f", "5")
+    table = read_table(tmp_path / "devi.out")
+    np.testing.assert_array_equal(table["step"], [0, 5, 10])
+    assert table["max_devi_f"].min() > 0
+    assert run("plot", "devi.out").stdout.strip() == "devi.png"
+    assert "two or more" in run("model-devi", "-m", "model.dp", "-s", "data", status=1).stderr
+
+
+def test_neighbor_stat_takes_several_types(run: Run, data: Path) -> None:
+    done = run("neighbor-stat", "-s", "data", "-r", "4.0", "-t", "O", "H")
+    counts = next(line for line in done.stdout.splitlines() if line.startswith("max_nbor_size"))
+    assert len(counts.split(":")[1].strip(" []").split()) == 2
+    assert "does not exist" in run("neighbor-stat", "-s", "nowhere", "-r", "4.0", status=1).stderr
+
+
+def test_show(run: Run, data: Path, tmp_path: Path) -> None:
+    assert "type-map  O H" in run("show", "model.dp").stdout
+    assert run("show", "model.dp", "type-map", "sel").stdout.splitlines() == ["type-map: O H", "sel: 24 24"]
+    assert "did you mean 'type-map'" in run("show", "model.dp", "type_map", status=1).stderr
+    (tmp_path / "broken.dp").write_bytes(b"no model")
+    assert "broken.dp" in run("show", "broken.dp", status=1).stderr
+    assert "nothing.dp" in run("show", "nothing.dp", status=1).stderr
+
+
+RUN_FILE = """
+structure: start.extxyz
+model: model.dp
+timestep_fs: 0.1
+velocities: {temperature_K: 50, seed: 1}
+stages:
+  - {ensemble: nve, steps: 4}
+thermo: {every: 2, file: thermo.csv}
+trajectory: {every: 2, file: traj.extxyz}
+"""
+
+
+def write_md_inputs(folder: Path) -> None:
+    """A model, a structure and a run file."""
+    write_model(random_model(seed=1), folder / "model.dp")
+    positions, cell, types = random_structure()
+    atoms = Atoms([("O", "H")[t] for t in types], positions=positions, cell=cell, pbc=True)
+    ase.io.write(folder / "start.extxyz", atoms, parallel=False)
+    (folder / "run.yaml").write_text(RUN_FILE)
+
+
+def test_md(run: Run, tmp_path: Path) -> None:
+    write_md_inputs(tmp_path)
+    run("md", "run.yaml")
+    table = read_table(tmp_path / "thermo.csv")
+    np.testing.assert_array_equal(table["step"], [0, 2, 4])
+    assert len(ase.io.read(tmp_path / "traj.extxyz", ":")) == 3
+    assert run("plot", "thermo", "thermo.csv").stdout.strip() == "thermo.png"
+    (tmp_path / "run.yaml").write_text(RUN_FILE.replace("timestep_fs", "timestep"))
+    assert "did you mean 'timestep_fs'" in run("md", "run.yaml", status=1).stderr
+
+
+@pytest.mark.mpi
+def test_md_on_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    comm = world()
+    folder = comm.bcast(tmp_path)
+    if comm.rank == 0:
+        write_md_inputs(folder)
+    comm.barrier()
+    monkeypatch.chdir(folder)
+    with pytest.raises(SystemExit) as ended:
+        main(["md", "run.yaml"])
+    assert ended.value.code == 0
+    assert bool(capsys.readouterr().out) == (comm.rank == 0)
+    np.testing.assert_array_equal(read_table(folder / "thermo.csv")["step"], [0, 2, 4])
+    comm.barrier()
+    with pytest.raises(SystemExit) as ended:
+        main(["md", "nothing.yaml"])
+    assert ended.value.code == 1
+    messages = comm.allgather(capsys.readouterr().err)
+    assert sum("nothing.yaml" in message for message in messages) == 1  # one rank speaks for all
+
+
+def test_data_convert(run: Run, tmp_path: Path) -> None:
+    atoms = Atoms("OH", positions=[[0.0, 0.0, 0.0], [0.0, 0.0, 1.0]], cell=5.0 * np.eye(3), pbc=True)
+    from ase.calculators.singlepoint import SinglePointCalculator
+
+    atoms.calc = SinglePointCalculator(atoms, energy=-1.5, forces=np.array([[0.0, 0.0, 0.2], [0.0, 0.0, -0.2]]))
+    ase.io.write(tmp_path / "frames.extxyz", [atoms, atoms])
+    run("data", "convert", "frames.extxyz", "system")
+    assert np.load(next((tmp_path / "system").rglob("energy.npy"))).ravel().tolist() == [-1.5, -1.5]
+    run("data", "convert", "frames.extxyz", "frames.extxyz", "system.hdf5", "-t", "H", "O")
+    with h5py.File(tmp_path / "system.hdf5") as file:
+        found: list[str] = []
+        file.visit(found.append)
+        forces = next(name for name in found if name.endswith("set.000/force.npy"))
+        assert file[forces].shape == (4, 6)
+    assert "nothing.xyz" in run("data", "convert", "nothing.xyz", "out", status=1).stderr
+
+
+def test_doctor(run: Run) -> None:
+    done = run("doctor")
+    for word in ("Python", "memory", "native kernels", "MPI library", "GPU", "torch", "HDF5", "this run"):
+        assert word in done.stdout
+    assert f"dphpc           {__version__}" in done.stdout or __version__ in done.stdout
+
+
+def test_help_version_and_wrong_usage(run: Run) -> None:
+    commands = (
+        "train",
+        "freeze",
+        "compress",
+        "test",
+        "md",
+        "neighbor-stat",
+        "model-devi",
+        "show",
+        "data",
+        "plot",
+        "doctor",
+    )
+    listing = run("--help").stdout
+    assert all(name in listing for name in commands)
+    assert run("--version").stdout.split() == ["dphpc", __version__]
+    assert "No such command" in run("trian", status=2).stderr
+    assert "INPUT" in run("train", status=2).stderr
+
+
+def test_help_imports_nothing_heavy() -> None:
+    heavy = ("torch", "numpy", "h5py", "ase", "matplotlib", "pydantic", "mpi4py")
+    code = (
+        "import sys\nfrom dphpc.cli.main import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+        f"print([m for m in {heavy} if m in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"

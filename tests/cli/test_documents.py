@@ -1,0 +1,50 @@
+"""Inputs shown in the README, the guide and the examples are inputs that the program takes; links lead somewhere."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dphpc.core.config import parse_config
+from dphpc.md.config import MdConfig
+from dphpc.train.schema import parse_input
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_inputs_on_the_page_are_valid(page: Path) -> None:
+    for language, text in FENCE.findall(page.read_text()):
+        if language == "yaml":
+            parse_config(MdConfig, yaml.safe_load(text))
+        elif language == "json":
+            parse_input(json.loads(text))
+        else:
+            assert language == "python", f"a block in {language} is not looked at"
+            compile(text, page.name, "exec")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()) if "://" not in link]
+    missing = [link for link in links if not (page.parent / link).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").rglob("*.yaml")), ids=lambda path: path.name)
+def test_example_run_files_are_valid(path: Path) -> None:
+    parse_config(MdConfig, yaml.safe_load(path.read_text()))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").rglob("input.json")), ids=lambda path: path.parent.name)
+def test_example_training_inputs_are_valid(path: Path) -> None:
+    parse_input(json.loads(path.read_text()))
+
+
+def test_every_md_key_is_in_the_guide() -> None:
+    page = (ROOT / "docs" / "md.md").read_text()
+    assert not [key for key in MdConfig.model_fields if f"`{key}`" not in page]

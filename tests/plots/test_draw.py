@@ -1,0 +1,119 @@
+"""Files that runs write become figures; damaged ones are refused with a message."""
+
+from pathlib import Path
+
+import ase.io
+import numpy as np
+import pytest
+from ase.build import bulk
+
+from dphpc.core.errors import DataError, InputError
+from dphpc.plots.draw import KINDS, draw, guess_kind
+from dphpc.plots.parity import read_details
+from dphpc.plots.style import save
+from dphpc.plots.tables import read_table
+
+LCURVE = """#  step      rmse_val    rmse_trn    rmse_e_val  rmse_e_trn    rmse_f_val  rmse_f_trn         lr
+# If there is no available reference data, rmse_*_{val,trn} will print nan
+      0      2.94e+01    2.83e+01      1.20e-01    1.21e-01      9.30e-01    8.95e-01    1.0e-03
+    100      6.00e+00    6.10e+00      2.00e-02    2.10e-02      3.30e-01    3.20e-01    9.0e-04
+    200      4.00e+00    4.10e+00      1.00e-02    1.10e-02      2.30e-01    2.20e-01    8.0e-04
+"""
+DEVI = """# data/one
+#       step         max_devi_v         min_devi_v         avg_devi_v         max_devi_f         min_devi_f  \
+       avg_devi_f             devi_e
+           0       4.0e-02       1.0e-03       2.0e-02       3.0e-01       1.0e-02       8.0e-02       1.0e-03
+           1       5.0e-02       1.0e-03       2.0e-02       2.0e-01       1.0e-02       7.0e-02       2.0e-03
+"""
+THERMO = (
+    "step,time_ps,temperature_K,potential_eV,kinetic_eV,total_eV,conserved_eV,pressure_bar,pxx_bar,pyy_bar,pzz_bar,"
+    "pxy_bar,pxz_bar,pyz_bar,volume_A3\n"
+    + "".join(f"{i},{i / 1000},{300 + i},-5.0,1.{i},{-4 + i / 10},-4.0,{10 * i},1,2,3,4,5,6,160\n" for i in range(5))
+)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, str]:
+    """One file of each kind of plot."""
+    written = {"lcurve": "lcurve.out", "devi": "model_devi.out", "thermo": "thermo.csv", "rdf": "traj.extxyz"}
+    for kind, text in (("lcurve", LCURVE), ("devi", DEVI), ("thermo", THERMO)):
+        (tmp_path / written[kind]).write_text(text)
+    ase.io.write(tmp_path / written["rdf"], [bulk("Si", a=a) for a in (5.40, 5.41, 5.42)])
+    rng = np.random.default_rng(3)
+    for name, width, n in (("e_peratom", 1, 20), ("f", 3, 2000), ("v_peratom", 9, 20)):
+        labels = rng.normal(size=(n, width))
+        rows = np.hstack([labels, labels + 0.25])
+        np.savetxt(tmp_path / f"test.{name}.out", rows, header="data/one: data_x pred_x")
+    return {kind: str(tmp_path / name) for kind, name in (written | {"parity": "test"}).items()}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_recognized_and_drawn(kind: str, files: dict[str, str], tmp_path: Path) -> None:
+    assert guess_kind(files[kind]) == kind
+    drawn, figure = draw(None, [files[kind]])
+    assert drawn == kind
+    assert all(axes.get_xlabel() or kind == "thermo" for axes in figure.axes)
+    assert all(axes.get_ylabel() for axes in figure.axes)
+    assert save(figure, tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+    assert save(figure, tmp_path / "out.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_several_learning_curves_are_overlaid(files: dict[str, str], tmp_path: Path) -> None:
+    other = tmp_path / "other" / "lcurve.out"
+    other.parent.mkdir()
+    other.write_text(LCURVE)
+    _, figure = draw("lcurve", [files["lcurve"], str(other)], labels=["DeePMD-kit"])
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["Energy", "Force"]
+    legend = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert legend == ["DeePMD-kit (validation)", "other/lcurve.out (validation)"]
+
+
+def test_parity_measures_the_error(files: dict[str, str]) -> None:
+    quantities = read_details([files["parity"]])
+    assert [q.title for q in quantities] == ["Energy", "Force", "Virial"]
+    assert [len(q.labels) for q in quantities] == [20, 6000, 180]
+    assert quantities[0].rmse == pytest.approx(250.0)  # meV
+    assert quantities[1].rmse == pytest.approx(0.25)
+    assert quantities[1].mae == pytest.approx(0.25)
+
+
+def test_columns_are_found_below_any_comments(files: dict[str, str]) -> None:
+    curve = read_table(files["lcurve"])
+    np.testing.assert_array_equal(curve["step"], [0, 100, 200])
+    assert list(curve)[-1] == "lr"
+    assert read_table(files["devi"])["devi_e"][1] == 2e-3
+    assert read_table(files["thermo"])["pressure_bar"][4] == 40.0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("# step rmse_val\n1 2 3\n", "no header"),
+        ("# step rmse_val\n1 two\n", "not a table of numbers"),
+        ("# step rmse_val\n", "empty"),
+        ("", "empty"),
+    ],
+)
+def test_damaged_tables_are_refused(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "lcurve.out"
+    path.write_text(text)
+    with pytest.raises(DataError, match=message):
+        read_table(path)
+
+
+def test_wrong_requests_are_refused(files: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="neither a file nor a kind"):
+        draw(None, ["lcurv"])
+    with pytest.raises(InputError, match="no plot 'lcurv'"):
+        draw("lcurv", [files["lcurve"]])
+    with pytest.raises(InputError, match="2 files"):
+        draw("thermo", [files["thermo"], files["thermo"]])
+    with pytest.raises(DataError, match="no column"):
+        draw("thermo", [files["lcurve"]])
+    with pytest.raises(DataError, match="dphpc test"):
+        draw("parity", [str(tmp_path / "nothing")])
+    with pytest.raises(DataError, match="no frames"):
+        draw("rdf", [files["rdf"]], skip=3)
+    _, figure = draw("lcurve", [files["lcurve"]])
+    with pytest.raises(InputError, match="cannot write"):
+        save(figure, tmp_path / "out.doc")

@@ -1,0 +1,62 @@
+"""Radial distribution functions against ASE's neighbor list, equations of state against known curves."""
+
+import numpy as np
+import pytest
+from ase.build import bulk
+from ase.neighborlist import neighbor_list
+
+from dphpc.core.box import Box
+from dphpc.core.errors import DataError
+from dphpc.plots.structure import EquationOfState, radial_distribution
+
+
+def test_rdf_equals_counting_with_ase() -> None:
+    rng = np.random.default_rng(1)
+    atoms = bulk("Si")  # two atoms, triclinic, r_max reaches many images
+    frames, counts = [], np.zeros(60)
+    edges = np.linspace(0.0, 6.0, 61)
+    for _ in range(3):
+        atoms.positions = rng.normal(scale=4.0, size=(2, 3))  # far outside the cell too
+        frames.append((atoms.get_positions(), Box(atoms.cell.array)))
+        counts += np.histogram(neighbor_list("d", atoms, 6.0), edges)[0]
+    r, g = radial_distribution(frames, r_max=6.0, n_bins=60)
+    shells = 4.0 / 3.0 * np.pi * np.diff(edges**3)
+    np.testing.assert_allclose(g, counts / 3 / (4 / atoms.get_volume() * shells), atol=1e-12)  # measured 2e-15
+    np.testing.assert_allclose(r, 0.5 * (edges[1:] + edges[:-1]))
+
+
+def test_rdf_of_an_ideal_gas_is_one() -> None:
+    rng = np.random.default_rng(2)
+    frames = [(rng.random((400, 3)) * 12.0, Box(12.0 * np.eye(3))) for _ in range(5)]
+    _, g = radial_distribution(frames, r_max=6.0, n_bins=12)
+    np.testing.assert_allclose(g[3:], 1.0, atol=0.03)  # measured 0.011
+
+
+def test_rdf_of_nothing_is_refused() -> None:
+    with pytest.raises(DataError, match="no frames"):
+        radial_distribution([])
+
+
+def test_equation_of_state_is_recovered() -> None:
+    known = EquationOfState(e0=-107.3, v0=19.73, b0=0.604, b1=4.27)
+    volumes = np.linspace(17.5, 22.0, 9)
+    found = EquationOfState.fit(volumes, known.energy(volumes))
+    np.testing.assert_allclose(
+        [found.e0, found.v0, found.b0, found.b1], [known.e0, known.v0, known.b0, known.b1], rtol=1e-7
+    )  # measured 2e-9
+    # The curve's own derivative: B = V d²E/dV² at the minimum.
+    h = 1e-3
+    e = known.energy(known.v0 + h * np.array([-1.0, 0.0, 1.0]))
+    assert known.v0 * (e[0] - 2 * e[1] + e[2]) / h**2 == pytest.approx(known.b0, rel=1e-4)  # measured 2e-6
+    assert found.bulk_modulus_GPa == pytest.approx(96.77, abs=0.01)
+
+
+@pytest.mark.parametrize("energies", [np.linspace(0.0, 1.0, 9), -((np.linspace(-1, 1, 9)) ** 2)])
+def test_curve_without_minimum_is_refused(energies: np.ndarray) -> None:
+    with pytest.raises(DataError, match="no minimum"):
+        EquationOfState.fit(np.linspace(17.0, 22.0, 9), energies)
+
+
+def test_too_few_volumes_are_refused() -> None:
+    with pytest.raises(DataError, match="4 volumes"):
+        EquationOfState.fit(np.arange(4.0) + 1.0, np.arange(4.0))
