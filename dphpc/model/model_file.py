@@ -6,6 +6,7 @@ network.  A table that DeePMD-kit wrote (`compress`) is taken as it is.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from dphpc.model.fitting import EnergyFitting
 from dphpc.model.model_tree import TABLE_VERSION, model_tree
 from dphpc.model.networks import Layer, Network
 from dphpc.model.radial_table import Grid, RadialTable
+
+_log = logging.getLogger(__name__)
 
 _DTYPES = {"default": "float64", "double": "float64", "float64": "float64", "single": "float32", "float32": "float32"}
 _NEWEST = {"Model": 2, "Descriptor": 3, "Fitting": 4}
@@ -96,6 +99,11 @@ def _model(tree: Tree) -> DPModel:
         extra={k: tree[k] for k in ("software", "version", "time", "backend") if k in tree},
     )
     model.table = _own_table(tree, model) or _foreign_table(node["descriptor"], model)
+    if descriptor.exclude_types and descriptor.davg.any():
+        _log.warning(
+            "the model has exclude_types and davg != 0: as in DeePMD-kit its energy jumps where an excluded neighbor "
+            "crosses the cutoff; train with set_davg_zero for dynamics"
+        )
     return model
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +22,8 @@ from dphpc.ops.se_a import native, reference
 from dphpc.ops.se_a.contract import Embedding, Environment, SeAParameters
 from dphpc.potential.contract import Halo, Outputs
 
+_log = logging.getLogger(__name__)
+
 PRECISIONS = {"float64": np.float64, "mixed": np.float32, "float32": np.float32}
 """Precision names and the type of table, moments and fitting net; sums are float64 in all of them."""
 
@@ -32,6 +35,9 @@ R_OVERLAP = 0.05
 
 TABLE_TOLERANCE = 1e-12
 """Error allowed in G and G′ when a network is tabulated on loading: rounding error."""
+
+SEL_SAMPLE = 16384
+"""Atoms of a rank whose numbers of neighbors are compared with `sel` at the start of a run."""
 
 TILE = 512
 """Atoms whose features are in memory at a time: their fitting-net products still run at full speed."""
@@ -66,6 +72,7 @@ class DeepPotential:
         self._set_table(model.table or self._tabulated())
         self._networks = [net.astype(self.dtype) for net in model.fitting.networks]
         self.fparam = self._checked_fparam(fparam)
+        self._compared_with_sel = False
 
     @classmethod
     def from_file(cls, path: str | Path, precision: str = "float64", fparam: Any = None) -> DeepPotential:
@@ -102,7 +109,29 @@ class DeepPotential:
 
     def compute(self, state: State, neighbors: Neighbors, halo: Halo | None, outputs: Outputs) -> None:
         """See `contract.Potential.compute`."""
+        if not self._compared_with_sel:
+            self._compare_with_sel(state, neighbors)
         self.evaluate(state, neighbors, outputs, self._columns(state.n_local))
+
+    def _compare_with_sel(self, state: State, neighbors: Neighbors) -> None:
+        """Say once where the structure has more neighbors than `sel`: DeePMD-kit would drop the farthest."""
+        self._compared_with_sel = True
+        sel = self.parameters.sel
+        for start in range(0, min(state.n_local, SEL_SAMPLE), TILE):
+            rows = neighbors.offsets[start : min(start + TILE, state.n_local) + 1]
+            second = neighbors.indices[rows[0] : rows[-1]]
+            first = np.repeat(np.arange(start, start + len(rows) - 1), np.diff(rows))
+            near = np.linalg.norm(state.positions[second] - state.positions[first], axis=1) < self.cutoff
+            counts = np.zeros((len(rows) - 1, len(sel)), np.int64)
+            np.add.at(counts, (first[near] - start, state.types[second[near]]), 1)
+            over = np.argwhere((counts > sel) & (sel > 0))
+            if len(over):
+                i, t = (int(k) for k in over[0])
+                _log.warning(
+                    f"atom {state.ids[start + i]} has {counts[i, t]} neighbors of type {self.type_map[t]}, sel is "
+                    f"{sel[t]}: all of them count here, while DeePMD-kit drops the farthest"
+                )
+                return
 
     def _columns(self, n_local: int, aparam: NDArray[np.float64] | None = None) -> NDArray[np.float64] | None:
         fitting = self.model.fitting

@@ -5,8 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from dphpc.core.box import Box
 from dphpc.core.errors import DataError, InputError, RunError
-from dphpc.potential.deep_pot import DeepPot
+from dphpc.potential.contract import Outputs
+from dphpc.potential.deep import DeepPotential
+from dphpc.potential.deep_pot import DeepPot, surroundings
 from tests.models import random_model, random_structure
 
 MODELS = {
@@ -137,3 +140,14 @@ def test_missing_parameters() -> None:
         dp.eval(x[None], cell[None], types)
     with pytest.raises(InputError, match="precision"):
         DeepPot(MODELS["two_sided"], "half")
+
+
+def test_more_neighbors_than_sel_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    x, cell, types = random_structure()
+    potential = DeepPotential(random_model(6, sel=(4, 24)))
+    state, neighbors, _ = surroundings(x, Box(cell), types, potential.cutoff)
+    out = Outputs.zeros(len(x), state.n_all)
+    for _ in range(2):
+        potential.compute(state, neighbors, None, out)
+    (record,) = caplog.records
+    assert "neighbors of type O, sel is 4" in record.message
