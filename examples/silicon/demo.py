@@ -54,7 +54,8 @@ class Launch:
         """Run `dphpc ARGUMENTS` as printed; shows and returns what it prints."""
         # One thread a rank: two ranks then fill two cores, and a single process may use them all.
         environment = dict(os.environ) | ({"OMP_NUM_THREADS": "1"} if ranks > 1 else {})
-        launcher = [*shlex.split(self.mpirun), "-n", str(ranks)] if ranks > 1 else []
+        program, *options = shlex.split(self.mpirun)
+        launcher = [os.path.abspath(shutil.which(program) or program), *options, "-n", str(ranks)] if ranks > 1 else []
         shown = f"{'mpirun -n ' + str(ranks) + ' ' if ranks > 1 else ''}dphpc {shlex.join(arguments)}"
         console.print(f"\n[bold green]$[/] [bold]{escape(shown)}[/]", highlight=False, soft_wrap=True)
         command = [*launcher, sys.executable, "-m", "dphpc", *arguments]
