@@ -9,6 +9,9 @@ import typer
 
 from dphpc.cli.app import command
 
+INTERRUPTED = 130
+"""Exit status of a training that a signal ended, as shells have it for Ctrl-C."""
+
 
 @command("train")
 def train_model(
@@ -30,7 +33,9 @@ def train_model(
     """Train a model."""
     from dphpc.train.run import train
 
-    train(input, restart=restart, init_model=init_model, skip_neighbor_stat=skip_neighbor_stat, output=output)
+    result = train(input, restart=restart, init_model=init_model, skip_neighbor_stat=skip_neighbor_stat, output=output)
+    if result.interrupted:
+        raise typer.Exit(INTERRUPTED)  # what follows in a script must not take this for a trained model
 
 
 @command("freeze")

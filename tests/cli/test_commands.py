@@ -96,6 +96,19 @@ def test_train_freeze_and_compress(run: Run, data: Path, tmp_path: Path) -> None
     assert "batch       6" in (tmp_path / "train.log").read_text()
 
 
+def test_an_interrupted_training_says_so_by_its_status(data: Path, tmp_path: Path) -> None:
+    endless = TRAINING | {"training": TRAINING["training"] | {"numb_steps": 10**7, "disp_freq": 10, "save_freq": 10**6}}
+    (tmp_path / "input.json").write_text(json.dumps(endless))
+    command = [sys.executable, "-m", "dphpc", "train", "input.json"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert any(line.startswith("batch      10") for line in process.stderr)
+        process.terminate()
+        process.stderr.read()
+    assert process.returncode == 130
+    assert list(tmp_path.glob("model.ckpt-*.safetensors"))
+
+
 def test_a_wrong_training_input_is_explained(run: Run, data: Path, tmp_path: Path) -> None:
     wrong = json.loads(json.dumps(TRAINING))
     wrong["model"]["descriptor"]["rcutt"] = wrong["model"]["descriptor"].pop("rcut")
