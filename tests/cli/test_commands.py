@@ -163,7 +163,7 @@ def test_show(run: Run, data: Path, tmp_path: Path) -> None:
 
 
 RUN_FILE = """
-structure: start.extxyz
+structure: start.poscar
 model: model.dp
 timestep_fs: 0.1
 velocities: {temperature_K: 50, seed: 1}
@@ -179,7 +179,7 @@ def write_md_inputs(folder: Path) -> None:
     write_model(random_model(seed=1), folder / "model.dp")
     positions, cell, types = random_structure()
     atoms = Atoms([("O", "H")[t] for t in types], positions=positions, cell=cell, pbc=True)
-    ase.io.write(folder / "start.extxyz", atoms, parallel=False)
+    ase.io.write(folder / "start.poscar", atoms, format="vasp", parallel=False)
     (folder / "run.yaml").write_text(RUN_FILE)
 
 
