@@ -52,8 +52,8 @@ class Launch:
 
     def dphpc(self, *arguments: str, ranks: int = 1) -> str:
         """Run `dphpc ARGUMENTS` as printed; shows and returns what it prints."""
-        # One thread a rank: two ranks then fill two cores, and a single process may use them all.
-        environment = dict(os.environ) | ({"OMP_NUM_THREADS": "1"} if ranks > 1 else {})
+        # One thread a rank: two ranks fill two cores, and nets as small as these gain nothing from a second thread.
+        environment = dict(os.environ) | {"OMP_NUM_THREADS": "1"}
         program, *options = shlex.split(self.mpirun)
         launcher = [os.path.abspath(shutil.which(program) or program), *options, "-n", str(ranks)] if ranks > 1 else []
         shown = f"{'mpirun -n ' + str(ranks) + ' ' if ranks > 1 else ''}dphpc {shlex.join(arguments)}"
