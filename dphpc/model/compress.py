@@ -10,7 +10,7 @@ import numpy as np
 from dphpc.core.errors import InputError, ModelFileError
 from dphpc.model.dp_model import DPModel
 from dphpc.model.model_file import read_model, write_model
-from dphpc.model.radial_table import Grid, RadialTable
+from dphpc.model.radial_table import Grid, RadialTable, fitted_table
 
 DEFAULT_TOLERANCE = 1e-9
 """Error of G and dG/ds below which the table is fine enough: forces change by less than 1e-7 eV/Å."""
@@ -87,15 +87,14 @@ def compress(
     nearest = model.min_nbor_dist or DEFAULT_DISTANCE
     lower, upper = d.s_range(nearest)
     networks = [net.astype(np.float64) for net in d.networks]
-    n = 128 if step is None else max(1, int(np.ceil((upper - lower) / step)))
-    while True:
+    if step is None:
+        fine, (error_g, error_slope) = fitted_table(networks, lower, upper, tolerance, max_intervals=16384)
+    else:
+        n = max(1, int(np.ceil((upper - lower) / step)))
         fine = RadialTable.from_networks(networks, Grid.uniform(lower, upper, n))
         error_g, error_slope = fine.error(networks)
-        if step is not None or max(error_g, error_slope) <= tolerance or n >= 16384:
-            break
-        n *= 2
     grid = fine.grids[0]
-    end = max(upper * extrapolate, upper)
+    end = max(upper * extrapolate, upper)  # upper may be negative
     coarse = COARSENING * grid.step_fine
     grid = replace(grid, step_coarse=coarse, n_coarse=int(np.ceil((end - upper) / coarse)))
     table = RadialTable.from_networks(networks, grid)

@@ -53,6 +53,10 @@ class EnergyFitting:
             for name, value in net.parameters():
                 yield f"fitting.networks.{i}.{name}", value
 
+    def subtracts_vacuum(self, type_index: int) -> bool:
+        """Whether `atom_ener` gives this type's energy without neighbors."""
+        return type_index < len(self.atom_ener) and self.atom_ener[type_index] is not None
+
     def parameter_columns(
         self, fparam: NDArray[np.float64] | None, aparam: NDArray[np.float64] | None
     ) -> NDArray[np.float64] | None:

@@ -133,14 +133,14 @@ class DeepPotential:
                 )
                 return
 
-    def _columns(self, n_local: int, aparam: NDArray[np.float64] | None = None) -> NDArray[np.float64] | None:
+    def _columns(self, n_local: int) -> NDArray[np.float64] | None:
         fitting = self.model.fitting
         if fitting.numb_fparam and self.fparam is None:
             raise InputError(f"the model takes {fitting.numb_fparam} frame parameters and none are given")
-        if fitting.numb_aparam and aparam is None:
+        if fitting.numb_aparam:
             raise InputError(f"the model takes {fitting.numb_aparam} parameters of each atom and none are given")
         fparam = None if self.fparam is None else np.tile(self.fparam, (n_local, 1))
-        return fitting.parameter_columns(fparam, aparam)
+        return fitting.parameter_columns(fparam, None)
 
     def evaluate(
         self, state: State, neighbors: Neighbors, outputs: Outputs, columns: NDArray[np.float64] | None = None
@@ -168,8 +168,7 @@ class DeepPotential:
 
     def _vacuum(self, t: int, columns: NDArray[np.float64] | None, centers: NDArray[np.int32]) -> Any:
         """What the net gives an atom without neighbors, to be subtracted where `atom_ener` names the type's energy."""
-        given = self.model.fitting.atom_ener
-        if t >= len(given) or given[t] is None:
+        if not self.model.fitting.subtracts_vacuum(t):
             return 0.0
         n = 1 if columns is None else len(centers)
         inputs = np.zeros((n, self._networks[t].n_in), self.dtype)

@@ -15,7 +15,7 @@ from dphpc.ops.se_a.autograd import network_moments
 from dphpc.ops.se_a.contract import Environment, SeAParameters
 from dphpc.train.data import Batch
 from dphpc.train.parameters import Parameters
-from dphpc.train.step import Centers, LossGradient, Prediction, parameter_columns, subtracts_vacuum
+from dphpc.train.step import Centers, LossGradient, Prediction, parameter_columns
 
 
 class NetworkStep:
@@ -54,7 +54,7 @@ class NetworkStep:
             if columns is not None:
                 inputs = torch.cat((inputs, torch.from_numpy(columns[atoms]).to(inputs.dtype)), 1)
             energy = net(inputs, torch)[:, 0]
-            if subtracts_vacuum(self.model, t):
+            if self.model.fitting.subtracts_vacuum(t):
                 bare = inputs.detach().clone()
                 bare[:, : features.shape[1]] = 0.0
                 energy = energy - net(bare, torch)[:, 0]

@@ -232,7 +232,7 @@ class TableStep:
         """With `atom_ener` given, an atom without neighbors has its bias only: subtract the net at zero features."""
         tapes = {}
         for t, rows in centers.blocks:
-            if not subtracts_vacuum(self.model, t):
+            if not self.model.fitting.subtracts_vacuum(t):
                 continue
             atoms = centers.atoms[rows]
             tape = tapes[t] = FittingTape(self.model.fitting.networks[t], len(atoms) if columns is not None else 1)
@@ -289,12 +289,6 @@ MAX_INTERVALS = 4096
 
 MAX_EXTENDED = 4 * MAX_INTERVALS
 """Where `TableStep` stops following batches with ever nearer atoms."""
-
-
-def subtracts_vacuum(model: DPModel, type_index: int) -> bool:
-    """Whether `atom_ener` gives this type's energy without neighbors."""
-    given = model.fitting.atom_ener
-    return bool(given) and given[type_index] is not None
 
 
 def parameter_columns(model: DPModel, batch: Batch) -> Doubles | None:
