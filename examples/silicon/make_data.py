@@ -27,7 +27,7 @@ from ase.build import bulk, make_supercell
 from ase.eos import EquationOfState
 from ase.neighborlist import neighbor_list
 from ase.units import GPa, kB
-from qe import PSEUDO, SETTINGS, Frames, Kgrid, Runner, md_input, parse, scf_input, version
+from qe import PSEUDO, SETTINGS, Frames, Kpoints, Runner, md_input, parse, scf_input, version
 
 SEED = 20
 A_START = 5.41  # Angstrom; only the centre of the volume scan, a0 itself is fitted
@@ -45,13 +45,11 @@ MD_START = 600.0  # K; the random start heats itself as it relaxes
 MD_EQUILIBRATION = 40  # steps left out of g(r)
 MD_GAP = 8  # steps between the training and the validation part of the run
 
-# Supercells of the two-atom cell, and for each the grid that folds back onto the
-# shifted 4x4x4 grid of that cell (cubic: onto a denser one that gives the same
-# energy), so that energies per atom of different cells can be compared.
+# Supercells of the two-atom cell.
 CELLS = {
-    "cubic": ([[-1, 1, 1], [1, -1, 1], [1, 1, -1]], Kgrid((4, 4, 4))),  # 8 atoms
-    "flat": ([[2, 0, 0], [0, 2, 0], [0, 0, 1]], Kgrid((2, 2, 4))),  # 8 atoms
-    "fcc": ([[2, 0, 0], [0, 2, 0], [0, 0, 2]], Kgrid((2, 2, 2))),  # 16 atoms
+    "cubic": [[-1, 1, 1], [1, -1, 1], [1, 1, -1]],  # 8 atoms
+    "flat": [[2, 0, 0], [0, 2, 0], [0, 0, 1]],  # 8 atoms
+    "fcc": [[2, 0, 0], [0, 2, 0], [0, 0, 2]],  # 16 atoms
 }
 
 
@@ -60,7 +58,11 @@ CELLS = {
 
 def crystal(cell: str, a: float = A_START) -> Atoms:
     """Perfect diamond structure in one of :data:`CELLS`, lattice constant ``a``."""
-    return make_supercell(bulk("Si", "diamond", a), CELLS[cell][0])
+    return make_supercell(bulk("Si", "diamond", a), CELLS[cell])
+
+
+KPOINTS = {cell: Kpoints.folded(crystal(cell, 1.0).cell.array) for cell in CELLS}
+"""The same points of the crystal's Brillouin zone for every supercell."""
 
 
 def strained(atoms: Atoms, rng: np.random.Generator, size: float) -> Atoms:
@@ -118,7 +120,6 @@ class Kind:
     cell: str
     count: int
     make: Callable[[int, np.random.Generator], Atoms]
-    symmetric: bool = False
 
     def structures(self) -> list[Atoms]:
         return [upright(self.make(i, np.random.default_rng([SEED, i, *self.name.encode()]))) for i in range(self.count)]
@@ -133,15 +134,15 @@ def volume_scan(i: int, _: np.random.Generator) -> Atoms:
 
 
 def axial(_: int, rng: np.random.Generator) -> Atoms:
-    """Crystal stretched along its cubic axes by up to 5 %; symmetry makes it cheap."""
+    """Crystal stretched along its cubic axes by up to 5 %."""
     atoms = crystal("cubic")
     atoms.set_cell(atoms.cell.array * (1 + rng.uniform(-0.05, 0.05, 3))[:, None], scale_atoms=True)
     return atoms
 
 
 KINDS = [
-    Kind("crystal_8", "cubic", N_VOLUMES, volume_scan, symmetric=True),
-    Kind("axial_8", "cubic", 24, axial, symmetric=True),
+    Kind("crystal_8", "cubic", N_VOLUMES, volume_scan),
+    Kind("axial_8", "cubic", 24, axial),
     Kind("strain_8", "flat", 50, lambda i, rng: rattled("flat", rng, 0.03, 0.0, 0.02)),
     Kind("rattle_8", "flat", 93, lambda i, rng: rattled("flat", rng, 0.015, 0.03, 0.14)),
     Kind("rattle_16", "fcc", 9, lambda i, rng: rattled("fcc", rng, 0.015, 0.03, 0.14)),
@@ -156,7 +157,7 @@ def label_kind(kind: Kind, run: Runner, work: Path) -> list[Frames]:
     """Single points of one kind; a run that does not converge is left out."""
     frames = []
     for i, atoms in enumerate(kind.structures()):
-        text = run(work / kind.name / f"{i:03d}", scf_input(atoms, CELLS[kind.cell][1], kind.symmetric))
+        text = run(work / kind.name / f"{i:03d}", scf_input(atoms, KPOINTS[kind.cell]))
         if text:
             frames.append(parse(text, atoms))
         print(kind.name, i, "ok" if text else "FAILED", flush=True)
@@ -201,7 +202,7 @@ def liquid_md(run: Runner, work: Path) -> tuple[Frames, np.ndarray]:
     pieces, heat = [], []
     for segment in range(MD_SEGMENTS):
         atoms.arrays["velocity_fs"] = velocity
-        text = run(work / "aimd_16" / f"{segment:03d}", md_input(atoms, CELLS["fcc"][1], MD_SEGMENT + 1, MD_DT))
+        text = run(work / "aimd_16" / f"{segment:03d}", md_input(atoms, KPOINTS["fcc"], MD_SEGMENT + 1, MD_DT))
         if not text:
             raise RuntimeError(f"MD segment {segment} failed")
         piece = parse(text, atoms)
@@ -329,8 +330,7 @@ def provenance(engine_version: str) -> dict[str, str]:
         "pseudopotential": PSEUDO + " (norm-conserving, von Barth-Car)",
         "cutoff": "; ".join(f"{k}={SETTINGS[k]}" for k in ("ecutwfc", "ecutrho", "ecfixed", "qcutz", "q2sigma"))
         + " (Ry)",
-        "k_points": "; ".join("{} {}x{}x{}".format(name, *k.n) for name, (_, k) in CELLS.items())
-        + "; all shifted by half a step; cells as in the script",
+        "k_points": "128 points of the fcc zone: 4x4x4 along the cubic axes, indices of odd sum; folded into each cell",
         "smearing": "gaussian, 0.01 Ry; energies are free energies F = E - TS",
         "units": "coord, box: Angstrom; energy, virial: eV; force: eV/Angstrom",
         "virial_sign": "virial = -dE/dstrain = -volume * stress (stress positive in tension)",
