@@ -16,7 +16,9 @@ from dphpc.core.state import State
 from dphpc.model.dp_model import DPModel
 from dphpc.model.model_file import read_model
 from dphpc.model.radial_table import NetworkEmbedding, RadialTable, ScalarEmbedding, fitted_table
-from dphpc.ops.fitting import native as fitting_ops
+from dphpc.ops.energy import native as native_energy
+from dphpc.ops.energy import reference as reference_energy
+from dphpc.ops.energy.contract import Accumulators
 from dphpc.ops.neighbors.contract import Neighbors
 from dphpc.ops.se_a import native, reference
 from dphpc.ops.se_a.contract import Embedding, Environment, SeAParameters
@@ -39,8 +41,8 @@ TABLE_TOLERANCE = 1e-12
 SEL_SAMPLE = 16384
 """Atoms of a rank whose numbers of neighbors are compared with `sel` at the start of a run."""
 
-TILE = 512
-"""Atoms whose features are in memory at a time: their fitting-net products still run at full speed."""
+SEL_BLOCK = 512
+"""Atoms whose neighbors are counted at a time."""
 
 
 class DeepPotential:
@@ -68,9 +70,13 @@ class DeepPotential:
         self.dtype = PRECISIONS[precision]
         self.parameters = replace(SeAParameters.of(model), round_displacements=precision == "float32")
         kinked = any(net.has_kinks for net in model.descriptor.networks)
-        self._ops: ModuleType = reference if kinked and model.table is None else native
+        by_reference = kinked and model.table is None
+        self._ops: ModuleType = reference if by_reference else native
+        self._energy_ops: ModuleType = reference_energy if by_reference else native_energy
         self._set_table(model.table or self._tabulated())
         self._networks = [net.astype(self.dtype) for net in model.fitting.networks]
+        shape = model.descriptor.networks[0].n_out, model.descriptor.axis_neuron
+        self._nets = [self._energy_ops.prepare(net, *shape) for net in self._networks]
         self.fparam = self._checked_fparam(fparam)
         self._compared_with_sel = False
 
@@ -117,8 +123,8 @@ class DeepPotential:
         """Say once where the structure has more neighbors than `sel`: DeePMD-kit would drop the farthest."""
         self._compared_with_sel = True
         sel = self.parameters.sel
-        for start in range(0, min(state.n_local, SEL_SAMPLE), TILE):
-            rows = neighbors.offsets[start : min(start + TILE, state.n_local) + 1]
+        for start in range(0, min(state.n_local, SEL_SAMPLE), SEL_BLOCK):
+            rows = neighbors.offsets[start : min(start + SEL_BLOCK, state.n_local) + 1]
             second = neighbors.indices[rows[0] : rows[-1]]
             first = np.repeat(np.arange(start, start + len(rows) - 1), np.diff(rows))
             near = np.linalg.norm(state.positions[second] - state.positions[first], axis=1) < self.cutoff
@@ -148,23 +154,37 @@ class DeepPotential:
         """As `compute`, with the fitting net's extra input columns (n_local, numb_fparam + numb_aparam) given."""
         types = state.types[: state.n_local]
         for t in range(self.model.n_types):
-            if t in self.model.atom_exclude_types:
-                continue
             centers = np.flatnonzero(types == t).astype(np.int32)
-            vacuum = self._vacuum(t, columns, centers)
-            for start in range(0, len(centers), TILE):
-                tile = slice(start, start + TILE)
-                env = Environment(state.positions, state.types, neighbors, centers[tile])
-                extra = None if columns is None else columns[centers[tile]]
-                energies = self._tile(env, t, extra, outputs)
-                energies += self.model.energy_bias[t] - (vacuum if np.isscalar(vacuum) else vacuum[tile])
-                if outputs.atom_energy is not None:
-                    outputs.atom_energy[centers[tile]] += energies
-                total = float(energies.sum())
-                if not np.isfinite(total):
-                    bad = int(state.ids[centers[tile]][~np.isfinite(energies)][0])
-                    raise RunError(f"the energy of atom {bad} is not finite", remedy="check the structure near it")
-                outputs.energy += total
+            if t in self.model.atom_exclude_types or not len(centers):
+                continue
+            env = Environment(state.positions, state.types, neighbors, centers)
+            extra = None if columns is None else np.ascontiguousarray(columns[centers], self.dtype)
+            energies = self._energies(env, t, extra, outputs)
+            energies += self.model.energy_bias[t] - self._vacuum(t, columns, centers)
+            if outputs.atom_energy is not None:
+                outputs.atom_energy[centers] += energies
+            total = float(energies.sum())
+            if not np.isfinite(total):
+                bad = int(state.ids[centers][~np.isfinite(energies)][0])
+                raise RunError(f"the energy of atom {bad} is not finite", remedy="check the structure near it")
+            outputs.energy += total
+
+    def _energies(
+        self, env: Environment, t: int, columns: NDArray[np.floating] | None, outputs: Outputs
+    ) -> NDArray[np.float64]:
+        """Network energies (n_c,) of the centers, of type t; forces and virial are added to `outputs`."""
+        kept = [(a, a.copy()) for a in (outputs.forces, outputs.virial, outputs.atom_virial) if a is not None]
+        out = Accumulators(outputs.forces, outputs.virial, outputs.atom_virial)
+        while True:
+            energies, s_max = self._energy_ops.energy_and_forces(
+                env, self.parameters, self._embedding, self._nets[t], columns, out
+            )
+            if s_max <= self._table.upper:
+                return energies
+            # Some pair came nearer than the table reaches: what was added is wrong.
+            for array, before in kept:
+                array[...] = before
+            self._extend(s_max)
 
     def _vacuum(self, t: int, columns: NDArray[np.float64] | None, centers: NDArray[np.int32]) -> Any:
         """What the net gives an atom without neighbors, to be subtracted where `atom_ener` names the type's energy."""
@@ -196,21 +216,3 @@ class DeepPotential:
             raise RunError(f"two atoms are nearer than {R_OVERLAP} Å", remedy="check the structure and the time step")
         # A few percent more, so that a slowly approaching pair does not extend the table at every step.
         self._set_table(self._table.extended(d.networks, s_max + 0.05 * abs(s_max)))
-
-    def _tile(
-        self, env: Environment, t: int, columns: NDArray[np.float64] | None, outputs: Outputs
-    ) -> NDArray[np.float64]:
-        """Network energies (n_c,) of one tile of type-t atoms; forces and virial are added to `outputs`."""
-        p, ops = self.parameters, self._ops
-        moments = self._moments(env)
-        inputs = ops.features(moments, p.axis_neuron)
-        n_features = inputs.shape[1]
-        if columns is not None:
-            inputs = np.concatenate((inputs, columns.astype(inputs.dtype)), axis=1)
-        energies, adjoint = fitting_ops.energy_and_adjoint(self._networks[t], inputs)
-        adjoint = np.ascontiguousarray(adjoint[:, :n_features])
-        moments_adjoint = ops.features_adjoint(moments, adjoint)
-        center_virial = np.empty((len(env.centers), 3, 3))
-        ops.forces_into(env, p, self._embedding, moments_adjoint, outputs.forces, center_virial, outputs.atom_virial)
-        outputs.virial += center_virial.sum(axis=0)
-        return energies.astype(np.float64)

@@ -1,71 +1,10 @@
-// Bindings of the se_a operations: they read dphpc.ops.se_a.contract's dataclasses by attribute name.
+// Bindings of the se_a operations.
 
 #include "bind.h"
 #include "se_a.h"
 
 namespace dphpc {
 namespace {
-
-template <class T>
-Array<const T> array_of(nb::handle object, const char* name) {
-    return nb::cast<Array<const T>>(object.attr(name));
-}
-
-// Views of the Python objects; the arrays are held for as long as the views live.
-struct SystemArrays {
-    explicit SystemArrays(nb::handle env)
-        : positions(array_of<double>(env, "positions")),
-          types(array_of<std::int32_t>(env, "types")),
-          offsets(array_of<std::int64_t>(env.attr("neighbors"), "offsets")),
-          indices(array_of<std::int32_t>(env.attr("neighbors"), "indices")),
-          centers(array_of<std::int32_t>(env, "centers")) {}
-
-    System view() const {
-        return {positions.data(), types.data(),
-                offsets.data(),   indices.data(),
-                centers.data(),   static_cast<std::int64_t>(types.size()),
-                static_cast<std::int64_t>(centers.size())};
-    }
-
-    Array<const double> positions;
-    Array<const std::int32_t> types;
-    Array<const std::int64_t> offsets;
-    Array<const std::int32_t> indices, centers;
-};
-
-template <class Real>
-struct DescriptorArrays {
-    DescriptorArrays(nb::handle p, nb::handle e)
-        : sel(array_of<std::int32_t>(p, "sel")),
-          network(array_of<std::int32_t>(p, "network")),
-          davg(array_of<double>(p, "davg")),
-          dstd(array_of<double>(p, "dstd")),
-          flags(array_of<std::uint8_t>(p, "flags")),
-          coefficients(array_of<Real>(e.attr("table"), "coefficients")),
-          empty(array_of<Real>(e, "empty")) {
-        const auto number = [](nb::handle h, const char* name) { return nb::cast<double>(h.attr(name)); };
-        view.cut = {number(p, "rcut"), number(p, "rcut_smth"), number(p, "protection")};
-        view.scale = number(p, "scale");
-        view.n_types = static_cast<int>(sel.size());
-        view.n_intervals = static_cast<int>(coefficients.shape(1));
-        view.channels = static_cast<int>(coefficients.shape(3));
-        view.sel = sel.data(), view.davg = davg.data(), view.dstd = dstd.data();
-        view.network = network.data(), view.flags = flags.data();
-        view.coefficients = coefficients.data(), view.empty = empty.data();
-        view.round_displacements = nb::cast<bool>(p.attr("round_displacements"));
-        for (nb::handle grid : e.attr("table").attr("grids")) {
-            const int n_fine = nb::cast<int>(grid.attr("n_fine")), n_coarse = nb::cast<int>(grid.attr("n_coarse"));
-            view.grids.push_back({number(grid, "lower"), number(grid, "middle"), 1.0 / number(grid, "step_fine"),
-                                  1.0 / number(grid, "step_coarse"), n_fine, n_coarse});
-        }
-    }
-
-    Array<const std::int32_t> sel, network;
-    Array<const double> davg, dstd;
-    Array<const std::uint8_t> flags;
-    Array<const Real> coefficients, empty;
-    Descriptor<Real> view;
-};
 
 template <class Real>
 double bind_moments(nb::handle env, nb::handle p, nb::handle e, int threads,

@@ -5,6 +5,9 @@
 #include <cstdint>
 #include <vector>
 
+#include "parallel.h"
+#include "se_a.h"
+
 namespace dphpc {
 
 // One thread's share of forces (and atomic virials).  With a team of one it writes into the result; otherwise it keeps
@@ -66,17 +69,33 @@ class ForceShare {
     std::vector<double> force_sums_, virial_sums_;
 };
 
-// Bounds of `parts` contiguous ranges of centers with nearly equal numbers of pairs.
-inline std::vector<std::int64_t> equal_shares(const std::int32_t* centers, std::int64_t n_centers,
-                                              const std::int64_t* offsets, int parts) {
-    std::vector<std::int64_t> work(n_centers + 1, 0);
-    // A center without neighbors still costs a little.
-    for (std::int64_t i = 0; i < n_centers; ++i)
-        work[i + 1] = work[i] + offsets[centers[i] + 1] - offsets[centers[i]] + 8;
+// Called by every thread of a team when its share is complete: adds all shares to the results, each thread for its
+// part of the atoms.
+inline void add_shares(const std::vector<ForceShare*>& shares, int me, int team, double* forces, double* virials,
+                       std::int64_t n_all) {
+    if (team == 1) return;  // they are there already
+#pragma omp barrier
+    for (int t = 0; t < team; ++t) shares[t]->add_to(forces, virials, n_all * me / team, n_all * (me + 1) / team);
+#pragma omp barrier
+    shares[me]->finish();
+}
+
+// Threads that are worth starting for so many centers.
+inline int useful_threads(int threads, std::int64_t n_centers) {
+    return has_openmp ? static_cast<int>(std::max<std::int64_t>(1, std::min<std::int64_t>(threads, n_centers / 4))) : 1;
+}
+
+// Bounds of `parts` contiguous ranges of centers with nearly equal work; a center costs `own` pairs beside its pairs.
+inline std::vector<std::int64_t> equal_shares(const System& system, int parts, std::int64_t own) {
+    std::vector<std::int64_t> work(system.n_centers + 1, 0);
+    for (std::int64_t i = 0; i < system.n_centers; ++i) {
+        const std::int32_t center = system.centers[i];
+        work[i + 1] = work[i] + system.offsets[center + 1] - system.offsets[center] + own;
+    }
     std::vector<std::int64_t> bounds(parts + 1);
     for (int p = 0; p <= parts; ++p)
         bounds[p] = std::lower_bound(work.begin(), work.end(), work.back() * p / parts) - work.begin();
-    bounds[0] = 0, bounds[parts] = n_centers;
+    bounds[0] = 0, bounds[parts] = system.n_centers;
     return bounds;
 }
 

@@ -1,0 +1,31 @@
+"""Energies and forces on the CPU: one compiled pass over tiles of atoms, which threads share.
+
+Energies do not change with the number of threads; forces and virial keep their bits from run to run with the same
+number.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dphpc.ops.energy.contract import Accumulators
+from dphpc.ops.fitting.native import packed as prepare
+from dphpc.ops.fitting.native import precision_of
+from dphpc.ops.se_a.contract import Embedding, Environment, Floats, SeAParameters
+from dphpc.ops.threads import get_threads
+
+
+def energy_and_forces(
+    env: Environment, p: SeAParameters, e: Embedding, net: Any, columns: Floats | None, out: Accumulators
+) -> tuple[NDArray[np.float64], float]:
+    """See `contract.EnergyOps.energy_and_forces`."""
+    energies = np.empty(len(env.centers))
+    ops = precision_of(e.table.coefficients.dtype)
+    largest = ops.energy_and_forces(env, p, e, net, columns, get_threads(), energies, *out)
+    return energies, largest
+
+
+__all__ = ["energy_and_forces", "prepare"]

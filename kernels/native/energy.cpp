@@ -1,0 +1,90 @@
+#include "energy.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "center_sums.h"
+#include "parallel.h"
+
+namespace dphpc {
+namespace {
+
+constexpr std::int64_t tile_size = 64;    // atoms; measured in benchmarks/NOTES.md
+constexpr std::int64_t net_in_pairs = 200;  // what an atom costs beside its pairs, in pairs
+
+// What a thread keeps from call to call.
+template <class Real>
+struct Workspace {
+    FittingTile<Real> fitting;
+    std::vector<Real> moments, adjoint, projected;
+    Weights<Real> weights;
+    ForceShare forces;
+};
+
+template <class Real>
+void evaluate_tile(const System& system, const Descriptor<Real>& d, const FittingNet<Real>& net, const Real* columns,
+                   std::int64_t first, std::int64_t last, Center<Real>& center, Workspace<Real>& work,
+                   const EnergyOutputs& out, double* virial) {
+    const std::size_t n_row = n_rows * d.channels, n = last - first;
+    work.moments.resize(std::max(work.moments.size(), n * n_row));
+    work.adjoint.resize(work.moments.size());
+    for (std::size_t i = 0; i < n; ++i) {
+        center.read(system, system.centers[first + i]);
+        center_moments(d, center, work.weights, work.moments.data() + i * n_row);
+    }
+    FittingTile<Real>& tile = work.fitting;
+    tile.n = static_cast<int>(n);
+    tile.moments = work.moments.data(), tile.moments_adjoint = work.adjoint.data();
+    tile.columns = columns ? columns + first * net.n_columns : nullptr;
+    net.evaluate(tile);
+    for (std::size_t i = 0; i < n; ++i) {
+        const std::int32_t atom = system.centers[first + i];
+        out.energies[first + i] = net.energy(tile, static_cast<int>(i));
+        center.read(system, atom);
+        work.forces.reserve(center.n_pairs + 1);
+        project_groups(center, work.adjoint.data() + i * n_row, d.channels, work.projected);
+        double own[9];
+        add_forces(center, atom, work.projected.data(), d.scale, work.forces, out.atom_virial != nullptr, own);
+        for (int k = 0; k < 9; ++k) virial[k] += own[k];
+    }
+}
+
+}  // namespace
+
+template <class Real>
+double energy_and_forces(const System& system, const Descriptor<Real>& d, const FittingNet<Real>& net,
+                         const Real* columns, int threads, const EnergyOutputs& out) {
+    threads = useful_threads(threads, system.n_centers);
+    const auto bounds = equal_shares(system, threads, net_in_pairs);
+    std::vector<ForceShare*> shares(threads);
+    std::vector<double> largest(threads, -std::numeric_limits<double>::infinity()), virials(9 * threads, 0.0);
+#pragma omp parallel num_threads(threads)
+    {
+        thread_local Workspace<Real> work;
+        const int team = team_size(), me = thread_id();
+        shares[me] = &work.forces;
+        work.forces.start(out.forces, out.atom_virial, system.n_all, team == 1);
+        Center<Real> center(d);
+        // A team smaller than asked for takes several shares each.
+        for (int part = threads * me / team; part < threads * (me + 1) / team; ++part) {
+            const std::int64_t from = bounds[part], n = bounds[part + 1] - from;
+            const std::int64_t n_tiles = (n + tile_size - 1) / tile_size;
+            for (std::int64_t t = 0; t < n_tiles; ++t)
+                evaluate_tile(system, d, net, columns, from + n * t / n_tiles, from + n * (t + 1) / n_tiles, center, work,
+                              out, virials.data() + 9 * part);
+        }
+        largest[me] = center.largest;
+        add_shares(shares, me, team, out.forces, out.atom_virial, system.n_all);
+    }
+    for (int part = 0; part < threads; ++part)
+        for (int k = 0; k < 9; ++k) out.virial[k] += virials[9 * part + k];
+    return *std::max_element(largest.begin(), largest.end());
+}
+
+#define DPHPC_INSTANTIATE(Real)                                                                               \
+    template double energy_and_forces(const System&, const Descriptor<Real>&, const FittingNet<Real>&, const Real*, \
+                                      int, const EnergyOutputs&);
+DPHPC_INSTANTIATE(double)
+DPHPC_INSTANTIATE(float)
+
+}  // namespace dphpc

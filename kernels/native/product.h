@@ -1,0 +1,100 @@
+// Matrix products whose right side is packed once and used many times: the weights of a fitting net.
+//
+// An element of the result is summed over the depth in rising order, by the same instructions wherever its row stands,
+// so that a row's bits depend neither on the rows beside it nor on the number of threads.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "vec.h"
+
+namespace dphpc {
+
+// The kernel's block of the result: `rows` × (3 vectors), whose sums stay in registers.
+template <class Real>
+struct ProductBlock {
+    static constexpr int lanes = vector_lanes<Real>, vectors = 3, columns = lanes * vectors;
+    static constexpr int rows = vector_registers >= 32 ? 8 : 4;
+    // A panel of this depth stays in the first-level cache beside the rows that it meets.
+    static constexpr int depth = 16384 / (columns * static_cast<int>(sizeof(Real)));
+};
+
+// The smallest multiple of a block's columns that holds n: the row length of all arrays here.
+template <class Real>
+constexpr int padded(int n) {
+    constexpr int columns = ProductBlock<Real>::columns;
+    return (n + columns - 1) / columns * columns;
+}
+
+// c (R, 3 vectors) += a (R, depth) · panel.  Element (i, k) of a stands at a[i·row_step + k·depth_step].
+template <int R, class Real>
+inline void add_block(const Real* a, std::int64_t row_step, std::int64_t depth_step, const Real* panel, int depth,
+                      Real* c, std::int64_t c_step) {
+    using B = ProductBlock<Real>;
+    Vec<Real, B::lanes> sum[R][B::vectors];
+    for (int i = 0; i < R; ++i)
+        for (int v = 0; v < B::vectors; ++v) sum[i][v] = load<Real, B::lanes>(c + i * c_step + v * B::lanes);
+#pragma GCC unroll 2
+    for (int k = 0; k < depth; ++k, panel += B::columns, a += depth_step) {
+        Vec<Real, B::lanes> right[B::vectors];
+        for (int v = 0; v < B::vectors; ++v) right[v] = load<Real, B::lanes>(panel + v * B::lanes);
+        for (int i = 0; i < R; ++i) {
+            const Real left = a[i * row_step];
+            for (int v = 0; v < B::vectors; ++v) sum[i][v] += left * right[v];
+        }
+    }
+    for (int i = 0; i < R; ++i)
+        for (int v = 0; v < B::vectors; ++v) store<Real, B::lanes>(c + i * c_step + v * B::lanes, sum[i][v]);
+}
+
+template <int R, class Real>
+inline void add_last_rows(int rows, const Real* a, std::int64_t row_step, std::int64_t depth_step, const Real* panel,
+                          int depth, Real* c, std::int64_t c_step) {
+    if constexpr (R > 0) {
+        if (rows == R) return add_block<R>(a, row_step, depth_step, panel, depth, c, c_step);
+        add_last_rows<R - 1>(rows, a, row_step, depth_step, panel, depth, c, c_step);
+    }
+}
+
+template <class Real>
+class PackedMatrix {
+  public:
+    int depth = 0, width = 0;  // rows and columns
+
+    // Takes element (k, j) from element(k, j).
+    template <class Element>
+    void pack(int depth_, int width_, Element&& element) {
+        constexpr int columns = ProductBlock<Real>::columns;
+        depth = depth_, width = width_;
+        panels_.assign(static_cast<std::size_t>(depth) * padded<Real>(width), Real(0));
+        for (int j = 0; j < width; ++j) {
+            Real* at = panels_.data() + static_cast<std::size_t>(j / columns) * depth * columns + j % columns;
+            for (int k = 0; k < depth; ++k) at[static_cast<std::size_t>(k) * columns] = element(k, j);
+        }
+    }
+
+    // c (rows, padded width) += a (rows, depth) · this
+    void add_product(int rows, const Real* a, std::int64_t row_step, std::int64_t depth_step, Real* c,
+                     std::int64_t c_step) const {
+        using B = ProductBlock<Real>;
+        for (int first = 0; first < depth; first += B::depth) {
+            const int part = std::min(B::depth, depth - first);
+            for (int j = 0; j < width; j += B::columns) {
+                const Real* panel = panels_.data() + (static_cast<std::size_t>(j / B::columns) * depth + first) * B::columns;
+                const Real* left = a + first * depth_step;
+                int i = 0;
+                for (; i + B::rows <= rows; i += B::rows)
+                    add_block<B::rows>(left + i * row_step, row_step, depth_step, panel, part, c + i * c_step + j, c_step);
+                add_last_rows<B::rows - 1>(rows - i, left + i * row_step, row_step, depth_step, panel, part,
+                                           c + i * c_step + j, c_step);
+            }
+        }
+    }
+
+  private:
+    std::vector<Real> panels_;  // (width / columns, depth, columns)
+};
+
+}  // namespace dphpc
