@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from dphpc.core.errors import RunError
 from dphpc.model.dp_model import DPModel
 from dphpc.model.radial_table import Grid, RadialTable, fitted_table
-from dphpc.ops.fitting.gradient import FittingTape
+from dphpc.ops.fitting.native import FittingTape
 from dphpc.ops.se_a import native as se_a
-from dphpc.ops.se_a.autograd import KnotTable, features_tangent
+from dphpc.ops.se_a.autograd import KnotTable
 from dphpc.ops.se_a.contract import Embedding, Environment, SeAParameters
 from dphpc.train.data import Batch
 from dphpc.train.parameters import Parameters
@@ -109,9 +109,11 @@ class TableStep:
     def __init__(self, model: DPModel, parameters: Parameters, grid: Grid, tolerance: float) -> None:
         self.model, self.parameters, self.grid, self.tolerance = model, parameters, grid, tolerance
         self.se_a = SeAParameters.of(model)
-        self._gradients = {
-            t: parameters.gradients_of(f"fitting.networks.{t}") for t in range(len(model.fitting.networks))
-        }
+        networks = dict(enumerate(model.fitting.networks))
+        self._gradients = {t: parameters.gradients_of(f"fitting.networks.{t}") for t in networks}
+        shape = model.descriptor.networks[0].n_out, model.descriptor.axis_neuron
+        self._tapes = {t: FittingTape(net, *shape) for t, net in networks.items()}
+        self._vacuum = {t: FittingTape(net, *shape) for t, net in networks.items() if model.fitting.subtracts_vacuum(t)}
         self._fresh = False
         self._used: tuple[int, ...] = ()
 
@@ -129,7 +131,7 @@ class TableStep:
         return batch.neighbors.n_pairs >= 2 * n_knots
 
     def weights_changed(self) -> None:
-        """To be called when the weights have changed: the table is made anew before it is read again."""
+        """To be called when the weights have changed: they are read anew before the next pass."""
         self._fresh = False
 
     def table_error(self) -> float:
@@ -156,7 +158,10 @@ class TableStep:
         }
         return tuple(sorted(wanted)) or (0,)
 
-    def _build_table(self, used: tuple[int, ...]) -> None:
+    def _take_weights(self, used: tuple[int, ...]) -> None:
+        """Make the table of the networks `used`, and the fitting nets' products, of the present weights."""
+        for tape in (*self._tapes.values(), *self._vacuum.values()):
+            tape.repack()
         networks = [self.parameters.descriptor_networks[i] for i in used]
         place = np.zeros(len(self.parameters.descriptor_networks), np.int32)
         place[list(used)] = np.arange(len(used))
@@ -170,7 +175,7 @@ class TableStep:
     def _moments(self, env: Environment, used: tuple[int, ...]) -> NDArray[np.floating]:
         while True:
             if not self._fresh or used != self._used:
-                self._build_table(used)
+                self._take_weights(used)
             moments, largest = se_a.moments(env, self._compact, self._embedding)
             if largest <= self.grid.upper:
                 return moments
@@ -199,26 +204,18 @@ class TableStep:
         centers = Centers.of(batch, self.model)
         env = Environment(batch.positions, batch.types, batch.neighbors, centers.atoms)
         moments = self._moments(env, self._networks_of(batch, centers))
-        descriptor, n_features = self.model.descriptor, self.model.descriptor.n_features
-        features = se_a.features(moments, descriptor.axis_neuron)
         columns = parameter_columns(self.model, batch)
         atom_energy = np.zeros(batch.n_local)
         moments_adjoint = np.empty_like(moments)
-        tapes, adjoints = {}, {}
         for t, rows in centers.blocks:
             atoms = centers.atoms[rows]
-            tape = tapes[t] = FittingTape(self.model.fitting.networks[t], len(atoms))
-            tape.inputs[:, :n_features] = features[rows]
-            if columns is not None:
-                tape.inputs[:, n_features:] = columns[atoms]
-            energy, inputs_adjoint = tape.energy_and_adjoint()
+            extra = None if columns is None else columns[atoms]
+            energy, moments_adjoint[rows] = self._tapes[t].energy_and_adjoint(moments[rows], extra)
             atom_energy[atoms] = energy.astype(np.float64) + self.model.energy_bias[t]
-            adjoints[t] = inputs_adjoint[:, :n_features]
-            moments_adjoint[rows] = se_a.features_adjoint(moments[rows], adjoints[t])
-        vacuum = self._subtract_vacuum(centers, columns, atom_energy)
+        self._subtract_vacuum(centers, columns, atom_energy)
         forces, center_virial = np.zeros((batch.n_all, 3)), np.empty((len(centers.atoms), 3, 3))
         se_a.forces_into(env, self._compact, self._embedding, moments_adjoint, forces, center_virial)
-        self._kept = _Kept(batch, centers, env, moments, adjoints, moments_adjoint, tapes, vacuum)
+        self._kept = _Kept(batch, centers, env, moments_adjoint, columns is not None)
         return Prediction(
             atom_energy,
             sum_by_frame(atom_energy, batch.frame, batch.n_frames),
@@ -226,43 +223,36 @@ class TableStep:
             sum_by_frame(center_virial, batch.frame[centers.atoms], batch.n_frames),
         )
 
-    def _subtract_vacuum(
-        self, centers: Centers, columns: Doubles | None, atom_energy: Doubles
-    ) -> dict[int, FittingTape]:
+    def _subtract_vacuum(self, centers: Centers, columns: Doubles | None, atom_energy: Doubles) -> None:
         """With `atom_ener` given, an atom without neighbors has its bias only: subtract the net at zero features."""
-        tapes = {}
         for t, rows in centers.blocks:
-            if not self.model.fitting.subtracts_vacuum(t):
+            if t not in self._vacuum:
                 continue
             atoms = centers.atoms[rows]
-            tape = tapes[t] = FittingTape(self.model.fitting.networks[t], len(atoms) if columns is not None else 1)
-            tape.inputs[:] = 0.0
-            tape.input_tangents[:] = 0.0
-            if columns is not None:
-                tape.inputs[:, self.model.descriptor.n_features :] = columns[atoms]
-            atom_energy[atoms] -= tape.energy_and_adjoint()[0]
-        return tapes
+            extra = None if columns is None else columns[atoms]
+            moments = self._no_moments(1 if columns is None else len(atoms))
+            atom_energy[atoms] -= self._vacuum[t].energy_and_adjoint(moments, extra)[0]
+
+    def _no_moments(self, n: int) -> NDArray[np.floating]:
+        """Moments (n, 4, M) of atoms without neighbors: one is enough where the net has no other inputs."""
+        return np.zeros((n, 4, self.model.descriptor.networks[0].n_out), self.model.descriptor.precision)
 
     def backward(self, loss: LossGradient) -> None:
         """Set the parameters' gradients to the loss's, for the batch of the last `forward`."""
-        k, n_features = self._kept, self.model.descriptor.n_features
+        k = self._kept
         self.parameters.zero_gradients()
         seeds = loss.atom_seeds(k.batch)
         direction = loss.displacements(k.batch)
         strain = loss.strains(k.batch.frame[k.centers.atoms])
         tangent = se_a.tangent(k.env, self._compact, self._embedding, direction, strain)
-        features_dot = features_tangent(k.moments, tangent, self.model.descriptor.axis_neuron)
-        moments_adjoint = np.empty_like(k.moments)
+        moments_adjoint = np.empty_like(tangent)
         for t, rows in k.centers.blocks:
-            tape, seed = k.tapes[t], seeds[k.centers.atoms[rows]]
-            tape.input_tangents[:, :n_features] = features_dot[rows]
-            tape.input_tangents[:, n_features:] = 0.0
-            adjoint = tape.gradient(seed, self._gradients[t])[:, :n_features]
-            moments_adjoint[rows] = se_a.features_adjoint(k.moments[rows], adjoint)
-            moments_adjoint[rows] += se_a.features_adjoint(tangent[rows], k.adjoints[t])
-            if t in k.vacuum:
-                minus = -seed if k.vacuum[t].n_atoms == len(seed) else -seed.sum(keepdims=True)
-                k.vacuum[t].gradient(minus, self._gradients[t], add=True)
+            seed = seeds[k.centers.atoms[rows]]
+            moments_adjoint[rows] = self._tapes[t].gradient(seed, tangent[rows], self._gradients[t])
+            if t in self._vacuum:
+                still = self._no_moments(len(seed) if k.has_columns else 1)
+                minus = -seed if len(still) == len(seed) else -seed.sum(keepdims=True)
+                self._vacuum[t].gradient(minus, still, self._gradients[t], add=True)
         if not self.model.descriptor.trainable:
             return
         coefficients, empty = se_a.tangent_adjoint(
@@ -277,11 +267,8 @@ class _Kept:
     batch: Batch
     centers: Centers
     env: Environment
-    moments: NDArray[np.floating]
-    adjoints: dict[int, NDArray[np.floating]]
     moments_adjoint: NDArray[np.floating]
-    tapes: dict[int, FittingTape]
-    vacuum: dict[int, FittingTape]
+    has_columns: bool
 
 
 MAX_INTERVALS = 4096

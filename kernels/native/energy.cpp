@@ -22,7 +22,7 @@ struct Workspace {
 };
 
 template <class Real>
-void evaluate_tile(const System& system, const Descriptor<Real>& d, const FittingNet<Real>& net, const Real* columns,
+void evaluate_tile(const System& system, const Descriptor<Real>& d, const PackedNet<Real>& net, const Real* columns,
                    std::int64_t first, std::int64_t last, Center<Real>& center, Workspace<Real>& work,
                    const EnergyOutputs& out, double* virial) {
     const std::size_t n_row = n_rows * d.channels, n = last - first;
@@ -34,12 +34,12 @@ void evaluate_tile(const System& system, const Descriptor<Real>& d, const Fittin
     }
     FittingTile<Real>& tile = work.fitting;
     tile.n = static_cast<int>(n);
-    tile.moments = work.moments.data(), tile.moments_adjoint = work.adjoint.data();
-    tile.columns = columns ? columns + first * net.n_columns : nullptr;
-    net.evaluate(tile);
+    tile.inputs = {work.moments.data(), columns ? columns + first * net.n_columns : nullptr};
+    tile.moments_adjoint = work.adjoint.data();
+    evaluate(net, tile);
     for (std::size_t i = 0; i < n; ++i) {
         const std::int32_t atom = system.centers[first + i];
-        out.energies[first + i] = net.energy(tile, static_cast<int>(i));
+        out.energies[first + i] = tile.value.back()[i * net.layers.back().step()];
         center.read(system, atom);
         work.forces.reserve(center.n_pairs + 1);
         project_groups(center, work.adjoint.data() + i * n_row, d.channels, work.projected);
@@ -52,7 +52,7 @@ void evaluate_tile(const System& system, const Descriptor<Real>& d, const Fittin
 }  // namespace
 
 template <class Real>
-double energy_and_forces(const System& system, const Descriptor<Real>& d, const FittingNet<Real>& net,
+double energy_and_forces(const System& system, const Descriptor<Real>& d, const PackedNet<Real>& net,
                          const Real* columns, int threads, const EnergyOutputs& out) {
     threads = useful_threads(threads, system.n_centers);
     const auto bounds = equal_shares(system, threads, net_in_pairs);
@@ -82,7 +82,7 @@ double energy_and_forces(const System& system, const Descriptor<Real>& d, const 
 }
 
 #define DPHPC_INSTANTIATE(Real)                                                                               \
-    template double energy_and_forces(const System&, const Descriptor<Real>&, const FittingNet<Real>&, const Real*, \
+    template double energy_and_forces(const System&, const Descriptor<Real>&, const PackedNet<Real>&, const Real*, \
                                       int, const EnergyOutputs&);
 DPHPC_INSTANTIATE(double)
 DPHPC_INSTANTIATE(float)

@@ -17,7 +17,7 @@ struct EnergyOutputs {
 // `columns` (n_centers, net.n_columns) are the net's inputs beside the features.  Returns the largest s̃ met, −∞
 // without pairs; where that lies beyond a table, the results are extrapolated.
 template <class Real>
-double energy_and_forces(const System& system, const Descriptor<Real>& d, const FittingNet<Real>& net,
+double energy_and_forces(const System& system, const Descriptor<Real>& d, const PackedNet<Real>& net,
                          const Real* columns, int threads, const EnergyOutputs& out);
 
 }  // namespace dphpc

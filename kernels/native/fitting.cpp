@@ -9,12 +9,6 @@ namespace {
 
 constexpr int chunk_width = 400;  // inputs that are formed at a time, about
 
-template <class Real>
-Real* sized(std::vector<Real>& buffer, std::size_t n) {
-    if (buffer.size() < n) buffer.resize(n);
-    return buffer.data();
-}
-
 // value = act(z)·idt, slope = act′(z)·idt, with z in `value`.
 template <class Real, class Function>
 void activate_row(const Function& function, int n, const Real* idt, Real* value, Real* slope) {
@@ -47,68 +41,91 @@ Activation activation_of(const std::string& name, double threshold) {
 }
 
 template <class Real>
-FittingNet<Real>::FittingNet(const std::vector<LayerView<Real>>& layers, int channels_, int axis_)
-    : channels(channels_), axis(axis_), n_columns(layers.front().n_in - channels_ * axis_) {
-    for (const LayerView<Real>& view : layers) {
-        layers_.push_back({view.n_in, view.n_out, view.skip, view.activation, {}, {}, {}, {}});
-        Layer& layer = layers_.back();
-        layer.bias.assign(padded<Real>(view.n_out), Real(0));
+PackedNet<Real>::PackedNet(const std::vector<LayerView<Real>>& views, int channels_, int axis_)
+    : channels(channels_), axis(axis_), n_columns(views.front().n_in - channels_ * axis_) {
+    for (const LayerView<Real>& view : views)
+        layers.push_back({view.n_in, view.n_out, view.skip, view.activation, {}, {}, {}, {}});
+    const int step = std::max(1, chunk_width / std::max(1, channels));
+    for (int k = 0; k < axis; k += step) {
+        const int last = std::min(axis, k + step), start = static_cast<int>(first_index_.size());
+        for (int i = k; i < last; ++i)
+            for (int m = i; m < channels; ++m) first_index_.push_back(i), second_index_.push_back(m);
+        const int width = static_cast<int>(first_index_.size()) - start;
+        chunks.push_back({k, last, width, start, true, {}, {}, {}, {}});
+    }
+    for (int k = 0; k < n_columns; k += chunk_width) {
+        const int last = std::min(n_columns, k + chunk_width);
+        chunks.push_back({k, last, last - k, 0, false, {}, {}, {}, {}});
+    }
+    repack(views, 1);
+}
+
+template <class Real>
+void PackedNet<Real>::repack(const std::vector<LayerView<Real>>& views, int threads) {
+    for (std::size_t l = 0; l < layers.size(); ++l) {
+        const LayerView<Real>& view = views[l];
+        PackedLayer<Real>& layer = layers[l];
+        layer.bias.assign(layer.step(), Real(0));
         if (view.bias) std::copy_n(view.bias, view.n_out, layer.bias.begin());
         if (view.idt) layer.idt.assign(view.idt, view.idt + view.n_out);
-        if (layers_.size() == 1) continue;
-        const auto at = [&](int i, int j) { return view.w[static_cast<std::size_t>(i) * view.n_out + j]; };
-        layer.forward.pack(view.n_in, view.n_out, at);
-        layer.backward.pack(view.n_out, view.n_in, [&](int j, int i) { return at(i, j); });
     }
-    const int step = std::max(1, chunk_width / std::max(1, channels));
-    for (int k = 0; k < axis; k += step) add_chunk(layers.front(), k, std::min(axis, k + step), true);
-    for (int k = 0; k < n_columns; k += chunk_width)
-        add_chunk(layers.front(), k, std::min(n_columns, k + chunk_width), false);
-}
-
-template <class Real>
-void FittingNet<Real>::add_chunk(const LayerView<Real>& layer, int first, int last, bool is_features) {
-    struct Rows {
-        int one, other;  // rows of the weights that an input meets; other is −1 where there is only one
-    };
-    std::vector<Rows> rows;
-    for (int k = first; k < last; ++k)
-        if (!is_features) {
-            rows.push_back({channels * axis + k, -1});
-        } else {
-            for (int m = k; m < channels; ++m) rows.push_back({m * axis + k, m < axis && m > k ? k * axis + m : -1});
-        }
-    const auto weight = [&](int i, int j) {
-        const auto at = [&](int row) { return layer.w[static_cast<std::size_t>(row) * layer.n_out + j]; };
-        return rows[i].other < 0 ? at(rows[i].one) : at(rows[i].one) + at(rows[i].other);
-    };
-    const auto copies = [&](int i, int j) {
-        return static_cast<Real>((j % layer.n_in == rows[i].one) + (j % layer.n_in == rows[i].other));
-    };
-    const int width = static_cast<int>(rows.size());
-    chunks_.push_back({first, last, width, is_features, {}, {}, {}, {}});
-    Chunk& chunk = chunks_.back();
-    chunk.forward.pack(width, layer.n_out, weight);
-    chunk.backward.pack(layer.n_out, width, [&](int j, int i) { return weight(i, j); });
-    if (layer.skip) {
-        chunk.skip_forward.pack(width, layer.n_out, copies);
-        chunk.skip_backward.pack(layer.n_out, width, [&](int j, int i) { return copies(i, j); });
-    }
-}
-
-// inputs (n, padded width) of a chunk
-template <class Real>
-void FittingNet<Real>::fill(const FittingTile<Real>& tile, const Chunk& chunk, Real* inputs) const {
-    for (int i = 0; i < tile.n; ++i) {
-        Real* out = inputs + static_cast<std::size_t>(i) * padded<Real>(chunk.width);
-        if (!chunk.is_features) {
-            const Real* columns = tile.columns + static_cast<std::size_t>(i) * n_columns;
-            std::copy(columns + chunk.first, columns + chunk.last, out);
+    // The chunks of the first layer and the other layers are packed side by side.
+    const int n_chunks = static_cast<int>(chunks.size()), n = n_chunks + static_cast<int>(layers.size()) - 1;
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
+    for (int part = 0; part < n; ++part) {
+        if (part < n_chunks) {
+            pack_chunk(views.front(), chunks[part]);
             continue;
         }
-        const Real* a = tile.moments + static_cast<std::size_t>(i) * n_rows * channels;
+        const LayerView<Real>& view = views[part - n_chunks + 1];
+        PackedLayer<Real>& layer = layers[part - n_chunks + 1];
+        const auto row = [&](int i) {
+            return [w = view.w + static_cast<std::size_t>(i) * view.n_out](int j) { return w[j]; };
+        };
+        layer.forward.pack_rows(view.n_in, view.n_out, row);
+        layer.backward.pack_columns(view.n_out, view.n_in, row);
+    }
+}
+
+template <class Real>
+typename PackedNet<Real>::Rows PackedNet<Real>::rows_of(const Chunk<Real>& chunk, int i) const {
+    if (!chunk.is_features) return {channels * axis + chunk.first + i, -1};
+    const int k = first_index_[chunk.start + i], m = second_index_[chunk.start + i];
+    return {m * axis + k, m < axis && m > k ? k * axis + m : -1};
+}
+
+template <class Real>
+void PackedNet<Real>::pack_chunk(const LayerView<Real>& layer, Chunk<Real>& chunk) const {
+    const auto row = [&](int i) {
+        const Rows rows = rows_of(chunk, i);
+        const Real* one = layer.w + static_cast<std::size_t>(rows.one) * layer.n_out;
+        const Real* other = layer.w + static_cast<std::size_t>(std::max(rows.other, 0)) * layer.n_out;
+        return [one, other, both = rows.other >= 0](int j) { return both ? one[j] + other[j] : one[j]; };
+    };
+    chunk.forward.pack_rows(chunk.width, layer.n_out, row);
+    chunk.backward.pack_columns(layer.n_out, chunk.width, row);
+    if (!layer.skip) return;
+    const auto copies = [&](int i) {
+        return [rows = rows_of(chunk, i), n_in = layer.n_in](int j) {
+            return static_cast<Real>((j % n_in == rows.one) + (j % n_in == rows.other));
+        };
+    };
+    chunk.skip_forward.pack_rows(chunk.width, layer.n_out, copies);
+    chunk.skip_backward.pack_columns(layer.n_out, chunk.width, copies);
+}
+
+template <class Real>
+void PackedNet<Real>::fill(const Chunk<Real>& chunk, const NetInputs<Real>& x, std::int64_t from, int n,
+                           Real* inputs) const {
+    for (std::int64_t i = from; i < from + n; ++i, inputs += padded<Real>(chunk.width)) {
+        if (!chunk.is_features) {
+            std::copy_n(x.columns + i * n_columns + chunk.first, chunk.width, inputs);
+            continue;
+        }
+        const Real* a = x.moments + i * n_rows * channels;
+        const Real *b = a + channels, *c = b + channels, *d = c + channels;
+        Real* out = inputs;
         for (int k = chunk.first; k < chunk.last; ++k) {
-            const Real *b = a + channels, *c = b + channels, *d = c + channels;
             const Real ak = a[k], bk = b[k], ck = c[k], dk = d[k];
 #pragma omp simd
             for (int m = k; m < channels; ++m) out[m - k] = ak * a[m] + bk * b[m] + ck * c[m] + dk * d[m];
@@ -117,118 +134,153 @@ void FittingNet<Real>::fill(const FittingTile<Real>& tile, const Chunk& chunk, R
     }
 }
 
-// What the adjoints of a chunk's inputs add to those of the moments.
 template <class Real>
-void FittingNet<Real>::gather(const FittingTile<Real>& tile, const Chunk& chunk, const Real* adjoint) const {
-    for (int i = 0; i < tile.n; ++i) {
-        const Real* y = adjoint + static_cast<std::size_t>(i) * padded<Real>(chunk.width);
+void PackedNet<Real>::fill_tangent(const Chunk<Real>& chunk, const Real* moments, const Real* tangent,
+                                   std::int64_t from, int n, Real* inputs) const {
+    for (std::int64_t i = from; i < from + n; ++i, inputs += padded<Real>(chunk.width)) {
         if (!chunk.is_features) {
-            if (tile.columns_adjoint)
-                std::copy_n(y, chunk.width, tile.columns_adjoint + static_cast<std::size_t>(i) * n_columns + chunk.first);
+            std::fill_n(inputs, chunk.width, Real(0));
             continue;
         }
-        const Real* a = tile.moments + static_cast<std::size_t>(i) * n_rows * channels;
-        Real* out = tile.moments_adjoint + static_cast<std::size_t>(i) * n_rows * channels;
+        Real* out = inputs;
         for (int k = chunk.first; k < chunk.last; ++k) {
             for (int r = 0; r < n_rows; ++r) {
-                const Real* row = a + r * channels;
-                Real *out_row = out + r * channels, sum = 0;
+                const Real *row = moments + (i * n_rows + r) * channels, *dot = tangent + (i * n_rows + r) * channels;
+                const Real row_k = row[k], dot_k = dot[k], keep = r > 0;
+#pragma omp simd
+                for (int m = k; m < channels; ++m) out[m - k] = keep * out[m - k] + (dot_k * row[m] + row_k * dot[m]);
+            }
+            out += channels - k;
+        }
+    }
+}
+
+template <class Real>
+void PackedNet<Real>::gather(const Chunk<Real>& chunk, const Real* moments, const Real* y, std::int64_t from, int n,
+                             Real* moments_adjoint) const {
+    for (std::int64_t i = from; i < from + n; ++i, y += padded<Real>(chunk.width)) {
+        const Real* at = y;
+        for (int k = chunk.first; k < chunk.last; ++k) {
+            for (int r = 0; r < n_rows; ++r) {
+                const Real* row = moments + (i * n_rows + r) * channels;
+                Real *out = moments_adjoint + (i * n_rows + r) * channels, sum = 0;
                 const Real row_k = row[k];
 #pragma omp simd reduction(+ : sum)
                 for (int m = k; m < channels; ++m) {
-                    sum += y[m - k] * row[m];
-                    out_row[m] += y[m - k] * row_k;
+                    sum += at[m - k] * row[m];
+                    out[m] += at[m - k] * row_k;
                 }
-                out_row[k] += sum;
+                out[k] += sum;
             }
-            y += channels - k;
+            at += channels - k;
         }
     }
 }
 
 template <class Real>
-void FittingNet<Real>::forward(FittingTile<Real>& tile) const {
-    const int n = tile.n;
-    tile.value.resize(layers_.size()), tile.slope.resize(layers_.size());
-    for (std::size_t l = 0; l < layers_.size(); ++l) {
-        const Layer& layer = layers_[l];
-        const int step = padded<Real>(layer.n_out);
-        Real* value = sized(tile.value[l], static_cast<std::size_t>(n) * step);
-        Real* slope = sized(tile.slope[l], static_cast<std::size_t>(n) * step);
-        for (int i = 0; i < n; ++i) std::copy(layer.bias.begin(), layer.bias.end(), value + static_cast<std::size_t>(i) * step);
-        Real* skipped = nullptr;  // the first layer's skip connection
+void PackedNet<Real>::set_gradient_rows(const Chunk<Real>& chunk, int i, const Real* row, bool add,
+                                        Real* gradient) const {
+    const Rows rows = rows_of(chunk, i);
+    const int n = layers.front().n_out;
+    for (const int place : {rows.one, rows.other}) {
+        if (place < 0) continue;
+        Real* out = gradient + static_cast<std::size_t>(place) * n;
+        for (int j = 0; j < n; ++j) out[j] = add ? out[j] + row[j] : row[j];
+    }
+}
+
+namespace {
+
+// z of the first layer, added to `value`; the inputs' copies of a skip connection are added to `skipped` if there.
+template <class Real>
+void add_first_product(const PackedNet<Real>& net, FittingTile<Real>& tile, Real* value, Real* skipped) {
+    const int step = net.layers.front().step();
+    for (const Chunk<Real>& chunk : net.chunks) {
+        const int width = padded<Real>(chunk.width);
+        Real* inputs = sized(tile.chunk, static_cast<std::size_t>(tile.n) * width);
+        net.fill(chunk, tile.inputs, 0, tile.n, inputs);
+        chunk.forward.add_product(tile.n, inputs, width, 1, value, step);
+        if (skipped) chunk.skip_forward.add_product(tile.n, inputs, width, 1, skipped, step);
+    }
+}
+
+template <class Real>
+void forward(const PackedNet<Real>& net, FittingTile<Real>& tile) {
+    const std::int64_t n = tile.n;
+    tile.value.resize(net.layers.size()), tile.slope.resize(net.layers.size());
+    for (std::size_t l = 0; l < net.layers.size(); ++l) {
+        const PackedLayer<Real>& layer = net.layers[l];
+        const int step = layer.step();
+        Real *value = sized(tile.value[l], n * step), *slope = sized(tile.slope[l], n * step), *skipped = nullptr;
+        for (std::int64_t i = 0; i < n; ++i) std::copy(layer.bias.begin(), layer.bias.end(), value + i * step);
         if (l > 0) {
-            layer.forward.add_product(n, tile.value[l - 1].data(), padded<Real>(layer.n_in), 1, value, step);
+            layer.forward.add_product(tile.n, tile.value[l - 1].data(), layer.step_in(), 1, value, step);
         } else {
             if (layer.skip) {
-                skipped = sized(tile.next, static_cast<std::size_t>(n) * step);
-                std::fill_n(skipped, static_cast<std::size_t>(n) * step, Real(0));
+                skipped = sized(tile.next, n * step);
+                std::fill_n(skipped, n * step, Real(0));
             }
-            for (const Chunk& chunk : chunks_) {
-                const int width = padded<Real>(chunk.width);
-                Real* inputs = sized(tile.inputs, static_cast<std::size_t>(n) * width);
-                fill(tile, chunk, inputs);
-                chunk.forward.add_product(n, inputs, width, 1, value, step);
-                if (skipped) chunk.skip_forward.add_product(n, inputs, width, 1, skipped, step);
-            }
+            add_first_product(net, tile, value, skipped);
         }
         std::visit(
             [&](const auto& function) {
-                for (std::int64_t i = 0; i < n; ++i) {
-                    Real* row = value + i * step;
-                    activate_row(function, layer.n_out, layer.idt.empty() ? nullptr : layer.idt.data(), row, slope + i * step);
-                    if (skipped)
-                        for (int k = 0; k < layer.n_out; ++k) row[k] += skipped[i * step + k];
-                    else
-                        for (int from = 0; from < layer.skip * layer.n_in; from += layer.n_in)
-                            for (int k = 0; k < layer.n_in; ++k)
-                                row[from + k] += tile.value[l - 1][i * padded<Real>(layer.n_in) + k];
-                }
+                for (std::int64_t i = 0; i < n; ++i)
+                    activate_row(function, layer.n_out, layer.idt.empty() ? nullptr : layer.idt.data(),
+                                 value + i * step, slope + i * step);
             },
             layer.activation);
+        if (l > 0)
+            add_copies(layer, n, tile.value[l - 1].data(), value);
+        else if (skipped)
+            for (std::int64_t i = 0; i < n * step; ++i) value[i] += skipped[i];
     }
 }
 
 template <class Real>
-void FittingNet<Real>::backward(FittingTile<Real>& tile) const {
-    const int n = tile.n;
-    const int last = padded<Real>(layers_.back().n_out);
-    std::fill_n(sized(tile.adjoint, static_cast<std::size_t>(n) * last), static_cast<std::size_t>(n) * last, Real(1));
-    for (std::size_t l = layers_.size(); l-- > 0;) {
-        const Layer& layer = layers_[l];
-        const int step = padded<Real>(layer.n_out), step_in = padded<Real>(layer.n_in);
+void backward(const PackedNet<Real>& net, FittingTile<Real>& tile) {
+    const std::int64_t n = tile.n;
+    const int last = net.layers.back().step();
+    std::fill_n(sized(tile.adjoint, n * last), n * last, Real(1));
+    for (std::size_t l = net.layers.size(); l-- > 0;) {
+        const PackedLayer<Real>& layer = net.layers[l];
+        const int step = layer.step();
         Real* slope = tile.slope[l].data();  // becomes the adjoint of z
         for (std::int64_t i = 0; i < n; ++i)
             for (int k = 0; k < layer.n_out; ++k) slope[i * step + k] *= tile.adjoint[i * step + k];
         if (l == 0) break;
-        Real* next = sized(tile.next, static_cast<std::size_t>(n) * step_in);
-        std::fill_n(next, static_cast<std::size_t>(n) * step_in, Real(0));
-        for (int from = 0; from < layer.skip * layer.n_in; from += layer.n_in)
-            for (std::int64_t i = 0; i < n; ++i)
-                for (int k = 0; k < layer.n_in; ++k) next[i * step_in + k] += tile.adjoint[i * step + from + k];
-        layer.backward.add_product(n, slope, step, 1, next, step_in);
+        Real* next = sized(tile.next, n * layer.step_in());
+        set_copies_adjoint(layer, n, tile.adjoint.data(), next);
+        layer.backward.add_product(tile.n, slope, step, 1, next, layer.step_in());
         std::swap(tile.adjoint, tile.next);
     }
-    if (axis > 0) std::fill_n(tile.moments_adjoint, static_cast<std::size_t>(n) * n_rows * channels, Real(0));
-    const int step = padded<Real>(layers_.front().n_out);
-    for (const Chunk& chunk : chunks_) {
-        const std::size_t size = static_cast<std::size_t>(n) * padded<Real>(chunk.width);
-        Real* inputs = sized(tile.inputs, size);
-        std::fill_n(inputs, size, Real(0));
-        chunk.backward.add_product(n, tile.slope[0].data(), step, 1, inputs, padded<Real>(chunk.width));
-        if (layers_.front().skip)
-            chunk.skip_backward.add_product(n, tile.adjoint.data(), step, 1, inputs, padded<Real>(chunk.width));
-        gather(tile, chunk, inputs);
+    if (net.axis > 0) std::fill_n(tile.moments_adjoint, n * n_rows * net.channels, Real(0));
+    const PackedLayer<Real>& first = net.layers.front();
+    for (const Chunk<Real>& chunk : net.chunks) {
+        const int width = padded<Real>(chunk.width);
+        Real* inputs = sized(tile.chunk, n * width);
+        std::fill_n(inputs, n * width, Real(0));
+        chunk.backward.add_product(tile.n, tile.slope[0].data(), first.step(), 1, inputs, width);
+        if (first.skip) chunk.skip_backward.add_product(tile.n, tile.adjoint.data(), first.step(), 1, inputs, width);
+        if (chunk.is_features)
+            net.gather(chunk, tile.inputs.moments, inputs, 0, tile.n, tile.moments_adjoint);
+        else if (tile.columns_adjoint)
+            for (std::int64_t i = 0; i < n; ++i)
+                std::copy_n(inputs + i * width, chunk.width, tile.columns_adjoint + i * net.n_columns + chunk.first);
     }
 }
 
+}  // namespace
+
 template <class Real>
-void FittingNet<Real>::evaluate(FittingTile<Real>& tile) const {
-    forward(tile);
-    backward(tile);
+void evaluate(const PackedNet<Real>& net, FittingTile<Real>& tile) {
+    forward(net, tile);
+    backward(net, tile);
 }
 
-template class FittingNet<double>;
-template class FittingNet<float>;
+#define DPHPC_INSTANTIATE(Real)   \
+    template class PackedNet<Real>; \
+    template void evaluate(const PackedNet<Real>&, FittingTile<Real>&);
+DPHPC_INSTANTIATE(double)
+DPHPC_INSTANTIATE(float)
 
 }  // namespace dphpc

@@ -1,10 +1,12 @@
-// The fitting net on tiles of atoms: its inputs are formed from the moments chunk by chunk on the way into the first
-// matrix product, and so are their adjoints on the way back; neither is ever in memory as a whole.
+// The fitting net with packed weights, and its evaluation on tiles of atoms.
 //
-// Features D = AᵀA[:, :axis] are symmetric where both indices are below `axis`: a pair of them that is equal enters the
-// first layer once, with the sum of its two rows of weights.  Inputs stand in the order (k, m ≥ k).
+// Inputs are formed from the moments chunk by chunk on the way into the first matrix product, and so are their adjoints
+// on the way back: neither is ever in memory as a whole.  Features D = AᵀA[:, :axis] are symmetric where both indices
+// are below `axis`: two that are equal enter the first layer once, with the sum of their rows of weights.  Features stand
+// in the order (k, m ≥ k).
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <variant>
@@ -29,55 +31,103 @@ struct LayerView {
     Activation activation;
 };
 
+template <class Real>
+Real* sized(std::vector<Real>& buffer, std::size_t n) {
+    if (buffer.size() < n) buffer.resize(n);
+    return buffer.data();
+}
+
+// What a net takes: moments (n, 4, M), and columns (n, n_columns) beside the features.
+template <class Real>
+struct NetInputs {
+    const Real *moments, *columns;
+};
+
+// A part of the inputs: features (k, m ≥ k) of first ≤ k < last, or those of the other columns.
+template <class Real>
+struct Chunk {
+    int first, last, width;
+    int start;  // place of the first among all features
+    bool is_features;
+    PackedMatrix<Real> forward, backward;            // the first layer's weights and their transpose
+    PackedMatrix<Real> skip_forward, skip_backward;  // where the first layer has a skip connection
+};
+
+template <class Real>
+struct PackedLayer {
+    int n_in, n_out, skip;
+    Activation activation;
+    std::vector<Real> bias, idt;           // bias is padded and zero where there is none; idt may be empty
+    PackedMatrix<Real> forward, backward;  // not of the first layer
+
+    int step() const { return padded<Real>(n_out); }  // row length of arrays (n, n_out)
+    int step_in() const { return padded<Real>(n_in); }
+};
+
+// y (n, n_out) += the copies of x (n, n_in) that a skip connection adds.
+template <class Real>
+void add_copies(const PackedLayer<Real>& layer, std::int64_t n, const Real* x, Real* y) {
+    for (int from = 0; from < layer.skip * layer.n_in; from += layer.n_in)
+        for (std::int64_t i = 0; i < n; ++i)
+            for (int k = 0; k < layer.n_in; ++k) y[i * layer.step() + from + k] += x[i * layer.step_in() + k];
+}
+
+// x (n, n_in) = what the adjoint y (n, n_out) means for the input by way of the skip connection alone.
+template <class Real>
+void set_copies_adjoint(const PackedLayer<Real>& layer, std::int64_t n, const Real* y, Real* x) {
+    std::fill_n(x, n * layer.step_in(), Real(0));
+    for (int from = 0; from < layer.skip * layer.n_in; from += layer.n_in)
+        for (std::int64_t i = 0; i < n; ++i)
+            for (int k = 0; k < layer.n_in; ++k) x[i * layer.step_in() + k] += y[i * layer.step() + from + k];
+}
+
+template <class Real>
+class PackedNet {
+  public:
+    // `axis` rows of `channels` features stand before n_in − channels·axis other columns among the net's inputs.
+    PackedNet(const std::vector<LayerView<Real>>& views, int channels, int axis);
+
+    // Takes new weights for the same shapes.
+    void repack(const std::vector<LayerView<Real>>& views, int threads);
+
+    // inputs (n, padded width) of a chunk, for n atoms from `from` on
+    void fill(const Chunk<Real>& chunk, const NetInputs<Real>& x, std::int64_t from, int n, Real* inputs) const;
+    // The same along a direction in which the moments change by `tangent` (n, 4, M); other columns stay.
+    void fill_tangent(const Chunk<Real>& chunk, const Real* moments, const Real* tangent, std::int64_t from, int n,
+                      Real* inputs) const;
+    // Adds to moments_adjoint (n, 4, M) what the adjoints y (n, padded width) of a chunk of features mean for it.
+    void gather(const Chunk<Real>& chunk, const Real* moments, const Real* y, std::int64_t from, int n,
+                Real* moments_adjoint) const;
+    // Sets the rows of the first layer's weight gradient (n_in, n_out) that chunk row i, `row` (n_out), belongs to.
+    void set_gradient_rows(const Chunk<Real>& chunk, int i, const Real* row, bool add, Real* gradient) const;
+
+    const int channels, axis, n_columns;
+    std::vector<PackedLayer<Real>> layers;
+    std::vector<Chunk<Real>> chunks;
+
+  private:
+    struct Rows {
+        int one, other;  // rows of the weights that an input meets; other is −1 where there is only one
+    };
+    Rows rows_of(const Chunk<Real>& chunk, int i) const;
+    void pack_chunk(const LayerView<Real>& layer, Chunk<Real>& chunk) const;
+
+    std::vector<std::int32_t> first_index_, second_index_;  // (k, m) of each feature, by place among all features
+};
+
 // What one thread needs for a tile of n atoms; memory is kept from tile to tile.
 template <class Real>
 struct FittingTile {
     int n = 0;
-    const Real* moments = nullptr;     // (n, 4, M)
-    Real* moments_adjoint = nullptr;   // (n, 4, M), is set
-    const Real* columns = nullptr;     // (n, n_columns) inputs beside the features
-    Real* columns_adjoint = nullptr;   // (n, n_columns), is set where given
+    NetInputs<Real> inputs{};
+    Real* moments_adjoint = nullptr;              // (n, 4, M), is set
+    Real* columns_adjoint = nullptr;              // (n, n_columns), is set where given
     std::vector<std::vector<Real>> value, slope;  // of each layer (n, padded n_out)
-    std::vector<Real> inputs, adjoint, next;      // a chunk of inputs; adjoints of a layer's output and input
+    std::vector<Real> chunk, adjoint, next;       // a chunk of inputs; adjoints of a layer's output and input
 };
 
+// Afterwards value.back() holds the outputs, and the adjoints the derivatives of their sum.
 template <class Real>
-class FittingNet {
-  public:
-    // `axis` rows of `channels` features stand before n_in − channels·axis other columns among the net's inputs.
-    FittingNet(const std::vector<LayerView<Real>>& layers, int channels, int axis);
-
-    // Afterwards energy(tile, i) is the net's first output, and the adjoints hold the derivative of the outputs' sum.
-    void evaluate(FittingTile<Real>& tile) const;
-    Real energy(const FittingTile<Real>& tile, int i) const {
-        return tile.value.back()[static_cast<std::size_t>(i) * padded<Real>(layers_.back().n_out)];
-    }
-
-    const int channels, axis, n_columns;
-
-  private:
-    // A part of the inputs: features (k, m ≥ k) of first ≤ k < last, or those of the other columns.
-    struct Chunk {
-        int first, last, width;
-        bool is_features;
-        PackedMatrix<Real> forward, backward;            // the first layer's weights and their transpose
-        PackedMatrix<Real> skip_forward, skip_backward;  // where the first layer has a skip connection
-    };
-    struct Layer {
-        int n_in, n_out, skip;
-        Activation activation;
-        std::vector<Real> bias, idt;            // bias is padded and zero where there is none; idt may be empty
-        PackedMatrix<Real> forward, backward;  // not of the first layer
-    };
-
-    void add_chunk(const LayerView<Real>& layer, int first, int last, bool is_features);
-    void fill(const FittingTile<Real>& tile, const Chunk& chunk, Real* inputs) const;
-    void gather(const FittingTile<Real>& tile, const Chunk& chunk, const Real* adjoint) const;
-    void forward(FittingTile<Real>& tile) const;
-    void backward(FittingTile<Real>& tile) const;
-
-    std::vector<Layer> layers_;
-    std::vector<Chunk> chunks_;
-};
+void evaluate(const PackedNet<Real>& net, FittingTile<Real>& tile);
 
 }  // namespace dphpc

@@ -63,16 +63,28 @@ class PackedMatrix {
   public:
     int depth = 0, width = 0;  // rows and columns
 
-    // Takes element (k, j) from element(k, j).
-    template <class Element>
-    void pack(int depth_, int width_, Element&& element) {
-        constexpr int columns = ProductBlock<Real>::columns;
-        depth = depth_, width = width_;
-        panels_.assign(static_cast<std::size_t>(depth) * padded<Real>(width), Real(0));
-        for (int j = 0; j < width; ++j) {
-            Real* at = panels_.data() + static_cast<std::size_t>(j / columns) * depth * columns + j % columns;
-            for (int k = 0; k < depth; ++k) at[static_cast<std::size_t>(k) * columns] = element(k, j);
-        }
+    // Takes element (k, j) from row(k)(j).
+    template <class Row>
+    void pack_rows(int depth_, int width_, Row&& row) {
+        resize(depth_, width_);
+        for_panels([&](Real* panel, int first, int n) {
+            for (int k = 0; k < depth; ++k) {
+                const auto element = row(k);
+                for (int j = 0; j < n; ++j) panel[k * columns + j] = element(first + j);
+            }
+        });
+    }
+
+    // Takes element (k, j) from column(j)(k).
+    template <class Column>
+    void pack_columns(int depth_, int width_, Column&& column) {
+        resize(depth_, width_);
+        for_panels([&](Real* panel, int first, int n) {
+            for (int j = 0; j < n; ++j) {
+                const auto element = column(first + j);
+                for (int k = 0; k < depth; ++k) panel[k * columns + j] = element(k);
+            }
+        });
     }
 
     // c (rows, padded width) += a (rows, depth) · this
@@ -94,6 +106,21 @@ class PackedMatrix {
     }
 
   private:
+    static constexpr int columns = ProductBlock<Real>::columns;
+
+    void resize(int depth_, int width_) {
+        depth = depth_, width = width_;
+        panels_.resize(static_cast<std::size_t>(depth) * padded<Real>(width));  // what fills up the last panel is not read
+    }
+
+    // Calls work(panel, first column, number of columns).
+    template <class Work>
+    void for_panels(Work&& work) {
+        Real* panel = panels_.data();
+        for (int first = 0; first < width; first += columns, panel += static_cast<std::size_t>(depth) * columns)
+            work(panel, first, std::min(columns, width - first));
+    }
+
     std::vector<Real> panels_;  // (width / columns, depth, columns)
 };
 

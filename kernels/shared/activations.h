@@ -1,4 +1,5 @@
-// Activation functions of dphpc/model/activations.py with their first derivative: value in y, slope as the result.
+// Activation functions of dphpc/model/activations.py: value in y, slope as the result; `curvature` is the second
+// derivative, given also the value and slope there.
 //
 // Plain arithmetic without calls or branches, so that loops over them are vectorized.  tanh is expm1(2|x|)/(expm1 + 2),
 // with expm1 by range reduction x = n·ln2 + r and a Taylor polynomial in r: measured below 2.5 units in the last place
@@ -76,6 +77,11 @@ struct Linear {
         y = x;
         return T(1);
     }
+
+    template <class T>
+    DPHPC_HD T curvature(T, T, T) const {
+        return T(0);
+    }
 };
 
 struct Tanh {
@@ -84,6 +90,11 @@ struct Tanh {
         y = tanh_of(x);
         return T(1) - y * y;
     }
+
+    template <class T>
+    DPHPC_HD T curvature(T, T y, T slope) const {
+        return T(-2) * y * slope;
+    }
 };
 
 struct Sigmoid {
@@ -91,6 +102,11 @@ struct Sigmoid {
     DPHPC_HD T operator()(T x, T& y) const {
         y = logistic(x);
         return y * (T(1) - y);
+    }
+
+    template <class T>
+    DPHPC_HD T curvature(T, T y, T slope) const {
+        return slope * (T(1) - T(2) * y);
     }
 };
 
@@ -109,6 +125,11 @@ struct Softplus {
         y = T(2) * z * series + (x > T(0) ? x : T(0));
         return logistic(x);
     }
+
+    template <class T>
+    DPHPC_HD T curvature(T, T, T slope) const {
+        return slope * (T(1) - slope);
+    }
 };
 
 struct Relu {
@@ -116,6 +137,11 @@ struct Relu {
     DPHPC_HD T operator()(T x, T& y) const {
         y = x < T(0) ? T(0) : x;
         return x > T(0) ? T(1) : T(0);
+    }
+
+    template <class T>
+    DPHPC_HD T curvature(T, T, T) const {
+        return T(0);
     }
 };
 
@@ -125,6 +151,11 @@ struct Relu6 {
         const T low = x < T(0) ? T(0) : x;
         y = low > T(6) ? T(6) : low;
         return x > T(0) && x < T(6) ? T(1) : T(0);
+    }
+
+    template <class T>
+    DPHPC_HD T curvature(T, T, T) const {
+        return T(0);
     }
 };
 
@@ -137,6 +168,14 @@ struct Gelu {
         y = T(0.5) * x * (T(1) + t);
         return T(0.5) * (T(1) + t) + T(0.5) * x * (T(1) - t * t) * c * (T(1) + T(3) * k * x * x);
     }
+
+    template <class T>
+    DPHPC_HD T curvature(T x, T, T) const {
+        const T c = T(0.79788456080286535588), k = T(0.044715);
+        const T t = tanh_of(c * (x + k * x * x * x)), dt = T(1) - t * t;
+        const T u1 = c * (T(1) + T(3) * k * x * x), u2 = T(6) * c * k * x;
+        return dt * u1 + T(0.5) * x * (T(-2) * t * dt * u1 * u1 + dt * u2);
+    }
 };
 
 struct Silu {
@@ -145,6 +184,12 @@ struct Silu {
         const T g = logistic(x);
         y = x * g;
         return g + x * g * (T(1) - g);
+    }
+
+    template <class T>
+    DPHPC_HD T curvature(T x, T, T) const {
+        const T g = logistic(x), d = g * (T(1) - g);
+        return T(2) * d + x * d * (T(1) - T(2) * g);
     }
 };
 
@@ -158,6 +203,12 @@ struct Silut {
         const bool below = x < T(threshold);
         y = below ? x * g : t + T(value);
         return below ? g + x * g * (T(1) - g) : T(slope) * (T(1) - t * t);
+    }
+
+    template <class T>
+    DPHPC_HD T curvature(T x, T y, T s) const {
+        const T t = y - T(value);
+        return x < T(threshold) ? Silu{}.curvature(x, y, s) : T(-2) * T(slope) * t * s;
     }
 };
 

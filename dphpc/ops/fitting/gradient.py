@@ -1,4 +1,5 @@
-"""The fitting network in training: energies, their input derivatives, and gradients of both by one tangent pass.
+"""The fitting network in training, in plain NumPy: energies, their input derivatives, and gradients of both by one
+tangent pass.  `native.FittingTape`, which trains, is compared with it.
 
 For a loss that holds energies and forces, the parameter gradient is that of S = Σ ē·E + Ė, where Ė is the
 derivative of ΣE along a fixed direction of the inputs.  With x → z = x·W + b → y = a(z)·idt + skip(x) per layer:

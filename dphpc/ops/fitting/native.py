@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from dphpc._native import kernels
 from dphpc.model.networks import Layer, Network
 from dphpc.ops.fitting.contract import Floats
+from dphpc.ops.threads import get_threads
 
 _SILUT_THRESHOLD = 3.0
 
@@ -22,7 +24,7 @@ def packed(network: Network, channels: int = 0, axis: int = 0) -> Any:
         The first channels·axis inputs are features in the order of `se_a.contract.SeAOps.features`.
     """
     dtype = network.layers[0].w.dtype
-    return precision_of(dtype).FittingNet([_arguments(layer) for layer in network.layers], channels, axis)
+    return precision_of(dtype).PackedNet([_arguments(layer) for layer in network.layers], channels, axis)
 
 
 def _arguments(layer: Layer) -> tuple[Any, ...]:
@@ -36,6 +38,65 @@ def energy_and_adjoint(network: Network, inputs: Floats) -> tuple[Floats, Floats
     energies, adjoint = np.empty(len(inputs), inputs.dtype), np.empty_like(inputs)
     packed(network).evaluate(inputs, energies, adjoint)
     return energies, adjoint
+
+
+class FittingTape:
+    """One network in training, between moments and energies; `gradient.FittingTape` is its plain counterpart.
+
+    Use in this order: `repack` when weights have changed, `energy_and_adjoint`, `gradient`.
+
+    Parameters
+    ----------
+    network
+        Read again by each `repack`; its shapes stay.
+    channels, axis
+        Of the descriptor: the first channels·axis inputs are its features.
+    """
+
+    def __init__(self, network: Network, channels: int, axis: int) -> None:
+        self.network = network
+        layers = [_arguments(layer) for layer in network.layers]
+        self.dtype = network.layers[0].w.dtype
+        self._tape = precision_of(self.dtype).FittingTape(layers, channels, axis)
+
+    def repack(self) -> None:
+        """Take the network's present weights."""
+        self._tape.repack([_arguments(layer) for layer in self.network.layers], get_threads())
+
+    def energy_and_adjoint(self, moments: Floats, columns: Floats | None = None) -> tuple[Floats, Floats]:
+        """E (n,) and ∂E/∂A (n, 4, M) for moments A (n, 4, M) and inputs beside the features (n, n_columns)."""
+        moments = np.ascontiguousarray(moments, self.dtype)
+        columns = None if columns is None else np.ascontiguousarray(columns, self.dtype)
+        energies, adjoint = np.empty(len(moments), self.dtype), np.empty_like(moments)
+        self._tape.energy_and_adjoint(moments, columns, get_threads(), energies, adjoint)
+        self._inputs = moments, columns  # the tape reads them again
+        return energies, adjoint
+
+    def gradient(
+        self, seeds: Floats, tangent: Floats, gradients: Mapping[str, Floats], *, add: bool = False
+    ) -> Floats:
+        """Gradient of Σ ē·E + Ė, with Ė along Ȧ.
+
+        Parameters
+        ----------
+        seeds, tangent
+            ē (n,) and Ȧ (n, 4, M).
+        gradients
+            C-contiguous arrays to be set, or added to, by the names of `Network.parameters`; names that are left out
+            are not computed.
+
+        Returns
+        -------
+        (n, 4, M) gradient by the moments.
+        """
+        seeds, tangent = (np.ascontiguousarray(a, self.dtype) for a in (seeds, tangent))
+        wanted = [
+            tuple(gradients.get(f"layers.{i}.{name}") for name in ("w", "b", "idt"))
+            for i in range(len(self.network.layers))
+        ]
+        result = np.empty_like(tangent)
+        self._tape.gradient(seeds, tangent, get_threads(), wanted, add, result)
+        return result
 
 
 def precision_of(dtype: np.dtype) -> Any:

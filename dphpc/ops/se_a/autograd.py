@@ -88,13 +88,6 @@ def _stacked(arrays: list[Tensor | None]) -> Tensor | None:
     return torch.stack(present).to(torch.float64) if present else None
 
 
-def features_tangent(moments: np.ndarray, tangent: np.ndarray, axis: int) -> np.ndarray:
-    """Ḋ (n, M·axis) of the features along Ȧ: Ȧᵀ·A[:, :axis] + Aᵀ·Ȧ[:, :axis]."""
-    left = torch.from_numpy(np.concatenate((tangent, moments), axis=1))
-    right = torch.from_numpy(np.concatenate((moments[:, :, :axis], tangent[:, :, :axis]), axis=1))
-    return torch.bmm(left.transpose(1, 2), right).reshape(len(moments), -1).numpy()
-
-
 def network_moments(
     env: Environment, p: SeAParameters, networks: Sequence[Network], positions: Tensor, strain: Tensor
 ) -> Tensor:

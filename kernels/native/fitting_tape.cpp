@@ -1,0 +1,335 @@
+#include "fitting_tape.h"
+
+#include <algorithm>
+
+#include "parallel.h"
+
+namespace dphpc {
+namespace {
+
+constexpr std::int64_t tile_size = 96;  // atoms
+constexpr int block_rows = 128;         // of a weight gradient that one thread takes at a time
+
+}  // namespace
+
+template <class Real>
+typename FittingTape<Real>::Tile FittingTape<Real>::tile(int index) const {
+    const std::int64_t first = n_ * index / n_tiles_, last = n_ * (index + 1) / n_tiles_;
+    return {first, static_cast<int>(last - first), index};
+}
+
+template <class Real>
+void FittingTape<Real>::energy_and_adjoint(const NetInputs<Real>& x, std::int64_t n, int threads, Real* energies,
+                                           Real* moments_adjoint) {
+    x_ = x, n_ = n;
+    // As many tiles for every thread.
+    n_tiles_ = static_cast<int>((n + tile_size * threads - 1) / (tile_size * threads) * threads);
+    kept_.resize(net_.layers.size());
+    for (std::size_t l = 0; l < kept_.size(); ++l) {
+        const std::size_t size = n * net_.layers[l].step();
+        Kept& k = kept_[l];
+        for (auto* a : {&k.value, &k.slope, &k.curvature, &k.adjoint, &k.z_adjoint, &k.tangent}) sized(*a, size);
+        if (!net_.layers[l].idt.empty()) sized(k.act, size), sized(k.idt_sums, n_tiles_ * net_.layers[l].step());
+        sized(k.bias_sums, n_tiles_ * net_.layers[l].step());
+        for (auto& right : k.right) right.resize(n_tiles_);
+    }
+    inputs_adjoint_.resize(net_.chunks.size());
+    for (std::size_t c = 0; c < net_.chunks.size(); ++c)
+        sized(inputs_adjoint_[c], n * padded<Real>(net_.chunks[c].width));
+#pragma omp parallel num_threads(threads)
+    {
+        thread_local Scratch scratch;
+#pragma omp for schedule(static)
+        for (int t = 0; t < n_tiles_; ++t) {
+            forward(tile(t), scratch);
+            adjoint(tile(t), moments_adjoint);
+        }
+    }
+    for (std::int64_t i = 0; i < n; ++i) energies[i] = kept_.back().value[i * net_.layers.back().step()];
+}
+
+template <class Real>
+void FittingTape<Real>::forward(const Tile& tile, Scratch& scratch) {
+    for (std::size_t l = 0; l < kept_.size(); ++l) {
+        const PackedLayer<Real>& layer = net_.layers[l];
+        const int step = layer.step();
+        const std::int64_t from = tile.first * step, size = static_cast<std::int64_t>(tile.n) * step;
+        Real *value = kept_[l].value.data() + from, *skipped = nullptr;
+        for (int i = 0; i < tile.n; ++i) std::copy(layer.bias.begin(), layer.bias.end(), value + i * step);
+        const Real* before = l > 0 ? kept_[l - 1].value.data() + tile.first * layer.step_in() : nullptr;
+        if (l > 0) {
+            layer.forward.add_product(tile.n, before, layer.step_in(), 1, value, step);
+        } else {
+            if (layer.skip) {
+                skipped = sized(scratch.next, size);
+                std::fill_n(skipped, size, Real(0));
+            }
+            for (const Chunk<Real>& chunk : net_.chunks) {
+                const int width = padded<Real>(chunk.width);
+                Real* inputs = sized(scratch.chunk, static_cast<std::size_t>(tile.n) * width);
+                net_.fill(chunk, x_, tile.first, tile.n, inputs);
+                chunk.forward.add_product(tile.n, inputs, width, 1, value, step);
+                if (skipped) chunk.skip_forward.add_product(tile.n, inputs, width, 1, skipped, step);
+            }
+        }
+        Real *slope = kept_[l].slope.data() + from, *curvature = kept_[l].curvature.data() + from;
+        std::visit(
+            [&](const auto& function) {
+#pragma omp simd
+                for (std::int64_t k = 0; k < size; ++k) {
+                    const Real z = value[k];
+                    Real y;
+                    const Real d = function(z, y);
+                    curvature[k] = function.curvature(z, y, d);
+                    slope[k] = d, value[k] = y;
+                }
+            },
+            layer.activation);
+        if (!layer.idt.empty()) {
+            std::copy_n(value, size, kept_[l].act.data() + from);
+            for (int i = 0; i < tile.n; ++i)
+                for (int k = 0; k < layer.n_out; ++k) value[i * step + k] *= layer.idt[k];
+        }
+        if (l > 0)
+            add_copies(layer, tile.n, before, value);
+        else if (skipped)
+            for (std::int64_t k = 0; k < size; ++k) value[k] += skipped[k];
+    }
+}
+
+template <class Real>
+void FittingTape<Real>::adjoint(const Tile& tile, Real* moments_adjoint) {
+    const int last = net_.layers.back().step();
+    std::fill_n(kept_.back().adjoint.data() + tile.first * last, static_cast<std::int64_t>(tile.n) * last, Real(1));
+    for (std::size_t l = kept_.size(); l-- > 0;) {
+        const PackedLayer<Real>& layer = net_.layers[l];
+        Kept& k = kept_[l];
+        const int step = layer.step();
+        const std::int64_t from = tile.first * step;
+        for (std::int64_t at = from; at < from + static_cast<std::int64_t>(tile.n) * step; ++at)
+            k.z_adjoint[at] = k.adjoint[at] * k.slope[at];
+        if (!layer.idt.empty())
+            for (int i = 0; i < tile.n; ++i)
+                for (int j = 0; j < layer.n_out; ++j) k.z_adjoint[from + i * step + j] *= layer.idt[j];
+        if (l == 0) break;
+        Real* before = kept_[l - 1].adjoint.data() + tile.first * layer.step_in();
+        set_copies_adjoint(layer, tile.n, k.adjoint.data() + from, before);
+        layer.backward.add_product(tile.n, k.z_adjoint.data() + from, step, 1, before, layer.step_in());
+    }
+    const PackedLayer<Real>& first = net_.layers.front();
+    const std::int64_t from = tile.first * first.step(), n_row = n_rows * net_.channels;
+    std::fill_n(moments_adjoint + tile.first * n_row, tile.n * n_row, Real(0));
+    for (std::size_t c = 0; c < net_.chunks.size(); ++c) {
+        const Chunk<Real>& chunk = net_.chunks[c];
+        const int width = padded<Real>(chunk.width);
+        Real* y = inputs_adjoint_[c].data() + tile.first * width;
+        std::fill_n(y, static_cast<std::int64_t>(tile.n) * width, Real(0));
+        chunk.backward.add_product(tile.n, kept_[0].z_adjoint.data() + from, first.step(), 1, y, width);
+        if (first.skip)
+            chunk.skip_backward.add_product(tile.n, kept_[0].adjoint.data() + from, first.step(), 1, y, width);
+        if (chunk.is_features) net_.gather(chunk, x_.moments, y, tile.first, tile.n, moments_adjoint);
+    }
+}
+
+template <class Real>
+void FittingTape<Real>::gradient(const Real* seeds, const Real* tangent, int threads,
+                                 const std::vector<LayerGradient<Real>>& gradients, bool add, Real* moments_bar) {
+    struct Block {
+        int layer, chunk, first, last;  // rows of the layer's weights; of a chunk's inputs in the first layer
+    };
+    std::vector<Block> blocks;
+    const auto add_blocks = [&](int layer, int chunk, int rows) {
+        const int n = (rows + block_rows - 1) / block_rows;
+        for (int b = 0; b < n; ++b) blocks.push_back({layer, chunk, rows * b / n, rows * (b + 1) / n});
+    };
+    for (int l = 0; l < static_cast<int>(gradients.size()); ++l) {
+        if (!gradients[l].w) continue;
+        if (l > 0) add_blocks(l, 0, net_.layers[l].n_in);
+        for (int c = 0; l == 0 && c < static_cast<int>(net_.chunks.size()); ++c) add_blocks(0, c, net_.chunks[c].width);
+    }
+    const int n_blocks = static_cast<int>(blocks.size());
+#pragma omp parallel num_threads(threads)
+    {
+        thread_local Scratch scratch;
+#pragma omp for schedule(static)
+        for (int t = 0; t < n_tiles_; ++t) {
+            forward_tangent(tile(t), tangent, scratch);
+            adjoint_tangent(tile(t), seeds, tangent, scratch, moments_bar);
+        }
+#pragma omp for schedule(dynamic, 1)
+        for (int b = 0; b < n_blocks; ++b)
+            weight_rows(blocks[b].layer, blocks[b].chunk, blocks[b].first, blocks[b].last, tangent, scratch, add,
+                        gradients[blocks[b].layer].w);
+    }
+    for (std::size_t l = 0; l < gradients.size(); ++l) {
+        const int step = net_.layers[l].step();
+        const auto sum_tiles = [&](const std::vector<Real>& sums, Real* out) {
+            for (int k = 0; out && k < net_.layers[l].n_out; ++k) {
+                Real sum = add ? out[k] : Real(0);
+                for (int t = 0; t < n_tiles_; ++t) sum += sums[t * step + k];
+                out[k] = sum;
+            }
+        };
+        sum_tiles(kept_[l].bias_sums, gradients[l].bias);
+        sum_tiles(kept_[l].idt_sums, gradients[l].idt);
+    }
+}
+
+// `curvature` becomes p·act″·ż, with which alone it is needed.
+template <class Real>
+void FittingTape<Real>::forward_tangent(const Tile& tile, const Real* tangent, Scratch& scratch) {
+    for (std::size_t l = 0; l < kept_.size(); ++l) {
+        const PackedLayer<Real>& layer = net_.layers[l];
+        Kept& k = kept_[l];
+        const int step = layer.step();
+        const std::int64_t from = tile.first * step, size = static_cast<std::int64_t>(tile.n) * step;
+        Real *dot = k.tangent.data() + from, *skipped = nullptr;
+        std::fill_n(dot, size, Real(0));
+        const Real* before = l > 0 ? kept_[l - 1].tangent.data() + tile.first * layer.step_in() : nullptr;
+        if (l > 0) {
+            layer.forward.add_product(tile.n, before, layer.step_in(), 1, dot, step);
+        } else {
+            if (layer.skip) {
+                skipped = sized(scratch.next, size);
+                std::fill_n(skipped, size, Real(0));
+            }
+            for (const Chunk<Real>& chunk : net_.chunks) {
+                if (!chunk.is_features) continue;  // other inputs do not change
+                const int width = padded<Real>(chunk.width);
+                Real* inputs = sized(scratch.chunk, static_cast<std::size_t>(tile.n) * width);
+                net_.fill_tangent(chunk, x_.moments, tangent, tile.first, tile.n, inputs);
+                chunk.forward.add_product(tile.n, inputs, width, 1, dot, step);
+                if (skipped) chunk.skip_forward.add_product(tile.n, inputs, width, 1, skipped, step);
+            }
+        }
+        const Real *adjoint = k.adjoint.data() + from, *slope = k.slope.data() + from;
+        Real* curvature = k.curvature.data() + from;
+        for (std::int64_t i = 0; i < size; ++i) {
+            const Real z_dot = dot[i];
+            curvature[i] *= adjoint[i] * z_dot;
+            dot[i] = slope[i] * z_dot;
+        }
+        if (!layer.idt.empty()) {
+            Real* sums = k.idt_sums.data() + tile.index * step;  // the tangent's share; the value's comes later
+            std::fill_n(sums, step, Real(0));
+            for (int i = 0; i < tile.n; ++i)
+                for (int j = 0; j < layer.n_out; ++j) {
+                    sums[j] += adjoint[i * step + j] * dot[i * step + j];
+                    dot[i * step + j] *= layer.idt[j];
+                }
+        }
+        if (l > 0)
+            add_copies(layer, tile.n, before, dot);
+        else if (skipped)
+            for (std::int64_t i = 0; i < size; ++i) dot[i] += skipped[i];
+    }
+}
+
+// Turns q, the adjoint of a layer's output by value, into that of z in place; keeps its sums and both adjoints packed.
+template <class Real>
+void FittingTape<Real>::layer_adjoint(const Tile& tile, int l, Real* q) {
+    const PackedLayer<Real>& layer = net_.layers[l];
+    Kept& k = kept_[l];
+    const int step = layer.step();
+    const std::int64_t from = tile.first * step;
+    const Real *slope = k.slope.data() + from, *bend = k.curvature.data() + from;
+    Real *bias_sums = k.bias_sums.data() + tile.index * step, *idt_sums = k.idt_sums.data() + tile.index * step;
+    std::fill_n(bias_sums, step, Real(0));
+    for (std::int64_t i = 0; i < tile.n; ++i) {
+        Real* row = q + i * step;
+        if (!layer.idt.empty()) {
+            const Real* act = k.act.data() + from + i * step;
+            for (int j = 0; j < layer.n_out; ++j) idt_sums[j] += row[j] * act[j];
+        }
+        for (int j = 0; j < step; ++j) row[j] = row[j] * slope[i * step + j] + bend[i * step + j];
+        if (!layer.idt.empty())
+            for (int j = 0; j < layer.n_out; ++j) row[j] *= layer.idt[j];
+        for (int j = 0; j < step; ++j) bias_sums[j] += row[j];
+    }
+    const auto rows_of = [step](const Real* x) {
+        return [x, step](int i) { return [row = x + static_cast<std::int64_t>(i) * step](int j) { return row[j]; }; };
+    };
+    k.right[0][tile.index].pack_rows(tile.n, layer.n_out, rows_of(q));
+    k.right[1][tile.index].pack_rows(tile.n, layer.n_out, rows_of(k.z_adjoint.data() + from));
+}
+
+template <class Real>
+void FittingTape<Real>::adjoint_tangent(const Tile& tile, const Real* seeds, const Real* tangent, Scratch& scratch,
+                                        Real* moments_bar) {
+    const int last = net_.layers.back().step();
+    Real* q = sized(scratch.q, static_cast<std::size_t>(tile.n) * last);
+    for (int i = 0; i < tile.n; ++i) std::fill_n(q + i * last, last, seeds[tile.first + i]);
+    const PackedLayer<Real>& first = net_.layers.front();
+    std::vector<Real>& skipped = scratch.other;  // the adjoint of the first layer's output
+    for (std::size_t l = kept_.size(); l-- > 0;) {
+        const PackedLayer<Real>& layer = net_.layers[l];
+        if (l == 0) {
+            if (layer.skip) skipped.assign(q, q + static_cast<std::size_t>(tile.n) * layer.step());
+            layer_adjoint(tile, 0, q);
+            break;
+        }
+        Real* next = sized(scratch.next, static_cast<std::size_t>(tile.n) * layer.step_in());
+        set_copies_adjoint(layer, tile.n, q, next);
+        layer_adjoint(tile, static_cast<int>(l), q);
+        layer.backward.add_product(tile.n, q, layer.step(), 1, next, layer.step_in());
+        std::swap(scratch.q, scratch.next);
+        q = scratch.q.data();
+    }
+    const std::int64_t n_row = n_rows * net_.channels;
+    std::fill_n(moments_bar + tile.first * n_row, tile.n * n_row, Real(0));
+    for (std::size_t c = 0; c < net_.chunks.size(); ++c) {
+        const Chunk<Real>& chunk = net_.chunks[c];
+        if (!chunk.is_features) continue;
+        const int width = padded<Real>(chunk.width);
+        Real* y = sized(scratch.chunk, static_cast<std::size_t>(tile.n) * width);
+        std::fill_n(y, static_cast<std::size_t>(tile.n) * width, Real(0));
+        chunk.backward.add_product(tile.n, q, first.step(), 1, y, width);
+        if (first.skip) chunk.skip_backward.add_product(tile.n, skipped.data(), first.step(), 1, y, width);
+        net_.gather(chunk, x_.moments, y, tile.first, tile.n, moments_bar);
+        // Ė is bilinear in the moments and their tangent.
+        net_.gather(chunk, tangent, inputs_adjoint_[c].data() + tile.first * width, tile.first, tile.n, moments_bar);
+    }
+}
+
+// Rows first … last − 1 of a layer's weight gradient xᵀ·q_z + ẋᵀ·p_z; in the first layer those of a chunk's inputs.
+template <class Real>
+void FittingTape<Real>::weight_rows(int l, int chunk_index, int first, int last, const Real* tangent, Scratch& scratch,
+                                    bool add, Real* w) {
+    const PackedLayer<Real>& layer = net_.layers[l];
+    const int step = layer.step(), rows = last - first;
+    Real* sum = sized(scratch.q, static_cast<std::size_t>(rows) * step);
+    std::fill_n(sum, static_cast<std::size_t>(rows) * step, Real(0));
+    for (int t = 0; t < n_tiles_; ++t) {
+        const Tile tile = this->tile(t);
+        const Real *x, *x_dot;
+        int width = layer.step_in();
+        if (l > 0) {
+            x = kept_[l - 1].value.data() + tile.first * width;
+            x_dot = kept_[l - 1].tangent.data() + tile.first * width;
+        } else {
+            const Chunk<Real>& chunk = net_.chunks[chunk_index];
+            width = padded<Real>(chunk.width);
+            const std::size_t size = static_cast<std::size_t>(tile.n) * width;
+            Real *inputs = sized(scratch.chunk, size), *dots = sized(scratch.other, size);
+            net_.fill(chunk, x_, tile.first, tile.n, inputs);
+            net_.fill_tangent(chunk, x_.moments, tangent, tile.first, tile.n, dots);
+            x = inputs, x_dot = dots;
+        }
+        kept_[l].right[0][t].add_product(rows, x + first, 1, width, sum, step);
+        kept_[l].right[1][t].add_product(rows, x_dot + first, 1, width, sum, step);
+    }
+    for (int i = 0; i < rows; ++i) {
+        const Real* row = sum + static_cast<std::size_t>(i) * step;
+        if (l == 0) {
+            net_.set_gradient_rows(net_.chunks[chunk_index], first + i, row, add, w);
+        } else {
+            Real* out = w + static_cast<std::size_t>(first + i) * layer.n_out;
+            for (int j = 0; j < layer.n_out; ++j) out[j] = add ? out[j] + row[j] : row[j];
+        }
+    }
+}
+
+template class FittingTape<double>;
+template class FittingTape<float>;
+
+}  // namespace dphpc

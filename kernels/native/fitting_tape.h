@@ -1,0 +1,67 @@
+// The fitting net in training: energies, their derivative by the moments, and the gradient of S = Σ ē·E + Ė, where Ė is
+// the derivative of ΣE along a direction of the moments.  The formulas stand in dphpc/ops/fitting/gradient.py; here atoms
+// go through all layers tile by tile, and the weights' gradients are taken block by block.
+#pragma once
+
+#include "fitting.h"
+
+namespace dphpc {
+
+// Where a layer's gradients go; null where they are not wanted.
+template <class Real>
+struct LayerGradient {
+    Real *w, *bias, *idt;
+};
+
+template <class Real>
+class FittingTape {
+  public:
+    FittingTape(const std::vector<LayerView<Real>>& views, int channels, int axis) : net_(views, channels, axis) {}
+
+    void repack(const std::vector<LayerView<Real>>& views, int threads) { net_.repack(views, threads); }
+
+    // Sets energies (n) and moments_adjoint (n, 4, M), the derivative of their sum.  The inputs must stay until
+    // `gradient` has been called.
+    void energy_and_adjoint(const NetInputs<Real>& x, std::int64_t n, int threads, Real* energies,
+                            Real* moments_adjoint);
+
+    // For seeds ē (n) and the moments' change `tangent` (n, 4, M): sets the gradients by weights (adds to them, if asked)
+    // and moments_bar (n, 4, M), the gradient by the moments.
+    void gradient(const Real* seeds, const Real* tangent, int threads, const std::vector<LayerGradient<Real>>& gradients,
+                  bool add, Real* moments_bar);
+
+  private:
+    // Of one layer, all atoms: (n, padded n_out), or (tiles, padded n_out) for sums.
+    struct Kept {
+        std::vector<Real> value, act;              // output; act(z), where idt asks for it
+        std::vector<Real> slope, curvature;        // act′(z), act″(z)
+        std::vector<Real> adjoint, z_adjoint;      // ∂E/∂output, ∂E/∂z
+        std::vector<Real> tangent;                 // of the output
+        std::vector<Real> bias_sums, idt_sums;     // gradients of each tile
+        std::vector<PackedMatrix<Real>> right[2];  // of each tile: adjoints of z by value (q) and by tangent (p)
+    };
+    struct Scratch {
+        std::vector<Real> chunk, other, q, next;
+    };
+    struct Tile {
+        std::int64_t first;
+        int n, index;
+    };
+
+    void forward(const Tile& tile, Scratch& scratch);
+    void adjoint(const Tile& tile, Real* moments_adjoint);
+    void forward_tangent(const Tile& tile, const Real* tangent, Scratch& scratch);
+    void adjoint_tangent(const Tile& tile, const Real* seeds, const Real* tangent, Scratch& scratch, Real* moments_bar);
+    void layer_adjoint(const Tile& tile, int l, Real* q);
+    void weight_rows(int l, int chunk, int first, int last, const Real* tangent, Scratch& scratch, bool add, Real* w);
+    Tile tile(int index) const;
+
+    PackedNet<Real> net_;
+    std::vector<Kept> kept_;
+    std::vector<std::vector<Real>> inputs_adjoint_;  // ∂E/∂input of each chunk (n, padded width)
+    NetInputs<Real> x_{};
+    std::int64_t n_ = 0;
+    int n_tiles_ = 0;
+};
+
+}  // namespace dphpc
