@@ -10,6 +10,7 @@ from dphpc.ops.fitting import gradient, native
 from dphpc.ops.se_a import reference as se_a
 from dphpc.ops.threads import set_threads
 
+NAMES = ["tanh", "sigmoid", "softplus", "relu", "relu6", "gelu", "silu", "silut:0.5", "linear"]
 CHANNELS, AXIS = 11, 4
 # Behind the features and columns: skips of all kinds, odd widths, none.
 WIDTHS = [[12, 24, 24], [44], [47, 47], [88, 13], []]
@@ -38,7 +39,7 @@ def plain(net: Network, moments, columns, seeds, tangent, gradients, add):
     return energies, moments_adjoint, moments_bar
 
 
-@pytest.mark.parametrize("name", ["tanh", "sigmoid", "softplus", "relu", "relu6", "gelu", "silu", "silut:0.5", "linear"])
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("widths", WIDTHS)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-12), (np.float32, 2e-5)])  # measured 1e-14, 3e-6
 def test_native_agrees(name, widths, dtype, tolerance):
