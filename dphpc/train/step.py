@@ -17,8 +17,8 @@ from dphpc.model.dp_model import DPModel
 from dphpc.model.radial_table import Grid, RadialTable, fitted_table
 from dphpc.ops.fitting.native import FittingTape
 from dphpc.ops.se_a import native as se_a
-from dphpc.ops.se_a.autograd import KnotTable
 from dphpc.ops.se_a.contract import Embedding, Environment, SeAParameters
+from dphpc.ops.se_a.knots import KnotTable
 from dphpc.train.data import Batch
 from dphpc.train.parameters import Parameters
 
@@ -111,6 +111,9 @@ class TableStep:
         self.se_a = SeAParameters.of(model)
         networks = dict(enumerate(model.fitting.networks))
         self._gradients = {t: parameters.gradients_of(f"fitting.networks.{t}") for t in networks}
+        self._embedding_gradients = [
+            parameters.gradients_of(f"descriptor.networks.{i}") for i in range(len(model.descriptor.networks))
+        ]
         shape = model.descriptor.networks[0].n_out, model.descriptor.axis_neuron
         self._tapes = {t: FittingTape(net, *shape) for t, net in networks.items()}
         self._vacuum = {t: FittingTape(net, *shape) for t, net in networks.items() if model.fitting.subtracts_vacuum(t)}
@@ -162,8 +165,8 @@ class TableStep:
         """Make the table of the networks `used`, and the fitting nets' products, of the present weights."""
         for tape in (*self._tapes.values(), *self._vacuum.values()):
             tape.repack()
-        networks = [self.parameters.descriptor_networks[i] for i in used]
-        place = np.zeros(len(self.parameters.descriptor_networks), np.int32)
+        networks = [self.model.descriptor.networks[i] for i in used]
+        place = np.zeros(len(self.model.descriptor.networks), np.int32)
         place[list(used)] = np.arange(len(used))
         self._compact = replace(self.se_a, network=place[self.se_a.network])
         self._knots = KnotTable(networks, self._compact, self.grid)
@@ -258,7 +261,7 @@ class TableStep:
         coefficients, empty = se_a.tangent_adjoint(
             k.env, self._compact, self._embedding, direction, strain, moments_adjoint, k.moments_adjoint
         )
-        self._knots.backward(coefficients, empty)
+        self._knots.backward(coefficients, empty, [self._embedding_gradients[i] for i in self._used])
         self._fresh = False
 
 

@@ -72,9 +72,7 @@ class FittingTape:
         self._inputs = moments, columns  # the tape reads them again
         return energies, adjoint
 
-    def gradient(
-        self, seeds: Floats, tangent: Floats, gradients: Mapping[str, Floats], *, add: bool = False
-    ) -> Floats:
+    def gradient(self, seeds: Floats, tangent: Floats, gradients: Mapping[str, Floats], *, add: bool = False) -> Floats:
         """Gradient of Σ ē·E + Ė, with Ė along Ȧ.
 
         Parameters
