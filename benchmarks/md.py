@@ -1,24 +1,42 @@
-"""MD beside LAMMPS with DeePMD-kit's pair style: the same model, structure and cores, in one run.
+"""MD by size, ranks and threads, beside LAMMPS with DeePMD-kit's pair style where one is given: same model, one run.
 
-    python benchmarks/md.py --peer VENV --model deepmd_water.dp --structure water.lmp --types O H --training input.json
+    python benchmarks/md.py                                  # the bundled silicon model
+    python benchmarks/md.py --model deepmd_water.dp --structure water.lmp --types O H \\
+        --replicate 1 2 4 8 --peer VENV --training input.json --name md_water
 
-DeePMD-kit's model is converted by itself to `.pth` and `.pb` and compressed by itself; dphpc compresses its own.
-The programs take turns, `--repeat` times; medians are compared.
+DeePMD-kit's model is converted by itself to `.pth` and `.pb` and compressed by itself; dphpc compresses its own.  The
+programs take turns, `--repeat` times; medians are compared, the peers on the smallest system only.  The ceiling beside
+each figure is the time that the fitting net's matrix products take at BLAS' measured rate and the table's arithmetic at
+the fastest rate seen, on as many cores.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import re
 import shutil
 import statistics
 import sys
 import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import ase.io
 import numpy as np
 from ase.data import atomic_masses, atomic_numbers
-from harness import Peer, matmul_ceiling, run, store
+from harness import ROOT, Peer, fastest_rate, matmul_ceiling, run, store
+
+from dphpc.core.box import Box
+from dphpc.model.model_file import read_model
+from dphpc.potential.contract import Outputs
+from dphpc.potential.deep import DeepPotential
+from dphpc.potential.deep_pot import surroundings
+
+SILICON = ROOT / "examples" / "silicon"
+PRECISIONS = ("float64", "mixed")
 
 LAMMPS = """units metal
 boundary p p p
@@ -37,113 +55,214 @@ run 2
 run {steps}
 """
 
-DPHPC = """structure: {structure}
-type_map: [{types}]
-replicate: [{r}, {r}, {r}]
-model: {model}
-precision: {precision}
-skin_A: 1.0
-timestep_fs: 0.5
-velocities: {{temperature_K: 330, seed: 1}}
-stages:
-  - {{ensemble: nve, steps: {steps}}}
-thermo: {{every: 1000, file: thermo.csv}}
+RUN = """
+import json, dphpc
+from dphpc.md.memory import peak_memory
+from dphpc.parallel.comm import world
+r = dphpc.md('run.json')
+peak = sum(world().allgather(peak_memory()))
+if world().rank == 0:
+    print('RESULT', json.dumps(dict(rate=r.atom_steps_per_second, seconds=r.seconds, phases=r.phases, peak=peak,
+                                    atoms=r.n_atoms, rebuilds=r.rebuilds)))
 """
 
 
-def lammps_rate(peer: Peer, folder: Path, model: str, args: argparse.Namespace, ranks: int, steps: int) -> float:
-    """atom-step/s of LAMMPS' second run."""
-    masses = "\n".join(f"mass {i} {atomic_masses[atomic_numbers[t]]}" for i, t in enumerate(args.types, 1))
-    text = LAMMPS.format(structure=args.structure.name, r=args.replicate, masses=masses, model=model, steps=steps)
-    (folder / "in.lammps").write_text(text)
-    out = peer.run("mpirun", "-n", str(ranks), peer.bin / "lmp", "-in", "in.lammps", cwd=folder)
-    atoms = int(re.findall(r"with (\d+) atoms", out)[-1])
-    seconds = float(re.findall(r"Loop time of ([\d.e+-]+)", out)[-1])
-    return atoms * steps / seconds
+@dataclass
+class Setup:
+    """What is run: files by name in `folder`."""
+
+    folder: Path
+    structure: str
+    types: list[str]
+    n_atoms: int
+    pairs_per_atom: float
+    flops: tuple[float, float]  # of an atom and step: fitting net, everything else
+    peer: Peer | None
+    results: list[dict[str, Any]] = field(default_factory=list)
 
 
-def dphpc_rate(folder: Path, model: str, args: argparse.Namespace, ranks: int, steps: int, precision: str) -> float:
-    """atom-step/s that `dphpc md` prints for its stages."""
-    text = DPHPC.format(
-        structure=args.structure.name, types=", ".join(args.types), r=args.replicate, model=model,
-        precision=precision, steps=steps,
-    )  # fmt: skip
-    (folder / "run.yaml").write_text(text)
+def dphpc_run(setup: Setup, replicate: int, ranks: int, threads: int, precision: str, steps: int) -> dict[str, Any]:
+    """What `dphpc md` says of its stages."""
+    config = {
+        "structure": setup.structure, "type_map": setup.types, "replicate": [replicate] * 3, "model": "model_c.dp",
+        "precision": precision, "skin_A": 1.0, "timestep_fs": 0.5, "velocities": {"temperature_K": 330, "seed": 1},
+        "stages": [{"ensemble": "nve", "steps": steps}], "thermo": {"every": 100, "file": "thermo.csv"},
+    }  # fmt: skip
+    (setup.folder / "run.json").write_text(json.dumps(config))
     start = [Path(sys.executable).parent / "mpirun", "-n", str(ranks)] if ranks > 1 else []
-    code = "import dphpc; print('RATE', dphpc.md('run.yaml').atom_steps_per_second)"
-    out = run([*start, sys.executable, "-c", code], folder)
-    return float(re.findall(r"RATE ([\d.e+]+)", out)[0])
+    if start and not start[0].exists():  # type: ignore[union-attr]
+        start[0] = "mpirun"
+    as_root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}  # in a container
+    environment = os.environ | as_root | {"OMP_NUM_THREADS": str(threads)}
+    out = run([*start, sys.executable, "-c", RUN], setup.folder, environment)
+    return json.loads(re.findall(r"RESULT (.*)", out)[-1])
+
+
+def lammps_run(setup: Setup, model: str, replicate: int, ranks: int, steps: int) -> dict[str, Any]:
+    """atom-step/s of LAMMPS' second run."""
+    assert setup.peer is not None
+    masses = "\n".join(f"mass {i} {atomic_masses[atomic_numbers[t]]}" for i, t in enumerate(setup.types, 1))
+    text = LAMMPS.format(structure=setup.structure, r=replicate, masses=masses, model=model, steps=steps)
+    (setup.folder / "in.lammps").write_text(text)
+    launch = ["mpirun", "-n", str(ranks), setup.peer.bin / "lmp", "-in", "in.lammps"]
+    seconds = float(re.findall(r"Loop time of ([\d.e+-]+)", setup.peer.run(*launch, cwd=setup.folder))[-1])
+    return {"rate": setup.n_atoms * replicate**3 * steps / seconds, "seconds": seconds}
+
+
+def prepare(folder: Path, args: argparse.Namespace) -> Setup:
+    """Model and structure in every form, in `folder`."""
+    shutil.copy(args.model, folder / "model.dp")
+    run([sys.executable, "-m", "dphpc", "compress", "-i", "model.dp", "-o", "model_c.dp"], folder)
+    structure, types = args.structure, args.types
+    atoms = ase.io.read(structure, **({"format": "lammps-data", "atom_style": "atomic"} if types else {}))
+    if not types:
+        types = list(dict.fromkeys(atoms.symbols))
+        ase.io.write(folder / "structure.lmp", atoms, format="lammps-data", specorder=types)
+        structure = folder / "structure.lmp"
+    else:
+        shutil.copy(structure, folder / structure.name)
+    model = read_model(folder / "model_c.dp")
+    descriptor, net = model.descriptor, model.fitting.networks[0]
+    volume = atoms.get_volume() / len(atoms)
+    pairs = 4.0 / 3.0 * np.pi * descriptor.rcut**3 / volume
+    products = 4.0 * sum(layer.w.size for layer in net.layers)
+    channels = net.n_in // descriptor.axis_neuron
+    # A pair and channel: a quintic (5) and four sums (4) forward; value, slope (9) and eight sums backward, in pairs of
+    # operations.  A feature takes four products forward and eight backward.
+    table = 2.0 * (9 + 17) * channels * pairs + 2.0 * 12 * net.n_in
+    peer = Peer(args.peer) if args.peer else None
+    setup = Setup(folder, structure.name, types, len(atoms), pairs, (products, table), peer)
+    if peer is not None:
+        link_training_data(folder, args.training)
+        for kind, flag in ((".pth", "--pt"), (".pb", "--tf")):
+            peer.run("dp", "convert-backend", "model.dp", f"model{kind}", cwd=folder)
+            compress = ["-i", f"model{kind}", "-o", f"model_c{kind}", "-t", args.training.name]
+            peer.run("dp", flag, "compress", *compress, cwd=folder)
+    return setup
+
+
+def link_training_data(folder: Path, training: Path) -> None:
+    """The peer's compress looks the training data up beside the input."""
+    for item in training.resolve().parent.iterdir():
+        if not item.name.startswith(".") and not (folder / item.name).exists():
+            (folder / item.name).symlink_to(item)
+
+
+def mixed_errors(setup: Setup) -> dict[str, float]:
+    """Forces (eV/Å, RMS) and energy (eV/atom) of mixed precision against float64, on the displaced structure."""
+    data = ase.io.read(setup.folder / setup.structure, format="lammps-data", atom_style="atomic")
+    positions = data.positions + np.random.default_rng(1).normal(0.0, 0.02, data.positions.shape)
+    kinds = data.arrays.get("type", data.numbers) - 1
+    found = []
+    for precision in PRECISIONS:
+        potential = DeepPotential.from_file(setup.folder / "model_c.dp", precision)
+        types = np.array([potential.type_map.index(setup.types[k]) for k in kinds], np.int32)
+        box = Box(np.array(data.cell))
+        state, neighbors, owners = surroundings(positions, box, types, potential.cutoff)
+        out = Outputs.zeros(len(types), state.n_all)
+        potential.evaluate(state, neighbors, out)
+        np.add.at(out.forces, owners, out.forces[len(types) :])
+        found.append((out.energy / len(types), out.forces[: len(types)].copy()))
+    (e64, f64), (e32, f32) = found
+    return {"force_rms_eV_per_A": float(np.sqrt(((f32 - f64) ** 2).mean())), "energy_eV_per_atom": abs(e32 - e64)}
+
+
+def measure(setup: Setup, args: argparse.Namespace) -> None:
+    """All sizes and layouts, the programs in turns."""
+    smallest = min(args.replicate)
+    for replicate in args.replicate:
+        atoms = setup.n_atoms * replicate**3
+        for ranks, threads in (tuple(map(int, layout.split("x"))) for layout in args.layouts):
+            steps = max(4, round(args.atom_steps * ranks * threads / atoms))
+            runs = {
+                f"dphpc {precision}": lambda p=precision: dphpc_run(setup, replicate, ranks, threads, p, steps)  # noqa: B023
+                for precision in PRECISIONS
+            }
+            if setup.peer is not None and replicate == smallest and threads == 1:
+                for kind, divisor in ((".pth", 30), ("_c.pth", 15), (".pb", 8), ("_c.pb", 3)):
+                    n = max(4, steps // divisor)
+                    runs[f"LAMMPS {kind}"] = lambda k=kind, n=n: lammps_run(setup, f"model{k}", replicate, ranks, n)  # noqa: B023
+            taken: dict[str, list[dict[str, Any]]] = {label: [] for label in runs}
+            for _ in range(args.repeat):
+                for label, one in runs.items():
+                    taken[label].append(one())
+            ceiling = {p: ceiling_rate(setup, p) * ranks * threads for p in PRECISIONS}
+            for label, found in taken.items():
+                row = {"program": label, "atoms": atoms, "ranks": ranks, "threads": threads, "runs": found}
+                row["rate"] = statistics.median(f["rate"] for f in found)
+                if label.startswith("dphpc"):
+                    row["fraction_of_ceiling"] = row["rate"] / ceiling[label.split()[1]]
+                setup.results.append(row)
+            report(setup.results[-len(taken) :])
+
+
+def ceiling_rate(setup: Setup, precision: str) -> float:
+    """atom-step/s of one core that does nothing but the model's arithmetic."""
+    dtype = np.float64 if precision == "float64" else np.float32
+    products, table = setup.flops
+    return 1e9 / (products / matmul_ceiling(dtype) + table / fastest_rate(dtype))
+
+
+def report(rows: list[dict[str, Any]]) -> None:
+    """A table of medians, spreads and our ratio to each."""
+    first = rows[0]
+    print(f"\n{first['atoms']:,} atoms, {first['ranks']} ranks × {first['threads']} threads")
+    print(f"{'atom-step/s':>38}{'spread':>9}{'dphpc is':>11}{'of ceiling':>12}{'beside forces':>15}")
+    for row in rows:
+        rates = [f["rate"] for f in row["runs"]]
+        line = f"{row['program']:>22}{row['rate']:16,.0f}{(max(rates) - min(rates)) / row['rate']:9.1%}"
+        line += f"{first['rate'] / row['rate']:9.2f} ×"
+        if "fraction_of_ceiling" in row:
+            others = [1.0 - f["phases"]["force"] / f["seconds"] for f in row["runs"]]
+            line += f"{row['fraction_of_ceiling']:12.1%}{statistics.median(others):15.1%}"
+        print(line, flush=True)
+
+
+def memory_per_atom(setup: Setup) -> float | None:
+    """Bytes by which the peak of the largest float64 run on one core exceeds that of the next smaller one, per atom."""
+    runs = sorted(
+        (row["atoms"], min(f["peak"] for f in row["runs"])) for row in setup.results
+        if row["program"] == "dphpc float64" and row["ranks"] * row["threads"] == 1
+    )  # fmt: skip
+    if len(runs) < 2 or runs[-1][0] < 50_000:
+        return None
+    (small, low), (large, high) = runs[-2:]
+    return (high - low) / (large - small)
 
 
 def main() -> None:
-    """Run everything and print the ratios."""
+    """Run everything, print the ratios, store them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer", type=Path, required=True, help="virtual environment of DeePMD-kit")
-    parser.add_argument("--model", type=Path, required=True, help="uncompressed .dp model")
-    parser.add_argument("--structure", type=Path, required=True, help="LAMMPS data file")
-    parser.add_argument("--types", nargs="+", required=True, help="elements of the file's types")
-    parser.add_argument("--training", type=Path, required=True, help="input.json whose data give the nearest pair")
-    parser.add_argument("--replicate", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=200, help="steps of the fastest program; slower ones do fewer")
+    parser.add_argument("--model", type=Path, default=SILICON / "silicon.dp", help="uncompressed .dp model")
+    parser.add_argument("--structure", type=Path, default=SILICON / "si8.poscar")
+    parser.add_argument("--types", nargs="+", help="elements of a LAMMPS data file's types")
+    parser.add_argument("--replicate", type=int, nargs="+", default=[4, 8])
+    parser.add_argument("--layouts", nargs="+", default=["1x1", "2x1", "1x2"], help="ranks x threads")
+    parser.add_argument("--atom-steps", type=float, default=4e5, help="work of a run and core")
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--ranks", type=int, nargs="+", default=[1])
-    parser.add_argument("--name", default="md")
+    parser.add_argument("--peer", type=Path, help="virtual environment of DeePMD-kit")
+    parser.add_argument("--training", type=Path, help="input.json whose data give the peer the nearest pair")
+    parser.add_argument("--name", default="md_silicon")
     args = parser.parse_args()
-    peer = Peer(args.peer)
+    if args.peer and not args.training:
+        parser.error("--peer needs --training")
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        prepare(peer, folder, args)
-        runs = {
-            ".pth": lambda n: lammps_rate(peer, folder, "model.pth", args, n, max(4, args.steps // 20)),
-            ".pth compressed": lambda n: lammps_rate(peer, folder, "model_c.pth", args, n, max(4, args.steps // 10)),
-            ".pb": lambda n: lammps_rate(peer, folder, "model.pb", args, n, max(4, args.steps // 5)),
-            ".pb compressed": lambda n: lammps_rate(peer, folder, "model_c.pb", args, n, args.steps // 2),
-            "dphpc uncompressed": lambda n: dphpc_rate(folder, "model.dp", args, n, args.steps, "float64"),
-            "dphpc": lambda n: dphpc_rate(folder, "model_c.dp", args, n, args.steps, "float64"),
-            "dphpc mixed": lambda n: dphpc_rate(folder, "model_c.dp", args, n, args.steps, "mixed"),
-        }
-        figures: dict[str, dict[str, list[float]]] = {}
-        for ranks in args.ranks:
-            rates: dict[str, list[float]] = {label: [] for label in runs}
-            for _ in range(args.repeat):
-                for label, measure in runs.items():
-                    rates[label].append(measure(ranks))
-            figures[str(ranks)] = rates
-            report(ranks, rates)
-    ceiling = {"float64": matmul_ceiling(), "float32": matmul_ceiling(np.float32)}
-    print(f"matrix products on one core: {ceiling['float64']:.1f} GFLOP/s float64, {ceiling['float32']:.1f} float32")
+        setup = prepare(Path(name), args)
+        print(f"an atom and step: {setup.flops[0] / 1e6:.2f} MFLOP of products, {setup.flops[1] / 1e6:.2f} of the rest")
+        measure(setup, args)
+        errors, memory = mixed_errors(setup), memory_per_atom(setup)
+    print(f"\nmixed against float64: forces {errors['force_rms_eV_per_A']:.1e} eV/Å RMS, "
+          f"energy {errors['energy_eV_per_atom']:.1e} eV/atom")  # fmt: skip
+    if memory is not None:
+        print(
+            f"memory: {memory:,.0f} bytes an atom, of which the neighbor list {4 * setup.pairs_per_atom:,.0f} or more"
+        )
     path = store(
-        args.name, peer=f"DeePMD-kit {peer.version()}", model=args.model.name, replicate=args.replicate,
-        atom_steps_per_second=figures, ceiling_gflops=ceiling,
+        args.name, peer=f"DeePMD-kit {setup.peer.version()}" if setup.peer else None, model=args.model.name,
+        flops_per_atom_step=setup.flops, mixed_errors=errors, bytes_per_atom=memory, results=setup.results,
+        ceiling_gflops={"float64": matmul_ceiling(), "float32": matmul_ceiling(np.float32)},
     )  # fmt: skip
     print(f"stored in {path}")
-
-
-def prepare(peer: Peer, folder: Path, args: argparse.Namespace) -> None:
-    """The model in every form, in `folder`."""
-    training = args.training.resolve().parent
-    for item in training.iterdir():  # the peer's compress looks its training data up beside the input
-        if not item.name.startswith("."):
-            (folder / item.name).symlink_to(item)
-    for source, name in ((args.model, "model.dp"), (args.structure, args.structure.name)):
-        (folder / name).unlink(missing_ok=True)
-        shutil.copy(source, folder / name)
-    for kind, flag in ((".pth", "--pt"), (".pb", "--tf")):
-        peer.run("dp", "convert-backend", "model.dp", f"model{kind}", cwd=folder)
-        peer.run(
-            "dp", flag, "compress", "-i", f"model{kind}", "-o", f"model_c{kind}", "-t", args.training.name, cwd=folder
-        )
-    run([sys.executable, "-m", "dphpc", "compress", "-i", "model.dp", "-o", "model_c.dp"], folder)
-
-
-def report(ranks: int, rates: dict[str, list[float]]) -> None:
-    """A table of medians, spreads and our ratio to each."""
-    ours = statistics.median(rates["dphpc"])
-    print(f"\n{ranks} rank(s){'atom-step/s':>26}{'spread':>10}{'dphpc float64 is':>20}")
-    for label, values in rates.items():
-        middle = statistics.median(values)
-        spread = (max(values) - min(values)) / middle
-        print(f"{label:>20}{middle:15,.0f}{spread:10.1%}{ours / middle:15.2f} ×")
 
 
 if __name__ == "__main__":
