@@ -1,9 +1,11 @@
-"""Training beside `dp --pt train`: the same input and data, the same threads, in one run.
+"""Training by batch, precision and threads, beside `dp --pt train` where one is given: same input and data, in one run.
 
-    python benchmarks/training.py --peer VENV --input input.json --steps 200
+    python benchmarks/training.py                                    # the bundled silicon data
+    python benchmarks/training.py --input deepmd_input.json --peer VENV --name training_water
 
-DeePMD-kit's time is that of its last quarter, dphpc's the mean of all its steps; what remains of the wall time is
-start-up, statistics and output.
+Seconds a step are those of the last quarter of a run; the start is the time from the command to the end of the first
+step; memory is the peak beyond that of importing torch.  The ceiling is six matrix products of the fitting net's size
+for each atom at BLAS' measured rate, and the table's arithmetic at the fastest rate seen, on as many cores.
 """
 
 from __future__ import annotations
@@ -13,75 +15,159 @@ import json
 import os
 import re
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from harness import Peer, matmul_ceiling, run, store
+from harness import ROOT, Peer, fastest_rate, matmul_ceiling, store
+
+from dphpc.train.schema import load_input
+
+OURS, THEIRS = "dphpc", "DeePMD-kit"
 
 
-def prepared(source: Path, folder: Path, steps: int, batch: int) -> None:
-    """`input.json` of `folder`: the source's, its data by full path, its length and batch as asked."""
+@dataclass
+class Run:
+    """One training."""
+
+    program: str
+    batch: int
+    precision: str
+    threads: int
+    seconds_per_step: float
+    start_s: float
+    peak_bytes: int
+
+
+def prepared(source: Path, folder: Path, steps: int, batch: int, precision: str) -> None:
+    """`input.json` of `folder`: the source's, its data by full path, its length, batch and precision as asked."""
     config = json.loads(source.read_text())
     training = config["training"]
     data = training["training_data"]
-    data["systems"] = [str((source.parent / s).resolve()) for s in data["systems"]]
+    listed = data["systems"] if isinstance(data["systems"], list) else [data["systems"]]
+    data["systems"] = [str(source.parent.resolve() / s) for s in listed]
     data["batch_size"] = batch
     training.pop("validation_data", None)  # neither program's steps are to hold any validation
     training |= {"numb_steps": steps, "disp_freq": steps // 4, "save_freq": steps}
     training.pop("stat_file", None)
+    for section in ("descriptor", "fitting_net"):
+        config["model"][section]["precision"] = precision
     (folder / "input.json").write_text(json.dumps(config))
 
 
-def seconds_per_step(
-    peer_or_ours: list[str | Path], folder: Path, env: dict[str, str], steps: int
-) -> tuple[float, float]:
-    """Seconds a step, and seconds from the command to its end less the steps."""
-    start = time.perf_counter()
-    out = run(peer_or_ours, folder, env)
-    total = time.perf_counter() - start
-    if found := re.search(r"\(([\d.]+) ms a step\)", out):
-        step = float(found.group(1)) / 1e3
-    else:  # DeePMD-kit: "total wall time = 23.05 s" of each interval of steps / 4
-        step = float(re.findall(r"total wall time = ([\d.]+) s", out)[-1]) / (steps // 4)
-    return step, total - step * steps
+def watched(command: list[str | Path], folder: Path, env: dict[str, str]) -> tuple[str, float, int]:
+    """Output, seconds until the first step was shown, and the largest resident memory in bytes."""
+    start, first, lines = time.perf_counter(), 0.0, []
+    process = subprocess.Popen(
+        [str(c) for c in command], cwd=folder, env=env, text=True, stdout=-1, stderr=subprocess.STDOUT
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if not first and re.search(r"(batch|step) +1\b", line):
+            first = time.perf_counter() - start
+        lines.append(line)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"{' '.join(map(str, command))} failed:\n{''.join(lines)[-3000:]}")
+    return "".join(lines), first, usage.ru_maxrss * 1024
+
+
+def train(program: str, env: dict[str, str], args: argparse.Namespace, case: tuple[int, str, int]) -> Run:
+    """One training of either program."""
+    batch, precision, threads = case
+    steps = max(8, args.steps // batch) * (1 if program == THEIRS else 4)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        prepared(args.input.resolve(), folder, steps, batch, precision)
+        start = [sys.executable, "-m", "dphpc"] if program == OURS else [args.peer / "bin" / "dp", "--pt"]
+        command = [*start, "train", "input.json", "--skip-neighbor-stat"]
+        out, first, peak = watched(command, folder, env)
+    # Of each quarter dphpc shows "batch 400: 12.34 s, …", DeePMD-kit "total wall time = 23.05 s".
+    shown = r"batch +\d+: ([\d.]+) s, " if program == OURS else r"total wall time = ([\d.]+) s"
+    return Run(program, batch, precision, threads, float(re.findall(shown, out)[-1]) / (steps // 4), first, peak)
+
+
+def importing_torch(python: Path | str) -> int:
+    """Bytes of a process that has imported torch and done nothing else."""
+    return watched([python, "-c", "import torch"], Path.cwd(), dict(os.environ))[2]
+
+
+def flops(source: Path) -> tuple[float, float]:
+    """FLOP of an atom and step in matrix products, and in the table."""
+    model = load_input(source).model
+    channels, axis = model.descriptor.neuron[-1], model.descriptor.axis_neuron
+    widths = [channels * axis, *model.fitting_net.neuron, 1]
+    products = 6 * 2.0 * sum(a * b for a, b in pairwise(widths))
+    sel = model.descriptor.sel
+    pairs = sum(sel) if isinstance(sel, list) else 100  # about: a little more than are there
+    # Multiply-adds of a pair and channel: 9 forward, 17 to the forces, 17 along the tangent, 24 back to the table.
+    return products, 2.0 * (9 + 17 + 17 + 24) * channels * pairs * 0.65
+
+
+def report(runs: list[Run], case: tuple[int, str, int], imports: dict[str, int], ceiling_s: float) -> None:
+    """Medians of both programs and their ratios."""
+    batch, precision, threads = case
+    print(f"\nbatch {batch}, {precision}, {threads} thread(s); ceiling {1e3 * ceiling_s:.1f} ms a step")
+    middle = {}
+    for program in (OURS, THEIRS):
+        mine = [r for r in runs if (r.program, r.batch, r.precision, r.threads) == (program, *case)]
+        if not mine:
+            continue
+        step = statistics.median(r.seconds_per_step for r in mine)
+        start, peak = statistics.median(r.start_s for r in mine), statistics.median(r.peak_bytes for r in mine)
+        middle[program] = (step, peak - imports[program])
+        share = f", {ceiling_s / step:.0%} of the ceiling" if program == OURS else ""
+        print(
+            f"{program:>12}: {step * 1e3:8.2f} ms a step ({step * 1e3 / batch:.2f} a frame), first step after "
+            f"{start:.1f} s, {(peak - imports[program]) / 1e6:,.0f} MB beyond torch{share}"
+        )
+    if len(middle) == 2:
+        (ours, our_memory), (theirs, their_memory) = middle[OURS], middle[THEIRS]
+        print(f"{'':>14}{theirs / ours:.2f} × faster, {our_memory / their_memory:.2f} of the memory", flush=True)
 
 
 def main() -> None:
     """Run both and print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer", type=Path, required=True, help="virtual environment of DeePMD-kit")
-    parser.add_argument("--input", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=100, help="steps of the peer; dphpc does four times as many")
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--input", type=Path, default=ROOT / "examples" / "silicon" / "input.json")
+    parser.add_argument("--atoms", type=int, default=192, help="atoms of a frame, for the ceiling")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--precision", nargs="+", default=["float64", "float32"])
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument(
+        "--steps", type=int, default=100, help="frames of the peer's run; dphpc takes four times as many"
+    )
     parser.add_argument("--repeat", type=int, default=2)
-    parser.add_argument("--name", default="training")
+    parser.add_argument("--peer", type=Path, help="virtual environment of DeePMD-kit")
+    parser.add_argument("--peer-batch", type=int, default=1, help="largest batch that the peer is run with")
+    parser.add_argument("--name", default="training_silicon")
     args = parser.parse_args()
-    peer = Peer(args.peer, args.threads)
-    ours_env = os.environ | {"OMP_NUM_THREADS": str(args.threads)}
-    steps: dict[str, list[float]] = {"DeePMD-kit": [], "dphpc": []}
-    start_up: dict[str, list[float]] = {"DeePMD-kit": [], "dphpc": []}
-    for _ in range(args.repeat):
-        for label in steps:
-            with tempfile.TemporaryDirectory() as name:
-                folder, n = Path(name), args.steps * (1 if label == "DeePMD-kit" else 4)
-                prepared(args.input.resolve(), folder, n, args.batch)
-                command = [peer.bin / "dp", "--pt", "train", "input.json", "--skip-neighbor-stat"]
-                env = peer.env
-                if label == "dphpc":
-                    command, env = [sys.executable, "-m", "dphpc", "train", "input.json"], ours_env
-                step, rest = seconds_per_step(command, folder, env, n)
-                steps[label].append(step)
-                start_up[label].append(rest)
-                print(f"{label:>12}: {step * 1e3:8.2f} ms a step, {rest:6.1f} s around the steps", flush=True)
-    middle = {label: statistics.median(values) for label, values in steps.items()}
-    print(f"dphpc is {middle['DeePMD-kit'] / middle['dphpc']:.2f} × faster a step")
+    peer = Peer(args.peer) if args.peer else None
+    imports = {OURS: importing_torch(sys.executable)}
+    if peer is not None:
+        imports[THEIRS] = importing_torch(peer.bin / "python")
+    products, table = flops(args.input)
+    runs: list[Run] = []
+    ceilings: dict[str, Any] = {}
+    for case in [(b, p, t) for t in args.threads for p in args.precision for b in args.batch]:
+        batch, precision, threads = case
+        for _ in range(args.repeat):
+            runs.append(train(OURS, os.environ | {"OMP_NUM_THREADS": str(threads)}, args, case))
+            if peer is not None and batch <= args.peer_batch:
+                runs.append(train(THEIRS, Peer(args.peer, threads).env, args, case))
+        dtype = np.float64 if precision == "float64" else np.float32
+        per_atom = (products / matmul_ceiling(dtype) + table / fastest_rate(dtype)) / 1e9
+        ceilings[f"batch {batch}, {precision}, {threads} threads"] = seconds = per_atom * args.atoms * batch / threads
+        report(runs, case, imports, seconds)
     path = store(
-        args.name, peer=f"DeePMD-kit {peer.version()}", input=args.input.name, batch=args.batch, threads=args.threads,
-        seconds_per_step=steps, seconds_around_the_steps=start_up,
+        args.name, peer=f"DeePMD-kit {peer.version()}" if peer else None, input=args.input.name,
+        runs=[asdict(r) for r in runs], bytes_of_importing_torch=imports, ceiling_seconds=ceilings,
         ceiling_gflops={"float64": matmul_ceiling(), "float32": matmul_ceiling(np.float32)},
     )  # fmt: skip
     print(f"stored in {path}")
