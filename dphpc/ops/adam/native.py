@@ -1,0 +1,13 @@
+"""Adam on the CPU: one pass over the arrays, bound by the memory's bandwidth."""
+
+from __future__ import annotations
+
+from dphpc._native import kernels
+from dphpc.ops.adam.contract import AdamStep, Floats
+from dphpc.ops.threads import get_threads
+
+
+def adam_step(s: AdamStep, gradient: Floats, value: Floats, first: Floats, second: Floats) -> None:
+    """See `contract.AdamOps.adam_step`."""
+    ops = kernels.float32 if value.dtype.itemsize == 4 else kernels.float64
+    ops.adam_step(s, gradient, get_threads(), value, first, second)

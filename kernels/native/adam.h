@@ -1,0 +1,36 @@
+// One step of Adam or AdamW; formulas in dphpc/ops/adam/contract.py.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "parallel.h"
+
+namespace dphpc {
+
+struct AdamStep {
+    double rate, beta1, beta2, epsilon, decay;
+    bool decoupled;
+    std::int64_t count;  // of steps, this one included
+};
+
+// Changes value, first and second (n) in place.
+template <class Real>
+void adam_step(const AdamStep& s, std::int64_t n, const Real* gradient, [[maybe_unused]] int threads, Real* value,
+               Real* first, Real* second) {
+    const Real correction1 = static_cast<Real>(1.0 - std::pow(s.beta1, static_cast<double>(s.count)));
+    const Real correction2 = static_cast<Real>(std::sqrt(1.0 - std::pow(s.beta2, static_cast<double>(s.count))));
+    const Real step = static_cast<Real>(s.rate) / correction1, epsilon = static_cast<Real>(s.epsilon);
+    const Real keep = static_cast<Real>(s.decoupled ? 1.0 - s.rate * s.decay : 1.0);
+    const Real added = static_cast<Real>(s.decoupled ? 0.0 : s.decay);
+    const Real beta1 = static_cast<Real>(s.beta1), beta2 = static_cast<Real>(s.beta2);
+#pragma omp parallel for simd schedule(static) num_threads(threads)
+    for (std::int64_t i = 0; i < n; ++i) {
+        const Real g = gradient[i] + added * value[i];
+        first[i] += (Real(1) - beta1) * (g - first[i]);
+        second[i] = beta2 * second[i] + (Real(1) - beta2) * (g * g);
+        value[i] = keep * value[i] - step * first[i] / (std::sqrt(second[i]) / correction2 + epsilon);
+    }
+}
+
+}  // namespace dphpc

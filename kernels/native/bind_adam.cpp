@@ -1,0 +1,34 @@
+// Binding of the optimizer's step.
+
+#include "adam.h"
+#include "bind.h"
+
+namespace dphpc {
+namespace {
+
+template <class Real>
+void bind_precision(nb::handle sub) {
+    nb::module_ m = nb::borrow<nb::module_>(sub);
+    m.def(
+        "adam_step",
+        [](nb::handle settings, Array<const Real> gradient, int threads, Array<Real> value, Array<Real> first,
+           Array<Real> second) {
+            const auto number = [&](const char* name) { return nb::cast<double>(settings.attr(name)); };
+            const AdamStep step{number("rate"),  number("beta1"), number("beta2"),
+                                number("epsilon"), number("decay"), nb::cast<bool>(settings.attr("decoupled")),
+                                nb::cast<std::int64_t>(settings.attr("count"))};
+            nb::gil_scoped_release release;
+            adam_step(step, static_cast<std::int64_t>(value.size()), gradient.data(), threads, value.data(),
+                      first.data(), second.data());
+        },
+        "settings"_a, "gradient"_a, "threads"_a, "value"_a.noconvert(), "first"_a.noconvert(), "second"_a.noconvert());
+}
+
+}  // namespace
+
+void bind_adam(nb::module_& m) {
+    bind_precision<double>(m.attr("float64"));
+    bind_precision<float>(m.attr("float32"));
+}
+
+}  // namespace dphpc
