@@ -34,7 +34,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def state(path: str) -> dict[str, np.ndarray]:
     loaded = Checkpoint.load(Path(path))
-    return {**loaded.arrays, **loaded.moments}
+    return {**loaded.arrays, **loaded.optimizer}
 
 
 def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
