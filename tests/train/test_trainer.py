@@ -86,6 +86,30 @@ def test_restart_goes_on_to_the_bit(change: dict[str, Any]) -> None:
     assert same(state("model.ckpt-12.safetensors"), whole)
 
 
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        {"type": "AdamW"},
+        {"type": "HybridMuon"},
+        {"type": "SOAP", "precondition_frequency": 3},
+        {"type": "LKF", "kf_blocksize": 300},
+        {"type": "LKF", "kf_blocksize": 300, "kf_precision": "float32"},
+    ],
+)
+@pytest.mark.parametrize("precision", ["float64", "float32"])
+def test_every_optimizer_restarts_to_the_bit(optimizer: dict[str, Any], precision: str) -> None:
+    given = {**small_input(save_freq=50, numb_steps=100, disp_freq=50), "optimizer": optimizer}
+    given["model"]["fitting_net"]["precision"] = precision
+    dphpc.train(given)
+    curve, whole = Path("lcurve.out").read_text(), state("model.ckpt-100.safetensors")
+    dphpc.train(given, restart="model.ckpt-50")
+    assert Path("lcurve.out").read_text() == curve
+    assert same(state("model.ckpt-100.safetensors"), whole)
+    if optimizer["type"] != "AdamW":  # Adam goes on from AdamW's state
+        with pytest.raises(InputError, match="not written by Adam"):
+            dphpc.train({**given, "optimizer": {"type": "Adam"}}, restart="model.ckpt-50")
+
+
 def test_a_signal_ends_the_run_with_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     dphpc.train(small_input())
     curve, whole = Path("lcurve.out").read_text(), state("model.ckpt-12.safetensors")

@@ -27,7 +27,7 @@ SHARE = 0.5
 LARGEST = 5120
 """Default block of DeePMD-kit, never exceeded unasked."""
 
-PENDING = 16
+PENDING = 8
 """Updates that wait as vectors before they are subtracted from the covariance in one product."""
 
 

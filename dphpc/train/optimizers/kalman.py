@@ -33,9 +33,6 @@ from dphpc.train.parameters import Parameters
 from dphpc.train.schema import LkfConfig
 from dphpc.train.step import LossGradient, Prediction
 
-FORGETTING = 0.98
-"""λ at the start (RLEKF)."""
-
 FORGETTING_RATE = 0.9987
 """ν (RLEKF)."""
 
@@ -49,10 +46,15 @@ class BlockFilter:
         Partition of the weights.
     dtype
         Of the covariance.
+    noise
+        R, variance of a measurement relative to the weights' at the start.
+    forgetting
+        λ at the start.
     """
 
-    def __init__(self, blocks: Blocks, dtype: torch.dtype) -> None:
-        self.blocks, self.n_pending, self.scale, self.forgetting = blocks, 0, 1.0, FORGETTING
+    def __init__(self, blocks: Blocks, dtype: torch.dtype, noise: float = 1.0, forgetting: float = 0.98) -> None:
+        self.blocks, self.noise, self.forgetting = blocks, noise, forgetting
+        self.n_pending, self.scale = 0, 1.0
         n_blocks, size = blocks.shape
         self._index = torch.from_numpy(blocks.index.ravel())
         self.covariance = torch.zeros((n_blocks, size, size), dtype=dtype)
@@ -68,19 +70,20 @@ class BlockFilter:
             Gradient or error is not finite; the filter has not been changed.
         """
         n_blocks, size = self.blocks.shape
-        h = torch.cat((gradient, gradient.new_zeros(1)))[self._index].view(n_blocks, size, 1).to(self.covariance.dtype)
+        values = torch.cat((gradient, gradient.new_zeros(1)))[self._index]
+        h = values.view(n_blocks, 1, size).to(self.covariance.dtype)
         rows = self.pending[:, : self.n_pending]
-        gain = torch.bmm(self.covariance, h)
+        gain = torch.bmm(h, self.covariance)  # P is symmetric; a row times it runs at the memory's speed
         if self.n_pending:
-            gain.baddbmm_(rows.transpose(1, 2), torch.bmm(rows, h), alpha=-1.0)
+            gain.baddbmm_(torch.bmm(h, rows.transpose(1, 2)), rows, alpha=-1.0)
         gain *= self.scale
-        a = 1.0 / (self.forgetting * n_blocks + float((h * gain).sum(dtype=torch.float64)))
+        a = 1.0 / (self.forgetting * self.noise + float((h * gain).sum(dtype=torch.float64)))
         if not (math.isfinite(a) and a > 0.0 and math.isfinite(error)):
             raise RunError(
                 "the Kalman filter's gradient or error is not finite",
                 remedy='lower kf_start_pref_*, or set kf_precision: "float64"',
             )
-        self.pending[:, self.n_pending] = gain[:, :, 0] * math.sqrt(a / self.scale)
+        self.pending[:, self.n_pending] = gain[:, 0] * math.sqrt(a / self.scale)
         self.n_pending += 1
         if self.n_pending == PENDING:
             self.covariance.baddbmm_(self.pending.transpose(1, 2), self.pending, alpha=-1.0)
@@ -116,7 +119,8 @@ class KalmanOptimizer:
     def __init__(self, config: LkfConfig, parameters: Parameters, n_steps: int, seed: int) -> None:
         self.config, self.parameters, self.n_steps, self.seed, self.done = config, parameters, n_steps, seed, 0
         sizes = [slot.size for slot in parameters.slots.values()]
-        self.filter = BlockFilter(Blocks.of(sizes, choose(sizes, config)), getattr(torch, config.kf_precision))
+        blocks, dtype = Blocks.of(sizes, choose(sizes, config)), getattr(torch, config.kf_precision)
+        self.filter = BlockFilter(blocks, dtype, config.kf_noise, config.kf_forgetting)
 
     def update(self, engine: Engine, batch: Batch, loss: EnergyLoss, learning_rate: float) -> LossResult:
         """See `Optimizer.update`; the learning rate enters the returned loss only."""
@@ -147,9 +151,11 @@ class KalmanOptimizer:
         engine.weights_changed()
 
     def _groups(self, atoms: np.ndarray) -> list[np.ndarray]:
-        """Random groups of nearly equal size; a function of seed and step."""
+        """Random disjoint groups; a function of seed and step."""
         rng = np.random.Generator(np.random.Philox(key=self.seed, counter=self.done))
-        return [g for g in np.array_split(rng.permutation(atoms), self.config.kf_force_groups) if len(g)]
+        size, n_groups = self.config.kf_force_atoms, self.config.kf_force_groups
+        chosen = rng.permutation(atoms)[: n_groups * size]
+        return [chosen[i : i + size] for i in range(0, len(chosen), size)]
 
     def _prefactor(self, name: str) -> float:
         start, limit = getattr(self.config, f"kf_start_pref_{name}"), getattr(self.config, f"kf_limit_pref_{name}")

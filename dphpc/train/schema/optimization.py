@@ -160,6 +160,9 @@ class LkfConfig(Config):
     kf_memory_gb: Positive | None = None
     kf_precision: Literal["float64", "float32"] = "float64"
     kf_force_groups: PositiveInt = 4
+    kf_force_atoms: PositiveInt = 6
+    kf_noise: Positive = 1.0
+    kf_forgetting: PartOfOne = 0.98
 
 
 OptimizerConfig = Annotated[
