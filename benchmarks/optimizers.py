@@ -36,13 +36,12 @@ LEVELS = (0.20, 0.15, 0.10, 0.08, 0.06)
 
 PRESETS: dict[str, dict[str, Any]] = {
     "Adam": {"optimizer": {"type": "Adam"}},
-    "Adam-3": {"optimizer": {"type": "Adam"}, "lr": 3.0},
-    "AdamW": {"optimizer": {"type": "AdamW"}},
-    "HybridMuon": {"optimizer": {"type": "HybridMuon"}, "lr": 10.0},
-    "SOAP": {"optimizer": {"type": "SOAP"}, "lr": 3.0},
-    "LKF": {"optimizer": {"type": "LKF"}, "steps_to_time": 6},
+    "Adam-fast": {"optimizer": {"type": "Adam"}, "start_lr": 3e-3, "stop_lr": 1e-5},
+    "HybridMuon": {"optimizer": {"type": "HybridMuon"}, "start_lr": 6e-2, "stop_lr": 1e-4},
+    "SOAP": {"optimizer": {"type": "SOAP"}, "start_lr": 1e-2, "stop_lr": 1e-5},
+    "LKF": {"optimizer": {"type": "LKF", "kf_memory_gb": 0.5, "kf_precision": "float32"}, "steps_to_time": 6},
 }
-"""Name -> `optimizer` section, factor on the input's start_lr and stop_lr, further sections to merge."""
+"""Name -> `optimizer` section, learning rates in place of the input's, further sections to merge (`input`)."""
 
 STEPS_TO_TIME = 30
 
@@ -60,8 +59,7 @@ def configured(args: argparse.Namespace, preset: dict[str, Any], steps: int, poi
         "max_ckpt_keep": 3, "stat_file": str(args.cache / "stat.hdf5"),
     }  # fmt: skip
     config["optimizer"] = preset["optimizer"]
-    factor = preset.get("lr", 1.0)
-    rate |= {key: rate[key] * factor for key in ("start_lr", "stop_lr") if key in rate}
+    rate |= {key: preset[key] for key in ("start_lr", "stop_lr") if key in preset}
     if rate.get("type", "exp") == "exp":
         rate |= {"decay_steps": max(1, steps // 100)}
         rate.pop("decay_rate", None)
@@ -169,7 +167,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--input", type=Path, default=EXAMPLE / "input.json")
     parser.add_argument("--system", default=f"{EXAMPLE / 'silicon.hdf5'}#/valid", help="labelled system to test on")
     parser.add_argument("--optimizers", nargs="+", default=["Adam", "HybridMuon", "SOAP", "LKF"])
-    parser.add_argument("--presets", type=Path, help="JSON file of further presets: name -> optimizer, lr, input")
+    parser.add_argument("--presets", type=Path, help="JSON file of further presets, as PRESETS")
     parser.add_argument("--minutes", type=float, default=2.0, help="wall time of each")
     parser.add_argument("--levels", type=float, nargs="+", default=list(LEVELS), help="force RMSE in eV/Å")
     parser.add_argument("--points", type=int, default=20, help="moments at which weights are tested")

@@ -4,16 +4,18 @@ State: the weights w with covariance P, block-diagonal with L blocks.  A measure
 predictions ŷ = Σ_j σ_j y_j / n with σ_j = sign(label_j − y_j), whose innovation is the mean absolute error e and whose
 gradient H = ∂ŷ/∂w is what one `backward` with seeds σ_j / n gives.  Then (RLEKF, arXiv 2212.06989, Algorithm 1)
 
-    a = 1 / (λL + Σ_i H_iᵀP_iH_i),  K_i = P_iH_i,  w_i += a·e·K_i,  P_i ← (P_i − a·K_iK_iᵀ) / λ,  λ ← νλ + 1 − ν.
+    a = 1 / (λR + Σ_i H_iᵀP_iH_i),  K_i = P_iH_i,  w_i += a·e·K_i,  P_i ← (P_i − a·K_iK_iᵀ) / λ,  λ ← νλ + 1 − ν
 
+with P = 1 at the start and the measurement's variance R = `kf_noise`.  RLEKF has R = L; with the thousands of small
+blocks that fit a common memory nothing would move for hundreds of updates, so R = 1 is the default here.
 The reduction over a batch's frames before the filter, with e scaled by √(frames), is FEKF's ("Training one DeePMD
 model in minutes: a step towards online learning", PPoPP 2024).  A step takes the energies, then the forces of
-`kf_force_groups` random groups of atoms, each after a new prediction.
+`kf_force_groups` random groups of `kf_force_atoms` atoms, each after a new prediction.
 
-P is kept as s·(P₀ − UᵀU) with `PENDING` rows of U: an update reads P₀ once, P₀H, and appends K√(a/s) to U, where the
-plain form reads and writes P twice more; P₀ −= UᵀU is one product every `PENDING` updates.  Bytes an update for
-N weights in blocks of b: N(b + 2·PENDING)·8 in float64, plus 2Nb·8/PENDING; operations 2Nb twice.  Water net,
-N = 1.02 M, b = 256: 2.4 GB and 1.0 GFLOP.
+P is kept as s·(P₀ − UᵀU) with up to `PENDING` rows of U: an update reads P₀ once, for P₀H, and appends K√(a/s) to U,
+where the plain form reads P twice and writes it once more; P₀ −= UᵀU is one product every `PENDING` updates.  Bytes an
+update for N weights in blocks of b: N(b + PENDING)·8 in float64 on average, and 2Nb·8/PENDING for the subtraction;
+operations 2N(b + PENDING) and 2Nb.  Water net, N = 1.02 M, b = 256: 2.7 GB and 1.1 GFLOP, limited by memory.
 """
 
 from __future__ import annotations

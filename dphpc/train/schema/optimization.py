@@ -147,8 +147,10 @@ class LkfConfig(Config):
     """Layer-wise extended Kalman filter.
 
     `kf_blocksize`: largest block of the covariance; not given: the largest that fits into the memory, at most
-    DeePMD-kit's 5120.  Not in DeePMD-kit: `kf_memory_gb` (half of the available memory), `kf_precision` of the
-    covariance, `kf_force_groups` filter updates by forces a step.
+    DeePMD-kit's 5120.  Prefactors multiply the errors, geometrically from start to limit.  Not in DeePMD-kit:
+    `kf_memory_gb` (half of the available memory), `kf_precision` of the covariance, `kf_force_groups` updates by the
+    forces of `kf_force_atoms` atoms a step, `kf_noise` (variance of a measurement, the weights' being 1 at the start)
+    and `kf_forgetting` (forgetting factor at the start, which approaches 1).
     """
 
     type: Literal["LKF"] = "LKF"
