@@ -129,7 +129,7 @@ class KalmanOptimizer:
         prediction = engine.forward(batch)
         result = finite(loss(prediction, batch, learning_rate))
         counted = np.flatnonzero(loss.counted(batch))
-        groups = self._groups(counted) if batch.forces is not None else []
+        groups = self.groups(counted) if batch.forces is not None else []
         factor = math.sqrt(batch.n_frames)
         if batch.energy is not None:
             seeds, error = energy_measurement(prediction, batch, counted)
@@ -152,9 +152,9 @@ class KalmanOptimizer:
             start += value.numel()
         engine.weights_changed()
 
-    def _groups(self, atoms: np.ndarray) -> list[np.ndarray]:
+    def groups(self, atoms: np.ndarray) -> list[np.ndarray]:
         """Random disjoint groups; a function of seed and step."""
-        rng = np.random.Generator(np.random.Philox(key=self.seed, counter=self.done))
+        rng = np.random.Generator(np.random.Philox(key=self.seed, counter=self.done << 64))  # no overlap
         size, n_groups = self.config.kf_force_atoms, self.config.kf_force_groups
         chosen = rng.permutation(atoms)[: n_groups * size]
         return [chosen[i : i + size] for i in range(0, len(chosen), size)]

@@ -107,6 +107,23 @@ def test_updates_fit_the_labels_of_another_model() -> None:
     assert all(not np.array_equal(before[name], value.numpy()) for name, value in parameters.named())
 
 
+def test_groups_are_disjoint_and_new_in_every_step() -> None:
+    options = {"type": "LKF", "kf_blocksize": 50, "kf_force_groups": 3, "kf_force_atoms": 5}
+    optimizer = make_optimizer(input_with(options), Parameters(random_model()))
+    assert isinstance(optimizer, KalmanOptimizer)
+    atoms, seen = np.arange(10, 40), []
+    for step in (0, 1, 0):
+        optimizer.done = step
+        groups = optimizer.groups(atoms)
+        assert [len(g) for g in groups] == [5, 5, 5]
+        joined = np.concatenate(groups)
+        assert len(set(joined.tolist())) == 15
+        assert np.isin(joined, atoms).all()
+        seen.append(joined.tolist())
+    assert seen[0] == seen[2] != seen[1]
+    assert [len(g) for g in optimizer.groups(atoms[:7])] == [5, 2]
+
+
 def test_a_stored_state_goes_on_to_the_bit() -> None:
     rng = np.random.default_rng(2)
     measurements = [(torch.from_numpy(rng.normal(size=35)), 0.3) for _ in range(PENDING + 5)]
