@@ -21,9 +21,14 @@ from tests.train.optimizers.gradients import input_with, numpy_values
 
 
 def test_blocks_gather_and_split() -> None:
-    found = Blocks.of([3, 4, 25, 2, 1], 10)
+    found = Blocks.of([3, 4, 2, 2, 25, 2, 1], 10)
     members = [[int(i) for i in row if i < found.n_values] for row in found.index]
-    assert members == [list(range(*edges)) for edges in ((0, 7), (7, 15), (15, 23), (23, 32), (32, 35))]
+    edges = (0, 9), (9, 11), (11, 19), (19, 27), (27, 36), (36, 39)
+    assert members == [list(range(*pair)) for pair in edges]
+    assert found.shape == (6, 9)
+    assert found.n_values == 39
+
+
 def plain_filter(parts: list[np.ndarray], n: int, measurements: list[tuple[np.ndarray, float]], r: float) -> np.ndarray:
     """RLEKF with dense matrices, one per block; the sum of all changes."""
     covariance = [np.eye(len(part)) for part in parts]
