@@ -121,7 +121,7 @@ def choose(sizes: Sequence[int], config: LkfConfig) -> int:
                 remedy="lower kf_blocksize or leave it out, or raise kf_memory_gb where the machine has the memory",
             )  # fmt: skip
     log.info(
-        "Kalman filter: blocks of at most %d weights take %.2f GB of %.2f GB (%s)",
+        "Kalman filter: blocks of at most %d weights take %.2f GB of %.2f GB (%s), as does every checkpoint",
         size, filter_bytes(sizes, size, itemsize) / 1e9, budget / 1e9, of,
     )  # fmt: skip
     return size
