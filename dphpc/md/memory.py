@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from dphpc.core.errors import InputError
+from dphpc.core.memory import memory_available
 from dphpc.core.state import FIELDS
 from dphpc.parallel.comm import Communicator
 from dphpc.parallel.domain import Domain
@@ -75,34 +74,3 @@ def refuse_if_too_large(needed: Estimate, n_atoms: int) -> None:
             expected=f"at most about {fits:,} atoms on these nodes",
             remedy="use more nodes or a smaller 'replicate'; ignore_memory_limit: true starts all the same",
         )
-
-
-def memory_available() -> float:
-    """Bytes that this node still has, within this process's control group."""
-    found = [float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))]
-    for line in _lines("/proc/meminfo"):
-        if line.startswith("MemAvailable:"):
-            found.append(float(line.split()[1]) * 1024.0)
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        numbers = [line.strip() for line in (*_lines(limit), *_lines(used))]
-        if len(numbers) == 2 and all(n.isdigit() for n in numbers):
-            found.append(float(numbers[0]) - float(numbers[1]))
-    return max(min(found), 0.0)
-
-
-def peak_memory() -> float:
-    """Bytes that this process took at most so far."""
-    for line in _lines("/proc/self/status"):
-        if line.startswith("VmHWM:"):
-            return float(line.split()[1]) * 1024.0
-    return 0.0
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text().splitlines()
-    except OSError:
-        return []

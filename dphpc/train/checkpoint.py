@@ -1,6 +1,6 @@
 """Checkpoints: everything a training needs to go on to the bit, as one safetensors file.
 
-Weights, statistics, optimizer moments; in the metadata one JSON text with the training input, the step and the
+Weights, statistics, optimizer state; in the metadata one JSON text with the training input, the step and the
 table's grid.  The sampler is a pure function of seed and step and needs no state.
 """
 
@@ -44,8 +44,8 @@ class Checkpoint:
         The complete input, with `sel` and seeds resolved.
     arrays
         The model's arrays by name, as `initial.model_arrays` gives them.
-    moments
-        The optimizer's, as `Optimizer.moments` gives them.
+    optimizer
+        The optimizer's state by name, as `Optimizer.state` gives it.
     averages
         Sums of `disp_avg` since the last line, and their number under "n".
     """
@@ -53,7 +53,7 @@ class Checkpoint:
     step: int
     config: TrainInput
     arrays: Arrays
-    moments: Arrays
+    optimizer: Arrays
     grid: Grid | None
     min_distance: float | None
     averages: dict[str, float] = field(default_factory=dict)
@@ -80,7 +80,7 @@ class Checkpoint:
             "averages": self.averages,
         }
         tensors = {f"model.{name}": np.ascontiguousarray(value) for name, value in self.arrays.items()}
-        tensors |= {f"optimizer.{name}": np.ascontiguousarray(value) for name, value in self.moments.items()}
+        tensors |= {f"optimizer.{name}": np.ascontiguousarray(value) for name, value in self.optimizer.items()}
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
@@ -112,7 +112,7 @@ class Checkpoint:
                 step=int(head["step"]),
                 config=parse_input(head["input"], source=str(path)),
                 arrays=_below("model.", tensors),
-                moments=_below("optimizer.", tensors),
+                optimizer=_below("optimizer.", tensors),
                 grid=None if head["grid"] is None else Grid(**head["grid"]),
                 min_distance=head["min_distance"],
                 averages=head["averages"],

@@ -76,7 +76,7 @@ class EnergyLoss:
 
     def __call__(self, prediction: Prediction, batch: Batch, learning_rate: float) -> LossResult:
         """Loss of a prediction at a learning rate."""
-        terms = _Terms(self.config, batch, self._counted(batch))
+        terms = _Terms(self.config, batch, self.counted(batch))
         ratio = learning_rate / self.start_lr
         for name, (start, limit) in self.prefactors.items():
             getattr(self, f"_add_{name}")(terms, prediction, limit + (start - limit) * ratio)
@@ -84,7 +84,8 @@ class EnergyLoss:
         terms.errors["rmse"] = math.sqrt(value) if value >= 0.0 else math.nan
         return LossResult(value, terms.errors, terms.gradient())
 
-    def _counted(self, batch: Batch) -> NDArray[np.bool_]:
+    def counted(self, batch: Batch) -> NDArray[np.bool_]:
+        """(n_local,) which atoms have an energy."""
         return ~np.isin(batch.types[: batch.n_local], self._no_energy)
 
     def _add_e(self, terms: _Terms, prediction: Prediction, prefactor: float) -> None:

@@ -212,7 +212,7 @@ def _summary(trainer: Trainer) -> list[str]:
     if trainer.validation is not None:
         lines += ["validation data:", *trainer.validation_sampler.summary()]
     lines.append(f"parameters: {trainer.parameters.n_values}; seed: {t.seed}")
-    lines.append(trainer.describe())
+    lines += [trainer.describe(), f"optimizer: {trainer.optimizer.describe()}"]
     first = f" from step {trainer.step}" if trainer.step else ""
     return [*lines, f"train{first} to step {trainer.n_steps}; checkpoints {trainer.folder.path(0).parent}/*{SUFFIX}"]
 

@@ -25,7 +25,7 @@ from dphpc.train.initial import model_arrays
 from dphpc.train.lcurve import LearningCurve
 from dphpc.train.loss import EnergyLoss, LossResult
 from dphpc.train.network_step import NetworkStep
-from dphpc.train.optimizers import Optimizer
+from dphpc.train.optimizers import make_optimizer
 from dphpc.train.parameters import Parameters
 from dphpc.train.progress import TrainingProgress
 from dphpc.train.result import TrainResult
@@ -79,7 +79,7 @@ class Trainer:
         self.schedule = Schedule(config.learning_rate, self.n_steps)
         self.loss = EnergyLoss(config.loss, self.schedule.start_lr, model.atom_exclude_types)
         self.parameters = Parameters(model)
-        self.optimizer = Optimizer(config.optimizer, self.parameters, t.gradient_max_norm)
+        self.optimizer = make_optimizer(config, self.parameters)
         self.sampler = Sampler.of(training, t.training_data, t.seed)
         if validation is not None and t.validation_data is not None:
             self.validation_sampler = Sampler.of(validation, t.validation_data, t.seed + VALIDATION_SEED)
@@ -90,8 +90,8 @@ class Trainer:
         grid = None
         if restart is not None:
             self.step, grid, self._sums = restart.step, restart.grid, dict(restart.averages)
-            moments = {name: torch.from_numpy(value) for name, value in restart.moments.items()}
-            self.optimizer.load(moments, restart.step)
+            state = {name: torch.from_numpy(value) for name, value in restart.optimizer.items()}
+            self.optimizer.load(state, restart.step)
         self._network = NetworkStep(model, self.parameters)
         self._table = self._table_step(grid)
 
@@ -172,12 +172,7 @@ class Trainer:
         system, frames = self.sampler.draw(self.step)
         batch = self.training.batch(system, frames)
         try:
-            engine = self.engine(batch)
-            result = self.loss(engine.forward(batch), batch, rate)
-            if not math.isfinite(result.value):
-                raise RunError("the loss is not finite", remedy="look at these frames, or lower start_lr")
-            engine.backward(result.gradient)
-            self.optimizer.step(rate)
+            result = self.optimizer.update(self.engine(batch), batch, self.loss, rate)
         except RunError as error:
             where = f"step {self.step + 1}, system {self.training.systems[system].name}, frames {frames.tolist()}"
             raise RunError(error.what, where=where, remedy=error.remedy) from None
@@ -227,7 +222,7 @@ class Trainer:
             step=self.step,
             config=self.config,
             arrays=model_arrays(self.model),
-            moments={name: value.numpy() for name, value in self.optimizer.moments().items()},
+            optimizer={name: value.numpy() for name, value in self.optimizer.state().items()},
             grid=None if self._table is None else self._table.grid,
             min_distance=self.model.min_nbor_dist,
             averages=dict(self._sums),

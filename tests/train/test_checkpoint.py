@@ -34,8 +34,8 @@ def test_round_trip(tmp_path: Path) -> None:
     assert read.step == 3
     assert read.config == written.config
     assert read.grid == written.grid
-    for name, value in {**written.arrays, **written.moments}.items():
-        assert np.array_equal({**read.arrays, **read.moments}[name], value)
+    for name, value in {**written.arrays, **written.optimizer}.items():
+        assert np.array_equal({**read.arrays, **read.optimizer}[name], value)
     for name, value in model_arrays(read.model()).items():
         assert np.array_equal(value, written.arrays[name])
     assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]

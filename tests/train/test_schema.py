@@ -8,7 +8,17 @@ from typing import Any
 import pytest
 
 from dphpc.core.errors import InputError
-from dphpc.train.schema import TrainInput, WsdConfig, load_input, parse_input, write_input
+from dphpc.train.schema import (
+    AdamConfig,
+    AdamWConfig,
+    HybridMuonConfig,
+    LkfConfig,
+    TrainInput,
+    WsdConfig,
+    load_input,
+    parse_input,
+    write_input,
+)
 
 WATER: dict[str, Any] = {
     "model": {
@@ -53,8 +63,8 @@ def test_defaults_are_those_of_deepmd_kit() -> None:
     )
     loss = config.loss
     assert (loss.start_pref_e, loss.limit_pref_e, loss.start_pref_f, loss.limit_pref_f) == (0.02, 1.0, 1000.0, 1.0)
-    assert (config.optimizer.type, config.optimizer.adam_beta2, config.optimizer.weight_decay) == ("Adam", 0.999, 0.0)
-    assert parse("optimizer/type", "AdamW").optimizer.weight_decay == 0.001
+    assert config.optimizer == AdamConfig(type="Adam", adam_beta1=0.9, adam_beta2=0.999, weight_decay=0.0)
+    assert parse("optimizer/type", "AdamW").optimizer == AdamWConfig(weight_decay=0.001)
     assert parse("training/training_data", {"systems": "."}).training.training_data.batch_size == "auto"
 
 
@@ -69,6 +79,16 @@ def test_aliases() -> None:
     validation = parse("training/validation_data", {"systems": "a", "numb_batch": 3}).training.validation_data
     assert validation is not None
     assert (validation.systems, validation.numb_btch) == (["a"], 3)
+
+
+def test_optimizers_have_deepmd_kits_options() -> None:
+    muon = parse("optimizer", {"type": "HybridMuon", "muon_momentum": 0.9, "magma_muon": False}).optimizer
+    assert isinstance(muon, HybridMuonConfig)
+    assert (muon.momentum, muon.adam_beta1, muon.adam_beta2, muon.weight_decay) == (0.9, 0.9, 0.95, 0.001)
+    assert (muon.lr_adjust, muon.lr_adjust_coeff, muon.muon_mode, muon.enable_gram) == (0.0, 0.18, "slice", True)
+    lkf = parse("optimizer", {"type": "LKF", "kf_start_pref_f": 2.0}).optimizer
+    assert isinstance(lkf, LkfConfig)
+    assert (lkf.kf_blocksize, lkf.kf_start_pref_e, lkf.kf_start_pref_f, lkf.kf_limit_pref_f) == (None, 1.0, 2.0, 1.0)
 
 
 def test_learning_rate_alternatives() -> None:
@@ -97,7 +117,12 @@ def test_out_json_reads_back_the_same(tmp_path: Path) -> None:
         ("model/descriptor/rcut_smoth", 1.0, "model/descriptor/rcut_smoth", "did you mean 'rcut_smth'"),
         ("learning_rate/decay_step", 1, "learning_rate/decay_step", "did you mean 'decay_steps'"),
         ("learning_rate/type", "expo", "learning_rate/type", "did you mean 'exp'"),
-        ("optimizer/type", "LKF", "optimizer/type", "not supported"),
+        ("optimizer/type", "AdaMuon", "optimizer/type", "not supported"),
+        ("optimizer", {"type": "HybridMuon", "magma_muon": True}, "optimizer/magma_muon", "set it to false"),
+        ("optimizer", {"type": "HybridMuon", "muon_mode": "3d"}, "optimizer/muon_mode", "slice"),
+        ("optimizer", {"type": "SOAP", "max_precond_dims": 9}, "optimizer/max_precond_dims", "'max_precond_dim'"),
+        ("optimizer", {"type": "LKF", "kf_block_size": 9}, "optimizer/kf_block_size", "'kf_blocksize'"),
+        ("optimizer", {"type": "LKF", "kf_blocksize": 0}, "optimizer/kf_blocksize", "greater than 0"),
         ("model/descriptor/type", "dpa2", "model/descriptor/type", "'dpa2' of DeePMD-kit is not supported"),
         ("model/fitting_net/type", "dipole", "model/fitting_net/type", "not supported by dphpc yet"),
         ("model/spin", {"use_spin": [True]}, "model/spin", "not support yet"),

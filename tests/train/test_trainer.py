@@ -34,7 +34,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def state(path: str) -> dict[str, np.ndarray]:
     loaded = Checkpoint.load(Path(path))
-    return {**loaded.arrays, **loaded.moments}
+    return {**loaded.arrays, **loaded.optimizer}
 
 
 def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
@@ -84,6 +84,30 @@ def test_restart_goes_on_to_the_bit(change: dict[str, Any]) -> None:
     dphpc.train(given, restart="model.ckpt-5")  # lcurve.out holds lines of later steps, which must be replaced
     assert Path("lcurve.out").read_text() == curve
     assert same(state("model.ckpt-12.safetensors"), whole)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        {"type": "AdamW"},
+        {"type": "HybridMuon"},
+        {"type": "SOAP", "precondition_frequency": 3},
+        {"type": "LKF", "kf_blocksize": 300},
+        {"type": "LKF", "kf_blocksize": 300, "kf_precision": "float32"},
+    ],
+)
+@pytest.mark.parametrize("precision", ["float64", "float32"])
+def test_every_optimizer_restarts_to_the_bit(optimizer: dict[str, Any], precision: str) -> None:
+    given = {**small_input(save_freq=50, numb_steps=100, disp_freq=50), "optimizer": optimizer}
+    given["model"]["fitting_net"]["precision"] = precision
+    dphpc.train(given)
+    curve, whole = Path("lcurve.out").read_text(), state("model.ckpt-100.safetensors")
+    dphpc.train(given, restart="model.ckpt-50")
+    assert Path("lcurve.out").read_text() == curve
+    assert same(state("model.ckpt-100.safetensors"), whole)
+    if optimizer["type"] != "AdamW":  # Adam goes on from AdamW's state
+        with pytest.raises(InputError, match="not written by Adam"):
+            dphpc.train({**given, "optimizer": {"type": "Adam"}}, restart="model.ckpt-50")
 
 
 def test_a_signal_ends_the_run_with_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,7 +104,77 @@ class AdamWConfig(Config):
     weight_decay: NonNegative = 0.001
 
 
-OptimizerConfig = Annotated[Annotated[AdamConfig, Tag("Adam")] | Annotated[AdamWConfig, Tag("AdamW")], _type_or("Adam")]
+class HybridMuonConfig(Config):
+    """Muon for weight matrices, Adam for the rest.
+
+    `lr_adjust` ≤ 0: an (m, n) step is scaled by lr_adjust_coeff·√max(m, n) and Adam has the learning rate; > 0: by
+    √max(1, m/n), and Adam has the learning rate divided by it.  `muon_mode` treats arrays of more than two
+    dimensions, which we have none of; `flash_muon` is for other devices.  Unlike DeePMD-kit's, `magma_muon` is off.
+    """
+
+    key_aliases: ClassVar = {"muon_momentum": "momentum"}
+    unsupported_keys: ClassVar = {"magma_muon": (False,)}
+
+    type: Literal["HybridMuon"] = "HybridMuon"
+    momentum: Fraction = 0.95
+    adam_beta1: Fraction = 0.9
+    adam_beta2: Fraction = 0.95
+    weight_decay: NonNegative = 0.001
+    lr_adjust: float = 0.0
+    lr_adjust_coeff: Positive = 0.18
+    muon_mode: Literal["2d", "flat", "slice"] = "slice"
+    enable_gram: bool = True
+    flash_muon: bool = True
+
+
+class SoapConfig(Config):
+    """SOAP for weight matrices, Adam with the same betas for the rest (not in DeePMD-kit).
+
+    A side longer than `max_precond_dim` is not preconditioned; `shampoo_beta` is the decay of the products' means,
+    `adam_beta2` if not given; bases follow every `precondition_frequency` steps.
+    """
+
+    type: Literal["SOAP"] = "SOAP"
+    adam_beta1: Fraction = 0.95
+    adam_beta2: Fraction = 0.95
+    shampoo_beta: Fraction | None = None
+    precondition_frequency: PositiveInt = 10
+    max_precond_dim: PositiveInt = 512
+    weight_decay: NonNegative = 0.0
+
+
+class LkfConfig(Config):
+    """Layer-wise extended Kalman filter.
+
+    `kf_blocksize`: largest block of the covariance; not given: the largest that fits into the memory, at most
+    DeePMD-kit's 5120.  Prefactors multiply the errors, geometrically from start to limit.  Not in DeePMD-kit:
+    `kf_memory_gb` (half of the available memory), `kf_precision` of the covariance, `kf_force_groups` updates by the
+    forces of `kf_force_atoms` atoms a step, `kf_noise` (variance of a measurement, the weights' being 1 at the start)
+    and `kf_forgetting` (forgetting factor at the start, which approaches 1).
+    """
+
+    type: Literal["LKF"] = "LKF"
+    kf_blocksize: PositiveInt | None = None
+    kf_start_pref_e: Positive = 1.0
+    kf_limit_pref_e: Positive = 1.0
+    kf_start_pref_f: Positive = 1.0
+    kf_limit_pref_f: Positive = 1.0
+    kf_memory_gb: Positive | None = None
+    kf_precision: Literal["float64", "float32"] = "float64"
+    kf_force_groups: PositiveInt = 4
+    kf_force_atoms: PositiveInt = 6
+    kf_noise: Positive = 1.0
+    kf_forgetting: PartOfOne = 0.98
+
+
+OptimizerConfig = Annotated[
+    Annotated[AdamConfig, Tag("Adam")]
+    | Annotated[AdamWConfig, Tag("AdamW")]
+    | Annotated[HybridMuonConfig, Tag("HybridMuon")]
+    | Annotated[SoapConfig, Tag("SOAP")]
+    | Annotated[LkfConfig, Tag("LKF")],
+    _type_or("Adam"),
+]
 
 
 class LossConfig(Config):

@@ -1,0 +1,111 @@
+"""Optimizers that make one step from one gradient of the loss: what is common to Adam, Muon and SOAP."""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from dphpc.core.errors import RunError
+from dphpc.train.data import Batch
+from dphpc.train.loss import EnergyLoss, LossResult
+from dphpc.train.optimizers.protocol import Engine, State, finite, require_names
+from dphpc.train.parameters import Parameters
+
+
+class Rule(Protocol):
+    """How parameters follow their gradients; state as `Optimizer` stores it."""
+
+    def step(self, learning_rate: float) -> None:
+        """Change the parameters by their present gradients."""
+
+    def state(self) -> State:
+        """Views of the state; all names are there before the first step too."""
+
+    def set_steps(self, n_steps: int) -> None:
+        """Go on as after `n_steps` steps."""
+
+    def describe(self) -> str:
+        """One line for the log."""
+
+
+class GradientOptimizer:
+    """Checks and limits the gradient, then lets a rule change the parameters.
+
+    Parameters
+    ----------
+    max_norm
+        Largest norm of the whole gradient, which is scaled down to it; 0 for no limit.
+    """
+
+    def __init__(self, rule: Rule, parameters: Parameters, max_norm: float = 0.0) -> None:
+        self.rule, self.parameters, self.max_norm = rule, parameters, max_norm
+        self._begun = False
+
+    def update(self, engine: Engine, batch: Batch, loss: EnergyLoss, learning_rate: float) -> LossResult:
+        """See `Optimizer.update`."""
+        result = finite(loss(engine.forward(batch), batch, learning_rate))
+        engine.backward(result.gradient)
+        self.step(learning_rate)
+        engine.weights_changed()
+        return result
+
+    def step(self, learning_rate: float) -> float:
+        """One step by the present gradient; returns its norm before the limit.
+
+        Raises
+        ------
+        RunError
+            The gradient is not finite; no weight has been changed.
+        """
+        gradients = [flat.grad for flat in self.parameters.flats if flat.grad is not None]
+        # sums in float64: a float32 sum of squares may overflow
+        norm = math.sqrt(math.fsum(float(torch.linalg.vector_norm(g, dtype=torch.float64)) ** 2 for g in gradients))
+        if not math.isfinite(norm):
+            raise RunError(
+                "the gradient is not finite", remedy="lower start_lr, or look for a frame with overlapping atoms"
+            )
+        factor = self.max_norm / (norm + 1e-6) if self.max_norm else 1.0
+        if factor < 1.0:
+            for g in gradients:
+                g.mul_(factor)
+        self.rule.step(learning_rate)
+        self._begun = True
+        return norm
+
+    def state(self) -> State:
+        """See `Optimizer.state`."""
+        return self.rule.state() if self._begun else {}
+
+    def load(self, state: State, n_steps: int) -> None:
+        """See `Optimizer.load`."""
+        if not state:
+            return
+        own = self.rule.state()
+        require_names(state, own, self.rule.describe())
+        for name, value in own.items():
+            value.copy_(state[name])
+        self.rule.set_steps(n_steps)
+        self._begun = True
+
+    def describe(self) -> str:
+        """See `Optimizer.describe`."""
+        return self.rule.describe()
+
+
+def is_matrix(name: str, value: Tensor) -> bool:
+    """Whether an array is a weight matrix with more than one row and column; vectors are left to Adam."""
+    return name.endswith(".w") and min(value.shape) > 1
+
+
+def leaves(parameters: Parameters) -> dict[str, Tensor]:
+    """The parameters by name, as leaves whose gradients are the passes' own."""
+    gradients = parameters.split([flat.grad for flat in parameters.flats if flat.grad is not None])
+    result = {}
+    for name, value in parameters.named():
+        value.requires_grad_(True)
+        value.grad = gradients[name]
+        result[name] = value
+    return result

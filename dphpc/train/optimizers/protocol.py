@@ -1,0 +1,79 @@
+"""What the trainer asks of an optimizer, and what an optimizer asks of the step's physics."""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+from torch import Tensor
+
+from dphpc.core.errors import InputError, RunError
+from dphpc.train.data import Batch
+from dphpc.train.loss import EnergyLoss, LossResult
+from dphpc.train.step import LossGradient, Prediction
+
+State = dict[str, Tensor]
+"""What an optimizer stores, by name."""
+
+
+class Engine(Protocol):
+    """Predictions and gradients of a batch: `TableStep` or `NetworkStep`."""
+
+    def forward(self, batch: Batch) -> Prediction:
+        """Energies, forces and virials of a batch."""
+
+    def backward(self, loss: LossGradient) -> None:
+        """Set the parameters' gradients for the batch of the last `forward`."""
+
+    def weights_changed(self) -> None:
+        """To be called when the weights have changed."""
+
+
+class Optimizer(Protocol):
+    """Changes a model's parameters by one batch at a time."""
+
+    def update(self, engine: Engine, batch: Batch, loss: EnergyLoss, learning_rate: float) -> LossResult:
+        """One training step; returns the batch's loss before it.
+
+        Raises
+        ------
+        RunError
+            Loss or gradient is not finite; no weight has been changed by it.
+        """
+
+    def state(self) -> State:
+        """Views of everything that a restart to the bit needs, by name; empty before the first step."""
+
+    def load(self, state: State, n_steps: int) -> None:
+        """Set what `state` gave after `n_steps` steps.
+
+        Raises
+        ------
+        InputError
+            The state is another optimizer's.
+        """
+
+    def describe(self) -> str:
+        """One line for the log."""
+
+
+def finite(result: LossResult) -> LossResult:
+    """The result, if its loss is a number; else RunError."""
+    if not math.isfinite(result.value):
+        raise RunError("the loss is not finite", remedy="look at these frames, or lower start_lr")
+    return result
+
+
+def require_names(state: State, expected: State, optimizer: str) -> None:
+    """Raise InputError unless `state` has the names and shapes of `expected`."""
+    missing = sorted(expected.keys() - state.keys())
+    surplus = sorted(state.keys() - expected.keys())
+    shapes = [name for name in expected if name in state and state[name].shape != expected[name].shape]
+    if missing or surplus or shapes:
+        name = (missing or surplus or shapes)[0]
+        how = "lacks" if missing else "has" if surplus else "has another shape of"
+        raise InputError(
+            f"the checkpoint was not written by {optimizer} with these options: its state {how} '{name}'",
+            where="optimizer", expected="the optimizer of the restarted training",
+            remedy="restore the section optimizer, or use --init-model to start the optimizer anew",
+        )  # fmt: skip
