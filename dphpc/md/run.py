@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from collections.abc import Mapping
@@ -34,7 +33,7 @@ from dphpc.md.velocities import draw_velocities
 from dphpc.ops.threads import default_threads, set_threads
 from dphpc.parallel.comm import Communicator, ends_together, together, world
 from dphpc.parallel.domain import Domain
-from dphpc.parallel.launch import ranks_on_same_cores
+from dphpc.parallel.placement import placement, ranks_on_same_cores
 from dphpc.potential.contract import Potential
 
 
@@ -149,18 +148,19 @@ class Run:
         """The run's header; refuses a run that does not fit into memory."""
         s, comm, say = self.settings, self.comm, self.screen.say
         reach = self.potential.cutoff + s.skin_A
+        places = placement(comm, self.n_threads)
         needed = estimate(n_atoms, domain, self.potential, reach, comm)
         lengths = " × ".join(f"{x:.4g}" for x in np.linalg.norm(domain.box.matrix, axis=1))
         sides = "".join("p" if p else "f" for p in domain.box.periodic)
         replicate = f", replicated {' × '.join(map(str, s.replicate))}" if max(s.replicate) > 1 else ""
         say(
             f"dphpc {__version__}: molecular dynamics",
-            f"ranks:     {comm.size} × {self.n_threads} threads, {comm.node_size} on a node of {os.cpu_count()} cores; "
-            f"bricks {' × '.join(map(str, domain.grid))}",
+            f"processes: {places}; bricks {' × '.join(map(str, domain.grid))}",
             f"structure: {s.structure}{replicate}: {n_atoms:,} atoms in {lengths} Å ({sides})",
             f"model:     {s.model or type(self.potential).__name__} ({', '.join(self.potential.type_map)}), "
             f"{s.precision}, cutoff {self.potential.cutoff:g} + skin {s.skin_A:g} Å",
             f"memory:    {needed}",
+            *(f"warning:   {text}" for text in [places.warning()] if text),
         )
         with together(comm):
             if not s.ignore_memory_limit:
