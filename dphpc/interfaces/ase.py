@@ -10,7 +10,6 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 from ase.data import atomic_numbers, chemical_symbols
-from ase.stress import full_3x3_to_voigt_6_stress
 from numpy.typing import ArrayLike, NDArray
 
 from dphpc.core.errors import DataError, InputError
@@ -21,6 +20,9 @@ from dphpc.potential.contract import Outputs
 from dphpc.potential.surroundings import KeptSurroundings
 
 Model = str | Path | DPModel
+
+VOIGT = ([0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1])
+"""Rows and columns of ASE's six stress components xx, yy, zz, yz, xz, xy."""
 
 UNKNOWN = -1
 """Type of an element that the model does not know."""
@@ -141,7 +143,7 @@ class DPHPC(Calculator):
             outputs.append(dp.evaluate(around, None if columns is None else columns[0]))
         if len(outputs) > 1:
             self.deviation = dict(zip(COLUMNS, deviation_of(outputs).tolist(), strict=True))
-        self.results = _results(outputs[0], atoms)
+        self.results = _results(outputs[0], atoms, around.state.box.volume)
 
     def _types(self, atoms: Atoms) -> NDArray[np.int32]:
         types = self._type_of[atoms.numbers]
@@ -168,9 +170,9 @@ def _type_of(elements: Sequence[str], n_types: int) -> NDArray[np.int32]:
     return type_of
 
 
-def _results(out: Outputs, atoms: Atoms) -> dict[str, Any]:
+def _results(out: Outputs, atoms: Atoms, volume: float) -> dict[str, Any]:
     results = {"energy": out.energy, "free_energy": out.energy, "forces": out.forces, "energies": out.atom_energy}
-    if atoms.pbc.any() and atoms.cell.rank == 3:
-        # The virial is −dE/dε.
-        results["stress"] = full_3x3_to_voigt_6_stress(-0.5 * (out.virial + out.virial.T) / atoms.get_volume())
+    if atoms.pbc.any() and atoms.cell.array.any(axis=1).all():  # a box stands in for a missing vector, not a volume
+        stress = -0.5 * (out.virial + out.virial.T) / volume  # the virial is −dE/dε
+        results["stress"] = stress[VOIGT]
     return results

@@ -235,7 +235,7 @@ class Run:
                 self.stage_step = k
                 self.screen.tick()
                 self._write(integrator)
-                if engine.stop and self.screen.done < self.n_steps:
+                if engine.stop:
                     return integrator
             if self.stage + 1 == len(stages):
                 return integrator

@@ -27,6 +27,7 @@ def test_a_later_signal_acts_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
         with stop_signals(asked.append):
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
+            raise AssertionError("went on after the second signal")
 
     with pytest.raises(KeyboardInterrupt):
         twice()
