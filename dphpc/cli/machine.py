@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from dphpc.core.cores import n_cores
 from dphpc.parallel.launch import launched_by
 
 PACKAGES = (
@@ -103,7 +104,7 @@ def processor() -> list[Finding]:
     findings = [
         Finding("machine", f"{socket.gethostname()}, {platform.system()} {platform.machine()}"),
         Finding("processor", model or platform.processor() or "unknown"),
-        Finding("cores", f"{_cores()} for this process, {os.cpu_count()} in the machine"),
+        Finding("cores", f"{n_cores()} for this process, {os.cpu_count()} in the machine"),
         Finding("memory", _memory()),
     ]
     try:
@@ -122,11 +123,6 @@ def processor() -> list[Finding]:
     pools = [f"{p['internal_api']} {p.get('version') or ''}, {p['num_threads']} threads" for p in threadpool_info()]
     findings.append(Finding("BLAS and OpenMP", "; ".join(pools) or "none found"))
     return findings
-
-
-def _cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _lines(path: str) -> list[str]:
@@ -164,23 +160,26 @@ def mpi() -> list[Finding]:
         flags = (
             " --allow-run-as-root --oversubscribe" if as_root and hasattr(os, "geteuid") and not os.geteuid() else ""
         )
-        start = f"{unique[0]} -n {max(2, _cores())}{flags} dphpc md run.yaml"
+        start = f"{unique[0]} -n {max(2, n_cores())}{flags} dphpc md run.yaml"
         findings.append(Finding("start a run", start))
     findings += _ranks()
     return findings
 
 
 def _ranks() -> list[Finding]:
-    launched = launched_by()
-    if launched is None:
-        return [Finding("this run", "one process, started without a launcher")]
+    """How the ranks of this very run would stand on the cores."""
+    from dphpc.ops.threads import default_threads
     from dphpc.parallel.comm import world
+    from dphpc.parallel.placement import placement, ranks_on_same_cores
 
-    comm = world()
-    places = comm.allgather((socket.gethostname(), _cores()))
-    hosts = {host: [cores for h, cores in places if h == host] for host, _ in places}
-    text = "; ".join(f"{host}: {len(c)} ranks with {min(c)} to {max(c)} cores each" for host, c in hosts.items())
-    return [Finding("this run", f"{comm.size} ranks started by {launched[0]}: {text}", True)]
+    launched, comm = launched_by(), world()
+    places = placement(comm, default_threads(ranks_on_same_cores(comm)))
+    how = f"started by {launched[0]}" if launched else "started without a launcher"
+    warning = places.warning()
+    return [
+        Finding("this run", f"{places}; {how}", True if launched else None),
+        *([Finding("oversubscribed", warning, False)] if warning else []),
+    ]
 
 
 def accelerator() -> list[Finding]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -50,6 +51,47 @@ class Box:
             return cls(np.eye(3), (False, False, False))
         low, high = positions.min(axis=0) - margin, positions.max(axis=0) + margin
         return cls(np.diag(high - low), (False, False, False), low)
+
+    @classmethod
+    def of_cell(cls, cell: Floats, periodic: Sequence[bool] | NDArray, positions: Floats, margin: float = 1.0) -> Box:
+        """The box of a cell as ASE has it, in which vectors may be missing.
+
+        Parameters
+        ----------
+        cell
+            (3, 3) Å, rows a, b, c; a row of zeros is a missing vector, and gets one that encloses the positions.
+        periodic
+            (3,) which directions repeat.
+        positions
+            (n, 3) Å.
+        margin
+            Å of room around the positions in a direction without a vector.
+
+        Raises
+        ------
+        DataError
+            A direction repeats and has no vector, or the vectors span no volume.
+        """
+        missing = np.all(cell == 0.0, axis=1)
+        px, py, pz = (bool(p) for p in periodic)
+        for name, repeats, absent in zip("abc", (px, py, pz), missing.tolist(), strict=True):
+            if repeats and absent:
+                raise DataError(
+                    f"the structure repeats along {name}, but its cell has no vector there",
+                    remedy="give the cell a vector, or let the direction be open",
+                )
+        if missing.all():
+            return cls.around(positions, margin)
+        if not missing.any():
+            return cls(cell, (px, py, pz))
+        from ase.geometry import complete_cell  # rarely needed, and slow to import
+
+        matrix = complete_cell(cell)
+        units = matrix / np.linalg.norm(matrix, axis=1)[:, None]
+        along = positions @ units.T
+        low, high = along.min(axis=0) - margin, along.max(axis=0) + margin
+        matrix[missing] = units[missing] * (high - low)[missing, None]
+        return cls(matrix, (px, py, pz), origin=(units * low[:, None])[missing].sum(axis=0))
 
     @property
     def volume(self) -> float:

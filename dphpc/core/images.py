@@ -45,3 +45,12 @@ def periodic_images(
         owners, shifts = np.concatenate(new_owners), np.concatenate(new_shifts)
     n = len(positions)
     return owners[n:], shifts[n:]
+
+
+def fold_ghosts(array: NDArray[np.float64], owners: NDArray[np.int32], n_local: int) -> NDArray[np.float64]:
+    """(n_local, …): a per-atom array (n_all, …) with the share of every ghost given to its owner; owners (n_ghost,)."""
+    flat = array.reshape(len(array), -1)
+    folded = flat[:n_local].copy()
+    for k in range(flat.shape[1]):
+        folded[:, k] += np.bincount(owners, flat[n_local:, k], minlength=n_local)
+    return folded.reshape(n_local, *array.shape[1:])

@@ -70,6 +70,10 @@ class Engine:
         eV, of this rank's atoms, at the positions of the last `update_forces`.
     rebuilds
         How often neighbors were built.
+    asked_to_stop
+        Number of the signal that asked this rank to end the run, 0 if none did.
+    stop
+        What some rank was asked, agreed by all ranks in the last `update_forces`.
     """
 
     def __init__(
@@ -91,6 +95,7 @@ class Engine:
         self.step, self.clock = 0, (0, 0.0)
         self.energy, self.virial = 0.0, np.zeros((3, 3))
         self.rebuilds = 0
+        self.asked_to_stop, self.stop = 0, 0
         self.last_restart: str | None = None
         self.n_atoms = int(comm.allreduce(np.array([state.n_local], np.int64))[0])
         self._build = build
@@ -217,7 +222,9 @@ class Engine:
             largest = float(moved2.max(initial=0.0))
             # A NaN fails the comparison too.
             wild = not largest < max(self.reach, 10.0 * self.skin) ** 2
-            flags = self.comm.allreduce(np.array([0.0 if wild else largest, float(wild)]), "max")
+            asked = self.asked_to_stop  # whether to end is agreed here: it costs one number more in this message
+            flags = self.comm.allreduce(np.array([0.0 if wild else largest, float(wild), asked]), "max")
+            self.stop = int(flags[2])
             if flags[1]:
                 agree(self.comm, self._wild_atom(moved2) if wild else None)
             return bool(flags[0] >= (0.5 * self.skin) ** 2)

@@ -23,6 +23,8 @@ class MDResult:
         What was written: "thermo", "trajectory", "restart" to a path.
     seconds
         Wall-clock seconds of the steps, and by phase in `phases`.
+    stopped_by
+        Number of the signal that ended the run before its last step, or 0.
     """
 
     n_atoms: int
@@ -35,6 +37,7 @@ class MDResult:
     rebuilds: int
     files: dict[str, str] = field(default_factory=dict)
     thermo: dict[str, NDArray] = field(default_factory=dict)
+    stopped_by: int = 0
 
     @property
     def atom_steps_per_second(self) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import signal
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from dphpc import __version__
 from dphpc.core.box import Box
 from dphpc.core.config import load_config, parse_config
 from dphpc.core.errors import InputError
+from dphpc.core.signals import stop_signals
 from dphpc.core.units import FS
 from dphpc.md.config import MdConfig, Stage
 from dphpc.md.engine import Engine
@@ -32,7 +33,7 @@ from dphpc.md.velocities import draw_velocities
 from dphpc.ops.threads import default_threads, set_threads
 from dphpc.parallel.comm import Communicator, ends_together, together, world
 from dphpc.parallel.domain import Domain
-from dphpc.parallel.launch import ranks_on_same_cores
+from dphpc.parallel.placement import placement, ranks_on_same_cores
 from dphpc.potential.contract import Potential
 
 
@@ -40,6 +41,9 @@ def run_md(
     config: str | Path | Mapping[str, Any], *, comm: Communicator | None = None, potential: Potential | None = None
 ) -> MDResult:
     """Run molecular dynamics as a run file says; collective.
+
+    A SIGINT, SIGTERM or SIGUSR1 to any rank ends the run after the present step on all ranks, with a restart file if
+    the run file asks for such; the result's `stopped_by` tells the signal.
 
     Parameters
     ----------
@@ -144,18 +148,19 @@ class Run:
         """The run's header; refuses a run that does not fit into memory."""
         s, comm, say = self.settings, self.comm, self.screen.say
         reach = self.potential.cutoff + s.skin_A
+        places = placement(comm, self.n_threads)
         needed = estimate(n_atoms, domain, self.potential, reach, comm)
         lengths = " × ".join(f"{x:.4g}" for x in np.linalg.norm(domain.box.matrix, axis=1))
         sides = "".join("p" if p else "f" for p in domain.box.periodic)
         replicate = f", replicated {' × '.join(map(str, s.replicate))}" if max(s.replicate) > 1 else ""
         say(
             f"dphpc {__version__}: molecular dynamics",
-            f"ranks:     {comm.size} × {self.n_threads} threads, {comm.node_size} on a node of {os.cpu_count()} cores; "
-            f"bricks {' × '.join(map(str, domain.grid))}",
+            f"processes: {places}; bricks {' × '.join(map(str, domain.grid))}",
             f"structure: {s.structure}{replicate}: {n_atoms:,} atoms in {lengths} Å ({sides})",
             f"model:     {s.model or type(self.potential).__name__} ({', '.join(self.potential.type_map)}), "
             f"{s.precision}, cutoff {self.potential.cutoff:g} + skin {s.skin_A:g} Å",
             f"memory:    {needed}",
+            *(f"warning:   {text}" for text in [places.warning()] if text),
         )
         with together(comm):
             if not s.ignore_memory_limit:
@@ -211,24 +216,35 @@ class Run:
             engine.timers.seconds[phase] = 0.0
         engine.rebuilds = 0
         started = time.perf_counter()
-        self._write(integrator, first=True)
+        with stop_signals(self._ask):
+            self._write(integrator, first=True)
+            integrator = self._steps(integrator)
+            if s.restart and engine.step % s.restart.every:
+                self._write_restart(integrator)
+            return self._finish(time.perf_counter() - started)
+
+    def _steps(self, integrator: Integrator) -> Integrator:
+        """The stages to their end or to an agreed stop; returns the last one's integrator."""
+        engine, stages = self.engine, self.settings.stages
         while True:
-            stage = s.stages[self.stage]
-            self.screen.say(f"stage {self.stage + 1} of {len(s.stages)}: {stage.title}")
+            stage = stages[self.stage]
+            self.screen.say(f"stage {self.stage + 1} of {len(stages)}: {stage.title}")
             for k in range(self.stage_step + 1, stage.steps + 1):
                 integrator.step(engine, stage.temperature(k))
                 engine.step += 1
                 self.stage_step = k
                 self.screen.tick()
                 self._write(integrator)
-            if self.stage + 1 == len(s.stages):
-                break
+                if engine.stop:
+                    return integrator
+            if self.stage + 1 == len(stages):
+                return integrator
             self.bath += bath_energy(engine, integrator)
             self.stage, self.stage_step = self.stage + 1, 0
-            integrator = self._integrator(s.stages[self.stage])
-        if s.restart and engine.step % s.restart.every:
-            self._write_restart(integrator)
-        return self._finish(time.perf_counter() - started)
+            integrator = self._integrator(stages[self.stage])
+
+    def _ask(self, number: int) -> None:
+        self.engine.asked_to_stop = number
 
     def _integrator(self, stage: Stage) -> Integrator:
         dof = degrees_of_freedom(self.engine.n_atoms, VelocityVerlet.frozen)
@@ -283,13 +299,24 @@ class Run:
         files = {"thermo": s.thermo.file or ""}
         files["trajectory"] = s.trajectory.file if s.trajectory else ""
         files["restart"] = s.restart.file if s.restart and engine.last_restart else ""
+        done = self.screen.done
         result = MDResult(
-            engine.n_atoms, self.comm.size, self.n_steps, engine.time, s.timestep_fs, seconds,
+            engine.n_atoms, self.comm.size, done, engine.time, s.timestep_fs, seconds,
             dict(engine.timers.seconds), engine.rebuilds, {k: v for k, v in files.items() if v}, columns_of(self.rows),
+            stopped_by=engine.stop if done < self.n_steps else 0,
         )  # fmt: skip
         self.screen.stop()
         self.screen.say("", *result.summary())
+        if result.stopped_by:
+            self.screen.say(self._stopped(result))
         return result
+
+    def _stopped(self, result: MDResult) -> str:
+        """What a run that a signal ended says last."""
+        what = f"stopped by {signal.Signals(result.stopped_by).name} after {result.steps} of {self.n_steps} steps"
+        if not self.settings.restart:
+            return f"{what}; no restart was written: the run file has no 'restart'"
+        return f"{what}; go on with structure: {self.settings.restart.file} (step {self.engine.step})"
 
 
 def _load(settings: MdConfig) -> Potential:

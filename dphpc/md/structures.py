@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from ase import Atoms
 from ase.data import atomic_masses, atomic_numbers
-from ase.geometry import complete_cell
 from ase.io import read as ase_read
 from ase.units import fs as ASE_FS
 from numpy.typing import NDArray
@@ -24,9 +23,6 @@ from dphpc.parallel.domain import Domain
 ROWS = row_dtype(RESTARTED)
 CHUNK = 1 << 18
 """Atoms read and dealt out at a time."""
-
-MARGIN = 1.0
-"""Å of room around atoms in a direction without a box vector."""
 
 
 @dataclass(frozen=True)
@@ -210,24 +206,8 @@ def _from_ase(atoms: Atoms, path: str) -> Source:
             if len(own) > 1:
                 raise DataError(f"atoms of species {name} have different masses", where=path)
             masses[str(name)] = float(own[0])
-    return Source.of_rows(_box_of(atoms), [str(n) for n in names], rows, masses, has_velocities, path)
-
-
-def _box_of(atoms: Atoms) -> Box:
-    """The cell; a direction without a vector gets one that encloses the atoms."""
-    missing = ~atoms.cell.array.any(axis=1)
-    if missing.all():
-        return Box.around(atoms.positions, MARGIN)
-    px, py, pz = (atoms.pbc & ~missing).tolist()
-    periodic = (px, py, pz)
-    if not missing.any():
-        return Box(atoms.cell.array, periodic)
-    matrix = complete_cell(atoms.cell.array)
-    units = matrix / np.linalg.norm(matrix, axis=1)[:, None]
-    along = atoms.positions @ units.T
-    low, high = along.min(axis=0) - MARGIN, along.max(axis=0) + MARGIN
-    matrix[missing] = units[missing] * (high - low)[missing, None]
-    return Box(matrix, periodic, origin=(units * low[:, None])[missing].sum(axis=0))
+    box = Box.of_cell(atoms.cell.array, atoms.pbc, atoms.positions)
+    return Source.of_rows(box, [str(n) for n in names], rows, masses, has_velocities, path)
 
 
 def masses_of(

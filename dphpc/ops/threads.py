@@ -10,6 +10,7 @@ import os
 
 from threadpoolctl import threadpool_limits
 
+from dphpc.core.cores import n_cores
 from dphpc.core.errors import InputError
 
 _threads: int | None = None
@@ -34,8 +35,7 @@ def default_threads(ranks_on_node: int = 1) -> int:
         if not asked.isdigit() or int(asked) < 1:
             raise InputError(f"OMP_NUM_THREADS is '{asked}'", expected="a positive whole number")
         return int(asked)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // max(1, ranks_on_node))
+    return max(1, n_cores() // max(1, ranks_on_node))
 
 
 def set_threads(n: int) -> None:

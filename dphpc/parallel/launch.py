@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from dphpc.parallel.comm import Communicator
 
 LAUNCHERS: tuple[tuple[str, str, str], ...] = (
     ("Open MPI", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
@@ -38,9 +33,3 @@ def launched_size() -> int:
     """The number of ranks that were started together, 1 without a launcher."""
     found = launched_by()
     return found[2] if found else 1
-
-
-def ranks_on_same_cores(comm: Communicator) -> int:
-    """How many ranks share this rank's cores: those of the node, or 1 where each is pinned to its own; collective."""
-    own = (platform.node(), tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else ())
-    return comm.allgather(own).count(own)

@@ -6,10 +6,16 @@ its standard deviation over the models.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from dphpc.core.errors import InputError
+from dphpc.model.dp_model import DPModel
+from dphpc.potential.contract import Outputs
+from dphpc.potential.deep_pot import DeepPot
 
 COLUMNS = ("max_devi_v", "min_devi_v", "avg_devi_v", "max_devi_f", "min_devi_f", "avg_devi_f", "devi_e")
 
@@ -33,6 +39,32 @@ def deviation(energies: Floats, forces: Floats, virials: Floats) -> Floats:
     f = np.linalg.norm(np.std(forces, axis=0), axis=-1)
     e = np.std(energies / n)
     return np.array([v.max(), v.min(), np.linalg.norm(v) / 3.0, f.max(), f.min(), f.mean(), e])
+
+
+def deviation_of(outputs: Sequence[Outputs]) -> Floats:
+    """The seven `COLUMNS` of one frame from what each model gave for it (forces of the atoms, no ghosts)."""
+    energies = np.array([out.energy for out in outputs])
+    return deviation(energies, np.array([o.forces for o in outputs]), np.array([o.virial.ravel() for o in outputs]))
+
+
+def load_committee(models: Sequence[str | Path | DPModel], precision: str = "float64") -> list[DeepPot]:
+    """Models that can be evaluated on one list: same types, cutoffs as they are.
+
+    Raises
+    ------
+    InputError
+        Models with different type maps.
+    """
+    potentials = [DeepPot(model, precision) for model in models]
+    first = potentials[0].get_type_map()
+    for k, dp in enumerate(potentials):
+        if dp.get_type_map() != first:
+            names = [str(m) if isinstance(m, (str, Path)) else f"model {i + 1}" for i, m in enumerate(models)]
+            raise InputError(
+                f"type map {' '.join(dp.get_type_map())}", where=names[k],
+                expected=f"{' '.join(first)}, as in {names[0]}",
+            )  # fmt: skip
+    return potentials
 
 
 def append_model_devi(path: Path, system: str, steps: NDArray[np.int64], rows: Floats) -> None:

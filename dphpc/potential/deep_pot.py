@@ -9,16 +9,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from dphpc.core.box import Box
 from dphpc.core.errors import DataError, InputError
-from dphpc.core.images import periodic_images
-from dphpc.core.state import State
 from dphpc.model.dp_model import DPModel
 from dphpc.model.model_file import read_model
 from dphpc.model.show import summary
-from dphpc.ops.neighbors.contract import Neighbors
-from dphpc.ops.neighbors.native import build_neighbors
 from dphpc.ops.se_a.contract import Environment
 from dphpc.potential.contract import Outputs
 from dphpc.potential.deep import DeepPotential
+from dphpc.potential.surroundings import Surroundings
 
 Floats = NDArray[np.float64]
 
@@ -108,29 +105,50 @@ class DeepPot:
         """
         frames, boxes, types = self._frames(coords, cells, atom_types)
         n_frames, n = frames.shape[:2]
-        columns = self._columns(n_frames, n, fparam, aparam)
+        columns = self.parameter_columns(n_frames, n, fparam, aparam)
         energy, virial = np.zeros((n_frames, 1)), np.zeros((n_frames, 9))
         force = np.zeros((n_frames, n, 3))
         atom_energy, atom_virial = np.zeros((n_frames, n, 1)), np.zeros((n_frames, n, 9))
         for k in range(n_frames):
-            state, neighbors, owners = surroundings(frames[k], boxes[k], types[k], self.get_rcut())
-            out = Outputs.zeros(n, state.n_all, atomic=atomic)
-            self.potential.evaluate(state, neighbors, out, None if columns is None else columns[k])
-            np.add.at(out.forces, owners, out.forces[n:])
-            energy[k, 0], virial[k], force[k] = out.energy, out.virial.ravel(), out.forces[:n]
-            if out.atom_energy is not None and out.atom_virial is not None:
-                np.add.at(out.atom_virial, owners, out.atom_virial[n:])
-                atom_energy[k, :, 0], atom_virial[k] = out.atom_energy, out.atom_virial[:n].reshape(n, 9)
+            around = Surroundings.of(frames[k], boxes[k], types[k], self.get_rcut())
+            out = self.evaluate(around, None if columns is None else columns[k], atomic_virial=atomic)
+            energy[k, 0], virial[k], force[k] = out.energy, out.virial.ravel(), out.forces
+            if atomic and out.atom_energy is not None and out.atom_virial is not None:
+                atom_energy[k, :, 0], atom_virial[k] = out.atom_energy, out.atom_virial.reshape(n, 9)
         return (energy, force, virial, atom_energy, atom_virial) if atomic else (energy, force, virial)
+
+    def evaluate(self, around: Surroundings, columns: Floats | None = None, *, atomic_virial: bool = False) -> Outputs:
+        """One structure whose images and neighbors are at hand, reaching as far as the cutoff or farther.
+
+        Parameters
+        ----------
+        columns
+            (natoms, numb_fparam + numb_aparam), a frame of `parameter_columns`.
+        atomic_virial
+            Compute these, too.
+
+        Returns
+        -------
+        Outputs of the atoms: forces (natoms, 3), atom_energy (natoms,), and atom_virial (natoms, 3, 3) or None.
+        """
+        n = around.state.n_local
+        out = Outputs.zeros(n, around.state.n_all, atomic=atomic_virial)
+        if out.atom_energy is None:
+            out.atom_energy = np.zeros(n)
+        self.potential.evaluate(around.state, around.neighbors, out, columns)
+        out.forces = around.fold(out.forces)
+        if out.atom_virial is not None:
+            out.atom_virial = around.fold(out.atom_virial)
+        return out
 
     def eval_descriptor(self, coords: ArrayLike, cells: ArrayLike | None, atom_types: ArrayLike) -> Floats:
         """Descriptors (nframes, natoms, M·axis) of frames given as in `eval`."""
         frames, boxes, types = self._frames(coords, cells, atom_types)
         result = []
         for positions, box, kinds in zip(frames, boxes, types, strict=True):
-            state, neighbors, _ = surroundings(positions, box, kinds, self.get_rcut())
+            around = Surroundings.of(positions, box, kinds, self.get_rcut())
             centers = np.arange(len(positions), dtype=np.int32)
-            env = Environment(state.positions, state.types, neighbors, centers)
+            env = Environment(around.state.positions, around.state.types, around.neighbors, centers)
             result.append(self.potential.descriptors(env).astype(np.float64))
         return np.stack(result)
 
@@ -162,7 +180,18 @@ class DeepPot:
             raise DataError(f"cells of shape {matrices.shape} for {len(frames)} frames", expected="(nframes, 9)")
         return frames, [Box(m) for m in matrices.reshape(-1, 3, 3)], types
 
-    def _columns(self, n_frames: int, n: int, fparam: ArrayLike | None, aparam: ArrayLike | None) -> Floats | None:
+    def parameter_columns(
+        self, n_frames: int, n: int, fparam: ArrayLike | None = None, aparam: ArrayLike | None = None
+    ) -> Floats | None:
+        """(n_frames, n, numb_fparam + numb_aparam) inputs of the fitting net, None where the model takes none.
+
+        `fparam` and `aparam` as in `eval`.
+
+        Raises
+        ------
+        InputError, DataError
+            The model takes parameters and none are given, or they do not fit.
+        """
         fitting = self.model.fitting
         fparam = fitting.default_fparam if fparam is None else fparam
         per_frame = _parameters("fparam", fparam, fitting.numb_fparam, (n_frames,))
@@ -187,23 +216,3 @@ def _parameters(name: str, values: ArrayLike | None, width: int, shape: tuple[in
         if array.size == np.prod(full[k:]):
             return np.broadcast_to(array.reshape(full[k:]), full)
     raise DataError(f"{name} of shape {array.shape}", expected=f"{full}")
-
-
-def surroundings(
-    positions: Floats, box: Box | None, types: NDArray[np.int32], cutoff: float
-) -> tuple[State, Neighbors, NDArray[np.int32]]:
-    """One structure with its periodic images as ghosts, and the neighbor list within `cutoff`.
-
-    Returns the state, the list and the ghosts' owners (n_ghost,).
-    """
-    box = box or Box.around(positions)
-    n = len(positions)
-    wrapped = box.wrap(positions)
-    owners, shifts = periodic_images(wrapped, box, cutoff)
-    state = State(box, n)
-    state.resize(n, len(owners))
-    state.ids[:n], state.ids[n:] = np.arange(n), owners
-    state.types[:n], state.types[n:] = types, types[owners]
-    state.positions[:n] = wrapped
-    state.positions[n:] = wrapped[owners] + shifts @ box.matrix
-    return state, build_neighbors(state.positions, state.types, n, cutoff), owners

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dphpc.core.errors import DataError, InputError
-from dphpc.potential.committee import append_model_devi, deviation
+from dphpc.potential.committee import append_model_devi, deviation_of, load_committee
 from dphpc.potential.deep_pot import DeepPot
+from dphpc.potential.surroundings import Surroundings
 from dphpc.train.data.dataset import open_systems
 from dphpc.train.data.system import Frame, FrameInputs, System
 
@@ -210,13 +211,7 @@ def model_devi(
     """
     if len(models) < 2:
         raise InputError(f"{len(models)} model given", expected="two or more: -m A.dp B.dp")
-    potentials = [DeepPot(model) for model in models]
-    for path, dp in zip(models, potentials, strict=True):
-        if dp.get_type_map() != potentials[0].get_type_map():
-            raise InputError(
-                f"type map {' '.join(dp.get_type_map())}", where=str(path),
-                expected=f"{' '.join(potentials[0].get_type_map())}, as in {models[0]}",
-            )  # fmt: skip
+    potentials = load_committee(models)
     opened = _systems(potentials[0], systems)
     total, path = sum(s.n_frames for s in opened), Path(output)
     collected: list[Floats] = []
@@ -224,14 +219,23 @@ def model_devi(
     for system in opened:
         rows = []
         for frame in _frames(system):
-            found = [_predict(dp, frame, system.periodic) for dp in potentials]
-            energies, forces, virials = (np.array([f[k] for f in found]) for k in range(3))
-            rows.append(deviation(energies, forces, virials))
+            rows.append(_deviation(potentials, frame, system.periodic))
             if progress:
                 progress(len(rows) + sum(len(part) for part in collected), total)
         collected.append(np.array(rows))
         append_model_devi(path, system.name, np.arange(len(rows)) * frequency, collected[-1])
     return np.concatenate(collected)
+
+
+def _deviation(potentials: Sequence[DeepPot], frame: Frame, periodic: bool) -> Floats:
+    """(7,) `committee.COLUMNS` of a frame; one list, of the largest cutoff, serves all models."""
+    cutoff = max(dp.get_rcut() for dp in potentials)
+    around = Surroundings.of(frame.positions, frame.box if periodic else None, frame.types, cutoff)
+    outputs = []
+    for dp in potentials:
+        columns = dp.parameter_columns(1, len(frame.types), frame.fparam, frame.aparam)
+        outputs.append(dp.evaluate(around, None if columns is None else columns[0]))
+    return deviation_of(outputs)
 
 
 def _frames(system: System) -> Iterator[Frame]:

@@ -15,6 +15,9 @@ from dphpc.core.errors import InputError
 from dphpc.model.dp_model import DPModel
 from dphpc.model.model_file import read_model
 from dphpc.ops.threads import default_threads, set_threads
+from dphpc.parallel.comm import Serial, world
+from dphpc.parallel.launch import launched_size
+from dphpc.parallel.placement import placement, ranks_on_same_cores
 from dphpc.train.checkpoint import SUFFIX, Checkpoint, find_checkpoint
 from dphpc.train.data import Dataset
 from dphpc.train.initial import initial_model, model_arrays, set_model_arrays
@@ -93,9 +96,15 @@ def _read(given: PathLike | Mapping[str, Any] | TrainInput) -> TrainInput:
 
 
 def _use_threads(n: int) -> None:
-    threads = n or default_threads()
+    # MPI is not touched for one process: a training needs none.
+    comm = world() if launched_size() > 1 else Serial()
+    threads = n or default_threads(ranks_on_same_cores(comm))
     set_threads(threads)
     torch.set_num_threads(threads)
+    places = placement(comm, threads)
+    log.info("processes: %s", places)
+    if (text := places.warning()) is not None:
+        log.warning("%s", text)
 
 
 def _with_seed(config: TrainInput, checkpoint: Checkpoint | None) -> TrainInput:

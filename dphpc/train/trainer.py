@@ -5,18 +5,15 @@ from __future__ import annotations
 import logging
 import math
 import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
 import torch
 
 from dphpc.core.errors import InputError, RunError
+from dphpc.core.signals import stop_signals
 from dphpc.model.dp_model import DPModel
 from dphpc.model.radial_table import Grid
 from dphpc.train.checkpoint import Checkpoint, CheckpointFolder
@@ -127,7 +124,7 @@ class Trainer:
     # -- the loop ------------------------------------------------------------------------------------------------
 
     def run(self) -> TrainResult:
-        """Train until the last step or a signal (SIGINT, SIGTERM).
+        """Train until the last step or a signal (SIGINT, SIGTERM, SIGUSR1).
 
         Raises
         ------
@@ -141,7 +138,7 @@ class Trainer:
         training: Errors = {}
         validation: Errors | None = None
         saved: Path | None = None
-        with self._signals(), TrainingProgress(first, self.n_steps) as progress:
+        with stop_signals(self._ask), TrainingProgress(first, self.n_steps) as progress:
             while self.step < self.n_steps and self._stop is None:
                 rate = self.schedule(self.step)
                 errors = self._train_one(rate)
@@ -234,24 +231,8 @@ class Trainer:
         log.info("saved %s", path)
         return path
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """While the loop runs, the first SIGINT or SIGTERM asks for a stop after the present step."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def ask(number: int, _frame: FrameType | None) -> None:
-            self._stop = number
-            for asked, handler in before.items():  # a second signal acts as it did before the run
-                signal.signal(asked, handler)
-
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def _ask(self, number: int) -> None:
+        self._stop = number
 
 
 def _tensorboard(folder: str) -> Any:

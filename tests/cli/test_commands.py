@@ -236,6 +236,7 @@ def test_doctor(run: Run) -> None:
     done = run("doctor")
     for word in ("Python", "memory", "native kernels", "MPI library", "GPU", "torch", "HDF5", "this run"):
         assert word in done.stdout
+    assert "1 rank × 1 thread on" in " ".join(done.stdout.split())
     assert f"dphpc           {__version__}" in done.stdout or __version__ in done.stdout
 
 

@@ -122,7 +122,7 @@ def test_thermo_csv_and_screen(
     if comm.rank:
         assert out == ""
     else:
-        assert f"ranks:     {comm.size} ×" in out
+        assert f"processes: {comm.size} rank" in out
         assert "48 atoms" in out
         assert "kB/atom" in out
         assert "stage 2 of 2: nve, 7 steps" in out

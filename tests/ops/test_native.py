@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import dphpc._native
+from dphpc.core import cores
 from dphpc.core.errors import InputError
 from dphpc.model.networks import initial_network
 from dphpc.ops import threads
@@ -70,7 +71,8 @@ def test_default_threads(monkeypatch):
     with pytest.raises(InputError, match="many"):
         threads.default_threads()
     monkeypatch.delenv("OMP_NUM_THREADS")
-    monkeypatch.setattr(threads.os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(cores, "affinity", lambda: frozenset(range(8)))
+    monkeypatch.setattr(cores, "quota", lambda: None)
     assert threads.default_threads(ranks_on_node=2) == 4
     assert threads.default_threads(ranks_on_node=100) == 1
 

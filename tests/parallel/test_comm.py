@@ -7,7 +7,8 @@ import pytest
 
 from dphpc.core.errors import DataError, RunError
 from dphpc.parallel.comm import NOBODY, Communicator, Serial, agree, ends_together, together, world
-from dphpc.parallel.launch import launched_by, launched_rank, launched_size, ranks_on_same_cores
+from dphpc.parallel.launch import launched_by, launched_rank, launched_size
+from dphpc.parallel.placement import ranks_on_same_cores
 
 
 @pytest.mark.mpi

@@ -9,7 +9,8 @@ from dphpc.core.box import Box
 from dphpc.core.errors import DataError, InputError, RunError
 from dphpc.potential.contract import Outputs
 from dphpc.potential.deep import DeepPotential
-from dphpc.potential.deep_pot import DeepPot, surroundings
+from dphpc.potential.deep_pot import DeepPot
+from dphpc.potential.surroundings import Surroundings
 from tests.models import random_model, random_structure
 
 MODELS = {
@@ -145,9 +146,9 @@ def test_missing_parameters() -> None:
 def test_more_neighbors_than_sel_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     x, cell, types = random_structure()
     potential = DeepPotential(random_model(6, sel=(4, 24)))
-    state, neighbors, _ = surroundings(x, Box(cell), types, potential.cutoff)
-    out = Outputs.zeros(len(x), state.n_all)
+    around = Surroundings.of(x, Box(cell), types, potential.cutoff)
+    out = Outputs.zeros(len(x), around.state.n_all)
     for _ in range(2):
-        potential.compute(state, neighbors, None, out)
+        potential.compute(around.state, around.neighbors, None, out)
     (record,) = caplog.records
     assert "neighbors of type O, sel is 4" in record.message

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dphpc.core.images import periodic_images
+from dphpc.core.images import fold_ghosts
 from dphpc.ops.neighbors.contract import Neighbors
-from dphpc.ops.neighbors.native import build_neighbors
+from dphpc.potential.surroundings import Surroundings
 from dphpc.train.data.system import Frame
 
 Floats = NDArray[np.float64]
@@ -44,16 +44,9 @@ class Geometry:
     @classmethod
     def of(cls, frame: Frame, cutoff: float) -> Geometry:
         """Ghosts and neighbors within `cutoff` (Å) of a frame."""
-        n = len(frame.positions)
-        if any(frame.box.periodic):
-            owner, shifts = periodic_images(frame.positions, frame.box, cutoff)
-            volume = frame.box.volume
-        else:
-            owner, shifts, volume = np.zeros(0, np.int32), np.zeros((0, 3), np.int32), 0.0
-        images = frame.positions[owner] + shifts @ frame.box.matrix
-        positions = np.concatenate((frame.positions, images))
-        types = np.concatenate((frame.types, frame.types[owner])).astype(np.int32)
-        return cls(n, positions, types, owner, build_neighbors(positions, types, n, cutoff), volume)
+        around = Surroundings.of(frame.positions, frame.box, frame.types, cutoff)
+        state, volume = around.state, frame.box.volume if any(frame.box.periodic) else 0.0
+        return cls(state.n_local, state.positions, state.types, around.owners, around.neighbors, volume)
 
     @property
     def n_ghost(self) -> int:
@@ -158,10 +151,7 @@ class Batch:
 
     def fold(self, forces: Floats) -> Floats:
         """(n_local, 3): forces (n_all, 3) with every ghost's share given to its owner."""
-        folded = forces[: self.n_local].copy()
-        for k in range(3):
-            folded[:, k] += np.bincount(self.owner, forces[self.n_local :, k], minlength=self.n_local)
-        return folded
+        return fold_ghosts(forces, self.owner, self.n_local)
 
 
 def join(geometries: Sequence[Geometry], values: Sequence[dict[str, Any]]) -> Batch:

@@ -1,0 +1,47 @@
+"""Signals that ask a run to end in order: Ctrl-C, a batch system's notice, `kill`."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+SAME_REQUEST = 1.0
+"""Seconds within which a second signal is the first once more: a launcher may pass on what the terminal sent, too."""
+
+
+@contextmanager
+def stop_signals(ask: Callable[[int], None]) -> Iterator[None]:
+    """While this lasts, the first of `STOP_SIGNALS` calls `ask` with its number; a later one acts as it did before.
+
+    Outside the main thread, where Python takes no signals, nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asked_at: float | None = None
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        nonlocal asked_at
+        if asked_at is None:
+            asked_at = time.monotonic()
+            ask(number)
+        elif time.monotonic() - asked_at > SAME_REQUEST:
+            restore()
+            signal.raise_signal(number)
+
+    def restore() -> None:
+        for asked, handler in before.items():
+            # None: not Python's own, which cannot be put back from here.
+            signal.signal(asked, signal.SIG_DFL if handler is None else handler)
+
+    before = {number: signal.signal(number, handle) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        restore()

@@ -1,0 +1,130 @@
+"""One structure in one process: its atoms, their periodic images as ghosts, and the neighbor list."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dphpc.core.box import Box
+from dphpc.core.errors import DataError, InputError
+from dphpc.core.images import fold_ghosts, periodic_images
+from dphpc.core.state import State
+from dphpc.ops.neighbors.contract import Neighbors
+from dphpc.ops.neighbors.native import build_neighbors
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a potential's `evaluate` takes, and the way back from ghosts to atoms.
+
+    Attributes
+    ----------
+    owners
+        (n_ghost,) the atom whose image a ghost is.
+    displacements
+        (n_ghost, 3) Å from an atom to its image.
+    wrapping
+        (n_local, 3) Å that were taken off each position to bring it into the box.
+    """
+
+    state: State
+    neighbors: Neighbors
+    owners: NDArray[np.int32]
+    displacements: Floats
+    wrapping: Floats
+
+    @classmethod
+    def of(cls, positions: Floats, box: Box | None, types: NDArray[np.int32], reach: float) -> Surroundings:
+        """Images and neighbors within `reach` (Å) of positions (n, 3) Å with types (n,); no box means open."""
+        box = box or Box.around(positions)
+        n = len(positions)
+        wrapping = box.wrap_shifts(positions) @ box.matrix
+        wrapped = positions - wrapping
+        owners, shifts = periodic_images(wrapped, box, reach)
+        displacements = shifts @ box.matrix
+        state = State(box, n)
+        state.resize(n, len(owners))
+        state.ids[:n], state.ids[n:] = np.arange(n), owners
+        state.types[:n], state.types[n:] = types, types[owners]
+        state.positions[:n], state.positions[n:] = wrapped, wrapped[owners] + displacements
+        neighbors = build_neighbors(state.positions, state.types, n, reach)
+        return cls(state, neighbors, owners, displacements, wrapping)
+
+    def move_to(self, positions: Floats) -> None:
+        """Bring atoms and images to new positions (n_local, 3) Å, not wrapped; the list stays."""
+        n = self.state.n_local
+        local, ghosts = self.state.positions[:n], self.state.positions[n:]
+        np.subtract(positions, self.wrapping, out=local)
+        np.add(local[self.owners], self.displacements, out=ghosts)
+
+    def fold(self, array: Floats) -> Floats:
+        """(n_local, …): a per-atom array (n_all, …) with every ghost's share given to its owner."""
+        return fold_ghosts(array, self.owners, self.state.n_local)
+
+
+class KeptSurroundings:
+    """The surroundings of a structure whose atoms move: built anew only where they must be.
+
+    Parameters
+    ----------
+    cutoff
+        Å that the list must reach at any time.
+    skin
+        Å that it reaches farther when it is built: good until an atom has moved half of that, or cell, boundaries
+        or species change.
+
+    Attributes
+    ----------
+    builds
+        How often neighbors were built.
+
+    Raises
+    ------
+    InputError
+        The skin is negative.
+    """
+
+    def __init__(self, cutoff: float, skin: float) -> None:
+        if not skin >= 0.0:
+            raise InputError(f"the skin is {skin} Å", expected="0 or more")
+        self.cutoff, self.skin = cutoff, skin
+        self.builds = 0
+        self._kept: Surroundings | None = None
+        self._key: tuple[NDArray, ...] = ()
+        self._built_at = np.zeros((0, 3))
+
+    def at(
+        self, positions: Floats, cell: Floats, periodic: NDArray[np.bool_], types: NDArray[np.int32]
+    ) -> Surroundings:
+        """The surroundings at these positions (n, 3) Å, in a cell as `Box.of_cell` takes it.
+
+        What is returned is overwritten by the next call.
+
+        Raises
+        ------
+        DataError
+            A position is not finite, or the cell spans no volume.
+        """
+        key = (cell, periodic, types)
+        same = self._kept is not None and all(map(np.array_equal, key, self._key))
+        if self._kept is not None and same and self._near(positions):
+            self._kept.move_to(positions)
+            return self._kept
+        self._kept = None  # frees the old list before the new one is made, and a failure leaves none behind
+        bad = ~np.isfinite(positions).all(axis=1)
+        if bad.any():
+            raise DataError(f"the position of atom {int(np.argmax(bad))} is not finite")
+        box = Box.of_cell(cell, periodic, positions)
+        self._kept = Surroundings.of(positions, box, types, self.cutoff + self.skin)
+        self._key, self._built_at = tuple(np.array(part) for part in key), positions.copy()
+        self.builds += 1
+        return self._kept
+
+    def _near(self, positions: Floats) -> bool:
+        moved = positions - self._built_at
+        # A NaN fails the comparison.
+        return bool(np.einsum("ij,ij->i", moved, moved).max(initial=0.0) < (0.5 * self.skin) ** 2)
