@@ -191,19 +191,6 @@ void PackedNet<Real>::set_gradient_rows(const Chunk<Real>& chunk, int i, const R
 
 namespace {
 
-// z of the first layer, added to `value`; the inputs' copies of a skip connection are added to `skipped` if there.
-template <class Real>
-void add_first_product(const PackedNet<Real>& net, FittingTile<Real>& tile, Real* value, Real* skipped) {
-    const int step = net.layers.front().step();
-    for (const Chunk<Real>& chunk : net.chunks) {
-        const int width = padded<Real>(chunk.width);
-        Real* inputs = sized(tile.chunk, static_cast<std::size_t>(tile.n) * width);
-        net.fill(chunk, tile.inputs, 0, tile.n, inputs);
-        chunk.forward.add_product(tile.n, inputs, width, 1, value, step);
-        if (skipped) chunk.skip_forward.add_product(tile.n, inputs, width, 1, skipped, step);
-    }
-}
-
 template <class Real>
 void forward(const PackedNet<Real>& net, FittingTile<Real>& tile) {
     const std::int64_t n = tile.n;
@@ -220,7 +207,11 @@ void forward(const PackedNet<Real>& net, FittingTile<Real>& tile) {
                 skipped = sized(tile.next, n * step);
                 std::fill_n(skipped, n * step, Real(0));
             }
-            add_first_product(net, tile, value, skipped);
+            const auto fill = [&](const Chunk<Real>& chunk, Real* inputs) {
+                net.fill(chunk, tile.inputs, 0, tile.n, inputs);
+                return true;
+            };
+            add_first_product(net, tile.n, fill, tile.chunk, value, skipped);
         }
         std::visit(
             [&](const auto& function) {

@@ -115,6 +115,21 @@ class PackedNet {
     std::vector<std::int32_t> first_index_, second_index_;  // (k, m) of each feature, by place among all features
 };
 
+// z (n, padded n_out) of the first layer, added to `z`, for inputs that fill(chunk, rows) writes (n, padded width) or,
+// by returning false, says are zero; what a skip connection copies of them is added to `skipped` where that is given.
+template <class Real, class Fill>
+void add_first_product(const PackedNet<Real>& net, int n, Fill&& fill, std::vector<Real>& buffer, Real* z,
+                       Real* skipped) {
+    const int step = net.layers.front().step();
+    for (const Chunk<Real>& chunk : net.chunks) {
+        const int width = padded<Real>(chunk.width);
+        Real* inputs = sized(buffer, static_cast<std::size_t>(n) * width);
+        if (!fill(chunk, inputs)) continue;
+        chunk.forward.add_product(n, inputs, width, 1, z, step);
+        if (skipped) chunk.skip_forward.add_product(n, inputs, width, 1, skipped, step);
+    }
+}
+
 // What one thread needs for a tile of n atoms; memory is kept from tile to tile.
 template <class Real>
 struct FittingTile {

@@ -64,13 +64,11 @@ void FittingTape<Real>::forward(const Tile& tile, Scratch& scratch) {
                 skipped = sized(scratch.next, size);
                 std::fill_n(skipped, size, Real(0));
             }
-            for (const Chunk<Real>& chunk : net_.chunks) {
-                const int width = padded<Real>(chunk.width);
-                Real* inputs = sized(scratch.chunk, static_cast<std::size_t>(tile.n) * width);
+            const auto fill = [&](const Chunk<Real>& chunk, Real* inputs) {
                 net_.fill(chunk, x_, tile.first, tile.n, inputs);
-                chunk.forward.add_product(tile.n, inputs, width, 1, value, step);
-                if (skipped) chunk.skip_forward.add_product(tile.n, inputs, width, 1, skipped, step);
-            }
+                return true;
+            };
+            add_first_product(net_, tile.n, fill, scratch.chunk, value, skipped);
         }
         Real *slope = kept_[l].slope.data() + from, *curvature = kept_[l].curvature.data() + from;
         std::visit(
@@ -193,14 +191,12 @@ void FittingTape<Real>::forward_tangent(const Tile& tile, const Real* tangent, S
                 skipped = sized(scratch.next, size);
                 std::fill_n(skipped, size, Real(0));
             }
-            for (const Chunk<Real>& chunk : net_.chunks) {
-                if (!chunk.is_features) continue;  // other inputs do not change
-                const int width = padded<Real>(chunk.width);
-                Real* inputs = sized(scratch.chunk, static_cast<std::size_t>(tile.n) * width);
+            const auto fill = [&](const Chunk<Real>& chunk, Real* inputs) {
+                if (!chunk.is_features) return false;  // other inputs do not change
                 net_.fill_tangent(chunk, x_.moments, tangent, tile.first, tile.n, inputs);
-                chunk.forward.add_product(tile.n, inputs, width, 1, dot, step);
-                if (skipped) chunk.skip_forward.add_product(tile.n, inputs, width, 1, skipped, step);
-            }
+                return true;
+            };
+            add_first_product(net_, tile.n, fill, scratch.chunk, dot, skipped);
         }
         const Real *adjoint = k.adjoint.data() + from, *slope = k.slope.data() + from;
         Real* curvature = k.curvature.data() + from;

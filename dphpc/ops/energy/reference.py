@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -10,6 +12,9 @@ from dphpc.ops.energy.contract import Accumulators
 from dphpc.ops.fitting import reference as fitting
 from dphpc.ops.se_a import reference as se_a
 from dphpc.ops.se_a.contract import Embedding, Environment, Floats, SeAParameters
+
+TILE = 512
+"""Atoms whose pairs and features are in memory at a time: a network without a table runs through here."""
 
 
 def prepare(network: Network, channels: int, axis: int) -> Network:
@@ -21,12 +26,18 @@ def energy_and_forces(
     env: Environment, p: SeAParameters, e: Embedding, net: Network, columns: Floats | None, out: Accumulators
 ) -> tuple[NDArray[np.float64], float]:
     """See `contract.EnergyOps.energy_and_forces`."""
-    moments, largest = se_a.moments(env, p, e)
-    features = se_a.features(moments, p.axis_neuron)
-    inputs = features if columns is None else np.concatenate((features, columns), axis=1)
-    energies, adjoint = fitting.energy_and_adjoint(net, inputs)
-    moments_adjoint = se_a.features_adjoint(moments, adjoint[:, : features.shape[1]])
-    center_virial = np.empty((len(env.centers), 3, 3))
-    se_a.forces_into(env, p, e, moments_adjoint, out.forces, center_virial, out.atom_virial)
-    out.virial[...] += center_virial.sum(axis=0)
-    return energies.astype(np.float64), largest
+    energies, largest = [np.zeros(0)], -np.inf
+    for start in range(0, len(env.centers), TILE):
+        tile = slice(start, start + TILE)
+        part = replace(env, centers=env.centers[tile])
+        moments, s_max = se_a.moments(part, p, e)
+        features = se_a.features(moments, p.axis_neuron)
+        inputs = features if columns is None else np.concatenate((features, columns[tile]), axis=1)
+        found, adjoint = fitting.energy_and_adjoint(net, inputs)
+        moments_adjoint = se_a.features_adjoint(moments, adjoint[:, : features.shape[1]])
+        center_virial = np.empty((len(part.centers), 3, 3))
+        se_a.forces_into(part, p, e, moments_adjoint, out.forces, center_virial, out.atom_virial)
+        out.virial[...] += center_virial.sum(axis=0)
+        energies.append(found.astype(np.float64))
+        largest = max(largest, s_max)
+    return np.concatenate(energies), largest
