@@ -110,8 +110,11 @@ class DeepPotential:
         return values
 
     def memory_per_atom(self) -> float:
-        """Bytes for each local atom beside the state and the list: only tiles are in memory, so next to nothing."""
-        return 64.0
+        """Bytes for each local atom beside the state and the list: features exist for tiles only.
+
+        What stays is a copy of the forces, ghosts' included, and an energy and a place for each center.
+        """
+        return 96.0
 
     def compute(self, state: State, neighbors: Neighbors, halo: Halo | None, outputs: Outputs) -> None:
         """See `contract.Potential.compute`."""
