@@ -31,9 +31,8 @@ from harness import ROOT, Peer, fastest_rate, matmul_ceiling, run, store
 
 from dphpc.core.box import Box
 from dphpc.model.model_file import read_model
-from dphpc.potential.contract import Outputs
-from dphpc.potential.deep import DeepPotential
-from dphpc.potential.deep_pot import surroundings
+from dphpc.potential.deep_pot import DeepPot
+from dphpc.potential.surroundings import Surroundings
 
 SILICON = ROOT / "examples" / "silicon"
 PRECISIONS = ("float64", "mixed")
@@ -155,14 +154,10 @@ def mixed_errors(setup: Setup) -> dict[str, float]:
     kinds = data.arrays.get("type", data.numbers) - 1
     found = []
     for precision in PRECISIONS:
-        potential = DeepPotential.from_file(setup.folder / "model_c.dp", precision)
-        types = np.array([potential.type_map.index(setup.types[k]) for k in kinds], np.int32)
-        box = Box(np.array(data.cell))
-        state, neighbors, owners = surroundings(positions, box, types, potential.cutoff)
-        out = Outputs.zeros(len(types), state.n_all)
-        potential.evaluate(state, neighbors, out)
-        np.add.at(out.forces, owners, out.forces[len(types) :])
-        found.append((out.energy / len(types), out.forces[: len(types)].copy()))
+        dp = DeepPot(setup.folder / "model_c.dp", precision)
+        types = np.array([dp.get_type_map().index(setup.types[k]) for k in kinds], np.int32)
+        out = dp.evaluate(Surroundings.of(positions, Box(np.array(data.cell)), types, dp.get_rcut()))
+        found.append((out.energy / len(types), out.forces))
     (e64, f64), (e32, f32) = found
     return {"force_rms_eV_per_A": float(np.sqrt(((f32 - f64) ** 2).mean())), "energy_eV_per_atom": abs(e32 - e64)}
 
