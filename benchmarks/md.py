@@ -56,7 +56,7 @@ run {steps}
 
 RUN = """
 import json, dphpc
-from dphpc.md.memory import peak_memory
+from dphpc.core.memory import peak_memory
 from dphpc.parallel.comm import world
 r = dphpc.md('run.json')
 peak = sum(world().allgather(peak_memory()))
