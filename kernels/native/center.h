@@ -24,22 +24,33 @@ struct PairArrays {
     }
 };
 
+// What reading a center needs for the moment; one serves all centers of a thread.
+template <class Real>
+struct Grouping {
+    std::vector<std::int32_t> group_of;  // (n_intervals), −1 between uses
+    std::vector<const Real*> found;      // coefficients of each group, as met
+    std::vector<std::int32_t> sizes;     // pairs of each group as met; then its place
+
+    void clear(int n_intervals) {
+        if (static_cast<int>(group_of.size()) < n_intervals) group_of.resize(n_intervals, -1);
+        found.clear(), sizes.clear();
+    }
+};
+
 template <class Real>
 class Center {
   public:
-    explicit Center(const Descriptor<Real>& d) : d_(d), group_of_(d.n_intervals, -1), free_(d.n_types) {}
-
     // Reads the row of atom `center`; afterwards the members below describe it.
-    void read(const System& system, std::int32_t center) {
+    void read(const System& system, const Descriptor<Real>& d, std::int32_t center, Grouping<Real>& grouping) {
         const std::int64_t first = system.offsets[center], last = system.offsets[center + 1];
         if (pairs.x.size() < static_cast<std::size_t>(last - first + 1)) pairs.resize(last - first + 64);
         type = system.types[center];
         n_pairs = 0;
-        found_.clear(), sizes_.clear();
-        for (int t = 0; t < d_.n_types; ++t) free_[t] = d_.sel[t];
-        const double* xi = system.positions + 3 * center;
-        for (std::int64_t k = first; k < last;) k = read_type(system, xi, k, last);
-        put_crowded_first();
+        largest = -std::numeric_limits<double>::infinity();
+        grouping.clear(d.n_intervals);
+        free_.assign(d.sel, d.sel + d.n_types);
+        for (std::int64_t k = first; k < last;) k = read_type(system, d, system.positions + 3 * center, k, last, grouping);
+        put_crowded_first(grouping);
     }
 
     // The normalized row of a pair and its place.
@@ -59,39 +70,48 @@ class Center {
 
     PairArrays pairs;
     int type = 0, n_pairs = 0, n_crowded = 0;
-    double largest = -std::numeric_limits<double>::infinity();  // s̃ of all pairs read so far
+    double largest = 0.0;  // s̃ of all its pairs, −∞ without pairs
 
   private:
     // Reads the neighbors of one type, which start at k; returns where the next type starts.
-    std::int64_t read_type(const System& system, const double* xi, std::int64_t k, std::int64_t last) {
+    std::int64_t read_type(const System& system, const Descriptor<Real>& d, const double* xi, std::int64_t k,
+                           std::int64_t last, Grouping<Real>& grouping) {
         const std::int32_t other = system.types[system.indices[k]];
-        const std::uint8_t flags = d_.flags[type * d_.n_types + other];
+        const std::uint8_t flags = d.flags[type * d.n_types + other];
         const int first_pair = n_pairs;
-        const double limit = d_.cut.rcut * d_.cut.rcut;
+        const double limit = d.cut.rcut * d.cut.rcut;
+        // Names of their own: through the vectors, each store would make the compiler load all pointers again.
+        std::int32_t* const neighbor = pairs.neighbor.data();
+        double *const xs = pairs.x.data(), *const ys = pairs.y.data(), *const zs = pairs.z.data();
+        double* const r2s = pairs.r2.data();
+        const std::int32_t *const types = system.types, *const indices = system.indices;
+        const double* const positions = system.positions;
+        const bool round = d.round_displacements;
+        const double xi0 = xi[0], xi1 = xi[1], xi2 = xi[2];
         int n = n_pairs;
         for (; k < last; ++k) {
-            const std::int32_t j = system.indices[k];
-            if (system.types[j] != other) break;
-            const double* xj = system.positions + 3 * static_cast<std::int64_t>(j);
-            double x = xj[0] - xi[0], y = xj[1] - xi[1], z = xj[2] - xi[2];
-            if (d_.round_displacements) x = static_cast<float>(x), y = static_cast<float>(y), z = static_cast<float>(z);
+            const std::int32_t j = indices[k];
+            if (types[j] != other) break;
+            const double* xj = positions + 3 * static_cast<std::int64_t>(j);
+            double x = xj[0] - xi0, y = xj[1] - xi1, z = xj[2] - xi2;
+            if (round) x = static_cast<float>(x), y = static_cast<float>(y), z = static_cast<float>(z);
             const double r2 = x * x + y * y + z * z;
-            pairs.neighbor[n] = j;
-            pairs.x[n] = x, pairs.y[n] = y, pairs.z[n] = z, pairs.r2[n] = r2;
+            neighbor[n] = j;
+            xs[n] = x, ys[n] = y, zs[n] = z, r2s[n] = r2;
             n += r2 < limit;
         }
         if (flags & counted) free_[other] -= n - first_pair;
         if (!(flags & used)) return k;
         n_pairs = n;
-        place(first_pair, other);
-        group(first_pair, other);
+        place(d, first_pair, other);
+        group(d, first_pair, other, grouping);
         return k;
     }
 
-    void place(int first_pair, int other) {
-        const RadialGrid grid = d_.grids[d_.network[type * d_.n_types + other]];
-        const SwitchParameters cut = d_.cut;
-        const double mean = d_.davg[type], norm = 1.0 / d_.dstd[2 * type], norm_xyz = 1.0 / d_.dstd[2 * type + 1];
+    void place(const Descriptor<Real>& d, int first_pair, int other) {
+        const RadialGrid grid = d.grids[d.network[type * d.n_types + other]];
+        const SwitchParameters cut = d.cut;
+        const double mean = d.davg[type], norm = 1.0 / d.dstd[2 * type], norm_xyz = 1.0 / d.dstd[2 * type + 1];
         const double* r2 = pairs.r2.data();
         double *s = pairs.s.data(), *v = pairs.v.data(), *ds_r = pairs.ds_r.data(), *dv_r = pairs.dv_r.data();
         double *t = pairs.t.data(), *inverse_step = pairs.inverse_step.data();
@@ -112,39 +132,41 @@ class Center {
     }
 
     // Pairs of one interval share a group; groups stand in the order in which the row meets them.
-    void group(int first_pair, int other) {
-        const std::size_t table = d_.network[type * d_.n_types + other];
-        const Real* base = d_.coefficients + table * d_.n_intervals * n_powers * d_.channels;
+    void group(const Descriptor<Real>& d, int first_pair, int other, Grouping<Real>& grouping) {
+        const std::size_t table = d.network[type * d.n_types + other];
+        const Real* base = d.coefficients + table * d.n_intervals * n_powers * d.channels;
+        const std::size_t size = static_cast<std::size_t>(n_powers) * d.channels;
+        const std::int32_t* const interval = pairs.interval.data();
+        std::int32_t *const group = pairs.group.data(), *const group_of = grouping.group_of.data();
         for (int p = first_pair; p < n_pairs; ++p) {
-            std::int32_t& g = group_of_[pairs.interval[p]];
+            std::int32_t g = group_of[interval[p]];
             if (g < 0) {
-                g = static_cast<std::int32_t>(found_.size());
-                found_.push_back(base + static_cast<std::size_t>(pairs.interval[p]) * n_powers * d_.channels);
-                sizes_.push_back(0);
+                g = group_of[interval[p]] = static_cast<std::int32_t>(grouping.found.size());
+                grouping.found.push_back(base + interval[p] * size);
+                grouping.sizes.push_back(0);
             }
-            ++sizes_[g];
-            pairs.group[p] = g;
+            ++grouping.sizes[g];
+            group[p] = g;
         }
-        for (int p = first_pair; p < n_pairs; ++p) group_of_[pairs.interval[p]] = -1;
+        for (int p = first_pair; p < n_pairs; ++p) group_of[interval[p]] = -1;
     }
 
-    void put_crowded_first() {
+    void put_crowded_first(Grouping<Real>& grouping) {
         n_crowded = 0;
-        for (const std::int32_t size : sizes_) n_crowded += size > 1;
-        coefficients_.resize(found_.size());
+        for (const std::int32_t size : grouping.sizes) n_crowded += size > 1;
+        coefficients_.resize(grouping.found.size());
         int crowded = 0, single = n_crowded;
-        for (std::size_t g = 0; g < found_.size(); ++g) {
-            const int place = sizes_[g] > 1 ? crowded++ : single++;
-            coefficients_[place] = found_[g];
-            sizes_[g] = place;
+        for (std::size_t g = 0; g < grouping.found.size(); ++g) {
+            const int place = grouping.sizes[g] > 1 ? crowded++ : single++;
+            coefficients_[place] = grouping.found[g];
+            grouping.sizes[g] = place;
         }
-        for (int p = 0; p < n_pairs; ++p) pairs.group[p] = sizes_[pairs.group[p]];
+        std::int32_t* const group = pairs.group.data();
+        const std::int32_t* const places = grouping.sizes.data();
+        for (int p = 0; p < n_pairs; ++p) group[p] = places[group[p]];
     }
 
-    const Descriptor<Real>& d_;
-    std::vector<std::int32_t> group_of_;  // (n_intervals), −1 between uses
-    std::vector<const Real*> found_, coefficients_;  // of each group, as met and crowded ones first
-    std::vector<std::int32_t> sizes_;                // pairs of each group as met; then its place
+    std::vector<const Real*> coefficients_;  // of each group, crowded ones first
     std::vector<double> free_;
 };
 

@@ -18,18 +18,22 @@ struct Workspace {
     FittingTile<Real> fitting;
     std::vector<Real> moments, adjoint, projected;
     Weights<Real> weights;
+    Grouping<Real> grouping;
+    std::vector<Center<Real>> centers{tile_size};
     ForceShare forces;
 };
 
 template <class Real>
 void evaluate_tile(const System& system, const Descriptor<Real>& d, const PackedNet<Real>& net, const Real* columns,
-                   std::int64_t first, std::int64_t last, Center<Real>& center, Workspace<Real>& work,
-                   const EnergyOutputs& out, double* virial) {
+                   std::int64_t first, std::int64_t last, Workspace<Real>& work, const EnergyOutputs& out,
+                   double* virial, double& largest) {
     const std::size_t n_row = n_rows * d.channels, n = last - first;
     work.moments.resize(std::max(work.moments.size(), n * n_row));
     work.adjoint.resize(work.moments.size());
     for (std::size_t i = 0; i < n; ++i) {
-        center.read(system, system.centers[first + i]);
+        Center<Real>& center = work.centers[i];
+        center.read(system, d, system.centers[first + i], work.grouping);
+        largest = std::max(largest, center.largest);
         center_moments(d, center, work.weights, work.moments.data() + i * n_row);
     }
     FittingTile<Real>& tile = work.fitting;
@@ -39,8 +43,8 @@ void evaluate_tile(const System& system, const Descriptor<Real>& d, const Packed
     evaluate(net, tile);
     for (std::size_t i = 0; i < n; ++i) {
         const std::int32_t atom = system.centers[first + i];
+        const Center<Real>& center = work.centers[i];
         out.energies[first + i] = tile.value.back()[i * net.layers.back().step()];
-        center.read(system, atom);
         work.forces.reserve(center.n_pairs + 1);
         project_groups(center, work.adjoint.data() + i * n_row, d.channels, work.projected);
         double own[9];
@@ -64,16 +68,14 @@ double energy_and_forces(const System& system, const Descriptor<Real>& d, const 
         const int team = team_size(), me = thread_id();
         shares[me] = &work.forces;
         work.forces.start(out.forces, out.atom_virial, system.n_all, team == 1);
-        Center<Real> center(d);
         // A team smaller than asked for takes several shares each.
         for (int part = threads * me / team; part < threads * (me + 1) / team; ++part) {
             const std::int64_t from = bounds[part], n = bounds[part + 1] - from;
             const std::int64_t n_tiles = (n + tile_size - 1) / tile_size;
             for (std::int64_t t = 0; t < n_tiles; ++t)
-                evaluate_tile(system, d, net, columns, from + n * t / n_tiles, from + n * (t + 1) / n_tiles, center, work,
-                              out, virials.data() + 9 * part);
+                evaluate_tile(system, d, net, columns, from + n * t / n_tiles, from + n * (t + 1) / n_tiles, work, out,
+                              virials.data() + 9 * part, largest[me]);
         }
-        largest[me] = center.largest;
         add_shares(shares, me, team, out.forces, out.atom_virial, system.n_all);
     }
     for (int part = 0; part < threads; ++part)

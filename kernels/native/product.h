@@ -96,9 +96,15 @@ class PackedMatrix {
             for (int j = 0; j < width; j += B::columns) {
                 const Real* panel = panels_.data() + (static_cast<std::size_t>(j / B::columns) * depth + first) * B::columns;
                 const Real* left = a + first * depth_step;
+                const Real* next = panel + static_cast<std::size_t>(depth) * B::columns;
+                const int slice = part * B::columns * B::rows / std::max(rows, 1);
                 int i = 0;
-                for (; i + B::rows <= rows; i += B::rows)
+                for (; i + B::rows <= rows; i += B::rows) {
+                    if (j + B::columns < width)
+                        for (int l = 0; l < slice; l += 64 / sizeof(Real)) __builtin_prefetch(next + l, 0, 2);
+                    next += slice;
                     add_block<B::rows>(left + i * row_step, row_step, depth_step, panel, part, c + i * c_step + j, c_step);
+                }
                 add_last_rows<B::rows - 1>(rows - i, left + i * row_step, row_step, depth_step, panel, part,
                                            c + i * c_step + j, c_step);
             }

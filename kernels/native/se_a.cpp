@@ -1,6 +1,7 @@
 #include "se_a.h"
 
 #include <algorithm>
+#include <limits>
 
 #include "center_sums.h"
 #include "parallel.h"
@@ -23,15 +24,16 @@ void share_centers(const System& system, int threads, Work&& work) {
 template <class Real>
 double moments(const System& system, const Descriptor<Real>& d, int threads, Real* moments) {
     threads = useful_threads(threads, system.n_centers);
-    std::vector<double> largest(threads);
+    std::vector<double> largest(threads, -std::numeric_limits<double>::infinity());
     share_centers(system, threads, [&](int part, std::int64_t first, std::int64_t last) {
-        Center<Real> center(d);
+        Center<Real> center;
+        Grouping<Real> grouping;
         Weights<Real> weights;
         for (std::int64_t i = first; i < last; ++i) {
-            center.read(system, system.centers[i]);
+            center.read(system, d, system.centers[i], grouping);
+            largest[part] = std::max(largest[part], center.largest);
             center_moments(d, center, weights, moments + i * n_rows * d.channels);
         }
-        largest[part] = center.largest;
     });
     return *std::max_element(largest.begin(), largest.end());
 }
@@ -48,12 +50,13 @@ void forces_into(const System& system, const Descriptor<Real>& d, int threads, c
         const int team = team_size(), me = thread_id();
         shares[me] = &own;
         own.start(forces, atom_virial, system.n_all, team == 1);
-        Center<Real> center(d);
+        Center<Real> center;
+        Grouping<Real> grouping;
         std::vector<Real> b;
         // A team smaller than asked for takes several shares each.
         for (int part = threads * me / team; part < threads * (me + 1) / team; ++part)
             for (std::int64_t i = bounds[part]; i < bounds[part + 1]; ++i) {
-                center.read(system, system.centers[i]);
+                center.read(system, d, system.centers[i], grouping);
                 own.reserve(center.n_pairs + 1);
                 project_groups(center, moments_adjoint + i * n_rows * d.channels, d.channels, b);
                 add_forces(center, system.centers[i], b.data(), d.scale, own, atom_virial != nullptr,
@@ -68,11 +71,12 @@ void tangent(const System& system, const Descriptor<Real>& d, int threads, const
              const double* strain, Real* moments_dot) {
     threads = useful_threads(threads, system.n_centers);
     share_centers(system, threads, [&](int, std::int64_t first, std::int64_t last) {
-        Center<Real> center(d);
+        Center<Real> center;
+        Grouping<Real> grouping;
         Weights<Real> weights;
         for (std::int64_t i = first; i < last; ++i) {
             const std::int64_t atom = system.centers[i];
-            center.read(system, system.centers[i]);
+            center.read(system, d, system.centers[i], grouping);
             weights.form_tangent(center, direction, direction + 3 * atom, strain + 9 * i);
             Real* result = moments_dot + i * n_rows * d.channels;
             accumulate<Real, true>(center.groups(), weights.in_precision(), d.channels, result);
@@ -96,12 +100,13 @@ void tangent_adjoint(const System& system, const Descriptor<Real>& d, int thread
         double* table_sum = part > 0 ? own[part - 1].data() : coefficients;
         double* empty_sum = part > 0 ? table_sum + n_coefficients : empty;
         if (part == 0) std::fill_n(table_sum, n_coefficients, 0.0), std::fill_n(empty_sum, n_empty, 0.0);
-        Center<Real> center(d);
+        Center<Real> center;
+        Grouping<Real> grouping;
         Weights<Real> plain, dot;
         std::vector<double> bar(n_row), bar_dot(n_row);
         for (std::int64_t i = first; i < last; ++i) {
             const std::int64_t atom = system.centers[i];
-            center.read(system, system.centers[i]);
+            center.read(system, d, system.centers[i], grouping);
             plain.form_plain(center);
             dot.form_tangent(center, direction, direction + 3 * atom, strain + 9 * i);
             for (std::size_t m = 0; m < n_row; ++m) {
