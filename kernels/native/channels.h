@@ -3,8 +3,8 @@
 // A group is one interval of a table with the pairs of one center in it.  Groups of several pairs act through their
 // (6, 4) weights (moment_weights.h).  Most groups are a single pair, for which the polynomial itself is less work: theirs
 // stand behind the others, with a `Single` in the place of the weights.  Channels are taken in blocks whose
-// accumulators stay in registers while all groups of the center go by; what a block of full vectors leaves over is taken
-// by vectors of half the width, and so on down to single channels.
+// accumulators stay in registers while all groups of the center go by.  What full vectors leave over is taken by one more
+// that ends with the last channel; where there are fewer channels than lanes, vectors are narrower.
 #pragma once
 
 #include "moment_weights.h"
@@ -65,80 +65,80 @@ inline void accumulate_block(const Groups<Real>& groups, const Real* weights, in
 }
 
 template <class Real, bool with_slope, int N = vector_lanes<Real>>
-inline void accumulate(const Groups<Real>& groups, const Real* weights, int channels, Real* moments, int m = 0) {
+inline void accumulate(const Groups<Real>& groups, const Real* weights, int channels, Real* moments) {
+    int m = 0;
     constexpr int n_vec = N < vector_lanes<Real> ? 1 : vector_registers >= 32 ? 4 : 2;
     for (; m + N * n_vec <= channels; m += N * n_vec)
         accumulate_block<Real, with_slope, N, n_vec>(groups, weights, channels, m, moments);
     if constexpr (n_vec > 1)
         for (; m + N <= channels; m += N)
             accumulate_block<Real, with_slope, N, 1>(groups, weights, channels, m, moments);
-    if constexpr (N > 1)
-        if (m < channels) accumulate<Real, with_slope, N / 2>(groups, weights, channels, moments, m);
+    if (m == channels) return;
+    if (channels >= N) return accumulate_block<Real, with_slope, N, 1>(groups, weights, channels, channels - N, moments);
+    if constexpr (N > 1) accumulate<Real, with_slope, N / 2>(groups, weights, channels, moments);
 }
 
 // ------------------------------------------------------------------ b[k][a] = Σ_m c_k[m]·adjoint[a][m]
 
-// Powers first … first + count − 1, from channel m on; returns the channel reached.
-template <class Real, int N, int first, int count>
-inline int project_block(const Real* c, const Real* adjoint, int channels, int m, Real* b) {
-    if (m + N > channels) return m;
-    Vec<Real, N> sum[count * n_rows] = {};
-    for (; m + N <= channels; m += N) {
-        Vec<Real, N> row[n_rows];
-        for (int a = 0; a < n_rows; ++a) row[a] = load<Real, N>(adjoint + a * channels + m);
-        for (int k = 0; k < count; ++k) {
-            const auto value = load<Real, N>(c + (first + k) * channels + m);
-            for (int a = 0; a < n_rows; ++a) sum[n_rows * k + a] += value * row[a];
-        }
-    }
-    add_lane_sums<count * n_rows, Real, N>(sum, b + n_rows * first);
-    return m;
+// Calls add(m, rows) with the four rows of the adjoint at channels m … m + N − 1, each channel once: lanes that were
+// met before are zero.
+template <class Real, int N, class Add>
+inline void for_rows(const Real* adjoint, int channels, Add&& add) {
+    Vec<Real, N> rows[n_rows];
+    const auto load_rows = [&](int m) {
+        for (int a = 0; a < n_rows; ++a) rows[a] = load<Real, N>(adjoint + a * channels + m);
+    };
+    int m = 0;
+    for (; m + N <= channels; m += N) load_rows(m), add(m, rows);
+    if (m == channels) return;
+    load_rows(channels - N);
+    const auto fresh = last_lanes<Real, N>(channels - m);
+    for (int a = 0; a < n_rows; ++a) rows[a] *= fresh;
+    add(channels - N, rows);
 }
 
-template <class Real, int first, int count, int N = vector_lanes<Real>>
-inline void project_powers(const Real* c, const Real* adjoint, int channels, Real* b, int m = 0) {
-    m = project_block<Real, N, first, count>(c, adjoint, channels, m, b);
-    if constexpr (N > 1)
-        if (m < channels) project_powers<Real, first, count, N / 2>(c, adjoint, channels, b, m);
+// Powers first … first + count − 1.
+template <class Real, int N, int first, int count>
+inline void project_powers(const Real* c, const Real* adjoint, int channels, Real* b) {
+    Vec<Real, N> sum[count * n_rows] = {};
+    for_rows<Real, N>(adjoint, channels, [&](int m, const Vec<Real, N>* rows) {
+        for (int k = 0; k < count; ++k) {
+            const auto value = load<Real, N>(c + (first + k) * channels + m);
+            for (int a = 0; a < n_rows; ++a) sum[n_rows * k + a] += value * rows[a];
+        }
+    });
+    set_lane_sums<count * n_rows, Real, N>(sum, b + n_rows * first);
 }
 
 // For a group of several pairs: b (6, 4) is set.
-template <class Real>
-inline void project(const Real* c, const Real* adjoint, int channels, Real* b) {
-    for (int i = 0; i < n_weights; ++i) b[i] = Real(0);
-    if constexpr (vector_registers >= 32) {
-        project_powers<Real, 0, 6>(c, adjoint, channels, b);
-    } else {
-        project_powers<Real, 0, 2>(c, adjoint, channels, b);
-        project_powers<Real, 2, 2>(c, adjoint, channels, b);
-        project_powers<Real, 4, 2>(c, adjoint, channels, b);
-    }
-}
-
 template <class Real, int N = vector_lanes<Real>>
-inline void project_single_from(const Real* c, const Real* adjoint, Real t, int channels, Real* b, int m) {
-    if (m + N <= channels) {
-        Vec<Real, N> sum[2 * n_rows] = {};
-        for (; m + N <= channels; m += N) {
-            Vec<Real, N> value, slope;
-            polynomial(t, Coefficients<Real, N>{c + m, channels}, value, slope);
-            for (int a = 0; a < n_rows; ++a) {
-                const auto row = load<Real, N>(adjoint + a * channels + m);
-                sum[a] += value * row;
-                sum[n_rows + a] += slope * row;
-            }
-        }
-        add_lane_sums<2 * n_rows, Real, N>(sum, b);
-    }
+inline void project(const Real* c, const Real* adjoint, int channels, Real* b) {
     if constexpr (N > 1)
-        if (m < channels) project_single_from<Real, N / 2>(c, adjoint, t, channels, b, m);
+        if (channels < N) return project<Real, N / 2>(c, adjoint, channels, b);
+    if constexpr (vector_registers >= 32) {
+        project_powers<Real, N, 0, 6>(c, adjoint, channels, b);
+    } else {
+        project_powers<Real, N, 0, 2>(c, adjoint, channels, b);
+        project_powers<Real, N, 2, 2>(c, adjoint, channels, b);
+        project_powers<Real, N, 4, 2>(c, adjoint, channels, b);
+    }
 }
 
 // For a single pair: b[0 … 3] = Σ_m G[m]·adjoint[a][m], b[4 … 7] the same with dG/dt.
-template <class Real>
+template <class Real, int N = vector_lanes<Real>>
 inline void project_single(const Real* c, const Real* adjoint, Real t, int channels, Real* b) {
-    for (int i = 0; i < 2 * n_rows; ++i) b[i] = Real(0);
-    project_single_from(c, adjoint, t, channels, b, 0);
+    if constexpr (N > 1)
+        if (channels < N) return project_single<Real, N / 2>(c, adjoint, t, channels, b);
+    Vec<Real, N> sum[2 * n_rows] = {};
+    for_rows<Real, N>(adjoint, channels, [&](int m, const Vec<Real, N>* rows) {
+        Vec<Real, N> value, slope;
+        polynomial(t, Coefficients<Real, N>{c + m, channels}, value, slope);
+        for (int a = 0; a < n_rows; ++a) {
+            sum[a] += value * rows[a];
+            sum[n_rows + a] += slope * rows[a];
+        }
+    });
+    set_lane_sums<2 * n_rows, Real, N>(sum, b);
 }
 
 // ------------------------------------------------------------------ gradient_k[m] += Σ_a w[k][a]·x[a][m] + u[k][a]·y[a][m]

@@ -43,35 +43,49 @@ inline void store(T* p, Vec<T, N> v) {
     std::memcpy(p, &v, sizeof v);
 }
 
-// Sums of neighboring elements: (a0+a1, a2+a3, …, b0+b1, …).
-template <class T, int N, std::size_t... I>
-inline Vec<T, N> pairwise_sums(Vec<T, N> a, Vec<T, N> b, std::index_sequence<I...>) {
+// From each block of 2h lanes the first h (or, from `start` = h, the last h) of a and of b, side by side.
+template <int h, int start, class T, int N, std::size_t... I>
+inline Vec<T, N> half_blocks(Vec<T, N> a, Vec<T, N> b, std::index_sequence<I...>) {
 #if defined(__clang__) || (defined(__GNUC__) && __GNUC__ >= 12)
-    return __builtin_shufflevector(a, b, (2 * I)...) + __builtin_shufflevector(a, b, (2 * I + 1)...);
+    return __builtin_shufflevector(a, b, (I / (2 * h) * 2 * h + I % h + start + (I / h % 2) * N)...);
 #else
-    Vec<T, N> sums;
-    ((sums[I] = I < N / 2 ? a[2 * I % N] + a[(2 * I + 1) % N] : b[2 * I % N] + b[(2 * I + 1) % N]), ...);
-    return sums;
+    Vec<T, N> halves;
+    ((halves[I] = (I / h % 2 ? b : a)[I / (2 * h) * 2 * h + I % h + start]), ...);
+    return halves;
 #endif
 }
 
-// sums[i] += Σ lanes of v[i], for `n_vectors` vectors; changes v.
-template <int n_vectors, class T, int N>
-inline void add_lane_sums(Vec<T, N>* v, T* sums) {
-    if constexpr (N == 1) {
-        for (int i = 0; i < n_vectors; ++i) sums[i] += v[i];
-    } else {
-        // Each round halves the number of vectors and doubles how many sums stand in one.
-        constexpr int rows = n_vectors % N == 0 ? n_vectors : (n_vectors + N - 1) / N * N;
-        Vec<T, N> w[rows];
-        for (int i = 0; i < rows; ++i) w[i] = i < n_vectors ? v[i] : Vec<T, N>{};
-        for (int left = rows; left > rows / N; left /= 2)
-            for (int i = 0; i < left / 2; ++i)
-                w[i] = pairwise_sums<T, N>(w[2 * i], w[2 * i + 1], std::make_index_sequence<N>{});
-        for (int i = 0; i < rows / N; ++i)
-            for (int l = 0; l < N; ++l)
-                if (i * N + l < n_vectors) sums[i * N + l] += w[i][l];
+// Adds vectors i and i + 1 to one in which each has half as many lanes as before, in blocks of h; v[0 … n/2) are set.
+template <int n, int h, class T, int N>
+inline void fold_lanes(Vec<T, N>* v) {
+    if constexpr (h < N) {
+        constexpr auto lanes = std::make_index_sequence<N>{};
+        for (int i = 0; i < n / 2; ++i)
+            v[i] = half_blocks<h, 0, T, N>(v[2 * i], v[2 * i + 1], lanes) + half_blocks<h, h, T, N>(v[2 * i], v[2 * i + 1], lanes);
+        fold_lanes<n / 2, 2 * h, T, N>(v);
     }
+}
+
+// sums[i] = Σ lanes of v[i], for `n_vectors` vectors, a multiple of the lanes or less than them; changes v.
+template <int n_vectors, class T, int N>
+inline void set_lane_sums(Vec<T, N>* v, T* sums) {
+    if constexpr (N == 1) {
+        for (int i = 0; i < n_vectors; ++i) sums[i] = v[i];
+    } else {
+        constexpr int rows = (n_vectors + N - 1) / N * N;
+        Vec<T, N> w[rows] = {};
+        for (int i = 0; i < n_vectors; ++i) w[i] = v[i];
+        fold_lanes<rows, 1, T, N>(w);
+        std::memcpy(sums, w, n_vectors * sizeof(T));
+    }
+}
+
+// 1 in the last `n` lanes, 0 before them.
+template <class T, int N>
+inline Vec<T, N> last_lanes(int n) {
+    T ones[2 * N] = {};
+    for (int i = N; i < 2 * N; ++i) ones[i] = T(1);
+    return load<T, N>(ones + n);
 }
 
 }  // namespace dphpc
