@@ -9,6 +9,7 @@ many images is no special case).  What was sent and received is kept as a list o
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -138,7 +139,7 @@ class Halo:
 
     def _view(self, array: NDArray, n: int) -> NDArray:
         """The persistent buffer as n rows of the array's shape and type."""
-        row_bytes = array.dtype.itemsize * int(np.prod(array.shape[1:], dtype=np.int64))
+        row_bytes = array.dtype.itemsize * math.prod(array.shape[1:])
         if len(self._buffer) < n * row_bytes:
             self._buffer = np.empty(n * row_bytes, np.uint8)
         return self._buffer[: n * row_bytes].view(array.dtype).reshape(n, *array.shape[1:])
