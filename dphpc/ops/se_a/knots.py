@@ -26,6 +26,8 @@ from dphpc.ops.se_a.contract import SeAParameters
 Doubles = NDArray[np.float64]
 Gradients = Mapping[str, NDArray[np.floating]]
 
+_HERMITE = np.concatenate((HERMITE_LEFT, HERMITE_RIGHT), axis=1)
+
 
 class KnotTable:
     """Table and missing slots of networks as they are now, and the way back from their gradients to the weights.
@@ -45,11 +47,12 @@ class KnotTable:
 
     def __init__(self, networks: Sequence[Network], p: SeAParameters, grid: Grid) -> None:
         self._jets = _Jets(networks, grid.knots)
-        scale = grid.steps[:, None] ** np.arange(3)
-        # Local coefficients are linear in (G, hG′, h²G″) of the left and of the right knot.
-        self._map = np.concatenate((HERMITE_LEFT * scale[:, None], HERMITE_RIGHT * scale[:, None]), axis=2)
-        jets = self._jets.values.transpose(0, 2, 1, 3)
-        self.coefficients = np.matmul(self._map, np.concatenate((jets[:, :-1], jets[:, 1:]), axis=2))
+        # (3, 1, n_intervals, 1): local coefficients are linear in (G, hG′, h²G″) of the left and of the right knot.
+        self._scale = (grid.steps ** np.arange(3)[:, None])[:, None, :, None]
+        jets = self._jets.values.transpose(1, 0, 2, 3)
+        sides = np.concatenate((jets[:, :, :-1] * self._scale, jets[:, :, 1:] * self._scale))
+        powers = (_HERMITE @ sides.reshape(6, -1)).reshape(sides.shape)
+        self.coefficients = np.ascontiguousarray(powers.transpose(1, 2, 0, 3))
         s0 = -p.davg / p.dstd[:, 0]
         index, t = grid.locate(s0)
         self._slots = p.network, index[:, None]
@@ -63,11 +66,12 @@ class KnotTable:
         `gradients` holds arrays by the names of `Network.parameters`; names that are left out are not set.
         """
         np.add.at(coefficients, self._slots, np.einsum("ctm,ck->ctkm", empty * self._taken, self._powers))
-        sides = np.matmul(self._map.transpose(0, 2, 1), coefficients)
-        jets = np.zeros((len(coefficients), sides.shape[1] + 1, 3, sides.shape[3]))
-        jets[:, :-1] += sides[:, :, :3]
-        jets[:, 1:] += sides[:, :, 3:]
-        self._jets.backward(jets.transpose(0, 2, 1, 3), gradients)
+        powers = coefficients.transpose(2, 0, 1, 3)
+        sides = (_HERMITE.T @ powers.reshape(6, -1)).reshape(powers.shape)
+        jets = np.zeros((3, sides.shape[1], sides.shape[2] + 1, sides.shape[3]))
+        jets[:, :, :-1] += sides[:3] * self._scale
+        jets[:, :, 1:] += sides[3:] * self._scale
+        self._jets.backward(jets.transpose(1, 0, 2, 3), gradients)
 
 
 @dataclass(frozen=True)

@@ -61,8 +61,7 @@ class GradientOptimizer:
             The gradient is not finite; no weight has been changed.
         """
         gradients = [flat.grad for flat in self.parameters.flats if flat.grad is not None]
-        # sums in float64: a float32 sum of squares may overflow
-        norm = math.sqrt(math.fsum(float(torch.linalg.vector_norm(g, dtype=torch.float64)) ** 2 for g in gradients))
+        norm = math.sqrt(math.fsum(_square(g) for g in gradients))
         if not math.isfinite(norm):
             raise RunError(
                 "the gradient is not finite", remedy="lower start_lr, or look for a frame with overlapping atoms"
@@ -93,6 +92,13 @@ class GradientOptimizer:
     def describe(self) -> str:
         """See `Optimizer.describe`."""
         return self.rule.describe()
+
+
+def _square(x: Tensor) -> float:
+    """Σ x²."""
+    square = float(torch.dot(x, x))
+    # a float32 sum of squares may overflow
+    return square if math.isfinite(square) else float(torch.linalg.vector_norm(x, dtype=torch.float64)) ** 2
 
 
 def is_matrix(name: str, value: Tensor) -> bool:
