@@ -69,7 +69,7 @@ def watched(command: list[str | Path], folder: Path, env: dict[str, str]) -> tup
     )
     assert process.stdout is not None
     for line in process.stdout:
-        if not first and re.search(r"(batch|step) +1\b", line):
+        if not first and re.search(r"(batch|step) +1\b", line, re.I):
             first = time.perf_counter() - start
         lines.append(line)
     _, status, usage = os.wait4(process.pid, 0)

@@ -1,7 +1,8 @@
-"""How many threads the native kernels and NumPy's matrix products use in this process.
+"""How many threads the native kernels use in this process.
 
 Nothing is set behind the user's back: programs call `set_threads` once at start.  Until then the kernels use
-`default_threads()` and NumPy's BLAS whatever its own start-up found.
+`default_threads()` and NumPy's BLAS whatever its own start-up found.  After `set_threads` that BLAS has one thread: its
+products here are small, and the threads that wait for the next one would keep the cores from the kernels' threads.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def default_threads(ranks_on_node: int = 1) -> int:
 
 
 def set_threads(n: int) -> None:
-    """Let native kernels and NumPy's BLAS use `n` threads from now on.
+    """Let native kernels use `n` threads from now on, and NumPy's BLAS one.
 
     Raises
     ------
@@ -50,7 +51,7 @@ def set_threads(n: int) -> None:
     if n < 1:
         raise InputError(f"{n} threads were asked for", expected="at least 1")
     _threads = n
-    threadpool_limits(limits=n, user_api="blas")
+    threadpool_limits(limits=1, user_api="blas")
 
 
 def get_threads() -> int:

@@ -8,6 +8,8 @@
 
 namespace dphpc {
 
+constexpr std::int64_t worth_sharing = 16384;  // values; fewer take less time than waking a thread
+
 struct AdamStep {
     double rate, beta1, beta2, epsilon, decay;
     bool decoupled;
@@ -24,7 +26,7 @@ void adam_step(const AdamStep& s, std::int64_t n, const Real* gradient, [[maybe_
     const Real keep = static_cast<Real>(s.decoupled ? 1.0 - s.rate * s.decay : 1.0);
     const Real added = static_cast<Real>(s.decoupled ? 0.0 : s.decay);
     const Real beta1 = static_cast<Real>(s.beta1), beta2 = static_cast<Real>(s.beta2);
-#pragma omp parallel for simd schedule(static) num_threads(threads)
+#pragma omp parallel for simd schedule(static) num_threads(threads) if (n >= worth_sharing)
     for (std::int64_t i = 0; i < n; ++i) {
         const Real g = gradient[i] + added * value[i];
         first[i] += (Real(1) - beta1) * (g - first[i]);
