@@ -67,6 +67,7 @@ double energy_and_forces(const System& system, const Descriptor<Real>& d, const 
         thread_local Workspace<Real> work;
         const int team = team_size(), me = thread_id();
         shares[me] = &work.forces;
+        double own_largest = -std::numeric_limits<double>::infinity();
         work.forces.start(out.forces, out.atom_virial, system.n_all, team == 1);
         // A team smaller than asked for takes several shares each.
         for (int part = threads * me / team; part < threads * (me + 1) / team; ++part) {
@@ -74,8 +75,9 @@ double energy_and_forces(const System& system, const Descriptor<Real>& d, const 
             const std::int64_t n_tiles = (n + tile_size - 1) / tile_size;
             for (std::int64_t t = 0; t < n_tiles; ++t)
                 evaluate_tile(system, d, net, columns, from + n * t / n_tiles, from + n * (t + 1) / n_tiles, work, out,
-                              virials.data() + 9 * part, largest[me]);
+                              virials.data() + 9 * part, own_largest);
         }
+        largest[me] = own_largest;
         add_shares(shares, me, team, out.forces, out.atom_virial, system.n_all);
     }
     for (int part = 0; part < threads; ++part)

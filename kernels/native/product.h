@@ -96,13 +96,12 @@ class PackedMatrix {
             for (int j = 0; j < width; j += B::columns) {
                 const Real* panel = panels_.data() + (static_cast<std::size_t>(j / B::columns) * depth + first) * B::columns;
                 const Real* left = a + first * depth_step;
+                // The next panel comes from far: a slice of it is fetched beside every block of rows.
                 const Real* next = panel + static_cast<std::size_t>(depth) * B::columns;
-                const int slice = part * B::columns * B::rows / std::max(rows, 1);
+                const int slice = j + B::columns < width ? part * B::columns * B::rows / std::max(rows, 1) : 0;
                 int i = 0;
-                for (; i + B::rows <= rows; i += B::rows) {
-                    if (j + B::columns < width)
-                        for (int l = 0; l < slice; l += 64 / sizeof(Real)) __builtin_prefetch(next + l, 0, 2);
-                    next += slice;
+                for (; i + B::rows <= rows; i += B::rows, next += slice) {
+                    for (int l = 0; l < slice; l += 64 / static_cast<int>(sizeof(Real))) __builtin_prefetch(next + l, 0, 2);
                     add_block<B::rows>(left + i * row_step, row_step, depth_step, panel, part, c + i * c_step + j, c_step);
                 }
                 add_last_rows<B::rows - 1>(rows - i, left + i * row_step, row_step, depth_step, panel, part,

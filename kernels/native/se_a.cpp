@@ -24,16 +24,18 @@ void share_centers(const System& system, int threads, Work&& work) {
 template <class Real>
 double moments(const System& system, const Descriptor<Real>& d, int threads, Real* moments) {
     threads = useful_threads(threads, system.n_centers);
-    std::vector<double> largest(threads, -std::numeric_limits<double>::infinity());
+    std::vector<double> largest(threads);
     share_centers(system, threads, [&](int part, std::int64_t first, std::int64_t last) {
         Center<Real> center;
         Grouping<Real> grouping;
         Weights<Real> weights;
+        double own = -std::numeric_limits<double>::infinity();
         for (std::int64_t i = first; i < last; ++i) {
             center.read(system, d, system.centers[i], grouping);
-            largest[part] = std::max(largest[part], center.largest);
+            own = std::max(own, center.largest);
             center_moments(d, center, weights, moments + i * n_rows * d.channels);
         }
+        largest[part] = own;
     });
     return *std::max_element(largest.begin(), largest.end());
 }

@@ -55,7 +55,8 @@ inline Vec<T, N> half_blocks(Vec<T, N> a, Vec<T, N> b, std::index_sequence<I...>
 #endif
 }
 
-// Adds vectors i and i + 1 to one in which each has half as many lanes as before, in blocks of h; v[0 … n/2) are set.
+// Makes one vector of each two, in which either has half its lanes left, in blocks of h; and so on up to one lane each,
+// in the order of the vectors.
 template <int n, int h, class T, int N>
 inline void fold_lanes(Vec<T, N>* v) {
     if constexpr (h < N) {
@@ -66,9 +67,9 @@ inline void fold_lanes(Vec<T, N>* v) {
     }
 }
 
-// sums[i] = Σ lanes of v[i], for `n_vectors` vectors, a multiple of the lanes or less than them; changes v.
+// sums[i] = Σ lanes of v[i], for `n_vectors` vectors.
 template <int n_vectors, class T, int N>
-inline void set_lane_sums(Vec<T, N>* v, T* sums) {
+inline void set_lane_sums(const Vec<T, N>* v, T* sums) {
     if constexpr (N == 1) {
         for (int i = 0; i < n_vectors; ++i) sums[i] = v[i];
     } else {
