@@ -66,9 +66,10 @@ class KnotTable:
         `gradients` holds arrays by the names of `Network.parameters`; names that are left out are not set.
         """
         np.add.at(coefficients, self._slots, np.einsum("ctm,ck->ctkm", empty * self._taken, self._powers))
-        powers = coefficients.transpose(2, 0, 1, 3)
-        sides = (_HERMITE.T @ powers.reshape(6, -1)).reshape(powers.shape)
-        jets = np.zeros((3, sides.shape[1], sides.shape[2] + 1, sides.shape[3]))
+        k, n, _, channels = coefficients.shape
+        powers = coefficients.transpose(2, 0, 1, 3).reshape(6, -1)
+        sides = (_HERMITE.T @ powers).reshape(6, k, n, channels)
+        jets = np.zeros((3, k, n + 1, channels))
         jets[:, :, :-1] += sides[:3] * self._scale
         jets[:, :, 1:] += sides[3:] * self._scale
         self._jets.backward(jets.transpose(1, 0, 2, 3), gradients)
