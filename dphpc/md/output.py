@@ -77,7 +77,8 @@ class Screen:
     def start(self) -> None:
         """Begin the table."""
         self._started = self._last_time = time.perf_counter()
-        if not self.quiet and sys.stdout.isatty():
+        # Open MPI gives rank 0 a terminal for stdout even where the output goes to a file; stderr tells.
+        if not self.quiet and sys.stdout.isatty() and sys.stderr.isatty():
             count = TextColumn("{task.completed}/{task.total} steps")
             columns = (count, BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
             self._progress = Progress(*columns, console=Console(file=sys.stdout), transient=True)
