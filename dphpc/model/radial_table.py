@@ -7,24 +7,28 @@ the linear map from knot values to local coefficients and from there to the netw
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dphpc.model.networks import Network
 
-Array = Any
+Doubles = NDArray[np.float64]
 
-# In the variable t = (s − left)/h the local coefficients are linear in (G, h·G′, h²·G″) of the two knots.
-HERMITE_LEFT = np.array(
-    [[1, 0, 0], [0, 1, 0], [0, 0, 0.5], [-10, -6, -1.5], [15, 8, 1.5], [-6, -3, -0.5]], dtype=np.float64
+_HERMITE = np.array(
+    [
+        [1, 0, 0, 0, 0, 0],
+        [0, 1, 0, 0, 0, 0],
+        [0, 0, 0.5, 0, 0, 0],
+        [-10, -6, -1.5, 10, -4, 0.5],
+        [15, 8, 1.5, -15, 7, -1.0],
+        [-6, -3, -0.5, 6, -3, 0.5],
+    ]
 )
-HERMITE_RIGHT = np.array(
-    [[0, 0, 0], [0, 0, 0], [0, 0, 0], [10, -4, 0.5], [-15, 7, -1.0], [6, -3, 0.5]], dtype=np.float64
-)
+"""Coefficients in t = (s − left)/h from (G, hG′, h²G″) of the left and of the right knot."""
 
 DEFAULT_INTERVALS = 256
 
@@ -91,22 +95,29 @@ class Grid:
         return index, np.where(in_fine, t_fine, t_coarse)
 
 
-def hermite_coefficients(grid: Grid, values: Array, first: Array, second: Array, einsum: Callable = np.einsum) -> Array:
-    """Local coefficients (…, n_intervals, 6, M) of knot values, G′ and G″, each (…, n_intervals + 1, M).
+def hermite_coefficients(grid: Grid, jets: Doubles) -> Doubles:
+    """Local coefficients (k, n_intervals, 6, M) of k tables, given (3, k, n_intervals + 1, M): G, G′, G″."""
+    scale = _jet_scale(grid)
+    sides = np.concatenate((jets[:, :, :-1] * scale, jets[:, :, 1:] * scale))
+    powers = (_HERMITE @ sides.reshape(6, -1)).reshape(sides.shape)
+    return np.ascontiguousarray(powers.transpose(1, 2, 0, 3))
 
-    Works for NumPy arrays and, with `einsum=torch.einsum`, for torch tensors; the map is linear, so its
-    transpose carries gradients back.
-    """
-    steps, left, right = grid.steps[:, None], HERMITE_LEFT, HERMITE_RIGHT
-    if not isinstance(values, np.ndarray):
-        steps, left, right = (values.new_tensor(x) for x in (steps, left, right))
-    parts = (values, first, second)
-    scale = (1.0, steps, steps * steps)
-    total: Array = 0.0
-    for k in range(3):
-        total = total + einsum("c,...im->...icm", left[:, k], parts[k][..., :-1, :] * scale[k])
-        total = total + einsum("c,...im->...icm", right[:, k], parts[k][..., 1:, :] * scale[k])
-    return total
+
+def hermite_adjoint(grid: Grid, coefficients: Doubles) -> Doubles:
+    """The transpose of `hermite_coefficients`: gradients by coefficients become gradients by jets."""
+    k, n, _, channels = coefficients.shape
+    powers = coefficients.transpose(2, 0, 1, 3).reshape(6, -1)
+    sides = (_HERMITE.T @ powers).reshape(6, k, n, channels)
+    scale = _jet_scale(grid)
+    jets = np.zeros((3, k, n + 1, channels))
+    jets[:, :, :-1] += sides[:3] * scale
+    jets[:, :, 1:] += sides[3:] * scale
+    return jets
+
+
+def _jet_scale(grid: Grid) -> Doubles:
+    """(3, 1, n_intervals, 1): 1, h and h², which make derivatives by s those by the local coordinate."""
+    return (grid.steps ** np.arange(3)[:, None])[:, None, :, None]
 
 
 class ScalarEmbedding(Protocol):
@@ -172,10 +183,8 @@ class RadialTable:
     @classmethod
     def from_networks(cls, networks: Sequence[Network], grid: Grid) -> RadialTable:
         """Tabulate networks of one scalar input, all over one grid."""
-        jets = [net.jet(grid.knots) for net in networks]
-        values, first, second = (np.stack([jet[k] for jet in jets]) for k in range(3))
-        coefficients = np.ascontiguousarray(hermite_coefficients(grid, values, first, second))
-        return cls((grid,) * len(networks), coefficients)
+        jets = np.stack([np.stack(net.jet(grid.knots)) for net in networks], axis=1)
+        return cls((grid,) * len(networks), hermite_coefficients(grid, jets))
 
     @property
     def n_channels(self) -> int:

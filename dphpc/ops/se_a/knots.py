@@ -20,13 +20,11 @@ from numpy.typing import NDArray
 
 from dphpc.model.activations import activation, third_derivative
 from dphpc.model.networks import Layer, Network
-from dphpc.model.radial_table import HERMITE_LEFT, HERMITE_RIGHT, Grid
+from dphpc.model.radial_table import Grid, hermite_adjoint, hermite_coefficients
 from dphpc.ops.se_a.contract import SeAParameters
 
 Doubles = NDArray[np.float64]
 Gradients = Mapping[str, NDArray[np.floating]]
-
-_HERMITE = np.concatenate((HERMITE_LEFT, HERMITE_RIGHT), axis=1)
 
 
 class KnotTable:
@@ -46,13 +44,8 @@ class KnotTable:
     """
 
     def __init__(self, networks: Sequence[Network], p: SeAParameters, grid: Grid) -> None:
-        self._jets = _Jets(networks, grid.knots)
-        # (3, 1, n_intervals, 1): local coefficients are linear in (G, hG′, h²G″) of the left and of the right knot.
-        self._scale = (grid.steps ** np.arange(3)[:, None])[:, None, :, None]
-        jets = self._jets.values.transpose(1, 0, 2, 3)
-        sides = np.concatenate((jets[:, :, :-1] * self._scale, jets[:, :, 1:] * self._scale))
-        powers = (_HERMITE @ sides.reshape(6, -1)).reshape(sides.shape)
-        self.coefficients = np.ascontiguousarray(powers.transpose(1, 2, 0, 3))
+        self._grid, self._jets = grid, _Jets(networks, grid.knots)
+        self.coefficients = hermite_coefficients(grid, self._jets.values.transpose(1, 0, 2, 3))
         s0 = -p.davg / p.dstd[:, 0]
         index, t = grid.locate(s0)
         self._slots = p.network, index[:, None]
@@ -66,13 +59,7 @@ class KnotTable:
         `gradients` holds arrays by the names of `Network.parameters`; names that are left out are not set.
         """
         np.add.at(coefficients, self._slots, np.einsum("ctm,ck->ctkm", empty * self._taken, self._powers))
-        k, n, _, channels = coefficients.shape
-        powers = coefficients.transpose(2, 0, 1, 3).reshape(6, -1)
-        sides = (_HERMITE.T @ powers).reshape(6, k, n, channels)
-        jets = np.zeros((3, k, n + 1, channels))
-        jets[:, :, :-1] += sides[:3] * self._scale
-        jets[:, :, 1:] += sides[3:] * self._scale
-        self._jets.backward(jets.transpose(1, 0, 2, 3), gradients)
+        self._jets.backward(hermite_adjoint(self._grid, coefficients).transpose(1, 0, 2, 3), gradients)
 
 
 @dataclass(frozen=True)
