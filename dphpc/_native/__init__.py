@@ -8,8 +8,15 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+import numpy as np
+
 from dphpc._native import _cpu  # type: ignore[attr-defined]
 
 isa: str = _cpu.isa()
 kernels: Any = import_module(f"dphpc._native._{isa}")
 has_openmp: bool = kernels.has_openmp
+
+
+def kernels_of(dtype: Any) -> Any:
+    """The kernels of a precision: `kernels.float32` or `kernels.float64`."""
+    return kernels.float32 if dtype == np.float32 else kernels.float64

@@ -79,35 +79,6 @@ def _linear(xp: Any, x: Array) -> Jet:
     return x, xp.ones_like(x), xp.zeros_like(x)
 
 
-def _third_tanh(xp: Any, x: Array, t: Array, d: Array, dd: Array) -> Array:
-    return -2.0 * (d * d + t * dd)
-
-
-def _third_sigmoid(xp: Any, x: Array, y: Array, d: Array, dd: Array) -> Array:
-    return dd * (1.0 - 2.0 * y) - 2.0 * d * d
-
-
-def _third_softplus(xp: Any, x: Array, f: Array, y: Array, d: Array) -> Array:
-    return d * (1.0 - 2.0 * y)
-
-
-def _third_gelu(xp: Any, x: Array, f: Array, first: Array, second: Array) -> Array:
-    c, k = math.sqrt(2.0 / math.pi), 0.044715
-    t, dt, ddt = _tanh(xp, c * (x + k * x**3))
-    u1, u2, u3 = c * (1.0 + 3.0 * k * x * x), c * 6.0 * k * x, c * 6.0 * k
-    bend = 3.0 * ddt * u1 * u2 + dt * u3 + _third_tanh(xp, x, t, dt, ddt) * u1**3
-    return 1.5 * (ddt * u1 * u1 + dt * u2) + 0.5 * x * bend
-
-
-def _third_silu(xp: Any, x: Array, f: Array, first: Array, second: Array) -> Array:
-    y, d, dd = _sigmoid(xp, x)
-    return 3.0 * dd + x * _third_sigmoid(xp, x, y, d, dd)
-
-
-def _third_linear(xp: Any, x: Array, f: Array, first: Array, second: Array) -> Array:
-    return xp.zeros_like(x)
-
-
 _PLAIN: dict[str, Activation] = {
     "tanh": _tanh,
     "sigmoid": _sigmoid,
@@ -119,17 +90,6 @@ _PLAIN: dict[str, Activation] = {
     "silu": _silu,
     "none": _linear,
     "linear": _linear,
-}
-
-_THIRD: dict[str, Callable[..., Array]] = {
-    "tanh": _third_tanh,
-    "sigmoid": _third_sigmoid,
-    "softplus": _third_softplus,
-    "gelu": _third_gelu,
-    "gelu_tf": _third_gelu,
-    "silu": _third_silu,
-    "none": _third_linear,
-    "linear": _third_linear,
 }
 
 KINKED = frozenset({"relu", "relu6", "silut", "custom_silu"})
@@ -154,11 +114,6 @@ def activation(name: str) -> Activation:
         known = [*_PLAIN, "silut", "custom_silu"]
         raise InputError(f"unknown activation function '{name}'", remedy=did_you_mean(base, known))
     return _PLAIN[base]
-
-
-def third_derivative(name: str) -> Callable[..., Array]:
-    """A smooth activation's third derivative, given the array module, the argument and the jet there."""
-    return _THIRD[name.lower()]
 
 
 def has_kinks(name: str) -> bool:

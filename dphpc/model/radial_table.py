@@ -97,27 +97,10 @@ class Grid:
 
 def hermite_coefficients(grid: Grid, jets: Doubles) -> Doubles:
     """Local coefficients (k, n_intervals, 6, M) of k tables, given (3, k, n_intervals + 1, M): G, G′, G″."""
-    scale = _jet_scale(grid)
+    scale = (grid.steps ** np.arange(3)[:, None])[:, None, :, None]  # derivatives by s to those by t
     sides = np.concatenate((jets[:, :, :-1] * scale, jets[:, :, 1:] * scale))
     powers = (_HERMITE @ sides.reshape(6, -1)).reshape(sides.shape)
     return np.ascontiguousarray(powers.transpose(1, 2, 0, 3))
-
-
-def hermite_adjoint(grid: Grid, coefficients: Doubles) -> Doubles:
-    """The transpose of `hermite_coefficients`: gradients by coefficients become gradients by jets."""
-    k, n, _, channels = coefficients.shape
-    powers = coefficients.transpose(2, 0, 1, 3).reshape(6, -1)
-    sides = (_HERMITE.T @ powers).reshape(6, k, n, channels)
-    scale = _jet_scale(grid)
-    jets = np.zeros((3, k, n + 1, channels))
-    jets[:, :, :-1] += sides[:3] * scale
-    jets[:, :, 1:] += sides[3:] * scale
-    return jets
-
-
-def _jet_scale(grid: Grid) -> Doubles:
-    """(3, 1, n_intervals, 1): 1, h and h², which make derivatives by s those by the local coordinate."""
-    return (grid.steps ** np.arange(3)[:, None])[:, None, :, None]
 
 
 class ScalarEmbedding(Protocol):

@@ -118,7 +118,7 @@ class TableStep:
         self._tapes = {t: FittingTape(net, *shape) for t, net in networks.items()}
         self._vacuum = {t: FittingTape(net, *shape) for t, net in networks.items() if model.fitting.subtracts_vacuum(t)}
         self._fresh = False
-        self._used: tuple[int, ...] = ()
+        self._table: _Table | None = None
 
     @staticmethod
     def fitting_grid(model: DPModel, r_min: float, tolerance: float) -> Grid:
@@ -146,7 +146,6 @@ class TableStep:
         """Halve the table's intervals while it misses the tolerance; returns its error then."""
         while (error := self.table_error()) > self.tolerance and self.grid.n_intervals < MAX_INTERVALS:
             self.grid = Grid.uniform(self.grid.lower, self.grid.upper, 2 * self.grid.n_intervals)
-            self._fresh = False
         return error
 
     def _networks_of(self, batch: Batch, centers: Centers) -> tuple[int, ...]:
@@ -161,29 +160,26 @@ class TableStep:
         }
         return tuple(sorted(wanted)) or (0,)
 
-    def _take_weights(self, used: tuple[int, ...]) -> None:
-        """Make the table of the networks `used`, and the fitting nets' products, of the present weights."""
-        for tape in (*self._tapes.values(), *self._vacuum.values()):
-            tape.repack()
-        networks = [self.model.descriptor.networks[i] for i in used]
-        place = np.zeros(len(self.model.descriptor.networks), np.int32)
-        place[list(used)] = np.arange(len(used))
-        self._compact = replace(self.se_a, network=place[self.se_a.network])
-        self._knots = KnotTable(networks, self._compact, self.grid)
-        dtype = self.model.descriptor.precision
-        table = RadialTable((self.grid,) * len(used), np.asarray(self._knots.coefficients, dtype))
-        self._embedding = Embedding(table, np.asarray(self._knots.empty, dtype))
-        self._used, self._fresh = used, True
+    def _table_for(self, used: tuple[int, ...]) -> _Table:
+        """The table of the networks `used`; it and the fitting nets' products are of the present weights."""
+        if not self._fresh:
+            for tape in (*self._tapes.values(), *self._vacuum.values()):
+                tape.repack()
+        table = self._table
+        if table is None or (table.used, table.grid) != (used, self.grid):
+            self._table = table = _Table.of(self.model, used, self.se_a, self.grid)
+        elif not self._fresh:
+            table.knots.update()
+        self._fresh = True
+        return table
 
-    def _moments(self, env: Environment, used: tuple[int, ...]) -> NDArray[np.floating]:
+    def _moments(self, env: Environment, used: tuple[int, ...]) -> tuple[_Table, NDArray[np.floating]]:
         while True:
-            if not self._fresh or used != self._used:
-                self._take_weights(used)
-            moments, largest = se_a.moments(env, self._compact, self._embedding)
+            table = self._table_for(used)
+            moments, largest = se_a.moments(env, table.p, table.embedding)
             if largest <= self.grid.upper:
-                return moments
+                return table, moments
             self.grid = self._reaching(largest)
-            self._fresh = False
 
     def _reaching(self, largest: float) -> Grid:
         """The grid extended to an argument that a batch has."""
@@ -206,7 +202,7 @@ class TableStep:
         """
         centers = Centers.of(batch, self.model)
         env = Environment(batch.positions, batch.types, batch.neighbors, centers.atoms)
-        moments = self._moments(env, self._networks_of(batch, centers))
+        table, moments = self._moments(env, self._networks_of(batch, centers))
         columns = parameter_columns(self.model, batch)
         atom_energy = np.zeros(batch.n_local)
         moments_adjoint = np.empty_like(moments)
@@ -217,8 +213,8 @@ class TableStep:
             atom_energy[atoms] = energy.astype(np.float64) + self.model.energy_bias[t]
         self._subtract_vacuum(centers, columns, atom_energy)
         forces, center_virial = np.zeros((batch.n_all, 3)), np.empty((len(centers.atoms), 3, 3))
-        se_a.forces_into(env, self._compact, self._embedding, moments_adjoint, forces, center_virial)
-        self._kept = _Kept(batch, centers, env, moments_adjoint, columns is not None)
+        se_a.forces_into(env, table.p, table.embedding, moments_adjoint, forces, center_virial)
+        self._kept = _Kept(batch, centers, env, table, moments_adjoint, columns is not None)
         return Prediction(
             atom_energy,
             sum_by_frame(atom_energy, batch.frame, batch.n_frames),
@@ -247,7 +243,7 @@ class TableStep:
         seeds = loss.atom_seeds(k.batch)
         direction = loss.displacements(k.batch)
         strain = loss.strains(k.batch.frame[k.centers.atoms])
-        tangent = se_a.tangent(k.env, self._compact, self._embedding, direction, strain)
+        tangent = se_a.tangent(k.env, k.table.p, k.table.embedding, direction, strain)
         moments_adjoint = np.empty_like(tangent)
         for t, rows in k.centers.blocks:
             seed = seeds[k.centers.atoms[rows]]
@@ -259,10 +255,31 @@ class TableStep:
         if not self.model.descriptor.trainable:
             return
         coefficients, empty = se_a.tangent_adjoint(
-            k.env, self._compact, self._embedding, direction, strain, moments_adjoint, k.moments_adjoint
+            k.env, k.table.p, k.table.embedding, direction, strain, moments_adjoint, k.moments_adjoint
         )
-        self._knots.backward(coefficients, empty, [self._embedding_gradients[i] for i in self._used])
+        k.table.knots.backward(coefficients, empty, [self._embedding_gradients[i] for i in k.table.used])
         self._fresh = False
+
+
+@dataclass(frozen=True)
+class _Table:
+    """The radial table of the networks `used`, and the descriptor's parameters with its networks in their place."""
+
+    used: tuple[int, ...]
+    grid: Grid
+    p: SeAParameters
+    knots: KnotTable
+
+    @classmethod
+    def of(cls, model: DPModel, used: tuple[int, ...], p: SeAParameters, grid: Grid) -> _Table:
+        place = np.zeros(len(model.descriptor.networks), np.int32)
+        place[list(used)] = np.arange(len(used))
+        compact = replace(p, network=place[p.network])
+        return cls(used, grid, compact, KnotTable([model.descriptor.networks[i] for i in used], compact, grid))
+
+    @property
+    def embedding(self) -> Embedding:
+        return Embedding(RadialTable((self.grid,) * len(self.used), self.knots.coefficients), self.knots.empty)
 
 
 @dataclass(frozen=True)
@@ -270,6 +287,7 @@ class _Kept:
     batch: Batch
     centers: Centers
     env: Environment
+    table: _Table
     moments_adjoint: NDArray[np.floating]
     has_columns: bool
 

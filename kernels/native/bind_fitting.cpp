@@ -1,34 +1,10 @@
 // Bindings of the fitting net, alone and between descriptor and forces.
 
-#include <nanobind/stl/string.h>
-#include <nanobind/stl/tuple.h>
-#include <nanobind/stl/vector.h>
-
-#include "bind.h"
+#include "bind_layers.h"
 #include "energy.h"
-#include "fitting_tape.h"
 
 namespace dphpc {
 namespace {
-
-// w (n_in, n_out), b and idt (n_out) or None, activation and its threshold, copies of the input that are added.
-template <class Real>
-using LayerArrays = std::tuple<Array<const Real>, std::optional<Array<const Real>>, std::optional<Array<const Real>>,
-                               std::string, double, int>;
-
-template <class Real>
-using Layers = std::vector<LayerArrays<Real>>;
-
-const auto data = [](const auto& array) { return array ? array->data() : nullptr; };
-
-template <class Real>
-std::vector<LayerView<Real>> views_of(const Layers<Real>& layers) {
-    std::vector<LayerView<Real>> views;
-    for (const auto& [w, b, idt, name, threshold, skip] : layers)
-        views.push_back({w.data(), data(b), data(idt), static_cast<int>(w.shape(0)), static_cast<int>(w.shape(1)), skip,
-                         activation_of(name, threshold)});
-    return views;
-}
 
 // A net without features, on inputs (n, n_in): energies (n) and adjoint (n, n_in) are set.
 template <class Real>
@@ -55,16 +31,10 @@ void bind_energy_and_adjoint(FittingTape<Real>& tape, Array<const Real> moments,
                             energies.data(), moments_adjoint.data());
 }
 
-// Gradients by w, b and idt of each layer; None where they are not wanted.
-template <class Real>
-using GradientArrays =
-    std::tuple<std::optional<Array<Real>>, std::optional<Array<Real>>, std::optional<Array<Real>>>;
-
 template <class Real>
 void bind_gradient(FittingTape<Real>& tape, Array<const Real> seeds, Array<const Real> tangent, int threads,
-                   const std::vector<GradientArrays<Real>>& arrays, bool add, Array<Real> moments_bar) {
-    std::vector<LayerGradient<Real>> gradients;
-    for (const auto& [w, b, idt] : arrays) gradients.push_back({data(w), data(b), data(idt)});
+                   const LayerGradients<Real>& arrays, bool add, Array<Real> moments_bar) {
+    const std::vector<LayerGradient<Real>> gradients = gradients_of(arrays);
     nb::gil_scoped_release release;
     tape.gradient(seeds.data(), tangent.data(), threads, gradients, add, moments_bar.data());
 }

@@ -41,6 +41,7 @@ NB_MODULE(DPHPC_MODULE, m) {
     m.def("build_neighbors", &build_neighbors, "positions"_a, "types"_a, "n_local"_a, "reach"_a, "threads"_a);
     bind_se_a(m);
     bind_fitting(m);
+    bind_knots(m);
     bind_adam(m);
 }
 

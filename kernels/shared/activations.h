@@ -1,5 +1,5 @@
-// Activation functions of dphpc/model/activations.py: value in y, slope as the result; `curvature` is the second
-// derivative, given also the value and slope there.
+// Activation functions of dphpc/model/activations.py: value in y, slope as the result; `curvature` and `third` are the
+// second and third derivative, given also those below.
 //
 // Plain arithmetic without calls or branches, so that loops over them are vectorized.  tanh is expm1(2|x|)/(expm1 + 2),
 // with expm1 by range reduction x = n·ln2 + r and a Taylor polynomial in r: measured below 2.5 units in the last place
@@ -82,6 +82,11 @@ struct Linear {
     DPHPC_HD T curvature(T, T, T) const {
         return T(0);
     }
+
+    template <class T>
+    DPHPC_HD T third(T, T, T, T) const {
+        return T(0);
+    }
 };
 
 struct Tanh {
@@ -95,6 +100,11 @@ struct Tanh {
     DPHPC_HD T curvature(T, T y, T slope) const {
         return T(-2) * y * slope;
     }
+
+    template <class T>
+    DPHPC_HD T third(T, T y, T slope, T curvature) const {
+        return T(-2) * (slope * slope + y * curvature);
+    }
 };
 
 struct Sigmoid {
@@ -107,6 +117,11 @@ struct Sigmoid {
     template <class T>
     DPHPC_HD T curvature(T, T y, T slope) const {
         return slope * (T(1) - T(2) * y);
+    }
+
+    template <class T>
+    DPHPC_HD T third(T, T y, T slope, T curvature) const {
+        return curvature * (T(1) - T(2) * y) - T(2) * slope * slope;
     }
 };
 
@@ -130,6 +145,11 @@ struct Softplus {
     DPHPC_HD T curvature(T, T, T slope) const {
         return slope * (T(1) - slope);
     }
+
+    template <class T>
+    DPHPC_HD T third(T, T, T slope, T curvature) const {
+        return curvature * (T(1) - T(2) * slope);
+    }
 };
 
 struct Relu {
@@ -141,6 +161,11 @@ struct Relu {
 
     template <class T>
     DPHPC_HD T curvature(T, T, T) const {
+        return T(0);
+    }
+
+    template <class T>
+    DPHPC_HD T third(T, T, T, T) const {
         return T(0);
     }
 };
@@ -155,6 +180,11 @@ struct Relu6 {
 
     template <class T>
     DPHPC_HD T curvature(T, T, T) const {
+        return T(0);
+    }
+
+    template <class T>
+    DPHPC_HD T third(T, T, T, T) const {
         return T(0);
     }
 };
@@ -176,6 +206,14 @@ struct Gelu {
         const T u1 = c * (T(1) + T(3) * k * x * x), u2 = T(6) * c * k * x;
         return dt * u1 + T(0.5) * x * (T(-2) * t * dt * u1 * u1 + dt * u2);
     }
+
+    template <class T>
+    DPHPC_HD T third(T x, T, T, T) const {
+        const T c = T(0.79788456080286535588), k = T(0.044715);
+        const T t = tanh_of(c * (x + k * x * x * x)), d1 = T(1) - t * t, d2 = T(-2) * t * d1, d3 = T(-2) * (d1 * d1 + t * d2);
+        const T u1 = c * (T(1) + T(3) * k * x * x), u2 = T(6) * c * k * x, u3 = T(6) * c * k;
+        return T(1.5) * (d2 * u1 * u1 + d1 * u2) + T(0.5) * x * (T(3) * d2 * u1 * u2 + d1 * u3 + d3 * u1 * u1 * u1);
+    }
 };
 
 struct Silu {
@@ -190,6 +228,12 @@ struct Silu {
     DPHPC_HD T curvature(T x, T, T) const {
         const T g = logistic(x), d = g * (T(1) - g);
         return T(2) * d + x * d * (T(1) - T(2) * g);
+    }
+
+    template <class T>
+    DPHPC_HD T third(T x, T, T, T) const {
+        const T g = logistic(x), d1 = g * (T(1) - g), d2 = d1 * (T(1) - T(2) * g);
+        return T(3) * d2 + x * (d2 * (T(1) - T(2) * g) - T(2) * d1 * d1);
     }
 };
 
@@ -209,6 +253,12 @@ struct Silut {
     DPHPC_HD T curvature(T x, T y, T s) const {
         const T t = y - T(value);
         return x < T(threshold) ? Silu{}.curvature(x, y, s) : T(-2) * T(slope) * t * s;
+    }
+
+    template <class T>
+    DPHPC_HD T third(T x, T y, T s, T curvature) const {
+        return x < T(threshold) ? Silu{}.third(x, y, s, curvature)
+                                : T(-2) * T(slope) * (s * s + (y - T(value)) * curvature);
     }
 };
 

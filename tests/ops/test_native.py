@@ -26,7 +26,7 @@ _BUILDS = _LEVELS[: _LEVELS.index(dphpc._native.isa) + 1] if dphpc._native.isa i
 @pytest.fixture(params=_BUILDS)
 def build(request, monkeypatch):
     kernels = import_module(f"dphpc._native._{request.param}")
-    for module in (se_a, fitting, neighbors):
+    for module in (dphpc._native, neighbors):
         monkeypatch.setattr(module, "kernels", kernels)
     return kernels
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dphpc._native import kernels
+from dphpc._native import kernels_of
 from dphpc.ops.adam.contract import AdamStep, Floats
 from dphpc.ops.threads import get_threads
 
 
 def adam_step(s: AdamStep, gradient: Floats, value: Floats, first: Floats, second: Floats) -> None:
     """See `contract.AdamOps.adam_step`."""
-    ops = kernels.float32 if value.dtype.itemsize == 4 else kernels.float64
-    ops.adam_step(s, gradient, get_threads(), value, first, second)
+    kernels_of(value.dtype).adam_step(s, gradient, get_threads(), value, first, second)

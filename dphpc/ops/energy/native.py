@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dphpc._native import kernels_of
 from dphpc.ops.energy.contract import Accumulators
 from dphpc.ops.fitting.native import packed as prepare
-from dphpc.ops.fitting.native import precision_of
 from dphpc.ops.se_a.contract import Embedding, Environment, Floats, SeAParameters
 from dphpc.ops.threads import get_threads
 
@@ -23,7 +23,7 @@ def energy_and_forces(
 ) -> tuple[NDArray[np.float64], float]:
     """See `contract.EnergyOps.energy_and_forces`."""
     energies = np.empty(len(env.centers))
-    ops = precision_of(e.table.coefficients.dtype)
+    ops = kernels_of(e.table.coefficients.dtype)
     largest = ops.energy_and_forces(env, p, e, net, columns, get_threads(), energies, *out)
     return energies, largest
 

@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from dphpc._native import kernels
-from dphpc.model.networks import Layer, Network
+from dphpc._native import kernels_of
+from dphpc.model.networks import Network
+from dphpc.ops.arguments import gradients_of, layers_of
 from dphpc.ops.fitting.contract import Floats
 from dphpc.ops.threads import get_threads
-
-_SILUT_THRESHOLD = 3.0
 
 
 def packed(network: Network, channels: int = 0, axis: int = 0) -> Any:
@@ -24,12 +23,7 @@ def packed(network: Network, channels: int = 0, axis: int = 0) -> Any:
         The first channels·axis inputs are features in the order of `se_a.contract.SeAOps.features`.
     """
     dtype = network.layers[0].w.dtype
-    return precision_of(dtype).PackedNet([_arguments(layer) for layer in network.layers], channels, axis)
-
-
-def _arguments(layer: Layer) -> tuple[Any, ...]:
-    name, _, threshold = layer.activation.lower().partition(":")
-    return layer.w, layer.b, layer.idt, name, float(threshold or _SILUT_THRESHOLD), layer.skip
+    return kernels_of(dtype).PackedNet(layers_of(network), channels, axis)
 
 
 def energy_and_adjoint(network: Network, inputs: Floats) -> tuple[Floats, Floats]:
@@ -55,13 +49,13 @@ class FittingTape:
 
     def __init__(self, network: Network, channels: int, axis: int) -> None:
         self.network = network
-        layers = [_arguments(layer) for layer in network.layers]
+        layers = layers_of(network)
         self.dtype = network.layers[0].w.dtype
-        self._tape = precision_of(self.dtype).FittingTape(layers, channels, axis)
+        self._tape = kernels_of(self.dtype).FittingTape(layers, channels, axis)
 
     def repack(self) -> None:
         """Take the network's present weights."""
-        self._tape.repack([_arguments(layer) for layer in self.network.layers], get_threads())
+        self._tape.repack(layers_of(self.network), get_threads())
 
     def energy_and_adjoint(self, moments: Floats, columns: Floats | None = None) -> tuple[Floats, Floats]:
         """E (n,) and ∂E/∂A (n, 4, M) for moments A (n, 4, M) and inputs beside the features (n, n_columns)."""
@@ -88,15 +82,7 @@ class FittingTape:
         (n, 4, M) gradient by the moments.
         """
         seeds, tangent = (np.ascontiguousarray(a, self.dtype) for a in (seeds, tangent))
-        wanted = [
-            tuple(gradients.get(f"layers.{i}.{name}") for name in ("w", "b", "idt"))
-            for i in range(len(self.network.layers))
-        ]
+        wanted = gradients_of(self.network, gradients)
         result = np.empty_like(tangent)
         self._tape.gradient(seeds, tangent, get_threads(), wanted, add, result)
         return result
-
-
-def precision_of(dtype: np.dtype) -> Any:
-    """The kernels' submodule for a precision."""
-    return kernels.float32 if dtype == np.float32 else kernels.float64

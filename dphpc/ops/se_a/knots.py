@@ -7,21 +7,22 @@ reverse pass through that is written out.  With x → z = x·W + b and (a, a′,
     y′ = a′·z′               z̄′ = ȳ′·a′ + 2·ȳ″·a″·z′
     y″ = a″·z′² + a′·z″      z̄″ = ȳ″·a′
 
-All networks go through a layer together, and the three rows of a jet share one matrix product.
+Tiles of knots go through all layers, and the three rows of a knot's jet share the matrix products; compiled.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dphpc.model.activations import activation, third_derivative
-from dphpc.model.networks import Layer, Network
-from dphpc.model.radial_table import Grid, hermite_adjoint, hermite_coefficients
+from dphpc._native import kernels_of
+from dphpc.model.networks import Network
+from dphpc.model.radial_table import Grid
+from dphpc.ops.arguments import gradients_of, layers_of
 from dphpc.ops.se_a.contract import SeAParameters
+from dphpc.ops.threads import get_threads
 
 Doubles = NDArray[np.float64]
 Gradients = Mapping[str, NDArray[np.floating]]
@@ -33,7 +34,8 @@ class KnotTable:
     Parameters
     ----------
     networks
-        Of equal shapes and of any one precision; everything is formed in float64.
+        Of equal shapes and of any one precision, which the table has too; everything between is float64.  They are
+        read by each `update`.
 
     Attributes
     ----------
@@ -44,14 +46,23 @@ class KnotTable:
     """
 
     def __init__(self, networks: Sequence[Network], p: SeAParameters, grid: Grid) -> None:
-        self._grid, self._jets = grid, _Jets(networks, grid.knots)
-        self.coefficients = hermite_coefficients(grid, self._jets.values.transpose(1, 0, 2, 3))
+        self._networks, self._knots, self._steps = networks, grid.knots, grid.steps
+        dtype = networks[0].layers[0].w.dtype
+        self._tape = kernels_of(dtype).KnotTape()
+        self.coefficients = np.empty((len(networks), grid.n_intervals, 6, networks[0].n_out), dtype)
         s0 = -p.davg / p.dstd[:, 0]
         index, t = grid.locate(s0)
         self._slots = p.network, index[:, None]
         self._powers = t[:, None] ** np.arange(6) * s0[:, None]
         self._taken = (p.sel > 0)[None, :, None]
-        self.empty = np.einsum("ctkm,ck->ctm", self.coefficients[self._slots], self._powers) * self._taken
+        self.update()
+
+    def update(self) -> None:
+        """Take the networks' present weights."""
+        layers = [layers_of(net) for net in self._networks]
+        self._tape.table(layers, self._knots, self._steps, get_threads(), self.coefficients)
+        slots = np.einsum("ctkm,ck->ctm", self.coefficients[self._slots], self._powers) * self._taken
+        self.empty = slots.astype(self.coefficients.dtype)
 
     def backward(self, coefficients: Doubles, empty: Doubles, gradients: Sequence[Gradients]) -> None:
         """Set each network's `gradients`, given those of `coefficients` (changed in place) and `empty`.
@@ -59,74 +70,5 @@ class KnotTable:
         `gradients` holds arrays by the names of `Network.parameters`; names that are left out are not set.
         """
         np.add.at(coefficients, self._slots, np.einsum("ctm,ck->ctkm", empty * self._taken, self._powers))
-        self._jets.backward(hermite_adjoint(self._grid, coefficients).transpose(1, 0, 2, 3), gradients)
-
-
-@dataclass(frozen=True)
-class _Kept:
-    """One layer of k networks at n arguments: arrays (k, 3, n, …) hold value and first two derivatives."""
-
-    layer: Layer
-    x: Doubles  # input
-    z: Doubles  # x·W + b
-    derivatives: tuple[Doubles, ...]  # a, a′, a″ at z's value, each (k, n, n_out)
-    activated: Doubles  # y before idt and skip
-    w: Doubles
-    idt: Doubles | None
-
-
-class _Jets:
-    """Values and first two derivatives (k, 3, n, M) of k networks at arguments (n,)."""
-
-    def __init__(self, networks: Sequence[Network], arguments: Doubles) -> None:
-        k, n = len(networks), len(arguments)
-        row = np.stack((arguments, np.ones(n), np.zeros(n)))
-        x = np.ascontiguousarray(np.broadcast_to(row[None, :, :, None], (k, 3, n, 1)))
-        self._kept: list[_Kept] = []
-        for layers in zip(*(net.layers for net in networks), strict=True):
-            w, b, idt = (_stacked([getattr(layer, name) for layer in layers]) for name in ("w", "b", "idt"))
-            assert w is not None
-            z = np.matmul(x.reshape(k, 3 * n, -1), w).reshape(k, 3, n, -1)
-            if b is not None:
-                z[:, 0] += b[:, None]
-            z1, z2 = z[:, 1], z[:, 2]
-            a, a1, a2 = activation(layers[0].activation)(np, z[:, 0])
-            activated = np.stack((a, a1 * z1, a2 * z1 * z1 + a1 * z2), axis=1)
-            self._kept.append(_Kept(layers[0], x, z, (a, a1, a2), activated, w, idt))
-            y = activated if idt is None else activated * idt[:, None, None]
-            x = y + np.concatenate([x] * layers[0].skip, axis=3) if layers[0].skip else y
-        self.values = x
-
-    def backward(self, adjoint: Doubles, gradients: Sequence[Gradients]) -> None:
-        """Set the networks' gradients, given that of `values`."""
-        for i, kept in reversed(list(enumerate(self._kept))):
-            z1, z2, (a, a1, a2) = kept.z[:, 1], kept.z[:, 2], kept.derivatives
-            found: dict[str, Doubles] = {}
-            y = adjoint
-            if kept.idt is not None:
-                found["idt"] = np.einsum("krno,krno->ko", y, kept.activated)
-                y = y * kept.idt[:, None, None]
-            a3 = third_derivative(kept.layer.activation)(np, kept.z[:, 0], a, a1, a2)
-            z = np.empty_like(kept.z)
-            z[:, 0] = y[:, 0] * a1 + y[:, 1] * a2 * z1 + y[:, 2] * (a3 * z1 * z1 + a2 * z2)
-            z[:, 1] = y[:, 1] * a1 + 2.0 * y[:, 2] * a2 * z1
-            z[:, 2] = y[:, 2] * a1
-            k, _, n, n_in = kept.x.shape
-            rows = z.reshape(k, 3 * n, -1)
-            found["w"] = np.matmul(kept.x.reshape(k, 3 * n, n_in).transpose(0, 2, 1), rows)
-            found["b"] = z[:, 0].sum(axis=1)
-            for which, arrays in enumerate(gradients):
-                for name, value in found.items():
-                    if (out := arrays.get(f"layers.{i}.{name}")) is not None:
-                        out[...] = value[which]
-            if i == 0:
-                return
-            before = np.matmul(rows, kept.w.transpose(0, 2, 1)).reshape(kept.x.shape)
-            for copy in range(kept.layer.skip):
-                before += adjoint[..., copy * n_in : (copy + 1) * n_in]
-            adjoint = before
-
-
-def _stacked(arrays: list[NDArray[np.floating] | None]) -> Doubles | None:
-    present = [a for a in arrays if a is not None]
-    return np.stack(present).astype(np.float64) if present else None
+        wanted = [gradients_of(net, arrays) for net, arrays in zip(self._networks, gradients, strict=True)]
+        self._tape.gradient(self._knots, self._steps, coefficients, get_threads(), wanted)

@@ -9,32 +9,26 @@ tangents not with the number either.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
-from dphpc._native import kernels
+from dphpc._native import kernels_of
 from dphpc.ops.se_a.contract import Embedding, Environment, Floats, SeAParameters
 from dphpc.ops.threads import get_threads
-
-
-def _kernels(dtype: np.dtype) -> Any:
-    return kernels.float32 if dtype == np.float32 else kernels.float64
 
 
 def moments(env: Environment, p: SeAParameters, e: Embedding) -> tuple[Floats, float]:
     """See `contract.SeAOps.moments`."""
     dtype = e.table.coefficients.dtype
     result = np.empty((len(env.centers), 4, e.table.n_channels), dtype)
-    largest = _kernels(dtype).moments(env, p, e, get_threads(), result)
+    largest = kernels_of(dtype).moments(env, p, e, get_threads(), result)
     return result, largest
 
 
 def features(moments: Floats, axis: int) -> Floats:
     """See `contract.SeAOps.features`."""
     result = np.empty((len(moments), moments.shape[2] * axis), moments.dtype)
-    _kernels(moments.dtype).features(np.ascontiguousarray(moments), axis, get_threads(), result)
+    kernels_of(moments.dtype).features(np.ascontiguousarray(moments), axis, get_threads(), result)
     return result
 
 
@@ -44,7 +38,7 @@ def features_adjoint(moments: Floats, adjoint: Floats) -> Floats:
     adjoint = np.ascontiguousarray(adjoint, moments.dtype)
     axis = adjoint.size // max(1, len(moments) * moments.shape[2])
     result = np.empty_like(moments)
-    _kernels(moments.dtype).features_adjoint(moments, adjoint, axis, get_threads(), result)
+    kernels_of(moments.dtype).features_adjoint(moments, adjoint, axis, get_threads(), result)
     return result
 
 
@@ -61,7 +55,7 @@ def forces_into(
     dtype = e.table.coefficients.dtype
     adjoint = np.ascontiguousarray(moments_adjoint, dtype)
     threads = get_threads()
-    _kernels(dtype).forces_into(env, p, e, threads, adjoint, forces, center_virial, atom_virial)
+    kernels_of(dtype).forces_into(env, p, e, threads, adjoint, forces, center_virial, atom_virial)
 
 
 def tangent(
@@ -74,7 +68,7 @@ def tangent(
     """See `contract.SeAOps.tangent`."""
     dtype = e.table.coefficients.dtype
     result = np.empty((len(env.centers), 4, e.table.n_channels), dtype)
-    _kernels(dtype).tangent(env, p, e, get_threads(), *_contiguous(direction, strain), result)
+    kernels_of(dtype).tangent(env, p, e, get_threads(), *_contiguous(direction, strain), result)
     return result
 
 
@@ -92,7 +86,7 @@ def tangent_adjoint(
     coefficients = np.empty(e.table.coefficients.shape, np.float64)
     empty = np.empty(e.empty.shape, np.float64)
     bars = (np.ascontiguousarray(x, dtype) for x in (moments_adjoint, tangent_adjoint))
-    _kernels(dtype).tangent_adjoint(
+    kernels_of(dtype).tangent_adjoint(
         env, p, e, get_threads(), *_contiguous(direction, strain), *bars, coefficients, empty
     )  # fmt: skip
     return coefficients, empty
