@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from dphpc import md, train
     from dphpc.potential.deep_pot import DeepPot
 
-# OpenMP's threads spin between parallel loops by default and so hold the cores that BLAS's threads wait for: on two
-# cores a training step took 124 ms instead of 47.  Read once, when the first OpenMP library is loaded.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# GNU OpenMP's threads spin for milliseconds between parallel loops and hold cores that others may want; put to sleep at
+# once, they wake too late for the next of many short loops.  Some 0.1 ms is enough for those.  Read once, when the
+# first OpenMP library is loaded.
+os.environ.setdefault("GOMP_SPINCOUNT", "30000")
 
 __all__ = ["DeepPot", "__version__", "md", "train"]
 
