@@ -6,6 +6,8 @@ For embedding networks with kinks, for batches too small to pay for a table, and
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -62,8 +64,8 @@ class NetworkStep:
             result = result.index_add(0, torch.from_numpy(atoms).long(), energy)
         return result
 
-    def backward(self, loss: LossGradient) -> None:
-        """Set the parameters' gradients to the loss's, for the batch of the last `forward`."""
+    def backward(self, loss: LossGradient, done: Callable[[str], None] = lambda _: None) -> None:
+        """See `step.TableStep.backward`."""
         batch, energy, forces, virial = self._kept
         self.parameters.zero_gradients()
         outputs, seeds = [energy], [loss.atom_seeds(batch)]
@@ -72,6 +74,10 @@ class NetworkStep:
         if loss.virial is not None:
             outputs, seeds = [*outputs, virial], [*seeds, loss.virial]
         torch.autograd.backward(outputs, [torch.from_numpy(np.ascontiguousarray(seed)) for seed in seeds])
+        for t in range(len(self.parameters.fitting_networks)):
+            done(f"fitting.networks.{t}")
+        if self.model.descriptor.trainable:
+            done("descriptor")
 
     def weights_changed(self) -> None:
         """Nothing is kept from weights here."""
