@@ -172,8 +172,9 @@ def gradient_sum(kind: Kind, comm: Communicator, compression: Compression = "non
     if kind in ("auto", "mpi") or comm.size == 1:
         yield MpiSum(comm) if compression == "none" else ShortMpiSum(comm, compression)
         return
-    if (kind, compression) == ("horovod", "bf16"):
-        raise InputError("Horovod has no bf16", where="dphpc/gradient_compression", expected="fp16 or none")
+    with together(comm):
+        if (kind, compression) == ("horovod", "bf16"):
+            raise InputError("Horovod has no bf16", where="dphpc/gradient_compression", expected="fp16 or none")
     library = TorchSum(comm) if kind == "torch" else HorovodSum(comm)
     try:
         yield library if compression == "none" else ShortSum(library, compression)

@@ -16,7 +16,7 @@ from dphpc.core.errors import InputError, RunError
 from dphpc.core.signals import stop_signals
 from dphpc.model.dp_model import DPModel
 from dphpc.model.radial_table import Grid
-from dphpc.parallel.comm import Communicator, Serial, together
+from dphpc.parallel.comm import Communicator, Serial, agree, together
 from dphpc.parallel.gradients import GradientSum, MpiSum
 from dphpc.train.checkpoint import Checkpoint, CheckpointFolder
 from dphpc.train.data import Batch, Dataset
@@ -196,7 +196,10 @@ class Trainer:
             result = self.optimizer.update(self.engine(batch, own=own), batch, self.loss, rate * self._rate_factor)
         except RunError as error:
             where = f"step {self.step + 1}, system {self.training.systems[system].name}, frames {frames.tolist()}"
-            raise RunError(error.what, where=where, remedy=error.remedy) from None
+            error = RunError(error.what, where=where, remedy=error.remedy)
+            if not own:  # then all ranks have it
+                agree(comm, error)
+            raise error from None
         if self._table is not None:
             self._table.weights_changed()
         self.step += 1
