@@ -207,8 +207,7 @@ def training() -> list[Finding]:
         cuda, count, threads = seen.rsplit(maxsplit=2)
         findings = [Finding("torch", f"{_version('torch')}: {cuda}, {count} GPUs, {threads} threads", True)]
     horovod = _version("horovod")
-    how = "after torch and MPI: HOROVOD_WITH_PYTORCH=1 pip install --no-build-isolation 'dphpc[horovod]'"
-    findings.append(Finding("Horovod", horovod or "not here; optional", bool(horovod) or None, how))
+    findings.append(Finding("Horovod", horovod or "not here; optional", bool(horovod) or None, "dphpc horovod install"))
     return findings
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,15 @@ from dphpc.cli.app import command
 
 INTERRUPTED = 130
 """Exit status of a training that a signal ended, as shells have it for Ctrl-C."""
+
+
+class DataParallel(StrEnum):
+    """What adds up gradients between ranks."""
+
+    auto = "auto"
+    mpi = "mpi"
+    torch = "torch"
+    horovod = "horovod"
 
 
 @command("train")
@@ -29,11 +39,18 @@ def train_model(
     skip_neighbor_stat: Annotated[
         bool, typer.Option("--skip-neighbor-stat", help="Do not compute neighbor statistics first.")
     ] = False,
+    data_parallel: Annotated[
+        DataParallel | None,
+        typer.Option("--data-parallel", help="What adds up gradients between ranks; the input's choice if not given."),
+    ] = None,
 ) -> None:
-    """Train a model."""
+    """Train a model; on several ranks as `mpirun -n N dphpc train INPUT`."""
     from dphpc.train.run import train
 
-    result = train(input, restart=restart, init_model=init_model, skip_neighbor_stat=skip_neighbor_stat, output=output)
+    result = train(
+        input, restart=restart, init_model=init_model, skip_neighbor_stat=skip_neighbor_stat, output=output,
+        data_parallel=None if data_parallel is None else data_parallel.value,
+    )  # fmt: skip
     if result.interrupted:
         raise typer.Exit(INTERRUPTED)  # what follows in a script must not take this for a trained model
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, NoReturn, Protocol, TypeVar
 
 import numpy as np
@@ -41,6 +41,21 @@ class Communicator(Protocol):
 
     def allreduce(self, values: NDArray, operation: Operation = "sum") -> NDArray:
         """The values (an array of numbers) combined over all ranks."""
+        ...
+
+    def start_sum(self, values: NDArray) -> Callable[[], None]:
+        """Begin to add up a contiguous array of float64 or float32 over all ranks, in place.
+
+        What is returned waits for the sum; until then the array must be left alone.
+        """
+        ...
+
+    def exchange(self, rows: NDArray) -> NDArray:
+        """Row k of all ranks' (size, …) arrays, on rank k: (size, …)."""
+        ...
+
+    def stack(self, row: NDArray) -> NDArray:
+        """All ranks' arrays (…) as one (size, …), on every rank."""
         ...
 
     def bcast(self, value: T) -> T:
@@ -78,6 +93,18 @@ class Serial:
     def allreduce(self, values: NDArray, operation: Operation = "sum") -> NDArray:
         """The values themselves."""
         return np.array(values)
+
+    def start_sum(self, values: NDArray) -> Callable[[], None]:
+        """The values stay as they are."""
+        return lambda: None
+
+    def exchange(self, rows: NDArray) -> NDArray:
+        """The rows themselves."""
+        return rows
+
+    def stack(self, row: NDArray) -> NDArray:
+        """The row alone."""
+        return row[None]
 
     def bcast(self, value: T) -> T:
         """The value itself."""
@@ -119,6 +146,7 @@ class Mpi:
         self.node_size: int = node.Get_size()
         node.Free()
         self._operations = {"sum": MPI.SUM, "min": MPI.MIN, "max": MPI.MAX}
+        self._in_place = MPI.IN_PLACE
         self._null = MPI.PROC_NULL
 
     def allreduce(self, values: NDArray, operation: Operation = "sum") -> NDArray:
@@ -126,6 +154,24 @@ class Mpi:
         values = np.ascontiguousarray(values)
         result = np.empty_like(values)
         self._comm.Allreduce(values, result, self._operations[operation])
+        return result
+
+    def start_sum(self, values: NDArray) -> Callable[[], None]:
+        """MPI_Iallreduce."""
+        return self._comm.Iallreduce(self._in_place, values).Wait
+
+    def exchange(self, rows: NDArray) -> NDArray:
+        """MPI_Alltoall of raw bytes."""
+        rows = np.ascontiguousarray(rows)
+        result = np.empty_like(rows)
+        self._comm.Alltoall(_bytes(rows), _bytes(result))
+        return result
+
+    def stack(self, row: NDArray) -> NDArray:
+        """MPI_Allgather of raw bytes."""
+        row = np.ascontiguousarray(row)
+        result = np.empty((self.size, *row.shape), row.dtype)
+        self._comm.Allgather(_bytes(row), _bytes(result))
         return result
 
     def bcast(self, value: T) -> T:
@@ -247,6 +293,15 @@ def together(comm: Communicator) -> Iterator[None]:
     except Exception as caught:
         error = caught
     agree(comm, error)
+
+
+def from_first(comm: Communicator, work: Callable[[], T]) -> T:
+    """What `work` returns on rank 0, where alone it is called, on all ranks; if it fails, all raise its error."""
+    result: T | None = None
+    with together(comm):
+        if comm.rank == 0:
+            result = work()
+    return comm.bcast(result)  # type: ignore[return-value]
 
 
 @contextlib.contextmanager

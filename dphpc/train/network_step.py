@@ -6,6 +6,9 @@ For embedding networks with kinks, for batches too small to pay for a table, and
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -18,11 +21,19 @@ from dphpc.train.parameters import Parameters
 from dphpc.train.step import Centers, LossGradient, Prediction, parameter_columns
 
 
+class _Kept(NamedTuple):
+    batch: Batch
+    energy: Tensor
+    forces: Tensor
+    virial: Tensor
+
+
 class NetworkStep:
     """Energies and loss gradients of batches through the networks themselves; used like `step.TableStep`."""
 
     def __init__(self, model: DPModel, parameters: Parameters) -> None:
         self.model, self.parameters = model, parameters
+        self._kept: _Kept | None = None
         self.se_a = SeAParameters.of(model)
 
     def forward(self, batch: Batch) -> Prediction:
@@ -32,10 +43,14 @@ class NetworkStep:
         images = torch.from_numpy(batch.positions[batch.n_local :] - batch.positions[batch.owner])
         everywhere = torch.cat((positions, positions[torch.from_numpy(batch.owner).long()] + images))
         energy = self._atom_energy(batch, everywhere, strain)
+        if not energy.requires_grad:  # no atom to evaluate
+            self._kept = None
+            still = np.zeros((batch.n_local, 3)), np.zeros((batch.n_frames, 3, 3))
+            return Prediction(np.zeros(batch.n_local), np.zeros(batch.n_frames), *still)
         slope = torch.autograd.grad(energy.sum(), (positions, strain), create_graph=True, materialize_grads=True)
         frame = torch.from_numpy(batch.frame).long()
         total = energy.new_zeros(batch.n_frames).index_add(0, frame, energy)
-        self._kept = batch, energy, -slope[0], -slope[1]
+        self._kept = _Kept(batch, energy, -slope[0], -slope[1])
         return Prediction(*(t.detach().numpy() for t in (energy, total, -slope[0], -slope[1])))
 
     def _atom_energy(self, batch: Batch, positions: Tensor, strain: Tensor) -> Tensor:
@@ -62,16 +77,20 @@ class NetworkStep:
             result = result.index_add(0, torch.from_numpy(atoms).long(), energy)
         return result
 
-    def backward(self, loss: LossGradient) -> None:
-        """Set the parameters' gradients to the loss's, for the batch of the last `forward`."""
-        batch, energy, forces, virial = self._kept
+    def backward(self, loss: LossGradient, done: Callable[[str], None] = lambda _: None) -> None:
+        """See `step.TableStep.backward`."""
         self.parameters.zero_gradients()
-        outputs, seeds = [energy], [loss.atom_seeds(batch)]
-        if loss.forces is not None:
-            outputs, seeds = [*outputs, forces], [*seeds, loss.forces]
-        if loss.virial is not None:
-            outputs, seeds = [*outputs, virial], [*seeds, loss.virial]
-        torch.autograd.backward(outputs, [torch.from_numpy(np.ascontiguousarray(seed)) for seed in seeds])
+        if (k := self._kept) is not None:
+            outputs, seeds = [k.energy], [loss.atom_seeds(k.batch)]
+            if loss.forces is not None:
+                outputs, seeds = [*outputs, k.forces], [*seeds, loss.forces]
+            if loss.virial is not None:
+                outputs, seeds = [*outputs, k.virial], [*seeds, loss.virial]
+            torch.autograd.backward(outputs, [torch.from_numpy(np.ascontiguousarray(seed)) for seed in seeds])
+        for t in range(len(self.parameters.fitting_networks)):
+            done(f"fitting.networks.{t}")
+        if self.model.descriptor.trainable:
+            done("descriptor")
 
     def weights_changed(self) -> None:
         """Nothing is kept from weights here."""

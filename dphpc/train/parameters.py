@@ -102,6 +102,21 @@ class Parameters:
         for gradient in self._gradients:
             gradient.zero_()
 
+    def scale_gradients(self, factor: float) -> None:
+        """Multiply all gradients."""
+        for gradient in self._gradients:
+            gradient.mul_(factor)
+
+    def gradient_parts(self, prefix: str) -> list[Tensor]:
+        """The stretches of the flat gradients, one per precision, that hold the names beginning with `prefix.`."""
+        found = [slot for name, slot in self.slots.items() if name.startswith(prefix + ".")]
+        parts = []
+        for which, gradient in enumerate(self._gradients):
+            slots = [slot for slot in found if slot.flat == which]
+            if slots:
+                parts.append(gradient[slots[0].start : slots[-1].start + slots[-1].size])
+        return parts
+
     def gradients_of(self, prefix: str) -> dict[str, NDArray[np.floating]]:
         """NumPy views of the gradients whose names begin with `prefix.`, by the rest of the name."""
         found = (name for name in self.slots if name.startswith(prefix + "."))

@@ -29,16 +29,20 @@ class TrainingProgress:
         Steps already done, and steps in all.
     console
         Where the live line goes; it appears on a terminal only.
+    shown
+        False: nothing appears at all (ranks other than the first).
     """
 
-    def __init__(self, first: int, n_steps: int, console: Console | None = None) -> None:
+    def __init__(self, first: int, n_steps: int, console: Console | None = None, *, shown: bool = True) -> None:
         self.first, self.n_steps = first, n_steps
         console = console if console is not None else Console(stderr=True)
         columns = (
             TextColumn("[bold]train"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn(),
             TextColumn("{task.fields[errors]}"),
         )  # fmt: skip
-        self._live = Progress(*columns, console=console, disable=not (console.is_terminal or console.is_jupyter))
+        self._live = Progress(
+            *columns, console=console, disable=not shown or not (console.is_terminal or console.is_jupyter)
+        )
         self._task = self._live.add_task("train", total=n_steps, completed=first, errors="")
         self._start = self._last = time.perf_counter()
         self._last_step = first

@@ -15,7 +15,8 @@ from dphpc.core.errors import InputError
 from dphpc.model.dp_model import DPModel
 from dphpc.model.model_file import read_model
 from dphpc.ops.threads import default_threads, set_threads
-from dphpc.parallel.comm import Serial, world
+from dphpc.parallel.comm import Communicator, Serial, ends_together, from_first, together, world
+from dphpc.parallel.gradients import gradient_sum
 from dphpc.parallel.launch import launched_size
 from dphpc.parallel.placement import placement, ranks_on_same_cores
 from dphpc.train.checkpoint import SUFFIX, Checkpoint, find_checkpoint
@@ -24,8 +25,8 @@ from dphpc.train.initial import initial_model, model_arrays, set_model_arrays
 from dphpc.train.neighbor_stat import neighbor_stat, resolve_sel, sel_warnings
 from dphpc.train.result import TrainResult
 from dphpc.train.sampler import Sampler
-from dphpc.train.schema import TrainInput, load_input, parse_input, write_input
-from dphpc.train.statistics import load_or_compute
+from dphpc.train.schema import LkfConfig, TrainInput, load_input, parse_input, write_input
+from dphpc.train.statistics import Statistics, load_or_compute
 from dphpc.train.trainer import Trainer
 
 log = logging.getLogger("dphpc.train")
@@ -40,6 +41,8 @@ def train(
     init_model: PathLike | None = None,
     skip_neighbor_stat: bool = False,
     output: PathLike | None = "out.json",
+    data_parallel: str | None = None,
+    comm: Communicator | None = None,
 ) -> TrainResult:
     """Train a model.
 
@@ -57,6 +60,10 @@ def train(
         Do not look through the data for the smallest distance and the numbers of neighbors.
     output
         Where the complete input is written; None writes none.
+    data_parallel
+        What adds up gradients between ranks, in place of the input's `dphpc/data_parallel`.
+    comm
+        The ranks that train together; those that were started together if None.
 
     Raises
     ------
@@ -67,26 +74,42 @@ def train(
     """
     if restart is not None and init_model is not None:
         raise InputError("restart and init_model exclude each other", remedy="use one of them")
-    config = _read(input)
-    _use_threads(config.dphpc.n_threads)
-    checkpoint = None if restart is None else Checkpoint.load(find_checkpoint(restart))
-    config = _with_seed(config, checkpoint)
-    training, validation = _load_data(config)
-    config = _with_steps(config, training)
-    config, min_distance = _with_sel(config, training, checkpoint, skip_neighbor_stat)
-    if output is not None:
-        write_input(config, output)
-    if checkpoint is not None:
-        model = _restarted(config, checkpoint)
-    else:
-        model = _new_model(config, training, min_distance, init_model)
-    trainer = Trainer(config, model, training, validation, checkpoint)
-    for line in _summary(trainer):
-        log.info("%s", line)
-    result = trainer.run()
-    for name, value in result.rows():
-        log.info("%s: %s", name, value)
-    return result
+    if comm is None:  # MPI is not touched for one process: a training needs none
+        comm = world() if launched_size() > 1 else Serial()
+    with ends_together(comm):
+        config = from_first(comm, lambda: _read(input))
+        if data_parallel is not None:
+            config = config.updated(dphpc=config.dphpc.updated(data_parallel=data_parallel))
+        with together(comm):
+            _require_divisible(config, comm)
+            threads = config.dphpc.n_threads or default_threads(ranks_on_same_cores(comm))
+        _use_threads(threads, comm)
+        with together(comm):
+            checkpoint = None if restart is None else Checkpoint.load(find_checkpoint(restart))
+        config = comm.bcast(_with_seed(config, checkpoint))
+        with together(comm):
+            training, validation = _load_data(config)
+            config = _with_steps(config, training, comm.size)
+        config, min_distance = from_first(comm, lambda: _with_sel(config, training, checkpoint, skip_neighbor_stat))
+        if checkpoint is None:
+            statistics = from_first(comm, lambda: _statistics(config, training))
+        with together(comm):
+            if output is not None and comm.rank == 0:
+                write_input(config, output)
+            if checkpoint is not None:
+                model = _restarted(config, checkpoint)
+            else:
+                model = _new_model(config, statistics, min_distance, init_model)
+        options = config.dphpc
+        with gradient_sum(options.data_parallel, comm, options.gradient_compression) as gradients:
+            with together(comm):
+                trainer = Trainer(config, model, training, validation, checkpoint, comm, gradients)
+            for line in _summary(trainer):
+                log.info("%s", line)
+            result = trainer.run()
+        for name, value in result.rows():
+            log.info("%s: %s", name, value)
+        return result
 
 
 def _read(given: PathLike | Mapping[str, Any] | TrainInput) -> TrainInput:
@@ -95,10 +118,15 @@ def _read(given: PathLike | Mapping[str, Any] | TrainInput) -> TrainInput:
     return parse_input(given) if isinstance(given, Mapping) else load_input(given)
 
 
-def _use_threads(n: int) -> None:
-    # MPI is not touched for one process: a training needs none.
-    comm = world() if launched_size() > 1 else Serial()
-    threads = n or default_threads(ranks_on_same_cores(comm))
+def _require_divisible(config: TrainInput, comm: Communicator) -> None:
+    """Refuse what cannot be done by several ranks."""
+    if comm.size > 1 and config.dphpc.batch == "per_rank" and isinstance(config.optimizer, LkfConfig):
+        raise InputError(
+            "LKF measures errors of one batch, not of one for each rank", where="dphpc/batch", expected='"global"'
+        )
+
+
+def _use_threads(threads: int, comm: Communicator) -> None:
     set_threads(threads)
     torch.set_num_threads(threads)
     places = placement(comm, threads)
@@ -124,12 +152,13 @@ def _load_data(config: TrainInput) -> tuple[Dataset, Dataset | None]:
     return training, validation
 
 
-def _with_steps(config: TrainInput, training: Dataset) -> TrainInput:
+def _with_steps(config: TrainInput, training: Dataset, n_ranks: int) -> TrainInput:
     t = config.training
     if t.numb_steps is not None:
         return config
     assert t.numb_epoch is not None, "the schema asks for one of them"
-    steps = math.ceil(t.numb_epoch * Sampler.of(training, t.training_data, t.seed).steps_per_epoch)
+    batches = t.numb_epoch * Sampler.of(training, t.training_data, t.seed).steps_per_epoch
+    steps = math.ceil(batches / (n_ranks if config.dphpc.batch == "per_rank" else 1))
     log.info("numb_epoch %g makes %d steps", t.numb_epoch, steps)
     return config.updated(training=t.updated(numb_steps=steps, numb_epoch=None))
 
@@ -161,12 +190,17 @@ def _with_sel(
     return config.updated(model=model), stat.min_distance if math.isfinite(stat.min_distance) else None
 
 
-def _new_model(config: TrainInput, training: Dataset, min_distance: float | None, source: PathLike | None) -> DPModel:
+def _statistics(config: TrainInput, training: Dataset) -> Statistics:
     t = config.training
-    assert t.seed is not None, "resolved before"
     sizes = Sampler.of(training, t.training_data, t.seed).batch_sizes
-    statistics = load_or_compute(training, config.model, t.stat_file, t.stat_file_mode, batch_sizes=sizes)
-    model = initial_model(config.model, statistics, t.seed, min_distance)
+    return load_or_compute(training, config.model, t.stat_file, t.stat_file_mode, batch_sizes=sizes)
+
+
+def _new_model(
+    config: TrainInput, statistics: Statistics, min_distance: float | None, source: PathLike | None
+) -> DPModel:
+    assert config.training.seed is not None, "resolved before"
+    model = initial_model(config.model, statistics, config.training.seed, min_distance)
     if source is not None:
         other = _read_any_model(source)
         if other.type_map != model.type_map:
@@ -222,6 +256,9 @@ def _summary(trainer: Trainer) -> list[str]:
         lines += ["validation data:", *trainer.validation_sampler.summary()]
     lines.append(f"parameters: {trainer.parameters.n_values}; seed: {t.seed}")
     lines += [trainer.describe(), f"optimizer: {trainer.optimizer.describe()}"]
+    if trainer.comm.size > 1:
+        what = "divide each step's batch" if trainer.config.dphpc.batch == "global" else "have a batch each"
+        lines.append(f"data-parallel: {trainer.comm.size} ranks {what}; gradients by {trainer.gradients.describe()}")
     first = f" from step {trainer.step}" if trainer.step else ""
     return [*lines, f"train{first} to step {trainer.n_steps}; checkpoints {trainer.folder.path(0).parent}/*{SUFFIX}"]
 

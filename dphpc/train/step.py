@@ -7,6 +7,7 @@ by −ε·V̄: one forward and reverse pass for E, F and V, one tangent forward 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -83,9 +84,11 @@ class Centers:
 
     @classmethod
     def of(cls, batch: Batch, model: DPModel) -> Centers:
-        """Centers of a batch."""
-        types = batch.types[: batch.n_local]
-        groups = [(t, np.flatnonzero(types == t)) for t in range(model.n_types) if t not in model.atom_exclude_types]
+        """Centers of a batch that this rank evaluates."""
+        own = batch.own
+        types = batch.types[own]
+        allowed = [t for t in range(model.n_types) if t not in model.atom_exclude_types]
+        groups = [(t, own.start + np.flatnonzero(types == t)) for t in allowed]
         groups = [(t, atoms) for t, atoms in groups if len(atoms)]
         ends = np.cumsum([0, *(len(atoms) for _, atoms in groups)])
         blocks = [(t, slice(int(a), int(b))) for (t, _), a, b in zip(groups, ends, ends[1:], strict=False)]
@@ -128,10 +131,10 @@ class TableStep:
 
     # -- the table -----------------------------------------------------------------------------------------------
 
-    def pays(self, batch: Batch) -> bool:
+    def pays(self, batch: Batch, n_pairs: float) -> bool:
         """Whether a batch has pairs enough for tables: a knot costs about as much as two pairs by the network."""
-        n_knots = (self.grid.n_intervals + 1) * len(self._networks_of(batch, Centers.of(batch, self.model)))
-        return batch.neighbors.n_pairs >= 2 * n_knots
+        types = set(batch.types[: batch.n_local].tolist()) - self.model.atom_exclude_types
+        return n_pairs >= 2 * (self.grid.n_intervals + 1) * len(self._networks_of(batch, sorted(types)))
 
     def weights_changed(self) -> None:
         """To be called when the weights have changed: they are read anew before the next pass."""
@@ -142,20 +145,24 @@ class TableStep:
         networks = self.model.descriptor.networks
         return max(RadialTable.from_networks(networks, self.grid).error(networks))
 
-    def check_table(self) -> float:
-        """Halve the table's intervals while it misses the tolerance; returns its error then."""
+    def check_table(self, upper: float = 0.0) -> float:
+        """Halve the table's intervals while it misses the tolerance; returns its error then.
+
+        The table reaches up to `upper` at least, so that ranks whose batches asked for different ends agree.
+        """
+        self.grid = self.grid.extended(upper)
         while (error := self.table_error()) > self.tolerance and self.grid.n_intervals < MAX_INTERVALS:
             self.grid = Grid.uniform(self.grid.lower, self.grid.upper, 2 * self.grid.n_intervals)
         return error
 
-    def _networks_of(self, batch: Batch, centers: Centers) -> tuple[int, ...]:
-        """Indices of the embedding networks that a batch asks for, by its pairs and its missing slots."""
+    def _networks_of(self, batch: Batch, center_types: Sequence[int]) -> tuple[int, ...]:
+        """Indices of the embedding networks that centers ask for, by their pairs and their missing slots."""
         p = self.se_a
         present = np.zeros(len(p.sel), bool)
         present[batch.types[: batch.n_local]] = True
         wanted = {
             int(p.network[c, t])
-            for c, _ in centers.blocks
+            for c in center_types
             for t in np.flatnonzero((p.sel > 0) & (present | bool(p.davg[c])))
         }
         return tuple(sorted(wanted)) or (0,)
@@ -202,7 +209,7 @@ class TableStep:
         """
         centers = Centers.of(batch, self.model)
         env = Environment(batch.positions, batch.types, batch.neighbors, centers.atoms)
-        table, moments = self._moments(env, self._networks_of(batch, centers))
+        table, moments = self._moments(env, self._networks_of(batch, [t for t, _ in centers.blocks]))
         columns = parameter_columns(self.model, batch)
         atom_energy = np.zeros(batch.n_local)
         moments_adjoint = np.empty_like(moments)
@@ -236,8 +243,12 @@ class TableStep:
         """Moments (n, 4, M) of atoms without neighbors: one is enough where the net has no other inputs."""
         return np.zeros((n, 4, self.model.descriptor.networks[0].n_out), self.model.descriptor.precision)
 
-    def backward(self, loss: LossGradient) -> None:
-        """Set the parameters' gradients to the loss's, for the batch of the last `forward`."""
+    def backward(self, loss: LossGradient, done: Callable[[str], None] = lambda _: None) -> None:
+        """Set the parameters' gradients to the loss's, for the batch of the last `forward`.
+
+        `done` is called with the prefix of each group of names (`Parameters.gradient_parts`) whose gradients are
+        finished: the fitting networks one by one, then the descriptor, whatever the batch.
+        """
         k = self._kept
         self.parameters.zero_gradients()
         seeds = loss.atom_seeds(k.batch)
@@ -245,19 +256,24 @@ class TableStep:
         strain = loss.strains(k.batch.frame[k.centers.atoms])
         tangent = se_a.tangent(k.env, k.table.p, k.table.embedding, direction, strain)
         moments_adjoint = np.empty_like(tangent)
-        for t, rows in k.centers.blocks:
-            seed = seeds[k.centers.atoms[rows]]
-            moments_adjoint[rows] = self._tapes[t].gradient(seed, tangent[rows], self._gradients[t])
-            if t in self._vacuum:
-                still = self._no_moments(len(seed) if k.has_columns else 1)
-                minus = -seed if len(still) == len(seed) else -seed.sum(keepdims=True)
-                self._vacuum[t].gradient(minus, still, self._gradients[t], add=True)
+        blocks = dict(k.centers.blocks)
+        for t in self._tapes:
+            if t in blocks:
+                rows = blocks[t]
+                seed = seeds[k.centers.atoms[rows]]
+                moments_adjoint[rows] = self._tapes[t].gradient(seed, tangent[rows], self._gradients[t])
+                if t in self._vacuum:
+                    still = self._no_moments(len(seed) if k.has_columns else 1)
+                    minus = -seed if len(still) == len(seed) else -seed.sum(keepdims=True)
+                    self._vacuum[t].gradient(minus, still, self._gradients[t], add=True)
+            done(f"fitting.networks.{t}")
         if not self.model.descriptor.trainable:
             return
         coefficients, empty = se_a.tangent_adjoint(
             k.env, k.table.p, k.table.embedding, direction, strain, moments_adjoint, k.moments_adjoint
         )
         k.table.knots.backward(coefficients, empty, [self._embedding_gradients[i] for i in k.table.used])
+        done("descriptor")
         self._fresh = False
 
 

@@ -16,13 +16,17 @@ from dphpc.core.errors import InputError, RunError
 from dphpc.core.signals import stop_signals
 from dphpc.model.dp_model import DPModel
 from dphpc.model.radial_table import Grid
+from dphpc.parallel.comm import Communicator, Serial, agree, together
+from dphpc.parallel.gradients import GradientSum, MpiSum
 from dphpc.train.checkpoint import Checkpoint, CheckpointFolder
 from dphpc.train.data import Batch, Dataset
+from dphpc.train.data_parallel import AveragedStep, SharedStep, mean_errors
 from dphpc.train.initial import model_arrays
 from dphpc.train.lcurve import LearningCurve
 from dphpc.train.loss import EnergyLoss, LossResult
 from dphpc.train.network_step import NetworkStep
 from dphpc.train.optimizers import make_optimizer
+from dphpc.train.optimizers.protocol import Engine
 from dphpc.train.parameters import Parameters
 from dphpc.train.progress import TrainingProgress
 from dphpc.train.result import TrainResult
@@ -58,6 +62,8 @@ class Trainer:
         Data sets; validation may be None.
     restart
         The checkpoint to go on from; `model` holds its weights.
+    comm, gradients
+        The ranks that train together, and what adds up their gradients; all call alike, and the first writes files.
     """
 
     def __init__(
@@ -67,13 +73,19 @@ class Trainer:
         training: Dataset,
         validation: Dataset | None = None,
         restart: Checkpoint | None = None,
+        comm: Communicator | None = None,
+        gradients: GradientSum | None = None,
     ) -> None:
         t = config.training
         assert t.numb_steps is not None, "resolved before"
         assert t.seed is not None, "resolved before"
         self.config, self.model, self.training, self.validation = config, model, training, validation
+        self.comm = comm or Serial()
+        self.gradients = gradients or MpiSum(self.comm)
         self.n_steps = t.numb_steps
         self.schedule = Schedule(config.learning_rate, self.n_steps)
+        self._per_rank = self.comm.size > 1 and config.dphpc.batch == "per_rank"
+        self._rate_factor = _rate_factor(config, self.comm.size) if self._per_rank else 1.0
         self.loss = EnergyLoss(config.loss, self.schedule.start_lr, model.atom_exclude_types)
         self.parameters = Parameters(model)
         self.optimizer = make_optimizer(config, self.parameters)
@@ -108,11 +120,18 @@ class Trainer:
             grid = TableStep.fitting_grid(self.model, r_min, options.table_tolerance)
         return TableStep(self.model, self.parameters, grid, options.table_tolerance)
 
-    def engine(self, batch: Batch) -> TableStep | NetworkStep:
-        """What evaluates a batch: the table, or the networks where the batch has fewer pairs than twice the knots."""
-        if self._table is None or not self._table.pays(batch):
-            return self._network
-        return self._table
+    def engine(self, batch: Batch, *, own: bool = False) -> Engine:
+        """What evaluates a batch: the table, or the networks where the batch has fewer pairs than twice the knots.
+
+        On several ranks the batch is all ranks', or (`own`) this one's alone; collective.
+        """
+        n_pairs = self.comm.allreduce(np.array([batch.n_own_pairs]))[0] / (self.comm.size if own else 1)
+        table = self._table
+        engine: Engine = self._network if table is None or not table.pays(batch, n_pairs) else table
+        if self.comm.size == 1:
+            return engine
+        step = AveragedStep if own else SharedStep
+        return step(engine, self.parameters, self.comm, self.gradients)
 
     def describe(self) -> str:
         """How the embedding is evaluated, one line."""
@@ -132,14 +151,16 @@ class Trainer:
             Loss or gradient is not finite; the message names step, system and frames.
         """
         t = self.config.training
-        curve = LearningCurve(Path(t.disp_file), keep_until=self.step or None)
-        board = _tensorboard(t.tensorboard_log_dir) if t.tensorboard else None
+        leads = self.comm.rank == 0
+        with together(self.comm):
+            curve = LearningCurve(Path(t.disp_file), keep_until=self.step or None) if leads else None
+            board = _tensorboard(t.tensorboard_log_dir) if t.tensorboard and leads else None
         start, first = time.perf_counter(), self.step
         training: Errors = {}
         validation: Errors | None = None
         saved: Path | None = None
-        with stop_signals(self._ask), TrainingProgress(first, self.n_steps) as progress:
-            while self.step < self.n_steps and self._stop is None:
+        with stop_signals(self._ask), TrainingProgress(first, self.n_steps, shown=leads) as progress:
+            while self.step < self.n_steps and self._agreed_stop() is None:
                 rate = self.schedule(self.step)
                 errors = self._train_one(rate)
                 progress.advance()
@@ -156,7 +177,8 @@ class Trainer:
                 log.warning("stopped by %s after step %d; --restart %s goes on", name, self.step, saved)
             elif saved is None:  # no step was asked for: the model as it starts
                 saved = self.save()
-        curve.close()
+        if curve is not None:
+            curve.close()
         if board is not None:
             board.close()
         return TrainResult(
@@ -166,33 +188,41 @@ class Trainer:
 
     def _train_one(self, rate: float) -> Errors:
         """One step: gradient and new weights; returns the errors before it."""
-        system, frames = self.sampler.draw(self.step)
-        batch = self.training.batch(system, frames)
+        comm, own = self.comm, self._per_rank
+        with together(comm):
+            system, frames = self.sampler.draw(self.step * comm.size + comm.rank if own else self.step)
+            batch = self.training.batch(system, frames, (0, 1) if own else (comm.rank, comm.size))
         try:
-            result = self.optimizer.update(self.engine(batch), batch, self.loss, rate)
+            result = self.optimizer.update(self.engine(batch, own=own), batch, self.loss, rate * self._rate_factor)
         except RunError as error:
             where = f"step {self.step + 1}, system {self.training.systems[system].name}, frames {frames.tolist()}"
-            raise RunError(error.what, where=where, remedy=error.remedy) from None
+            error = RunError(error.what, where=where, remedy=error.remedy)
+            if not own:  # then all ranks have it
+                agree(comm, error)
+            raise error from None
         if self._table is not None:
             self._table.weights_changed()
         self.step += 1
+        errors = mean_errors(result.errors, comm) if own else result.errors
         if self.config.training.disp_avg:
-            for name, value in {**result.errors, "n": 1.0}.items():
+            for name, value in {**errors, "n": 1.0}.items():
                 self._sums[name] = self._sums.get(name, 0.0) + value
-        return result.errors
+        return errors
 
     def _display(
-        self, errors: Errors, rate: float, curve: LearningCurve, progress: TrainingProgress
+        self, errors: Errors, rate: float, curve: LearningCurve | None, progress: TrainingProgress
     ) -> tuple[Errors, Errors | None]:
         if self._table is not None:
-            error = self._table.check_table()
+            upper = self.comm.allreduce(np.array([self._table.grid.upper]), "max")[0]
+            error = self._table.check_table(upper)
             log.debug("radial table: %d intervals, largest error %.1e", self._table.grid.n_intervals, error)
         if self._sums:
             n = self._sums.pop("n")
             errors = {name: value / n for name, value in self._sums.items()}
             self._sums = {}
         validation = self.validate(rate)
-        curve.write(self.step, rate, errors, validation)
+        if curve is not None:
+            curve.write(self.step, rate, errors, validation)
         progress.show(self.step, rate, errors, validation)
         return errors, validation
 
@@ -205,7 +235,9 @@ class Trainer:
         first = self.step // t.disp_freq * n_batches
         results: list[tuple[int, LossResult]] = []
         for k in range(first, first + n_batches):
-            batch = self.validation.batch(*self.validation_sampler.draw(k))
+            with together(self.comm):
+                part = self.comm.rank, self.comm.size
+                batch = self.validation.batch(*self.validation_sampler.draw(k), part)
             results.append((batch.n_local, self.loss(self.engine(batch).forward(batch), batch, rate)))
         weights = np.array([n for n, _ in results], np.float64)
         names = results[0][1].errors
@@ -227,12 +259,25 @@ class Trainer:
 
     def save(self) -> Path:
         """Write a checkpoint of the present state."""
-        path = self.folder.save(self.checkpoint())
+        with together(self.comm):
+            if self.comm.rank == 0:
+                self.folder.save(self.checkpoint())
+        path = self.folder.path(self.step)
         log.info("saved %s", path)
         return path
 
     def _ask(self, number: int) -> None:
         self._stop = number
+
+    def _agreed_stop(self) -> int | None:
+        """The signal that any rank has got; collective."""
+        self._stop = int(self.comm.allreduce(np.array([self._stop or 0]), "max")[0]) or None
+        return self._stop
+
+
+def _rate_factor(config: TrainInput, n_ranks: int) -> float:
+    """What DeePMD-kit's `scale_by_worker` makes of the learning rate for batches N times as large."""
+    return {"linear": float(n_ranks), "sqrt": math.sqrt(n_ranks), "none": 1.0}[config.learning_rate.scale_by_worker]
 
 
 def _tensorboard(folder: str) -> Any:

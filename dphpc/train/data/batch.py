@@ -48,6 +48,13 @@ class Geometry:
         state, volume = around.state, frame.box.volume if any(frame.box.periodic) else 0.0
         return cls(state.n_local, state.positions, state.types, around.owners, around.neighbors, volume)
 
+    @classmethod
+    def hollow(cls, frame: Frame, cutoff: float) -> Geometry:
+        """A frame of which no atom is to be evaluated: no ghosts, no neighbors."""
+        none = Neighbors(np.zeros(len(frame.types) + 1, np.int64), np.zeros(0, np.int32), cutoff)
+        volume = frame.box.volume if any(frame.box.periodic) else 0.0
+        return cls(len(frame.types), frame.positions, frame.types, np.zeros(0, np.int32), none, volume)
+
     @property
     def n_ghost(self) -> int:
         """Number of images."""
@@ -106,6 +113,9 @@ class Batch:
         (n_frames,) eV, (n_local, 3) eV/Å, (n_frames, 3, 3) eV, (n_local,) eV, (n_local,); None where missing.
     fparam, aparam
         (n_frames, numb_fparam), (n_local, numb_aparam); None if the model takes none.
+    part
+        (first, last) of the local atoms that this rank evaluates; None for all.  Frames without such atoms have
+        neither ghosts nor neighbors.
     """
 
     natoms: NDArray[np.int64]
@@ -123,6 +133,18 @@ class Batch:
     atom_pref: Floats | None = None
     fparam: Floats | None = None
     aparam: Floats | None = None
+    part: tuple[int, int] | None = None
+
+    @property
+    def own(self) -> slice:
+        """The local atoms that this rank evaluates."""
+        return slice(0, self.n_local) if self.part is None else slice(*self.part)
+
+    @property
+    def n_own_pairs(self) -> int:
+        """Neighbors of those atoms."""
+        offsets = self.neighbors.offsets
+        return int(offsets[self.own.stop] - offsets[self.own.start])
 
     @property
     def n_frames(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -105,11 +106,25 @@ class Dataset:
         """
         return self._cache.get((system, index), lambda: self._build(system, index))
 
-    def batch(self, system: int, frames: Sequence[int] | np.ndarray) -> Batch:
-        """These frames of a system as one batch."""
+    def batch(self, system: int, frames: Sequence[int] | np.ndarray, part: tuple[int, int] = (0, 1)) -> Batch:
+        """These frames of a system as one batch, of whose atoms the k-th of n equal parts is to be evaluated.
+
+        `part` is (k, n), k counted from 0.
+        """
         source = self.systems[system]
         indices = [int(i) for i in frames]
-        return join([self.geometry(system, i) for i in indices], [source.values(i) for i in indices])
+        values = [source.values(i) for i in indices]
+        k, n = part
+        if n == 1:
+            return join([self.geometry(system, i) for i in indices], values)
+        n_all = len(indices) * source.n_atoms
+        first, last = n_all * k // n, n_all * (k + 1) // n
+        geometries = [
+            self.geometry(system, i) if first < (m + 1) * source.n_atoms and m * source.n_atoms < last
+            else Geometry.hollow(self.frame(system, i), self.rcut)
+            for m, i in enumerate(indices)
+        ]  # fmt: skip
+        return replace(join(geometries, values), part=(first, last))
 
     def _build(self, system: int, index: int) -> Geometry:
         source = self.systems[system]

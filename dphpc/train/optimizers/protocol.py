@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Protocol
 
 from torch import Tensor
@@ -22,8 +23,8 @@ class Engine(Protocol):
     def forward(self, batch: Batch) -> Prediction:
         """Energies, forces and virials of a batch."""
 
-    def backward(self, loss: LossGradient) -> None:
-        """Set the parameters' gradients for the batch of the last `forward`."""
+    def backward(self, loss: LossGradient, done: Callable[[str], None] = ...) -> None:
+        """Set the parameters' gradients for the batch of the last `forward`, see `TableStep.backward`."""
 
     def weights_changed(self) -> None:
         """To be called when the weights have changed."""

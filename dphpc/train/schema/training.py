@@ -180,9 +180,20 @@ class DphpcConfig(Config):
         Threads of the native kernels; 0 takes all cores.
     cache_mb
         Memory for the neighbor lists of frames, in MiB; frames beyond it are rebuilt when drawn.
+    data_parallel
+        What adds up gradients between ranks: "mpi", "torch" (torch.distributed) or "horovod"; "auto" is "mpi".
+    batch
+        Of several ranks.  "global": `batch_size` is a step's, which ranks divide among them, so that a training is the
+        same on any number of ranks.  "per_rank": every rank draws `batch_size` frames of its own, as in DeePMD-kit;
+        N ranks take N times the frames a step, and learning rates go with N as `learning_rate/scale_by_worker` says.
+    gradient_compression
+        Precision in which gradients travel between ranks: "none" (their own), "fp16" or "bf16".
     """
 
     embedding: Literal["table", "network"] = "table"
     table_tolerance: Positive = 1e-5
     n_threads: NonNegativeInt = 0
     cache_mb: NonNegative = 2048.0
+    data_parallel: Literal["auto", "mpi", "torch", "horovod"] = "auto"
+    batch: Literal["global", "per_rank"] = "global"
+    gradient_compression: Literal["none", "fp16", "bf16"] = "none"

@@ -1,0 +1,81 @@
+"""One step's batch on several ranks: each evaluates a part of its atoms, and all make the same step.
+
+The batch is that of one rank alone.  Its atoms, frame after frame, are cut into as many equal parts as there are ranks
+(frames of one system have the same atoms, so that parts cost the same, also where there are fewer frames than
+ranks).  Predictions are added up before the loss, which every rank forms by itself; gradients are added up while the
+backward pass goes on, network by network.  N ranks so have the gradient of one, up to the order of sums.
+
+With a batch of its own for each rank (DeePMD-kit's meaning) a rank evaluates all of it, and gradients are averaged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dphpc.parallel.comm import Communicator
+from dphpc.parallel.gradients import GradientSum
+from dphpc.train.data import Batch
+from dphpc.train.optimizers.protocol import Engine
+from dphpc.train.parameters import Parameters
+from dphpc.train.step import LossGradient, Prediction
+
+
+class SharedStep:
+    """An engine whose batches are divided among ranks; used like the engine itself, by all ranks at a time."""
+
+    def __init__(self, engine: Engine, parameters: Parameters, comm: Communicator, gradients: GradientSum) -> None:
+        self._engine, self._parameters, self._comm, self._gradients = engine, parameters, comm, gradients
+
+    def forward(self, batch: Batch) -> Prediction:
+        """The whole batch's energies, forces and virials, from each rank's `Batch.own` atoms."""
+        part = self._engine.forward(batch)
+        arrays = (part.atom_energy, part.energy, part.forces, part.virial)
+        total = self._comm.allreduce(np.concatenate([a.ravel() for a in arrays]))
+        ends = np.cumsum([a.size for a in arrays])[:-1]
+        return Prediction(*(x.reshape(a.shape) for x, a in zip(np.split(total, ends), arrays, strict=True)))
+
+    def backward(self, loss: LossGradient, done: Callable[[str], None] | None = None) -> None:
+        """Set the gradients, summed over ranks, for the batch of the last `forward`."""
+        summed_backward(self._engine, loss, self._parameters, self._gradients)
+
+    def weights_changed(self) -> None:
+        """See `Engine.weights_changed`."""
+        self._engine.weights_changed()
+
+
+class AveragedStep:
+    """An engine on a batch of each rank's own, with gradients averaged over ranks."""
+
+    def __init__(self, engine: Engine, parameters: Parameters, comm: Communicator, gradients: GradientSum) -> None:
+        self._engine, self._parameters, self._comm, self._gradients = engine, parameters, comm, gradients
+
+    def forward(self, batch: Batch) -> Prediction:
+        """This rank's own prediction."""
+        return self._engine.forward(batch)
+
+    def backward(self, loss: LossGradient, done: Callable[[str], None] | None = None) -> None:
+        """Set the gradients, averaged over ranks, for the batches of the last `forward`."""
+        summed_backward(self._engine, loss, self._parameters, self._gradients)
+        self._parameters.scale_gradients(1.0 / self._comm.size)
+
+    def weights_changed(self) -> None:
+        """See `Engine.weights_changed`."""
+        self._engine.weights_changed()
+
+
+def summed_backward(engine: Engine, loss: LossGradient, parameters: Parameters, gradients: GradientSum) -> None:
+    """An engine's backward pass; each network's gradient is on its way while the next one's is made."""
+    waiting: list[Callable[[], None]] = []
+    engine.backward(loss, lambda part: waiting.extend(gradients.start(g) for g in parameters.gradient_parts(part)))
+    for wait in waiting:
+        wait()
+
+
+def mean_errors(errors: dict[str, float], comm: Communicator) -> dict[str, float]:
+    """Errors of all ranks' batches, averaged; what one rank lacks (NaN) is lacking."""
+    names = sorted(errors)
+    values: NDArray[np.float64] = comm.allreduce(np.array([errors[n] for n in names])) / comm.size
+    return dict(zip(names, values.tolist(), strict=True))

@@ -1,0 +1,3 @@
+"""Ranks for the tests of data-parallel training."""
+
+from tests.parallel.conftest import comm, pytest_runtest_makereport  # noqa: F401

@@ -1,0 +1,182 @@
+"""Training on several ranks against training on one."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import dphpc
+from dphpc.core.errors import DataError, InputError
+from dphpc.parallel.comm import Communicator, Serial
+from dphpc.parallel.gradients import MpiSum, gradient_sum
+from dphpc.train.checkpoint import Checkpoint
+from dphpc.train.data import Dataset
+from dphpc.train.initial import initial_model
+from dphpc.train.schema import parse_input
+from dphpc.train.statistics import load_or_compute
+from dphpc.train.trainer import Trainer
+from tests.train.systems import small_input, write_systems
+
+BATCHES = [1, 2, 3, 5]
+HOROVOD = pytest.param("horovod", marks=pytest.mark.skipif(not find_spec("horovod"), reason="make horovod builds it"))
+KINDS = ["mpi", "torch", HOROVOD]
+
+pytestmark = pytest.mark.mpi
+
+
+@pytest.fixture
+def folder(comm: Communicator, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with data that all ranks work in."""
+    with tempfile.TemporaryDirectory() as name:
+        shared = Path(comm.bcast(name))
+        if comm.rank == 0:
+            write_systems(shared)
+        monkeypatch.chdir(shared)
+        comm.barrier()
+        yield shared
+        comm.barrier()
+        os.chdir("/")
+
+
+def new_trainer(given: dict[str, Any], comm: Communicator, gradients: Any = None) -> Trainer:
+    """A trainer as `train` makes it, without its files."""
+    given["model"]["descriptor"]["sel"] = [40, 40]
+    config = parse_input(given)
+    data = Dataset.load(config.training.training_data, config.model)
+    statistics = load_or_compute(data, config.model, None, "auto", batch_sizes=np.array([2, 2]))
+    model = initial_model(config.model, statistics, 7, None)
+    return Trainer(config, model, data, None, None, comm, gradients)
+
+
+def gradient(
+    trainer: Trainer, system: int, frames: list[int], part: tuple[int, int], *, own: bool = False
+) -> list[Any]:
+    """Loss, errors and flat gradient of one batch."""
+    batch = trainer.training.batch(system, frames, part)
+    engine = trainer.engine(batch, own=own)
+    result = trainer.loss(engine.forward(batch), batch, 1e-3)
+    engine.backward(result.gradient)
+    return [
+        result.value,
+        *[x for _, x in sorted(result.errors.items())],
+        trainer.parameters.flats[0].grad.numpy().copy(),
+    ]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("embedding", ["table", "network"])
+def test_gradient_is_that_of_one_rank(comm: Communicator, folder: Path, kind: Any, embedding: str) -> None:
+    given = small_input()
+    given["model"]["descriptor"]["type_one_side"] = False
+    given["dphpc"] = {"embedding": embedding}
+    with gradient_sum(kind, comm) as gradients:
+        ours, alone = new_trainer(given, comm, gradients), new_trainer(given, Serial())
+        for n in BATCHES:  # fewer frames than ranks, and numbers that they do not divide
+            frames = list(range(n))
+            got = gradient(ours, 0, frames, (comm.rank, comm.size))
+            for a, b in zip(got, gradient(alone, 0, frames, (0, 1)), strict=True):
+                np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * np.abs(b).max())
+
+
+def test_gradient_of_a_batch_for_each_rank_is_the_mean(comm: Communicator, folder: Path) -> None:
+    given = {**small_input(), "dphpc": {"batch": "per_rank"}}
+    ours, alone = new_trainer(given, comm, MpiSum(comm)), new_trainer(given, Serial())
+    draws = [ours.sampler.draw(rank) for rank in range(comm.size)]
+    *_, got = gradient(ours, *draws[comm.rank], (0, 1), own=True)
+    expected = np.mean([gradient(alone, *draw, (0, 1))[-1] for draw in draws], axis=0)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("optimizer", ["Adam", "HybridMuon", "LKF"])
+def test_hundred_steps_end_where_one_rank_ends(comm: Communicator, folder: Path, optimizer: str) -> None:
+    steps = 10 if optimizer == "LKF" else 100
+    given = {**small_input(numb_steps=steps, disp_freq=steps // 2, save_freq=steps), "optimizer": {"type": optimizer}}
+    dphpc.train(given, comm=comm)
+    ours = weights(comm, steps)
+    curve = Path("lcurve.out").read_text()
+    comm.barrier()
+    if comm.rank == 0:
+        dphpc.train(given, comm=Serial())
+        for name, value in weights(Serial(), steps).items():
+            np.testing.assert_allclose(ours[name], value, rtol=0, atol=1e-9 * np.abs(value).max(initial=1.0))
+        assert Path("lcurve.out").read_text() == curve  # three digits
+
+
+def test_restart_to_the_bit_and_on_another_number_of_ranks(comm: Communicator, folder: Path) -> None:
+    given = small_input(save_freq=5)
+    dphpc.train(given, comm=comm)
+    whole = weights(comm, 12)
+    dphpc.train(given, comm=comm, restart="model.ckpt-5")
+    again = weights(comm, 12)
+    for name, value in whole.items():
+        np.testing.assert_array_equal(again[name], value)
+    if comm.rank == 0:
+        dphpc.train(given, comm=Serial(), restart="model.ckpt-5")
+        for name, value in weights(Serial(), 12).items():
+            np.testing.assert_allclose(whole[name], value, rtol=0, atol=1e-9 * np.abs(value).max(initial=1.0))
+
+
+def test_rates_go_with_ranks_for_a_batch_each(comm: Communicator, folder: Path) -> None:
+    given = {**small_input(), "dphpc": {"batch": "per_rank"}}
+    for rule, factor in (("linear", comm.size), ("sqrt", comm.size**0.5), ("none", 1.0)):
+        given["learning_rate"]["scale_by_worker"] = rule
+        assert new_trainer(given, comm, MpiSum(comm))._rate_factor == factor
+
+
+def test_a_signal_to_one_rank_stops_all_with_a_checkpoint(comm: Communicator, folder: Path, monkeypatch: Any) -> None:
+    step = Trainer._train_one
+
+    def interrupted(self: Trainer, rate: float) -> dict[str, float]:
+        if self.step == 6 and comm.rank == comm.size - 1:
+            self._ask(10)
+        return step(self, rate)
+
+    monkeypatch.setattr(Trainer, "_train_one", interrupted)
+    result = dphpc.train(small_input(save_freq=100), comm=comm)
+    assert result.interrupted
+    assert result.step == 7
+    comm.barrier()
+    assert Checkpoint.load(Path("model.ckpt-7.safetensors")).step == 7
+
+
+def test_errors_are_everybodys(comm: Communicator, folder: Path) -> None:
+    given = small_input()
+    given["training"]["training_data"]["systems"] = ["a", "nowhere"]
+    with pytest.raises(DataError, match="nowhere") as caught:
+        dphpc.train(given, comm=comm)
+    assert caught.value.speaks == (comm.rank == 0)
+    given = {**small_input(), "dphpc": {"batch": "per_rank"}, "optimizer": {"type": "LKF"}}
+    if comm.size > 1:
+        with pytest.raises(InputError, match="LKF measures errors of one batch"):
+            dphpc.train(given, comm=comm)
+        options = {"gradient_compression": "bf16", "data_parallel": "horovod"}
+        with pytest.raises(InputError, match="Horovod has no bf16"):
+            dphpc.train({**small_input(), "dphpc": options}, comm=comm)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("compression", "tolerance"), [("fp16", 2e-3), ("bf16", 2e-2)])
+def test_sums_in_half_precision(comm: Communicator, kind: Any, compression: Any, tolerance: float) -> None:
+    values = torch.from_numpy(np.random.default_rng(comm.rank).normal(size=1000))
+    expected = comm.allreduce(values.numpy())
+    if (kind, compression) == ("horovod", "bf16"):
+        pytest.skip("Horovod has no bf16")
+    with gradient_sum(kind, comm, compression) as gradients:
+        gradients.start(values)()
+    np.testing.assert_allclose(values.numpy(), expected, rtol=0, atol=tolerance * np.abs(expected).max())
+
+
+def weights(comm: Communicator, step: int) -> dict[str, np.ndarray]:
+    """A checkpoint's weights; collective."""
+    comm.barrier()
+    found = Checkpoint.load(Path(f"model.ckpt-{step}.safetensors")).arrays
+    comm.barrier()
+    return found
