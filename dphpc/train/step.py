@@ -131,8 +131,8 @@ class TableStep:
 
     # -- the table -----------------------------------------------------------------------------------------------
 
-    def pays(self, batch: Batch, n_pairs: float) -> bool:
-        """Whether a batch has pairs enough for tables: a knot costs about as much as two pairs by the network."""
+    def pays(self, batch: Batch, n_pairs: int) -> bool:
+        """Whether a batch of so many pairs, on all ranks, pays for tables: a knot costs as much as some two pairs."""
         types = set(batch.types[: batch.n_local].tolist()) - self.model.atom_exclude_types
         return n_pairs >= 2 * (self.grid.n_intervals + 1) * len(self._networks_of(batch, sorted(types)))
 

@@ -123,9 +123,9 @@ class Trainer:
     def engine(self, batch: Batch, *, own: bool = False) -> Engine:
         """What evaluates a batch: the table, or the networks where the batch has fewer pairs than twice the knots.
 
-        On several ranks the batch is all ranks', or (`own`) this one's alone; collective.
+        On several ranks the batch is all ranks', who ask for it together, or (`own`) this one's alone.
         """
-        n_pairs = self.comm.allreduce(np.array([batch.n_own_pairs]))[0] / (self.comm.size if own else 1)
+        n_pairs = batch.n_own_pairs if own else int(self.comm.allreduce(np.array([batch.n_own_pairs]))[0])
         table = self._table
         engine: Engine = self._network if table is None or not table.pays(batch, n_pairs) else table
         if self.comm.size == 1:
