@@ -19,7 +19,10 @@ DEFAULT_DISTANCE = 0.5
 """Å: nearest pair assumed where the model does not know its training data's."""
 
 COARSENING = 4
-"""Step beyond the training data's range over the step inside it."""
+"""Step beyond the training data's range over a given step inside it."""
+
+MAX_INTERVALS = 16384
+"""Inside and beyond."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ def compress(
     Parameters
     ----------
     step
-        Width of an interval of s̃; by default the widest of (range/128, /256, …) that keeps `tolerance`.
+        Width of an interval of s̃, `COARSENING` times that beyond the data; by default wide enough for `tolerance`.
     extrapolate
         The table goes on to this multiple of the largest s̃ of the training data, with wider intervals.
         Nearer pairs still are met in a run: the table then grows from the network.
@@ -87,16 +90,18 @@ def compress(
     nearest = model.min_nbor_dist or DEFAULT_DISTANCE
     lower, upper = d.s_range(nearest)
     networks = [net.astype(np.float64) for net in d.networks]
-    if step is None:
-        fine, (error_g, error_slope) = fitted_table(networks, lower, upper, tolerance, max_intervals=16384)
-    else:
-        n = max(1, int(np.ceil((upper - lower) / step)))
-        fine = RadialTable.from_networks(networks, Grid.uniform(lower, upper, n))
-        error_g, error_slope = fine.error(networks)
-    grid = fine.grids[0]
     end = max(upper * extrapolate, upper)  # upper may be negative
-    coarse = COARSENING * grid.step_fine
-    grid = replace(grid, step_coarse=coarse, n_coarse=int(np.ceil((end - upper) / coarse)))
+    if step is None:
+        fine, (error_g, error_slope) = fitted_table(networks, lower, upper, tolerance, MAX_INTERVALS)
+        grid = fine.grids[0]
+        if end > upper:
+            far = fitted_table(networks, upper, end, tolerance, MAX_INTERVALS)[0].grids[0]
+            grid = replace(grid, step_coarse=far.step_fine, n_coarse=far.n_fine)
+    else:
+        grid = Grid.uniform(lower, upper, max(1, int(np.ceil((upper - lower) / step))))
+        error_g, error_slope = RadialTable.from_networks(networks, grid).error(networks)
+        coarse = COARSENING * grid.step_fine
+        grid = replace(grid, step_coarse=coarse, n_coarse=int(np.ceil((end - upper) / coarse)))
     table = RadialTable.from_networks(networks, grid)
     report = CompressionReport(
         inside=(lower, upper),

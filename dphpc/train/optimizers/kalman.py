@@ -6,8 +6,9 @@ gradient H = ∂ŷ/∂w is what one `backward` with seeds σ_j / n gives.  Then 
 
     a = 1 / (λR + Σ_i H_iᵀP_iH_i),  K_i = P_iH_i,  w_i += a·e·K_i,  P_i ← (P_i − a·K_iK_iᵀ) / λ,  λ ← νλ + 1 − ν
 
-with P = 1 at the start and the measurement's variance R = `kf_noise`.  RLEKF has R = L; with the thousands of small
-blocks that fit a common memory nothing would move for hundreds of updates, so R = 1 is the default here.
+with P = 1 at the start and the measurement's variance R = `kf_noise`.  Of the published code both e and H are divided
+by the number of atoms N besides, which makes its R = L one of L·N² here, 1e5 to 1e7; with R far below that the filter
+follows single groups of forces, and the weights run away.
 The reduction over a batch's frames before the filter, with e scaled by √(frames), is FEKF's ("Training one DeePMD
 model in minutes: a step towards online learning", PPoPP 2024).  A step takes the energies, then the forces of
 `kf_force_groups` random groups of `kf_force_atoms` atoms, each after a new prediction.

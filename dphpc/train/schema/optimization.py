@@ -163,7 +163,7 @@ class LkfConfig(Config):
     kf_precision: Literal["float64", "float32"] = "float64"
     kf_force_groups: PositiveInt = 4
     kf_force_atoms: PositiveInt = 6
-    kf_noise: Positive = 1.0
+    kf_noise: Positive = 1e6
     kf_forgetting: PartOfOne = 0.98
 
 
