@@ -232,9 +232,11 @@ def test_a_small_batch_goes_by_the_network(monkeypatch: pytest.MonkeyPatch) -> N
     original = Trainer.engine
 
     def recorded(self: Trainer, batch: Batch, **options: Any) -> object:
-        used.append((type(original(self, batch, **options)).__name__, batch.neighbors.n_pairs >= 2 * 2 * 129))
+        assert self._table is not None
+        n_knots = self._table.grid.n_intervals + 1
+        used.append((type(original(self, batch, **options)).__name__, batch.neighbors.n_pairs >= 2 * 2 * n_knots))
         return original(self, batch, **options)
 
     monkeypatch.setattr(Trainer, "engine", recorded)
-    dphpc.train(small_input(numb_steps=8))
+    dphpc.train({**small_input(numb_steps=8), "dphpc": {"table_tolerance": 1e-9}})
     assert set(used) == {("TableStep", True), ("NetworkStep", False)}
