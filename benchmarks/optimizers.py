@@ -43,7 +43,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 """Name -> `optimizer` section, learning rates in place of the input's, further sections to merge (`input`)."""
 
-STEPS_TO_TIME = 30
+STEPS_TO_TIME = 200
 
 
 def configured(args: argparse.Namespace, preset: dict[str, Any], steps: int, points: int) -> dict[str, Any]:
