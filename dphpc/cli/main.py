@@ -42,7 +42,7 @@ def _version(wanted: bool) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; ends the process (status 0, 1 for an error, 2 for wrong usage, 130 when interrupted)."""
+    """Run the command line and end: status 0, 1 for an error, 2 for wrong usage, 128 + the signal that ended it."""
     for module in COMMAND_MODULES:
         importlib.import_module(f"dphpc.cli.{module}")
     app(args=_repeat_flags(list(sys.argv[1:] if arguments is None else arguments)), prog_name="dphpc")

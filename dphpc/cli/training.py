@@ -10,9 +10,6 @@ import typer
 
 from dphpc.cli.app import command
 
-INTERRUPTED = 130
-"""Exit status of a training that a signal ended, as shells have it for Ctrl-C."""
-
 
 class DataParallel(StrEnum):
     """What adds up gradients between ranks."""
@@ -51,8 +48,8 @@ def train_model(
         input, restart=restart, init_model=init_model, skip_neighbor_stat=skip_neighbor_stat, output=output,
         data_parallel=None if data_parallel is None else data_parallel.value,
     )  # fmt: skip
-    if result.interrupted:
-        raise typer.Exit(INTERRUPTED)  # what follows in a script must not take this for a trained model
+    if result.interrupted:  # what follows in a script must not take this for a trained model
+        raise typer.Exit(128 + result.stopped_by)
 
 
 @command("freeze")

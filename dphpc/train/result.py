@@ -35,8 +35,8 @@ class TrainResult:
         Errors of the last line of the learning curve.
     lcurve, checkpoint
         Files: learning curve, and the last checkpoint.
-    interrupted
-        A signal ended it; the checkpoint of its last step is written.
+    stopped_by
+        The signal that ended it before its last step; 0 if none did.  The checkpoint is written either way.
     """
 
     step: int
@@ -47,7 +47,12 @@ class TrainResult:
     validation: Errors | None
     lcurve: Path
     checkpoint: Path | None
-    interrupted: bool = False
+    stopped_by: int = 0
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether steps are left to do."""
+        return bool(self.stopped_by)
 
     @property
     def seconds_per_step(self) -> float:

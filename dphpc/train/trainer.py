@@ -183,7 +183,7 @@ class Trainer:
             board.close()
         return TrainResult(
             self.step, self.n_steps, self.step - first, time.perf_counter() - start, training, validation,
-            Path(t.disp_file), saved, interrupted=self.step < self.n_steps,
+            Path(t.disp_file), saved, stopped_by=(self._stop or 0) if self.step < self.n_steps else 0,
         )  # fmt: skip
 
     def _train_one(self, rate: float) -> Errors:

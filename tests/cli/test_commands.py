@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -105,7 +106,7 @@ def test_an_interrupted_training_says_so_by_its_status(data: Path, tmp_path: Pat
         assert any(line.startswith("batch      10") for line in process.stderr)
         process.terminate()
         process.stderr.read()
-    assert process.returncode == 130
+    assert process.returncode == 128 + signal.SIGTERM
     assert list(tmp_path.glob("model.ckpt-*.safetensors"))
 
 

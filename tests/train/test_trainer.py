@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import dphpc
 from dphpc.core.errors import InputError, RunError
 from dphpc.model.model_file import read_model
 from dphpc.potential.deep_pot import DeepPot
-from dphpc.train.checkpoint import Checkpoint
+from dphpc.train.checkpoint import Checkpoint, find_checkpoint
 from dphpc.train.data import Batch
 from dphpc.train.freeze import freeze
 from dphpc.train.initial import STATISTICS, model_arrays
@@ -240,3 +242,44 @@ def test_a_small_batch_goes_by_the_network(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(Trainer, "engine", recorded)
     dphpc.train({**small_input(numb_steps=8), "dphpc": {"table_tolerance": 1e-9}})
     assert set(used) == {("TableStep", True), ("NetworkStep", False)}
+
+
+def test_a_killed_rank_ends_the_job_and_leaves_a_checkpoint(data: Path, mpirun: list[str]) -> None:
+    endless = small_input(numb_steps=10**7, disp_freq=5, save_freq=5)
+    (data / "input.json").write_text(json.dumps(endless))
+    command = [*mpirun, "-n", "2", sys.executable, "-m", "dphpc", "train", str(data / "input.json")]
+    with subprocess.Popen(command, cwd=data, stderr=subprocess.PIPE, text=True) as job:
+        assert job.stderr is not None
+        assert any("model.ckpt-20" in line for line in job.stderr)
+        ranks = [p for p in map(int, filter(str.isdigit, os.listdir("/proc"))) if is_rank(p, data)]
+        assert len(ranks) == 2
+        os.kill(max(ranks), signal.SIGKILL)
+        job.stderr.read()
+        assert job.wait(timeout=60) != 0
+    assert not [p for p in ranks if is_rank(p, data)]
+    checkpoint = Checkpoint.load(find_checkpoint(data))
+    endless["training"]["numb_steps"] = checkpoint.step + 3
+    assert dphpc.train(endless, restart=data).step == checkpoint.step + 3
+
+
+def test_ranks_are_started_by_mpirun_and_speak_with_one_voice(data: Path, mpirun: list[str]) -> None:
+    (data / "input.json").write_text(json.dumps(small_input()))
+    command = [*mpirun, "-n", "2", sys.executable, "-m", "dphpc", "train", "input.json", "--data-parallel"]
+    done = subprocess.run([*command, "torch"], cwd=data, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    line = "data-parallel: 2 ranks divide each step's batch; gradients by torch.distributed (Gloo)"
+    assert done.stderr.count(line) == 1
+    assert done.stderr.count("finished 12 of 12") == 1
+    if find_spec("horovod") is None:
+        failed = subprocess.run([*command, "horovod"], cwd=data, capture_output=True, text=True)
+        assert failed.returncode != 0
+        assert failed.stderr.count("dphpc horovod install") == 1
+        assert "Traceback" not in failed.stderr
+
+
+def is_rank(process: int, folder: Path) -> bool:
+    """Whether a process is a rank of the training in that folder."""
+    with contextlib.suppress(OSError):
+        words = Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
+        return words[0].endswith(b"python") and str(folder / "input.json").encode() in words
+    return False
