@@ -182,6 +182,15 @@ def gradient_sum(kind: Kind, comm: Communicator, compression: Compression = "non
         library.close()
 
 
+def difference_from_mpi(kind: Kind, comm: Communicator) -> float:
+    """Largest difference between a library's sum of random numbers of order 1 and MPI's own; collective."""
+    ours = torch.randn(10_000, dtype=torch.float64, generator=torch.Generator().manual_seed(comm.rank))
+    expected = torch.from_numpy(comm.allreduce(ours.numpy()))
+    with gradient_sum(kind, comm) as gradients:
+        gradients.start(ours)()
+    return float((ours - expected).abs().max())
+
+
 def _free_address(same_node: bool) -> str:
     """HOST:PORT of this machine, where the other ranks can meet this one."""
     host = os.environ.get("MASTER_ADDR") or ("127.0.0.1" if same_node else socket.gethostname())

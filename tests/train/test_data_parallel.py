@@ -16,7 +16,7 @@ import torch
 import dphpc
 from dphpc.core.errors import DataError, InputError
 from dphpc.parallel.comm import Communicator, Serial
-from dphpc.parallel.gradients import MpiSum, gradient_sum
+from dphpc.parallel.gradients import MpiSum, difference_from_mpi, gradient_sum
 from dphpc.train.checkpoint import Checkpoint
 from dphpc.train.data import Dataset
 from dphpc.train.initial import initial_model
@@ -160,6 +160,11 @@ def test_errors_are_everybodys(comm: Communicator, folder: Path) -> None:
         options = {"gradient_compression": "bf16", "data_parallel": "horovod"}
         with pytest.raises(InputError, match="Horovod has no bf16"):
             dphpc.train({**small_input(), "dphpc": options}, comm=comm)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sums_are_mpis(comm: Communicator, kind: Any) -> None:
+    assert difference_from_mpi(kind, comm) < 1e-13
 
 
 @pytest.mark.parametrize("kind", KINDS)
