@@ -43,6 +43,7 @@ def install() -> None:
     missing += [f"{name} (pip install {name})" for name in ("torch", "mpi4py") if find_spec(name) is None]
     if missing:
         raise InputError(f"Horovod cannot be built without {', '.join(missing)}")
+    _require_headers(path)
     pip = [sys.executable, "-m", "pip", "install"]
     env = {**os.environ, **BUILD, "PATH": path, "MAKEFLAGS": os.environ.get("MAKEFLAGS", "-j1")}
     print(f"building Horovod {VERSION} with {shutil.which('mpicxx', path=path)}; this takes minutes", flush=True)
@@ -65,6 +66,20 @@ def test() -> None:
     agree(comm, RunError(f"Horovod's sum differs from MPI's by {error:.1e}") if error > 1e-12 else None)
     if comm.rank == 0:
         print(f"Horovod adds up {comm.size} ranks' gradients as MPI does (to {error:.0e})")
+
+
+def _require_headers(path: str) -> None:
+    """Refuse an mpicxx that has no mpi.h, as Linux packages without their -dev part leave it."""
+    words = ["mpicxx", "-x", "c++", "-fsyntax-only", "-"]
+    done = subprocess.run(
+        words, input="#include <mpi.h>\n", env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        why = next((line for line in done.stderr.splitlines() if "error" in line), "no reason given")
+        raise InputError(
+            f"{shutil.which('mpicxx', path=path)} cannot compile an MPI program: {why}",
+            remedy="install the MPI's headers, e.g. apt install libopenmpi-dev or libmpich-dev",
+        )
 
 
 def _path() -> str:
