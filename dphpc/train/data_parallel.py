@@ -38,19 +38,26 @@ class SharedStep:
         return Prediction(*(x.reshape(a.shape) for x, a in zip(np.split(total, ends), arrays, strict=True)))
 
     def backward(self, loss: LossGradient, done: Callable[[str], None] | None = None) -> None:
-        """Set the gradients, summed over ranks, for the batch of the last `forward`."""
-        summed_backward(self._engine, loss, self._parameters, self._gradients)
+        """Set the gradients, summed over ranks, for the batch of the last `forward`.
+
+        Each network's gradient is on its way while the next one's is made.
+        """
+        waiting: list[Callable[[], None]] = []
+
+        def start(part: str) -> None:
+            waiting.extend(self._gradients.start(g) for g in self._parameters.gradient_parts(part))
+
+        self._engine.backward(loss, start)
+        for wait in waiting:
+            wait()
 
     def weights_changed(self) -> None:
         """See `Engine.weights_changed`."""
         self._engine.weights_changed()
 
 
-class AveragedStep:
+class AveragedStep(SharedStep):
     """An engine on a batch of each rank's own, with gradients averaged over ranks."""
-
-    def __init__(self, engine: Engine, parameters: Parameters, comm: Communicator, gradients: GradientSum) -> None:
-        self._engine, self._parameters, self._comm, self._gradients = engine, parameters, comm, gradients
 
     def forward(self, batch: Batch) -> Prediction:
         """This rank's own prediction."""
@@ -58,20 +65,8 @@ class AveragedStep:
 
     def backward(self, loss: LossGradient, done: Callable[[str], None] | None = None) -> None:
         """Set the gradients, averaged over ranks, for the batches of the last `forward`."""
-        summed_backward(self._engine, loss, self._parameters, self._gradients)
+        super().backward(loss)
         self._parameters.scale_gradients(1.0 / self._comm.size)
-
-    def weights_changed(self) -> None:
-        """See `Engine.weights_changed`."""
-        self._engine.weights_changed()
-
-
-def summed_backward(engine: Engine, loss: LossGradient, parameters: Parameters, gradients: GradientSum) -> None:
-    """An engine's backward pass; each network's gradient is on its way while the next one's is made."""
-    waiting: list[Callable[[], None]] = []
-    engine.backward(loss, lambda part: waiting.extend(gradients.start(g) for g in parameters.gradient_parts(part)))
-    for wait in waiting:
-        wait()
 
 
 def mean_errors(errors: dict[str, float], comm: Communicator) -> dict[str, float]:
