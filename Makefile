@@ -27,7 +27,7 @@ export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
 export OMPI_MCA_rmaps_base_oversubscribe := 1
 export PRTE_MCA_rmaps_default_mapping_policy := :oversubscribe
 
-.PHONY: help install demo test test-all lint test-serial test-mpi clean distclean
+.PHONY: help install demo test test-all horovod lint test-serial test-mpi clean distclean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | \
@@ -67,6 +67,10 @@ test-mpi: $(STAMP)
 	  echo "== MPI tests on $$n ranks"; \
 	  OMP_NUM_THREADS=1 timeout $(MPI_SECONDS) $(MPIRUN) -n $$n $(BIN)/python .ci/pytest-rank -q --color=no --with-mpi -m "($(WHICH)) and mpi"; \
 	done
+
+horovod: $(STAMP)  ## build Horovod (minutes; needs the MPI's headers), then data-parallel training with it on 2 ranks
+	$(BIN)/dphpc horovod install
+	OMP_NUM_THREADS=1 timeout $(MPI_SECONDS) $(MPIRUN) -n 2 $(BIN)/python .ci/pytest-rank -q --color=no --with-mpi -m mpi tests/train
 
 clean:  ## what builds, tests and the demo left behind
 	rm -rf build dist demo_output .pytest_cache .mypy_cache .ruff_cache
