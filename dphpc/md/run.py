@@ -31,7 +31,7 @@ from dphpc.md.thermostats import Bussi, Langevin, NoseHoover
 from dphpc.md.trajectory import FrameWriter, open_trajectory, write_frame
 from dphpc.md.velocities import draw_velocities
 from dphpc.ops.threads import default_threads, set_threads
-from dphpc.parallel.comm import Communicator, ends_together, together, world
+from dphpc.parallel.comm import Communicator, ends_together, from_first, together, world
 from dphpc.parallel.domain import Domain
 from dphpc.parallel.placement import placement, ranks_on_same_cores
 from dphpc.potential.contract import Potential
@@ -63,11 +63,7 @@ def run_md(
     """
     comm = comm if comm is not None else world()
     with ends_together(comm):
-        settings: MdConfig | None = None
-        with together(comm):
-            if comm.rank == 0:
-                settings = _parse(config, potential is not None)
-        run = Run(comm.bcast(settings), comm, potential)  # type: ignore[arg-type]
+        run = Run(from_first(comm, lambda: _parse(config, potential is not None)), comm, potential)
         try:
             return run.go()
         finally:

@@ -72,11 +72,12 @@ def train(
     RunError
         Training cannot go on; the last checkpoint stays.
     """
-    if restart is not None and init_model is not None:
-        raise InputError("restart and init_model exclude each other", remedy="use one of them")
     if comm is None:  # MPI is not touched for one process: a training needs none
         comm = world() if launched_size() > 1 else Serial()
     with ends_together(comm):
+        with together(comm):
+            if restart is not None and init_model is not None:
+                raise InputError("restart and init_model exclude each other", remedy="use one of them")
         config = from_first(comm, lambda: _read(input))
         if data_parallel is not None:
             config = config.updated(dphpc=config.dphpc.updated(data_parallel=data_parallel))

@@ -145,7 +145,7 @@ class TableStep:
         networks = self.model.descriptor.networks
         return max(RadialTable.from_networks(networks, self.grid).error(networks))
 
-    def check_table(self, upper: float = 0.0) -> float:
+    def check_table(self, upper: float = -np.inf) -> float:
         """Halve the table's intervals while it misses the tolerance; returns its error then.
 
         The table reaches up to `upper` at least, so that ranks whose batches asked for different ends agree.

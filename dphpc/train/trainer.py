@@ -234,9 +234,9 @@ class Trainer:
         n_batches = t.validation_data.numb_btch
         first = self.step // t.disp_freq * n_batches
         results: list[tuple[int, LossResult]] = []
+        part = self.comm.rank, self.comm.size
         for k in range(first, first + n_batches):
             with together(self.comm):
-                part = self.comm.rank, self.comm.size
                 batch = self.validation.batch(*self.validation_sampler.draw(k), part)
             results.append((batch.n_local, self.loss(self.engine(batch).forward(batch), batch, rate)))
         weights = np.array([n for n, _ in results], np.float64)

@@ -62,28 +62,15 @@ PackedNet<Real>::PackedNet(const std::vector<LayerView<Real>>& views, int channe
 
 template <class Real>
 void PackedNet<Real>::repack(const std::vector<LayerView<Real>>& views, int threads) {
-    for (std::size_t l = 0; l < layers.size(); ++l) {
-        const LayerView<Real>& view = views[l];
-        PackedLayer<Real>& layer = layers[l];
-        layer.bias.assign(layer.step(), Real(0));
-        if (view.bias) std::copy_n(view.bias, view.n_out, layer.bias.begin());
-        if (view.idt) layer.idt.assign(view.idt, view.idt + view.n_out);
-    }
+    for (std::size_t l = 0; l < layers.size(); ++l) take_vectors(views[l], layers[l]);
     // The chunks of the first layer and the other layers are packed side by side.
     const int n_chunks = static_cast<int>(chunks.size()), n = n_chunks + static_cast<int>(layers.size()) - 1;
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
     for (int part = 0; part < n; ++part) {
-        if (part < n_chunks) {
+        if (part < n_chunks)
             pack_chunk(views.front(), chunks[part]);
-            continue;
-        }
-        const LayerView<Real>& view = views[part - n_chunks + 1];
-        PackedLayer<Real>& layer = layers[part - n_chunks + 1];
-        const auto row = [&](int i) {
-            return [w = view.w + static_cast<std::size_t>(i) * view.n_out](int j) { return w[j]; };
-        };
-        layer.forward.pack_rows(view.n_in, view.n_out, row);
-        layer.backward.pack_columns(view.n_out, view.n_in, row);
+        else
+            pack_weights(views[part - n_chunks + 1], layers[part - n_chunks + 1]);
     }
 }
 

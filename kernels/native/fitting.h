@@ -64,6 +64,24 @@ struct PackedLayer {
     int step_in() const { return padded<Real>(n_in); }
 };
 
+// Takes a layer's bias and idt.
+template <class Real, class Given>
+void take_vectors(const LayerView<Given>& view, PackedLayer<Real>& layer) {
+    layer.bias.assign(layer.step(), Real(0));
+    if (view.bias) std::copy_n(view.bias, view.n_out, layer.bias.begin());
+    if (view.idt) layer.idt.assign(view.idt, view.idt + view.n_out);
+}
+
+// Packs a layer's weights and their transpose.
+template <class Real, class Given>
+void pack_weights(const LayerView<Given>& view, PackedLayer<Real>& layer) {
+    const auto row = [&](int i) {
+        return [w = view.w + static_cast<std::size_t>(i) * view.n_out](int j) { return w[j]; };
+    };
+    layer.forward.pack_rows(view.n_in, view.n_out, row);
+    layer.backward.pack_columns(view.n_out, view.n_in, row);
+}
+
 // y (n, n_out) += the copies of x (n, n_in) that a skip connection adds.
 template <class Real>
 void add_copies(const PackedLayer<Real>& layer, std::int64_t n, const Real* x, Real* y) {

@@ -16,8 +16,6 @@ constexpr double hermite[n_powers][2 * n_jet] = {
     {1, 0, 0, 0, 0, 0},       {0, 1, 0, 0, 0, 0},     {0, 0, 0.5, 0, 0, 0},
     {-10, -6, -1.5, 10, -4, 0.5}, {15, 8, 1.5, -15, 7, -1}, {-6, -3, -0.5, 6, -3, 0.5}};
 
-int padded_width(int n) { return padded<double>(n); }
-
 }  // namespace
 
 template <class Real>
@@ -29,15 +27,11 @@ void KnotTape<Real>::take(const Networks& networks, const KnotGrid& grid) {
             const LayerView<Real>& view = networks[which][l];
             Layer& layer = networks_[which][l];
             layer.n_in = view.n_in, layer.n_out = view.n_out, layer.skip = view.skip, layer.activation = view.activation;
-            layer.bias.assign(padded_width(view.n_out), 0.0);
-            if (view.bias) std::copy_n(view.bias, view.n_out, layer.bias.begin());
-            layer.idt.assign(view.idt, view.idt ? view.idt + view.n_out : view.idt);
-            const auto row = [&](int k) { return [w = view.w + static_cast<std::int64_t>(k) * view.n_out](int j) { return w[j]; }; };
-            layer.forward.pack_rows(view.n_in, view.n_out, row);
-            layer.backward.pack_columns(view.n_out, view.n_in, row);
+            take_vectors(view, layer);
+            pack_weights(view, layer);
         }
     }
-    width_ = padded_width(networks_.front().back().n_out);
+    width_ = networks_.front().back().step();
     const int n = grid.n_intervals + 1;
     tiles_each_ = (n + tile_size - 1) / tile_size;
     tiles_.resize(networks.size() * tiles_each_);
@@ -81,7 +75,7 @@ void KnotTape<Real>::forward(Tile& tile, const double* knots) const {
     for (std::size_t l = 0; l < layers.size(); ++l) {
         const Layer& layer = layers[l];
         Kept& kept = tile.kept[l];
-        const int width_in = padded_width(layer.n_in), width = padded_width(layer.n_out), part = n * width;
+        const int width_in = layer.step_in(), width = layer.step(), part = n * width;
         double* x = sized(kept.input, n_jet * n * width_in);
         if (l == 0)
             for (int i = 0; i < n; ++i)
@@ -110,9 +104,7 @@ void KnotTape<Real>::forward(Tile& tile, const double* knots) const {
             for (int i = 0; i < n_jet * n; ++i)
                 for (int j = 0; j < layer.n_out; ++j) y[i * width + j] *= layer.idt[j];
         }
-        for (int from = 0; from < layer.skip * layer.n_in; from += layer.n_in)
-            for (int i = 0; i < n_jet * n; ++i)
-                for (int j = 0; j < layer.n_in; ++j) y[i * width + from + j] += x[i * width_in + j];
+        add_copies(layer, n_jet * n, x, y);
     }
 }
 
@@ -124,13 +116,10 @@ void KnotTape<Real>::adjoint(Tile& tile) const {
     for (std::size_t l = layers.size(); l-- > 0;) {
         const Layer& layer = layers[l];
         Kept& kept = tile.kept[l];
-        const int width_in = padded_width(layer.n_in), width = padded_width(layer.n_out), part = n * width;
+        const int width_in = layer.step_in(), width = layer.step(), part = n * width;
         double* y = tile.adjoint.data();
         double* before = sized(tile.before, n_jet * n * width_in);
-        std::fill_n(before, n_jet * n * width_in, 0.0);
-        for (int from = 0; from < layer.skip * layer.n_in; from += layer.n_in)
-            for (int i = 0; i < n_jet * n; ++i)
-                for (int j = 0; j < layer.n_in; ++j) before[i * width_in + j] += y[i * width + from + j];
+        set_copies_adjoint(layer, n_jet * n, y, before);
         if (!layer.idt.empty()) {
             kept.idt_sums.assign(layer.n_out, 0.0);
             for (int i = 0; i < n_jet * n; ++i)
@@ -169,7 +158,7 @@ void KnotTape<Real>::set_gradient(int network, const std::vector<LayerGradient<R
                 for (int j = 0; j < layer.n_out; ++j) {
                     double sum = 0.0;
                     for (const Tile* tile = first; tile != last; ++tile)
-                        sum += (tile->kept[l].*sums)[i * padded_width(layer.n_out) + j];
+                        sum += (tile->kept[l].*sums)[i * layer.step() + j];
                     out[i * layer.n_out + j] = static_cast<Real>(sum);
                 }
         };

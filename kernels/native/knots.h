@@ -29,12 +29,7 @@ class KnotTape {
                   const std::vector<std::vector<LayerGradient<Real>>>& gradients);
 
   private:
-    struct Layer {
-        int n_in, n_out, skip;
-        Activation activation;
-        std::vector<double> bias, idt;  // bias is padded and zero where there is none; idt may be empty
-        PackedMatrix<double> forward, backward;
-    };
+    using Layer = PackedLayer<double>;  // here of the first layer, too
     // One layer at the knots of a tile: rows (3, knots, padded width) of value and two derivatives.
     struct Kept {
         std::vector<double> input, z, activated, first, second, third;  // the last three are act′, act″, act‴ at z

@@ -45,15 +45,14 @@ class Geometry:
     def of(cls, frame: Frame, cutoff: float) -> Geometry:
         """Ghosts and neighbors within `cutoff` (Å) of a frame."""
         around = Surroundings.of(frame.positions, frame.box, frame.types, cutoff)
-        state, volume = around.state, frame.box.volume if any(frame.box.periodic) else 0.0
-        return cls(state.n_local, state.positions, state.types, around.owners, around.neighbors, volume)
+        state = around.state
+        return cls(state.n_local, state.positions, state.types, around.owners, around.neighbors, _volume(frame))
 
     @classmethod
     def hollow(cls, frame: Frame, cutoff: float) -> Geometry:
         """A frame of which no atom is to be evaluated: no ghosts, no neighbors."""
         none = Neighbors(np.zeros(len(frame.types) + 1, np.int64), np.zeros(0, np.int32), cutoff)
-        volume = frame.box.volume if any(frame.box.periodic) else 0.0
-        return cls(len(frame.types), frame.positions, frame.types, np.zeros(0, np.int32), none, volume)
+        return cls(len(frame.types), frame.positions, frame.types, np.zeros(0, np.int32), none, _volume(frame))
 
     @property
     def n_ghost(self) -> int:
@@ -65,6 +64,11 @@ class Geometry:
         """Memory of the arrays."""
         arrays = (self.positions, self.types, self.owner, self.neighbors.offsets, self.neighbors.indices)
         return sum(a.nbytes for a in arrays)
+
+
+def _volume(frame: Frame) -> float:
+    """Å³, 0 for an open system."""
+    return frame.box.volume if any(frame.box.periodic) else 0.0
 
 
 class GeometryCache:

@@ -115,8 +115,6 @@ class Dataset:
         indices = [int(i) for i in frames]
         values = [source.values(i) for i in indices]
         k, n = part
-        if n == 1:
-            return join([self.geometry(system, i) for i in indices], values)
         n_all = len(indices) * source.n_atoms
         first, last = n_all * k // n, n_all * (k + 1) // n
         geometries = [
