@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dphpc.core.errors import DataError
+from dphpc.core.exact_sum import round_to
 
 Floats = NDArray[np.float64]
 
@@ -108,9 +110,25 @@ class Box:
         """(3,) Å: distance between opposite faces."""
         return 1.0 / np.linalg.norm(self.inverse, axis=0)
 
+    @property
+    def spacing(self) -> float:
+        """Å, a power of two: its multiples, up to four boxes away, differ and move by box vectors without rounding."""
+        extent = float((np.abs(self.origin) + np.abs(self.matrix).sum(axis=0)).max())
+        return 2.0 ** (math.ceil(math.log2(4.0 * extent)) - 51)
+
+    def rounded(self, spacing: float) -> Box:
+        """The box with vectors and origin at multiples of a power of two."""
+        return replace(self, matrix=round_to(self.matrix, spacing), origin=round_to(self.origin, spacing))
+
     def to_fractional(self, positions: Floats) -> Floats:
         """Fractional coordinates (n, 3) of Cartesian positions (n, 3)."""
         return (positions - self.origin) @ self.inverse
+
+    def fractional(self, positions: Floats, axis: int) -> Floats:
+        """One fractional coordinate (n,) of positions (n, 3), whose bits depend on the atom's own position alone."""
+        # A matrix product may round an atom differently in another place of the array.
+        inverse, offset = self.inverse[:, axis], positions - self.origin
+        return offset[:, 0] * inverse[0] + offset[:, 1] * inverse[1] + offset[:, 2] * inverse[2]
 
     def to_cartesian(self, fractional: Floats) -> Floats:
         """Cartesian positions (n, 3) in Å of fractional coordinates (n, 3)."""
@@ -118,8 +136,10 @@ class Box:
 
     def wrap_shifts(self, positions: Floats) -> NDArray[np.int32]:
         """(n, 3) whole cells by which each position lies outside the box, 0 where not periodic."""
-        shifts = np.floor(self.to_fractional(positions)).astype(np.int32)
-        shifts[:, ~np.array(self.periodic)] = 0
+        shifts = np.zeros((len(positions), 3), np.int32)
+        for axis in range(3):
+            if self.periodic[axis]:
+                shifts[:, axis] = np.floor(self.fractional(positions, axis))
         return shifts
 
     def wrap(self, positions: Floats) -> Floats:

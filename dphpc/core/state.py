@@ -113,6 +113,17 @@ class State:
         for f in MIGRATING:
             getattr(self, f.name)[old:] = rows[f.name]
 
+    def reorder_ghosts(self, order: NDArray[np.integer]) -> None:
+        """Let ghost k be the present ghost order[k]; of the fields that ghosts carry."""
+        for f in GHOSTED:
+            ghosts = getattr(self, f.name)[self.n_local :]
+            ghosts[...] = ghosts[order]
+
+    def wrapped(self) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
+        """Positions (n_local, 3) inside the box along its periodic directions, and the images that belong to them."""
+        shifts = self.box.wrap_shifts(self.positions[: self.n_local])
+        return self.positions[: self.n_local] - shifts @ self.box.matrix, self.images[: self.n_local] + shifts
+
     def _reserve(self, n: int) -> None:
         # An eighth of head-room keeps buffers in place from one rebuild to the next.
         for f in FIELDS:

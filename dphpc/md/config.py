@@ -172,6 +172,10 @@ class MdConfig(Config):
     thermo: Thermo = Field(default_factory=Thermo)
     trajectory: Trajectory | None = None
     restart: Restart | None = None
+    deterministic: bool = True
+    """The same bits on any number of ranks and threads, and through restarts."""
+    balance: bool = True
+    """Move the planes between the ranks' bricks so that all have equal work."""
     skin_A: Annotated[float, Field(gt=0)] = 1.0
     """How much farther than the cutoff the neighbor list reaches."""
     n_threads: PositiveInt | None = None

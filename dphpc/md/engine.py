@@ -2,46 +2,51 @@
 
 A step of dynamics is `kick` and `drift` in the integrator's order with `update_forces` between them.
 `update_forces` looks whether some atom of some rank has moved half the skin; only then do atoms
-migrate, ghosts and neighbors get built anew, otherwise ghosts just follow their owners.
+migrate, ghosts and neighbors get built anew, otherwise ghosts just follow their owners.  Atoms far enough
+from the brick's faces are evaluated while ghosts, and then forces on ghosts, are under way.
+
+A deterministic engine gives the same bits on any number of ranks and threads and through restarts.  Positions and box
+are multiples of one power of two, so that shifts by box vectors and differences of positions are exact and it does not
+matter when an atom is wrapped or who owns it; neighbors come in the order of their ids; each pair's force is a multiple
+of another power of two and sums over atoms are exact, so that their order does not matter (`core.exact_sum`).
 """
 
 from __future__ import annotations
-
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dphpc.core.errors import DphpcError, RunError
+from dphpc.core.exact_sum import FORCE_LIMIT, FORCE_SPACING, exact_sum, round_to, total
 from dphpc.core.state import State
 from dphpc.core.units import ACCELERATION, BOLTZMANN_EV_PER_K, KINETIC
-from dphpc.ops.neighbors.contract import BuildNeighbors, Neighbors
+from dphpc.md.timers import Timers
+from dphpc.ops.neighbors.contract import Neighbors
 from dphpc.ops.neighbors.native import build_neighbors
+from dphpc.parallel.balance import balanced, imbalance
 from dphpc.parallel.comm import Communicator, agree
 from dphpc.parallel.domain import Domain
-from dphpc.parallel.halo import Halo
+from dphpc.parallel.halo import Flight, Halo
 from dphpc.parallel.migrate import check_count, migrate, sort_spatially
 from dphpc.potential.contract import Outputs, Potential
 
-PHASES = ("force", "neighbor", "halo", "integrate", "output")
 SORT_CELL = 3.0
 """Å: atoms are kept in memory by cells of this size."""
 
+PIECES = 4
+"""Parts in which the atoms are evaluated that need no ghosts; messages are looked after between them."""
 
-class Timers:
-    """Wall-clock seconds by phase."""
+FEWEST = 256
+"""Atoms that are worth a part of their own."""
 
-    def __init__(self) -> None:
-        self.seconds = dict.fromkeys(PHASES, 0.0)
+BALANCE_EVERY = 20
+"""Neighbor rebuilds between two looks at the balance."""
 
-    @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        """Count the time inside to `phase`."""
-        start = time.perf_counter()
-        yield
-        self.seconds[phase] += time.perf_counter() - start
+UNBALANCED = 0.05
+"""Fraction by which a rank may have more work than the mean before planes move."""
+
+OWN_PAIRS = 200
+"""What an atom costs beside its pairs, in pairs: the fitting net."""
 
 
 class Engine:
@@ -61,15 +66,25 @@ class Engine:
         Δt in ps.
     skin
         Å that the neighbor list reaches beyond the cutoff.
+    deterministic
+        Same bits for any number of ranks and threads; the box must be `on_grid`.
+    balance
+        Move the planes between bricks so that all have equal work.
 
     Attributes
     ----------
     step, time
         Steps done since the run's first structure, and ps.
-    energy, virial
-        eV, of this rank's atoms, at the positions of the last `update_forces`.
+    outputs
+        Energy and virial of this rank's atoms at the positions of the last `update_forces`.
+    neighbors
+        The present list.
+    inner, outer
+        Local atoms that no ghost of another rank is near, and the others; each in parts to be evaluated one by one.
     rebuilds
         How often neighbors were built.
+    in_flight
+        Seconds that messages to and from ghosts were under way; those it waited for them are in `timers`.
     asked_to_stop
         Number of the signal that asked this rank to end the run, 0 if none did.
     stop
@@ -85,7 +100,9 @@ class Engine:
         masses: NDArray[np.float64],
         timestep: float,
         skin: float,
-        build: BuildNeighbors = build_neighbors,
+        *,
+        deterministic: bool = False,
+        balance: bool = False,
     ) -> None:
         self.state, self.domain, self.comm, self.potential = state, domain, comm, potential
         self.timestep, self.skin = timestep, skin
@@ -93,16 +110,20 @@ class Engine:
         self.halo = Halo(domain, comm)
         self.timers = Timers()
         self.step, self.clock = 0, (0, 0.0)
-        self.energy, self.virial = 0.0, np.zeros((3, 3))
-        self.rebuilds = 0
+        self.outputs = Outputs(state.forces)
+        self.rebuilds, self.in_flight = 0, 0.0
+        self.deterministic, self.balance = deterministic, balance
         self.asked_to_stop, self.stop = 0, 0
         self.last_restart: str | None = None
         self.n_atoms = int(comm.allreduce(np.array([state.n_local], np.int64))[0])
-        self._build = build
+        self._spacing = state.box.spacing if deterministic else 0.0
         self._masses = masses
-        self._neighbors: Neighbors | None = None
+        self.neighbors: Neighbors | None = None
+        self.inner: list[NDArray[np.int32]] = []
+        self.outer: list[NDArray[np.int32]] = []
         self._buffers = np.empty((2, 0, 3))
-        self._kinetic: float | None = None
+        if self._spacing:
+            round_to(state.positions, self._spacing, out=state.positions)
         self._allocate()
 
     @property
@@ -119,21 +140,21 @@ class Engine:
             n = self.state.n_local
             np.multiply(self.state.forces[:n], (dt * self._inverse_mass)[:, None], out=self._work)
             self.state.velocities[:n] += self._work
-            self._kinetic = None
 
     def drift(self, dt: float) -> None:
         """x += dt v."""
         with self.timers("integrate"):
             n = self.state.n_local
             np.multiply(self.state.velocities[:n], dt, out=self._work)
+            if self._spacing:
+                # Rounded before it is added: then the sum is exact, in whichever image the atom stands.
+                round_to(self._work, self._spacing, out=self._work)
             self.state.positions[:n] += self._work
 
     def scale_velocities(self, factor: float) -> None:
         """v *= factor."""
         with self.timers("integrate"):
             self.state.velocities[: self.state.n_local] *= factor
-            if self._kinetic is not None:
-                self._kinetic *= factor**2
 
     def randomize_velocities(self, keep: float, noise: NDArray[np.float64]) -> None:
         """v = keep·v + noise, noise (n_local, 3) in Å/ps."""
@@ -141,7 +162,6 @@ class Engine:
             velocities = self.state.velocities[: self.state.n_local]
             velocities *= keep
             velocities += noise
-            self._kinetic = None
 
     def update_forces(self) -> None:
         """Forces, energy and virial at the present positions; collective.
@@ -152,41 +172,45 @@ class Engine:
             A position or force is not finite, an atom flew away, atoms were lost, or the potential
             failed; on all ranks, naming step, atom and last restart.
         """
+        refresh: Flight | None = None
         if self._must_rebuild():
             self._rebuild()
         else:
             with self.timers("halo"):
-                self.halo.refresh_ghosts(self.state)
-        error: Exception | None = None
-        with self.timers("force"):
-            try:
-                self._compute()
-            except Exception as caught:
-                error = self._located(caught) if isinstance(caught, DphpcError) else caught
-            # Without this the others would go on with forces that never came.
-            agree(self.comm, error)
+                refresh = self.halo.start_refresh(self.state)
+        self.state.forces[...] = 0.0
+        self.outputs = Outputs(self.state.forces, force_spacing=FORCE_SPACING if self.deterministic else 0.0)
+        half = (len(self.inner) + 1) // 2
+        error = self._compute(self.inner[:half], refresh)
+        if refresh:
+            self._land(refresh)
+        error = error or self._compute(self.outer)
         with self.timers("halo"):
-            self.halo.reduce_ghost_forces(self.state)
+            reduce = self.halo.start_reduce(self.state)
+        error = error or self._compute(self.inner[half:], reduce)
+        self._land(reduce)
+        with self.timers("wait"):
+            # Without this the others would go on with forces that never came.
+            agree(self.comm, error or self._too_large())
 
     # What integrators and observables ask for.
 
     def kinetic_energy(self) -> float:
-        """eV, of all atoms; collective unless nothing but scaling happened since the last call."""
-        if self._kinetic is None:
-            with self.timers("integrate"):
-                self._kinetic = float(self.comm.allreduce(np.array([self.local_kinetic_energy()]))[0])
-        return self._kinetic
+        """eV, of all atoms; collective."""
+        with self.timers("integrate"):
+            return float(total(self.comm.allreduce(self.local_kinetic_energy())))
 
-    def local_kinetic_energy(self) -> float:
-        """eV, of this rank's atoms."""
+    def local_kinetic_energy(self) -> NDArray[np.float64]:
+        """(3,) eV, of this rank's atoms, in the parts of `core.exact_sum`."""
         v = self.state.velocities[: self.state.n_local]
-        return 0.5 * KINETIC * float(np.dot(np.einsum("ij,ij->i", v, v), self._mass))
+        np.multiply(v, v, out=self._work)
+        return exact_sum(0.5 * KINETIC * self._mass * (self._work[:, 0] + self._work[:, 1] + self._work[:, 2]))
 
     def local_kinetic_tensor(self) -> NDArray[np.float64]:
-        """(3, 3) eV: Σ m v ⊗ v of this rank's atoms."""
+        """(3, 3, 3) eV: Σ m v ⊗ v of this rank's atoms, in the parts of `core.exact_sum`."""
         v = self.state.velocities[: self.state.n_local]
-        np.multiply(v, self._mass[:, None], out=self._work)
-        return KINETIC * (self._work.T @ v)
+        np.multiply(v, (KINETIC * self._mass)[:, None], out=self._work)
+        return np.stack([exact_sum(self._work * v[:, axis, None]) for axis in range(3)], axis=1)
 
     def thermal_speed(self, temperature: float) -> NDArray[np.float64]:
         """(n_local,) Å/ps: √(kT/m), the spread of each velocity component."""
@@ -195,25 +219,55 @@ class Engine:
     def momentum(self) -> NDArray[np.float64]:
         """(4,): total momentum in u·Å/ps and total mass in u; collective."""
         v = self.state.velocities[: self.state.n_local]
-        return self.comm.allreduce(np.append(self._mass @ v, self._mass.sum()))
+        np.multiply(v, self._mass[:, None], out=self._work)
+        own = np.concatenate((exact_sum(self._work), exact_sum(self._mass[:, None])), axis=1)
+        return total(self.comm.allreduce(own))
 
     def remove_drift(self) -> None:
         """Set the center of mass at rest; collective."""
         momentum = self.momentum()
         self.state.velocities[: self.state.n_local] -= momentum[:3] / momentum[3]
-        self._kinetic = None
 
     # How it is done.
 
-    def _compute(self) -> None:
-        self.state.forces[...] = 0.0
-        outputs = Outputs(self.state.forces, 0.0, np.zeros((3, 3)))
-        assert self._neighbors is not None
-        self.potential.compute(self.state, self._neighbors, self.halo, outputs)
-        self.energy, self.virial = outputs.energy, outputs.virial
+    def _compute(self, parts: list[NDArray[np.int32]], meanwhile: Flight | None = None) -> Exception | None:
+        """Evaluate atoms, looking after messages between the parts; what went wrong is returned."""
+        assert self.neighbors is not None
+        with self.timers("force"):
+            for centers in parts:
+                try:
+                    self.potential.compute(self.state, self.neighbors, self.halo, self.outputs, centers)
+                except Exception as caught:
+                    return self._located(caught) if isinstance(caught, DphpcError) else caught
+                if meanwhile:
+                    meanwhile.poll()
+        return None
+
+    def _land(self, flight: Flight) -> None:
+        with self.timers("halo"):
+            flight.land()
+        self.in_flight += flight.seconds
+        self.timers.move(flight.blocked, "halo", "wait")
+
+    def _too_large(self) -> RunError | None:
+        """What to say where a force is not finite, or too large for exact sums."""
+        forces = self.state.forces[: self.state.n_local]
+        largest = float(np.abs(forces).max(initial=0.0))
+        if largest < FORCE_LIMIT or (not self.deterministic and np.isfinite(largest)):
+            return None
+        atom = int(self.state.ids[np.argmax(np.where(np.isnan(forces), np.inf, np.abs(forces)).max(axis=1))])
+        if not np.isfinite(largest):
+            return self._located(RunError(f"the force on atom {atom} is not a finite number"))
+        return self._located(
+            RunError(
+                f"the force on atom {atom} is {largest:.3g} eV/Å",
+                expected=f"less than {FORCE_LIMIT:g} eV/Å in a deterministic run",
+                remedy="look for atoms that overlap, or set deterministic: false",
+            )
+        )
 
     def _must_rebuild(self) -> bool:
-        if self._neighbors is None:
+        if self.neighbors is None:
             return True
         with self.timers("neighbor"):
             n = self.state.n_local
@@ -230,6 +284,13 @@ class Engine:
             return bool(flags[0] >= (0.5 * self.skin) ** 2)
 
     def _rebuild(self) -> None:
+        self._build()
+        if self.balance and self.comm.size > 1 and self.rebuilds % BALANCE_EVERY == 0 and self._move_planes():
+            self._build()
+        self.rebuilds += 1
+
+    def _build(self) -> None:
+        """Atoms to their owners, then ghosts and neighbors."""
         state = self.state
         with self.timers("halo"):
             migrate(state, self.domain, self.comm)
@@ -238,18 +299,55 @@ class Engine:
             except RunError as lost:
                 raise self._located(lost) from None
             sort_spatially(state, self.domain, SORT_CELL)
-            self._neighbors = None  # frees the old list before the new one is made
+            self.neighbors = None  # frees the old list before the new one is made
             self.halo.build_ghosts(state, self.reach)
         with self.timers("neighbor"):
             error: Exception | None = None
             try:
-                self._neighbors = self._build(state.positions, state.types, state.n_local, self.reach)
+                self.neighbors = build_neighbors(state.positions, state.types, state.ids, state.n_local, self.reach)
             except (DphpcError, MemoryError) as caught:
                 error = caught
             agree(self.comm, error)
             self._allocate()
             self._built_at[...] = state.positions[: state.n_local]
-        self.rebuilds += 1
+            self._divide()
+
+    def _divide(self) -> None:
+        """Which atoms can be evaluated without ghosts of other ranks, and which cannot."""
+        state, box = self.state, self.state.box
+        inner = np.ones(state.n_local, bool)
+        for axis in range(3):
+            if self.domain.grid[axis] > 1:
+                low, high = self.domain.interval(axis)
+                x, width = box.fractional(state.positions[: state.n_local], axis), self.reach / box.heights[axis]
+                inner &= (x > low + width) & (x < high - width)
+        if self.comm.size == 1:
+            # Ghosts are there at once; all atoms in one go.
+            self.inner, self.outer = [], [np.arange(state.n_local, dtype=np.int32)]
+            return
+        centers = np.flatnonzero(inner).astype(np.int32)
+        n_parts = min(PIECES, len(centers) // FEWEST + 1)
+        self.inner = [part for part in np.array_split(centers, n_parts) if len(part)]
+        self.outer = [np.flatnonzero(~inner).astype(np.int32)]
+
+    @property
+    def work(self) -> NDArray[np.float64]:
+        """(n_local,) what each atom costs, in pairs of the neighbor list."""
+        assert self.neighbors is not None
+        return np.diff(self.neighbors.offsets) + float(OWN_PAIRS)
+
+    def _move_planes(self) -> bool:
+        """Give all ranks equal work, where they are far from it; whether planes moved."""
+        with self.timers("neighbor"):
+            work = self.work
+            if imbalance(float(work.sum()), self.comm) < UNBALANCED:
+                return False
+            state, box = self.state, self.state.box
+            fractional = [box.fractional(state.positions[: state.n_local], axis) for axis in range(3)]
+            thinnest = 0.25 * self.reach / box.heights
+            self.domain = balanced(self.domain, fractional, work, thinnest.tolist(), self.comm)
+            self.halo = Halo(self.domain, self.comm)
+            return True
 
     def _allocate(self) -> None:
         """Per-atom work arrays for the present atoms."""

@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from dphpc.core.exact_sum import no_sum
 from dphpc.md.engine import Engine
 
 Saved = dict[str, NDArray[np.float64]]
@@ -27,10 +28,10 @@ class Integrator(Protocol):
         """One step of `engine.timestep`; `temperature` (K) is the target at its end."""
         ...
 
-    def bath_energy(self) -> float:
-        """eV that the atoms gave to the thermostat, so that total + bath is conserved.
+    def bath_energy(self) -> NDArray[np.float64]:
+        """(3,) eV that the atoms gave to the thermostat, so that total + bath is conserved.
 
-        With `bath_is_local` it is this rank's share only.
+        In the parts of `core.exact_sum`; with `bath_is_local` it is this rank's share only.
         """
         ...
 
@@ -59,9 +60,9 @@ class VelocityVerlet:
         engine.update_forces()
         engine.kick(0.5 * dt)
 
-    def bath_energy(self) -> float:
+    def bath_energy(self) -> NDArray[np.float64]:
         """There is no bath."""
-        return 0.0
+        return no_sum()
 
     def save(self) -> Saved:
         """Nothing."""

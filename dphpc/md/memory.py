@@ -22,7 +22,7 @@ WORK_BYTES = 2 * 24 + 2 * 8
 GHOST_BYTES = 4 + 24 + 24
 """Of the halo for each ghost: index to send, displacement, message buffer."""
 
-SEARCH_BYTES = 40
+SEARCH_BYTES = 56
 """Of the neighbor search for each local atom and ghost, while it runs."""
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import astuple, dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
+from dphpc.core.exact_sum import PARTS, total
 from dphpc.core.units import BOLTZMANN_EV_PER_K, EV_PER_A3_IN_BAR
 from dphpc.md.engine import Engine
 from dphpc.md.integrators import Integrator
@@ -52,22 +54,27 @@ def temperature(kinetic: float, dof: int) -> float:
     return 2.0 * kinetic / (BOLTZMANN_EV_PER_K * dof) if dof else 0.0
 
 
-def bath_energy(engine: Engine, integrator: Integrator) -> float:
-    """eV in the thermostat, of all ranks; collective."""
+def bath_energy(engine: Engine, integrator: Integrator) -> NDArray[np.float64]:
+    """(3,) eV in the thermostat, of all ranks, in the parts of `core.exact_sum`; collective."""
     own = integrator.bath_energy()
-    return float(engine.comm.allreduce(np.array([own]))[0]) if integrator.bath_is_local else own
+    return engine.comm.allreduce(own) if integrator.bath_is_local else own
 
 
-def measure(engine: Engine, integrator: Integrator, bath_before: float) -> Thermo:
+def measure(engine: Engine, integrator: Integrator, bath_before: NDArray[np.float64]) -> Thermo:
     """The present values; collective.
 
     Parameters
     ----------
     bath_before
-        eV that thermostats of earlier stages took: keeps the conserved energy continuous.
+        (3,) eV that thermostats of earlier stages took: keeps the conserved energy continuous.
     """
-    own = np.concatenate(([engine.energy], engine.virial.ravel(), engine.local_kinetic_tensor().ravel()))
-    sums = engine.comm.allreduce(own)
+    out = engine.outputs
+    parts = (
+        out.energy_parts[:, None],
+        out.virial_parts.reshape(PARTS, 9),
+        engine.local_kinetic_tensor().reshape(PARTS, 9),
+    )
+    sums = total(engine.comm.allreduce(np.concatenate(parts, axis=1)))
     potential, virial, kinetic_tensor = float(sums[0]), sums[1:10].reshape(3, 3), sums[10:].reshape(3, 3)
     kinetic = 0.5 * float(np.trace(kinetic_tensor))
     box = engine.state.box
@@ -83,7 +90,7 @@ def measure(engine: Engine, integrator: Integrator, bath_before: float) -> Therm
         potential_eV=potential,
         kinetic_eV=kinetic,
         total_eV=potential + kinetic,
-        conserved_eV=potential + kinetic + bath_before + bath_energy(engine, integrator),
+        conserved_eV=potential + kinetic + float(total(bath_before + bath_energy(engine, integrator))),
         pressure_bar=(p[0][0] + p[1][1] + p[2][2]) / 3.0,
         pxx_bar=p[0][0], pyy_bar=p[1][1], pzz_bar=p[2][2],
         pxy_bar=p[0][1], pxz_bar=p[0][2], pyz_bar=p[1][2],

@@ -43,7 +43,7 @@ class Checkpoint:
     stage, stage_step
         The stage it is in (from 0), and the steps of it that are done.
     bath
-        eV that thermostats of earlier stages, or Langevin's of this one, took.
+        (3,) eV that thermostats of earlier stages, or Langevin's of this one, took.
     files
         Output file to how far it was written (bytes, or frames).
     integrator
@@ -55,7 +55,7 @@ class Checkpoint:
     stages: list[dict[str, Any]]
     stage: int
     stage_step: int
-    bath: float
+    bath: list[float]
     files: dict[str, int] = field(default_factory=dict)
     integrator: Saved = field(default_factory=dict)
 
@@ -89,6 +89,7 @@ def write_restart(
     """
     state, comm, n = engine.state, engine.comm, engine.state.n_local
     fields = {f.name: getattr(state, f.name)[:n] for f in RESTARTED if f.name != "ids"}
+    fields["positions"], fields["images"] = state.wrapped()
     counts = comm.allreduce(np.bincount(state.types[:n], minlength=len(type_map)))
     present = [name for name, count in zip(type_map, counts, strict=True) if count]
     partial = Path(path).with_name(f".{Path(path).name}.part")
@@ -198,7 +199,8 @@ def read_restart(path: str) -> tuple[Source, Checkpoint]:
     except (OSError, KeyError, ValueError, IndexError) as error:
         raise DataError(f"the restart file is damaged: {error}", where=path, remedy="take an older one") from None
     species, present, masses = meta.pop("species"), meta.pop("present"), meta.pop("masses")
-    checkpoint = Checkpoint(**{**meta, "clock": tuple(meta["clock"])}, integrator=saved)
+    bath = meta["bath"] if isinstance(meta["bath"], list) else [meta["bath"], 0.0]  # one number up to 0.1
+    checkpoint = Checkpoint(**{**meta, "clock": tuple(meta["clock"]), "bath": bath}, integrator=saved)
 
     def read(first: int, last: int) -> NDArray:
         return _read_rows(path, first, last)

@@ -16,6 +16,7 @@ from dphpc import __version__
 from dphpc.core.box import Box
 from dphpc.core.config import load_config, parse_config
 from dphpc.core.errors import InputError
+from dphpc.core.exact_sum import no_sum
 from dphpc.core.signals import stop_signals
 from dphpc.core.units import FS
 from dphpc.md.config import MdConfig, Stage
@@ -26,7 +27,7 @@ from dphpc.md.observables import Thermo, bath_energy, degrees_of_freedom, measur
 from dphpc.md.output import Screen, ThermoFile
 from dphpc.md.restart import Checkpoint, is_restart, read_restart, write_restart
 from dphpc.md.result import MDResult, columns_of
-from dphpc.md.structures import Source, deal, masses_of, read_structure, replicated, require_file
+from dphpc.md.structures import Source, deal, masses_of, on_grid, read_structure, replicated, require_file
 from dphpc.md.thermostats import Bussi, Langevin, NoseHoover
 from dphpc.md.trajectory import FrameWriter, open_trajectory, write_frame
 from dphpc.md.velocities import draw_velocities
@@ -111,7 +112,10 @@ class Run:
         self._describe(n_atoms, domain)
         state = deal(source, settings.replicate, start.box, domain, comm)
         dt = settings.timestep_fs * FS
-        self.engine = Engine(state, domain, comm, self.potential, start.masses, dt, settings.skin_A)
+        self.engine = Engine(
+            state, domain, comm, self.potential, start.masses, dt, settings.skin_A,
+            deterministic=settings.deterministic, balance=settings.balance,
+        )  # fmt: skip
         assert self.engine.n_atoms == n_atoms
         if comm.size > 1:
             fewest, most = comm.allreduce(np.array([state.n_local, -state.n_local]), "min") * [1, -1]
@@ -135,7 +139,8 @@ class Run:
                 type_map = self.potential.type_map
                 source = source.with_types_of(type_map, s.structure)
                 masses = masses_of(type_map, s.masses, source.masses, source.present)
-                start = _Start(source.box, source.n_atoms, masses, source.has_velocities, checkpoint)
+                box = on_grid(source.box, s.replicate) if s.deterministic else source.box
+                start = _Start(box, source.n_atoms, masses, source.has_velocities, checkpoint)
         start = self.comm.bcast(start)
         assert start is not None
         return source, start
@@ -165,11 +170,11 @@ class Run:
     def _plan(self) -> None:
         """Where in the stages to begin."""
         s, engine, old = self.settings, self.engine, self.checkpoint
-        self.stage, self.stage_step, self.bath = 0, 0, 0.0
+        self.stage, self.stage_step, self.bath = 0, 0, no_sum()
         self.saved: dict[str, NDArray] = {}
         if old is not None:
             step0, time0, dt = old.clock
-            engine.step, self.bath = old.step, old.bath
+            engine.step, self.bath = old.step, np.array(old.bath)
             same = dt == engine.timestep
             engine.clock = (step0, time0) if same else (old.step, time0 + (old.step - step0) * dt)
             where = old.position_in(s.stages)
@@ -283,11 +288,12 @@ class Run:
             files[s.thermo.file] = self.thermo_file.position()
         if self.trajectory and s.trajectory:
             files[s.trajectory.file] = self.trajectory.position()
+        place = self.stage, self.stage_step
         # Langevin keeps its account on each rank: all of it goes into what earlier stages took.
-        bath = self.bath + (bath_energy(engine, integrator) if integrator.bath_is_local else 0.0)
+        bath = self.bath + bath_energy(engine, integrator) if integrator.bath_is_local else self.bath
         stages = [stage.model_dump() for stage in s.stages]
         clock = (*engine.clock, engine.timestep)
-        checkpoint = Checkpoint(engine.step, clock, stages, self.stage, self.stage_step, bath, files, integrator.save())
+        checkpoint = Checkpoint(engine.step, clock, stages, *place, bath.tolist(), files, integrator.save())
         write_restart(s.restart.file, engine, checkpoint, self.potential.type_map, self.masses)
 
     def _finish(self, seconds: float) -> MDResult:

@@ -238,6 +238,16 @@ def replicated(box: Box, replicate: Sequence[int]) -> Box:
     return replace(box, matrix=box.matrix * np.array(replicate)[:, None])
 
 
+def on_grid(box: Box, replicate: Sequence[int]) -> Box:
+    """The box whose repeated one has vectors at multiples of its own `spacing`, the nearest to the given one."""
+    while True:
+        spacing = replicated(box, replicate).spacing
+        box = box.rounded(spacing)
+        # Rounding may bring the box to the next power of two.
+        if replicated(box, replicate).spacing == spacing:
+            return box
+
+
 def deal(source: Source | None, replicate: Sequence[int], base: Box, domain: Domain, comm: Communicator) -> State:
     """Give each rank the atoms of its brick; collective.
 
@@ -270,13 +280,11 @@ def _own_replicas(rows: NDArray, replicate: Sequence[int], base: Box, domain: Do
     rows["positions"] -= shifts @ base.matrix
     if not repeated:
         rows["images"] += shifts
-    # Whether replica k along an axis is ours depends on the atom and k alone; elementwise, so that
-    # all ranks come to the same bits and no atom is dealt twice or not at all.
-    offset, inverse = rows["positions"] - base.origin, base.inverse
+    # Whether replica k along an axis is ours depends on the atom and k alone: all ranks come to the same bits, and no
+    # atom is dealt twice or not at all.
     ours = []
     for axis in range(3):
-        fractional = offset[:, 0] * inverse[0, axis] + offset[:, 1] * inverse[1, axis] + offset[:, 2] * inverse[2, axis]
-        copies = (fractional + np.arange(replicate[axis])[:, None]) / replicate[axis]
+        copies = (base.fractional(rows["positions"], axis) + np.arange(replicate[axis])[:, None]) / replicate[axis]
         ours.append(domain.place(copies, axis) == domain.coordinates[axis])
     for i in np.flatnonzero(ours[0].any(axis=1)):
         for j in np.flatnonzero(ours[1].any(axis=1)):

@@ -7,7 +7,9 @@ the order of the integrator, also while the target temperature is ramped.
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
+from dphpc.core.exact_sum import no_sum
 from dphpc.core.random import Stream, generator, normals
 from dphpc.core.units import BOLTZMANN_EV_PER_K
 from dphpc.md.engine import Engine
@@ -41,31 +43,34 @@ class NoseHoover(VelocityVerlet):
         self.positions, self.velocities = np.zeros(length), np.zeros(length)
         self.temperature = temperature
         self.work = 0.0  # eV that changes of the target temperature put into the chain
+        self.kinetic: float | None = None  # eV of the atoms at the end of the last step
 
     def step(self, engine: Engine, temperature: float) -> None:
         """Half a step of the chain, a step of velocity Verlet, half a step of the chain."""
         self._set_temperature(temperature)
-        self._scale(engine)
+        self._scale(engine, engine.kinetic_energy() if self.kinetic is None else self.kinetic)
         super().step(engine, temperature)
-        self._scale(engine)
+        self._scale(engine, engine.kinetic_energy())
 
-    def bath_energy(self) -> float:
+    def bath_energy(self) -> NDArray[np.float64]:
         """The chain's energy, less the work that ramps did on it."""
-        return self._chain_energy() - self.work
+        return np.array([self._chain_energy() - self.work, 0.0, 0.0])
 
     def save(self) -> Saved:
         """The chain."""
-        scalars = np.array([self.temperature, self.work])
+        scalars = np.array([self.temperature, self.work, np.nan if self.kinetic is None else self.kinetic])
         return {"positions": self.positions.copy(), "velocities": self.velocities.copy(), "scalars": scalars}
 
     def load(self, saved: Saved) -> None:
         """The chain."""
         self.positions, self.velocities = saved["positions"].copy(), saved["velocities"].copy()
-        self.temperature, self.work = (float(x) for x in saved["scalars"])
+        self.temperature, self.work, *kinetic = saved["scalars"].tolist()
+        self.kinetic = kinetic[0] if kinetic and np.isfinite(kinetic[0]) else None
 
-    def _scale(self, engine: Engine) -> None:
-        kinetic = engine.kinetic_energy()
-        engine.scale_velocities(self.half_step(kinetic, engine.timestep))
+    def _scale(self, engine: Engine, kinetic: float) -> None:
+        factor = self.half_step(kinetic, engine.timestep)
+        engine.scale_velocities(factor)
+        self.kinetic = kinetic * factor**2
 
     def half_step(self, kinetic: float, dt: float) -> float:
         """Advance the chain by dt/2 under the kinetic energy (eV); returns the factor for the velocities."""
@@ -142,9 +147,9 @@ class Bussi(VelocityVerlet):
         d = (1.0 - c) * ratio / self.dof
         return float(c + d * (first**2 + others) + 2.0 * first * np.sqrt(c * d))
 
-    def bath_energy(self) -> float:
+    def bath_energy(self) -> NDArray[np.float64]:
         """Kinetic energy taken so far."""
-        return self.taken
+        return np.array([self.taken, 0.0, 0.0])
 
     def save(self) -> Saved:
         """The energy taken; random numbers follow from the step."""
@@ -173,7 +178,7 @@ class Langevin:
 
     def __init__(self, damping: float, seed: int) -> None:
         self.damping, self.seed = damping, seed
-        self.taken = 0.0  # eV, of this rank's atoms
+        self.taken = no_sum()  # eV, of this rank's atoms
 
     def step(self, engine: Engine, temperature: float) -> None:
         """B: v += ½Δt f/m;  A: x += ½Δt v;  O: v = c v + √((1−c²) kT/m) ξ, c = e^(−γΔt);  A;  f = f(x);  B."""
@@ -195,7 +200,7 @@ class Langevin:
         engine.randomize_velocities(keep, noise)
         self.taken += before - engine.local_kinetic_energy()
 
-    def bath_energy(self) -> float:
+    def bath_energy(self) -> NDArray[np.float64]:
         """Kinetic energy taken so far from the atoms this rank held."""
         return self.taken
 

@@ -64,8 +64,7 @@ def write_frame(writer: FrameWriter | None, engine: Engine, settings: Trajectory
         Potential energy in eV.
     """
     state, n = engine.state, engine.state.n_local
-    shifts = state.box.wrap_shifts(state.positions[:n])
-    positions, images = state.positions[:n] - shifts @ state.box.matrix, state.images[:n] + shifts
+    positions, images = state.wrapped()
     if settings.unwrap:
         positions, images = positions + images @ state.box.matrix, np.zeros_like(images)
     fields: dict[str, NDArray] = {"types": state.types[:n], "positions": positions, "images": images}

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NoReturn, Protocol, TypeVar
 
 import numpy as np
@@ -29,8 +29,24 @@ NOBODY = -1
 """A partner that does not exist: nothing is sent to it or received from it."""
 
 
+class Exchange(Protocol):
+    """Messages under way."""
+
+    def ready(self) -> bool:
+        """Whether all have been sent and received; asking drives them on."""
+        ...
+
+    def wait(self) -> None:
+        """Until then, the arrays of the messages must be left alone."""
+        ...
+
+
+Message = tuple[int, NDArray]
+"""A partner's rank and a contiguous array."""
+
+
 class Communicator(Protocol):
-    """A group of ranks.  All methods except `abort` and `sendrecv` are collective.
+    """A group of ranks.  All methods except `abort`, `sendrecv` and `post` are collective.
 
     `node_size` counts the ranks on this rank's node.
     """
@@ -66,6 +82,10 @@ class Communicator(Protocol):
         """Send a contiguous array and fill another; `NOBODY` is a partner that is not there."""
         ...
 
+    def post(self, sends: Sequence[Message], receives: Sequence[Message]) -> Exchange:
+        """Begin to send arrays and to fill others, at most one each way for a pair of ranks."""
+        ...
+
     def gather_rows(self, rows: NDArray) -> NDArray | None:
         """The rows of all ranks one after another on rank 0, None elsewhere."""
         ...
@@ -81,6 +101,17 @@ class Communicator(Protocol):
     def abort(self, message: str) -> NoReturn:
         """End the job on all ranks after printing `message`."""
         ...
+
+
+class NoMessages:
+    """An exchange with nobody."""
+
+    def ready(self) -> bool:
+        """At once."""
+        return True
+
+    def wait(self) -> None:
+        """For nothing."""
 
 
 class Serial:
@@ -116,6 +147,11 @@ class Serial:
         if to != NOBODY:
             receive[...] = send
 
+    def post(self, sends: Sequence[Message], receives: Sequence[Message]) -> Exchange:
+        """There is nobody to send to."""
+        assert not sends and not receives
+        return NoMessages()
+
     def gather_rows(self, rows: NDArray) -> NDArray | None:
         """The rows themselves."""
         return rows
@@ -131,6 +167,22 @@ class Serial:
         """End this process."""
         print(message, file=sys.stderr, flush=True)
         raise SystemExit(1)
+
+
+class Requests:
+    """MPI requests."""
+
+    def __init__(self, requests: list[Any]) -> None:
+        self._requests = requests
+
+    def ready(self) -> bool:
+        """MPI_Testall."""
+        return not self._requests or bool(self._requests[0].Testall(self._requests))
+
+    def wait(self) -> None:
+        """MPI_Waitall."""
+        if self._requests:
+            self._requests[0].Waitall(self._requests)
 
 
 class Mpi:
@@ -195,6 +247,12 @@ class Mpi:
             _bytes(send), self._null if to == NOBODY else to, 0,
             _bytes(receive), self._null if source == NOBODY else source, 0,
         )  # fmt: skip
+
+    def post(self, sends: Sequence[Message], receives: Sequence[Message]) -> Exchange:
+        """MPI_Irecv and MPI_Isend of raw bytes."""
+        requests = [self._comm.Irecv(_bytes(array), rank) for rank, array in receives]
+        requests += [self._comm.Isend(_bytes(array), rank) for rank, array in sends]
+        return Requests(requests)
 
     def gather_rows(self, rows: NDArray) -> NDArray | None:
         """MPI_Gatherv of raw bytes."""

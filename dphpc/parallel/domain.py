@@ -6,6 +6,7 @@ bricks.  Along a direction that does not repeat, the outermost bricks reach to i
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,6 +75,16 @@ class Domain:
         thinnest = float(np.diff(self.cuts[axis]).min())
         hops = int(np.ceil(reach / self.box.heights[axis] / thinnest))
         return hops if self.box.periodic[axis] else min(hops, self.grid[axis] - 1)
+
+    def around(self, reach: float) -> list[int]:
+        """Ranks that may have atoms within `reach` (Å) of this brick, without this one; each is in the other's list."""
+        near = []
+        for axis, c in enumerate(self.coordinates):
+            g, hops = self.grid[axis], self.hops(axis, reach)
+            places = range(c - hops, c + hops + 1)
+            near.append({p % g for p in places} if self.box.periodic[axis] else {p for p in places if 0 <= p < g})
+        ranks = {int(np.ravel_multi_index(place, self.grid)) for place in itertools.product(*near)}
+        return sorted(ranks - {self.rank})
 
     def ghost_ratio(self, reach: float) -> float:
         """Ghosts per local atom that a uniform density would give a brick of average size."""

@@ -36,12 +36,7 @@ def migrate(state: State, domain: Domain, comm: Communicator) -> None:
 def wrap_(state: State) -> None:
     """Move local atoms into the box along its periodic directions and count that in `images`."""
     n = state.n_local
-    shifts = state.box.wrap_shifts(state.positions[:n])
-    outside = np.flatnonzero(shifts.any(axis=1))
-    if len(outside):
-        moved = shifts[outside]
-        state.positions[outside] -= moved @ state.box.matrix
-        state.images[outside] += moved
+    state.positions[:n], state.images[:n] = state.wrapped()
 
 
 def check_count(state: State, expected: int, comm: Communicator) -> None:
@@ -70,23 +65,19 @@ def exchange_rows(comm: Communicator, rows: NDArray, to: int, source: int) -> ND
 
 def sort_spatially(state: State, domain: Domain, cell: float) -> None:
     """Order the local atoms by cells of about `cell` Å, so that neighbors are near in memory; no ghosts then."""
-    fractional = state.box.to_fractional(state.positions[: state.n_local])
     key = np.zeros(state.n_local, np.int64)
     for axis in range(3):
         low, high = domain.interval(axis)
         n_cells = max(1, int((high - low) * state.box.heights[axis] / cell))
-        place = ((fractional[:, axis] - low) * (n_cells / (high - low))).astype(np.int64)
+        fractional = state.box.fractional(state.positions[: state.n_local], axis)
+        place = ((fractional - low) * (n_cells / (high - low))).astype(np.int64)
         key *= n_cells
         key += np.clip(place, 0, n_cells - 1)
     state.keep_local(np.argsort(key, kind="stable"))
 
 
 def _target(state: State, domain: Domain, axis: int) -> NDArray[np.intp]:
-    # Elementwise, not a matrix product: an atom's place must not depend on where it stands in the array.
-    inverse = state.box.inverse[:, axis]
-    offset = state.positions[: state.n_local] - state.box.origin
-    fractional = offset[:, 0] * inverse[0] + offset[:, 1] * inverse[1] + offset[:, 2] * inverse[2]
-    return domain.place(fractional, axis)
+    return domain.place(state.box.fractional(state.positions[: state.n_local], axis), axis)
 
 
 def _distances_in_use(state: State, domain: Domain, comm: Communicator) -> list[list[int]]:

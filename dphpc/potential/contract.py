@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dphpc.core.exact_sum import no_sum, total
 from dphpc.core.state import State
 from dphpc.ops.neighbors.contract import Neighbors
 
@@ -35,32 +36,41 @@ class Outputs:
     ----------
     forces
         (n_all, 3) eV/Å, ghosts included: their share is still to be sent back to the owners.
-    energy
-        eV, of the local atoms.
-    virial
-        (3, 3) eV, −Σ ∂E/∂r ⊗ r of the local centers.
+    energy_parts, virial_parts
+        (3,) and (3, 3, 3) eV, of the local centers, as `core.exact_sum` keeps sums over atoms.
     atom_energy
         (n_local,) eV or None.
     atom_virial
         (n_all, 3, 3) eV, at the neighbor of each pair as DeePMD-kit defines it, or None.
+    force_spacing
+        eV/Å, of which every term added to `forces` is to be a multiple; 0 for as it comes.
     """
 
     forces: NDArray[np.float64]
-    energy: float
-    virial: NDArray[np.float64]
+    energy_parts: NDArray[np.float64] = field(default_factory=no_sum)
+    virial_parts: NDArray[np.float64] = field(default_factory=lambda: no_sum(3, 3))
     atom_energy: NDArray[np.float64] | None = None
     atom_virial: NDArray[np.float64] | None = None
+    force_spacing: float = 0.0
 
     @classmethod
     def zeros(cls, n_local: int, n_all: int, *, atomic: bool = False) -> Outputs:
         """Empty results; with the per-atom arrays if `atomic`."""
         return cls(
-            forces=np.zeros((n_all, 3)),
-            energy=0.0,
-            virial=np.zeros((3, 3)),
+            np.zeros((n_all, 3)),
             atom_energy=np.zeros(n_local) if atomic else None,
             atom_virial=np.zeros((n_all, 3, 3)) if atomic else None,
         )
+
+    @property
+    def energy(self) -> float:
+        """eV, of the local centers."""
+        return float(total(self.energy_parts))
+
+    @property
+    def virial(self) -> NDArray[np.float64]:
+        """(3, 3) eV, −Σ ∂E/∂r ⊗ r of the local centers."""
+        return total(self.virial_parts)
 
 
 class Potential(Protocol):
@@ -72,8 +82,18 @@ class Potential(Protocol):
     cutoff: float
     type_map: list[str]
 
-    def compute(self, state: State, neighbors: Neighbors, halo: Halo | None, outputs: Outputs) -> None:
-        """Add energy, forces and virial of the local atoms to `outputs`.
+    def compute(
+        self,
+        state: State,
+        neighbors: Neighbors,
+        halo: Halo | None,
+        outputs: Outputs,
+        centers: NDArray[np.int32] | None = None,
+    ) -> None:
+        """Add energy, forces and virial of the local atoms, or of those at `centers` alone, to `outputs`.
+
+        With `outputs.force_spacing`, what is added depends neither on the order of the atoms in memory nor on which of
+        them are evaluated together.
 
         Raises
         ------

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dphpc.core.errors import InputError, RunError
+from dphpc.core.exact_sum import exact_sum
 from dphpc.core.state import State
 from dphpc.model.dp_model import DPModel
 from dphpc.model.model_file import read_model
@@ -116,11 +117,18 @@ class DeepPotential:
         """
         return 96.0
 
-    def compute(self, state: State, neighbors: Neighbors, halo: Halo | None, outputs: Outputs) -> None:
+    def compute(
+        self,
+        state: State,
+        neighbors: Neighbors,
+        halo: Halo | None,
+        outputs: Outputs,
+        centers: NDArray[np.int32] | None = None,
+    ) -> None:
         """See `contract.Potential.compute`."""
         if not self._compared_with_sel:
             self._compare_with_sel(state, neighbors)
-        self.evaluate(state, neighbors, outputs, self._columns(state.n_local))
+        self.evaluate(state, neighbors, outputs, self._columns(state.n_local), centers)
 
     def _compare_with_sel(self, state: State, neighbors: Neighbors) -> None:
         """Say once where the structure has more neighbors than `sel`: DeePMD-kit would drop the farthest."""
@@ -152,42 +160,51 @@ class DeepPotential:
         return fitting.parameter_columns(fparam, None)
 
     def evaluate(
-        self, state: State, neighbors: Neighbors, outputs: Outputs, columns: NDArray[np.float64] | None = None
+        self,
+        state: State,
+        neighbors: Neighbors,
+        outputs: Outputs,
+        columns: NDArray[np.float64] | None = None,
+        centers: NDArray[np.int32] | None = None,
     ) -> None:
         """As `compute`, with the fitting net's extra input columns (n_local, numb_fparam + numb_aparam) given."""
-        types = state.types[: state.n_local]
+        sums = (outputs.forces, outputs.energy_parts, outputs.virial_parts, outputs.atom_energy, outputs.atom_virial)
+        kept = [(array, array.copy()) for array in sums if array is not None]
+        all_centers = np.arange(state.n_local, dtype=np.int32) if centers is None else centers
+        types = state.types[all_centers]
         for t in range(self.model.n_types):
-            centers = np.flatnonzero(types == t).astype(np.int32)
-            if t in self.model.atom_exclude_types or not len(centers):
+            of_type = all_centers[types == t]
+            if t in self.model.atom_exclude_types or not len(of_type):
                 continue
-            env = Environment(state.positions, state.types, neighbors, centers)
-            extra = None if columns is None else np.ascontiguousarray(columns[centers], self.dtype)
-            energies = self._energies(env, t, extra, outputs)
-            energies += self.model.energy_bias[t] - self._vacuum(t, columns, centers)
-            if outputs.atom_energy is not None:
-                outputs.atom_energy[centers] += energies
-            total = float(energies.sum())
-            if not np.isfinite(total):
-                bad = int(state.ids[centers][~np.isfinite(energies)][0])
-                raise RunError(f"the energy of atom {bad} is not finite", remedy="check the structure near it")
-            outputs.energy += total
+            env = Environment(state.positions, state.types, neighbors, of_type)
+            s_max = self._add_type(state, env, t, columns, outputs)
+            if s_max > self._table.upper:
+                # Some pair came nearer than the table reaches: what was added is wrong.
+                for array, before in kept:
+                    array[...] = before
+                self._extend(s_max)
+                return self.evaluate(state, neighbors, outputs, columns, centers)
 
-    def _energies(
-        self, env: Environment, t: int, columns: NDArray[np.floating] | None, outputs: Outputs
-    ) -> NDArray[np.float64]:
-        """Network energies (n_c,) of the centers, of type t; forces and virial are added to `outputs`."""
-        kept = [(a, a.copy()) for a in (outputs.forces, outputs.virial, outputs.atom_virial) if a is not None]
-        out = Accumulators(outputs.forces, outputs.virial, outputs.atom_virial)
-        while True:
-            energies, s_max = self._energy_ops.energy_and_forces(
-                env, self.parameters, self._embedding, self._nets[t], columns, out
-            )
-            if s_max <= self._table.upper:
-                return energies
-            # Some pair came nearer than the table reaches: what was added is wrong.
-            for array, before in kept:
-                array[...] = before
-            self._extend(s_max)
+    def _add_type(
+        self, state: State, env: Environment, t: int, columns: NDArray[np.float64] | None, outputs: Outputs
+    ) -> float:
+        """Add what the environment's centers, all of type t, give; returns the largest s̃."""
+        centers = env.centers
+        extra = None if columns is None else np.ascontiguousarray(columns[centers], self.dtype)
+        out = Accumulators(outputs.forces, outputs.virial_parts, outputs.atom_virial, outputs.force_spacing)
+        energies, s_max = self._energy_ops.energy_and_forces(
+            env, self.parameters, self._embedding, self._nets[t], extra, out
+        )
+        if s_max > self._table.upper:
+            return s_max
+        energies += self.model.energy_bias[t] - self._vacuum(t, columns, centers)
+        if not np.isfinite(energies).all():
+            bad = int(state.ids[centers][~np.isfinite(energies)][0])
+            raise RunError(f"the energy of atom {bad} is not finite", remedy="check the structure near it")
+        if outputs.atom_energy is not None:
+            outputs.atom_energy[centers] += energies
+        outputs.energy_parts += exact_sum(energies)
+        return s_max
 
     def _vacuum(self, t: int, columns: NDArray[np.float64] | None, centers: NDArray[np.int32]) -> Any:
         """What the net gives an atom without neighbors, to be subtracted where `atom_ener` names the type's energy."""

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dphpc.core.errors import InputError, RunError
+from dphpc.core.exact_sum import exact_sum, round_to
 from dphpc.core.state import State
 from dphpc.model.env_mat import switch
 from dphpc.ops.neighbors.contract import Neighbors
@@ -66,15 +67,27 @@ class LennardJones:
         sw, dsw = switch(r, self.cutoff, self.cutoff_smooth)
         return energy * sw, slope * sw + energy * dsw
 
-    def compute(self, state: State, neighbors: Neighbors, halo: Halo | None, outputs: Outputs) -> None:
+    def compute(
+        self,
+        state: State,
+        neighbors: Neighbors,
+        halo: Halo | None,
+        outputs: Outputs,
+        centers: NDArray[np.int32] | None = None,
+    ) -> None:
         """See `potential.contract.Potential`; each center takes half of a pair and exerts it on both atoms."""
-        for start in range(0, neighbors.n_pairs, CHUNK):
-            self._add_pairs(state, neighbors, slice(start, min(start + CHUNK, neighbors.n_pairs)), outputs)
+        first = np.repeat(np.arange(state.n_local, dtype=np.int32), np.diff(neighbors.offsets))
+        pairs = np.arange(neighbors.n_pairs)
+        if centers is not None:
+            chosen = np.zeros(state.n_local, bool)
+            chosen[centers] = True
+            pairs = np.flatnonzero(chosen[first])
+        for start in range(0, len(pairs), CHUNK):
+            part = pairs[start : start + CHUNK]
+            self._add_pairs(state, first[part], neighbors.indices[part], outputs)
 
-    def _add_pairs(self, state: State, neighbors: Neighbors, part: slice, outputs: Outputs) -> None:
+    def _add_pairs(self, state: State, i: NDArray[np.int32], j: NDArray[np.int32], outputs: Outputs) -> None:
         x, types = state.positions, state.types
-        j = neighbors.indices[part]
-        i = np.searchsorted(neighbors.offsets, np.arange(part.start, part.stop), side="right") - 1
         d = x[j] - x[i]
         r2 = np.einsum("ij,ij->i", d, d)
         near = np.flatnonzero(r2 < self.cutoff**2)
@@ -87,13 +100,13 @@ class LennardJones:
             raise RunError(
                 f"atom {state.ids[i[k]]} and atom {state.ids[j[k]]} are {r[k]:.3g} Å apart", where="Lennard-Jones"
             )
-        force = (0.5 * slope / r)[:, None] * d  # on i; −force on j
+        force = round_to((0.5 * slope / r)[:, None] * d, outputs.force_spacing)  # on i; −force on j
         for axis in range(3):
             outputs.forces[:, axis] += np.bincount(i, force[:, axis], state.n_all)
             outputs.forces[:, axis] -= np.bincount(j, force[:, axis], state.n_all)
-        outputs.energy += 0.5 * float(energy.sum())
+        outputs.energy_parts += exact_sum(0.5 * energy)
         pair_virial = -np.einsum("ni,nj->nij", force, d)
-        outputs.virial += pair_virial.sum(axis=0)
+        outputs.virial_parts += exact_sum(pair_virial)
         if outputs.atom_energy is not None:
             outputs.atom_energy += 0.5 * np.bincount(i, energy, state.n_local)
         if outputs.atom_virial is not None:

@@ -51,7 +51,7 @@ class Surroundings:
         state.ids[:n], state.ids[n:] = np.arange(n), owners
         state.types[:n], state.types[n:] = types, types[owners]
         state.positions[:n], state.positions[n:] = wrapped, wrapped[owners] + displacements
-        neighbors = build_neighbors(state.positions, state.types, n, reach)
+        neighbors = build_neighbors(state.positions, state.types, state.ids, n, reach)
         return cls(state, neighbors, owners, displacements, wrapping)
 
     def move_to(self, positions: Floats) -> None:

@@ -42,13 +42,14 @@ void bind_gradient(FittingTape<Real>& tape, Array<const Real> seeds, Array<const
 template <class Real>
 double bind_energy_and_forces(nb::handle env, nb::handle p, nb::handle e, const PackedNet<Real>& net,
                               std::optional<Array<const Real>> columns, int threads, Array<double> energies,
-                              Array<double> forces, Array<double> virial, std::optional<Array<double>> atom_virial) {
+                              Array<double> forces, Array<double> virial, std::optional<Array<double>> atom_virial,
+                              double force_spacing) {
     const SystemArrays system(env);
     const DescriptorArrays<Real> d(p, e);
     nb::gil_scoped_release release;
     return energy_and_forces(
         system.view(), d.view, net, data(columns), threads,
-        {energies.data(), forces.data(), virial.data(), data(atom_virial)});
+        {energies.data(), forces.data(), virial.data(), data(atom_virial), force_spacing});
 }
 
 template <class Real>
@@ -74,7 +75,7 @@ void bind_precision(nb::handle sub) {
         .def("gradient", &bind_gradient<Real>);
     m.def("energy_and_forces", &bind_energy_and_forces<Real>, "env"_a, "p"_a, "e"_a, "net"_a, "columns"_a.none(),
           "threads"_a, "energies"_a.noconvert(), "forces"_a.noconvert(), "virial"_a.noconvert(),
-          "atom_virial"_a.noconvert().none());
+          "atom_virial"_a.noconvert().none(), "force_spacing"_a);
 }
 
 }  // namespace

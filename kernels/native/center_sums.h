@@ -2,6 +2,7 @@
 #pragma once
 
 #include "center.h"
+#include "exact_sum.h"
 #include "scatter.h"
 
 namespace dphpc {
@@ -118,10 +119,10 @@ inline void project_groups(const Center<Real>& center, const Real* adjoint, int 
     }
 }
 
-// Adds one center's forces and virials, given B of its groups.
+// Adds one center's forces, each rounded by `rounded`, and virials, given B of its groups.
 template <class Real>
-inline void add_forces(const Center<Real>& center, std::int32_t atom, const Real* b, double scale, ForceShare& share,
-                bool with_virial, double* center_virial) {
+inline void add_forces(const Center<Real>& center, std::int32_t atom, const Real* b, double scale, RoundTo rounded,
+                       ForceShare& share, bool with_virial, double* center_virial) {
     const PairArrays& q = center.pairs;
     double total[3] = {0, 0, 0}, virial[9] = {0};
     for (int p = 0; p < center.n_pairs; ++p) {
@@ -140,7 +141,7 @@ inline void add_forces(const Center<Real>& center, std::int32_t atom, const Real
         const double radial = (adjoint[0] + by_t * q.inverse_step[p]) * q.ds_r[p] +
                               (adjoint[1] * x[0] + adjoint[2] * x[1] + adjoint[3] * x[2]) * q.dv_r[p];
         double gradient[3];  // ∂E_i/∂r_ij
-        for (int a = 0; a < 3; ++a) gradient[a] = scale * (radial * x[a] + q.v[p] * adjoint[a + 1]);
+        for (int a = 0; a < 3; ++a) gradient[a] = rounded(scale * (radial * x[a] + q.v[p] * adjoint[a + 1]));
         const std::int64_t place = share.place(q.neighbor[p]);
         double* force = share.force(place);
         for (int a = 0; a < 3; ++a) force[a] -= gradient[a], total[a] += gradient[a];

@@ -21,19 +21,20 @@ struct Workspace {
     Grouping<Real> grouping;
     std::vector<Center<Real>> centers{tile_size};
     ForceShare forces;
+    ExactSum virial[9];
+    double largest;  // s̃
 };
 
 template <class Real>
 void evaluate_tile(const System& system, const Descriptor<Real>& d, const PackedNet<Real>& net, const Real* columns,
-                   std::int64_t first, std::int64_t last, Workspace<Real>& work, const EnergyOutputs& out,
-                   double* virial, double& largest) {
+                   std::int64_t first, std::int64_t last, const EnergyOutputs& out, Workspace<Real>& work) {
     const std::size_t n_row = n_rows * d.channels, n = last - first;
     work.moments.resize(std::max(work.moments.size(), n * n_row));
     work.adjoint.resize(work.moments.size());
     for (std::size_t i = 0; i < n; ++i) {
         Center<Real>& center = work.centers[i];
         center.read(system, d, system.centers[first + i], work.grouping);
-        largest = std::max(largest, center.largest);
+        work.largest = std::max(work.largest, center.largest);
         center_moments(d, center, work.weights, work.moments.data() + i * n_row);
     }
     FittingTile<Real>& tile = work.fitting;
@@ -48,8 +49,9 @@ void evaluate_tile(const System& system, const Descriptor<Real>& d, const Packed
         work.forces.reserve(center.n_pairs + 1);
         project_groups(center, work.adjoint.data() + i * n_row, d.channels, work.projected);
         double own[9];
-        add_forces(center, atom, work.projected.data(), d.scale, work.forces, out.atom_virial != nullptr, own);
-        for (int k = 0; k < 9; ++k) virial[k] += own[k];
+        add_forces(center, atom, work.projected.data(), d.scale, RoundTo(out.force_spacing), work.forces,
+                   out.atom_virial != nullptr, own);
+        for (int k = 0; k < 9; ++k) work.virial[k].add(own[k]);
     }
 }
 
@@ -61,28 +63,32 @@ double energy_and_forces(const System& system, const Descriptor<Real>& d, const 
     threads = useful_threads(threads, system.n_centers);
     const auto bounds = equal_shares(system, threads, net_in_pairs);
     std::vector<ForceShare*> shares(threads);
-    std::vector<double> largest(threads, -std::numeric_limits<double>::infinity()), virials(9 * threads, 0.0);
+    constexpr double lowest = -std::numeric_limits<double>::infinity();
+    double largest = lowest;
 #pragma omp parallel num_threads(threads)
     {
         thread_local Workspace<Real> work;
         const int team = team_size(), me = thread_id();
         shares[me] = &work.forces;
-        double own_largest = -std::numeric_limits<double>::infinity();
         work.forces.start(out.forces, out.atom_virial, system.n_all, team == 1);
+        std::fill(work.virial, work.virial + 9, ExactSum());
+        work.largest = lowest;
         // A team smaller than asked for takes several shares each.
         for (int part = threads * me / team; part < threads * (me + 1) / team; ++part) {
             const std::int64_t from = bounds[part], n = bounds[part + 1] - from;
             const std::int64_t n_tiles = (n + tile_size - 1) / tile_size;
             for (std::int64_t t = 0; t < n_tiles; ++t)
-                evaluate_tile(system, d, net, columns, from + n * t / n_tiles, from + n * (t + 1) / n_tiles, work, out,
-                              virials.data() + 9 * part, own_largest);
+                evaluate_tile(system, d, net, columns, from + n * t / n_tiles, from + n * (t + 1) / n_tiles, out, work);
         }
-        largest[me] = own_largest;
         add_shares(shares, me, team, out.forces, out.atom_virial, system.n_all);
+#pragma omp critical
+        {
+            largest = std::max(largest, work.largest);  // exact sums: the threads may come in any order
+            for (int part = 0; part < ExactSum::parts; ++part)
+                for (int k = 0; k < 9; ++k) out.virial[9 * part + k] += work.virial[k].part[part];
+        }
     }
-    for (int part = 0; part < threads; ++part)
-        for (int k = 0; k < 9; ++k) out.virial[k] += virials[9 * part + k];
-    return *std::max_element(largest.begin(), largest.end());
+    return largest;
 }
 
 #define DPHPC_INSTANTIATE(Real)                                                                               \

@@ -10,8 +10,9 @@ namespace dphpc {
 struct EnergyOutputs {
     double* energies;     // (n_centers), is set
     double* forces;       // (n_all, 3), is added to
-    double* virial;       // (9), is added to
+    double* virial;       // (3, 9), the parts of exact sums, is added to
     double* atom_virial;  // (n_all, 9), is added to; may be null
+    double force_spacing; // of which each pair's force is a multiple, or 0
 };
 
 // `columns` (n_centers, net.n_columns) are the net's inputs beside the features.  Returns the largest s̃ met, −∞

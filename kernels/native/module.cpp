@@ -19,13 +19,13 @@ Owned<T> owned(std::unique_ptr<T[]> data, std::size_t size) {
     return Owned<T>(raw, {size}, owner);
 }
 
-nb::tuple build_neighbors(Array<const double> positions, Array<const std::int32_t> types, std::int64_t n_local,
-                          double reach, int threads) {
+nb::tuple build_neighbors(Array<const double> positions, Array<const std::int32_t> types,
+                          Array<const std::int64_t> ids, std::int64_t n_local, double reach, int threads) {
     std::unique_ptr<std::int64_t[]> offsets(new std::int64_t[n_local + 1]);
     std::unique_ptr<std::int32_t[]> indices;
     {
         nb::gil_scoped_release release;
-        const CellGrid grid(positions.data(), types.data(), static_cast<std::int64_t>(types.size()), reach);
+        const CellGrid grid(positions.data(), types.data(), ids.data(), static_cast<std::int64_t>(types.size()), reach);
         grid.count(n_local, threads, offsets.get());
         indices.reset(new std::int32_t[offsets[n_local]]);
         grid.fill(n_local, threads, offsets.get(), indices.get());
@@ -38,7 +38,8 @@ nb::tuple build_neighbors(Array<const double> positions, Array<const std::int32_
 
 NB_MODULE(DPHPC_MODULE, m) {
     m.attr("has_openmp") = has_openmp;
-    m.def("build_neighbors", &build_neighbors, "positions"_a, "types"_a, "n_local"_a, "reach"_a, "threads"_a);
+    m.def("build_neighbors", &build_neighbors, "positions"_a, "types"_a, "ids"_a, "n_local"_a, "reach"_a,
+          "threads"_a);
     bind_se_a(m);
     bind_fitting(m);
     bind_knots(m);

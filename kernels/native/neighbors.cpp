@@ -9,7 +9,8 @@
 
 namespace dphpc {
 
-CellGrid::CellGrid(const double* positions, const std::int32_t* types, std::int64_t n_all, double reach)
+CellGrid::CellGrid(const double* positions, const std::int32_t* types, const std::int64_t* ids, std::int64_t n_all,
+                   double reach)
     : reach_(reach), n_all_(n_all) {
     double high[3] = {0, 0, 0};
     for (int d = 0; d < 3; ++d) low_[d] = n_all > 0 ? positions[d] : 0.0, high[d] = low_[d];
@@ -56,19 +57,28 @@ CellGrid::CellGrid(const double* positions, const std::int32_t* types, std::int6
         atom_[slot] = static_cast<std::int32_t>(i);
         x_[slot] = positions[3 * i], y_[slot] = positions[3 * i + 1], z_[slot] = positions[3 * i + 2];
     }
-    rank_by_type(types);
+    rank(positions, types, ids);
 }
 
-// Ranks the atoms by (type, index) with a counting sort, so that rows are sorted as single 32-bit numbers.
-void CellGrid::rank_by_type(const std::int32_t* types) {
-    const std::int32_t n_types = n_all_ > 0 ? *std::max_element(types, types + n_all_) + 1 : 0;
-    std::vector<std::int64_t> next(n_types + 1, 0);
-    for (std::int64_t i = 0; i < n_all_; ++i) ++next[types[i] + 1];
-    for (std::int32_t t = 0; t < n_types; ++t) next[t + 1] += next[t];
+// Ranks the atoms, so that rows are sorted as single 32-bit numbers.  The images of an atom differ by box vectors: the
+// order of their positions is the same wherever the atom itself stands.
+void CellGrid::rank(const double* positions, const std::int32_t* types, const std::int64_t* ids) {
+    struct Key {
+        std::int64_t id;
+        std::int32_t type, atom;
+    };
+    std::vector<Key> keys(n_all_);
+    for (std::int64_t i = 0; i < n_all_; ++i) keys[i] = {ids[i], types[i], static_cast<std::int32_t>(i)};
+    std::sort(keys.begin(), keys.end(), [positions](const Key& a, const Key& b) {
+        if (a.type != b.type) return a.type < b.type;
+        if (a.id != b.id) return a.id < b.id;
+        const double *x = positions + 3 * std::int64_t{a.atom}, *y = positions + 3 * std::int64_t{b.atom};
+        return std::lexicographical_compare(x, x + 3, y, y + 3);
+    });
     std::vector<std::int32_t> rank_of(n_all_);
-    for (std::int64_t i = 0; i < n_all_; ++i) {
-        rank_of[i] = static_cast<std::int32_t>(next[types[i]]++);
-        by_rank_[rank_of[i]] = static_cast<std::int32_t>(i);
+    for (std::int64_t r = 0; r < n_all_; ++r) {
+        by_rank_[r] = keys[r].atom;
+        rank_of[by_rank_[r]] = static_cast<std::int32_t>(r);
     }
     for (std::int64_t slot = 0; slot < n_all_; ++slot) rank_[slot] = rank_of[atom_[slot]];
 }

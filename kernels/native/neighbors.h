@@ -10,16 +10,17 @@ namespace dphpc {
 class CellGrid {
   public:
     // Throws std::invalid_argument (the message is the atom's number) where a position is not finite.
-    CellGrid(const double* positions, const std::int32_t* types, std::int64_t n_all, double reach);
+    CellGrid(const double* positions, const std::int32_t* types, const std::int64_t* ids, std::int64_t n_all,
+             double reach);
 
     // offsets (n_local + 1) of the rows, for a search with the given number of threads.
     void count(std::int64_t n_local, int threads, std::int64_t* offsets) const;
 
-    // The rows, each sorted by (type, index).
+    // The rows, each sorted by (type, id, position): in the same order whatever the order of the atoms in memory.
     void fill(std::int64_t n_local, int threads, const std::int64_t* offsets, std::int32_t* indices) const;
 
   private:
-    void rank_by_type(const std::int32_t* types);
+    void rank(const double* positions, const std::int32_t* types, const std::int64_t* ids);
     template <class Visit>
     void for_candidates(std::int64_t slot, Visit&& visit) const;
     template <class Row>
@@ -32,7 +33,7 @@ class CellGrid {
     double low_[3], inverse_edge_[3];
     std::vector<std::int64_t> start_;            // (n_cells + 1) first slot of each cell
     std::vector<std::int32_t> atom_;             // (n_all) atom in each slot
-    std::vector<std::int32_t> rank_;             // (n_all) place of that atom in the order (type, index)
+    std::vector<std::int32_t> rank_;             // (n_all) place of that atom in the order (type, id, position)
     std::vector<std::int32_t> by_rank_;          // (n_all) atom of each rank
     std::vector<double> x_, y_, z_;              // (n_all) its position
 };

@@ -61,7 +61,7 @@ void forces_into(const System& system, const Descriptor<Real>& d, int threads, c
                 center.read(system, d, system.centers[i], grouping);
                 own.reserve(center.n_pairs + 1);
                 project_groups(center, moments_adjoint + i * n_rows * d.channels, d.channels, b);
-                add_forces(center, system.centers[i], b.data(), d.scale, own, atom_virial != nullptr,
+                add_forces(center, system.centers[i], b.data(), d.scale, RoundTo(0.0), own, atom_virial != nullptr,
                            center_virial + 9 * i);
             }
         add_shares(shares, me, team, forces, atom_virial, system.n_all);

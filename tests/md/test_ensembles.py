@@ -26,7 +26,7 @@ def sample(engine: Engine, name: str, temperature: float, n_steps: int) -> pv.da
         integrator.step(engine, temperature)
         engine.step += 1
         if k >= n_steps // 10 and k % EVERY == 0:
-            row = measure(engine, integrator, 0.0)
+            row = measure(engine, integrator, np.zeros(3))
             kinetic.append(row.kinetic_eV)
             potential.append(row.potential_eV)
     dof = degrees_of_freedom(engine.n_atoms, integrator.frozen)

@@ -68,25 +68,29 @@ def potential(argon: LennardJones) -> LennardJones:
     return argon
 
 
+# Measured on 1, 2, 4, 8 ranks over 100 steps: 4e-15, and 4e-13 where forces and positions are rounded; pressure 2.4e-12
+# and 2e-6 bar.
 @pytest.mark.mpi
+@pytest.mark.parametrize(("deterministic", "tolerance"), [(False, 1e-12), (True, 1e-10)])
 def test_a_trajectory_equals_the_plain_loop(
+    deterministic: bool,
+    tolerance: float,
     comm: Communicator,
     config: Make,
     argon: LennardJones,
     all_pairs: Callable[..., Outputs],  # noqa: F811
 ) -> None:
     # 12.96 × 10.8 × 10.8 Å and a reach of 7.1 Å: with 4 and 8 ranks bricks are thinner than that.
-    run = config(replicate=[3, 2, 2], stages=[stage("nve", 100)])
+    run = config(replicate=[3, 2, 2], stages=[stage("nve", 100)], deterministic=deterministic)
     run["thermo"]["every"] = 1
     result = run_md(run, comm=comm, potential=argon)
     wanted = plain_md(run, all_pairs)
     assert result.rebuilds >= 2
-    # Measured on 1, 2, 4, 8 ranks over 100 steps: 4e-15; pressure 2.4e-12.
-    np.testing.assert_allclose(result.thermo["potential_eV"], wanted[:, 0], rtol=1e-12)
-    np.testing.assert_allclose(result.thermo["kinetic_eV"], wanted[:, 1], rtol=1e-12)
+    np.testing.assert_allclose(result.thermo["potential_eV"], wanted[:, 0], rtol=tolerance)
+    np.testing.assert_allclose(result.thermo["kinetic_eV"], wanted[:, 1], rtol=tolerance)
     volume = result.thermo["volume_A3"]
     pressure = (2 * wanted[:, 1] + wanted[:, 2]) / 3 / volume * 1.602176634e6
-    np.testing.assert_allclose(result.thermo["pressure_bar"], pressure, rtol=1e-10)
+    np.testing.assert_allclose(result.thermo["pressure_bar"], pressure, rtol=1e-10, atol=1e5 * tolerance)
 
 
 @pytest.mark.mpi
@@ -162,12 +166,10 @@ def test_a_run_taken_up_again_equals_one_in_one_go(
     if comm.rank == 0:
         (_, whole), (_, part) = table(str(folder / "whole.csv")), table(str(folder / "part.csv"))
         assert part[:, 0].tolist() == [0, 5, 10, 15, 20, 25, 30, 35, 40]
-        np.testing.assert_allclose(part, whole, rtol=1e-9, atol=1e-9)
-        a, b = (read(folder / f"{k}.extxyz", index=":", parallel=False) for k in ("whole", "part"))
-        assert [f.info["Step"] for f in b] == [0, 10, 20, 30, 40]
-        for x, y in zip(a, b, strict=True):
-            np.testing.assert_allclose(x.positions, y.positions, atol=2e-8)
-            np.testing.assert_allclose(x.arrays["momenta"], y.arrays["momenta"], atol=1e-6)
+        np.testing.assert_array_equal(part, whole)
+        steps = [f.info["Step"] for f in read(folder / "part.extxyz", index=":", parallel=False)]
+        assert steps == [0, 10, 20, 30, 40]
+        assert (folder / "part.extxyz").read_bytes() == (folder / "whole.extxyz").read_bytes()
 
 
 class Killed:
@@ -179,11 +181,11 @@ class Killed:
     def memory_per_atom(self) -> float:
         return 0.0
 
-    def compute(self, state: Any, neighbors: Any, halo: Any, outputs: Outputs) -> None:
+    def compute(self, state: Any, neighbors: Any, halo: Any, outputs: Outputs, centers: Any = None) -> None:
         self.left -= 1
         if self.left < 0 and 48 in state.ids[: state.n_local]:
             raise RunError("killed by the test", where="atom 48")
-        self.inner.compute(state, neighbors, halo, outputs)
+        self.inner.compute(state, neighbors, halo, outputs, centers)
 
 
 @pytest.mark.mpi
@@ -234,13 +236,13 @@ def test_nan_and_wild_atoms_stop_the_run(comm: Communicator, config: Make, argon
     assert caught.value.speaks or comm.rank
 
     class Nan(Killed):
-        def compute(self, state: Any, neighbors: Any, halo: Any, outputs: Outputs) -> None:
-            self.inner.compute(state, neighbors, halo, outputs)
+        def compute(self, state: Any, neighbors: Any, halo: Any, outputs: Outputs, centers: Any = None) -> None:
+            self.inner.compute(state, neighbors, halo, outputs, centers)
             self.left -= 1
             if self.left < 0:
                 outputs.forces[: state.n_local][state.ids[: state.n_local] == 17] = np.nan
 
-    with pytest.raises(RunError, match=r"(?s)position of atom 17 is not a finite number.*step 6"):
+    with pytest.raises(RunError, match=r"(?s)force on atom 17 is not a finite number.*step 5"):
         run_md(config(), comm=comm, potential=Nan(argon, 5))
 
 

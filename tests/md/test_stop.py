@@ -45,11 +45,11 @@ class Signalled:
     def memory_per_atom(self) -> float:
         return 0.0
 
-    def compute(self, state: Any, neighbors: Any, halo: Any, outputs: Outputs) -> None:
+    def compute(self, state: Any, neighbors: Any, halo: Any, outputs: Outputs, centers: Any = None) -> None:
         self.left -= 1
         if self.left == 0 and self.mine:
             os.kill(os.getpid(), self.number)
-        self.inner.compute(state, neighbors, halo, outputs)
+        self.inner.compute(state, neighbors, halo, outputs, centers)
 
 
 @pytest.mark.mpi

@@ -75,7 +75,7 @@ def _case(
 
     positions = _positions(rng)
     types = rng.integers(0, n_types, len(positions)).astype(np.int32)
-    neighbors = build_neighbors(positions, types, 46, 4.5)  # some listed pairs lie beyond rcut
+    neighbors = build_neighbors(positions, types, np.arange(len(types)), 46, 4.5)  # some listed pairs lie beyond rcut
     centers = rng.permutation(46)[:31].astype(np.int32)
     centers[3] = 45  # the lonely one
     centers = np.unique(centers)[::-1].astype(np.int32)

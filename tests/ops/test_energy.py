@@ -7,6 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from dphpc.core.errors import InputError
+from dphpc.core.exact_sum import FORCE_SPACING, total
 from dphpc.model.networks import Network, initial_network
 from dphpc.ops.energy import native, reference
 from dphpc.ops.energy.contract import Accumulators
@@ -21,12 +23,15 @@ def fitting_net(case, n_columns: int = 0, widths: tuple[int, ...] = (31, 31, 62)
     return net.astype(dtype)
 
 
-def evaluate(ops, case, net: Network, columns: np.ndarray | None = None, env=None, atomic: bool = True):
+def evaluate(
+    ops, case, net: Network, columns: np.ndarray | None = None, env=None, atomic: bool = True, spacing: float = 0.0
+):
     n_all = len(case.env.positions)
-    out = Accumulators(np.ones((n_all, 3)), np.ones((3, 3)), np.ones((n_all, 3, 3)) if atomic else None)
+    atom_virial = np.ones((n_all, 3, 3)) if atomic else None
+    out = Accumulators(np.ones((n_all, 3)), np.ones((3, 3, 3)), atom_virial, spacing)
     prepared = ops.prepare(net, case.e.table.n_channels, case.p.axis_neuron)
     energies, largest = ops.energy_and_forces(env or case.env, case.p, case.e, prepared, columns, out)
-    return energies, np.array(largest), *out
+    return energies, np.array(largest), out.forces, total(out.virial), out.atom_virial
 
 
 def usable(se_a_case, variant: str, **changes):
@@ -74,3 +79,27 @@ def test_an_energy_has_the_same_bits_wherever_its_atom_stands(se_a_case, dtype):
     for threads in (1, 2, 3):
         set_threads(threads)
         assert np.array_equal(evaluate(native, case, net, env=shuffled, atomic=False)[0], energies[order])
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_forces_and_virial_have_the_same_bits_in_any_order_and_number_of_threads(se_a_case, dtype):
+    case = usable(se_a_case, "wide", dtype=dtype)
+    net = fitting_net(case, dtype=dtype)
+    set_threads(1)
+    first = evaluate(native, case, net, atomic=False, spacing=FORCE_SPACING)
+    plain = evaluate(native, case, net, atomic=False)
+    assert np.array_equal(np.round(first[2] / FORCE_SPACING), first[2] / FORCE_SPACING)
+    np.testing.assert_allclose(first[2], plain[2], rtol=0, atol=1e-9)  # measured 6e-11
+    assert not np.array_equal(first[2], plain[2])
+    shuffled = replace(case.env, centers=np.random.default_rng(8).permutation(case.env.centers))
+    for threads in (1, 2, 3):
+        set_threads(threads)
+        again = evaluate(native, case, net, env=shuffled, atomic=False, spacing=FORCE_SPACING)
+        assert np.array_equal(again[2], first[2])
+        assert np.array_equal(again[3], first[3])
+
+
+def test_the_reference_promises_no_bits(se_a_case):
+    case = usable(se_a_case, "plain")
+    with pytest.raises(InputError, match="compress the model"):
+        evaluate(reference, case, fitting_net(case), spacing=FORCE_SPACING)

@@ -53,7 +53,8 @@ def test_every_build_agrees(build, se_a_case, channels, dtype, tolerance):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-13)
 
     found, expected = (
-        ops.build_neighbors(case.env.positions, case.env.types, 46, 4.0) for ops in (neighbors, neighbors_reference)
+        ops.build_neighbors(case.env.positions, case.env.types, np.arange(len(case.env.types)), 46, 4.0)
+        for ops in (neighbors, neighbors_reference)
     )
     np.testing.assert_array_equal(found.indices, expected.indices)
 

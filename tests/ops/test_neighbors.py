@@ -28,11 +28,12 @@ def test_agrees_with_all_distances(name, threads):
     rng = np.random.default_rng(1)
     positions = rng.random((n, 3)) * size - 3.0
     types = rng.integers(0, 3, n).astype(np.int32)
+    ids = rng.permutation(n) // (1 if name == "coincident" else 2)  # two images of an atom
     n_local = n if n < 1000 else 20
     set_threads(threads)
     for rows in (n_local, n_local // 2):
-        expected = reference.build_neighbors(positions, types, rows, reach)
-        got = native.build_neighbors(positions, types, rows, reach)
+        expected = reference.build_neighbors(positions, types, ids, rows, reach)
+        got = native.build_neighbors(positions, types, ids, rows, reach)
         assert got.offsets.dtype == np.int64
         assert got.indices.dtype == np.int32
         np.testing.assert_array_equal(got.offsets, expected.offsets)
@@ -41,7 +42,7 @@ def test_agrees_with_all_distances(name, threads):
 
 
 def test_nobody():
-    got = native.build_neighbors(np.zeros((0, 3)), np.zeros(0, np.int32), 0, 3.0)
+    got = native.build_neighbors(np.zeros((0, 3)), np.zeros(0, np.int32), np.zeros(0, np.int64), 0, 3.0)
     assert got.n_pairs == 0
     assert got.offsets.tolist() == [0]
 
@@ -51,8 +52,10 @@ def test_two_clusters_far_apart():
     rng = np.random.default_rng(2)
     positions = np.concatenate((rng.random((80, 3)) * 5.0, rng.random((80, 3)) * 5.0 + 1e9))
     types = np.zeros(160, np.int32)
-    expected = reference.build_neighbors(positions, types, 160, 2.0)
-    np.testing.assert_array_equal(native.build_neighbors(positions, types, 160, 2.0).indices, expected.indices)
+    expected = reference.build_neighbors(positions, types, np.arange(160), 160, 2.0)
+    np.testing.assert_array_equal(
+        native.build_neighbors(positions, types, np.arange(160), 160, 2.0).indices, expected.indices
+    )
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -60,4 +63,4 @@ def test_position_not_finite(bad):
     positions = np.random.default_rng(3).random((20, 3))
     positions[13, 1] = bad
     with pytest.raises(RunError, match="atom 13 \\(ghost\\)"):
-        native.build_neighbors(positions, np.zeros(20, np.int32), 10, 2.0)
+        native.build_neighbors(positions, np.zeros(20, np.int32), np.arange(20), 10, 2.0)

@@ -100,7 +100,7 @@ def all_pairs(potential: LennardJones) -> Callable[..., Outputs]:
         state.resize(n, len(owners))
         state.positions[:n], state.positions[n:] = positions, positions[owners] + shifts @ box.matrix
         state.types[:n], state.types[n:] = types, types[owners]
-        neighbors = build_neighbors(state.positions, state.types, n, potential.cutoff)
+        neighbors = build_neighbors(state.positions, state.types, state.ids, n, potential.cutoff)
         outputs = Outputs.zeros(n, state.n_all)
         potential.compute(state, neighbors, None, outputs)
         np.add.at(outputs.forces, owners, outputs.forces[n:])

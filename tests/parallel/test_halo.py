@@ -7,6 +7,7 @@ import pytest
 
 from dphpc.core.box import Box
 from dphpc.core.errors import RunError
+from dphpc.core.random import Stream, normals
 from dphpc.core.state import State
 from dphpc.md.engine import Engine
 from dphpc.parallel.comm import Communicator
@@ -15,6 +16,7 @@ from dphpc.parallel.halo import Halo
 from dphpc.parallel.migrate import check_count, migrate
 from dphpc.potential.contract import Outputs
 from dphpc.potential.pair import LennardJones
+from tests.parallel.conftest import lattice
 
 pytestmark = pytest.mark.mpi
 System = tuple[Box, np.ndarray, np.ndarray]
@@ -123,13 +125,55 @@ def test_energy_forces_and_virial_equal_all_pairs(
     engine.update_forces()
     wanted = all_pairs(*system)
     n = engine.state.n_local
-    sums = comm.allreduce(np.append(engine.virial.ravel(), engine.energy))
+    sums = comm.allreduce(np.append(engine.outputs.virial.ravel(), engine.outputs.energy))
     forces = all_by_id(comm, engine.state.ids[:n], engine.state.forces[:n])
     scale = np.abs(wanted.forces).max() + 1e-3
     # Measured on 1, 2, 4, 8 ranks, at most: forces 9e-16, energy 2e-16, virial 2e-15.
     assert np.abs(forces - wanted.forces).max() < 1e-13 * scale
     assert abs(sums[-1] - wanted.energy) < 1e-13 * abs(wanted.energy)
     assert np.abs(sums[:9] - wanted.virial.ravel()).max() < 1e-13 * np.abs(wanted.virial).max()
+
+
+def test_inner_atoms_are_evaluated_while_ghosts_are_under_way(
+    comm: Communicator, scattered: Callable[..., State], potential: LennardJones
+) -> None:
+    box = Box(np.diag([36.0 * comm.size, 16.0, 16.0]))
+    positions = lattice(box, 3.6, 3)
+    system = box, positions, np.zeros(len(positions), np.int32)
+    domain = Domain.even(box, comm.size, comm.rank)
+    engine = Engine(scattered(*system), domain, comm, potential, np.ones(2), 1e-3, skin=1.0, deterministic=True)
+    engine.update_forces()
+    engine.randomize_velocities(0.0, normals(1, Stream.VELOCITIES, 0, engine.state.ids[: engine.state.n_local]))
+    state, neighbors = engine.state, engine.neighbors
+    inner = np.concatenate([*engine.inner, np.zeros(0, np.int32)])
+    assert len(inner) > 50 or comm.size == 1
+    of_others = state.n_local + np.flatnonzero(engine.halo.homes != comm.rank)
+    for i in inner:
+        assert not np.isin(neighbors.indices[neighbors.offsets[i] : neighbors.offsets[i + 1]], of_others).any()
+    # The forces of a step in which ghosts follow their owners are those of one in which all is built anew.
+    engine.drift(1e-4)
+    engine.update_forces()
+    assert engine.rebuilds == 1
+    again = Engine(scattered(*system), domain, comm, potential, np.ones(2), 1e-3, skin=1.0, deterministic=True)
+    again.update_forces()
+    again.randomize_velocities(0.0, normals(1, Stream.VELOCITIES, 0, again.state.ids[: again.state.n_local]))
+    again.drift(1e-4)
+    again.skin = 0.0
+    again.update_forces()
+    assert again.rebuilds == 2
+    states = [e.state for e in (engine, again)]
+    assert np.array_equal(*(all_by_id(comm, s.ids[: s.n_local], s.forces[: s.n_local]) for s in states))
+
+
+def test_each_pair_of_ranks_exchanges_one_message(comm: Communicator, migrated: tuple[State, Domain]) -> None:
+    state, domain = migrated
+    halo = Halo(domain, comm)
+    halo.build_ghosts(state, 8.0)
+    owners = set(halo.homes.tolist()) - {comm.rank}
+    senders = comm.allgather(owners)
+    assert halo.n_messages == sum(comm.rank in ranks for ranks in senders)
+    sent = comm.allreduce(np.array([halo.bytes_sent]))[0]
+    assert sent == 24 * comm.allreduce(np.array([np.count_nonzero(halo.homes != comm.rank)]))[0]
 
 
 def test_a_lost_atom_is_noticed_by_all(comm: Communicator, migrated: tuple[State, Domain]) -> None:

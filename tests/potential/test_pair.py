@@ -37,7 +37,7 @@ def evaluate(lj: LennardJones) -> Callable[..., Outputs]:
         state.types[:] = np.concatenate((TYPES, TYPES[owners]))
         state.ids[:] = np.concatenate((np.arange(5), owners)) + 1
         outputs = Outputs.zeros(len(x), state.n_all, atomic=atomic)
-        lj.compute(state, build_neighbors(state.positions, state.types, len(x), 6.5), None, outputs)
+        lj.compute(state, build_neighbors(state.positions, state.types, state.ids, len(x), 6.5), None, outputs)
         np.add.at(outputs.forces, owners, outputs.forces[len(x) :])
         return outputs
 

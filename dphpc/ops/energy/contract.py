@@ -23,14 +23,18 @@ class Accumulators(NamedTuple):
     forces
         (n_all, 3) eV/Å, ghosts included.
     virial
-        (3, 3) eV, −Σ ∂E/∂r ⊗ r.
+        (3, 3, 3) eV, −Σ ∂E/∂r ⊗ r in the parts of `core.exact_sum`.
     atom_virial
         (n_all, 3, 3) eV at the neighbor of each pair, or None.
+    force_spacing
+        eV/Å, a power of two of which each pair's force is to be a multiple, so that forces do not depend on the order
+        in which they are added; 0 for as it comes.
     """
 
     forces: NDArray[np.float64]
     virial: NDArray[np.float64]
     atom_virial: NDArray[np.float64] | None = None
+    force_spacing: float = 0.0
 
 
 class EnergyOps(Protocol):

@@ -1,7 +1,7 @@
 """Energies and forces on the CPU: one compiled pass over tiles of atoms, which threads share.
 
-Energies do not change with the number of threads; forces and virial keep their bits from run to run with the same
-number.
+Energies and virial do not change with the number of threads, nor do forces with a spacing; without one they keep
+their bits from run to run with the same number of threads.
 """
 
 from __future__ import annotations

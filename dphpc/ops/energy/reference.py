@@ -7,6 +7,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from dphpc.core.errors import InputError
+from dphpc.core.exact_sum import exact_sum
 from dphpc.model.networks import Network
 from dphpc.ops.energy.contract import Accumulators
 from dphpc.ops.fitting import reference as fitting
@@ -25,7 +27,19 @@ def prepare(network: Network, channels: int, axis: int) -> Network:
 def energy_and_forces(
     env: Environment, p: SeAParameters, e: Embedding, net: Network, columns: Floats | None, out: Accumulators
 ) -> tuple[NDArray[np.float64], float]:
-    """See `contract.EnergyOps.energy_and_forces`."""
+    """See `contract.EnergyOps.energy_and_forces`.
+
+    Raises
+    ------
+    InputError
+        A spacing of the forces is asked for: NumPy's products round differently in other places.
+    """
+    if out.force_spacing:
+        raise InputError(
+            "a network with kinks and without a table gives forces whose last bits depend on ranks and threads",
+            where="model",
+            remedy="compress the model (dphpc compress), or set deterministic: false",
+        )
     energies, largest = [np.zeros(0)], -np.inf
     for start in range(0, len(env.centers), TILE):
         tile = slice(start, start + TILE)
@@ -37,7 +51,7 @@ def energy_and_forces(
         moments_adjoint = se_a.features_adjoint(moments, adjoint[:, : features.shape[1]])
         center_virial = np.empty((len(part.centers), 3, 3))
         se_a.forces_into(part, p, e, moments_adjoint, out.forces, center_virial, out.atom_virial)
-        out.virial[...] += center_virial.sum(axis=0)
+        out.virial[...] += exact_sum(center_virial)
         energies.append(found.astype(np.float64))
         largest = max(largest, s_max)
     return np.concatenate(energies), largest

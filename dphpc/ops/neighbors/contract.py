@@ -19,7 +19,8 @@ class Neighbors:
         (n_local + 1,) int64: the neighbors of atom i are `indices[offsets[i]:offsets[i + 1]]`.
     indices
         (n_pairs,) int32 into the local atoms and ghosts; within a row sorted by the neighbor's type,
-        then by index.  Every pair of a local atom is in its own row (full list).
+        then by its id, then by its position: in the same order
+        whatever the order of the atoms in memory.  Every pair of a local atom is in its own row (full list).
     reach
         Å: all pairs nearer than this are listed (cutoff + skin); pairs between cutoff and reach may be.
     """
@@ -37,9 +38,15 @@ class Neighbors:
 class BuildNeighbors(Protocol):
     """Builds the list of all pairs nearer than `reach` among (n_all, 3) positions, rows for the first n_local.
 
-    Ghosts stand explicitly in `positions`: no periodicity here.  `types` (n_all,) orders each row.
+    Ghosts stand explicitly in `positions`: no periodicity here.  `types` and `ids` (n_all,) order each row; a ghost
+    has its owner's.
     """
 
     def __call__(
-        self, positions: NDArray[np.float64], types: NDArray[np.int32], n_local: int, reach: float
+        self,
+        positions: NDArray[np.float64],
+        types: NDArray[np.int32],
+        ids: NDArray[np.int64],
+        n_local: int,
+        reach: float,
     ) -> Neighbors: ...

@@ -11,22 +11,29 @@ from dphpc.ops.neighbors.contract import Neighbors
 from dphpc.ops.threads import get_threads
 
 
-def build_neighbors(positions: NDArray[np.float64], types: NDArray[np.int32], n_local: int, reach: float) -> Neighbors:
+def build_neighbors(
+    positions: NDArray[np.float64],
+    types: NDArray[np.int32],
+    ids: NDArray[np.int64],
+    n_local: int,
+    reach: float,
+) -> Neighbors:
     """See `contract.BuildNeighbors`.
 
     The time is linear in the number of atoms at bounded density.  Rows do not depend on the number of threads.
-    Scratch: 40 bytes for each local atom and ghost.
+    Scratch: 56 bytes for each local atom and ghost.
 
     Raises
     ------
     RunError
         A position is not finite; the message names the atom's place in `positions`.
     """
-    assert reach > 0.0 and 0 <= n_local <= len(positions) == len(types)
+    assert reach > 0.0 and 0 <= n_local <= len(positions) == len(types) == len(ids)
     positions = np.ascontiguousarray(positions, np.float64)
     types = np.ascontiguousarray(types, np.int32)
+    ids = np.ascontiguousarray(ids, np.int64)
     try:
-        offsets, indices = kernels.build_neighbors(positions, types, n_local, reach, get_threads())
+        offsets, indices = kernels.build_neighbors(positions, types, ids, n_local, reach, get_threads())
     except ValueError as error:
         where = f"atom {error} (local)" if int(str(error)) < n_local else f"atom {error} (ghost)"
         raise RunError("a position is not finite", where=where, remedy="reduce the time step") from None

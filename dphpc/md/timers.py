@@ -1,0 +1,29 @@
+"""Where the time of a run goes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+PHASES = ("force", "neighbor", "halo", "wait", "integrate", "output")
+"""`halo`: packing, sending, adding up; `wait`: for other ranks."""
+
+
+class Timers:
+    """Wall-clock seconds by phase."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(PHASES, 0.0)
+
+    def move(self, seconds: float, source: str, to: str) -> None:
+        """Count time to another phase."""
+        self.seconds[source] -= seconds
+        self.seconds[to] += seconds
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        """Count the time inside to `phase`."""
+        start = time.perf_counter()
+        yield
+        self.seconds[phase] += time.perf_counter() - start

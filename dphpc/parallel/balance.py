@@ -1,0 +1,98 @@
+"""Cut planes that share the work: bricks become smaller where there is more to do.
+
+Planes run through the whole box, so that a brick has one neighbor on each side.  Along one direction the best planes,
+those of the others given, follow from a search for the smallest bottleneck (rectilinear partitioning; Nicol,
+J. Parallel Distrib. Comput. 23, 119 (1994)); the directions take turns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dphpc.parallel.comm import Communicator
+from dphpc.parallel.domain import Domain
+
+BINS = 1024
+"""Places along a direction where a plane may be."""
+
+ROUNDS = 3
+"""How often each direction has its turn."""
+
+BISECTIONS = 30
+
+Floats = NDArray[np.float64]
+
+
+def imbalance(work: float, comm: Communicator) -> float:
+    """How much more work the most loaded rank has than the mean, as a fraction of the mean; collective."""
+    most, mean = comm.allreduce(np.array([work]), "max")[0], comm.allreduce(np.array([work]))[0] / comm.size
+    return float(most / mean - 1.0) if mean > 0.0 else 0.0
+
+
+def balanced(
+    domain: Domain, fractional: Sequence[Floats], work: Floats, thinnest: Sequence[float], comm: Communicator
+) -> Domain:
+    """The domain with planes at which the most loaded brick has as little as possible; collective.
+
+    Parameters
+    ----------
+    fractional
+        Three arrays (n_local,): the coordinates of this rank's atoms.
+    work
+        (n_local,) of each atom, in any unit that all ranks share.
+    thinnest
+        Three fractions of the box that no brick may fall below.
+    """
+    # Atoms beyond an open face count to the outermost place.
+    bins = [np.clip((x * BINS).astype(np.int64), 0, BINS - 1) for x in fractional]
+    for _ in range(ROUNDS):
+        for axis in range(3):
+            if domain.grid[axis] == 1:
+                continue
+            others = [k for k in range(3) if k != axis]
+            shape = [domain.grid[k] for k in others]
+            column = np.ravel_multi_index([domain.place(fractional[k], k) for k in others], shape)
+            size = int(np.prod(shape))
+            found = np.bincount(bins[axis] * size + column, work, BINS * size)
+            # Without atoms NumPy counts in integers.
+            histogram = comm.allreduce(found.astype(np.float64)).reshape(BINS, size)
+            gap = max(1, int(np.ceil(min(thinnest[axis], 0.5 / domain.grid[axis]) * BINS)))
+            planes = best_planes(histogram, domain.grid[axis], gap) / BINS
+            cuts = [planes if k == axis else domain.cuts[k] for k in range(3)]
+            domain = replace(domain, cuts=tuple(cuts))
+    return domain
+
+
+def best_planes(histogram: Floats, n_parts: int, gap: int = 1) -> NDArray[np.int64]:
+    """(n_parts + 1,) bins at which to cut a histogram (n_bins, n_columns) with the smallest bottleneck.
+
+    The bottleneck is the largest sum that a column has between two planes; these stand at least `gap` bins apart.
+    """
+    below = np.concatenate((np.zeros((1, histogram.shape[1])), np.cumsum(histogram, axis=0)))
+    n_bins = len(histogram)
+
+    def planes(limit: float) -> NDArray[np.int64] | None:
+        """Each plane as far on as the limit allows, or None if the last part is over it."""
+        cuts = [0]
+        for part in range(1, n_parts):
+            start = cuts[-1]
+            far = min(np.searchsorted(below[:, c], below[start, c] + limit, "right") - 1 for c in range(below.shape[1]))
+            cuts.append(int(np.clip(far, start + gap, n_bins - gap * (n_parts - part))))
+        worst = np.max(np.diff(below[[*cuts, n_bins]], axis=0))
+        return np.array([*cuts, n_bins]) if worst <= limit else None
+
+    most = float(below[-1].max())
+    low, high, best = most / n_parts, most * 1.001, planes(most * 1.001)
+    for _ in range(BISECTIONS):
+        middle = 0.5 * (low + high)
+        trial = planes(middle)
+        if trial is None:
+            low = middle
+        else:
+            high, best = middle, trial
+    assert best is not None
+    return best

@@ -1,0 +1,102 @@
+"""The same bits on any number of ranks and threads, and through restarts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from ase.build import bulk
+from ase.io import write
+
+from dphpc.md.run import run_md
+from dphpc.parallel.comm import Communicator, Serial
+from dphpc.potential.pair import LennardJones
+
+Config = Callable[..., dict[str, Any]]
+SILICON = Path(__file__).parents[2] / "examples" / "silicon" / "silicon.dp"
+
+THERMOSTATS: dict[str, dict[str, Any]] = {
+    "nve": {"ensemble": "nve", "steps": 24},
+    "nose-hoover": {"ensemble": "nvt", "thermostat": "nose-hoover", "temperature_K": 160, "steps": 24},
+    "bussi": {"ensemble": "nvt", "thermostat": "bussi", "temperature_K": 160, "steps": 24},
+    "langevin": {"ensemble": "nvt", "thermostat": "langevin", "temperature_K": 160, "steps": 24},
+}
+
+
+def atoms_of(restart: str) -> dict[str, np.ndarray]:
+    """Every array of a restart file, and the energy its thermostats took."""
+    with h5py.File(restart) as file:
+        found: dict[str, np.ndarray] = {}
+        file.visititems(lambda name, item: found.update({name: item[:]}) if isinstance(item, h5py.Dataset) else None)
+        return found
+
+
+def outputs_of(folder: Path, n: int) -> list[Any]:
+    """What a run wrote, as bytes and arrays."""
+    files = [folder / f"{name}{n}.{kind}" for name, kind in (("thermo", "csv"), ("traj", "dump"))]
+    return [*(f.read_bytes() for f in files), atoms_of(str(folder / f"restart{n}.h5"))]
+
+
+def equal(a: list[Any], b: list[Any]) -> bool:
+    same = all(np.array_equal(x, b[-1][name]) for name, x in a[-1].items())
+    return same and a[:-1] == b[:-1]
+
+
+@pytest.fixture
+def compared(comm: Communicator, tmp_path: Path) -> Callable[..., None]:
+    """Runs on all ranks and on one, in one piece and in two: all must end the same, and write the same on the way."""
+    folder = Path(comm.bcast(str(tmp_path)))
+
+    def compare(config: dict[str, Any], potential: LennardJones | None = None, **second: Any) -> None:
+        def run(n: int, ranks: Communicator, **changes: Any) -> None:
+            outputs = {
+                "thermo": {"every": 3, "file": str(folder / f"thermo{n}.csv")},
+                "trajectory": {"every": 6, "file": str(folder / f"traj{n}.dump"), "velocities": True, "forces": True},
+                "restart": {"every": 1000, "file": str(folder / f"restart{n}.h5")},
+            }
+            run_md({**config, **outputs, **changes}, comm=ranks, potential=potential)
+
+        begun = [{**config["stages"][0], "steps": 10}]
+        run(0, comm)
+        run(1, comm, stages=begun)
+        if comm.rank == 0:
+            run(2, Serial(), **second)
+            assert equal(outputs_of(folder, 0), outputs_of(folder, 2))
+            go_on = {"structure": str(folder / "restart1.h5"), "replicate": [1, 1, 1]}
+            run(3, Serial(), **second, **go_on)
+            run(4, Serial(), **second, stages=begun)
+        comm.barrier()
+        run(5, comm, structure=str(folder / "restart4.h5"), replicate=[1, 1, 1])
+        for n in (3, 5):
+            whole, later = outputs_of(folder, 0), outputs_of(folder, n)
+            assert equal([whole[-1]], [later[-1]])
+            assert whole[0].splitlines()[-1] == later[0].splitlines()[-1]
+            assert whole[1].endswith(later[1][-1000:])
+
+    return compare
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("name", THERMOSTATS)
+def test_argon_on_ranks(name: str, argon: LennardJones, config: Config, compared: Callable[..., None]) -> None:
+    compared(config(replicate=[9, 2, 2], stages=[THERMOSTATS[name]], velocities={"temperature_K": 160}), argon)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("precision", ["float64", "mixed"])
+def test_silicon_on_ranks_and_threads(
+    precision: str, comm: Communicator, tmp_path: Path, compared: Callable[..., None]
+) -> None:
+    path = Path(comm.bcast(str(tmp_path))) / "si.extxyz"
+    if comm.rank == 0:
+        write(path, bulk("Si", "diamond", a=5.43, cubic=True), parallel=False)
+    comm.barrier()
+    config = {
+        "structure": str(path), "model": str(SILICON), "replicate": [3, 2, 2], "precision": precision, "skin_A": 0.3,
+        "velocities": {"temperature_K": 1500, "seed": 3}, "stages": [{"ensemble": "nve", "steps": 18}], "n_threads": 1,
+    }  # fmt: skip
+    compared(config, n_threads=2)
