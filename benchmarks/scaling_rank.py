@@ -1,0 +1,132 @@
+"""What `scaling.py` starts on every rank: an MD run with each rank's phases and halo, or the network timed.
+
+    mpirun -n 4 python benchmarks/scaling_rank.py md run.json
+    mpirun -n 4 python benchmarks/scaling_rank.py network THREADS
+
+Rank 0 prints one line, `RESULT` and JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from dphpc.core.config import load_config
+from dphpc.md.config import MdConfig
+from dphpc.md.engine import Engine
+from dphpc.md.run import Run
+from dphpc.parallel.comm import NOBODY, Communicator, ends_together, world
+from dphpc.parallel.halo import Halo
+from dphpc.parallel.migrate import migrate
+from dphpc.parallel.placement import Place, Placement, placement
+
+SIZES = tuple(8**k for k in range(1, 8))
+"""Bytes of the messages timed: 8 to 2 M."""
+COUNTED = 200_000
+"""Atoms up to which the ghosts that a brick must have are counted one by one, for which a rank needs all atoms."""
+
+
+def md(path: str, comm: Communicator) -> dict[str, Any]:
+    """A run as the file says: seconds, phases and halo of every rank."""
+    going = Run(load_config(MdConfig, path), comm, None)
+    result, engine = going.go(), going.engine
+    # Ghosts anew at the positions of now, so that what is there and what must be there are of one moment.
+    migrate(engine.state, engine.domain, comm)
+    engine.halo.build_ghosts(engine.state, engine.reach)
+    messages, sent = sent_in_a_refresh(engine.halo)
+    own = {
+        "atoms": engine.state.n_local, "ghosts": engine.state.n_ghost, "messages": messages, "bytes": sent,
+        "least": least_ghosts(engine, comm), "seconds": result.seconds, "phases": result.phases,
+    }  # fmt: skip
+    box = engine.domain.box
+    return {
+        "steps": result.steps, "atoms": result.n_atoms, "rebuilds": result.rebuilds, "box": box.matrix.tolist(),
+        "grid": engine.domain.grid, "reach": engine.reach, "ranks": comm.allgather(own),
+    }  # fmt: skip
+
+
+def sent_in_a_refresh(halo: Halo) -> tuple[int, int]:
+    """Messages and bytes that a rank sends to others to bring their ghosts up to date."""
+    if hasattr(halo, "n_messages"):
+        return halo.n_messages, halo.bytes_sent
+    swaps = [s for s in halo._swaps if s.to not in (NOBODY, halo.comm.rank)]
+    return len(swaps), sum(24 * len(s.send) for s in swaps)
+
+
+def least_ghosts(engine: Engine, comm: Communicator) -> tuple[int, int] | None:
+    """Images of atoms within reach of this rank's brick, all and those of other ranks' atoms; None in large systems."""
+    domain, state = engine.domain, engine.state
+    if not all(domain.box.periodic) or engine.n_atoms > COUNTED:
+        return None
+    counts = []
+    for positions in comm.allgather(state.positions[: state.n_local]):
+        images = np.ones(len(positions), np.int64)
+        fractional = (positions - domain.box.origin) @ domain.box.inverse
+        for axis in range(3):
+            (low, high), width = domain.interval(axis), engine.reach / domain.box.heights[axis]
+            x = fractional[:, axis]
+            # How many integers k bring x + k into [low − width, high + width).
+            images *= (np.ceil(high + width - x) - np.ceil(low - width - x)).astype(np.int64)
+        counts.append(int(images.sum()))
+    others = sum(counts) - counts[comm.rank]
+    return sum(counts) - state.n_local, others
+
+
+def network(threads: str, comm: Communicator) -> dict[str, Any]:
+    """Messages of two ranks to each other at once, a small all-reduce, and how crowded the cores are.
+
+    The two are the first and the one half of all ranks away: on another node where there are several.
+    """
+    places = placement(comm, int(threads))
+    found: dict[str, Any] = {"places": str(places), "crowding": crowding(places)}
+    if comm.size == 1:
+        return found
+    far = comm.size // 2
+    other, seconds = {0: far, far: 0}.get(comm.rank, NOBODY), []
+    for size in SIZES:
+        send, receive = np.zeros(size, np.uint8), np.empty(size, np.uint8)
+        comm.barrier()
+        seconds.append(timed(partial(comm.sendrecv, send, other, receive, other), max(10, min(500, 10**7 // size))))
+    comm.barrier()
+    numbers = np.zeros(3)
+    allreduce = timed(partial(comm.allreduce, numbers, "max"), 200)
+    return found | {"sizes": SIZES, "seconds": seconds, "allreduce": allreduce}
+
+
+def timed(work: Callable[[], object], times: int) -> float:
+    """Median seconds."""
+    taken = []
+    for _ in range(times):
+        start = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken)
+
+
+def crowding(places: Placement) -> float:
+    """Threads for each core where there are most, at least 1."""
+    return max(1.0, *(sum(p.threads for p in node) / _cores(node) for node in places.nodes.values()))
+
+
+def _cores(node: list[Place]) -> int:
+    return min([len(frozenset().union(*(p.cores for p in node))), *(p.quota for p in node if p.quota is not None)])
+
+
+def main() -> None:
+    """One of both, on all ranks."""
+    comm = world()
+    with ends_together(comm):
+        found = {"md": md, "network": network}[sys.argv[1]](sys.argv[2], comm)
+    if comm.rank == 0:
+        print("RESULT", json.dumps(found), flush=True)
+
+
+if __name__ == "__main__":
+    main()
