@@ -4,18 +4,34 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from dphpc.core.errors import DataError
+from dphpc.core.errors import DataError, RunError
+from dphpc.md.engine import Engine
 from dphpc.md.observables import COLUMNS, Thermo
 
 _TABLE = (
     ("step", 10), ("time/ps", 11), ("T/K", 9), ("E_pot/eV", 16), ("E_kin/eV", 13), ("E_total/eV", 16),
     ("conserved/eV", 16), ("P/bar", 11), ("atom-steps/s", 12), ("left", 9),
 )  # fmt: skip
+
+
+@contextmanager
+def writing(path: str, engine: Engine) -> Iterator[None]:
+    """Name the file, and the restart to go on from, where the system refuses to write inside."""
+    try:
+        yield
+    except OSError as error:
+        last = f"; the last good restart is {engine.last_restart}" if engine.last_restart else ""
+        raise RunError(
+            f"the output cannot be written: {error.strerror or error}",
+            where=f"{path}, step {engine.step}", remedy=f"check space and permissions{last}",
+        ) from None  # fmt: skip
 
 
 class ThermoFile:

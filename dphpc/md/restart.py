@@ -1,13 +1,12 @@
 """Restart files: everything to take a run up again, on any number of ranks.
 
-HDF5 with the atoms sorted by id, written under a temporary name, forced to disk and renamed, so that
-the file under its own name is always complete.
+HDF5 with the atoms sorted by id; how it survives crashes is told in `md/sealed.py`.
 """
 
 from __future__ import annotations
 
 import json
-import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,11 +22,12 @@ from dphpc.md.config import Stage
 from dphpc.md.engine import Engine
 from dphpc.md.gather import collect
 from dphpc.md.integrators import Saved
+from dphpc.md.sealed import Draft, damage_of, last_good, previous_of
 from dphpc.md.structures import ROWS, Source
 from dphpc.parallel.comm import agree
 
 FORMAT = "dphpc restart"
-VERSION = 1
+VERSION = 2
 
 
 @dataclass
@@ -78,54 +78,78 @@ class Checkpoint:
 
 
 def write_restart(
-    path: str, engine: Engine, checkpoint: Checkpoint, type_map: list[str], masses: NDArray[np.float64]
+    path: str,
+    engine: Engine,
+    checkpoint: Checkpoint,
+    type_map: list[str],
+    masses: NDArray[np.float64],
+    resumed: bool = False,
 ) -> None:
-    """Write a restart file; collective.
+    """Write a restart file and keep the one before; collective.
+
+    Parameters
+    ----------
+    resumed
+        The run was itself taken up from a restart file, so that one at `path` may be of it.
 
     Raises
     ------
     RunError
-        The file cannot be written; an older one stays as it was.
+        The file cannot be written; the older ones stay as they were.
     """
     state, comm, n = engine.state, engine.comm, engine.state.n_local
     fields = {f.name: getattr(state, f.name)[:n] for f in RESTARTED if f.name != "ids"}
     fields["positions"], fields["images"] = state.wrapped()
-    counts = comm.allreduce(np.bincount(state.types[:n], minlength=len(type_map)))
-    present = [name for name, count in zip(type_map, counts, strict=True) if count]
-    partial = Path(path).with_name(f".{Path(path).name}.part")
-    file: h5py.File | None = None
+    meta = {**asdict(checkpoint), **_species(engine, type_map, masses)}
+    target, first = Path(path), engine.last_restart is None
+    draft: Draft | None = None
     error: Exception | None = None
-    try:
-        if comm.rank == 0:
-            known = {name: float(m) for name, m in zip(type_map, masses, strict=True) if np.isfinite(m)}
-            meta = {**asdict(checkpoint), "species": type_map, "present": present, "masses": known}
-            file = _create(partial, engine, meta)
-    except OSError as caught:
-        error = caught
-    agree(comm, _cannot_write(path, error))
     done = 0
 
-    def write(part: dict[str, NDArray]) -> None:
+    def attempt(work: Callable[[], None]) -> None:
+        nonlocal error
+        if error is None and comm.rank == 0:
+            try:
+                work()
+            except (OSError, RuntimeError) as caught:
+                error = caught
+
+    def begin() -> None:
+        nonlocal draft
+        draft = Draft(target)
+        _fill(draft.file, engine, meta)
+
+    def add(part: dict[str, NDArray]) -> None:
         nonlocal done
-        assert file is not None
+        assert draft is not None
         last = done + len(part["ids"])
         for name, rows in part.items():
-            file["atoms"][name][done:last] = rows
+            draft.file["atoms"][name][done:last] = rows
         done = last
 
-    try:
-        collect(state.ids[:n], fields, comm, write)
-        if file is not None:
-            file.close()
-            _commit(partial, Path(path))
-    except OSError as caught:
-        error = caught
-    finally:
-        if file is not None:
-            file.close()
-            partial.unlink(missing_ok=True)
+    def commit() -> None:
+        assert draft is not None
+        # A file that this run did not write is another run's, or the damaged one that it did not start from.
+        draft.commit(keep=not first or (resumed and damage_of(target) is None))
+        if first and not resumed:
+            previous_of(target).unlink(missing_ok=True)
+
+    attempt(begin)
+    collect(state.ids[:n], fields, comm, lambda part: attempt(lambda: add(part)))
+    attempt(commit)
+    if draft is not None:
+        draft.discard()
     agree(comm, _cannot_write(path, error))
     engine.last_restart = f"{path} (step {engine.step})"
+
+
+def _species(engine: Engine, type_map: list[str], masses: NDArray[np.float64]) -> dict[str, Any]:
+    """Names that types count, those of which there are atoms, and masses by name; collective."""
+    types = engine.state.types[: engine.state.n_local]
+    counts = engine.comm.allreduce(np.bincount(types, minlength=len(type_map)))
+    present = [name for name, count in zip(type_map, counts, strict=True) if count]
+    known = {name: float(m) for name, m in zip(type_map, masses, strict=True) if np.isfinite(m)}
+    return {"species": type_map, "present": present, "masses": known}
 
 
 def _cannot_write(path: str, error: Exception | None) -> RunError | None:
@@ -134,9 +158,8 @@ def _cannot_write(path: str, error: Exception | None) -> RunError | None:
     return RunError(f"the restart file cannot be written: {error}", where=path, remedy="check space and permissions")
 
 
-def _create(path: Path, engine: Engine, meta: dict[str, Any]) -> h5py.File:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = h5py.File(path, "w")
+def _fill(file: h5py.File, engine: Engine, meta: dict[str, Any]) -> None:
+    """All but the atoms, for which room is made."""
     saved = meta.pop("integrator")
     meta["periodic"] = list(engine.state.box.periodic)
     file.attrs["format"], file.attrs["version"] = FORMAT, VERSION
@@ -148,22 +171,6 @@ def _create(path: Path, engine: Engine, meta: dict[str, Any]) -> h5py.File:
     for f in RESTARTED:
         data = atoms.create_dataset(f.name, (engine.n_atoms, *f.shape), f.dtype)
         data.attrs["unit"] = f.unit
-    return file
-
-
-def _commit(partial: Path, path: Path) -> None:
-    """Force the file to disk, give it its name, and force that to disk too."""
-    _sync(partial)
-    os.replace(partial, path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def is_restart(path: str) -> bool:
@@ -171,41 +178,31 @@ def is_restart(path: str) -> bool:
     return path.lower().endswith((".h5", ".hdf5", ".restart"))
 
 
-def read_restart(path: str) -> tuple[Source, Checkpoint]:
-    """The atoms (read piece by piece) and the place of the run.
+def read_restart(path: str) -> tuple[Source, Checkpoint, str | None]:
+    """The atoms (read piece by piece), the place of the run, and a warning where the file before `path` was taken.
 
     Raises
     ------
     DataError
-        The file is damaged, too new, or no restart file.
+        The file and the one before it are damaged or missing, or it is too new.
     """
-    try:
-        with h5py.File(path, "r") as file:
-            if file.attrs.get("format") != FORMAT:
-                raise DataError("this HDF5 file is no restart file of dphpc", where=path)
-            if file.attrs["version"] > VERSION:
-                raise DataError(
-                    f"the restart file has version {file.attrs['version']}", where=path, expected=f"at most {VERSION}"
-                )
-            meta = json.loads(file.attrs["run"])
-            box = Box(file["box"][:], tuple(meta.pop("periodic")), file["origin"][:])
-            saved = {name: data[:] for name, data in file.get("integrator", {}).items()}
-            atoms = file["atoms"]
-            n_atoms = len(atoms["ids"])
-            for f in RESTARTED:
-                if atoms[f.name].shape != (n_atoms, *f.shape):
-                    raise DataError(f"field '{f.name}' has shape {atoms[f.name].shape}", where=path)
-            max_id = int(atoms["ids"][-1])
-    except (OSError, KeyError, ValueError, IndexError) as error:
-        raise DataError(f"the restart file is damaged: {error}", where=path, remedy="take an older one") from None
+    path, warning = last_good(path)
+    with h5py.File(path, "r") as file:
+        if file.attrs["version"] > VERSION:
+            raise DataError(
+                f"the restart file has version {file.attrs['version']}", where=path, expected=f"at most {VERSION}"
+            )
+        meta = json.loads(file.attrs["run"])
+        box = Box(file["box"][:], tuple(meta.pop("periodic")), file["origin"][:])
+        saved = {name: data[:] for name, data in file.get("integrator", {}).items()}
+        n_atoms, max_id = len(file["atoms/ids"]), int(file["atoms/ids"][-1])
     species, present, masses = meta.pop("species"), meta.pop("present"), meta.pop("masses")
-    bath = meta["bath"] if isinstance(meta["bath"], list) else [meta["bath"], 0.0]  # one number up to 0.1
-    checkpoint = Checkpoint(**{**meta, "clock": tuple(meta["clock"]), "bath": bath}, integrator=saved)
+    checkpoint = Checkpoint(**{**meta, "clock": tuple(meta["clock"])}, integrator=saved)
 
     def read(first: int, last: int) -> NDArray:
         return _read_rows(path, first, last)
 
-    return Source(box, species, present, n_atoms, max_id, masses, True, read), checkpoint
+    return Source(box, species, present, n_atoms, max_id, masses, True, read), checkpoint, warning
 
 
 def _read_rows(path: str, first: int, last: int) -> NDArray:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from dphpc import __version__
 from dphpc.core.box import Box
 from dphpc.core.config import load_config, parse_config
-from dphpc.core.errors import InputError
+from dphpc.core.errors import InputError, RunError
 from dphpc.core.exact_sum import no_sum
 from dphpc.core.signals import stop_signals
 from dphpc.core.units import FS
@@ -24,9 +24,10 @@ from dphpc.md.engine import Engine
 from dphpc.md.integrators import Integrator, VelocityVerlet
 from dphpc.md.memory import estimate, refuse_if_too_large
 from dphpc.md.observables import Thermo, bath_energy, degrees_of_freedom, measure
-from dphpc.md.output import Screen, ThermoFile
+from dphpc.md.output import Screen, ThermoFile, writing
 from dphpc.md.restart import Checkpoint, is_restart, read_restart, write_restart
 from dphpc.md.result import MDResult, columns_of
+from dphpc.md.sealed import previous_of
 from dphpc.md.structures import Source, deal, masses_of, on_grid, read_structure, replicated, require_file
 from dphpc.md.thermostats import Bussi, Langevin, NoseHoover
 from dphpc.md.trajectory import FrameWriter, open_trajectory, write_frame
@@ -77,7 +78,8 @@ def _parse(config: str | Path | Mapping[str, Any], has_potential: bool) -> MdCon
         raise InputError("'model' is missing", where="run file", remedy="add model: FILE.dp")
     if settings.model is not None and not has_potential:
         require_file(settings.model, "model")
-    require_file(settings.structure, "structure")
+    if not (is_restart(settings.structure) and previous_of(Path(settings.structure)).is_file()):
+        require_file(settings.structure, "structure")
     if is_restart(settings.structure) and max(settings.replicate) > 1:
         raise InputError("a restart cannot be replicated", where="key 'replicate'", remedy="remove it")
     return settings
@@ -92,6 +94,7 @@ class _Start:
     masses: NDArray[np.float64]
     has_velocities: bool
     checkpoint: Checkpoint | None
+    warning: str | None
 
 
 class Run:
@@ -109,7 +112,7 @@ class Run:
         box = replicated(start.box, settings.replicate)
         n_atoms = start.n_atoms * int(np.prod(settings.replicate))
         domain = Domain.even(box, comm.size, comm.rank)
-        self._describe(n_atoms, domain)
+        self._describe(n_atoms, domain, start.warning)
         state = deal(source, settings.replicate, start.box, domain, comm)
         dt = settings.timestep_fs * FS
         self.engine = Engine(
@@ -131,21 +134,21 @@ class Run:
         s, source, start = self.settings, None, None
         with together(self.comm):
             if self.comm.rank == 0:
-                checkpoint = None
+                checkpoint, warning = None, None
                 if is_restart(s.structure):
-                    source, checkpoint = read_restart(s.structure)
+                    source, checkpoint, warning = read_restart(s.structure)
                 else:
                     source = read_structure(s.structure, s.type_map, s.periodic)
                 type_map = self.potential.type_map
                 source = source.with_types_of(type_map, s.structure)
                 masses = masses_of(type_map, s.masses, source.masses, source.present)
                 box = on_grid(source.box, s.replicate) if s.deterministic else source.box
-                start = _Start(box, source.n_atoms, masses, source.has_velocities, checkpoint)
+                start = _Start(box, source.n_atoms, masses, source.has_velocities, checkpoint, warning)
         start = self.comm.bcast(start)
         assert start is not None
         return source, start
 
-    def _describe(self, n_atoms: int, domain: Domain) -> None:
+    def _describe(self, n_atoms: int, domain: Domain, warning: str | None) -> None:
         """The run's header; refuses a run that does not fit into memory."""
         s, comm, say = self.settings, self.comm, self.screen.say
         reach = self.potential.cutoff + s.skin_A
@@ -161,7 +164,7 @@ class Run:
             f"model:     {s.model or type(self.potential).__name__} ({', '.join(self.potential.type_map)}), "
             f"{s.precision}, cutoff {self.potential.cutoff:g} + skin {s.skin_A:g} Å",
             f"memory:    {needed}",
-            *(f"warning:   {text}" for text in [places.warning()] if text),
+            *(f"warning:   {text}" for text in (places.warning(), warning) if text),
         )
         with together(comm):
             if not s.ignore_memory_limit:
@@ -171,6 +174,7 @@ class Run:
         """Where in the stages to begin."""
         s, engine, old = self.settings, self.engine, self.checkpoint
         self.stage, self.stage_step, self.bath = 0, 0, no_sum()
+        self.saved_at: int | None = None
         self.saved: dict[str, NDArray] = {}
         if old is not None:
             step0, time0, dt = old.clock
@@ -220,7 +224,7 @@ class Run:
         with stop_signals(self._ask):
             self._write(integrator, first=True)
             integrator = self._steps(integrator)
-            if s.restart and engine.step % s.restart.every:
+            if s.restart and self.saved_at != engine.step:
                 self._write_restart(integrator)
             return self._finish(time.perf_counter() - started)
 
@@ -273,12 +277,23 @@ class Run:
                 self.rows.append(thermo)
                 self.screen.row(thermo)
                 with together(self.comm):
-                    if self.thermo_file and (not first or self.fresh["thermo"]):
-                        self.thermo_file.write(thermo)
+                    if self.thermo_file and s.thermo.file and (not first or self.fresh["thermo"]):
+                        with writing(s.thermo.file, engine):
+                            self.thermo_file.write(thermo)
             if "trajectory" in now and s.trajectory and (not first or self.fresh["trajectory"]):
                 write_frame(self.trajectory, engine, s.trajectory, thermo.potential_eV)
             if "restart" in now:
-                self._write_restart(integrator)
+                self._try_restart(integrator)
+
+    def _try_restart(self, integrator: Integrator) -> None:
+        """A restart file in mid-run: hours of a run outweigh a disk that is full for a while."""
+        try:
+            self._write_restart(integrator)
+        except RunError as error:
+            last = self.engine.last_restart
+            if last is None:  # not for a while: the run file asks for what cannot be
+                raise
+            self.screen.say(f"warning:   {error.what}; the run goes on, the last good restart is {last}")
 
     def _write_restart(self, integrator: Integrator) -> None:
         s, engine = self.settings, self.engine
@@ -294,7 +309,9 @@ class Run:
         stages = [stage.model_dump() for stage in s.stages]
         clock = (*engine.clock, engine.timestep)
         checkpoint = Checkpoint(engine.step, clock, stages, *place, bath.tolist(), files, integrator.save())
-        write_restart(s.restart.file, engine, checkpoint, self.potential.type_map, self.masses)
+        resumed = self.checkpoint is not None
+        write_restart(s.restart.file, engine, checkpoint, self.potential.type_map, self.masses, resumed)
+        self.saved_at = engine.step
 
     def _finish(self, seconds: float) -> MDResult:
         s, engine = self.settings, self.engine

@@ -18,6 +18,8 @@ from dphpc.core.box import Box
 from dphpc.md.config import Trajectory
 from dphpc.md.engine import Engine
 from dphpc.md.gather import collect
+from dphpc.md.output import writing
+from dphpc.parallel.comm import together
 
 Part = dict[str, NDArray]
 
@@ -75,14 +77,17 @@ def write_frame(writer: FrameWriter | None, engine: Engine, settings: Trajectory
     def add(part: Part) -> None:
         nonlocal begun
         assert writer is not None
-        if not begun:
-            writer.begin(Frame(engine.step, engine.time, state.box, engine.n_atoms, energy))
-            begun = True
-        writer.add(part)
+        with writing(settings.file, engine):
+            if not begun:
+                writer.begin(Frame(engine.step, engine.time, state.box, engine.n_atoms, energy))
+                begun = True
+            writer.add(part)
 
     collect(state.ids[:n], fields, engine.comm, add)
-    if writer is not None:
-        writer.end()
+    with together(engine.comm):
+        if writer is not None:
+            with writing(settings.file, engine):
+                writer.end()
 
 
 def open_trajectory(

@@ -1,0 +1,233 @@
+"""Restarts of whole runs that are killed, whose files are damaged, whose disk is full."""
+
+import json
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dphpc.core.errors import DataError, RunError
+from dphpc.md.restart import read_restart
+from dphpc.md.run import run_md
+from dphpc.md.sealed import damage_of, previous_of
+from dphpc.parallel.comm import Communicator
+from dphpc.potential.contract import Outputs
+from dphpc.potential.pair import LennardJones
+
+Make = Callable[..., dict[str, Any]]
+
+PROGRAM = """
+import json, sys
+from dphpc.md.run import run_md
+from dphpc.potential.pair import LennardJones
+run_md(json.load(open(sys.argv[1])), potential=LennardJones(["Ar"], cutoff=6.5, cutoff_smooth=5.0))
+"""
+
+
+def rows_of(path: Path) -> np.ndarray:
+    """The lines of a thermo file that are complete."""
+    lines = path.read_text().splitlines(keepends=True)[1:]
+    return np.array([line.split(",") for line in lines if line.endswith("\n")], float)
+
+
+def step_of(path: Path) -> int:
+    return read_restart(str(path))[1].step
+
+
+def outputs(folder: Path, every: int = 1) -> dict[str, Any]:
+    return {
+        "thermo": {"every": every, "file": str(folder / "part.csv")},
+        "trajectory": {"every": every, "file": str(folder / "part.extxyz")},
+        "restart": {"every": every, "file": str(folder / "r.h5")},
+    }
+
+
+def frames_of(path: Path) -> list[int]:
+    return [int(line.split("Step=")[1].split()[0]) for line in path.read_text().splitlines() if "Step=" in line]
+
+
+def test_a_chain_of_runs_killed_at_any_moment(config: Make, argon: LennardJones, tmp_path: Path) -> None:
+    rng, every = random.Random(1), 3
+    run = config(stages=[{"ensemble": "nve", "steps": 10**6}], **outputs(tmp_path, every))
+    file, thermo = tmp_path / "r.h5", tmp_path / "part.csv"
+    reached = [0]
+    for _ in range(5):
+        (tmp_path / "run.json").write_text(json.dumps(run))
+        command = [sys.executable, "-c", PROGRAM, str(tmp_path / "run.json")]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+            started = time.monotonic()
+            while process.poll() is None and (not previous_of(file).exists() or step_of(file) <= reached[-1]):
+                assert time.monotonic() - started < 120
+                time.sleep(0.02)
+            time.sleep(rng.uniform(0.0, 0.1))
+            process.kill()
+            assert process.wait() == -signal.SIGKILL, process.communicate()
+        source, checkpoint, warning = read_restart(str(file))
+        assert warning is None
+        assert np.isfinite(source.read(0, 48)["positions"]).all()
+        assert 0 <= rows_of(thermo)[-1, 0] - checkpoint.step <= every
+        # Both are one file where it was killed between keeping the old one and naming the new one.
+        assert checkpoint.step - step_of(previous_of(file)) in (0, every)
+        reached.append(checkpoint.step)
+        run |= {"structure": str(file)}
+        run.pop("replicate", None)
+    run["stages"] = [{"ensemble": "nve", "steps": reached[-1] + every}]
+    run_md(run, potential=argon)
+    whole = {"thermo": {"every": every, "file": str(tmp_path / "whole.csv")}, "stages": run["stages"]}
+    run_md(config(**whole), potential=argon)
+    part = rows_of(thermo)
+    assert part[:, 0].tolist() == list(range(0, reached[-1] + every + 1, every))
+    assert frames_of(tmp_path / "part.extxyz") == part[:, 0].tolist()
+    # The restarts sort atoms anew: rounding, which the dynamics lets grow.
+    np.testing.assert_allclose(part[:60], rows_of(tmp_path / "whole.csv")[:60], rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.mpi
+def test_a_damaged_or_missing_restart_gives_way_to_the_one_before(
+    comm: Communicator, config: Make, argon: LennardJones, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(config()["structure"]).parent
+    file, kept = folder / "r.h5", previous_of(folder / "r.h5")
+    stages = [{"ensemble": "nvt", "thermostat": "langevin", "temperature_K": 60, "steps": 20}]
+    run_md(config(stages=stages, **outputs(folder, 5)), comm=comm, potential=argon)
+    whole = rows_of(folder / "part.csv")
+    again = config(structure=str(file), replicate=None, stages=stages, **outputs(folder, 5))
+    for damage in ("flipped", "missing"):
+        if comm.rank == 0:
+            assert step_of(kept) == 15
+            content = bytearray(file.read_bytes())
+            content[3000] ^= 1
+            file.write_bytes(content)
+            if damage == "missing":
+                file.unlink()
+        comm.barrier()
+        capsys.readouterr()
+        result = run_md(again, comm=comm, potential=argon)
+        assert result.steps == 5
+        out = capsys.readouterr().out
+        assert (f"warning:   {file} cannot be used" in out) == (comm.rank == 0)
+        assert (f"going on from the one before it, {kept}" in out) == (comm.rank == 0)
+        if comm.rank == 0:
+            np.testing.assert_allclose(rows_of(folder / "part.csv"), whole, rtol=1e-9, atol=1e-9)
+            assert frames_of(folder / "part.extxyz") == [0, 5, 10, 15, 20]
+            # The damaged one has not taken the place of the good one before it.
+            assert (step_of(file), step_of(kept)) == (20, 15)
+        comm.barrier()
+    if comm.rank == 0:
+        for path in (file, kept):
+            path.write_bytes(path.read_bytes()[:-100])
+    comm.barrier()
+    with pytest.raises(DataError, match=r"(?s)neither.*damaged.*nor.*damaged") as caught:
+        run_md(again, comm=comm, potential=argon)
+    assert caught.value.speaks == (comm.rank == 0)
+
+
+@pytest.mark.mpi
+def test_a_new_run_does_not_keep_another_ones_restart(comm: Communicator, config: Make, argon: LennardJones) -> None:
+    folder = Path(config()["structure"]).parent
+    file, kept = folder / "r.h5", previous_of(folder / "r.h5")
+    run_md(config(**outputs(folder, 5)), comm=comm, potential=argon)
+    assert kept.exists()
+    comm.barrier()
+    run_md(config(stages=[{"ensemble": "nve", "steps": 5}], **outputs(folder, 5)), comm=comm, potential=argon)
+    assert damage_of(file) is None
+    assert not kept.exists()
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """No file of this process grows beyond 12 kB, less than a restart of 48 atoms takes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+class DiskFull:
+    """A potential between two of whose calls the disk is full."""
+
+    def __init__(self, inner: LennardJones, first: int, last: int) -> None:
+        self.inner, self.cutoff, self.type_map = inner, inner.cutoff, inner.type_map
+        self.first, self.last, self.calls = first, last, 0
+        self.context = full_disk()
+
+    def memory_per_atom(self) -> float:
+        return 0.0
+
+    def compute(self, state: Any, neighbors: Any, halo: Any, outputs: Outputs) -> None:
+        self.calls += 1
+        if self.calls == self.first:
+            self.context.__enter__()
+        if self.calls == self.last:
+            self.context.__exit__(None, None, None)
+        self.inner.compute(state, neighbors, halo, outputs)
+
+
+@pytest.mark.mpi
+def test_a_disk_that_is_full_for_a_while_costs_one_restart(
+    comm: Communicator, config: Make, argon: LennardJones, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(config()["structure"]).parent
+    file = folder / "r.h5"
+    run = config(thermo={"every": 5, "file": None}, restart={"every": 5, "file": str(file)})
+    capsys.readouterr()
+    # Call 1 is step 0: the disk is full at step 10.
+    result = run_md(run, comm=comm, potential=DiskFull(argon, 8, 14))
+    assert result.steps == 20
+    message = f"written: [Errno 27] File too large; the run goes on, the last good restart is {file} (step 5)"
+    assert (message in capsys.readouterr().out) == (comm.rank == 0)
+    assert (step_of(file), step_of(previous_of(file))) == (20, 15)
+    assert sorted(p.name for p in folder.iterdir() if "r." in p.name) == ["ar.extxyz", "r.h5", "r.previous.h5"]
+
+
+@pytest.mark.mpi
+def test_a_disk_that_stays_full_leaves_the_good_restarts(comm: Communicator, config: Make, argon: LennardJones) -> None:
+    folder = Path(config()["structure"]).parent
+    file = folder / "r.h5"
+    run = config(thermo={"every": 5, "file": None}, restart={"every": 5, "file": str(file)})
+    full = DiskFull(argon, 13, 10**6)
+    try:
+        with pytest.raises(RunError, match=r"(?s)restart file cannot be written.*too large.*check space"):
+            run_md(run, comm=comm, potential=full)
+        assert (step_of(file), step_of(previous_of(file))) == (10, 5)
+        comm.barrier()
+        # What cannot be written from the first is a mistake in the run file, and no reason to go on.
+        elsewhere = {**run, "restart": {"every": 5, "file": str(folder / "s.h5")}}
+        with pytest.raises(RunError, match=r"(?s)restart file cannot be written"):
+            run_md(elsewhere, comm=comm, potential=argon)
+        assert not (folder / "s.h5").exists()
+        assert not (folder / ".s.h5.part").exists()
+    finally:
+        full.context.__exit__(None, None, None)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("what", ["thermo", "trajectory"])
+def test_an_output_that_cannot_be_written_names_file_and_restart(
+    comm: Communicator, config: Make, argon: LennardJones, what: str
+) -> None:
+    folder = Path(config()["structure"]).parent
+    run = config(**outputs(folder, 1), stages=[{"ensemble": "nve", "steps": 200}])
+    run["restart"]["every"] = 3
+    run["trajectory" if what == "thermo" else "thermo"] = {"every": 1000, "file": str(folder / "other.extxyz")}
+    full = DiskFull(argon, 5, 10**6)
+    try:
+        with pytest.raises(RunError, match=rf"(?s)output cannot be written.*{run[what]['file']}.*\(step 3\)") as caught:
+            run_md(run, comm=comm, potential=full)
+        assert caught.value.speaks == (comm.rank == 0) or comm.size == 1
+    finally:
+        full.context.__exit__(None, None, None)
+    assert step_of(folder / "r.h5") == 3
+    shutil.copy(folder / "r.h5", folder / f"copy{comm.rank}.h5")  # HDF5 is well enough to read on
