@@ -14,10 +14,13 @@ from dphpc.cli.app import command
 def md(input: Annotated[Path, typer.Argument(metavar="RUN", help="Run file, YAML or JSON.")]) -> None:
     """Molecular dynamics; on several ranks as `mpirun -n N dphpc md run.yaml`.
 
-    SIGINT, SIGTERM and SIGUSR1 end a run after the present step with a restart file; status 128 + signal.
+    SIGINT, SIGTERM and SIGUSR1 end a run after the present step with a restart file; status 128 + signal. A run that
+    ends because the deviation is above 'stop_above' has status 3.
     """
     from dphpc.md.run import run_md
 
     result = run_md(input)
     if result.stopped_by:
         raise typer.Exit(128 + result.stopped_by)  # what follows in a script must not take this for the whole run
+    if result.stopped_above is not None:
+        raise typer.Exit(3)

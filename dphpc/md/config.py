@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     BeforeValidator,
     Field,
+    NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -141,6 +142,33 @@ class Restart(Config):
     file: str = "restart.h5"
 
 
+class Deviation(Config):
+    """How far other models disagree with the run's own, which is the first of the committee."""
+
+    models: Annotated[list[str], Field(min_length=1)]
+    """The models beside `model`."""
+    every: PositiveInt = 10
+    file: str = "model_devi.out"
+    stop_above: PositiveFloat | None = None
+    """eV/Å: the run ends where the largest deviation of a force is above."""
+    mark_above: NonNegativeFloat | None = None
+    """eV/Å: frames whose largest deviation is above go to `candidates`."""
+    mark_below: PositiveFloat | None = None
+    """eV/Å: unless it is not below this."""
+    candidates: str = "candidates.extxyz"
+
+    @model_validator(mode="after")
+    def _check(self) -> Deviation:
+        if self.mark_below is not None and (self.mark_above is None or self.mark_above >= self.mark_below):
+            raise ValueError("'mark_below' is the upper end of what 'mark_above' begins: give that, and less")
+        return self
+
+    @property
+    def files(self) -> list[str]:
+        """What it writes."""
+        return [self.file] + [self.candidates] * (self.mark_above is not None)
+
+
 class ModelInputs(Config):
     """What the model takes beside the positions."""
 
@@ -172,6 +200,7 @@ class MdConfig(Config):
     thermo: Thermo = Field(default_factory=Thermo)
     trajectory: Trajectory | None = None
     restart: Restart | None = None
+    deviation: Deviation | None = None
     deterministic: bool = True
     """The same bits on any number of ranks and threads, and through restarts."""
     balance: bool = True
@@ -193,9 +222,14 @@ class MdConfig(Config):
     @model_validator(mode="after")
     def _files_differ(self) -> MdConfig:
         outputs = [o.file for o in (self.thermo, self.trajectory, self.restart) if o is not None and o.file]
+        committee = [name for name in (self.model, *(self.deviation.models if self.deviation else [])) if name]
+        for name in committee:
+            if committee.count(name) > 1:
+                raise ValueError(f"'{name}' is in the committee twice: 'deviation' names the models beside 'model'")
+        outputs += self.deviation.files if self.deviation else []
         for name in outputs:
             if outputs.count(name) > 1:
                 raise ValueError(f"two outputs would write to '{name}'")
-            if name == self.model or (name == self.structure and name != (self.restart and self.restart.file)):
+            if name in committee or (name == self.structure and name != (self.restart and self.restart.file)):
                 raise ValueError(f"an output would overwrite the input '{name}'")
         return self

@@ -132,6 +132,12 @@ class Engine:
         step, time = self.clock
         return time + (self.step - step) * self.timestep
 
+    @property
+    def neighbors(self) -> Neighbors:
+        """The list of the last `update_forces`."""
+        assert self._neighbors is not None
+        return self._neighbors
+
     # The moves that integrators are made of.
 
     def kick(self, dt: float) -> None:

@@ -42,20 +42,24 @@ class Estimate:
         )
 
 
-def estimate(n_atoms: int, domain: Domain, potential: Potential, reach: float, comm: Communicator) -> Estimate:
+def estimate(
+    n_atoms: int, domain: Domain, potential: Potential, reach: float, comm: Communicator, more: float = 0.0
+) -> Estimate:
     """What the run will take, for a uniform density; collective.
 
     Parameters
     ----------
     reach
         Å, of the neighbor list.
+    more
+        Bytes for each local atom that are needed beside.
     """
     neighbors = min(4.0 / 3.0 * np.pi * reach**3 * n_atoms / domain.box.volume, 1e5)
     ghosts = domain.ghost_ratio(reach)
     state = sum(np.dtype(f.dtype).itemsize * int(np.prod(f.shape)) for f in FIELDS) * 9 / 8
     per_atom = (
         (1.0 + ghosts) * (state + SEARCH_BYTES) + ghosts * GHOST_BYTES
-        + WORK_BYTES + 8 + 4 * neighbors + potential.memory_per_atom()
+        + WORK_BYTES + 8 + 4 * neighbors + potential.memory_per_atom() + more
     )  # fmt: skip
     ranks_on_node = int(comm.allreduce(np.array([comm.node_size]), "max")[0])
     available = float(comm.allreduce(np.array([memory_available()]), "min")[0])

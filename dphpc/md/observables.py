@@ -37,11 +37,12 @@ class Thermo:
     volume_A3: float
 
     def csv(self) -> str:
-        """The values so that reading gives them back to the last bit."""
-        return ",".join(repr(value) for value in astuple(self))
+        """A line of the values, so that reading gives them back to the last bit."""
+        return ",".join(repr(value) for value in astuple(self)) + "\n"
 
 
 COLUMNS = tuple(Thermo.__dataclass_fields__)
+HEADER = ",".join(COLUMNS) + "\n"
 
 
 def degrees_of_freedom(n_atoms: int, frozen: int) -> int:

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from dphpc.core.errors import DataError, RunError
 from dphpc.md.engine import Engine
-from dphpc.md.observables import COLUMNS, Thermo
+from dphpc.md.observables import Thermo
 
 _TABLE = (
     ("step", 10), ("time/ps", 11), ("T/K", 9), ("E_pot/eV", 16), ("E_kin/eV", 13), ("E_total/eV", 16),
@@ -34,25 +34,24 @@ def writing(path: str, engine: Engine) -> Iterator[None]:
         ) from None  # fmt: skip
 
 
-class ThermoFile:
-    """The CSV file; `resume_at` bytes of an old one are kept, None begins anew."""
+class TableFile:
+    """Lines under a header; `resume_at` bytes of an old file are kept, None begins anew."""
 
-    def __init__(self, path: str, resume_at: int | None) -> None:
+    def __init__(self, path: str, header: str, resume_at: int | None) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        header = ",".join(COLUMNS) + "\n"
         if resume_at is None:
             self._file = open(path, "w+", encoding="ascii", newline="")  # noqa: SIM115 (lives as long as the run)
             self._file.write(header)
             return
         self._file = open(path, "r+", encoding="ascii", newline="")  # noqa: SIM115
         if self._file.readline() != header:
-            raise DataError("the file to go on with has another header", where=path, remedy="name another thermo file")
+            raise DataError("the file to go on with has another header", where=path, remedy="name another file")
         self._file.truncate(resume_at)
         self._file.seek(resume_at)
 
-    def write(self, thermo: Thermo) -> None:
-        """A line, brought to disk at once."""
-        self._file.write(thermo.csv() + "\n")
+    def write(self, line: str) -> None:
+        """A line with its end, brought to disk at once."""
+        self._file.write(line)
         self._file.flush()
 
     def position(self) -> int:

@@ -25,6 +25,8 @@ class MDResult:
         Wall-clock seconds of the steps, and by phase in `phases`.
     stopped_by
         Number of the signal that ended the run before its last step, or 0.
+    stopped_above
+        eV/Å: the committee's largest force deviation, where that ended the run before its last step.
     """
 
     n_atoms: int
@@ -38,6 +40,7 @@ class MDResult:
     files: dict[str, str] = field(default_factory=dict)
     thermo: dict[str, NDArray] = field(default_factory=dict)
     stopped_by: int = 0
+    stopped_above: float | None = None
 
     @property
     def atom_steps_per_second(self) -> float:

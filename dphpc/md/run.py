@@ -20,11 +20,12 @@ from dphpc.core.exact_sum import no_sum
 from dphpc.core.signals import stop_signals
 from dphpc.core.units import FS
 from dphpc.md.config import MdConfig, Stage
+from dphpc.md.deviation import DeviationMonitor
 from dphpc.md.engine import Engine
 from dphpc.md.integrators import Integrator, VelocityVerlet
 from dphpc.md.memory import estimate, refuse_if_too_large
-from dphpc.md.observables import Thermo, bath_energy, degrees_of_freedom, measure
-from dphpc.md.output import Screen, ThermoFile, writing
+from dphpc.md.observables import HEADER, Thermo, bath_energy, degrees_of_freedom, measure
+from dphpc.md.output import Screen, TableFile, writing
 from dphpc.md.restart import Checkpoint, is_restart, read_restart, write_restart
 from dphpc.md.result import MDResult, columns_of
 from dphpc.md.sealed import previous_of
@@ -37,6 +38,7 @@ from dphpc.parallel.comm import Communicator, ends_together, from_first, togethe
 from dphpc.parallel.domain import Domain
 from dphpc.parallel.placement import placement, ranks_on_same_cores
 from dphpc.potential.contract import Potential
+from dphpc.potential.deep import DeepPotential
 
 
 def run_md(
@@ -78,6 +80,8 @@ def _parse(config: str | Path | Mapping[str, Any], has_potential: bool) -> MdCon
         raise InputError("'model' is missing", where="run file", remedy="add model: FILE.dp")
     if settings.model is not None and not has_potential:
         require_file(settings.model, "model")
+    for path in settings.deviation.models if settings.deviation else []:
+        require_file(path, "deviation.models")
     if not (is_restart(settings.structure) and previous_of(Path(settings.structure)).is_file()):
         require_file(settings.structure, "structure")
     if is_restart(settings.structure) and max(settings.replicate) > 1:
@@ -107,6 +111,7 @@ class Run:
         with together(comm):
             set_threads(self.n_threads)
             self.potential = potential or _load(settings)
+            self.deviation = _monitor(settings, self.potential)
         source, start = self._read()
         self.checkpoint, self.masses = start.checkpoint, start.masses
         box = replicated(start.box, settings.replicate)
@@ -153,7 +158,8 @@ class Run:
         s, comm, say = self.settings, self.comm, self.screen.say
         reach = self.potential.cutoff + s.skin_A
         places = placement(comm, self.n_threads)
-        needed = estimate(n_atoms, domain, self.potential, reach, comm)
+        more = self.deviation.memory_per_atom() if self.deviation else 0.0
+        needed = estimate(n_atoms, domain, self.potential, reach, comm, more)
         lengths = " × ".join(f"{x:.4g}" for x in np.linalg.norm(domain.box.matrix, axis=1))
         sides = "".join("p" if p else "f" for p in domain.box.periodic)
         replicate = f", replicated {' × '.join(map(str, s.replicate))}" if max(s.replicate) > 1 else ""
@@ -163,6 +169,7 @@ class Run:
             f"structure: {s.structure}{replicate}: {n_atoms:,} atoms in {lengths} Å ({sides})",
             f"model:     {s.model or type(self.potential).__name__} ({', '.join(self.potential.type_map)}), "
             f"{s.precision}, cutoff {self.potential.cutoff:g} + skin {s.skin_A:g} Å",
+            *(f"committee: {1 + len(d.models)} models, compared every {d.every} steps" for d in [s.deviation] if d),
             f"memory:    {needed}",
             *(f"warning:   {text}" for text in (places.warning(), warning) if text),
         )
@@ -193,20 +200,23 @@ class Run:
 
     def _open_outputs(self) -> None:
         s = self.settings
-        self.thermo_file: ThermoFile | None = None
+        self.thermo_file: TableFile | None = None
         self.trajectory: FrameWriter | None = None
         self.rows: list[Thermo] = []
         old = self.checkpoint.files if self.checkpoint else {}
-        self.fresh = {"thermo": True, "trajectory": True}
+        self.fresh = {"thermo": True, "trajectory": True, "deviation": True}
         with together(self.comm):
             if self.comm.rank == 0:
                 if s.thermo.file:
                     at = _resume_at(s.thermo.file, old)
-                    self.thermo_file, self.fresh["thermo"] = ThermoFile(s.thermo.file, at), at is None
+                    self.thermo_file, self.fresh["thermo"] = TableFile(s.thermo.file, HEADER, at), at is None
                 if s.trajectory:
                     at = _resume_at(s.trajectory.file, old)
                     self.trajectory = open_trajectory(s.trajectory, self.potential.type_map, self.masses, at)
                     self.fresh["trajectory"] = at is None
+                if self.deviation and s.deviation:
+                    self.fresh["deviation"] = _resume_at(s.deviation.file, old) is None
+                    self.deviation.open(self.potential.type_map, self.masses, lambda path: _resume_at(path, old))
         self.fresh = self.comm.bcast(self.fresh)
 
     def go(self) -> MDResult:
@@ -223,7 +233,8 @@ class Run:
         started = time.perf_counter()
         with stop_signals(self._ask):
             self._write(integrator, first=True)
-            integrator = self._steps(integrator)
+            if not self._must_end():
+                integrator = self._steps(integrator)
             if s.restart and self.saved_at != engine.step:
                 self._write_restart(integrator)
             return self._finish(time.perf_counter() - started)
@@ -240,13 +251,16 @@ class Run:
                 self.stage_step = k
                 self.screen.tick()
                 self._write(integrator)
-                if engine.stop:
+                if self._must_end():
                     return integrator
             if self.stage + 1 == len(stages):
                 return integrator
             self.bath += bath_energy(engine, integrator)
             self.stage, self.stage_step = self.stage + 1, 0
             integrator = self._integrator(stages[self.stage])
+
+    def _must_end(self) -> bool:
+        return bool(self.engine.stop) or (self.deviation is not None and self.deviation.exceeded is not None)
 
     def _ask(self, number: int) -> None:
         self.engine.asked_to_stop = number
@@ -267,11 +281,14 @@ class Run:
         """Whatever output is due at this step; `first` is the state before the first step."""
         s, engine = self.settings, self.engine
         due = {"thermo": s.thermo.every, "trajectory": s.trajectory.every if s.trajectory else 0}
+        due["deviation"] = s.deviation.every if s.deviation else 0
         due["restart"] = s.restart.every if s.restart and not first else 0
         now = {what for what, every in due.items() if every and engine.step % every == 0}
         if not now:
             return
         thermo = measure(engine, integrator, self.bath)
+        if "deviation" in now and self.deviation and (not first or self.fresh["deviation"]):
+            self.deviation.write(engine, thermo.potential_eV)
         with engine.timers("output"):
             if "thermo" in now:
                 self.rows.append(thermo)
@@ -279,7 +296,7 @@ class Run:
                 with together(self.comm):
                     if self.thermo_file and s.thermo.file and (not first or self.fresh["thermo"]):
                         with writing(s.thermo.file, engine):
-                            self.thermo_file.write(thermo)
+                            self.thermo_file.write(thermo.csv())
             if "trajectory" in now and s.trajectory and (not first or self.fresh["trajectory"]):
                 write_frame(self.trajectory, engine, s.trajectory, thermo.potential_eV)
             if "restart" in now:
@@ -303,6 +320,7 @@ class Run:
             files[s.thermo.file] = self.thermo_file.position()
         if self.trajectory and s.trajectory:
             files[s.trajectory.file] = self.trajectory.position()
+        files |= self.deviation.positions() if self.deviation else {}
         place = self.stage, self.stage_step
         # Langevin keeps its account on each rank: all of it goes into what earlier stages took.
         bath = self.bath + bath_energy(engine, integrator) if integrator.bath_is_local else self.bath
@@ -318,31 +336,47 @@ class Run:
         files = {"thermo": s.thermo.file or ""}
         files["trajectory"] = s.trajectory.file if s.trajectory else ""
         files["restart"] = s.restart.file if s.restart and engine.last_restart else ""
+        if s.deviation:
+            files |= dict(zip(("deviation", "candidates"), s.deviation.files, strict=False))
         done = self.screen.done
+        above = self.deviation.exceeded if self.deviation else None
         result = MDResult(
             engine.n_atoms, self.comm.size, done, engine.time, s.timestep_fs, seconds,
             dict(engine.timers.seconds), engine.rebuilds, {k: v for k, v in files.items() if v}, columns_of(self.rows),
             stopped_by=engine.stop if done < self.n_steps else 0,
+            stopped_above=above if done < self.n_steps else None,
         )  # fmt: skip
         self.screen.stop()
         self.screen.say("", *result.summary())
-        if result.stopped_by:
+        if result.stopped_by or result.stopped_above is not None:
             self.screen.say(self._stopped(result))
         return result
 
     def _stopped(self, result: MDResult) -> str:
-        """What a run that a signal ended says last."""
-        what = f"stopped by {signal.Signals(result.stopped_by).name} after {result.steps} of {self.n_steps} steps"
+        """What a run that ended before its last step says last."""
+        by = f"max_devi_f = {result.stopped_above:.4g} eV/Å" if result.stopped_above is not None else ""
+        by = by or signal.Signals(result.stopped_by).name
+        what = f"stopped by {by} after {result.steps} of {self.n_steps} steps"
         if not self.settings.restart:
             return f"{what}; no restart was written: the run file has no 'restart'"
         return f"{what}; go on with structure: {self.settings.restart.file} (step {self.engine.step})"
 
 
 def _load(settings: MdConfig) -> Potential:
-    from dphpc.potential.deep import DeepPotential  # not needed where Python brings a potential
-
     assert settings.model is not None
-    return DeepPotential.from_file(settings.model, settings.precision, settings.model_inputs.fparam)
+    return _read_model(settings.model, settings)
+
+
+def _read_model(path: str, settings: MdConfig) -> Potential:
+    return DeepPotential.from_file(path, settings.precision, settings.model_inputs.fparam)
+
+
+def _monitor(settings: MdConfig, driving: Potential) -> DeviationMonitor | None:
+    """The run's committee, if it has one."""
+    if settings.deviation is None:
+        return None
+    models = {path: _read_model(path, settings) for path in settings.deviation.models}
+    return DeviationMonitor(settings.deviation, models, driving, settings.model or type(driving).__name__)
 
 
 def _resume_at(path: str, written: dict[str, int]) -> int | None:

@@ -5,7 +5,9 @@ A file that goes on after a restart is cut back to where it was when the restart
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -23,6 +25,9 @@ from dphpc.parallel.comm import together
 
 Part = dict[str, NDArray]
 
+ATOM_BYTES, FRAME_BYTES = 200, 1 << 18
+"""Of an H5MD frame at most: four fields of 84 bytes an atom, the rest of their chunks, and HDF5's own."""
+
 
 @dataclass(frozen=True)
 class Frame:
@@ -33,6 +38,7 @@ class Frame:
     box: Box
     n_atoms: int
     energy: float
+    info: Mapping[str, float] = field(default_factory=dict)
 
 
 class FrameWriter(Protocol):
@@ -55,7 +61,13 @@ class FrameWriter(Protocol):
         ...
 
 
-def write_frame(writer: FrameWriter | None, engine: Engine, settings: Trajectory, energy: float) -> None:
+def write_frame(
+    writer: FrameWriter | None,
+    engine: Engine,
+    settings: Trajectory,
+    energy: float,
+    info: Mapping[str, float] | None = None,
+) -> None:
     """Write the present atoms as a frame; collective.
 
     Parameters
@@ -64,6 +76,8 @@ def write_frame(writer: FrameWriter | None, engine: Engine, settings: Trajectory
         On rank 0.
     energy
         Potential energy in eV.
+    info
+        More for the comment line of an extxyz frame.
     """
     state, n = engine.state, engine.state.n_local
     positions, images = state.wrapped()
@@ -79,7 +93,7 @@ def write_frame(writer: FrameWriter | None, engine: Engine, settings: Trajectory
         assert writer is not None
         with writing(settings.file, engine):
             if not begun:
-                writer.begin(Frame(engine.step, engine.time, state.box, engine.n_atoms, energy))
+                writer.begin(Frame(engine.step, engine.time, state.box, engine.n_atoms, energy, info or {}))
                 begun = True
             writer.add(part)
 
@@ -149,6 +163,7 @@ class ExtxyzWriter(TextWriter):
                 words.append('Origin="' + " ".join(repr(x) for x in box.origin.tolist()) + '"')
         words += [f"Properties={properties}", f"Step={frame.step}", f"Time={frame.time_ps!r}"]
         words += [f"energy={frame.energy!r}", 'pbc="' + " ".join("T" if p else "F" for p in box.periodic) + '"']
+        words += [f"{name}={value!r}" for name, value in frame.info.items()]
         self.file.write(f"{frame.n_atoms}\n{' '.join(words)}\n".encode())
 
     def add(self, part: Part) -> None:
@@ -220,6 +235,9 @@ class H5mdWriter:
 
     def begin(self, frame: Frame) -> None:
         """Open the file and note step and time."""
+        # Where the disk is full while it writes, HDF5 crashes: take the room before.  It gives back what is left over.
+        with open(self.path, "r+b") as file:
+            os.posix_fallocate(file.fileno(), file.seek(0, os.SEEK_END), FRAME_BYTES + ATOM_BYTES * frame.n_atoms)
         self.file, self.done, self.frame = h5py.File(self.path, "a"), 0, frame
 
     def add(self, part: Part) -> None:

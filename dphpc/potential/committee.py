@@ -35,10 +35,19 @@ def deviation(energies: Floats, forces: Floats, virials: Floats) -> Floats:
     (7,): virials and energy per atom; max and min of the virial over components, avg its norm/3.
     """
     n = forces.shape[1]
-    v = np.std(virials / n, axis=0)
-    f = np.linalg.norm(np.std(forces, axis=0), axis=-1)
-    e = np.std(energies / n)
-    return np.array([v.max(), v.min(), np.linalg.norm(v) / 3.0, f.max(), f.min(), f.mean(), e])
+    f = force_deviation(forces)
+    return np.array([*virial_deviation(virials, n), f.max(), f.min(), f.mean(), np.std(energies / n)])
+
+
+def force_deviation(forces: Floats) -> Floats:
+    """(natoms,) eV/Å, of each model's forces (n_models, natoms, 3)."""
+    return np.linalg.norm(np.std(forces, axis=0), axis=-1)
+
+
+def virial_deviation(virials: Floats, n_atoms: int) -> tuple[float, float, float]:
+    """Max, min and avg in eV per atom, of each model's virial (n_models, 9)."""
+    v = np.std(virials / n_atoms, axis=0)
+    return float(v.max()), float(v.min()), float(np.linalg.norm(v)) / 3.0
 
 
 def deviation_of(outputs: Sequence[Outputs]) -> Floats:
@@ -58,18 +67,32 @@ def load_committee(models: Sequence[str | Path | DPModel], precision: str = "flo
     potentials = [DeepPot(model, precision) for model in models]
     first = potentials[0].get_type_map()
     for k, dp in enumerate(potentials):
-        if dp.get_type_map() != first:
-            names = [str(m) if isinstance(m, (str, Path)) else f"model {i + 1}" for i, m in enumerate(models)]
-            raise InputError(
-                f"type map {' '.join(dp.get_type_map())}", where=names[k],
-                expected=f"{' '.join(first)}, as in {names[0]}",
-            )  # fmt: skip
+        names = [str(m) if isinstance(m, (str, Path)) else f"model {i + 1}" for i, m in enumerate(models)]
+        require_types(dp.get_type_map(), names[k], first, names[0])
     return potentials
+
+
+def require_types(type_map: Sequence[str], name: str, first: Sequence[str], name_of_first: str) -> None:
+    """Raise InputError unless a model has the types of the committee's first."""
+    if list(type_map) != list(first):
+        raise InputError(
+            f"type map {' '.join(type_map)}", where=name, expected=f"{' '.join(first)}, as in {name_of_first}"
+        )
 
 
 def append_model_devi(path: Path, system: str, steps: NDArray[np.int64], rows: Floats) -> None:
     """Append the frames of one system, rows (n, 7), to a `model_devi.out` file."""
     with path.open("a") as file:
-        file.write(f"# {system}\n#{'step':>11}" + "".join(f"{name:>19}" for name in COLUMNS) + "\n")
+        file.write(f"# {system}\n" + table_header(COLUMNS))
         for step, row in zip(steps, rows, strict=True):
-            file.write(f"{step:12d}" + "".join(f"{x:19.6e}" for x in row) + "\n")
+            file.write(table_line(step, row))
+
+
+def table_header(columns: Sequence[str]) -> str:
+    """The line of a `model_devi.out` file that names its columns."""
+    return f"#{'step':>11}" + "".join(f"{name:>19}" for name in columns) + "\n"
+
+
+def table_line(step: int, row: Floats) -> str:
+    """A line of a `model_devi.out` file."""
+    return f"{step:12d}" + "".join(f"{x:19.6e}" for x in row) + "\n"
