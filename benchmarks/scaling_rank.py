@@ -23,7 +23,6 @@ from dphpc.md.config import MdConfig
 from dphpc.md.engine import Engine
 from dphpc.md.run import Run
 from dphpc.parallel.comm import NOBODY, Communicator, ends_together, world
-from dphpc.parallel.halo import Halo
 from dphpc.parallel.migrate import migrate
 from dphpc.parallel.placement import Place, Placement, placement
 
@@ -40,9 +39,9 @@ def md(path: str, comm: Communicator) -> dict[str, Any]:
     # Ghosts anew at the positions of now, so that what is there and what must be there are of one moment.
     migrate(engine.state, engine.domain, comm)
     engine.halo.build_ghosts(engine.state, engine.reach)
-    messages, sent = sent_in_a_refresh(engine.halo)
     own = {
-        "atoms": engine.state.n_local, "ghosts": engine.state.n_ghost, "messages": messages, "bytes": sent,
+        "atoms": engine.state.n_local, "ghosts": engine.state.n_ghost, "messages": engine.halo.n_messages,
+        "bytes": engine.halo.bytes_sent,
         "least": least_ghosts(engine, comm), "seconds": result.seconds, "phases": result.phases,
     }  # fmt: skip
     box = engine.domain.box
@@ -50,14 +49,6 @@ def md(path: str, comm: Communicator) -> dict[str, Any]:
         "steps": result.steps, "atoms": result.n_atoms, "rebuilds": result.rebuilds, "box": box.matrix.tolist(),
         "grid": engine.domain.grid, "reach": engine.reach, "ranks": comm.allgather(own),
     }  # fmt: skip
-
-
-def sent_in_a_refresh(halo: Halo) -> tuple[int, int]:
-    """Messages and bytes that a rank sends to others to bring their ghosts up to date."""
-    if hasattr(halo, "n_messages"):
-        return halo.n_messages, halo.bytes_sent
-    swaps = [s for s in halo._swaps if s.to not in (NOBODY, halo.comm.rank)]
-    return len(swaps), sum(24 * len(s.send) for s in swaps)
 
 
 def least_ghosts(engine: Engine, comm: Communicator) -> tuple[int, int] | None:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dphpc.core.errors import DphpcError, InputError, RunError
+from dphpc.core.exact_sum import PARTS, exact_sum, total
 from dphpc.md.config import Deviation, Trajectory
 from dphpc.md.engine import Engine
 from dphpc.md.output import TableFile, writing
@@ -112,13 +113,14 @@ class DeviationMonitor:
     def measure(self, engine: Engine) -> NDArray[np.float64]:
         """(6,) `LAMMPS_COLUMNS` of all atoms; collective."""
         comm, n = engine.comm, engine.state.n_local
-        forces, virials = [engine.state.forces[:n]], [engine.virial]
+        forces, virials = [engine.state.forces[:n]], [engine.outputs.virial_parts]
         for path, model in self.models.items():
             outputs = _evaluate(model, path, engine)
             forces.append(outputs.forces[:n])
-            virials.append(outputs.virial)
+            virials.append(outputs.virial_parts)
         of_atom = force_deviation(np.array(forces))
-        sums = comm.allreduce(np.append(np.ravel(virials), of_atom.sum()))
+        parts = [*(v.reshape(PARTS, 9) for v in virials), exact_sum(of_atom[:, None])]
+        sums = total(comm.allreduce(np.concatenate(parts, axis=1)))
         low, high = comm.allreduce(np.array([of_atom.min(initial=np.inf), -of_atom.max(initial=0.0)]), "min") * [1, -1]
         v = virial_deviation(sums[:-1].reshape(-1, 9), engine.n_atoms)
         return np.array([*v, high, low, sums[-1] / engine.n_atoms])
@@ -128,6 +130,7 @@ def _evaluate(model: Potential, path: str, engine: Engine) -> Outputs:
     """Forces of this rank's atoms, those of its ghosts sent home, and its share of the virial; collective."""
     state = engine.state
     outputs = Outputs.zeros(state.n_local, state.n_all)
+    outputs.force_spacing = engine.outputs.force_spacing
     error: Exception | None = None
     with engine.timers("force"):
         try:

@@ -77,14 +77,12 @@ class Engine:
         Steps done since the run's first structure, and ps.
     outputs
         Energy and virial of this rank's atoms at the positions of the last `update_forces`.
-    neighbors
-        The present list.
     inner, outer
         Local atoms that no ghost of another rank is near, and the others; each in parts to be evaluated one by one.
     rebuilds
         How often neighbors were built.
     in_flight
-        Seconds that messages to and from ghosts were under way; those it waited for them are in `timers`.
+        (2,) seconds that messages to and from ghosts were under way, and of which this rank waited for them.
     asked_to_stop
         Number of the signal that asked this rank to end the run, 0 if none did.
     stop
@@ -111,14 +109,14 @@ class Engine:
         self.timers = Timers()
         self.step, self.clock = 0, (0, 0.0)
         self.outputs = Outputs(state.forces)
-        self.rebuilds, self.in_flight = 0, 0.0
+        self.rebuilds, self.in_flight = 0, np.zeros(2)
         self.deterministic, self.balance = deterministic, balance
         self.asked_to_stop, self.stop = 0, 0
         self.last_restart: str | None = None
         self.n_atoms = int(comm.allreduce(np.array([state.n_local], np.int64))[0])
         self._spacing = state.box.spacing if deterministic else 0.0
         self._masses = masses
-        self.neighbors: Neighbors | None = None
+        self._neighbors: Neighbors | None = None
         self.inner: list[NDArray[np.int32]] = []
         self.outer: list[NDArray[np.int32]] = []
         self._buffers = np.empty((2, 0, 3))
@@ -238,7 +236,6 @@ class Engine:
 
     def _compute(self, parts: list[NDArray[np.int32]], meanwhile: Flight | None = None) -> Exception | None:
         """Evaluate atoms, looking after messages between the parts; what went wrong is returned."""
-        assert self.neighbors is not None
         with self.timers("force"):
             for centers in parts:
                 try:
@@ -252,7 +249,7 @@ class Engine:
     def _land(self, flight: Flight) -> None:
         with self.timers("halo"):
             flight.land()
-        self.in_flight += flight.seconds
+        self.in_flight += flight.seconds, flight.blocked
         self.timers.move(flight.blocked, "halo", "wait")
 
     def _too_large(self) -> RunError | None:
@@ -273,7 +270,7 @@ class Engine:
         )
 
     def _must_rebuild(self) -> bool:
-        if self.neighbors is None:
+        if self._neighbors is None:
             return True
         with self.timers("neighbor"):
             n = self.state.n_local
@@ -305,12 +302,12 @@ class Engine:
             except RunError as lost:
                 raise self._located(lost) from None
             sort_spatially(state, self.domain, SORT_CELL)
-            self.neighbors = None  # frees the old list before the new one is made
+            self._neighbors = None  # frees the old list before the new one is made
             self.halo.build_ghosts(state, self.reach)
         with self.timers("neighbor"):
             error: Exception | None = None
             try:
-                self.neighbors = build_neighbors(state.positions, state.types, state.ids, state.n_local, self.reach)
+                self._neighbors = build_neighbors(state.positions, state.types, state.ids, state.n_local, self.reach)
             except (DphpcError, MemoryError) as caught:
                 error = caught
             agree(self.comm, error)
@@ -339,7 +336,6 @@ class Engine:
     @property
     def work(self) -> NDArray[np.float64]:
         """(n_local,) what each atom costs, in pairs of the neighbor list."""
-        assert self.neighbors is not None
         return np.diff(self.neighbors.offsets) + float(OWN_PAIRS)
 
     def _move_planes(self) -> bool:

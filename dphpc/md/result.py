@@ -23,6 +23,10 @@ class MDResult:
         What was written: "thermo", "trajectory", "restart" to a path.
     seconds
         Wall-clock seconds of the steps, and by phase in `phases`.
+    imbalance
+        How much more work the busiest rank has than the mean, as a fraction.
+    hidden
+        Fraction of the time that messages to and from ghosts were under way in which ranks worked; None without such.
     stopped_by
         Number of the signal that ended the run before its last step, or 0.
     stopped_above
@@ -40,6 +44,8 @@ class MDResult:
     files: dict[str, str] = field(default_factory=dict)
     thermo: dict[str, NDArray] = field(default_factory=dict)
     stopped_by: int = 0
+    imbalance: float = 0.0
+    hidden: float | None = None
     stopped_above: float | None = None
 
     @property
@@ -61,8 +67,17 @@ class MDResult:
             f"{self.steps} steps of {self.n_atoms:,} atoms in {self.seconds:.2f} s: "
             f"{self.atom_steps_per_second:,.0f} atom-steps/s, {self.ns_per_day:.4g} ns/day",
             f"time: {share}; {self.rebuilds} neighbor rebuilds",
+            *self._ranks(),
             *(f"{what}: {path}" for what, path in self.files.items()),
         ]
+
+    def _ranks(self) -> list[str]:
+        if self.n_ranks == 1:
+            return []
+        behind = (
+            "" if self.hidden is None else f"; {100.0 * self.hidden:.0f} % of the messages' time passed behind work"
+        )
+        return [f"ranks: the busiest has {100.0 * self.imbalance:.1f} % more work than the mean{hidden}"]
 
     def __repr__(self) -> str:
         return "\n".join(["MDResult", *(f"  {line}" for line in self.summary())])

@@ -34,6 +34,7 @@ from dphpc.md.thermostats import Bussi, Langevin, NoseHoover
 from dphpc.md.trajectory import FrameWriter, open_trajectory, write_frame
 from dphpc.md.velocities import draw_velocities
 from dphpc.ops.threads import default_threads, set_threads
+from dphpc.parallel.balance import imbalance
 from dphpc.parallel.comm import Communicator, ends_together, from_first, together, world
 from dphpc.parallel.domain import Domain
 from dphpc.parallel.placement import placement, ranks_on_same_cores
@@ -229,7 +230,7 @@ class Run:
         self.screen.start()
         for phase in engine.timers.seconds:
             engine.timers.seconds[phase] = 0.0
-        engine.rebuilds = 0
+        engine.rebuilds, engine.in_flight = 0, np.zeros(2)
         started = time.perf_counter()
         with stop_signals(self._ask):
             self._write(integrator, first=True)
@@ -340,11 +341,14 @@ class Run:
             files |= dict(zip(("deviation", "candidates"), s.deviation.files, strict=False))
         done = self.screen.done
         above = self.deviation.exceeded if self.deviation else None
+        flown, waited = self.comm.allreduce(engine.in_flight)
         result = MDResult(
             engine.n_atoms, self.comm.size, done, engine.time, s.timestep_fs, seconds,
             dict(engine.timers.seconds), engine.rebuilds, {k: v for k, v in files.items() if v}, columns_of(self.rows),
             stopped_by=engine.stop if done < self.n_steps else 0,
             stopped_above=above if done < self.n_steps else None,
+            imbalance=imbalance(float(engine.work.sum()), self.comm),
+            hidden=1.0 - waited / flown if self.comm.size > 1 and flown else None,
         )  # fmt: skip
         self.screen.stop()
         self.screen.say("", *result.summary())

@@ -217,11 +217,11 @@ class Failing:
     def memory_per_atom(self) -> float:
         return 0.0
 
-    def compute(self, state: Any, neighbors: Any, halo: Any, outputs: Outputs) -> None:
+    def compute(self, state: Any, neighbors: Any, halo: Any, outputs: Outputs, centers: Any = None) -> None:
         self.calls += 1
         if self.calls == 2 and self.mine:
             raise RunError("failed by the test", where="atom 7")
-        self.inner.compute(state, neighbors, halo, outputs)
+        self.inner.compute(state, neighbors, halo, outputs, centers)
 
 
 @pytest.mark.mpi

@@ -166,13 +166,13 @@ class DiskFull:
     def memory_per_atom(self) -> float:
         return 0.0
 
-    def compute(self, state: Any, neighbors: Any, halo: Any, outputs: Outputs) -> None:
+    def compute(self, state: Any, neighbors: Any, halo: Any, outputs: Outputs, centers: Any = None) -> None:
         self.calls += 1
         if self.calls == self.first:
             self.context.__enter__()
         if self.calls == self.last:
             self.context.__exit__(None, None, None)
-        self.inner.compute(state, neighbors, halo, outputs)
+        self.inner.compute(state, neighbors, halo, outputs, centers)
 
 
 @pytest.mark.mpi
