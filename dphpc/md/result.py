@@ -74,7 +74,7 @@ class MDResult:
     def _ranks(self) -> list[str]:
         if self.n_ranks == 1:
             return []
-        behind = (
+        hidden = (
             "" if self.hidden is None else f"; {100.0 * self.hidden:.0f} % of the messages' time passed behind work"
         )
         return [f"ranks: the busiest has {100.0 * self.imbalance:.1f} % more work than the mean{hidden}"]
