@@ -11,6 +11,8 @@ VENV ?= .venv
 MPI ?= auto
 # Ranks that the MPI tests run on, one after the other.
 RANKS ?= 1 2 3 4 8
+# And those on which the tests of the decomposition alone run.
+WIDE_RANKS ?= 6 12 16
 # Seconds after which they are given up on one number of ranks.
 MPI_SECONDS ?= 900
 # Further flags for pip, e.g. an index that has CPU-only builds of torch.
@@ -47,7 +49,7 @@ $(STAMP): $(SOURCES)
 demo: $(STAMP)  ## train, freeze, compress, test, MD on 2 ranks and plots on DFT data of silicon, into demo_output/
 	$(BIN)/python examples/silicon/demo.py --output demo_output --mpirun "$(MPIRUN)"
 
-test: lint test-serial test-mpi  ## lint, all quick tests, then those with MPI on 1, 2, 3, 4, 8 ranks
+test: lint test-serial test-mpi  ## lint, all quick tests, then those with MPI on 1, 2, 3, 4, 8 ranks (6, 12, 16 in part)
 
 test-all: lint  ## the same with the tests that take minutes
 	@$(MAKE) --no-print-directory test-serial test-mpi WHICH="slow or not slow"
@@ -66,6 +68,10 @@ test-mpi: $(STAMP)
 	@for n in $(RANKS); do \
 	  echo "== MPI tests on $$n ranks"; \
 	  OMP_NUM_THREADS=1 timeout $(MPI_SECONDS) $(MPIRUN) -n $$n $(BIN)/python .ci/pytest-rank -q --color=no --with-mpi -m "($(WHICH)) and mpi"; \
+	done
+	@for n in $(WIDE_RANKS); do \
+	  echo "== MPI tests of the decomposition on $$n ranks"; \
+	  OMP_NUM_THREADS=1 timeout $(MPI_SECONDS) $(MPIRUN) -n $$n $(BIN)/python .ci/pytest-rank -q --color=no --with-mpi -m mpi tests/parallel; \
 	done
 
 horovod: $(STAMP)  ## build Horovod (minutes; needs the MPI's headers), then data-parallel training with it on 2 ranks

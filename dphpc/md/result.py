@@ -74,10 +74,10 @@ class MDResult:
     def _ranks(self) -> list[str]:
         if self.n_ranks == 1:
             return []
-        hidden = (
-            "" if self.hidden is None else f"; {100.0 * self.hidden:.0f} % of the messages' time passed behind work"
-        )
-        return [f"ranks: the busiest has {100.0 * self.imbalance:.1f} % more work than the mean{hidden}"]
+        line = f"ranks: the busiest has {100.0 * self.imbalance:.1f} % more work than the mean"
+        if self.hidden is not None:
+            line += f"; {100.0 * self.hidden:.0f} % of the messages' time passed behind work"
+        return [line]
 
     def __repr__(self) -> str:
         return "\n".join(["MDResult", *(f"  {line}" for line in self.summary())])
