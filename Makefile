@@ -20,6 +20,7 @@ PIP_FLAGS ?=
 
 BIN := $(abspath $(VENV))/bin
 STAMP := $(VENV)/.dphpc-installed
+HOROVOD_STAMP := $(VENV)/.horovod-installed
 MPIRUN = $$(cat $(VENV)/mpirun)
 SOURCES := pyproject.toml CMakeLists.txt constraints.txt $(wildcard kernels/native/* kernels/shared/*)
 
@@ -51,8 +52,9 @@ demo: $(STAMP)  ## train, freeze, compress, test, MD on 2 ranks and plots on DFT
 
 test: lint test-serial test-mpi  ## lint, all quick tests, then those with MPI on 1, 2, 3, 4, 8 ranks (6, 12, 16 in part)
 
-test-all: lint  ## the same with the tests that take minutes
+test-all: lint  ## the same with the tests that take minutes, and with Horovod
 	@$(MAKE) --no-print-directory test-serial test-mpi WHICH="slow or not slow"
+	@$(MAKE) --no-print-directory horovod
 
 WHICH ?= not slow
 
@@ -74,8 +76,11 @@ test-mpi: $(STAMP)
 	  OMP_NUM_THREADS=1 timeout $(MPI_SECONDS) $(MPIRUN) -n $$n $(BIN)/python .ci/pytest-rank -q --color=no --with-mpi -m mpi tests/parallel; \
 	done
 
-horovod: $(STAMP)  ## build Horovod (minutes; needs the MPI's headers), then data-parallel training with it on 2 ranks
+$(HOROVOD_STAMP): $(STAMP)
 	$(BIN)/dphpc horovod install
+	@touch $@
+
+horovod: $(HOROVOD_STAMP)  ## build Horovod once (minutes; needs the MPI's headers), then data-parallel training with it on 2 ranks
 	OMP_NUM_THREADS=1 timeout $(MPI_SECONDS) $(MPIRUN) -n 2 $(BIN)/python .ci/pytest-rank -q --color=no --with-mpi -m mpi tests/train
 
 clean:  ## what builds, tests and the demo left behind

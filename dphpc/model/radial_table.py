@@ -33,6 +33,9 @@ _HERMITE = np.array(
 FEWEST_INTERVALS = 32
 """Of a table that is fitted to a tolerance."""
 
+EXTENSION = 32
+"""Intervals by which a table grows at a time: always evaluated as many together, they get the same bits on any rank."""
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -75,13 +78,15 @@ class Grid:
         """(n_intervals,) width of each interval."""
         return np.repeat([self.step_fine, self.step_coarse], [self.n_fine, self.n_coarse])
 
-    def extended(self, upper: float) -> Grid:
-        """The grid continued with its last step until it covers `upper`."""
+    def extended(self, upper: float, at_a_time: int = 1) -> Grid:
+        """The grid continued with its last step until it covers `upper`, by so many intervals at a time."""
         if upper <= self.upper:
             return self
-        if self.n_coarse:
-            return replace(self, n_coarse=int(np.ceil((upper - self.middle) / self.step_coarse)))
-        return replace(self, n_fine=int(np.ceil((upper - self.lower) / self.step_fine)))
+        step = self.step_coarse if self.n_coarse else self.step_fine
+        more = at_a_time * int(np.ceil((upper - self.upper) / (at_a_time * step)))
+        return (
+            replace(self, n_coarse=self.n_coarse + more) if self.n_coarse else replace(self, n_fine=self.n_fine + more)
+        )
 
     def locate(self, s: NDArray[np.floating]) -> tuple[NDArray[np.int64], NDArray[np.floating]]:
         """Interval and local coordinate t of each s; beyond the ends the first or last interval goes on."""
@@ -218,13 +223,16 @@ class RadialTable:
 
     def extended(self, networks: Sequence[Network], upper: float) -> RadialTable:
         """The same tables continued from the networks, each with its last step, until all cover `upper`."""
-        grids = tuple(grid.extended(upper) for grid in self.grids)
+        grids = tuple(grid.extended(upper, EXTENSION) for grid in self.grids)
         shape = (len(grids), max(g.n_intervals for g in grids), *self.coefficients.shape[2:])
         coefficients = np.zeros(shape, self.coefficients.dtype)
         for i, (old, new) in enumerate(zip(self.grids, grids, strict=True)):
-            fresh = RadialTable.from_networks([networks[i]], new).coefficients[0]
-            fresh[: old.n_intervals] = self.coefficients[i, : old.n_intervals]
-            coefficients[i, : new.n_intervals] = fresh
+            coefficients[i, : old.n_intervals] = self.coefficients[i, : old.n_intervals]
+            for first in range(old.n_intervals, new.n_intervals, EXTENSION):
+                knots = new.knots[first : first + EXTENSION + 1]
+                part = Grid(float(knots[0]), float(new.steps[-1]), EXTENSION)
+                jets = np.stack(networks[i].jet(knots))[:, None]
+                coefficients[i, first : first + EXTENSION] = hermite_coefficients(part, jets)[0]
         return RadialTable(grids, coefficients)
 
 

@@ -46,6 +46,15 @@ def test_extension_keeps_what_was_there() -> None:
     assert wider.error(NETWORKS)[0] < 1e-9
 
 
+def test_values_do_not_depend_on_how_far_a_table_reaches() -> None:
+    table = RadialTable.from_networks(NETWORKS, Grid.uniform(0.0, 4.0, 64))
+    far, near = table.extended(NETWORKS, 30.0), table.extended(NETWORKS, 5.0)
+    again = near.extended(NETWORKS, 30.0)
+    assert near.upper < far.upper == again.upper
+    assert np.array_equal(far.coefficients, again.coefficients)
+    assert np.array_equal(far.coefficients[:, : near.coefficients.shape[1]], near.coefficients)
+
+
 def test_fitted_table_reaches_its_tolerance() -> None:
     table, errors = fitted_table(NETWORKS, -0.4, 15.0, 1e-9)
     assert max(errors) <= 1e-9
