@@ -36,6 +36,8 @@ from dphpc.potential.surroundings import Surroundings
 
 SILICON = ROOT / "examples" / "silicon"
 PRECISIONS = ("float64", "mixed")
+VARIANTS = (*PRECISIONS, "float64 free")
+"""`free`: without `deterministic`."""
 
 LAMMPS = """units metal
 boundary p p p
@@ -80,11 +82,12 @@ class Setup:
     results: list[dict[str, Any]] = field(default_factory=list)
 
 
-def dphpc_run(setup: Setup, replicate: int, ranks: int, threads: int, precision: str, steps: int) -> dict[str, Any]:
+def dphpc_run(setup: Setup, replicate: int, ranks: int, threads: int, variant: str, steps: int) -> dict[str, Any]:
     """What `dphpc md` says of its stages."""
+    precision, *free = variant.split()
     config = {
         "structure": setup.structure, "type_map": setup.types, "replicate": [replicate] * 3, "model": "model_c.dp",
-        "precision": precision, "skin_A": 1.0, "timestep_fs": 0.5, "velocities": {"temperature_K": 330, "seed": 1},
+        "precision": precision, "deterministic": not free, "skin_A": 1.0, "timestep_fs": 0.5, "velocities": {"temperature_K": 330, "seed": 1},
         "stages": [{"ensemble": "nve", "steps": steps}], "thermo": {"every": 100, "file": "thermo.csv"},
     }  # fmt: skip
     (setup.folder / "run.json").write_text(json.dumps(config))
@@ -170,8 +173,8 @@ def measure(setup: Setup, args: argparse.Namespace) -> None:
         for ranks, threads in (tuple(map(int, layout.split("x"))) for layout in args.layouts):
             steps = max(4, round(args.atom_steps * ranks * threads / atoms))
             runs = {
-                f"dphpc {precision}": lambda p=precision: dphpc_run(setup, replicate, ranks, threads, p, steps)  # noqa: B023
-                for precision in PRECISIONS
+                f"dphpc {variant}": lambda v=variant: dphpc_run(setup, replicate, ranks, threads, v, steps)  # noqa: B023
+                for variant in VARIANTS
             }
             if setup.peer is not None and replicate == smallest and threads == 1:
                 for kind, divisor in ((".pth", 30), ("_c.pth", 15), (".pb", 8), ("_c.pb", 3)):
@@ -208,7 +211,8 @@ def report(rows: list[dict[str, Any]]) -> None:
         line = f"{row['program']:>22}{row['rate']:16,.0f}{(max(rates) - min(rates)) / row['rate']:9.1%}"
         line += f"{first['rate'] / row['rate']:9.2f} ×"
         if "fraction_of_ceiling" in row:
-            others = [1.0 - f["phases"]["force"] / f["seconds"] for f in row["runs"]]
+            work = [{phase: t for phase, t in f["phases"].items() if phase != "wait"} for f in row["runs"]]
+            others = [1.0 - phases["force"] / sum(phases.values()) for phases in work]
             line += f"{row['fraction_of_ceiling']:12.1%}{statistics.median(others):15.1%}"
         print(line, flush=True)
 
