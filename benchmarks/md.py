@@ -87,7 +87,8 @@ def dphpc_run(setup: Setup, replicate: int, ranks: int, threads: int, variant: s
     precision, *free = variant.split()
     config = {
         "structure": setup.structure, "type_map": setup.types, "replicate": [replicate] * 3, "model": "model_c.dp",
-        "precision": precision, "deterministic": not free, "skin_A": 1.0, "timestep_fs": 0.5, "velocities": {"temperature_K": 330, "seed": 1},
+        "precision": precision, "deterministic": not free, "skin_A": 1.0, "timestep_fs": 0.5,
+        "velocities": {"temperature_K": 330, "seed": 1},
         "stages": [{"ensemble": "nve", "steps": steps}], "thermo": {"every": 100, "file": "thermo.csv"},
     }  # fmt: skip
     (setup.folder / "run.json").write_text(json.dumps(config))

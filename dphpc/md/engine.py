@@ -120,6 +120,7 @@ class Engine:
         self.inner: list[NDArray[np.int32]] = []
         self.outer: list[NDArray[np.int32]] = []
         self._buffers = np.empty((2, 0, 3))
+        self._busy = np.zeros(2)  # seconds of force evaluation since the last look at the balance, and the work done
         if self._spacing:
             round_to(state.positions, self._spacing, out=state.positions)
         self._allocate()
@@ -176,7 +177,7 @@ class Engine:
             A position or force is not finite, an atom flew away, atoms were lost, or the potential
             failed; on all ranks, naming step, atom and last restart.
         """
-        refresh: Flight | None = None
+        refresh, before = None, self.timers.seconds["force"]
         if self._must_rebuild():
             self._rebuild()
         else:
@@ -193,6 +194,7 @@ class Engine:
             reduce = self.halo.start_reduce(self.state)
         error = error or self._compute(self.inner[half:], reduce)
         self._land(reduce)
+        self._busy += self.timers.seconds["force"] - before, self.work.sum()
         with self.timers("wait"):
             # Without this the others would go on with forces that never came.
             agree(self.comm, error or self._too_large())
@@ -341,7 +343,7 @@ class Engine:
     def _move_planes(self) -> bool:
         """Give all ranks equal work, where they are far from it; whether planes moved."""
         with self.timers("neighbor"):
-            work = self.work
+            work = self.work * self._slowness()
             if imbalance(float(work.sum()), self.comm) < UNBALANCED:
                 return False
             state, box = self.state, self.state.box
@@ -350,6 +352,14 @@ class Engine:
             self.domain = balanced(self.domain, fractional, work, thinnest.tolist(), self.comm)
             self.halo = Halo(self.domain, self.comm)
             return True
+
+    def _slowness(self) -> float:
+        """Seconds that this rank took for its work, in units of the mean of all; 1 where nothing was measured."""
+        seconds, work = self._busy
+        self._busy[...] = 0.0
+        own = seconds / work if work else 0.0
+        mean = self.comm.allreduce(np.array([own]))[0] / self.comm.size
+        return float(np.clip(own / mean, 0.5, 2.0)) if own else 1.0
 
     def _allocate(self) -> None:
         """Per-atom work arrays for the present atoms."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -87,6 +89,42 @@ def test_ranks_have_equal_work_and_the_same_forces(
     # Measured: droplet 0.02, 0.03, 0.04, 0.08 on 2, 3, 4, 8 ranks (even bricks: 0.9 to 7), void 0.01 to 0.07.
     assert excess[1] < 0.15
     assert excess[1] <= max(excess[0], 0.05)
+
+
+class SlowOnOneRank:
+    """A potential that takes its time on rank 0, as on a slower core."""
+
+    def __init__(self, inner: LennardJones, rank: int) -> None:
+        self.inner, self.cutoff, self.type_map, self.rank = inner, inner.cutoff, inner.type_map, rank
+
+    def memory_per_atom(self) -> float:
+        return 0.0
+
+    def compute(self, state: State, neighbors: Any, halo: Any, outputs: Any, centers: Any = None) -> None:
+        self.inner.compute(state, neighbors, halo, outputs, centers)
+        time.sleep((4e-4 if self.rank == 0 else 2e-4) * len(centers))
+
+
+@pytest.mark.mpi
+def test_a_slower_rank_gets_less_to_do(
+    comm: Communicator,
+    scattered: Callable[..., State],
+    potential: LennardJones,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("dphpc.md.engine.BALANCE_EVERY", 1)
+    box = Box(np.diag([20.0 * comm.size, 12.0, 12.0]))
+    positions = lattice(box, 3.6, 3)
+    atoms = scattered(box, positions, np.zeros(len(positions), np.int32))
+    slow = SlowOnOneRank(potential, comm.rank)
+    engine = Engine(atoms, Domain.even(box, comm.size, comm.rank), comm, slow, np.ones(2), 1e-3, 1e-6, balance=True)
+    for _ in range(3):
+        engine.randomize_velocities(0.0, np.full((engine.state.n_local, 3), 1.0))
+        engine.drift(1e-3)  # farther than the skin
+        engine.update_forces()
+    shares = comm.stack(np.array([float(engine.work.sum())]))[:, 0]
+    if comm.size > 1:
+        assert shares[0] < 0.8 * shares[1:].mean()  # measured 0.5 to 0.6
 
 
 @pytest.mark.mpi
