@@ -11,7 +11,12 @@ from dphpc.cli.app import command
 
 
 @command("md")
-def md(input: Annotated[Path, typer.Argument(metavar="RUN", help="Run file, YAML or JSON.")]) -> None:
+def md(
+    input: Annotated[Path, typer.Argument(metavar="RUN", help="Run file, YAML or JSON.")],
+    resume: Annotated[
+        bool, typer.Option("--continue", help="Go on from the run's own restart file, if it has left one.")
+    ] = False,
+) -> None:
     """Molecular dynamics; on several ranks as `mpirun -n N dphpc md run.yaml`.
 
     SIGINT, SIGTERM and SIGUSR1 end a run after the present step with a restart file; status 128 + signal. A run that
@@ -19,7 +24,7 @@ def md(input: Annotated[Path, typer.Argument(metavar="RUN", help="Run file, YAML
     """
     from dphpc.md.run import run_md
 
-    result = run_md(input)
+    result = run_md(input, resume=resume)
     if result.stopped_by:
         raise typer.Exit(128 + result.stopped_by)  # what follows in a script must not take this for the whole run
     if result.stopped_above is not None:

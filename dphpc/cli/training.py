@@ -30,6 +30,9 @@ def train_model(
         ),
     ] = None,
     restart: Annotated[Path | None, typer.Option("--restart", "-r", help="Continue this checkpoint's run.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--continue", help="Restart from this folder's newest checkpoint, if there is one.")
+    ] = False,
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the completed input is written.")] = Path(
         "out.json"
     ),
@@ -45,8 +48,8 @@ def train_model(
     from dphpc.train.run import train
 
     result = train(
-        input, restart=restart, init_model=init_model, skip_neighbor_stat=skip_neighbor_stat, output=output,
-        data_parallel=None if data_parallel is None else data_parallel.value,
+        input, restart=restart, resume=resume, init_model=init_model, skip_neighbor_stat=skip_neighbor_stat,
+        output=output, data_parallel=None if data_parallel is None else data_parallel.value,
     )  # fmt: skip
     if result.interrupted:  # what follows in a script must not take this for a trained model
         raise typer.Exit(128 + result.stopped_by)

@@ -26,6 +26,8 @@ THERMOSTAT_ALIASES = {
 }  # fmt: skip
 FORMATS = {".extxyz": "extxyz", ".xyz": "extxyz", ".dump": "lammps", ".lammpstrj": "lammps", ".h5md": "h5md"}
 """Suffix of a trajectory file and its format."""
+RESTART_SUFFIXES = (".h5", ".hdf5", ".restart")
+"""By which a structure is known to be a restart file."""
 
 Kelvin = Annotated[float, Field(ge=0)]
 
@@ -140,6 +142,13 @@ class Restart(Config):
 
     every: PositiveInt = 1000
     file: str = "restart.h5"
+
+    @field_validator("file")
+    @classmethod
+    def _can_be_read_again(cls, name: str) -> str:
+        if not name.lower().endswith(RESTART_SUFFIXES):
+            raise ValueError(f"'{name}' would not be known as a restart file: use one of {', '.join(RESTART_SUFFIXES)}")
+        return name
 
 
 class Deviation(Config):

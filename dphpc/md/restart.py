@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from dphpc.core.box import Box
 from dphpc.core.errors import DataError, RunError
 from dphpc.core.state import RESTARTED
-from dphpc.md.config import Stage
+from dphpc.md.config import RESTART_SUFFIXES, Stage
 from dphpc.md.engine import Engine
 from dphpc.md.gather import collect
 from dphpc.md.integrators import Saved
@@ -175,7 +175,7 @@ def _fill(file: h5py.File, engine: Engine, meta: dict[str, Any]) -> None:
 
 def is_restart(path: str) -> bool:
     """Whether a structure's name is a restart file's."""
-    return path.lower().endswith((".h5", ".hdf5", ".restart"))
+    return path.lower().endswith(RESTART_SUFFIXES)
 
 
 def read_restart(path: str) -> tuple[Source, Checkpoint, str | None]:

@@ -43,7 +43,11 @@ from dphpc.potential.deep import DeepPotential
 
 
 def run_md(
-    config: str | Path | Mapping[str, Any], *, comm: Communicator | None = None, potential: Potential | None = None
+    config: str | Path | Mapping[str, Any],
+    *,
+    resume: bool = False,
+    comm: Communicator | None = None,
+    potential: Potential | None = None,
 ) -> MDResult:
     """Run molecular dynamics as a run file says; collective.
 
@@ -54,6 +58,8 @@ def run_md(
     ----------
     config
         A run file (YAML or JSON), or what would stand in one.
+    resume
+        Go on from the run file's restart file where there is one; else start anew.
     comm
         The ranks that take part; by default all that were started together.
     potential
@@ -68,15 +74,20 @@ def run_md(
     """
     comm = comm if comm is not None else world()
     with ends_together(comm):
-        run = Run(from_first(comm, lambda: _parse(config, potential is not None)), comm, potential)
+        settings, resumed = from_first(comm, lambda: _parse(config, potential is not None, resume))
+        run = Run(settings, comm, potential, resumed)
         try:
             return run.go()
         finally:
             run.screen.stop()
 
 
-def _parse(config: str | Path | Mapping[str, Any], has_potential: bool) -> MdConfig:
+def _parse(config: str | Path | Mapping[str, Any], has_potential: bool, resume: bool) -> tuple[MdConfig, bool]:
+    """The run's settings, and whether its own restart file takes the place of the structure."""
     settings = parse_config(MdConfig, config) if isinstance(config, Mapping) else load_config(MdConfig, config)
+    given = settings.structure
+    if resume:
+        settings = with_own_restart(settings)
     if settings.model is None and not has_potential:
         raise InputError("'model' is missing", where="run file", remedy="add model: FILE.dp")
     if settings.model is not None and not has_potential:
@@ -87,7 +98,26 @@ def _parse(config: str | Path | Mapping[str, Any], has_potential: bool) -> MdCon
         require_file(settings.structure, "structure")
     if is_restart(settings.structure) and max(settings.replicate) > 1:
         raise InputError("a restart cannot be replicated", where="key 'replicate'", remedy="remove it")
-    return settings
+    return settings, settings.structure != given
+
+
+def with_own_restart(settings: MdConfig) -> MdConfig:
+    """The same run from its restart file, if it has left one.
+
+    Raises
+    ------
+    InputError
+        The run file asks for no restart file.
+    """
+    if settings.restart is None:
+        raise InputError(
+            "'restart' is missing: there would be nothing to go on from", where="run file",
+            expected="restart: {every: 1000, file: restart.h5}",
+        )  # fmt: skip
+    path = Path(settings.restart.file)
+    if not path.is_file() and not previous_of(path).is_file():
+        return settings
+    return settings.model_copy(update={"structure": settings.restart.file, "replicate": [1, 1, 1]})
 
 
 @dataclass(frozen=True)
@@ -105,8 +135,10 @@ class _Start:
 class Run:
     """A run in progress: engine, plan, and outputs."""
 
-    def __init__(self, settings: MdConfig, comm: Communicator, potential: Potential | None) -> None:
-        self.settings, self.comm = settings, comm
+    def __init__(
+        self, settings: MdConfig, comm: Communicator, potential: Potential | None, resumed: bool = False
+    ) -> None:
+        self.settings, self.comm, self.resumed = settings, comm, resumed
         self.screen = Screen(0, 0, quiet=comm.rank != 0)
         self.n_threads = settings.n_threads or default_threads(ranks_on_same_cores(comm))
         with together(comm):
@@ -143,6 +175,8 @@ class Run:
                 checkpoint, warning = None, None
                 if is_restart(s.structure):
                     source, checkpoint, warning = read_restart(s.structure)
+                    if self.resumed:
+                        _require_same_plan(checkpoint, s)
                 else:
                     source = read_structure(s.structure, s.type_map, s.periodic)
                 type_map = self.potential.type_map
@@ -364,6 +398,19 @@ class Run:
         if not self.settings.restart:
             return f"{what}; no restart was written: the run file has no 'restart'"
         return f"{what}; go on with structure: {self.settings.restart.file} (step {self.engine.step})"
+
+
+def _require_same_plan(checkpoint: Checkpoint, settings: MdConfig) -> None:
+    """Refuse to go on with a run that is complete, or is another."""
+    if checkpoint.position_in(settings.stages) is not None:
+        return
+    path, complete = settings.structure, checkpoint.stages == [stage.model_dump() for stage in settings.stages]
+    raise InputError(
+        "the run is complete" if complete else "the restart file was written in other stages than the run file's",
+        where=f"{path}, step {checkpoint.step}",
+        expected="stages that agree with the restart file's up to where it stands, and ask for more",
+        remedy=f"raise the last stage's steps or add a stage; for a new plan from there: structure: {path}",
+    )
 
 
 def _load(settings: MdConfig) -> Potential:

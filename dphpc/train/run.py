@@ -19,7 +19,7 @@ from dphpc.parallel.comm import Communicator, Serial, ends_together, from_first,
 from dphpc.parallel.gradients import gradient_sum
 from dphpc.parallel.launch import launched_size
 from dphpc.parallel.placement import placement, ranks_on_same_cores
-from dphpc.train.checkpoint import SUFFIX, Checkpoint, find_checkpoint
+from dphpc.train.checkpoint import POINTER, SUFFIX, Checkpoint, find_checkpoint
 from dphpc.train.data import Dataset
 from dphpc.train.initial import initial_model, model_arrays, set_model_arrays
 from dphpc.train.neighbor_stat import neighbor_stat, resolve_sel, sel_warnings
@@ -38,6 +38,7 @@ def train(
     input: PathLike | Mapping[str, Any] | TrainInput,
     *,
     restart: PathLike | None = None,
+    resume: bool = False,
     init_model: PathLike | None = None,
     skip_neighbor_stat: bool = False,
     output: PathLike | None = "out.json",
@@ -54,6 +55,8 @@ def train(
         DeePMD-kit's training input: a JSON or YAML file, or its contents.
     restart
         A checkpoint (or a folder with one) whose training goes on, to the bit.
+    resume
+        Restart from the newest checkpoint of the working directory where there is one; else start anew.
     init_model
         A checkpoint or model file whose weights, statistics and biases are taken; optimizer and schedule start anew.
     skip_neighbor_stat
@@ -78,6 +81,8 @@ def train(
         with together(comm):
             if restart is not None and init_model is not None:
                 raise InputError("restart and init_model exclude each other", remedy="use one of them")
+        if resume and from_first(comm, lambda: Path(POINTER).is_file()):
+            restart, init_model = ".", None  # what a first part began from is in its checkpoints
         config = from_first(comm, lambda: _read(input))
         if data_parallel is not None:
             config = config.updated(dphpc=config.dphpc.updated(data_parallel=data_parallel))

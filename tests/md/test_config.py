@@ -75,3 +75,8 @@ def test_mistakes_are_explained(changes: dict[str, Any], message: str) -> None:
 
 def test_a_restart_may_go_on_in_its_own_file() -> None:
     parse_config(MdConfig, {**BASE, "structure": "restart.h5", "restart": {"file": "restart.h5"}})
+
+
+def test_a_restart_file_must_be_known_as_such() -> None:
+    with pytest.raises(InputError, match=r"use one of \.h5, \.hdf5, \.restart"):
+        parse_config(MdConfig, {**BASE, "restart": {"file": "restart.dat"}})

@@ -224,8 +224,9 @@ def test_outputs_that_cannot_be_written_are_an_error(comm: Communicator, config:
     folder = Path(config()["structure"]).parent
     with pytest.raises((RunError, OSError), match="Is a directory"):
         run_md(config(thermo={"file": str(folder)}), comm=comm, potential=argon)
+    (folder / "none.h5").mkdir(exist_ok=True)
     with pytest.raises(RunError, match=r"restart file cannot be written"):
-        run_md(config(restart={"every": 5, "file": str(folder)}), comm=comm, potential=argon)
+        run_md(config(restart={"every": 5, "file": str(folder / "none.h5")}), comm=comm, potential=argon)
 
 
 @pytest.mark.mpi

@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 import pytest
 
+from dphpc.core.errors import InputError
 from dphpc.md.run import run_md
 from dphpc.parallel.comm import Communicator
 from dphpc.potential.contract import Outputs
@@ -80,6 +81,37 @@ def test_a_signal_to_one_rank_ends_all_at_the_same_step(
     for name in ("potential_eV", "kinetic_eV", "conserved_eV"):
         # Measured: 3e-15; the restart sorts atoms anew.
         np.testing.assert_allclose(rest.thermo[name], whole.thermo[name][2:], rtol=1e-10, err_msg=name)
+
+
+@pytest.mark.mpi
+def test_the_same_run_file_continues_its_run(comm: Communicator, config: Make, argon: LennardJones) -> None:
+    folder = Path(config()["structure"]).parent
+    restart = {"every": 1000, "file": str(folder / "chain.h5")}
+
+    def steps(potential: Any = argon, last: int = 30, **changes: Any) -> int:
+        stages = [{"ensemble": "nve", "steps": 2}, {"ensemble": "nve", "steps": last}]
+        result = run_md(
+            config(**{"stages": stages, "restart": restart} | changes), resume=True, comm=comm, potential=potential
+        )
+        return result.steps
+
+    assert steps(Signalled(argon, comm, 10, signal.SIGUSR1)) == 10  # nothing to go on from: from the beginning
+    assert steps(Signalled(argon, comm, 5, signal.SIGUSR1)) == 5
+    assert steps() == 32 - 15
+    with pytest.raises(InputError, match="the run is complete"):
+        steps()
+    assert steps(last=34) == 4
+    with pytest.raises(InputError, match="other stages"):
+        steps(stages=[{"ensemble": "nve", "steps": 3}, {"ensemble": "nve", "steps": 40}])
+    with pytest.raises(InputError, match="'restart' is missing"):
+        steps(restart=None)
+    old, restart = restart["file"], {"every": 1000, "file": str(folder / "new.h5")}
+    new = {"structure": old, "replicate": None, "stages": [{"ensemble": "nve", "steps": 10}], "thermo": {"file": None}}
+    assert steps(Signalled(argon, comm, 5, signal.SIGUSR1), restart=restart, **new) == 5  # a new plan begins there
+    assert steps(restart=restart, **new) == 5
+    if comm.rank == 0:
+        table = np.genfromtxt(folder / "thermo.csv", delimiter=",", names=True)
+        assert table["step"].tolist() == [0, 5, 10, 15, 20, 25, 30, 35]
 
 
 @pytest.mark.mpi

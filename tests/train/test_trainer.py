@@ -88,6 +88,22 @@ def test_restart_goes_on_to_the_bit(change: dict[str, Any]) -> None:
     assert same(state("model.ckpt-12.safetensors"), whole)
 
 
+def test_the_same_command_continues_its_training() -> None:
+    given = small_input(save_freq=4)
+    dphpc.train(small_input(numb_steps=1, seed=3))
+    other = dphpc.train(given, restart=None, init_model="model.ckpt")  # what the first part begins from
+    curve, whole = Path("lcurve.out").read_text(), state("model.ckpt-12.safetensors")
+    assert other.step == 12
+    Path("checkpoint").write_text("model.ckpt-8.safetensors\n")
+    dphpc.train(given, resume=True, init_model="model.ckpt-4")  # goes on, so it takes no weights
+    assert Path("lcurve.out").read_text() == curve
+    assert same(state("model.ckpt-12.safetensors"), whole)
+    with pytest.raises(InputError, match="12 steps"):
+        dphpc.train(given, resume=True)
+    Path("checkpoint").unlink()
+    assert dphpc.train(given, resume=True).step == 12  # nothing to go on from: from the beginning
+
+
 @pytest.mark.parametrize(
     "optimizer",
     [
