@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 
 from dphpc.core.cores import n_cores
+from dphpc.parallel.jobscript import mpi_library
 from dphpc.parallel.launch import launched_by
 
 PACKAGES = (
@@ -147,8 +148,7 @@ def mpi() -> list[Finding]:
     version = _version("mpi4py")
     findings = [Finding("mpi4py", version or "missing: one rank only", version is not None, install)]
     if version:
-        code = "import mpi4py; mpi4py.rc.initialize = False; from mpi4py import MPI; print(MPI.Get_library_version())"
-        library = _python(code)
+        library = mpi_library()
         text = " ".join((library or "").split("\n")[0].split()) or "none that mpi4py can load"
         findings.append(Finding("MPI library", text, library is not None, install))
     beside = Path(sys.executable).parent / "mpirun"

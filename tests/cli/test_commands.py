@@ -253,6 +253,7 @@ def test_help_version_and_wrong_usage(run: Run) -> None:
         "show",
         "data",
         "plot",
+        "slurm",
         "doctor",
     )
     listing = run("--help").stdout

@@ -1,0 +1,106 @@
+"""dphpc slurm."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import shlex
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dphpc.cli.app import command
+
+log = logging.getLogger("dphpc.slurm")
+
+RESOURCES: dict[str, tuple[str, type, str]] = {
+    "nodes": ("-N", int, "Machines."),
+    "ntasks_per_node": ("", int, "Ranks on each."),
+    "cpus_per_task": ("-c", int, "Threads of a rank."),
+    "time": ("-t", str, "Time of one part, as in 1-12:00:00 or 30 (minutes)."),
+    "partition": ("-p", str, "The queue."),
+    "account": ("-A", str, "Whose time is used."),
+    "qos": ("-q", str, "Quality of service."),
+    "constraint": ("-C", str, "Only nodes that have this feature."),
+    "mem": ("", str, "Memory of a node, as in 64G; 0 is all of it."),
+    "job_name": ("-J", str, "What squeue shows."),
+}
+"""Options of sbatch under their own names: flag, type, help.  Those not given are as in the template."""
+
+
+class Job(StrEnum):
+    """What runs in the job."""
+
+    md = "md"
+    train = "train"
+
+
+def with_resources(function: Callable[..., None]) -> Callable[..., None]:
+    """Show `RESOURCES` as options of a command that takes them as **resources."""
+    own = list(inspect.signature(function, eval_str=True).parameters.values())[:-1]
+    options = []
+    for name, (flag, kind, text) in RESOURCES.items():
+        flags = [f"--{name.replace('_', '-')}", *([flag] if flag else [])]
+        option = typer.Option(*flags, help=text, min=1 if kind is int else None, rich_help_panel="Resources")
+        annotation = Annotated[kind | None, option]  # type: ignore[valid-type]
+        options.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
+    function.__signature__ = inspect.Signature([*own, *options])  # type: ignore[attr-defined]
+    return function
+
+
+@command("slurm")
+@with_resources
+def slurm(
+    job: Annotated[Job, typer.Argument(help="What runs: `dphpc md` or `dphpc train`.")],
+    input: Annotated[Path, typer.Argument(metavar="INPUT", help="Its run file or training input.")],
+    options: Annotated[
+        list[str] | None, typer.Argument(metavar="-- OPTIONS", help="Further options of that command.")
+    ] = None,
+    scaling: Annotated[
+        bool, typer.Option("--scaling", help="Instead of one job an array of them on 1, 2, 4, … ranks.")
+    ] = False,
+    mpi: Annotated[
+        str,
+        typer.Option(help="What `srun --mpi=` is given: pmix, pmi2, …; none: mpirun; auto: as mpi4py's MPI needs it."),
+    ] = "auto",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The script; md.slurm, train.slurm, … if not given.")
+    ] = None,
+    submit: Annotated[bool, typer.Option("--submit", help="Hand the script to sbatch.")] = False,
+    **resources: Any,
+) -> None:
+    """Write a Slurm job script, each line explained, and submit it with --submit.
+
+    The job stops in order before its time is up, goes back into the queue and on from where it was, until it is done.
+    """
+    from dphpc.parallel.jobscript import job_script, require_sbatch
+    from dphpc.parallel.jobscript import submit as hand_over
+
+    if submit:
+        require_sbatch()
+    _check(job, input, chained=not scaling)
+    given = {name.replace("_", "-"): str(value) for name, value in resources.items() if value is not None}
+    script = job_script(job, [str(input), *(options or [])], given, mpi=mpi, scaling=scaling)
+    path = output or Path("scaling.slurm" if scaling else f"{job}.slurm")
+    path.write_text(script, encoding="utf-8")
+    print(script, end="")
+    log.info("%s", hand_over(path) if submit else f"written; to start it: sbatch {shlex.quote(str(path))}")
+
+
+def _check(job: Job, input: Path, chained: bool) -> None:
+    """Find a mistake in the input now, and not when the job has waited for its turn."""
+    if job is Job.train:
+        from dphpc.train.schema import load_input
+
+        load_input(input)
+        return
+    from dphpc.core.config import load_config
+    from dphpc.md.config import MdConfig
+    from dphpc.md.run import with_own_restart
+
+    settings = load_config(MdConfig, input)
+    if chained:
+        with_own_restart(settings)

@@ -1,0 +1,166 @@
+"""Slurm job scripts: the templates of `jobscripts/`, filled in and submitted."""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+
+from dphpc.core.errors import InputError
+
+SRUN_PLUGINS = {"Open MPI": "pmix", "MPICH": "pmi2", "Intel": "pmi2", "MVAPICH": "pmi2"}
+"""Word in an MPI's name -> what `srun --mpi=` needs to start its ranks."""
+
+MPIRUN = "none"
+"""In the place of a plug-in: ranks are started by mpirun."""
+
+
+def job_script(
+    command: str, arguments: Sequence[str], resources: Mapping[str, str], *, mpi: str = "auto", scaling: bool = False
+) -> str:
+    """The script of a job, from the template that serves it.
+
+    Parameters
+    ----------
+    command
+        "md" or "train".
+    arguments
+        The command's input and options.
+    resources
+        Options of sbatch to their values; the template's own where one is missing.
+    mpi
+        What srun is told of the MPI, "none" for mpirun, "auto" for what mpi4py's MPI needs.
+    scaling
+        An array of jobs on 1, 2, 4, … ranks instead of one job.
+
+    Raises
+    ------
+    InputError
+        A value cannot stand in a script, or there is no MPI that is known.
+    """
+    several = max(int(resources.get(key, 1)) for key in ("nodes", "ntasks-per-node")) > 1 or mpi != "auto"
+    name = {"md": "md-cpu", "train": "train-mpi" if several else "train-cpu"}[command]
+    text = template("scaling.slurm" if scaling else f"{name}.slurm")
+    words = [command, *arguments] if scaling else arguments
+    here = shlex.quote(str(Path(sys.executable).parent))
+    variables = {"arguments": f"({shlex.join(words)})", "PATH": f'{here}:"$PATH"'}
+    if "\nmpi=" in text:
+        variables["mpi"] = srun_plugin(mpi_library()) if mpi == "auto" else shlex.quote(mpi)
+    script = fill(text, resources, variables)
+    if scaling:
+        ranks = math.prod(
+            int(n) for n in re.findall(r"^#SBATCH --(?:nodes|ntasks-per-node)=(\d+)", script, re.MULTILINE)
+        )
+        script = fill(script, {"array": f"0-{ranks.bit_length() - 1}%1"}, {})
+    return script
+
+
+def template(name: str) -> str:
+    """The text of a file of `jobscripts/`."""
+    return files("dphpc").joinpath("_jobscripts", name).read_text(encoding="utf-8")
+
+
+def fill(script: str, directives: Mapping[str, str], variables: Mapping[str, str]) -> str:
+    """A template with values in it; the explanations beside them stay.
+
+    Parameters
+    ----------
+    directives
+        Options of sbatch to their values: lines `#SBATCH --key=…`, switched on where the template has `##SBATCH`.
+    variables
+        Shell variables to what is assigned to them, as the shell reads it: lines `name=…` or `export name=…`.
+
+    Raises
+    ------
+    InputError
+        A directive's value would not be one word.
+    """
+    for key, value in directives.items():
+        if not re.fullmatch(r"[^\s#]+", value):
+            raise InputError(f"'{value}' cannot stand in a job script", where=f"--{key}", expected="one word without #")
+        old = _only(rf"^##?SBATCH --{re.escape(key)}=\S+( *)", script)
+        new = f"#SBATCH --{key}={value}"
+        if old[1]:  # a comment follows, which stays in its column
+            new = new.ljust(len(old[0]) - 1) + " "
+        script = script[: old.start()] + new + script[old.end() :]
+    for name, value in variables.items():
+        old = _only(rf"^(?:export )?{name}=(.*)$", script)
+        script = script[: old.start(1)] + value + script[old.end(1) :]
+    return script
+
+
+def _only(pattern: str, script: str) -> re.Match[str]:
+    """The one place where a template matches."""
+    found = list(re.finditer(pattern, script, re.MULTILINE))
+    assert len(found) == 1, f"the template has {len(found)} lines like {pattern}"
+    return found[0]
+
+
+def submit(path: Path) -> str:
+    """Hand a script to sbatch; returns what it says.
+
+    Raises
+    ------
+    InputError
+        sbatch is missing, or refuses the script.
+    """
+    require_sbatch()
+    done = subprocess.run(["sbatch", str(path)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise InputError(f"sbatch refuses the script:\n{done.stderr.strip()}", where=str(path))
+    return done.stdout.strip()
+
+
+def require_sbatch() -> None:
+    """Refuse to submit on a machine without Slurm."""
+    if shutil.which("sbatch") is None:
+        raise InputError(
+            "there is no sbatch on this machine: nothing can be submitted", where="--submit",
+            remedy="leave out --submit and hand the script to sbatch on the cluster's login node",
+        )  # fmt: skip
+
+
+def mpi_library() -> str | None:
+    """How the MPI that mpi4py was built against describes itself; asked in a child, as a library may abort."""
+    code = "import mpi4py; mpi4py.rc.initialize = False; from mpi4py import MPI; print(MPI.Get_library_version())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def srun_plugin(library: str | None) -> str:
+    """What `srun --mpi=` must be for an MPI, or `MPIRUN` where this cluster's srun has no such plug-in.
+
+    Parameters
+    ----------
+    library
+        As `mpi_library` returns it.
+
+    Raises
+    ------
+    InputError
+        There is no MPI, or one of which it is not known how srun starts it.
+    """
+    choose = "--mpi pmix, --mpi pmi2 or --mpi none (mpirun)"
+    if library is None:
+        raise InputError(
+            "mpi4py finds no MPI to start ranks with",
+            remedy=f"pip install mpi4py with the cluster's MPI loaded, or say {choose}",
+        )
+    found = next((plugin for word, plugin in SRUN_PLUGINS.items() if word in library), None)
+    if found is None:
+        raise InputError(f"how srun starts this MPI is not known: {library.splitlines()[0]}", remedy=f"say {choose}")
+    return found if found in _srun_list(found) else MPIRUN
+
+
+def _srun_list(otherwise: str) -> list[str]:
+    """The plug-ins that srun has here; on a machine without Slurm the one that is looked for."""
+    if shutil.which("srun") is None:
+        return [otherwise]
+    done = subprocess.run(["srun", "--mpi=list"], capture_output=True, text=True, check=False)
+    return (done.stdout + done.stderr).split() if done.returncode == 0 else [otherwise]

@@ -1,0 +1,60 @@
+"""dphpc slurm as a user runs it, where no Slurm is needed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.cli.test_commands import RUN_FILE
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def slurm(tmp_path: Path) -> Run:
+    """`slurm("md", "run.yaml")` is `dphpc slurm md run.yaml` on a machine without Slurm."""
+    (tmp_path / "run.yaml").write_text(RUN_FILE + "restart: {every: 100}\n")
+
+    def start(*arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "dphpc", "slurm", *arguments]
+        environment = dict(os.environ) | {"PATH": str(tmp_path), "COLUMNS": "200"}
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == status, done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+        return done
+
+    return start
+
+
+def test_the_script_is_shown_and_written(slurm: Run, tmp_path: Path) -> None:
+    done = slurm("md", "run.yaml", "--nodes", "2", "-t", "4:00:00", "--account", "chem", "--", "--log-path", "md.log")
+    assert "sbatch md.slurm" in done.stderr
+    script = (tmp_path / "md.slurm").read_text()
+    assert done.stdout == script
+    for line in ("#SBATCH --nodes=2 ", "#SBATCH --time=4:00:00 ", "#SBATCH --account=chem ", "##SBATCH --qos=NAME "):
+        assert f"\n{line}" in script
+    assert "\narguments=(run.yaml --log-path md.log)\n" in script
+    assert f'\nexport PATH={Path(sys.executable).parent}:"$PATH"\n' in script
+    slurm("md", "run.yaml", "--scaling", "--ntasks-per-node", "4", "-o", "study.slurm")
+    assert "\n#SBATCH --array=0-2%1 " in (tmp_path / "study.slurm").read_text()
+
+
+def test_mistakes_are_found_before_anything_is_written(slurm: Run, tmp_path: Path) -> None:
+    message = slurm("md", "run.yaml", "--submit", status=1).stderr
+    assert "there is no sbatch on this machine" in message
+    assert "login node" in message
+    assert "--nodes" in slurm("md", "run.yaml", "--node", "2", status=2).stderr
+    assert "greater than or equal to 1" in slurm("md", "run.yaml", "--nodes", "0", status=2).stderr
+    assert "one word" in slurm("md", "run.yaml", "--account", "a b", status=1).stderr
+    (tmp_path / "run.yaml").write_text(RUN_FILE)
+    assert "'restart' is missing" in slurm("md", "run.yaml", status=1).stderr
+    (tmp_path / "run.yaml").write_text(RUN_FILE.replace("timestep_fs", "timestep"))
+    assert "did you mean 'timestep_fs'" in slurm("md", "run.yaml", "--scaling", status=1).stderr
+    (tmp_path / "input.json").write_text('{"modell": {}}')
+    assert "did you mean 'model'" in slurm("train", "input.json", status=1).stderr
+    assert not list(tmp_path.glob("*.slurm"))
