@@ -1,0 +1,144 @@
+"""Jobs on a real Slurm that are stopped, go back into the queue and finish as if they had not been."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import ase.io
+import numpy as np
+import pytest
+from ase import Atoms
+
+import dphpc
+from dphpc.model.model_file import write_model
+from tests.jobscripts.cluster import Cluster, cluster, missing, until
+from tests.models import random_model, random_structure
+from tests.train.systems import small_input, write_systems
+
+pytestmark = pytest.mark.slow
+
+RUN = {
+    "structure": "start.extxyz",
+    "model": "model.dp",
+    "replicate": [6, 6, 6],
+    "timestep_fs": 0.05,
+    "velocities": {"temperature_K": 50, "seed": 1},
+    "stages": [{"ensemble": "nve", "steps": 400}],
+    "thermo": {"every": 10, "file": "thermo.csv"},
+    "restart": {"every": 1000, "file": "restart.h5"},
+}
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    if missing():
+        pytest.skip(f"no Slurm to test with: {', '.join(missing())} not found (Debian: apt install slurm-wlm munge)")
+    if os.geteuid():
+        pytest.skip("slurmd has to be started by root")
+    with cluster(tmp_path_factory.mktemp("slurm")) as found:
+        yield found
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with everything for a run and a training, and in it the test."""
+    monkeypatch.chdir(tmp_path)
+    write_model(random_model(seed=1), tmp_path / "model.dp")
+    positions, cell, types = random_structure()
+    atoms = Atoms([("O", "H")[t] for t in types], positions=positions, cell=cell, pbc=True)
+    ase.io.write(tmp_path / "start.extxyz", atoms, parallel=False)
+    (tmp_path / "run.yaml").write_text(json.dumps(RUN))
+    write_systems(tmp_path)
+    return tmp_path
+
+
+def submit(slurm: Cluster, folder: Path, *words: str) -> str:
+    """Number of a job that `dphpc slurm … --submit` sends off."""
+    command = [sys.executable, "-m", "dphpc", "slurm", "--submit", "--log-path", "submit.log", *words]
+    slurm(*command, cwd=folder)
+    found = re.search(r"Submitted batch job (\d+)", (folder / "submit.log").read_text())
+    assert found
+    return found.group(1)
+
+
+def column(path: Path, name: str) -> np.ndarray:
+    if path.suffix == ".csv":
+        return np.genfromtxt(path, delimiter=",", names=True)[name]
+    return np.genfromtxt(path, names=True)[name]
+
+
+def n_lines(path: Path) -> int:
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+@pytest.mark.parametrize("mpi", ["auto", "none"])
+def test_md_goes_on_after_a_signal(slurm: Cluster, folder: Path, mpi: str) -> None:
+    job = submit(slurm, folder, "md", "run.yaml", "--ntasks-per-node", "2", "--time", "10", "--mpi", mpi)
+    log = folder / f"dphpc-md-{job}.log"
+    until(lambda: n_lines(folder / "thermo.csv") > 5, 120, f"output of job {job}")
+    slurm("scancel", "--signal=USR1", "--batch", job)
+    end = slurm.finished(job)
+    text = log.read_text()
+    assert (end["JobState"], end["Restarts"]) == ("COMPLETED", "1"), text
+    assert re.search(r"stopped by SIGUSR1 after \d+ of 400 steps", text), text
+    assert "going on in stage 1" in text
+    assert text.count("2 ranks × 1 thread") == 2
+    (folder / "whole").mkdir()
+    whole = dphpc.md({**RUN, "thermo": {"every": 10, "file": "whole/thermo.csv"}, "restart": None})
+    assert whole.steps == 400
+    assert column(folder / "thermo.csv", "step").tolist() == list(range(0, 401, 10))
+    # Measured: 2e-15 eV in potentials of …
+    for name in ("potential_eV", "kinetic_eV"):
+        np.testing.assert_allclose(
+            column(folder / "thermo.csv", name), column(folder / "whole/thermo.csv", name), rtol=1e-10, err_msg=name
+        )
+
+
+def test_training_goes_on_after_its_time_limit(slurm: Cluster, folder: Path) -> None:
+    (folder / "input.json").write_text(json.dumps(small_input(numb_steps=6000, disp_freq=100, save_freq=100000)))
+    # The template's two minutes before the end of a minute are now: Slurm looks every half minute.
+    job = submit(slurm, folder, "train", "input.json", "--time", "1", "--cpus-per-task", "1")
+    end = slurm.finished(job, 600)
+    text = (folder / f"dphpc-train-{job}.log").read_text()
+    assert end["JobState"] == "COMPLETED", text
+    assert int(end["Restarts"]) >= 1, text
+    assert re.search(r"train from step \d+ to step 6000", text), text
+    (folder / "whole").mkdir()
+    curve = (folder / "lcurve.out").read_text()
+    dphpc.train("input.json")
+    assert (folder / "lcurve.out").read_text() == curve  # to the bit
+
+
+@pytest.mark.parametrize("back_end", ["mpi", "torch", "horovod"], ids="by_{}".format)
+def test_training_on_ranks_goes_on_after_a_signal(slurm: Cluster, folder: Path, back_end: str) -> None:
+    if back_end == "horovod" and find_spec("horovod") is None:
+        pytest.skip("Horovod is not installed (dphpc horovod install)")
+    given = small_input(numb_steps=2000, disp_freq=100, save_freq=100000)
+    (folder / "input.json").write_text(json.dumps(given))
+    words = ["train", "input.json", "--ntasks-per-node", "2", "--cpus-per-task", "1", "--time", "10"]
+    job = submit(slurm, folder, *words, "--", "--data-parallel", back_end)
+    until(lambda: n_lines(folder / "lcurve.out") > 3, 120, f"output of job {job}")
+    slurm("scancel", "--signal=USR1", "--batch", job)
+    end = slurm.finished(job)
+    text = (folder / f"dphpc-train-{job}.log").read_text()
+    assert (end["JobState"], end["Restarts"]) == ("COMPLETED", "1"), text
+    assert "data-parallel: 2 ranks" in text
+    assert re.search(r"train from step \d+ to step 2000", text), text
+    steps = column(folder / "lcurve.out", "step")
+    assert steps.tolist() == [1, *range(100, 2001, 100)]
+
+
+def test_scaling(slurm: Cluster, folder: Path) -> None:
+    (folder / "run.yaml").write_text(json.dumps({**RUN, "stages": [{"ensemble": "nve", "steps": 20}]}))
+    job = submit(slurm, folder, "md", "run.yaml", "--scaling", "--ntasks-per-node", "2")
+    until(lambda: not slurm("squeue", "--noheader", "--job", job), 120, f"the end of job {job}")
+    for task, ranks in enumerate(("1 rank ×", "2 ranks ×")):
+        text = (folder / f"dphpc-scaling-{job}-{task}.log").read_text()
+        assert ranks in text
+        assert "atom-steps/s" in text
