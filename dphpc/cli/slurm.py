@@ -99,7 +99,7 @@ def _check(job: Job, input: Path, chained: bool) -> None:
         return
     from dphpc.core.config import load_config
     from dphpc.md.config import MdConfig
-    from dphpc.md.run import with_own_restart
+    from dphpc.md.setup import with_own_restart
 
     settings = load_config(MdConfig, input)
     if chained:

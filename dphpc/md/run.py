@@ -5,31 +5,26 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dphpc import __version__
-from dphpc.core.box import Box
-from dphpc.core.config import load_config, parse_config
-from dphpc.core.errors import InputError, RunError
+from dphpc.core.errors import RunError
 from dphpc.core.exact_sum import no_sum
 from dphpc.core.signals import stop_signals
 from dphpc.core.units import FS
 from dphpc.md.config import MdConfig, Stage
-from dphpc.md.deviation import DeviationMonitor
 from dphpc.md.engine import Engine
 from dphpc.md.integrators import Integrator, VelocityVerlet
 from dphpc.md.memory import estimate, refuse_if_too_large
 from dphpc.md.observables import HEADER, Thermo, bath_energy, degrees_of_freedom, measure
 from dphpc.md.output import Screen, TableFile, writing
-from dphpc.md.restart import Checkpoint, is_restart, read_restart, write_restart
+from dphpc.md.restart import Checkpoint, write_restart
 from dphpc.md.result import MDResult, columns_of
-from dphpc.md.sealed import previous_of
-from dphpc.md.structures import Source, deal, masses_of, on_grid, read_structure, replicated, require_file
+from dphpc.md.setup import header, load_monitor, load_potential, read_settings, read_start
+from dphpc.md.structures import deal, replicated
 from dphpc.md.thermostats import Bussi, Langevin, NoseHoover
 from dphpc.md.trajectory import FrameWriter, open_trajectory, write_frame
 from dphpc.md.velocities import draw_velocities
@@ -39,7 +34,6 @@ from dphpc.parallel.comm import Communicator, ends_together, from_first, togethe
 from dphpc.parallel.domain import Domain
 from dphpc.parallel.placement import placement, ranks_on_same_cores
 from dphpc.potential.contract import Potential
-from dphpc.potential.deep import DeepPotential
 
 
 def run_md(
@@ -74,62 +68,12 @@ def run_md(
     """
     comm = comm if comm is not None else world()
     with ends_together(comm):
-        settings, resumed = from_first(comm, lambda: _parse(config, potential is not None, resume))
+        settings, resumed = from_first(comm, lambda: read_settings(config, potential is not None, resume))
         run = Run(settings, comm, potential, resumed)
         try:
             return run.go()
         finally:
             run.screen.stop()
-
-
-def _parse(config: str | Path | Mapping[str, Any], has_potential: bool, resume: bool) -> tuple[MdConfig, bool]:
-    """The run's settings, and whether its own restart file takes the place of the structure."""
-    settings = parse_config(MdConfig, config) if isinstance(config, Mapping) else load_config(MdConfig, config)
-    given = settings.structure
-    if resume:
-        settings = with_own_restart(settings)
-    if settings.model is None and not has_potential:
-        raise InputError("'model' is missing", where="run file", remedy="add model: FILE.dp")
-    if settings.model is not None and not has_potential:
-        require_file(settings.model, "model")
-    for path in settings.deviation.models if settings.deviation else []:
-        require_file(path, "deviation.models")
-    if not (is_restart(settings.structure) and previous_of(Path(settings.structure)).is_file()):
-        require_file(settings.structure, "structure")
-    if is_restart(settings.structure) and max(settings.replicate) > 1:
-        raise InputError("a restart cannot be replicated", where="key 'replicate'", remedy="remove it")
-    return settings, settings.structure != given
-
-
-def with_own_restart(settings: MdConfig) -> MdConfig:
-    """The same run from its restart file, if it has left one.
-
-    Raises
-    ------
-    InputError
-        The run file asks for no restart file.
-    """
-    if settings.restart is None:
-        raise InputError(
-            "'restart' is missing: there would be nothing to go on from", where="run file",
-            expected="restart: {every: 1000, file: restart.h5}",
-        )  # fmt: skip
-    path = Path(settings.restart.file)
-    if not path.is_file() and not previous_of(path).is_file():
-        return settings
-    return settings.model_copy(update={"structure": settings.restart.file, "replicate": [1, 1, 1]})
-
-
-@dataclass(frozen=True)
-class _Start:
-    """What all ranks must know of the structure."""
-
-    box: Box
-    n_atoms: int
-    masses: NDArray[np.float64]
-    has_velocities: bool
-    checkpoint: Checkpoint | None
-    warning: str | None
 
 
 class Run:
@@ -138,14 +82,14 @@ class Run:
     def __init__(
         self, settings: MdConfig, comm: Communicator, potential: Potential | None, resumed: bool = False
     ) -> None:
-        self.settings, self.comm, self.resumed = settings, comm, resumed
+        self.settings, self.comm = settings, comm
         self.screen = Screen(0, 0, quiet=comm.rank != 0)
         self.n_threads = settings.n_threads or default_threads(ranks_on_same_cores(comm))
         with together(comm):
             set_threads(self.n_threads)
-            self.potential = potential or _load(settings)
-            self.deviation = _monitor(settings, self.potential)
-        source, start = self._read()
+            self.potential = potential or load_potential(str(settings.model), settings)
+            self.deviation = load_monitor(settings, self.potential)
+        source, start = read_start(settings, self.potential.type_map, resumed, comm)
         self.checkpoint, self.masses = start.checkpoint, start.masses
         box = replicated(start.box, settings.replicate)
         n_atoms = start.n_atoms * int(np.prod(settings.replicate))
@@ -168,46 +112,12 @@ class Run:
             self.screen.say("velocities: all atoms start at rest (none in the run file, none in the structure)")
         self._open_outputs()
 
-    def _read(self) -> tuple[Source | None, _Start]:
-        s, source, start = self.settings, None, None
-        with together(self.comm):
-            if self.comm.rank == 0:
-                checkpoint, warning = None, None
-                if is_restart(s.structure):
-                    source, checkpoint, warning = read_restart(s.structure)
-                    if self.resumed:
-                        _require_same_plan(checkpoint, s)
-                else:
-                    source = read_structure(s.structure, s.type_map, s.periodic)
-                type_map = self.potential.type_map
-                source = source.with_types_of(type_map, s.structure)
-                masses = masses_of(type_map, s.masses, source.masses, source.present)
-                box = on_grid(source.box, s.replicate) if s.deterministic else source.box
-                start = _Start(box, source.n_atoms, masses, source.has_velocities, checkpoint, warning)
-        start = self.comm.bcast(start)
-        assert start is not None
-        return source, start
-
     def _describe(self, n_atoms: int, domain: Domain, warning: str | None) -> None:
         """The run's header; refuses a run that does not fit into memory."""
-        s, comm, say = self.settings, self.comm, self.screen.say
-        reach = self.potential.cutoff + s.skin_A
-        places = placement(comm, self.n_threads)
+        s, comm, places = self.settings, self.comm, placement(self.comm, self.n_threads)
         more = self.deviation.memory_per_atom() if self.deviation else 0.0
-        needed = estimate(n_atoms, domain, self.potential, reach, comm, more)
-        lengths = " × ".join(f"{x:.4g}" for x in np.linalg.norm(domain.box.matrix, axis=1))
-        sides = "".join("p" if p else "f" for p in domain.box.periodic)
-        replicate = f", replicated {' × '.join(map(str, s.replicate))}" if max(s.replicate) > 1 else ""
-        say(
-            f"dphpc {__version__}: molecular dynamics",
-            f"processes: {places}; bricks {' × '.join(map(str, domain.grid))}",
-            f"structure: {s.structure}{replicate}: {n_atoms:,} atoms in {lengths} Å ({sides})",
-            f"model:     {s.model or type(self.potential).__name__} ({', '.join(self.potential.type_map)}), "
-            f"{s.precision}, cutoff {self.potential.cutoff:g} + skin {s.skin_A:g} Å",
-            *(f"committee: {1 + len(d.models)} models, compared every {d.every} steps" for d in [s.deviation] if d),
-            f"memory:    {needed}",
-            *(f"warning:   {text}" for text in (places.warning(), warning) if text),
-        )
+        needed = estimate(n_atoms, domain, self.potential, self.potential.cutoff + s.skin_A, comm, more)
+        self.screen.say(*header(s, self.potential, n_atoms, domain, places, needed, warning))
         with together(comm):
             if not s.ignore_memory_limit:
                 refuse_if_too_large(needed, n_atoms)
@@ -398,36 +308,6 @@ class Run:
         if not self.settings.restart:
             return f"{what}; no restart was written: the run file has no 'restart'"
         return f"{what}; go on with structure: {self.settings.restart.file} (step {self.engine.step})"
-
-
-def _require_same_plan(checkpoint: Checkpoint, settings: MdConfig) -> None:
-    """Refuse to go on with a run that is complete, or is another."""
-    if checkpoint.position_in(settings.stages) is not None:
-        return
-    path, complete = settings.structure, checkpoint.stages == [stage.model_dump() for stage in settings.stages]
-    raise InputError(
-        "the run is complete" if complete else "the restart file was written in other stages than the run file's",
-        where=f"{path}, step {checkpoint.step}",
-        expected="stages that agree with the restart file's up to where it stands, and ask for more",
-        remedy=f"raise the last stage's steps or add a stage; for a new plan from there: structure: {path}",
-    )
-
-
-def _load(settings: MdConfig) -> Potential:
-    assert settings.model is not None
-    return _read_model(settings.model, settings)
-
-
-def _read_model(path: str, settings: MdConfig) -> Potential:
-    return DeepPotential.from_file(path, settings.precision, settings.model_inputs.fparam)
-
-
-def _monitor(settings: MdConfig, driving: Potential) -> DeviationMonitor | None:
-    """The run's committee, if it has one."""
-    if settings.deviation is None:
-        return None
-    models = {path: _read_model(path, settings) for path in settings.deviation.models}
-    return DeviationMonitor(settings.deviation, models, driving, settings.model or type(driving).__name__)
 
 
 def _resume_at(path: str, written: dict[str, int]) -> int | None:

@@ -14,7 +14,7 @@ from ase.io import read, write
 
 from dphpc.cli.main import main
 from dphpc.core.errors import InputError, RunError
-from dphpc.md import run as md_run
+from dphpc.md import setup as md_setup
 from dphpc.md.run import run_md
 from dphpc.md.sealed import previous_of
 from dphpc.model.compress import compress
@@ -228,14 +228,14 @@ class Failing:
 def test_a_model_that_fails_ends_the_run_on_all_ranks(
     comm: Communicator, config: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load = md_run._read_model
+    load = md_setup.load_potential
 
     def failing(path: str, settings: Any) -> Any:
         return (
             Failing(load(path, settings), comm.rank == comm.size - 1) if path.endswith("c.dp") else load(path, settings)
         )
 
-    monkeypatch.setattr(md_run, "_read_model", failing)
+    monkeypatch.setattr(md_setup, "load_potential", failing)
     with pytest.raises(
         RunError, match=r"(?s)failed by the test.*step 5; model .*c\.dp of 'deviation'; atom 7"
     ) as caught:

@@ -1,0 +1,147 @@
+"""What stands before a run: its settings, its models, its structure, and the header that tells of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dphpc import __version__
+from dphpc.core.box import Box
+from dphpc.core.config import load_config, parse_config
+from dphpc.core.errors import InputError
+from dphpc.md.config import MdConfig
+from dphpc.md.deviation import DeviationMonitor
+from dphpc.md.memory import Estimate
+from dphpc.md.restart import Checkpoint, is_restart, read_restart
+from dphpc.md.sealed import previous_of
+from dphpc.md.structures import Source, masses_of, on_grid, read_structure, require_file
+from dphpc.parallel.comm import Communicator, together
+from dphpc.parallel.domain import Domain
+from dphpc.parallel.placement import Placement
+from dphpc.potential.contract import Potential
+from dphpc.potential.deep import DeepPotential
+
+
+def read_settings(config: str | Path | Mapping[str, Any], has_potential: bool, resume: bool) -> tuple[MdConfig, bool]:
+    """The run's settings, and whether its own restart file takes the place of the structure."""
+    settings = parse_config(MdConfig, config) if isinstance(config, Mapping) else load_config(MdConfig, config)
+    given = settings.structure
+    if resume:
+        settings = with_own_restart(settings)
+    if settings.model is None and not has_potential:
+        raise InputError("'model' is missing", where="run file", remedy="add model: FILE.dp")
+    if settings.model is not None and not has_potential:
+        require_file(settings.model, "model")
+    for path in settings.deviation.models if settings.deviation else []:
+        require_file(path, "deviation.models")
+    if not (is_restart(settings.structure) and previous_of(Path(settings.structure)).is_file()):
+        require_file(settings.structure, "structure")
+    if is_restart(settings.structure) and max(settings.replicate) > 1:
+        raise InputError("a restart cannot be replicated", where="key 'replicate'", remedy="remove it")
+    return settings, settings.structure != given
+
+
+def with_own_restart(settings: MdConfig) -> MdConfig:
+    """The same run from its restart file, if it has left one.
+
+    Raises
+    ------
+    InputError
+        The run file asks for no restart file.
+    """
+    if settings.restart is None:
+        raise InputError(
+            "'restart' is missing: there would be nothing to go on from", where="run file",
+            expected="restart: {every: 1000, file: restart.h5}",
+        )  # fmt: skip
+    path = Path(settings.restart.file)
+    if not path.is_file() and not previous_of(path).is_file():
+        return settings
+    return settings.model_copy(update={"structure": settings.restart.file, "replicate": [1, 1, 1]})
+
+
+def load_potential(path: str, settings: MdConfig) -> Potential:
+    """A model as the run file wants it evaluated."""
+    return DeepPotential.from_file(path, settings.precision, settings.model_inputs.fparam)
+
+
+def load_monitor(settings: MdConfig, driving: Potential) -> DeviationMonitor | None:
+    """The run's committee, if it has one."""
+    if settings.deviation is None:
+        return None
+    models = {path: load_potential(path, settings) for path in settings.deviation.models}
+    return DeviationMonitor(settings.deviation, models, driving, settings.model or type(driving).__name__)
+
+
+@dataclass(frozen=True)
+class Start:
+    """What all ranks must know of the structure."""
+
+    box: Box
+    n_atoms: int
+    masses: NDArray[np.float64]
+    has_velocities: bool
+    checkpoint: Checkpoint | None
+    warning: str | None
+
+
+def read_start(
+    settings: MdConfig, type_map: list[str], resumed: bool, comm: Communicator
+) -> tuple[Source | None, Start]:
+    """The structure, on rank 0, and what all ranks must know of it; collective."""
+    s, source, start = settings, None, None
+    with together(comm):
+        if comm.rank == 0:
+            checkpoint, warning = None, None
+            if is_restart(s.structure):
+                source, checkpoint, warning = read_restart(s.structure)
+                if resumed:
+                    _require_same_plan(checkpoint, s)
+            else:
+                source = read_structure(s.structure, s.type_map, s.periodic)
+            source = source.with_types_of(type_map, s.structure)
+            masses = masses_of(type_map, s.masses, source.masses, source.present)
+            box = on_grid(source.box, s.replicate) if s.deterministic else source.box
+            start = Start(box, source.n_atoms, masses, source.has_velocities, checkpoint, warning)
+    start = comm.bcast(start)
+    assert start is not None
+    return source, start
+
+
+def _require_same_plan(checkpoint: Checkpoint, settings: MdConfig) -> None:
+    """Refuse to go on with a run that is complete, or is another."""
+    if checkpoint.position_in(settings.stages) is not None:
+        return
+    path, complete = settings.structure, checkpoint.stages == [stage.model_dump() for stage in settings.stages]
+    raise InputError(
+        "the run is complete" if complete else "the restart file was written in other stages than the run file's",
+        where=f"{path}, step {checkpoint.step}",
+        expected="stages that agree with the restart file's up to where it stands, and ask for more",
+        remedy=f"raise the last stage's steps or add a stage; for a new plan from there: structure: {path}",
+    )
+
+
+def header(
+    settings: MdConfig, potential: Potential, n_atoms: int, domain: Domain, places: Placement, needed: Estimate,
+    warning: str | None,
+) -> list[str]:  # fmt: skip
+    """The lines that a run begins with."""
+    s = settings
+    lengths = " × ".join(f"{x:.4g}" for x in np.linalg.norm(domain.box.matrix, axis=1))
+    sides = "".join("p" if p else "f" for p in domain.box.periodic)
+    replicate = f", replicated {' × '.join(map(str, s.replicate))}" if max(s.replicate) > 1 else ""
+    return [
+        f"dphpc {__version__}: molecular dynamics",
+        f"processes: {places}; bricks {' × '.join(map(str, domain.grid))}",
+        f"structure: {s.structure}{replicate}: {n_atoms:,} atoms in {lengths} Å ({sides})",
+        f"model:     {s.model or type(potential).__name__} ({', '.join(potential.type_map)}), "
+        f"{s.precision}, cutoff {potential.cutoff:g} + skin {s.skin_A:g} Å",
+        *(f"committee: {1 + len(d.models)} models, compared every {d.every} steps" for d in [s.deviation] if d),
+        f"memory:    {needed}",
+        *(f"warning:   {text}" for text in (places.warning(), warning) if text),
+    ]
