@@ -87,6 +87,31 @@ def test_argon_on_ranks(name: str, argon: LennardJones, config: Config, compared
 
 
 @pytest.mark.mpi
+@pytest.mark.parametrize("periodic", [(True, True, True), (True, True, False)], ids=["triclinic", "slab"])
+def test_a_skewed_cell(
+    periodic: tuple[bool, bool, bool],
+    argon: LennardJones,
+    config: Config,
+    comm: Communicator,
+    tmp_path: Path,
+    compared: Callable[..., None],
+) -> None:
+    path = Path(comm.bcast(str(tmp_path))) / "skewed.extxyz"
+    if comm.rank == 0:
+        atoms = bulk("Ar", "fcc", a=5.4)
+        atoms.rattle(0.05, seed=1)
+        atoms.pbc = periodic
+        write(path, atoms, parallel=False)
+    comm.barrier()
+    compared(
+        config(
+            structure=str(path), replicate=[6, 5, 4], velocities={"temperature_K": 160}, stages=[THERMOSTATS["nve"]]
+        ),
+        argon,
+    )
+
+
+@pytest.mark.mpi
 @pytest.mark.parametrize("precision", ["float64", "mixed"])
 def test_silicon_on_ranks_and_threads(
     precision: str, comm: Communicator, tmp_path: Path, compared: Callable[..., None]
