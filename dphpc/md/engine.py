@@ -36,8 +36,8 @@ SORT_CELL = 3.0
 PIECES = 4
 """Parts in which the atoms are evaluated that need no ghosts; messages are looked after between them."""
 
-FEWEST = 256
-"""Atoms that are worth a part of their own."""
+FEWEST = 2048
+"""Atoms that are worth a part of their own: each part reads the fitting net's weights for tiles that are not full."""
 
 BALANCE_EVERY = 20
 """Neighbor rebuilds between two looks at the balance."""
@@ -331,7 +331,7 @@ class Engine:
             self.inner, self.outer = [], [np.arange(state.n_local, dtype=np.int32)]
             return
         centers = np.flatnonzero(inner).astype(np.int32)
-        n_parts = min(PIECES, len(centers) // FEWEST + 1)
+        n_parts = min(max(len(centers) // FEWEST, 1), PIECES)
         self.inner = [part for part in np.array_split(centers, n_parts) if len(part)]
         self.outer = [np.flatnonzero(~inner).astype(np.int32)]
 
