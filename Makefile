@@ -22,7 +22,7 @@ BIN := $(abspath $(VENV))/bin
 STAMP := $(VENV)/.dphpc-installed
 HOROVOD_STAMP := $(VENV)/.horovod-installed
 MPIRUN = $$(cat $(VENV)/mpirun)
-SOURCES := pyproject.toml CMakeLists.txt constraints.txt $(wildcard kernels/native/* kernels/shared/* jobscripts/*)
+SOURCES := pyproject.toml CMakeLists.txt constraints.txt $(wildcard kernels/*/* jobscripts/*)
 
 # Both kinds of Open MPI (4; 5) as root and with more ranks than cores, as in a container; MPICH reads none of them.
 export OMPI_ALLOW_RUN_AS_ROOT := 1

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dphpc.core.device import Device
 from dphpc.core.errors import InputError, RunError
 from dphpc.core.exact_sum import exact_sum
 from dphpc.core.state import State
@@ -19,7 +20,8 @@ from dphpc.model.model_file import read_model
 from dphpc.model.radial_table import NetworkEmbedding, RadialTable, ScalarEmbedding, fitted_table
 from dphpc.ops.energy import native as native_energy
 from dphpc.ops.energy import reference as reference_energy
-from dphpc.ops.energy.contract import Accumulators
+from dphpc.ops.energy.contract import Accumulators, EnergyOps
+from dphpc.ops.energy.cuda import CudaEnergy
 from dphpc.ops.neighbors.contract import Neighbors
 from dphpc.ops.se_a import native, reference
 from dphpc.ops.se_a.contract import Embedding, Environment, SeAParameters
@@ -56,14 +58,19 @@ class DeepPotential:
         sums; `float32`: displacements rounded too.
     fparam
         (numb_fparam,) frame parameters of the run, where the model wants them and has no default.
+    device
+        The card that evaluates it; None for the CPU.
 
     Raises
     ------
     InputError
-        Unknown precision, or frame parameters that are missing or do not fit.
+        Unknown precision, or frame parameters that are missing or do not fit; on a card also a network with kinks
+        that has no table.
     """
 
-    def __init__(self, model: DPModel, precision: str = "float64", fparam: Any = None) -> None:
+    def __init__(
+        self, model: DPModel, precision: str = "float64", fparam: Any = None, device: Device | None = None
+    ) -> None:
         if precision not in PRECISIONS:
             raise InputError(f"unknown precision '{precision}'", expected=", ".join(PRECISIONS))
         self.model, self.precision = model, precision
@@ -73,7 +80,15 @@ class DeepPotential:
         kinked = any(net.has_kinks for net in model.descriptor.networks)
         by_reference = kinked and model.table is None
         self._ops: ModuleType = reference if by_reference else native
-        self._energy_ops: ModuleType = reference_energy if by_reference else native_energy
+        self._energy_ops: EnergyOps = reference_energy if by_reference else native_energy
+        if device is not None:
+            if by_reference:
+                raise InputError(
+                    "a network with kinks and without a table cannot be evaluated on a card",
+                    where="model",
+                    remedy="compress the model (dphpc compress), or say device: cpu",
+                )
+            self._energy_ops = CudaEnergy(device)
         self._set_table(model.table or self._tabulated())
         self._networks = [net.astype(self.dtype) for net in model.fitting.networks]
         shape = model.descriptor.networks[0].n_out, model.descriptor.axis_neuron
@@ -82,9 +97,11 @@ class DeepPotential:
         self._compared_with_sel = False
 
     @classmethod
-    def from_file(cls, path: str | Path, precision: str = "float64", fparam: Any = None) -> DeepPotential:
+    def from_file(
+        cls, path: str | Path, precision: str = "float64", fparam: Any = None, device: Device | None = None
+    ) -> DeepPotential:
         """The potential of a `.dp` or `.yaml` model file."""
-        return cls(read_model(path), precision, fparam)
+        return cls(read_model(path), precision, fparam, device)
 
     def _tabulated(self) -> ScalarEmbedding:
         d = self.model.descriptor

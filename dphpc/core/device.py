@@ -1,0 +1,138 @@
+"""Cards: how one is found, and what kernels are launched with; beside the `cuda.py` files the only importer of CuPy."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dphpc.core.errors import InputError
+
+DEVICES = ("cpu", "cuda", "auto")
+
+Array = Any
+"""An array in a device's memory, with `shape`, `size`, `reshape`, `fill` and slices as NumPy's."""
+
+
+class Device(Protocol):
+    """Memory, matrix products and kernels of a card.
+
+    `name` is for people; `warp` is how many threads go in step.
+    """
+
+    name: str
+    warp: int
+
+    def zeros(self, size: int, dtype: Any) -> Array:
+        """A new array (size,)."""
+        ...
+
+    def upload(self, values: NDArray, to: Array) -> None:
+        """Copy a host's array to one of the same shape and type."""
+        ...
+
+    def download(self, array: Array) -> NDArray:
+        """A copy on the host, made when all that was launched before is done."""
+        ...
+
+    def address(self, array: Array) -> int:
+        """Of the first element."""
+        ...
+
+    def product(self, a: Array, b: Array, out: Array, *, transposed: bool = False) -> None:
+        """`out` (n, m) = a (n, k) · b (k, m), or · bᵀ with b (m, k) where `transposed`."""
+        ...
+
+    def launch(self, text: str, kernel: str, grid: int, block: int, *arguments: Any) -> None:
+        """Start a kernel of a text that is compiled when first met.
+
+        Arguments are arrays, NumPy scalars, and arrays (1,) of a structured type for what is passed by value.
+        """
+        ...
+
+
+class Cupy:
+    """The card with an index."""
+
+    def __init__(self, index: int) -> None:
+        import cupy
+        from cupy import cublas
+
+        self._cupy, self._gemm = cupy, cublas.gemm
+        self._modules: dict[str, Any] = {}
+        card = cupy.cuda.Device(index)
+        card.use()
+        properties = cupy.cuda.runtime.getDeviceProperties(index)
+        self.name = f"card {index}, {properties['name'].decode()}"
+        self.warp = int(properties["warpSize"])
+
+    def zeros(self, size: int, dtype: Any) -> Array:
+        """See `Device.zeros`."""
+        return self._cupy.zeros(size, dtype)
+
+    def upload(self, values: NDArray, to: Array) -> None:
+        """See `Device.upload`."""
+        to.set(np.ascontiguousarray(values, to.dtype))
+
+    def download(self, array: Array) -> NDArray:
+        """See `Device.download`."""
+        return self._cupy.asnumpy(array)
+
+    def address(self, array: Array) -> int:
+        """See `Device.address`."""
+        return int(array.data.ptr)
+
+    def product(self, a: Array, b: Array, out: Array, *, transposed: bool = False) -> None:
+        """See `Device.product`."""
+        self._gemm("N", "T" if transposed else "N", a, b, out=out)
+
+    def launch(self, text: str, kernel: str, grid: int, block: int, *arguments: Any) -> None:
+        """See `Device.launch`."""
+        module = self._modules.get(text)
+        if module is None:
+            module = self._modules[text] = self._cupy.RawModule(code=text, options=("-std=c++17",))
+        module.get_function(kernel)((grid,), (block,), arguments)
+
+
+def find_device(choice: str, rank_on_node: int = 0) -> Device | None:
+    """The card that a process of a node is to take, or None for the CPU.
+
+    Parameters
+    ----------
+    choice
+        One of `DEVICES`; `auto` takes a card where there is one.
+    rank_on_node
+        Processes of a node take its cards in turn.
+
+    Raises
+    ------
+    InputError
+        No such choice, or a card is wanted and cannot be had.
+    """
+    if choice not in DEVICES:
+        raise InputError(f"unknown device '{choice}'", expected=", ".join(DEVICES))
+    if choice == "cpu":
+        return None
+    n_cards, missing = _cards()
+    if n_cards:
+        return Cupy(rank_on_node % n_cards)
+    if choice == "auto":
+        return None
+    raise InputError(
+        f"device 'cuda' cannot be had: {missing}",
+        expected="CuPy and a card that its driver shows (nvidia-smi)",
+        remedy="pip install 'dphpc[cuda]' (or 'dphpc[cuda13]') on a machine with a card, or say device: cpu",
+    )
+
+
+def _cards() -> tuple[int, str]:
+    """How many cards CuPy sees, and why none."""
+    try:
+        import cupy
+    except ImportError:
+        return 0, "CuPy is not installed"
+    try:
+        return int(cupy.cuda.runtime.getDeviceCount()), "CuPy sees no card"
+    except Exception as error:  # of the driver: each kind of failure has a class of its own
+        return 0, f"CuPy sees no card ({error})"

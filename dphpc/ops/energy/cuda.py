@@ -1,0 +1,328 @@
+"""Energies and forces on a card, tile by tile: descriptor, fitting net and the way back stay in its memory.
+
+Positions go up and forces come down at every call; tables and nets go up once, a neighbor list when it is new.  Forces
+and virials are whole multiples of a spacing, added as integers: they do not depend on the order in which blocks run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from dphpc.core.device import Array, Device
+from dphpc.core.errors import InputError, RunError
+from dphpc.core.exact_sum import FORCE_SPACING, exact_sum
+from dphpc.model.networks import Network
+from dphpc.ops.arguments import layers_of
+from dphpc.ops.energy.contract import Accumulators
+from dphpc.ops.kernel_text import kernel_text
+from dphpc.ops.neighbors.contract import Neighbors
+from dphpc.ops.se_a.contract import Embedding, Environment, Floats, SeAParameters
+
+TILE = 2048
+"""Atoms whose features are in the card's memory at a time: 60 MB in float64 for 1,600 features and a net of 240³."""
+
+BLOCK = 128
+"""Threads for an atom."""
+
+ELEMENTWISE = 256
+"""Threads of a block where each has one element."""
+
+MOST_CHANNELS = 1024
+"""Whose moments fit into a block's shared memory, in float64."""
+
+VIRIAL_SLOTS = 64
+"""Places that blocks take in turn, so that they seldom wait for one another."""
+
+PAIR_FORCE_LIMIT = 2.0**16
+"""eV/Å: below it the sums of hundreds of such forces are still within 64 bits."""
+
+ACTIVATIONS = ("linear", "tanh", "sigmoid", "softplus", "relu", "relu6", "gelu", "silu", "silut")
+"""In the order of `kernels/cuda/fitting.cu`."""
+
+_SAME = {"none": "linear", "gelu_tf": "gelu", "custom_silu": "silut"}
+
+
+def _struct(*fields: str) -> np.dtype:
+    """A C struct of `type name` fields; `p` is a pointer."""
+    pairs = [field.split() for field in fields]
+    return np.dtype([(name, {"p": "u8"}.get(kind, kind)) for kind, name in pairs], align=True)
+
+
+# The structs of kernels/cuda/pair.h, radial_grid.h, descriptor.cu and fitting.cu.
+_SYSTEM = _struct("p positions", "p types", "p offsets", "p indices", "p centers")
+_DESCRIPTOR = _struct(
+    "f8 rcut", "f8 rcut_smth", "f8 protection", "f8 scale", "p sel", "p davg", "p dstd", "p network", "p flags",
+    "p grids", "p coefficients", "p empty", "i4 n_intervals", "i4 round_displacements",
+)  # fmt: skip
+_GRID = _struct("f8 lower", "f8 middle", "f8 inverse_fine", "f8 inverse_coarse", "i4 n_fine", "i4 n_coarse")
+_DESCRIBED = _struct("p moments", "p inputs", "p largest", "p columns", "i4 n_columns")
+_EXERTED = _struct(
+    "p moments", "p inputs_adjoint", "p forces", "p virial", "p atom_virial", "p too_large", "f8 per_spacing",
+    "f8 limit", "i4 n_columns", "i4 n_slots",
+)  # fmt: skip
+_LAYER = _struct(
+    "p bias", "p idt", "i4 n_in", "i4 n_out", "i4 skip", "i4 activation", "f8 threshold", "f8 value", "f8 slope"
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Layer:
+    w: Array  # (n_in, n_out)
+    n_in: int
+    n_out: int
+    skip: int
+    struct: NDArray
+    kept: tuple[Array, ...]  # what the struct points to
+
+
+@dataclass(frozen=True)
+class DeviceNet:
+    """A fitting net in a card's memory."""
+
+    layers: list[_Layer]
+    dtype: np.dtype
+    channels: int
+    axis: int
+
+    @property
+    def n_columns(self) -> int:
+        """Inputs beside the features."""
+        return self.layers[0].n_in - self.channels * self.axis
+
+
+class _Totals:
+    """Sums of whole numbers over all blocks, one behind the other: forces, virial slots, a flag, atomic virials."""
+
+    def __init__(self, array: Array, n_all: int) -> None:
+        ends = np.cumsum([3 * n_all, 9 * VIRIAL_SLOTS, 1])
+        self.array, self.forces, self.virial = array, array[: ends[0]], array[ends[0] : ends[1]]
+        self.too_large, self.atom_virial = array[ends[1] : ends[2]], array[ends[2] :]
+
+    @staticmethod
+    def size(n_all: int, atomic: bool) -> int:
+        """Of the array."""
+        return (12 if atomic else 3) * n_all + 9 * VIRIAL_SLOTS + 1
+
+
+@dataclass(frozen=True)
+class _Work:
+    """One call: what its tiles read, and where their results go."""
+
+    net: DeviceNet
+    text: str
+    system: NDArray
+    descriptor: NDArray
+    columns: Array | None
+    energies: Array
+    largest: Array
+    totals: _Totals
+    spacing: float
+    fixed: bool  # whether products are to have the same shape always
+
+
+class CudaEnergy:
+    """A back end of `contract.EnergyOps` with what it keeps on a card.
+
+    With a spacing of the forces all matrix products have the rows of a whole tile: the library picks its kernel, and
+    with it the order of a sum, by the shape.
+
+    Parameters
+    ----------
+    tile
+        Atoms evaluated at a time.
+    """
+
+    def __init__(self, device: Device, tile: int = TILE) -> None:
+        self.device, self.tile = device, tile
+        self._buffers: dict[str, Array] = {}
+        self._neighbors: Neighbors | None = None
+        self._described: tuple[SeAParameters, Embedding, NDArray, list[Array]] | None = None
+
+    def prepare(self, network: Network, channels: int, axis: int) -> DeviceNet:
+        """See `contract.EnergyOps.prepare`.
+
+        Raises
+        ------
+        InputError
+            More channels than a block's shared memory holds.
+        """
+        if channels > MOST_CHANNELS:
+            raise InputError(
+                f"the embedding net has {channels} outputs", where="model",
+                expected=f"at most {MOST_CHANNELS} on a card", remedy="say device: cpu",
+            )  # fmt: skip
+        dtype = network.layers[0].w.dtype
+        return DeviceNet([self._layer(*arrays) for arrays in layers_of(network)], dtype, channels, axis)
+
+    def _layer(
+        self, w: NDArray, bias: NDArray | None, idt: NDArray | None, name: str, threshold: float, skip: int
+    ) -> _Layer:
+        n_in, n_out = w.shape
+        up = [None if a is None else self._new(a) for a in (bias, idt)]
+        g = 1.0 / (1.0 + np.exp(-threshold))
+        silut = threshold, threshold * g, g + threshold * g * (1.0 - g)
+        activation = ACTIVATIONS.index(_SAME.get(name, name))
+        struct = np.array([(*map(self._address, up), n_in, n_out, skip, activation, *silut)], _LAYER)
+        return _Layer(self._new(w), n_in, n_out, skip, struct, tuple(a for a in up if a is not None))
+
+    def energy_and_forces(
+        self,
+        env: Environment,
+        p: SeAParameters,
+        e: Embedding,
+        net: DeviceNet,
+        columns: Floats | None,
+        out: Accumulators,
+    ) -> tuple[NDArray[np.float64], float]:
+        """See `contract.EnergyOps.energy_and_forces`; without a spacing of the forces they have `FORCE_SPACING`.
+
+        Raises
+        ------
+        RunError
+            The force of a pair is beyond `PAIR_FORCE_LIMIT`.
+        """
+        n, n_all, atomic = len(env.centers), len(env.positions), out.atom_virial is not None
+        totals = _Totals(self._buffer("totals", (_Totals.size(n_all, atomic),), np.int64), n_all)
+        totals.array.fill(0)
+        real = {np.float64: "double", np.float32: "float"}[net.dtype.type]
+        work = _Work(
+            net,
+            kernel_text(
+                "descriptor.cu", Real=real, CHANNELS=net.channels, AXIS=net.axis, N_TYPES=len(p.sel),
+                WARP=self.device.warp, BLOCK=BLOCK,
+            ),
+            self._system(env),
+            self._descriptor(p, e),
+            None if columns is None else self._up("columns", columns, net.dtype),
+            self._buffer("energies", (n + self.tile,), net.dtype),
+            self._buffer("largest", (n,), np.float64),
+            totals,
+            out.force_spacing or FORCE_SPACING,
+            fixed=out.force_spacing != 0.0,
+        )  # fmt: skip
+        for first in range(0, n, self.tile):
+            self._evaluate(work, first, min(first + self.tile, n))
+        largest = float(self.device.download(work.largest).max(initial=-np.inf))
+        energies = self.device.download(work.energies[:n]).astype(np.float64)
+        found = _Totals(self.device.download(totals.array), n_all)
+        # What comes from beyond the table is thrown away, and of what is not a number the caller can name the atom.
+        if found.too_large[0] and largest <= e.table.upper and np.isfinite(energies).all():
+            raise RunError(
+                f"the force of a pair of atoms is above {PAIR_FORCE_LIMIT:g} eV/Å", remedy="check the structure"
+            )
+        _add(found, work.spacing, out)
+        return energies, largest
+
+    def _evaluate(self, work: _Work, first: int, last: int) -> None:
+        """The atoms of one tile."""
+        net, n, address = work.net, last - first, self._address
+        rows = self.tile if work.fixed else n
+        moments = self._buffer("moments", (rows, 4, net.channels), net.dtype)
+        inputs = self._buffer("inputs", (rows, net.layers[0].n_in), net.dtype)
+        columns = None if work.columns is None else work.columns[first:last]
+        system = work.system.copy()
+        system["centers"] += 4 * first
+        described = (address(moments), address(inputs), address(work.largest[first:]), address(columns), net.n_columns)
+        self.device.launch(work.text, "describe", n, BLOCK, system, work.descriptor, np.array([described], _DESCRIBED))
+        self._fit(net, n, inputs, work.energies[first : first + rows])
+        t = work.totals
+        exerted = (
+            address(moments), address(inputs), address(t.forces), address(t.virial),
+            address(t.atom_virial if t.atom_virial.size else None), address(t.too_large), 1.0 / work.spacing,
+            PAIR_FORCE_LIMIT, net.n_columns, VIRIAL_SLOTS,
+        )  # fmt: skip
+        self.device.launch(work.text, "exert", n, BLOCK, system, work.descriptor, np.array([exerted], _EXERTED))
+
+    def _fit(self, net: DeviceNet, n: int, inputs: Array, energies: Array) -> None:
+        """Energies (rows,) of inputs (rows, n_in), of which n are atoms; the inputs give way to their adjoint."""
+        rows, dtype, device = len(inputs), net.dtype, self.device
+        text = kernel_text("fitting.cu", Real="double" if dtype == np.float64 else "float")
+        x, slopes = inputs, []
+        for k, layer in enumerate(net.layers):
+            z = self._buffer(f"slope{k}", (rows, layer.n_out), dtype)
+            is_last = k + 1 == len(net.layers)
+            y = energies.reshape(rows, 1) if is_last else self._buffer(f"value{k % 2}", z.shape, dtype)
+            device.product(x, layer.w, z)
+            device.launch(text, "activate", _blocks(n * layer.n_out), ELEMENTWISE, layer.struct, np.int64(n), z, x, y)
+            slopes.append(z)
+            x = y
+        above: Array | None = None  # the adjoint of a layer's output: 1 for the last
+        for k, layer in reversed(list(enumerate(net.layers))):
+            adjoint = self._buffer(f"adjoint{k % 2}", (rows, layer.n_in), dtype) if k else inputs
+            below = slopes[k - 1] if k else None
+            device.product(slopes[k], layer.w, adjoint, transposed=True)
+            if layer.skip or below is not None:
+                arrays = (_NULL if a is None else a for a in (above, adjoint, below))
+                device.launch(
+                    text, "pass_back", _blocks(n * layer.n_in), ELEMENTWISE, layer.struct, np.int64(n), *arrays
+                )
+            above = adjoint
+
+    def _system(self, env: Environment) -> NDArray:
+        if env.neighbors is not self._neighbors:
+            self._up("offsets", env.neighbors.offsets, np.int64)
+            self._up("indices", env.neighbors.indices, np.int32)
+            self._neighbors = env.neighbors
+        positions = self._up("positions", env.positions, np.float64)
+        types, centers = (self._up(k, getattr(env, k), np.int32) for k in ("types", "centers"))
+        arrays = positions, types, self._buffers["offsets"], self._buffers["indices"], centers
+        return np.array([tuple(map(self._address, arrays))], _SYSTEM)
+
+    def _descriptor(self, p: SeAParameters, e: Embedding) -> NDArray:
+        kept = self._described
+        if kept is None or kept[0] is not p or kept[1] is not e:
+            rows = [
+                (g.lower, g.middle, 1.0 / g.step_fine, 1.0 / g.step_coarse, g.n_fine, g.n_coarse) for g in e.table.grids
+            ]
+            grids = np.array(rows, _GRID).view(np.uint8)
+            coefficients = e.table.coefficients
+            arrays = [*map(self._new, (p.sel, p.davg, p.dstd, p.network, p.flags, grids, coefficients, e.empty))]
+            scalars = p.rcut, p.rcut_smth, p.protection, p.scale
+            ends = coefficients.shape[1], int(p.round_displacements)
+            struct = np.array([(*scalars, *map(self._address, arrays), *ends)], _DESCRIPTOR)
+            kept = self._described = p, e, struct, arrays
+        return kept[2]
+
+    def _address(self, array: Array | None) -> int:
+        return 0 if array is None else self.device.address(array)
+
+    def _new(self, values: NDArray) -> Array:
+        array = self.device.zeros(values.size, values.dtype).reshape(values.shape)
+        self.device.upload(values, array)
+        return array
+
+    def _up(self, name: str, values: NDArray, dtype: DTypeLike) -> Array:
+        array = self._buffer(name, values.shape, dtype)
+        self.device.upload(values, array)
+        return array
+
+    def _buffer(self, name: str, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+        """An array that keeps its memory from call to call."""
+        size = int(np.prod(shape))
+        kept = self._buffers.get(name)
+        if kept is None or kept.size < size or kept.dtype != dtype:
+            # An eighth of head-room, as ghosts come and go.
+            kept = self._buffers[name] = self.device.zeros(size + size // 8 + 1, dtype)
+        return kept[:size].reshape(shape)
+
+
+_NULL = np.uint64(0)
+
+
+def _blocks(n: int) -> int:
+    return -(-n // ELEMENTWISE)
+
+
+def _add(found: _Totals, spacing: float, out: Accumulators) -> None:
+    """Add the sums of a call, downloaded, to its accumulators."""
+    out.forces[...] += found.forces.reshape(out.forces.shape) * spacing
+    # Sums over all atoms may be longer than a float64's digits: in two parts, each of which is exact.
+    slots = found.virial.reshape(VIRIAL_SLOTS, 3, 3)
+    coarse = 2.0**30
+    parts = (slots >> 30).sum(axis=0) * (coarse * spacing), (slots & (2**30 - 1)).sum(axis=0) * spacing
+    out.virial[...] += exact_sum(np.stack(parts))
+    if out.atom_virial is not None:
+        out.atom_virial[...] += found.atom_virial.reshape(out.atom_virial.shape) * spacing

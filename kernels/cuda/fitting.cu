@@ -1,0 +1,54 @@
+// What stands between the matrix products of a fitting net, forward and back; `Real` is defined in front of this text.
+#include "activations.h"
+
+namespace dphpc {
+
+// y = act(x·w + bias)·idt + skip copies of x side by side; the twin is in dphpc/ops/energy/cuda.py.
+struct Layer {
+    const Real *bias, *idt;  // (n_out), or null
+    int n_in, n_out, skip, activation;
+    Silut silut;
+};
+
+// act(z) in y, its slope as the result; the order of dphpc.ops.energy.cuda.ACTIVATIONS.
+__device__ inline Real act(const Layer& layer, Real z, Real& y) {
+    switch (layer.activation) {
+        case 1: return Tanh{}(z, y);
+        case 2: return Sigmoid{}(z, y);
+        case 3: return Softplus{}(z, y);
+        case 4: return Relu{}(z, y);
+        case 5: return Relu6{}(z, y);
+        case 6: return Gelu{}(z, y);
+        case 7: return Silu{}(z, y);
+        case 8: return layer.silut(z, y);
+        default: return Linear{}(z, y);
+    }
+}
+
+__device__ inline long long my_element() { return static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x; }
+
+// z (n, n_out): x·w, afterwards ∂y/∂z; x (n, n_in); y (n, n_out), is set.
+extern "C" __global__ void activate(const Layer layer, long long n, Real* z, const Real* x, Real* y) {
+    const long long i = my_element();
+    if (i >= n * layer.n_out) return;
+    const int column = static_cast<int>(i % layer.n_out);
+    Real value, slope = act(layer, layer.bias ? z[i] + layer.bias[column] : z[i], value);
+    if (layer.idt) value *= layer.idt[column], slope *= layer.idt[column];
+    if (layer.skip) value += x[i / layer.n_out * layer.n_in + column % layer.n_in];
+    y[i] = value;
+    z[i] = slope;
+}
+
+// adjoint (n, n_in) of a layer's input holds what comes through the weights: adds what comes by the skip connection from
+// the adjoint of its output (n, n_out), which is 1 where null.  The slope (n, n_in) of the layer before is multiplied.
+extern "C" __global__ void pass_back(const Layer layer, long long n, const Real* output_adjoint, Real* adjoint, Real* slope) {
+    const long long i = my_element();
+    if (i >= n * layer.n_in) return;
+    const Real* above = output_adjoint ? output_adjoint + i / layer.n_in * layer.n_out + i % layer.n_in : nullptr;
+    Real sum = adjoint[i];
+    for (int k = 0; k < layer.skip; ++k) sum += above ? above[k * layer.n_in] : Real(1);
+    adjoint[i] = sum;
+    if (slope) slope[i] *= sum;
+}
+
+}  // namespace dphpc

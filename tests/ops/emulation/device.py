@@ -1,0 +1,70 @@
+"""A card that is not there: CUDA text compiled by g++ through `host.h`, its memory NumPy's."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+
+HEADER = Path(__file__).with_name("host.h")
+
+
+class EmulatedDevice:
+    """See `dphpc.core.device.Device`; `folder` keeps what is compiled."""
+
+    name = "emulated card"
+
+    def __init__(self, folder: Path, warp: int = 32) -> None:
+        self.folder, self.warp = folder, warp
+        self.launched: list[str] = []
+        self.uploaded = 0
+        self._libraries: dict[str, ctypes.CDLL] = {}
+
+    def zeros(self, size, dtype):
+        return np.zeros(size, dtype)
+
+    def upload(self, values, to):
+        assert values.shape == to.shape
+        self.uploaded += values.nbytes
+        to[...] = values
+
+    def download(self, array):
+        return array.copy()
+
+    def address(self, array):
+        assert array.flags.c_contiguous
+        return array.ctypes.data
+
+    def product(self, a, b, out, *, transposed=False):
+        np.matmul(a, b.T if transposed else b, out=out)
+
+    def launch(self, text, kernel, grid, block, *arguments):
+        self.launched.append(kernel)
+        if text not in self._libraries:
+            self._libraries[text] = ctypes.CDLL(str(self._compiled(text)))
+        # A pointer argument is the address of an address, as the driver has it; structs and numbers are themselves.
+        values = [a if a.dtype.names or not a.ndim else np.array(self.address(a)) for a in map(np.asarray, arguments)]
+        places = (ctypes.c_void_p * len(values))(*(v.ctypes.data for v in values))
+        self._libraries[text][f"run_{kernel}"](places, ctypes.c_uint(grid), ctypes.c_uint(block))
+
+    def _compiled(self, text: str) -> Path:
+        header = HEADER.read_text().replace("#pragma once\n", "")
+        kernels = re.findall(r"__global__ void (?:__launch_bounds__\(\w+\)\s+)?(\w+)\(", text)
+        ends = "".join(f"HOST_KERNEL({kernel})\n" for kernel in kernels)
+        # The header needs to know the warp, which not every text defines.
+        defined = "" if "#define WARP" in text else f"#define WARP {self.warp}\n"
+        definitions, slashes, rest = text.partition("//")
+        whole = defined + definitions + header + slashes + rest + ends
+        library = self.folder / f"{hashlib.sha256(whole.encode()).hexdigest()[:16]}.so"
+        if not library.exists():
+            source = library.with_suffix(".cpp")
+            source.write_text(whole)
+            compiler = shutil.which("g++") or "c++"
+            flags = ["-std=c++17", "-O1", "-U_FORTIFY_SOURCE", "-Wall", "-Wno-unknown-pragmas", "-fPIC", "-shared"]
+            subprocess.run([compiler, *flags, "-o", library, source], check=True)
+        return library

@@ -1,0 +1,145 @@
+// A card on the host: what CUDA text needs to be compiled by g++ and run, one block after the other.
+//
+// Each thread of a block is a fiber with a stack of its own.  It runs until it meets a barrier (or a shuffle, which is
+// two barriers of its warp) and goes on when all that it waits for have come; threads that can never meet end the test.
+#pragma once
+
+#include <setjmp.h>
+#include <ucontext.h>
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __shared__ static
+
+namespace host {
+
+struct Index {
+    unsigned x;
+};
+
+enum class At { running, warp, block, end };
+
+struct Fiber {
+    ucontext_t start;
+    jmp_buf place;
+    std::vector<char> stack;
+    At at = At::running;
+    bool entered = false;
+    double slot;  // what it offers in a shuffle
+};
+
+inline std::vector<Fiber> fibers;
+inline jmp_buf scheduler;
+inline unsigned current;
+
+inline void wait_at(At where) {
+    Fiber& me = fibers[current];
+    me.at = where;
+    if (!_setjmp(me.place)) _longjmp(scheduler, 1);
+}
+
+inline std::function<void()> body;
+
+inline void enter() {
+    body();
+    fibers[current].at = At::end;
+    _longjmp(scheduler, 1);
+}
+
+// Lets those of [first, last) go on who wait at `where`, if all of them do, but for those that have ended.
+inline bool release(unsigned first, unsigned last, At where) {
+    bool any = false;
+    for (unsigned i = first; i < last; ++i) {
+        if (fibers[i].at == At::end) continue;
+        if (fibers[i].at != where) return false;
+        any = true;
+    }
+    for (unsigned i = first; any && i < last; ++i)
+        if (fibers[i].at == where) fibers[i].at = At::running;
+    return any;
+}
+
+inline void run_block(unsigned n, unsigned warp) {
+    if (fibers.size() < n) fibers.resize(n);
+    for (unsigned i = 0; i < n; ++i) {
+        fibers[i].at = At::running;
+        fibers[i].entered = false;
+        fibers[i].stack.resize(1 << 16);
+    }
+    for (bool moved = true; moved;) {
+        for (current = 0; current < n; ++current) {
+            Fiber& fiber = fibers[current];
+            if (fiber.at != At::running) continue;
+            if (_setjmp(scheduler)) continue;
+            if (fiber.entered) _longjmp(fiber.place, 1);
+            fiber.entered = true;
+            getcontext(&fiber.start);
+            fiber.start.uc_stack.ss_sp = fiber.stack.data();
+            fiber.start.uc_stack.ss_size = fiber.stack.size();
+            fiber.start.uc_link = nullptr;
+            makecontext(&fiber.start, enter, 0);
+            setcontext(&fiber.start);
+        }
+        moved = release(0, n, At::block);
+        for (unsigned first = 0; first < n; first += warp) moved |= release(first, first + warp < n ? first + warp : n, At::warp);
+    }
+    for (unsigned i = 0; i < n; ++i)
+        if (fibers[i].at != At::end) std::fprintf(stderr, "thread %u waits for ever\n", i), std::abort();
+}
+
+inline Index block_index, block_size;
+
+// Runs the blocks of a grid; `arguments` as the driver takes them: the address of each.
+template <class... Types, std::size_t... Places>
+void launch(void (*kernel)(Types...), void** arguments, unsigned grid, unsigned block, std::index_sequence<Places...>) {
+    body = [=] { kernel(*static_cast<Types*>(arguments[Places])...); };
+    block_size.x = block;
+    for (block_index.x = 0; block_index.x < grid; ++block_index.x) run_block(block, WARP);
+}
+
+template <class... Types>
+void launch(void (*kernel)(Types...), void** arguments, unsigned grid, unsigned block) {
+    launch(kernel, arguments, grid, block, std::index_sequence_for<Types...>());
+}
+
+}  // namespace host
+
+#define threadIdx (host::Index{host::current})
+#define blockIdx host::block_index
+#define blockDim host::block_size
+
+inline void __syncthreads() { host::wait_at(host::At::block); }
+
+template <class T>
+T __shfl_down_sync(unsigned, T value, int distance) {
+    const unsigned me = host::current, from = me + distance;
+    std::memcpy(&host::fibers[me].slot, &value, sizeof value);
+    host::wait_at(host::At::warp);
+    if (from / WARP == me / WARP) std::memcpy(&value, &host::fibers[from].slot, sizeof value);
+    host::wait_at(host::At::warp);
+    return value;
+}
+
+template <class T>
+T atomicAdd(T* sum, T value) {
+    const T before = *sum;
+    *sum += value;
+    return before;
+}
+
+inline long long __double2ll_rn(double x) { return std::llrint(x); }
+
+#define HOST_KERNEL(name) \
+    extern "C" void run_##name(void** arguments, unsigned grid, unsigned block) { host::launch(dphpc::name, arguments, grid, block); }

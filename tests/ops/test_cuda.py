@@ -1,0 +1,179 @@
+"""The kernels for cards against the references: on a host that plays a card, and on a card where there is one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from dphpc.core.device import find_device
+from dphpc.core.errors import InputError, RunError
+from dphpc.core.exact_sum import FORCE_SPACING
+from dphpc.model.activations import _PLAIN
+from dphpc.ops.energy import native, reference
+from dphpc.ops.energy.contract import Accumulators
+from dphpc.ops.energy.cuda import BLOCK, MOST_CHANNELS, CudaEnergy
+from dphpc.ops.neighbors.reference import build_neighbors
+from tests.ops.emulation.device import EmulatedDevice
+from tests.ops.test_energy import evaluate, fitting_net, usable
+
+FINE = 2.0**-52
+"""eV/Å, a spacing of the forces in which the small ones here keep their digits."""
+
+TILE = 16
+
+
+@pytest.fixture(scope="session")
+def emulated(tmp_path_factory) -> EmulatedDevice:
+    return EmulatedDevice(tmp_path_factory.mktemp("emulated"))
+
+
+@pytest.fixture(scope="session", params=["emulated", "card"])
+def device(request):
+    if request.param == "emulated":
+        return request.getfixturevalue("emulated")
+    try:
+        return find_device("cuda")
+    except InputError as error:
+        pytest.skip(f"no card to try the kernels on: {error.what}")
+
+
+def compare(device, case, net, columns=None, tolerance=1e-12, tile=TILE):
+    """Asserts that a card's results are the reference's, each relative to the largest of what is added."""
+    got = evaluate(CudaEnergy(device, tile), case, net, columns, spacing=FINE)
+    expected = evaluate(reference, case, net, columns)
+    for k, (a, b) in enumerate(zip(got, expected, strict=True)):
+        start = 1.0 if k in (2, 4) else 3.0 if k == 3 else 0.0  # what `evaluate` adds to
+        if np.isfinite(b).all():
+            # Adding to 1 rounds to 2e-16.
+            np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b - start).max() + 1e-15)
+        else:
+            assert np.array_equal(a, b)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-12), (np.float32, 2e-5)])  # measured 1e-13, 1e-6
+def test_card_agrees(device, se_a_case, variant, dtype, tolerance):
+    case = usable(se_a_case, variant, dtype=dtype)
+    columns = np.random.default_rng(1).normal(size=(len(case.env.centers), 3)).astype(dtype)
+    compare(device, case, fitting_net(case, 3, dtype=dtype), columns, tolerance)
+    if variant == "plain":
+        compare(device, case, fitting_net(case, dtype=dtype), None, tolerance)
+
+
+def crowded(case):
+    """The case among 343 atoms, some of which have more neighbors inside the cutoff than a block has threads."""
+    rng = np.random.default_rng(3)
+    lattice = np.stack(np.meshgrid(*[np.arange(7)] * 3), axis=-1).reshape(-1, 3) * 1.8
+    positions = lattice + rng.uniform(-0.3, 0.3, lattice.shape)
+    types = rng.integers(0, 2, len(positions)).astype(np.int32)
+    neighbors = build_neighbors(positions, types, np.arange(len(types)), len(types), 7.0)
+    centers = np.argsort(-np.diff(neighbors.offsets))[:20].astype(np.int32)
+    near = np.linalg.norm(positions - positions[centers[0]], axis=1) < 6.5
+    assert near.sum() > BLOCK + 1
+    env = replace(case.env, positions=positions, types=types, neighbors=neighbors, centers=centers)
+    return replace(case, env=env, p=replace(case.p, rcut=6.5))
+
+
+def test_more_neighbors_than_a_block_has_threads(device, se_a_case):
+    case = crowded(usable(se_a_case, "plain"))
+    compare(device, case, fitting_net(case))
+
+
+def test_more_channels_than_a_block_has_threads(device, se_a_case):
+    case = usable(se_a_case, "plain", channels=150)
+    compare(device, case, fitting_net(case))
+
+
+def test_warps_of_64_threads(tmp_path, se_a_case):
+    case = usable(se_a_case, "wide")
+    compare(EmulatedDevice(tmp_path, warp=64), case, fitting_net(case))
+
+
+def test_displacements_rounded_to_float32(device, se_a_case):
+    case = usable(se_a_case, "plain")
+    compare(device, replace(case, p=replace(case.p, round_displacements=True)), fitting_net(case))
+
+
+@pytest.mark.parametrize("name", [*_PLAIN, "silut", "custom_silu:0.1"])
+def test_every_activation_with_and_without_a_bias(device, se_a_case, name):
+    case = usable(se_a_case, "plain")
+    net = fitting_net(case)
+    for layer in net.layers[:-1]:
+        layer.activation = name
+    net.layers[1].b = None
+    compare(device, case, net, tolerance=3e-11)  # measured 4e-12: softplus; others 1e-13
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_skip_connection_around_the_first_layer(device, se_a_case, factor):
+    case = usable(se_a_case, "plain")
+    compare(device, case, fitting_net(case, widths=(factor * case.e.table.n_channels * case.p.axis_neuron, 16)))
+
+
+def test_a_single_layer_and_a_skip_to_the_energy(device, se_a_case):
+    case = usable(se_a_case, "plain")
+    compare(device, case, fitting_net(case, widths=()))
+    net = fitting_net(case, widths=(12, 1))
+    net.layers[-1].resnet = True
+    assert net.layers[-1].skip == 1
+    compare(device, case, net)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_bits_do_not_depend_on_order_or_company(device, se_a_case, dtype):
+    case = usable(se_a_case, "wide", dtype=dtype)
+    net, ops = fitting_net(case, dtype=dtype), CudaEnergy(device, TILE)
+    first = evaluate(ops, case, net, spacing=FORCE_SPACING)
+    assert np.array_equal(np.round(first[2] / FORCE_SPACING), first[2] / FORCE_SPACING)
+    order = np.random.default_rng(8).permutation(len(case.env.centers))
+    shuffled = replace(case.env, centers=case.env.centers[order])
+    again = evaluate(ops, case, net, env=shuffled, spacing=FORCE_SPACING)
+    assert np.array_equal(again[0], first[0][order])
+    for a, b in zip(again[1:], first[1:], strict=True):
+        assert np.array_equal(a, b)
+    halves = [replace(case.env, centers=part) for part in np.array_split(case.env.centers, 2)]
+    parts = [evaluate(ops, case, net, env=env, spacing=FORCE_SPACING) for env in halves]
+    assert np.array_equal(np.concatenate([p[0] for p in parts]), first[0])
+    for k, start in ((2, 1.0), (3, 3.0), (4, 1.0)):
+        assert np.array_equal(parts[0][k] + parts[1][k] - start, first[k])
+
+
+def test_without_a_spacing_forces_have_the_usual_one(device, se_a_case):
+    case = usable(se_a_case, "plain")
+    net = fitting_net(case)
+    found, expected = evaluate(CudaEnergy(device), case, net), evaluate(native, case, net)
+    assert np.array_equal(np.round(found[2] / FORCE_SPACING), found[2] / FORCE_SPACING)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-9)  # measured 3e-11
+
+
+def test_only_what_has_changed_goes_up(emulated, se_a_case):
+    case = usable(se_a_case, "wide")
+    net, ops = fitting_net(case), CudaEnergy(emulated, TILE)
+    evaluate(ops, case, net)
+    prepared = ops.prepare(net, case.e.table.n_channels, case.p.axis_neuron)
+    positions = case.env.positions + 0.01
+    moved = replace(case.env, positions=positions)
+    before, n_all = emulated.uploaded, len(positions)
+    out = Accumulators(np.zeros((n_all, 3)), np.zeros((3, 3, 3)))
+    ops.energy_and_forces(moved, case.p, case.e, prepared, None, out)
+    assert emulated.uploaded - before == 24 * n_all + 4 * n_all + 4 * len(moved.centers)
+    fresh = replace(moved, neighbors=replace(case.env.neighbors))
+    ops.energy_and_forces(fresh, case.p, case.e, prepared, None, out)
+    assert emulated.uploaded - before > case.env.neighbors.indices.nbytes
+
+
+def test_a_force_beyond_the_range_of_its_whole_number_ends_the_run(device, se_a_case):
+    case = usable(se_a_case, "plain")
+    net = fitting_net(case)
+    net.layers[-1].w *= 1e10
+    with pytest.raises(RunError, match="above 65536 eV/Å"):
+        evaluate(CudaEnergy(device), case, net)
+
+
+def test_too_many_channels_for_a_block(emulated, se_a_case):
+    case = usable(se_a_case, "plain")
+    with pytest.raises(InputError, match="2000 outputs"):
+        CudaEnergy(emulated).prepare(fitting_net(case), 2000, 1)
+    assert MOST_CHANNELS < 2000
