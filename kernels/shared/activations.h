@@ -50,9 +50,9 @@ DPHPC_HD void split_exponential(T x, T& power, T& p) {
     p = r + r * r * tail;
     typename F::Bits bits;
     const T biased = n + T(F::exponent_bias) + F::rounder;  // the whole number stands in the lowest bits
-    __builtin_memcpy(&bits, &biased, sizeof bits);
+    DPHPC_MEMCPY(&bits, &biased, sizeof bits);
     bits = static_cast<typename F::Bits>(static_cast<unsigned long long>(bits) << F::mantissa_bits);
-    __builtin_memcpy(&power, &bits, sizeof power);
+    DPHPC_MEMCPY(&power, &bits, sizeof power);
 }
 
 template <class T>

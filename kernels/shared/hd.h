@@ -6,3 +6,10 @@
 #else
 #define DPHPC_HD inline __attribute__((always_inline))
 #endif
+
+// NVRTC knows memcpy without a header, and not by the host compilers' name.
+#if defined(__CUDACC_RTC__)
+#define DPHPC_MEMCPY memcpy
+#else
+#define DPHPC_MEMCPY __builtin_memcpy
+#endif

@@ -1,0 +1,54 @@
+"""The kernels for cards compiled for three kinds of them, and what they take of one."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from dphpc.ops.energy.cuda import BLOCK, MOST_CHANNELS
+from dphpc.ops.kernel_text import kernel_text
+from tests.ops.emulation.nvrtc import compile_cubin
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="NVIDIA's run-time compiler is for Linux")
+
+REGISTERS = 65536
+SHARED = 48 * 1024
+"""Of a multiprocessor, and of a block without further ado; the same on all three."""
+
+ARCHITECTURES = ("sm_70", "sm_80", "sm_90")
+
+
+def descriptor(real: str, channels: int = 100, axis: int = 16, n_types: int = 2) -> str:
+    return kernel_text(
+        "descriptor.cu", Real=real, CHANNELS=channels, AXIS=axis, N_TYPES=n_types, WARP=32, BLOCK=BLOCK
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("real", ["double", "float"])
+def test_nothing_spills_and_several_blocks_fit(architecture, real):
+    program, kernels = compile_cubin(descriptor(real), architecture)
+    assert program.startswith(b"\x7fELF")
+    assert set(kernels) == {"describe", "exert"}
+    for taken in kernels.values():
+        assert taken.spilled == 0
+        # measured in exert: 126 registers in float64 on sm_70, 96 on the others, 96 at most in float32; in describe 56
+        assert REGISTERS // (taken.registers * BLOCK) >= 4
+        assert 0 < taken.shared < 15_000
+    program, kernels = compile_cubin(kernel_text("fitting.cu", Real=real), architecture)
+    assert set(kernels) == {"activate", "pass_back"}
+    assert all(taken.spilled == 0 and taken.registers <= 40 for taken in kernels.values())  # measured 32
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (37, 5, 3), (240, 32, 10), (MOST_CHANNELS, 16, 4)])
+def test_models_of_other_shapes(shape):
+    _, kernels = compile_cubin(descriptor("double", *shape), "sm_80")
+    for taken in kernels.values():
+        assert taken.spilled == 0
+        assert taken.shared <= SHARED  # measured 44,000 at most
+
+
+def test_what_does_not_compile_is_told():
+    with pytest.raises(RuntimeError, match="undefined"):
+        compile_cubin(descriptor("double").replace("read_pair(system", "read_pairs(system"), "sm_90")
