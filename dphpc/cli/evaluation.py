@@ -10,6 +10,8 @@ import typer
 from dphpc.cli.app import command, progress_bar
 from dphpc.core.errors import InputError, did_you_mean
 
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda, or auto: a card where there is one.")]
+
 
 @command("test")
 def evaluate(
@@ -24,13 +26,14 @@ def evaluate(
     detail_prefix: Annotated[
         Path | None, typer.Option("--detail-file", "-d", help="Prefix of files with every label and prediction.")
     ] = None,
+    device: Device = "cpu",
 ) -> None:
     """Errors of a model on labelled data."""
     from dphpc.train.evaluate import test
 
     systems = system if datafile is None else datafile.read_text().split()
     with progress_bar("testing") as progress:
-        report = test(model, systems, n_frames, detail_prefix, seed if shuffle else None, progress)
+        report = test(model, systems, n_frames, detail_prefix, seed if shuffle else None, progress, device=device)
     print(report)
 
 
@@ -40,12 +43,13 @@ def compare_models(
     system: Annotated[str, typer.Option("--system", "-s", help="System, or directory searched for systems.")] = ".",
     output: Annotated[Path, typer.Option("--output", "-o", help="Table of deviations.")] = Path("model_devi.out"),
     frequency: Annotated[int, typer.Option("--frequency", "-f", help="Steps between the system's frames.")] = 1,
+    device: Device = "cpu",
 ) -> None:
     """How far several models disagree on the frames of a system."""
     from dphpc.train.evaluate import model_devi
 
     with progress_bar("comparing models") as progress:
-        model_devi(models, system, output, frequency, progress)
+        model_devi(models, system, output, frequency, progress, device=device)
     print(output)
 
 

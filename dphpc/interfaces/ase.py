@@ -54,6 +54,8 @@ class DPHPC(Calculator):
         changes them.
     threads
         Threads of this process (kernels and BLAS) from now on; as they are if not given.
+    device
+        `cpu` (default), `cuda`, or `auto`: a card where there is one.
 
     Attributes
     ----------
@@ -92,13 +94,14 @@ class DPHPC(Calculator):
         fparam: ArrayLike | None = None,
         aparam: ArrayLike | None = None,
         threads: int | None = None,
+        device: str = "cpu",
     ) -> None:
         models = [model] if isinstance(model, (str, Path, DPModel)) else list(model)
         if not models:
             raise InputError("no model is given", expected="a model file, or several")
         if threads is not None:
             set_threads(threads)
-        self.models = load_committee(models, precision)
+        self.models = load_committee(models, precision, device)
         self.elements = list(type_map) if type_map is not None else self.models[0].get_type_map()
         self._type_of = _type_of(self.elements, self.models[0].get_ntypes())
         self.surroundings = KeptSurroundings(max(dp.get_rcut() for dp in self.models), skin)

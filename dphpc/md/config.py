@@ -200,6 +200,8 @@ class MdConfig(Config):
     """Which box vectors repeat, where the file does not say so or says otherwise."""
     replicate: Annotated[list[PositiveInt], Field(min_length=3, max_length=3)] = Field(default=[1, 1, 1])
     precision: Literal["float64", "mixed", "float32"] = "float64"
+    device: Literal["cpu", "cuda", "auto"] = "cpu"
+    """What evaluates the models; `auto`: a card where there is one."""
     timestep_fs: PositiveFloat = 0.5
     velocities: Velocities | None = None
     stages: Annotated[list[Stage], Field(min_length=1)]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dphpc.core.device import find_device
 from dphpc.core.errors import RunError
 from dphpc.core.exact_sum import no_sum
 from dphpc.core.signals import stop_signals
@@ -87,8 +88,9 @@ class Run:
         self.n_threads = settings.n_threads or default_threads(ranks_on_same_cores(comm))
         with together(comm):
             set_threads(self.n_threads)
-            self.potential = potential or load_potential(str(settings.model), settings)
-            self.deviation = load_monitor(settings, self.potential)
+            self.device = find_device(settings.device, comm.node_rank)
+            self.potential = potential or load_potential(str(settings.model), settings, self.device)
+            self.deviation = load_monitor(settings, self.potential, self.device)
         source, start = read_start(settings, self.potential.type_map, resumed, comm)
         self.checkpoint, self.masses = start.checkpoint, start.masses
         box = replicated(start.box, settings.replicate)
@@ -117,7 +119,7 @@ class Run:
         s, comm, places = self.settings, self.comm, placement(self.comm, self.n_threads)
         more = self.deviation.memory_per_atom() if self.deviation else 0.0
         needed = estimate(n_atoms, domain, self.potential, self.potential.cutoff + s.skin_A, comm, more)
-        self.screen.say(*header(s, self.potential, n_atoms, domain, places, needed, warning))
+        self.screen.say(*header(s, self.potential, n_atoms, domain, places, needed, warning, self.device))
         with together(comm):
             if not s.ignore_memory_limit:
                 refuse_if_too_large(needed, n_atoms)

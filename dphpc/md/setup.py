@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from dphpc import __version__
 from dphpc.core.box import Box
 from dphpc.core.config import load_config, parse_config
+from dphpc.core.device import Device
 from dphpc.core.errors import InputError
 from dphpc.md.config import MdConfig
 from dphpc.md.deviation import DeviationMonitor
@@ -65,16 +66,16 @@ def with_own_restart(settings: MdConfig) -> MdConfig:
     return settings.model_copy(update={"structure": settings.restart.file, "replicate": [1, 1, 1]})
 
 
-def load_potential(path: str, settings: MdConfig) -> Potential:
-    """A model as the run file wants it evaluated."""
-    return DeepPotential.from_file(path, settings.precision, settings.model_inputs.fparam)
+def load_potential(path: str, settings: MdConfig, device: Device | None) -> Potential:
+    """A model as the run file wants it evaluated, on a card or on the CPU."""
+    return DeepPotential.from_file(path, settings.precision, settings.model_inputs.fparam, device)
 
 
-def load_monitor(settings: MdConfig, driving: Potential) -> DeviationMonitor | None:
+def load_monitor(settings: MdConfig, driving: Potential, device: Device | None) -> DeviationMonitor | None:
     """The run's committee, if it has one."""
     if settings.deviation is None:
         return None
-    models = {path: load_potential(path, settings) for path in settings.deviation.models}
+    models = {path: load_potential(path, settings, device) for path in settings.deviation.models}
     return DeviationMonitor(settings.deviation, models, driving, settings.model or type(driving).__name__)
 
 
@@ -128,7 +129,7 @@ def _require_same_plan(checkpoint: Checkpoint, settings: MdConfig) -> None:
 
 def header(
     settings: MdConfig, potential: Potential, n_atoms: int, domain: Domain, places: Placement, needed: Estimate,
-    warning: str | None,
+    warning: str | None, device: Device | None,
 ) -> list[str]:  # fmt: skip
     """The lines that a run begins with."""
     s = settings
@@ -141,6 +142,7 @@ def header(
         f"structure: {s.structure}{replicate}: {n_atoms:,} atoms in {lengths} Å ({sides})",
         f"model:     {s.model or type(potential).__name__} ({', '.join(potential.type_map)}), "
         f"{s.precision}, cutoff {potential.cutoff:g} + skin {s.skin_A:g} Å",
+        *([f"device:    {device.name if device else 'cpu, no card that CuPy sees'}"] if s.device != "cpu" else []),
         *(f"committee: {1 + len(d.models)} models, compared every {d.every} steps" for d in [s.deviation] if d),
         f"memory:    {needed}",
         *(f"warning:   {text}" for text in (places.warning(), warning) if text),

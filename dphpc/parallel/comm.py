@@ -48,12 +48,13 @@ Message = tuple[int, NDArray]
 class Communicator(Protocol):
     """A group of ranks.  All methods except `abort`, `sendrecv` and `post` are collective.
 
-    `node_size` counts the ranks on this rank's node.
+    `node_size` counts the ranks on this rank's node, `node_rank` those of them before it.
     """
 
     rank: int
     size: int
     node_size: int
+    node_rank: int
 
     def allreduce(self, values: NDArray, operation: Operation = "sum") -> NDArray:
         """The values (an array of numbers) combined over all ranks."""
@@ -120,6 +121,7 @@ class Serial:
     rank = 0
     size = 1
     node_size = 1
+    node_rank = 0
 
     def allreduce(self, values: NDArray, operation: Operation = "sum") -> NDArray:
         """The values themselves."""
@@ -196,6 +198,7 @@ class Mpi:
         self.size: int = comm.Get_size()
         node = comm.Split_type(MPI.COMM_TYPE_SHARED)
         self.node_size: int = node.Get_size()
+        self.node_rank: int = node.Get_rank()
         node.Free()
         self._operations = {"sum": MPI.SUM, "min": MPI.MIN, "max": MPI.MAX}
         self._in_place = MPI.IN_PLACE

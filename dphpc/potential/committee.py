@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from dphpc.core.device import find_device
 from dphpc.core.errors import InputError
 from dphpc.model.dp_model import DPModel
 from dphpc.potential.contract import Outputs
@@ -56,15 +57,18 @@ def deviation_of(outputs: Sequence[Outputs]) -> Floats:
     return deviation(energies, np.array([o.forces for o in outputs]), np.array([o.virial.ravel() for o in outputs]))
 
 
-def load_committee(models: Sequence[str | Path | DPModel], precision: str = "float64") -> list[DeepPot]:
+def load_committee(
+    models: Sequence[str | Path | DPModel], precision: str = "float64", device: str = "cpu"
+) -> list[DeepPot]:
     """Models that can be evaluated on one list: same types, cutoffs as they are.
 
     Raises
     ------
     InputError
-        Models with different type maps.
+        Models with different type maps, or no card where one is asked for.
     """
-    potentials = [DeepPot(model, precision) for model in models]
+    card = find_device(device)
+    potentials = [DeepPot(model, precision, card) for model in models]
     first = potentials[0].get_type_map()
     for k, dp in enumerate(potentials):
         names = [str(m) if isinstance(m, (str, Path)) else f"model {i + 1}" for i, m in enumerate(models)]

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dphpc.core.box import Box
+from dphpc.core.device import Device, find_device
 from dphpc.core.errors import DataError, InputError
 from dphpc.model.dp_model import DPModel
 from dphpc.model.model_file import read_model
@@ -29,6 +30,13 @@ class DeepPot:
         A `.dp` or `.yaml` file, or a model in memory.
     precision
         `float64` (default), `mixed` or `float32`.
+    device
+        `cpu` (default), `cuda`, or `auto`: a card where there is one; or a card that is already found.
+
+    Raises
+    ------
+    InputError, ModelFileError
+        The file is no model, an argument is wrong, or there is no card and `cuda` is asked for.
 
     Examples
     --------
@@ -36,9 +44,12 @@ class DeepPot:
     >>> energy, force, virial = dp.eval(coords, cells, atom_types)
     """
 
-    def __init__(self, model: str | Path | DPModel, precision: str = "float64") -> None:
+    def __init__(
+        self, model: str | Path | DPModel, precision: str = "float64", device: str | Device | None = "cpu"
+    ) -> None:
         self.model = model if isinstance(model, DPModel) else read_model(model)
-        self.potential = DeepPotential(self.model, precision)
+        card = find_device(device) if isinstance(device, str) else device
+        self.potential = DeepPotential(self.model, precision, device=card)
 
     def __repr__(self) -> str:
         return summary(self.model)

@@ -99,6 +99,8 @@ def test(
     detail_prefix: str | Path | None = None,
     shuffle_seed: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    *,
+    device: str = "cpu",
 ) -> TestReport:
     """Errors of a model's energies, forces and virials on labelled frames.
 
@@ -114,13 +116,15 @@ def test(
         Draw the frames at random with this seed, not from the first on.
     progress
         Called with the frames done and their total.
+    device
+        `cpu`, `cuda` or `auto`, as `DeepPot` has it.
 
     Raises
     ------
     DataError, ModelFileError
         Missing or damaged files, or a system without any label.
     """
-    dp = DeepPot(model)
+    dp = DeepPot(model, device=device)
     opened = _systems(dp, systems)
     chosen = [_choose(s.n_frames, n_frames, shuffle_seed) for s in opened]
     total, done = sum(map(len, chosen)), 0
@@ -192,6 +196,8 @@ def model_devi(
     output: str | Path = "model_devi.out",
     frequency: int = 1,
     progress: Callable[[int, int], None] | None = None,
+    *,
+    device: str = "cpu",
 ) -> Floats:
     """Deviations of several models on the frames of systems, written in DeePMD-kit's columns.
 
@@ -199,6 +205,8 @@ def model_devi(
     ----------
     frequency
         Steps between two frames of a system: the first column counts by it.
+    device
+        `cpu`, `cuda` or `auto`, as `DeepPot` has it.
 
     Returns
     -------
@@ -211,7 +219,7 @@ def model_devi(
     """
     if len(models) < 2:
         raise InputError(f"{len(models)} model given", expected="two or more: -m A.dp B.dp")
-    potentials = load_committee(models)
+    potentials = load_committee(models, device=device)
     opened = _systems(potentials[0], systems)
     total, path = sum(s.n_frames for s in opened), Path(output)
     collected: list[Floats] = []

@@ -136,7 +136,7 @@ def test_test_and_model_devi(run: Run, data: Path, tmp_path: Path) -> None:
     assert float(force.split()[-2]) == pytest.approx(0.1)
     assert len(np.loadtxt(tmp_path / "detail.f.out")) == 2 * 24
     (tmp_path / "systems.txt").write_text("data/one\n")
-    by_list = run("test", "-m", "model.dp", "-f", "systems.txt", "--shuffle-test", "-n", "3")
+    by_list = run("test", "-m", "model.dp", "-f", "systems.txt", "--shuffle-test", "-n", "3", "--device", "auto")
     assert "number of test data : 3" in by_list.stdout
     assert run("plot", "parity", "detail", "-o", "parity.png").stdout.strip() == "parity.png"
     run("model-devi", "-m", "model.dp", "other.dp", "-s", "data", "-o", "devi.out", "-f", "5")
@@ -145,6 +145,8 @@ def test_test_and_model_devi(run: Run, data: Path, tmp_path: Path) -> None:
     assert table["max_devi_f"].min() > 0
     assert run("plot", "devi.out").stdout.strip() == "devi.png"
     assert "two or more" in run("model-devi", "-m", "model.dp", "-s", "data", status=1).stderr
+    for command in (["test", "-m", "model.dp"], ["model-devi", "-m", "model.dp", "other.dp"]):
+        assert "unknown device 'gpu'" in run(*command, "-s", "data", "--device", "gpu", status=1).stderr
 
 
 def test_neighbor_stat_takes_several_types(run: Run, data: Path) -> None:

@@ -80,6 +80,15 @@ def test_more_neighbors_than_a_block_has_threads(device, se_a_case):
     compare(device, case, fitting_net(case))
 
 
+def test_the_largest_argument_of_each_atom(device, se_a_case):
+    case = crowded(usable(se_a_case, "plain"))
+    net, ops = fitting_net(case), CudaEnergy(device, TILE)
+    for k in range(len(case.env.centers)):
+        env = replace(case.env, centers=case.env.centers[k : k + 1])
+        found, expected = (evaluate(o, case, net, env=env, atomic=False)[1] for o in (ops, native))
+        np.testing.assert_allclose(found, expected, rtol=1e-14)  # measured 2e-16
+
+
 def test_more_channels_than_a_block_has_threads(device, se_a_case):
     case = usable(se_a_case, "plain", channels=150)
     compare(device, case, fitting_net(case))

@@ -50,7 +50,11 @@ class EmulatedDevice:
         # A pointer argument is the address of an address, as the driver has it; structs and numbers are themselves.
         values = [a if a.dtype.names or not a.ndim else np.array(self.address(a)) for a in map(np.asarray, arguments)]
         places = (ctypes.c_void_p * len(values))(*(v.ctypes.data for v in values))
-        self._libraries[text][f"run_{kernel}"](places, ctypes.c_uint(grid), ctypes.c_uint(block))
+        run = self._libraries[text][f"run_{kernel}"]
+        run.restype = ctypes.c_bool
+        assert run(places, ctypes.c_uint(grid), ctypes.c_uint(block)), (
+            f"threads of {kernel} wait for one another for ever"
+        )
 
     def _compiled(self, text: str) -> Path:
         header = HEADER.read_text().replace("#pragma once\n", "")

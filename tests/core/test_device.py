@@ -1,0 +1,46 @@
+"""How a card is found, and what is said where there is none."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from dphpc.core.device import find_device
+from dphpc.core.errors import InputError
+
+
+@pytest.fixture
+def no_cupy(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)  # its import fails
+
+
+def test_the_cpu_needs_nothing(no_cupy):
+    assert find_device("cpu") is None
+
+
+def test_auto_goes_without(no_cupy):
+    assert find_device("auto") is None
+
+
+def test_a_card_that_cannot_be_had(no_cupy):
+    with pytest.raises(InputError, match="CuPy is not installed") as caught:
+        find_device("cuda", 3)
+    assert "pip install 'dphpc[cuda]'" in str(caught.value)
+
+
+def test_an_unknown_device():
+    with pytest.raises(InputError, match="unknown device 'gpu'"):
+        find_device("gpu")
+
+
+def test_processes_of_a_node_take_its_cards_in_turn():
+    try:
+        first = find_device("cuda")
+    except InputError as error:
+        pytest.skip(f"no card: {error.what}")
+    import cupy
+
+    n = cupy.cuda.runtime.getDeviceCount()
+    assert find_device("cuda", n).name == first.name
+    assert all(find_device("cuda", k).name.startswith(f"card {k}, ") for k in range(n))
