@@ -6,7 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from dphpc.core.device import Device, find_device
+from dphpc.core.errors import InputError
 from dphpc.ops import threads
+from tests.ops.emulation.device import EmulatedDevice
 
 
 @pytest.fixture(autouse=True)
@@ -15,3 +18,26 @@ def one_thread() -> Iterator[None]:
     threads.set_threads(1)
     yield
     threads.set_threads(1)
+
+
+@pytest.fixture(scope="session")
+def emulated(tmp_path_factory: pytest.TempPathFactory) -> EmulatedDevice:
+    """A card that the host plays."""
+    return EmulatedDevice(tmp_path_factory.mktemp("emulated"))
+
+
+@pytest.fixture(scope="session")
+def card() -> Device:
+    """A card, or the test is skipped."""
+    try:
+        device = find_device("cuda")
+    except InputError as error:
+        pytest.skip(f"no card to try the kernels on: {error.what}")
+    assert device is not None
+    return device
+
+
+@pytest.fixture(scope="session", params=["emulated", "card"])
+def device(request: pytest.FixtureRequest) -> Device:
+    """One after the other."""
+    return request.getfixturevalue(request.param)

@@ -115,13 +115,16 @@ def find_device(choice: str, rank_on_node: int = 0) -> Device | None:
     if choice == "cpu":
         return None
     n_cards, missing = _cards()
-    if n_cards:
-        return Cupy(rank_on_node % n_cards)
-    if choice == "auto":
+    if not n_cards and choice == "auto":
         return None
+    if n_cards:
+        try:
+            return Cupy(rank_on_node % n_cards)
+        except ImportError as error:
+            missing = f"CuPy lacks a library of CUDA's: {_last_line(error)}"
     raise InputError(
-        f"device 'cuda' cannot be had: {missing}",
-        expected="CuPy and a card that its driver shows (nvidia-smi)",
+        f"device '{choice}' cannot be had: {missing}",
+        expected="CuPy, CUDA's libraries, and a card that its driver shows (nvidia-smi)",
         remedy="pip install 'dphpc[cuda]' (or 'dphpc[cuda13]') on a machine with a card, or say device: cpu",
     )
 
@@ -130,9 +133,15 @@ def _cards() -> tuple[int, str]:
     """How many cards CuPy sees, and why none."""
     try:
         import cupy
-    except ImportError:
-        return 0, "CuPy is not installed"
+    except ImportError as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "cupy":
+            return 0, "CuPy is not installed"
+        return 0, f"CuPy is installed and cannot be imported: {_last_line(error)}"
     try:
         return int(cupy.cuda.runtime.getDeviceCount()), "CuPy sees no card"
     except Exception as error:  # of the driver: each kind of failure has a class of its own
         return 0, f"CuPy sees no card ({error})"
+
+
+def _last_line(error: Exception) -> str:
+    return (str(error).strip() or repr(error)).splitlines()[-1].strip()

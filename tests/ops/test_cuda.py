@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dphpc.core.device import find_device
 from dphpc.core.errors import InputError, RunError
 from dphpc.core.exact_sum import FORCE_SPACING
 from dphpc.model.activations import _PLAIN
@@ -22,21 +21,6 @@ FINE = 2.0**-52
 """eV/Å, a spacing of the forces in which the small ones here keep their digits."""
 
 TILE = 16
-
-
-@pytest.fixture(scope="session")
-def emulated(tmp_path_factory) -> EmulatedDevice:
-    return EmulatedDevice(tmp_path_factory.mktemp("emulated"))
-
-
-@pytest.fixture(scope="session", params=["emulated", "card"])
-def device(request):
-    if request.param == "emulated":
-        return request.getfixturevalue("emulated")
-    try:
-        return find_device("cuda")
-    except InputError as error:
-        pytest.skip(f"no card to try the kernels on: {error.what}")
 
 
 def compare(device, case, net, columns=None, tolerance=1e-12, tile=TILE):
