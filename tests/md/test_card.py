@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -12,6 +14,7 @@ from ase.build import bulk
 from ase.io import write
 
 from dphpc.core.errors import InputError
+from dphpc.md import run
 from dphpc.md.run import run_md
 from dphpc.parallel.comm import Serial
 from dphpc.potential.deep import DeepPotential
@@ -26,7 +29,7 @@ def test_md_has_the_same_bits_on_any_number_of_ranks(emulated, comm, tmp_path):
         write(folder / "si.extxyz", bulk("Si", "diamond", a=5.43, cubic=True), parallel=False)
     comm.barrier()
 
-    def run(ranks, device, name):
+    def restart_of(ranks, device, name):
         potential = DeepPotential.from_file(SILICON, device=device)
         if device is not None:
             potential._energy_ops.tile = 32
@@ -40,22 +43,41 @@ def test_md_has_the_same_bits_on_any_number_of_ranks(emulated, comm, tmp_path):
         with h5py.File(restart) as file:
             return {k: item[:] for k, item in file["atoms"].items()}
 
-    several = run(comm, emulated, "several")
+    several = restart_of(comm, emulated, "several")
     if comm.rank == 0:
-        alone, on_cpu = run(Serial(), emulated, "alone"), run(Serial(), None, "cpu")
+        alone, on_cpu = restart_of(Serial(), emulated, "alone"), restart_of(Serial(), None, "cpu")
         for k, values in alone.items():
             assert np.array_equal(several[k], values)
             np.testing.assert_allclose(values, on_cpu[k], rtol=0, atol=1e-8)
     comm.barrier()
 
 
-def test_md_refuses_a_card_that_is_not_there(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "cupy", None)
-    write(tmp_path / "si.extxyz", bulk("Si", "diamond", a=5.43, cubic=True))
-    settings = {
-        "structure": str(tmp_path / "si.extxyz"), "replicate": [2, 2, 2], "model": str(SILICON),
-        "stages": [{"ensemble": "nve", "steps": 1}], "thermo": {"file": None},
+def settings_of(folder: Path) -> dict[str, Any]:
+    write(folder / "si.extxyz", bulk("Si", "diamond", a=5.43, cubic=True))
+    return {
+        "structure": str(folder / "si.extxyz"), "model": str(SILICON), "thermo": {"file": None},
+        "stages": [{"ensemble": "nve", "steps": 1}],
     }  # fmt: skip
+
+
+def test_a_run_file_that_asks_for_a_card(emulated, tmp_path, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(run, "find_device", lambda *choice: asked.append(choice) or emulated)
+    other = tmp_path / "other.dp"
+    shutil.copy(SILICON, other)
+    deviation = {"models": [str(other)], "every": 1, "file": str(tmp_path / "devi.out")}
+    before = emulated.launched.count("exert")
+    run_md({**settings_of(tmp_path), "device": "cuda", "deviation": deviation})
+    assert asked == [("cuda", 0)]
+    assert "device:    emulated card" in capsys.readouterr().out
+    assert emulated.launched.count("exert") - before >= 4  # two models, two steps
+    assert np.loadtxt(tmp_path / "devi.out")[:, 4].max() == 0.0
+
+
+def test_a_card_that_is_not_there(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    settings = settings_of(tmp_path)
     with pytest.raises(InputError, match="CuPy is not installed"):
         run_md({**settings, "device": "cuda"})
     run_md({**settings, "device": "auto"})
+    assert "device:    cpu, no card that CuPy sees" in capsys.readouterr().out

@@ -1,4 +1,5 @@
 import os
+import platform
 import subprocess
 import sys
 
@@ -30,6 +31,9 @@ def test_collectives(comm: Communicator) -> None:
     else:
         assert gathered is None
     assert 1 <= ranks_on_same_cores(comm) <= size
+    places = comm.allgather((platform.node(), comm.node_rank))
+    assert len(set(places)) == size
+    assert 0 <= comm.node_rank < comm.node_size
 
 
 @pytest.mark.mpi
