@@ -86,7 +86,7 @@ def test_ranks_have_equal_work_and_the_same_forces(
         forces.append(all_by_id(comm, engine.state.ids[:n], engine.state.forces[:n]))
         excess.append(imbalance(float(engine.work.sum()), comm))
     assert np.array_equal(*forces)
-    # Measured: droplet 0.02, 0.03, 0.04, 0.08 on 2, 3, 4, 8 ranks (even bricks: 0.9 to 7), void 0.01 to 0.07.
+    # Measured on 2, 3, 4, 8 ranks: droplet 0.02, 0.04, 0.04, 0.07 (even bricks: 0.9 to 4.6), void 0.004 to 0.05.
     assert excess[1] < 0.15
     assert excess[1] <= max(excess[0], 0.05)
 
@@ -124,7 +124,7 @@ def test_a_slower_rank_gets_less_to_do(
         engine.update_forces()
     shares = comm.stack(np.array([float(engine.work.sum())]))[:, 0]
     if comm.size > 1:
-        assert shares[0] < 0.8 * shares[1:].mean()  # measured 0.5 to 0.6
+        assert shares[0] < 0.8 * shares[1:].mean()  # measured 0.48 to 0.66
 
 
 @pytest.mark.mpi
