@@ -36,8 +36,8 @@ MOST_CHANNELS = 1024
 VIRIAL_SLOTS = 64
 """Places that blocks take in turn, so that they seldom wait for one another."""
 
-PAIR_FORCE_LIMIT = 2.0**16
-"""eV/Å: below it the sums of hundreds of such forces are still within 64 bits."""
+PAIR_FORCE_LIMIT = 2.0**54
+"""Multiples of the spacing (65,536 eV/Å of the usual one): sums of hundreds of such forces are within 64 bits."""
 
 ACTIVATIONS = ("linear", "tanh", "sigmoid", "softplus", "relu", "relu6", "gelu", "silu", "silut")
 """In the order of `kernels/cuda/fitting.cu`."""
@@ -91,6 +91,11 @@ class DeviceNet:
     def n_columns(self) -> int:
         """Inputs beside the features."""
         return self.layers[0].n_in - self.channels * self.axis
+
+    @property
+    def real(self) -> str:
+        """C's name of the type."""
+        return "double" if self.dtype == np.float64 else "float"
 
 
 class _Totals:
@@ -187,11 +192,10 @@ class CudaEnergy:
         n, n_all, atomic = len(env.centers), len(env.positions), out.atom_virial is not None
         totals = _Totals(self._buffer("totals", (_Totals.size(n_all, atomic),), np.int64), n_all)
         totals.array.fill(0)
-        real = {np.float64: "double", np.float32: "float"}[net.dtype.type]
         work = _Work(
             net,
             kernel_text(
-                "descriptor.cu", Real=real, CHANNELS=net.channels, AXIS=net.axis, N_TYPES=len(p.sel),
+                "descriptor.cu", Real=net.real, CHANNELS=net.channels, AXIS=net.axis, N_TYPES=len(p.sel),
                 WARP=self.device.warp, BLOCK=BLOCK,
             ),
             self._system(env),
@@ -210,9 +214,8 @@ class CudaEnergy:
         found = _Totals(self.device.download(totals.array), n_all)
         # What comes from beyond the table is thrown away, and of what is not a number the caller can name the atom.
         if found.too_large[0] and largest <= e.table.upper and np.isfinite(energies).all():
-            raise RunError(
-                f"the force of a pair of atoms is above {PAIR_FORCE_LIMIT:g} eV/Å", remedy="check the structure"
-            )
+            limit = PAIR_FORCE_LIMIT * work.spacing
+            raise RunError(f"the force of a pair of atoms is above {limit:g} eV/Å", remedy="check the structure")
         _add(found, work.spacing, out)
         return energies, largest
 
@@ -232,14 +235,14 @@ class CudaEnergy:
         exerted = (
             address(moments), address(inputs), address(t.forces), address(t.virial),
             address(t.atom_virial if t.atom_virial.size else None), address(t.too_large), 1.0 / work.spacing,
-            PAIR_FORCE_LIMIT, net.n_columns, VIRIAL_SLOTS,
+            PAIR_FORCE_LIMIT * work.spacing, net.n_columns, VIRIAL_SLOTS,
         )  # fmt: skip
         self.device.launch(work.text, "exert", n, BLOCK, system, work.descriptor, np.array([exerted], _EXERTED))
 
     def _fit(self, net: DeviceNet, n: int, inputs: Array, energies: Array) -> None:
         """Energies (rows,) of inputs (rows, n_in), of which n are atoms; the inputs give way to their adjoint."""
         rows, dtype, device = len(inputs), net.dtype, self.device
-        text = kernel_text("fitting.cu", Real="double" if dtype == np.float64 else "float")
+        text = kernel_text("fitting.cu", Real=net.real)
         x, slopes = inputs, []
         for k, layer in enumerate(net.layers):
             z = self._buffer(f"slope{k}", (rows, layer.n_out), dtype)
