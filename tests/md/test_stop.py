@@ -30,7 +30,7 @@ from dphpc.md import run
 from dphpc.parallel.comm import world
 from dphpc.potential.pair import LennardJones
 open(f"pid.{world().rank}", "w").write(str(os.getpid()))
-run.load_potential = lambda path, settings: LennardJones(["Ar"], cutoff=6.5, cutoff_smooth=5.0)
+run.load_potential = lambda path, settings, device: LennardJones(["Ar"], cutoff=6.5, cutoff_smooth=5.0)
 main(["md", "run.json"])
 """
 """`dphpc md` with argon in the place of a model file; leaves each rank's process id in a file."""

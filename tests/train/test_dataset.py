@@ -262,9 +262,11 @@ def test_a_batch_has_every_pair_of_its_frames(folder: Path, system: int, frames:
     assert pairs(batch) == expected_pairs(batch, [dataset.systems[system]] * len(frames), frames)
     assert batch.n_all == batch.n_local + batch.n_ghost == len(batch.positions)
     np.testing.assert_array_equal(batch.types[batch.n_local :], batch.types[: batch.n_local][batch.owner])
-    for i in range(batch.n_local):  # rows sorted by type, then index
+    owners = np.concatenate((np.arange(batch.n_local), batch.owner))
+    for i in range(batch.n_local):  # rows sorted by type, then owner, then position
         row = batch.neighbors.indices[batch.neighbors.offsets[i] : batch.neighbors.offsets[i + 1]]
-        np.testing.assert_array_equal(row, row[np.lexsort((row, batch.types[row]))])
+        x, y, z = batch.positions[row].T
+        np.testing.assert_array_equal(row, row[np.lexsort((z, y, x, owners[row], batch.types[row]))])
     for array in (batch.positions, batch.types, batch.owner, batch.neighbors.indices, batch.neighbors.offsets):
         assert array.flags.c_contiguous
     assert (batch.types.dtype, batch.owner.dtype, batch.neighbors.indices.dtype) == (np.int32,) * 3
