@@ -20,7 +20,7 @@ def test_the_first_signal_asks_and_all_is_as_before_afterwards(number: int) -> N
 
 
 def test_a_later_signal_acts_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(signals, "SAME_REQUEST", -1.0)  # the clock may not have gone on
+    monkeypatch.setattr(signals, "SAME_REQUEST", 0.0)
     asked: list[int] = []
 
     def twice() -> None:
@@ -29,8 +29,13 @@ def test_a_later_signal_acts_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
             os.kill(os.getpid(), signal.SIGINT)
             raise AssertionError("went on after the second signal")
 
-    with pytest.raises(KeyboardInterrupt):
-        twice()
+    # A shell that starts its tests in the background has them ignore it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            twice()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert asked == [signal.SIGINT]
 
 
