@@ -230,10 +230,9 @@ def test_a_model_that_fails_ends_the_run_on_all_ranks(
 ) -> None:
     load = md_setup.load_potential
 
-    def failing(path: str, settings: Any) -> Any:
-        return (
-            Failing(load(path, settings), comm.rank == comm.size - 1) if path.endswith("c.dp") else load(path, settings)
-        )
+    def failing(path: str, *others: Any) -> Any:
+        model = load(path, *others)
+        return Failing(model, comm.rank == comm.size - 1) if path.endswith("c.dp") else model
 
     monkeypatch.setattr(md_setup, "load_potential", failing)
     with pytest.raises(
