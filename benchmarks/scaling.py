@@ -220,7 +220,7 @@ def train(args: argparse.Namespace, jobs: Jobs) -> None:
             ax.legend()
     save(figure, RESULTS / f"{args.name}.png")
     path = store(
-        args.name, input=args.input.name, system=args.system, threads=args.threads, networks=jobs.networks,
+        args.name, input=args.input.name, system=Path(args.system).name, threads=args.threads, networks=jobs.networks,
         cases=[stored(c, [x for x in cases if x.label == c.label]) for c in cases],
     )  # fmt: skip
     print(f"stored in {path}")
