@@ -194,7 +194,7 @@ class Engine:
             reduce = self.halo.start_reduce(self.state)
         error = error or self._compute(self.inner[half:], reduce)
         self._land(reduce)
-        self._busy += self.timers.seconds["force"] - before, self.work.sum()
+        self._busy += self.timers.seconds["force"] - before, self.total_work
         with self.timers("wait"):
             # Without this the others would go on with forces that never came.
             agree(self.comm, error or self._too_large())
@@ -320,16 +320,16 @@ class Engine:
     def _divide(self) -> None:
         """Which atoms can be evaluated without ghosts of other ranks, and which cannot."""
         state, box = self.state, self.state.box
+        if self.comm.size == 1:
+            # Ghosts are there at once; all atoms in one go.
+            self.inner, self.outer = [], [np.arange(state.n_local, dtype=np.int32)]
+            return
         inner = np.ones(state.n_local, bool)
         for axis in range(3):
             if self.domain.grid[axis] > 1:
                 low, high = self.domain.interval(axis)
                 x, width = box.fractional(state.positions[: state.n_local], axis), self.reach / box.heights[axis]
                 inner &= (x > low + width) & (x < high - width)
-        if self.comm.size == 1:
-            # Ghosts are there at once; all atoms in one go.
-            self.inner, self.outer = [], [np.arange(state.n_local, dtype=np.int32)]
-            return
         centers = np.flatnonzero(inner).astype(np.int32)
         n_parts = min(max(len(centers) // FEWEST, 1), PIECES)
         self.inner = [part for part in np.array_split(centers, n_parts) if len(part)]
@@ -339,6 +339,11 @@ class Engine:
     def work(self) -> NDArray[np.float64]:
         """(n_local,) what each atom costs, in pairs of the neighbor list."""
         return np.diff(self.neighbors.offsets) + float(OWN_PAIRS)
+
+    @property
+    def total_work(self) -> float:
+        """Of all local atoms."""
+        return self.neighbors.n_pairs + float(OWN_PAIRS) * self.state.n_local
 
     def _move_planes(self) -> bool:
         """Give all ranks equal work, where they are far from it; whether planes moved."""

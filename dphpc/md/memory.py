@@ -19,8 +19,8 @@ PROCESS_BYTES = 300e6
 WORK_BYTES = 2 * 24 + 2 * 8
 """Of the engine for each local atom: displacements, positions at the last rebuild, mass and its inverse."""
 
-GHOST_BYTES = 4 + 24 + 24
-"""Of the halo for each ghost: index to send, displacement, message buffer."""
+GHOST_BYTES = 4 + 24 + 24 + 8 + 8 + 4
+"""Of the halo for each ghost: index to send, displacement, message buffer; place, group and owner on the way back."""
 
 SEARCH_BYTES = 56
 """Of the neighbor search for each local atom and ghost, while it runs."""

@@ -293,7 +293,7 @@ class Run:
             dict(engine.timers.seconds), engine.rebuilds, {k: v for k, v in files.items() if v}, columns_of(self.rows),
             stopped_by=engine.stop if done < self.n_steps else 0,
             stopped_above=above if done < self.n_steps else None,
-            imbalance=imbalance(float(engine.work.sum()), self.comm),
+            imbalance=imbalance(engine.total_work, self.comm),
             hidden=1.0 - waited / flown if self.comm.size > 1 and flown else None,
         )  # fmt: skip
         self.screen.stop()

@@ -72,12 +72,6 @@ class Halo:
         self._buffer = np.zeros(0, np.uint8)
 
     @property
-    def memory(self) -> int:
-        """Bytes that the exchange keeps between rebuilds."""
-        arrays = (self._send, self._order, self._starts, self._owners, self._displacements, self._buffer)
-        return sum(array.nbytes for array in arrays)
-
-    @property
     def homes(self) -> NDArray[np.int64]:
         """(n_ghost,) the rank that owns each ghost."""
         return np.repeat([self.comm.rank, *self._partners], np.diff(self._ghost_bounds))
