@@ -19,6 +19,8 @@ from communication import Network, fit_messages
 from harness import run
 from matplotlib.axes import Axes
 
+from dphpc.parallel.launch import START_ANYWHERE
+
 RANK = Path(__file__).with_name("scaling_rank.py")
 
 
@@ -61,12 +63,7 @@ class Jobs:
 
     def __init__(self, args: argparse.Namespace, folder: Path) -> None:
         self.mpirun, self.threads, self.folder = shlex.split(args.mpirun), args.threads, folder
-        # Open MPI 4 and 5: as root in a container, and with more ranks than cores.
-        self.env = os.environ | {
-            "OMP_NUM_THREADS": str(args.threads), "OMPI_ALLOW_RUN_AS_ROOT": "1",
-            "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "OMPI_MCA_rmaps_base_oversubscribe": "1",
-            "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
-        }  # fmt: skip
+        self.env = os.environ | START_ANYWHERE | {"OMP_NUM_THREADS": str(args.threads)}
         self.networks = {n: self.result(n, RANK, "network", args.threads) for n in args.ranks}
 
     def __call__(self, ranks: int, *python: str | Path | int) -> str:

@@ -31,6 +31,7 @@ from harness import ROOT, Peer, fastest_rate, matmul_ceiling, run, store
 
 from dphpc.core.box import Box
 from dphpc.model.model_file import read_model
+from dphpc.parallel.launch import START_ANYWHERE
 from dphpc.potential.deep_pot import DeepPot
 from dphpc.potential.surroundings import Surroundings
 
@@ -95,8 +96,7 @@ def dphpc_run(setup: Setup, replicate: int, ranks: int, threads: int, variant: s
     start = [Path(sys.executable).parent / "mpirun", "-n", str(ranks)] if ranks > 1 else []
     if start and not start[0].exists():  # type: ignore[union-attr]
         start[0] = "mpirun"
-    as_root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}  # in a container
-    environment = os.environ | as_root | {"OMP_NUM_THREADS": str(threads)}
+    environment = os.environ | START_ANYWHERE | {"OMP_NUM_THREADS": str(threads)}
     out = run([*start, sys.executable, "-c", RUN], setup.folder, environment)
     return json.loads(re.findall(r"RESULT (.*)", out)[-1])
 

@@ -24,7 +24,7 @@ from dphpc.md.engine import Engine
 from dphpc.md.run import Run
 from dphpc.parallel.comm import NOBODY, Communicator, ends_together, world
 from dphpc.parallel.migrate import migrate
-from dphpc.parallel.placement import Place, Placement, placement
+from dphpc.parallel.placement import Placement, available_cores, placement
 
 SIZES = tuple(8**k for k in range(1, 8))
 """Bytes of the messages timed: 8 to 2 M."""
@@ -59,7 +59,7 @@ def least_ghosts(engine: Engine, comm: Communicator) -> tuple[int, int] | None:
     counts = []
     for positions in comm.allgather(state.positions[: state.n_local]):
         images = np.ones(len(positions), np.int64)
-        fractional = (positions - domain.box.origin) @ domain.box.inverse
+        fractional = domain.box.to_fractional(positions)
         for axis in range(3):
             (low, high), width = domain.interval(axis), engine.reach / domain.box.heights[axis]
             x = fractional[:, axis]
@@ -103,11 +103,7 @@ def timed(work: Callable[[], object], times: int) -> float:
 
 def crowding(places: Placement) -> float:
     """Threads for each core where there are most, at least 1."""
-    return max(1.0, *(sum(p.threads for p in node) / _cores(node) for node in places.nodes.values()))
-
-
-def _cores(node: list[Place]) -> int:
-    return min([len(frozenset().union(*(p.cores for p in node))), *(p.quota for p in node if p.quota is not None)])
+    return max(1.0, *(sum(p.threads for p in node) / available_cores(node) for node in places.nodes.values()))
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ import typer
 
 from dphpc.cli.app import app, command
 from dphpc.core.errors import InputError, RunError
+from dphpc.parallel.launch import START_ANYWHERE
 
 VERSION = "0.28.1"
 """The last release (2023)."""
@@ -27,14 +28,6 @@ BUILD = {
     "HOROVOD_WITHOUT_GLOO": "1",
 }
 """Environment of the build."""
-
-LAUNCH = {
-    "OMPI_ALLOW_RUN_AS_ROOT": "1",
-    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-    "OMPI_MCA_rmaps_base_oversubscribe": "1",
-    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
-}
-"""Lets both kinds of Open MPI start two ranks in a container; MPICH reads none of it."""
 
 TOOLS = {"mpicxx": "the MPI's compiler", "cmake": "pip install cmake", "g++": "apt install g++, or module load gcc"}
 """Programs that the build calls, and how to get them."""
@@ -60,7 +53,7 @@ def install() -> None:
     mpirun = shutil.which("mpirun", path=path)
     if mpirun is None:
         raise RunError("Horovod is built, but there is no mpirun to try it with", remedy="load the MPI's module")
-    _run([mpirun, "-n", "2", sys.executable, "-m", "dphpc", "horovod", "test"], env | LAUNCH)
+    _run([mpirun, "-n", "2", sys.executable, "-m", "dphpc", "horovod", "test"], env | START_ANYWHERE)
 
 
 @command("test", to=group)

@@ -14,6 +14,14 @@ LAUNCHERS: tuple[tuple[str, str, str], ...] = (
 )
 """Launcher, variable of the rank, variable of the number of ranks."""
 
+START_ANYWHERE = {
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    "OMPI_MCA_rmaps_base_oversubscribe": "1",
+    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+}
+"""Lets Open MPI (4; 5) start ranks as root and on fewer cores, as in a container; MPICH reads none of it."""
+
 
 def launched_by() -> tuple[str, int, int] | None:
     """(launcher, rank, number of ranks) as the environment tells, or None for a process of its own."""

@@ -37,7 +37,7 @@ class Placement:
 
     def __str__(self) -> str:
         """One line: ranks × threads, cores, pinning."""
-        n, cores = len(self.places), sum(_available(node) for node in self.nodes.values())
+        n, cores = len(self.places), sum(available_cores(node) for node in self.nodes.values())
         nodes = f"{len(self.nodes)} nodes" if len(self.nodes) > 1 else "1 node"
         threads = _span([p.threads for p in self.places])
         ranks = f"{n} rank{'s' * (n > 1)} × {threads} thread{'s' * (threads != '1')}"
@@ -59,7 +59,7 @@ class Placement:
         worst, found = 1.0, None
         for node in self.nodes.values():
             for group in [*_groups(node), node]:
-                threads, cores = sum(p.threads for p in group), _available(group)
+                threads, cores = sum(p.threads for p in group), available_cores(group)
                 if threads > worst * cores:
                     worst, found = threads / cores, (group, threads, cores)
         if found is None:
@@ -84,7 +84,7 @@ def ranks_on_same_cores(comm: Communicator) -> int:
     return comm.allgather(own).count(own)
 
 
-def _available(places: Sequence[Place]) -> int:
+def available_cores(places: Sequence[Place]) -> int:
     """Cores that these ranks of one node may use."""
     together = len(frozenset().union(*(p.cores for p in places)))
     return min([together, *(p.quota for p in places if p.quota is not None)])
