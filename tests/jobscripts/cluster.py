@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from dphpc.cli.horovod import LAUNCH
+from dphpc.parallel.launch import START_ANYWHERE
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "squeue", "sinfo")
 PATH = os.pathsep.join([os.environ["PATH"], "/usr/local/sbin", "/usr/sbin"])
@@ -108,7 +108,7 @@ def cluster(folder: Path) -> Iterator[Cluster]:
     (munge / "key").chmod(0o600)
     # Tests may themselves run in a job of another cluster.
     outside = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
-    found = Cluster({**outside, **LAUNCH, "PATH": PATH, "SLURM_CONF": str(folder / "slurm.conf")})
+    found = Cluster({**outside, **START_ANYWHERE, "PATH": PATH, "SLURM_CONF": str(folder / "slurm.conf")})
     with ExitStack() as running:
         files = [f"--{what}={munge / what.removesuffix('-file')}" for what in ("socket", "key-file", "pid-file")]
         files += [f"--{what}={munge / what.removesuffix('-file')}" for what in ("log-file", "seed-file")]
