@@ -1,4 +1,4 @@
-"""The compiled kernels: the build for the best instruction set that this CPU has.
+"""The compiled kernels: the build that this CPU runs fastest.
 
 `kernels` is the extension module and `isa` its name: v2, v3 (AVX2, FMA) or v4 (AVX-512) of x86-64, or generic.
 """
@@ -12,7 +12,8 @@ import numpy as np
 
 from dphpc._native import _cpu  # type: ignore[attr-defined]
 
-isa: str = _cpu.isa()
+builds: list[str] = _cpu.builds()
+isa: str = builds[-1]
 kernels: Any = import_module(f"dphpc._native._{isa}")
 has_openmp: bool = kernels.has_openmp
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,22 +96,22 @@ class Box:
         matrix[missing] = units[missing] * (high - low)[missing, None]
         return cls(matrix, (px, py, pz), origin=(units * low[:, None])[missing].sum(axis=0))
 
-    @property
+    @cached_property
     def volume(self) -> float:
         """Volume in Å³."""
         return float(abs(np.linalg.det(self.matrix)))
 
-    @property
+    @cached_property
     def inverse(self) -> Floats:
         """(3, 3): positions − origin times this gives fractional coordinates."""
         return np.asarray(np.linalg.inv(self.matrix), np.float64)
 
-    @property
+    @cached_property
     def heights(self) -> Floats:
         """(3,) Å: distance between opposite faces."""
         return 1.0 / np.linalg.norm(self.inverse, axis=0)
 
-    @property
+    @cached_property
     def spacing(self) -> float:
         """Å, a power of two: its multiples, up to four boxes away, differ and move by box vectors without rounding."""
         extent = float((np.abs(self.origin) + np.abs(self.matrix).sum(axis=0)).max())

@@ -33,12 +33,13 @@ def round_to(values: Floats, spacing: float, out: Floats | None = None) -> Float
 
 def exact_sum(values: Floats) -> Floats:
     """The sum over the first axis of (n, …), in parts (3, …), which add up over several arrays."""
-    parts = []
-    for spacing in SPACINGS:
-        part = round_to(values, spacing)
-        parts.append(part.sum(axis=0))
-        values = values - part
-    return np.stack(parts)
+    parts = np.empty((PARTS, *values.shape[1:]))
+    for k, spacing in enumerate(SPACINGS):
+        rounded = round_to(values, spacing)
+        np.add.reduce(rounded, axis=0, out=parts[k, ...])
+        if k + 1 < PARTS:
+            values = values - rounded
+    return parts
 
 
 def no_sum(*shape: int) -> Floats:

@@ -66,8 +66,6 @@ class Halo:
         self._send = np.zeros(0, np.int32)  # local atoms in the order of the ranks that have them as ghosts
         self._send_bounds = self._ghost_bounds = np.zeros(2, np.int64)  # of each partner, and of this rank itself
         self._partners: list[int] = []
-        self._order = self._starts = np.zeros(0, np.int64)  # what is sent back, grouped by atom
-        self._owners = np.zeros(0, np.int32)
         self._displacements = np.zeros((0, 3))
         self._buffer = np.zeros(0, np.uint8)
 
@@ -143,8 +141,9 @@ class Halo:
         exchange = self.comm.post(self._parts(ghosts, self._ghost_bounds), self._parts(buffer, self._send_bounds))
 
         def finish() -> None:
-            if len(self._owners):
-                array[self._owners] += np.add.reduceat(buffer[self._order], self._starts, axis=0)
+            # Column by column: NumPy adds single numbers several times faster than rows.
+            for column, back in zip(_columns(array), _columns(buffer), strict=True):
+                np.add.at(column, self._send, back)
             ghosts[...] = 0
 
         return Flight(exchange, finish)
@@ -217,10 +216,6 @@ class Halo:
         index, self._send = np.ascontiguousarray(origin["index"]), np.empty(wanted.sum(), np.int32)
         self._send[: wanted[0]] = index[: counts[0]]
         self.comm.post(self._parts(index, self._ghost_bounds), self._parts(self._send, self._send_bounds)).wait()
-        self._order = np.argsort(self._send, kind="stable")
-        sent = self._send[self._order]
-        self._starts = np.flatnonzero(np.diff(sent, prepend=-1))
-        self._owners = sent[self._starts]
 
     def _view(self, array: NDArray) -> NDArray:
         """The persistent buffer as one row of the array's shape and type for each atom that is sent."""
@@ -229,6 +224,11 @@ class Halo:
         if len(self._buffer) < n * row_bytes:
             self._buffer = np.empty(n * row_bytes, np.uint8)
         return self._buffer[: n * row_bytes].view(array.dtype).reshape(n, *array.shape[1:])
+
+
+def _columns(array: NDArray) -> NDArray:
+    """(k, n) view of an array (n, …) with k numbers in each row."""
+    return array.reshape(len(array), math.prod(array.shape[1:])).T
 
 
 def _coordinate(state: State, origin: NDArray, axis: int, first: int) -> NDArray[np.float64]:

@@ -7,7 +7,7 @@ by −ε·V̄: one forward and reverse pass for E, F and V, one tangent forward 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -250,7 +250,6 @@ class TableStep:
         finished: the fitting networks one by one, then the descriptor, whatever the batch.
         """
         k = self._kept
-        self.parameters.zero_gradients()
         seeds = loss.atom_seeds(k.batch)
         direction = loss.displacements(k.batch)
         strain = loss.strains(k.batch.frame[k.centers.atoms])
@@ -266,6 +265,8 @@ class TableStep:
                     still = self._no_moments(len(seed) if k.has_columns else 1)
                     minus = -seed if len(still) == len(seed) else -seed.sum(keepdims=True)
                     self._vacuum[t].gradient(minus, still, self._gradients[t], add=True)
+            else:
+                _clear(self._gradients[t])
             done(f"fitting.networks.{t}")
         if not self.model.descriptor.trainable:
             return
@@ -273,8 +274,16 @@ class TableStep:
             k.env, k.table.p, k.table.embedding, direction, strain, moments_adjoint, k.moments_adjoint
         )
         k.table.knots.backward(coefficients, empty, [self._embedding_gradients[i] for i in k.table.used])
+        for i in set(range(len(self._embedding_gradients))).difference(k.table.used):
+            _clear(self._embedding_gradients[i])
         done("descriptor")
         self._fresh = False
+
+
+def _clear(gradients: Mapping[str, NDArray[np.floating]]) -> None:
+    """Zero the gradients of a network that a batch does not meet."""
+    for gradient in gradients.values():
+        gradient[...] = 0.0
 
 
 @dataclass(frozen=True)

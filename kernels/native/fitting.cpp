@@ -45,19 +45,30 @@ PackedNet<Real>::PackedNet(const std::vector<LayerView<Real>>& views, int channe
     : channels(channels_), axis(axis_), n_columns(views.front().n_in - channels_ * axis_) {
     for (const LayerView<Real>& view : views)
         layers.push_back({view.n_in, view.n_out, view.skip, view.activation, {}, {}, {}, {}});
-    const int step = std::max(1, chunk_width / std::max(1, channels));
-    for (int k = 0; k < axis; k += step) {
-        const int last = std::min(axis, k + step), start = static_cast<int>(first_index_.size());
-        for (int i = k; i < last; ++i)
-            for (int m = i; m < channels; ++m) first_index_.push_back(i), second_index_.push_back(m);
-        const int width = static_cast<int>(first_index_.size()) - start;
-        chunks.push_back({k, last, width, start, true, {}, {}, {}, {}});
-    }
-    for (int k = 0; k < n_columns; k += chunk_width) {
-        const int last = std::min(n_columns, k + chunk_width);
-        chunks.push_back({k, last, last - k, 0, false, {}, {}, {}, {}});
-    }
+    for (int k = 0; k < axis; ++k)
+        for (int m = k; m < channels; ++m) first_index_.push_back(k), second_index_.push_back(m);
+    chunks = pieces(chunk_width);
     repack(views, 1);
+}
+
+template <class Real>
+int PackedNet<Real>::n_features(int first, int last) const {
+    return (last - first) * channels - (last * (last - 1) - first * (first - 1)) / 2;
+}
+
+template <class Real>
+std::vector<Chunk<Real>> PackedNet<Real>::pieces(int width) const {
+    std::vector<Chunk<Real>> result;
+    const int step = std::max(1, width / std::max(1, channels));
+    for (int k = 0; k < axis; k += step) {
+        const int last = std::min(axis, k + step);
+        result.push_back({k, last, n_features(k, last), n_features(0, k), true, {}, {}, {}, {}});
+    }
+    for (int k = 0; k < n_columns; k += width) {
+        const int last = std::min(n_columns, k + width);
+        result.push_back({k, last, last - k, 0, false, {}, {}, {}, {}});
+    }
+    return result;
 }
 
 template <class Real>

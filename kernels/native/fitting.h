@@ -108,6 +108,9 @@ class PackedNet {
     // Takes new weights for the same shapes.
     void repack(const std::vector<LayerView<Real>>& views, int threads);
 
+    // All inputs in order, in parts of about `width` of them, without weights.
+    std::vector<Chunk<Real>> pieces(int width) const;
+
     // inputs (n, padded width) of a chunk, for n atoms from `from` on
     void fill(const Chunk<Real>& chunk, const NetInputs<Real>& x, std::int64_t from, int n, Real* inputs) const;
     // The same along a direction in which the moments change by `tangent` (n, 4, M); other columns stay.
@@ -129,6 +132,7 @@ class PackedNet {
     };
     Rows rows_of(const Chunk<Real>& chunk, int i) const;
     void pack_chunk(const LayerView<Real>& layer, Chunk<Real>& chunk) const;
+    int n_features(int first, int last) const;  // (k, m ≥ k) of first ≤ k < last
 
     std::vector<std::int32_t> first_index_, second_index_;  // (k, m) of each feature, by place among all features
 };

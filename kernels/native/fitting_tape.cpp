@@ -8,7 +8,6 @@ namespace dphpc {
 namespace {
 
 constexpr std::int64_t tile_size = 96;  // atoms
-constexpr int block_rows = 128;         // of a weight gradient that one thread takes at a time
 
 }  // namespace
 
@@ -133,19 +132,16 @@ template <class Real>
 void FittingTape<Real>::gradient(const Real* seeds, const Real* tangent, int threads,
                                  const std::vector<LayerGradient<Real>>& gradients, bool add, Real* moments_bar) {
     struct Block {
-        int layer, chunk, first, last;  // rows of the layer's weights; of a chunk's inputs in the first layer
+        int layer, first, last;  // rows of a layer's weights
     };
     std::vector<Block> blocks;
-    const auto add_blocks = [&](int layer, int chunk, int rows) {
-        const int n = (rows + block_rows - 1) / block_rows;
-        for (int b = 0; b < n; ++b) blocks.push_back({layer, chunk, rows * b / n, rows * (b + 1) / n});
-    };
-    for (int l = 0; l < static_cast<int>(gradients.size()); ++l) {
+    for (int l = 1; l < static_cast<int>(gradients.size()); ++l) {
         if (!gradients[l].w) continue;
-        if (l > 0) add_blocks(l, 0, net_.layers[l].n_in);
-        for (int c = 0; l == 0 && c < static_cast<int>(net_.chunks.size()); ++c) add_blocks(0, c, net_.chunks[c].width);
+        const int rows = net_.layers[l].n_in, n = (rows + piece_width - 1) / piece_width;
+        for (int b = 0; b < n; ++b) blocks.push_back({l, rows * b / n, rows * (b + 1) / n});
     }
-    const int n_blocks = static_cast<int>(blocks.size());
+    const int n_pieces = gradients[0].w ? static_cast<int>(pieces_.size()) : 0;
+    const int n_parts = n_pieces + static_cast<int>(blocks.size());
 #pragma omp parallel num_threads(threads)
     {
         thread_local Scratch scratch;
@@ -155,9 +151,14 @@ void FittingTape<Real>::gradient(const Real* seeds, const Real* tangent, int thr
             adjoint_tangent(tile(t), seeds, tangent, scratch, moments_bar);
         }
 #pragma omp for schedule(dynamic, 1)
-        for (int b = 0; b < n_blocks; ++b)
-            weight_rows(blocks[b].layer, blocks[b].chunk, blocks[b].first, blocks[b].last, tangent, scratch, add,
-                        gradients[blocks[b].layer].w);
+        for (int part = 0; part < n_parts; ++part) {
+            if (part < n_pieces) {
+                first_weights(pieces_[part], tangent, scratch, add, gradients[0].w);
+            } else {
+                const Block& b = blocks[part - n_pieces];
+                weight_rows(b.layer, b.first, b.last, scratch, add, gradients[b.layer].w);
+            }
+        }
     }
     for (std::size_t l = 0; l < gradients.size(); ++l) {
         const int step = net_.layers[l].step();
@@ -287,41 +288,49 @@ void FittingTape<Real>::adjoint_tangent(const Tile& tile, const Real* seeds, con
     }
 }
 
-// Rows first … last − 1 of a layer's weight gradient xᵀ·q_z + ẋᵀ·p_z; in the first layer those of a chunk's inputs.
+// sum (rows, padded n_out) += what a tile adds to rows of the weights' gradient xᵀ·q_z + ẋᵀ·p_z; x and ẋ (n, width).
 template <class Real>
-void FittingTape<Real>::weight_rows(int l, int chunk_index, int first, int last, const Real* tangent, Scratch& scratch,
-                                    bool add, Real* w) {
+void FittingTape<Real>::add_weight_rows(int l, int tile, int rows, const Real* x, const Real* x_dot, int width,
+                                        Real* sum) const {
+    const int step = net_.layers[l].step();
+    kept_[l].right[0][tile].add_product(rows, x, 1, width, sum, step);
+    kept_[l].right[1][tile].add_product(rows, x_dot, 1, width, sum, step);
+}
+
+// The rows of the first layer's weight gradient that belong to some of its inputs.
+template <class Real>
+void FittingTape<Real>::first_weights(const Chunk<Real>& piece, const Real* tangent, Scratch& scratch, bool add,
+                                      Real* w) {
+    const int step = net_.layers.front().step(), width = padded<Real>(piece.width);
+    Real* sum = sized(scratch.q, static_cast<std::size_t>(piece.width) * step);
+    std::fill_n(sum, static_cast<std::size_t>(piece.width) * step, Real(0));
+    for (int t = 0; t < n_tiles_; ++t) {
+        const Tile tile = this->tile(t);
+        const std::size_t size = static_cast<std::size_t>(tile.n) * width;
+        Real *inputs = sized(scratch.chunk, size), *dots = sized(scratch.other, size);
+        net_.fill(piece, x_, tile.first, tile.n, inputs);
+        net_.fill_tangent(piece, x_.moments, tangent, tile.first, tile.n, dots);
+        add_weight_rows(0, t, piece.width, inputs, dots, width, sum);
+    }
+    for (int i = 0; i < piece.width; ++i)
+        net_.set_gradient_rows(piece, i, sum + static_cast<std::size_t>(i) * step, add, w);
+}
+
+// Rows first … last − 1 of another layer's weight gradient.
+template <class Real>
+void FittingTape<Real>::weight_rows(int l, int first, int last, Scratch& scratch, bool add, Real* w) {
     const PackedLayer<Real>& layer = net_.layers[l];
-    const int step = layer.step(), rows = last - first;
+    const int step = layer.step(), width = layer.step_in(), rows = last - first;
     Real* sum = sized(scratch.q, static_cast<std::size_t>(rows) * step);
     std::fill_n(sum, static_cast<std::size_t>(rows) * step, Real(0));
     for (int t = 0; t < n_tiles_; ++t) {
-        const Tile tile = this->tile(t);
-        const Real *x, *x_dot;
-        int width = layer.step_in();
-        if (l > 0) {
-            x = kept_[l - 1].value.data() + tile.first * width;
-            x_dot = kept_[l - 1].tangent.data() + tile.first * width;
-        } else {
-            const Chunk<Real>& chunk = net_.chunks[chunk_index];
-            width = padded<Real>(chunk.width);
-            const std::size_t size = static_cast<std::size_t>(tile.n) * width;
-            Real *inputs = sized(scratch.chunk, size), *dots = sized(scratch.other, size);
-            net_.fill(chunk, x_, tile.first, tile.n, inputs);
-            net_.fill_tangent(chunk, x_.moments, tangent, tile.first, tile.n, dots);
-            x = inputs, x_dot = dots;
-        }
-        kept_[l].right[0][t].add_product(rows, x + first, 1, width, sum, step);
-        kept_[l].right[1][t].add_product(rows, x_dot + first, 1, width, sum, step);
+        const std::int64_t from = tile(t).first * width + first;
+        add_weight_rows(l, t, rows, kept_[l - 1].value.data() + from, kept_[l - 1].tangent.data() + from, width, sum);
     }
     for (int i = 0; i < rows; ++i) {
         const Real* row = sum + static_cast<std::size_t>(i) * step;
-        if (l == 0) {
-            net_.set_gradient_rows(net_.chunks[chunk_index], first + i, row, add, w);
-        } else {
-            Real* out = w + static_cast<std::size_t>(first + i) * layer.n_out;
-            for (int j = 0; j < layer.n_out; ++j) out[j] = add ? out[j] + row[j] : row[j];
-        }
+        Real* out = w + static_cast<std::size_t>(first + i) * layer.n_out;
+        for (int j = 0; j < layer.n_out; ++j) out[j] = add ? out[j] + row[j] : row[j];
     }
 }
 

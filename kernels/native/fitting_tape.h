@@ -16,7 +16,8 @@ struct LayerGradient {
 template <class Real>
 class FittingTape {
   public:
-    FittingTape(const std::vector<LayerView<Real>>& views, int channels, int axis) : net_(views, channels, axis) {}
+    FittingTape(const std::vector<LayerView<Real>>& views, int channels, int axis)
+        : net_(views, channels, axis), pieces_(net_.pieces(piece_width)) {}
 
     void repack(const std::vector<LayerView<Real>>& views, int threads) { net_.repack(views, threads); }
 
@@ -31,6 +32,8 @@ class FittingTape {
                   bool add, Real* moments_bar);
 
   private:
+    static constexpr int piece_width = 128;  // inputs whose rows of the weights' gradient one thread takes at a time
+
     // Of one layer, all atoms: (n, padded n_out), or (tiles, padded n_out) for sums.
     struct Kept {
         std::vector<Real> value, act;              // output; act(z), where idt asks for it
@@ -53,10 +56,13 @@ class FittingTape {
     void forward_tangent(const Tile& tile, const Real* tangent, Scratch& scratch);
     void adjoint_tangent(const Tile& tile, const Real* seeds, const Real* tangent, Scratch& scratch, Real* moments_bar);
     void layer_adjoint(const Tile& tile, int l, Real* q);
-    void weight_rows(int l, int chunk, int first, int last, const Real* tangent, Scratch& scratch, bool add, Real* w);
+    void first_weights(const Chunk<Real>& piece, const Real* tangent, Scratch& scratch, bool add, Real* w);
+    void weight_rows(int l, int first, int last, Scratch& scratch, bool add, Real* w);
+    void add_weight_rows(int l, int tile, int rows, const Real* x, const Real* x_dot, int width, Real* sum) const;
     Tile tile(int index) const;
 
     PackedNet<Real> net_;
+    std::vector<Chunk<Real>> pieces_;
     std::vector<Kept> kept_;
     std::vector<std::vector<Real>> inputs_adjoint_;  // ∂E/∂input of each chunk (n, padded width)
     NetInputs<Real> x_{};

@@ -19,11 +19,8 @@ from dphpc.ops.neighbors import reference as neighbors_reference
 from dphpc.ops.se_a import native as se_a
 from dphpc.ops.se_a import reference as se_a_reference
 
-_LEVELS = ["v2", "v3", "v4"]
-_BUILDS = _LEVELS[: _LEVELS.index(dphpc._native.isa) + 1] if dphpc._native.isa in _LEVELS else [dphpc._native.isa]
 
-
-@pytest.fixture(params=_BUILDS)
+@pytest.fixture(params=dphpc._native.builds)
 def build(request, monkeypatch):
     kernels = import_module(f"dphpc._native._{request.param}")
     for module in (dphpc._native, neighbors):

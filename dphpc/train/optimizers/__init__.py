@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 
 from dphpc.core.errors import InputError
-from dphpc.train.optimizers.adam import AdamRule
-from dphpc.train.optimizers.gradient import GradientOptimizer, Rule, leaves
+from dphpc.train.optimizers.adam import Adam
+from dphpc.train.optimizers.gradient import GradientOptimizer, Rule
 from dphpc.train.optimizers.kalman import KalmanOptimizer
 from dphpc.train.optimizers.muon import HybridMuonRule
 from dphpc.train.optimizers.protocol import Engine, Optimizer
@@ -53,4 +53,4 @@ def make_rule(config: TrainInput, parameters: Parameters) -> Rule:
     assert not isinstance(options, LkfConfig)
     betas = (options.adam_beta1, options.adam_beta2)
     decoupled = isinstance(options, AdamWConfig)
-    return AdamRule(leaves(parameters), betas, options.weight_decay, decoupled=decoupled)
+    return Adam(parameters, betas, options.weight_decay, decoupled=decoupled)

@@ -10,6 +10,7 @@ from torch import Tensor
 from dphpc.ops.adam.contract import AdamStep
 from dphpc.ops.adam.native import adam_step
 from dphpc.train.optimizers.protocol import State
+from dphpc.train.parameters import Parameters
 
 
 class AdamRule:
@@ -68,3 +69,20 @@ class AdamRule:
     def describe(self) -> str:
         """One line for the log."""
         return "AdamW" if self.decoupled else "Adam"
+
+
+class Adam(AdamRule):
+    """Adam on all parameters, in one pass over each flat tensor; arguments beside `parameters` as in `AdamRule`."""
+
+    def __init__(
+        self, parameters: Parameters, betas: tuple[float, float], weight_decay: float = 0.0, *, decoupled: bool = False
+    ) -> None:
+        flats = {str(k): flat for k, flat in enumerate(parameters.flats)}
+        super().__init__(flats, betas, weight_decay, decoupled=decoupled)
+        self._parameters = parameters
+
+    def state(self) -> State:
+        """See `AdamRule.state`."""
+        moments = {"exp_avg": self._first, "exp_avg_sq": self._second}
+        split = {key: self._parameters.split(list(flats.values())) for key, flats in moments.items()}
+        return {f"{key}.{name}": value for key, values in split.items() for name, value in values.items()}
