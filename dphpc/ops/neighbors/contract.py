@@ -8,6 +8,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from dphpc.core.errors import RunError
+
 
 @dataclass(frozen=True)
 class Neighbors:
@@ -50,3 +52,9 @@ class BuildNeighbors(Protocol):
         n_local: int,
         reach: float,
     ) -> Neighbors: ...
+
+
+def position_not_finite(atom: int, n_local: int) -> RunError:
+    """The error that a search raises, with the atom's place in `positions`."""
+    kind = "local" if atom < n_local else "ghost"
+    return RunError("a position is not finite", where=f"atom {atom} ({kind})", remedy="reduce the time step")

@@ -6,8 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dphpc._native import kernels
-from dphpc.core.errors import RunError
-from dphpc.ops.neighbors.contract import Neighbors
+from dphpc.ops.neighbors.contract import Neighbors, position_not_finite
 from dphpc.ops.threads import get_threads
 
 
@@ -35,6 +34,5 @@ def build_neighbors(
     try:
         offsets, indices = kernels.build_neighbors(positions, types, ids, n_local, reach, get_threads())
     except ValueError as error:
-        where = f"atom {error} (local)" if int(str(error)) < n_local else f"atom {error} (ghost)"
-        raise RunError("a position is not finite", where=where, remedy="reduce the time step") from None
+        raise position_not_finite(int(str(error)), n_local) from None
     return Neighbors(offsets, indices, reach)

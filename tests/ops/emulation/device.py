@@ -15,12 +15,12 @@ HEADER = Path(__file__).with_name("host.h")
 
 
 class EmulatedDevice:
-    """See `dphpc.core.device.Device`; `folder` keeps what is compiled."""
+    """See `dphpc.core.device.Device`; `folder` keeps what is compiled, `backward` runs the last block first."""
 
     name = "emulated card"
 
-    def __init__(self, folder: Path, warp: int = 32) -> None:
-        self.folder, self.warp = folder, warp
+    def __init__(self, folder: Path, warp: int = 32, backward: bool = False) -> None:
+        self.folder, self.warp, self.backward = folder, warp, backward
         self.launched: list[str] = []
         self.uploaded = 0
         self._libraries: dict[str, ctypes.CDLL] = {}
@@ -62,6 +62,7 @@ class EmulatedDevice:
         ends = "".join(f"HOST_KERNEL({kernel})\n" for kernel in kernels)
         # The header needs to know the warp, which not every text defines.
         defined = "" if "#define WARP" in text else f"#define WARP {self.warp}\n"
+        defined += f"#define BLOCKS_BACKWARD {int(self.backward)}\n"
         definitions, slashes, rest = text.partition("//")
         whole = defined + definitions + header + slashes + rest + ends
         library = self.folder / f"{hashlib.sha256(whole.encode()).hexdigest()[:16]}.so"
@@ -69,6 +70,15 @@ class EmulatedDevice:
             source = library.with_suffix(".cpp")
             source.write_text(whole)
             compiler = shutil.which("g++") or "c++"
-            flags = ["-std=c++17", "-O1", "-U_FORTIFY_SOURCE", "-Wall", "-Wno-unknown-pragmas", "-fPIC", "-shared"]
+            flags = [
+                "-std=c++17",
+                "-O1",
+                "-ffp-contract=off",
+                "-U_FORTIFY_SOURCE",
+                "-Wall",
+                "-Wno-unknown-pragmas",
+                "-fPIC",
+                "-shared",
+            ]
             subprocess.run([compiler, *flags, "-o", library, source], check=True)
         return library

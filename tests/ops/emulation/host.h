@@ -2,7 +2,8 @@
 //
 // Each thread of a block is a fiber with a stack of its own.  It runs until it meets a barrier (or a shuffle, which is
 // two barriers of its warp) and goes on when all that it waits for have come; threads that can never meet end the test.
-// Every other block runs its threads from the last to the first, so that a barrier that is missing shows.
+// Every other block runs its threads from the last to the first, so that a barrier that is missing shows.  With
+// BLOCKS_BACKWARD the last block comes first.
 #pragma once
 
 #include <setjmp.h>
@@ -101,15 +102,17 @@ inline bool run_block(unsigned n, unsigned warp, bool backward) {
     return true;
 }
 
-inline Index block_index, block_size;
+inline Index block_index, block_size, grid_size;
 
 // Runs the blocks of a grid; `arguments` as the driver takes them: the address of each.
 template <class... Types, std::size_t... Places>
 bool launch(void (*kernel)(Types...), void** arguments, unsigned grid, unsigned block, std::index_sequence<Places...>) {
     body = [=] { kernel(*static_cast<Types*>(arguments[Places])...); };
-    block_size.x = block;
-    for (block_index.x = 0; block_index.x < grid; ++block_index.x)
+    block_size.x = block, grid_size.x = grid;
+    for (unsigned k = 0; k < grid; ++k) {
+        block_index.x = BLOCKS_BACKWARD ? grid - 1 - k : k;
         if (!run_block(block, WARP, block_index.x % 2)) return false;
+    }
     return true;
 }
 
@@ -123,6 +126,7 @@ bool launch(void (*kernel)(Types...), void** arguments, unsigned grid, unsigned 
 #define threadIdx (host::Index{host::current})
 #define blockIdx host::block_index
 #define blockDim host::block_size
+#define gridDim host::grid_size
 
 inline void __syncthreads() { host::wait_at(host::At::block); }
 
@@ -143,7 +147,29 @@ T atomicAdd(T* sum, T value) {
     return before;
 }
 
+template <class T>
+T atomicMin(T* least, T value) {
+    const T before = *least;
+    if (value < before) *least = value;
+    return before;
+}
+
+template <class T>
+T atomicMax(T* most, T value) {
+    const T before = *most;
+    if (value > before) *most = value;
+    return before;
+}
+
 inline long long __double2ll_rn(double x) { return std::llrint(x); }
+inline double __dmul_rn(double a, double b) { return a * b; }
+inline double __dadd_rn(double a, double b) { return a + b; }
+
+inline long long __double_as_longlong(double x) {
+    long long bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
 
 #define HOST_KERNEL(name) \
     extern "C" bool run_##name(void** arguments, unsigned grid, unsigned block) { \

@@ -1,0 +1,159 @@
+"""Neighbor search in linear time by cells, on a card: positions and list stay in its memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dphpc.core.device import Array, Device
+from dphpc.ops.card import BLOCK, Buffers, blocks, running_sums
+from dphpc.ops.kernel_text import kernel_text
+from dphpc.ops.neighbors.contract import position_not_finite
+
+ROOM = 1024
+"""Neighbors of an atom that are sorted in shared memory, 16 bytes each; longer rows are sorted where they stand."""
+
+MOST_BLOCKS = 1024
+"""That look for the ends of the system, so that few of them wait for one another."""
+
+# The structs of kernels/cuda/neighbors.cu; u8 is a pointer.
+_ATOMS = np.dtype([("positions", "u8"), ("types", "u8"), ("ids", "u8"), ("n_all", "i4"), ("n_local", "i4")], align=True)
+_GRID = np.dtype([("low", "f8", 3), ("inverse_edge", "f8", 3), ("shape", "i4", 3), ("span", "i4", 3)], align=True)
+_CELLS = np.dtype([(name, "u8") for name in ("count", "start", "cell_of", "atom", "x", "y", "z")], align=True)
+_ROWS = np.dtype([("offsets", "u8"), ("indices", "u8"), ("capacity", "i8"), ("limit", "f8")], align=True)
+
+
+@dataclass(frozen=True)
+class DeviceNeighbors:
+    """A neighbor list in a card's memory, which is that of the search: the next one overwrites it.
+
+    Attributes
+    ----------
+    offsets, indices, reach
+        As in `contract.Neighbors`: the same numbers, in the same order.
+    n_pairs
+        Length of the list.
+    longest
+        Neighbors of the atom that has most.
+    """
+
+    offsets: Array
+    indices: Array
+    reach: float
+    n_pairs: int
+    longest: int
+
+
+class CudaNeighbors:
+    """Builds neighbor lists and keeps what it needs for that from one to the next.
+
+    The list does not depend on the order in which blocks run, nor on the instruction set as the host's may where a pair
+    is as far apart as `reach` to the last digit.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self._buffers = Buffers(device)
+        self._text = kernel_text("neighbors.cu", WARP=device.warp, BLOCK=BLOCK, ROOM=ROOM)
+
+    @property
+    def nbytes(self) -> int:
+        """That it keeps on the card, the list included."""
+        return self._buffers.nbytes
+
+    def build(
+        self, positions: Array, types: Array, ids: Array, n_local: int, n_all: int, reach: float
+    ) -> DeviceNeighbors:
+        """The list of all pairs nearer than `reach` (Å); see `contract.BuildNeighbors`.
+
+        The arrays (n_all, 3) float64, (n_all,) int32 and (n_all,) int64 are in the card's memory and may be longer.  The
+        host waits twice: for the system's extent, and for the length of the list.
+
+        Raises
+        ------
+        RunError
+            A position is not finite; the message names the atom's place in `positions`.
+        """
+        assert reach > 0.0 and 0 <= n_local <= n_all < 2**31
+        device, text, get = self.device, self._text, self._buffers.get
+        offsets = get("offsets", (n_local + 2,), np.int64)
+        if n_all == 0:
+            offsets.fill(0)
+            return self._list(offsets, 0, 0, reach)
+        atoms = np.array([(*map(device.address, (positions, types, ids)), n_all, n_local)], _ATOMS)
+        grid, n_cells = choose_grid(*self._bounds(atoms), n_all, reach)
+        count, start = get("count", (n_cells,), np.int32), get("start", (n_cells + 2,), np.int64)
+        cell_of, atom = get("cell_of", (n_all,), np.int32), get("atom", (n_all,), np.int32)
+        x, y, z = get("places", (3, n_all), np.float64)
+        cells = np.array([tuple(map(device.address, (count, start, cell_of, atom, x, y, z)))], _CELLS)
+        count.fill(0)
+        device.launch(text, "count_cells", blocks(n_all), BLOCK, atoms, grid, cells)
+        running_sums(self._buffers, text, count, start)
+        device.launch(text, "fill_cells", blocks(n_all), BLOCK, atoms, cells)
+
+        counts = get("counts", (n_local,), np.int32)
+        rows = np.array([(device.address(offsets), 0, 0, reach * reach)], _ROWS)
+        if n_local:
+            device.launch(text, "count_rows", n_all, BLOCK, atoms, grid, cells, rows, counts)
+        running_sums(self._buffers, text, counts, offsets)
+
+        def fill(capacity: int) -> None:
+            indices = get("indices", (capacity,), np.int32)
+            rows["indices"], rows["capacity"] = device.address(indices), capacity
+            device.launch(text, "fill_rows", n_all, BLOCK, atoms, grid, cells, rows)
+
+        # Into the last list's memory before its length is known here: it seldom is too long for that.
+        kept = self._buffers.capacity("indices")
+        if kept and n_local:
+            fill(kept)
+        n_pairs, longest = map(int, device.download(offsets[n_local:]))
+        if n_pairs > kept:
+            fill(n_pairs)
+        return self._list(offsets, n_pairs, longest, reach)
+
+    def _list(self, offsets: Array, n_pairs: int, longest: int, reach: float) -> DeviceNeighbors:
+        indices = self._buffers.get("indices", (n_pairs,), np.int32)
+        return DeviceNeighbors(offsets[: offsets.size - 1], indices, reach, n_pairs, longest)
+
+    def _bounds(self, atoms: NDArray) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The lowest and the highest coordinates (3,)."""
+        n_all, n_local = int(atoms["n_all"][0]), int(atoms["n_local"][0])
+        bounds = self._buffers.get("bounds", (7,), np.uint64)
+        bounds.fill(np.uint64(2**64 - 1))
+        self.device.launch(self._text, "find_bounds", min(blocks(n_all), MOST_BLOCKS), BLOCK, atoms, bounds)
+        found = self.device.download(bounds)
+        if found[6] < n_all:
+            raise position_not_finite(int(found[6]), n_local)
+        ends = np.concatenate((found[:3], ~found[3:6]))
+        negative = ends < 2**63  # as `ordered` of neighbors.cu writes them
+        ends = np.where(negative, ~ends, ends ^ np.uint64(2**63)).view(np.float64)
+        return ends[:3], ends[3:]
+
+
+def choose_grid(low: NDArray[np.float64], high: NDArray[np.float64], n_all: int, reach: float) -> tuple[NDArray, int]:
+    """The grid of kernels/native/neighbors.cpp over the atoms' extent, for the kernels, and its number of cells."""
+    length, edge = high - low, 0.5 * reach
+    # A thin gas in a huge box would need more cells than atoms: then they grow.
+    while np.maximum(1.0, np.floor(length / edge)).prod() > min(4.0 * n_all + 64.0, 2.0**31 - 1.0):
+        edge *= 1.25
+    shape = np.maximum(1, (length / edge).astype(np.int64))
+    inverse_edge = np.zeros(3)
+    np.divide(shape, length, out=inverse_edge, where=shape > 1)
+    span = np.minimum(np.ceil(reach * inverse_edge).astype(np.int64), shape)
+    return np.array([(low, inverse_edge, shape, span)], _GRID), int(shape.prod())
+
+
+def memory_per_atom(neighbors: float, ghosts: float) -> float:
+    """Bytes that a search keeps on the card for each local atom, beside positions, types and ids.
+
+    Parameters
+    ----------
+    neighbors, ghosts
+        Entries of the list and ghosts for each local atom.
+    """
+    per_cell = neighbors / (4.0 / 3.0 * np.pi * 2.0**3)  # atoms in a cube of half the reach
+    cells = min(4.0, 1.0 / max(per_cell, 1e-3))  # for each atom
+    head_room = 9 / 8
+    return head_room * ((1.0 + ghosts) * (24 + 4 + 4 + 12 * cells) + 8 + 4 + 4 * neighbors)
