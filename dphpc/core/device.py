@@ -44,6 +44,10 @@ class Device(Protocol):
         """`out` (n, m) = a (n, k) · b (k, m), or · bᵀ with b (m, k) where `transposed`."""
         ...
 
+    def order(self, keys: Array) -> Array:
+        """(n,) int32: the places of keys (n,) int64 from the least to the greatest, equal ones as they stand."""
+        ...
+
     def launch(self, text: str, kernel: str, grid: int, block: int, *arguments: Any) -> None:
         """Start a kernel of a text that is compiled when first met.
 
@@ -86,6 +90,10 @@ class Cupy:
     def product(self, a: Array, b: Array, out: Array, *, transposed: bool = False) -> None:
         """See `Device.product`."""
         self._gemm("N", "T" if transposed else "N", a, b, out=out)
+
+    def order(self, keys: Array) -> Array:
+        """See `Device.order`."""
+        return self._cupy.argsort(keys).astype(np.int32)  # CuPy's is stable
 
     def launch(self, text: str, kernel: str, grid: int, block: int, *arguments: Any) -> None:
         """See `Device.launch`."""

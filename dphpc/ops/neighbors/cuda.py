@@ -68,8 +68,8 @@ class CudaNeighbors:
     ) -> DeviceNeighbors:
         """The list of all pairs nearer than `reach` (Å); see `contract.BuildNeighbors`.
 
-        The arrays (n_all, 3) float64, (n_all,) int32 and (n_all,) int64 are in the card's memory and may be longer.  The
-        host waits twice: for the system's extent, and for the length of the list.
+        The arrays, (n_all, 3) float64, (n_all,) int32 and (n_all,) int64 in the card's memory, may be longer.  The host
+        waits twice: for the system's extent, and for the length of the list.
 
         Raises
         ------

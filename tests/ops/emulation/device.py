@@ -43,6 +43,9 @@ class EmulatedDevice:
     def product(self, a, b, out, *, transposed=False):
         np.matmul(a, b.T if transposed else b, out=out)
 
+    def order(self, keys):
+        return np.argsort(keys, kind="stable").astype(np.int32)
+
     def launch(self, text, kernel, grid, block, *arguments):
         self.launched.append(kernel)
         if text not in self._libraries:

@@ -1,0 +1,143 @@
+"""Periodic images and the ways between atoms and their ghosts, in a card's memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dphpc.core.box import Box
+from dphpc.core.device import Array, Device
+from dphpc.ops.card import BLOCK, Buffers, blocks, running_sums
+from dphpc.ops.kernel_text import kernel_text
+
+WHOLE = ((0.0, 1.0), (0.0, 1.0), (0.0, 1.0))
+"""The faces of a brick that is the box."""
+
+SORT_BYTES = 8 + 8 + 4 + 16
+"""For each local atom while atoms are sorted: keys, their order in 64 and in 32 bits, and about what the sort takes."""
+
+# The structs of kernels/cuda/ghosts.cu.
+_BOX = np.dtype([("matrix", "f8", 9), ("inverse", "f8", 9), ("origin", "f8", 3), ("periodic", "i4", 3)], align=True)
+_SHELL = np.dtype([("near_high", "f8", 3), ("near_low", "f8", 3), ("hops", "i4", 3)], align=True)
+_BINS = np.dtype([("low", "f8", 3), ("scale", "f8", 3), ("n", "i8", 3)], align=True)
+
+
+@dataclass(frozen=True)
+class Images:
+    """Ghosts of one rank that has the whole box, by owner; in the memory of `CudaGhosts`, which the next overwrite.
+
+    Attributes
+    ----------
+    owners
+        (n_ghost,) int32, the local atom that each is an image of.
+    displacements
+        (n_ghost, 3) float64 Å, whole box vectors: an image stands at its owner's position plus this.
+    """
+
+    owners: Array
+    displacements: Array
+
+    @property
+    def n_ghost(self) -> int:
+        """How many."""
+        return int(self.owners.size)
+
+
+class CudaGhosts:
+    """What is done with local atoms and ghosts on a card; all arrays are in its memory.
+
+    Positions and ghosts have the bits that `State.wrapped` and `Halo.build_ghosts` give them where products of the box's
+    vectors with whole numbers are exact, as in a deterministic run.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self._buffers = Buffers(device)
+        self._text = kernel_text("ghosts.cu", WARP=device.warp, BLOCK=BLOCK)
+
+    @property
+    def nbytes(self) -> int:
+        """That it keeps on the card, the images included."""
+        return self._buffers.nbytes
+
+    def wrap_(self, box: Box, positions: Array, images: Array) -> None:
+        """Move positions (n, 3) into the box along its periodic directions and count that in images (n, 3) int32."""
+        n = len(positions)
+        self._launch("wrap", n, _struct(box), np.int32(n), positions, images)
+
+    def spatial_order(
+        self, box: Box, positions: Array, cell: float, intervals: Sequence[tuple[float, float]] = WHOLE
+    ) -> Array:
+        """(n,) int32, the order that `sort_spatially` gives the atoms of a brick: `take` applies it.
+
+        Parameters
+        ----------
+        cell
+            Å.
+        intervals
+            The brick's faces along each direction, as fractional coordinates.
+        """
+        low, high = np.array(intervals).T
+        n_cells = np.maximum(1, ((high - low) * box.heights / cell).astype(np.int64))
+        bins = np.array([(low, n_cells / (high - low), n_cells)], _BINS)
+        n = len(positions)
+        if n == 0:
+            return self.device.zeros(0, np.int32)
+        keys = self.device.zeros(n, np.int64)
+        self._launch("form_keys", n, _struct(box), bins, np.int32(n), positions, keys)
+        return self.device.order(keys)
+
+    def find_images(self, box: Box, positions: Array, reach: float) -> Images:
+        """The images within `reach` (Å) of the box, of positions (n_local, 3) in it: those of `Halo.build_ghosts`.
+
+        The host waits once, for their number.
+        """
+        n, get = len(positions), self._buffers.get
+        width = reach / box.heights
+        hops = [math.ceil(w) if periodic else 0 for w, periodic in zip(width, box.periodic, strict=True)]
+        where = _struct(box), np.array([(1.0 - width, 0.0 + width, hops)], _SHELL), np.int32(n), positions
+        counts, offsets = get("counts", (n,), np.int32), get("offsets", (n + 2,), np.int64)
+        self._launch("count_images", n, *where, counts)
+        running_sums(self._buffers, self._text, counts, offsets)
+        n_ghost = int(self.device.download(offsets[n : n + 1])[0])
+        images = Images(get("owners", (n_ghost,), np.int32), get("displacements", (n_ghost, 3), np.float64))
+        if n_ghost:
+            self._launch("list_images", n, *where, offsets, images.owners, images.displacements)
+        return images
+
+    def take(self, array: Array, index: Array, out: Array) -> None:
+        """`out` (n, …) gets the rows of an array (…) at index (n,) int32; a row's bytes are a multiple of four."""
+        n = len(index)
+        words = math.prod(array.shape[1:]) * array.dtype.itemsize // 4
+        self._launch("take", n * words, np.int64(n), np.int32(words), index, array, out)
+
+    def displace(self, source: Array, index: Array | None, displacements: Array, ghosts: Array) -> None:
+        """Ghosts (n, 3) get source[index] + displacements (n, 3); without an index the source's rows are theirs."""
+        n = len(ghosts)
+        self._launch("displace", 3 * n, np.int64(n), source, _NULL if index is None else index, displacements, ghosts)
+
+    def add(self, values: Array, index: Array, totals: Array) -> None:
+        """Add values (n, 3) to totals (…, 3) at index (n,) int32, both int64: exact in any order."""
+        n = len(values)
+        self._launch("add_rows", 3 * n, np.int64(n), values, index, totals)
+
+    def _launch(self, kernel: str, n: int, *arguments: object) -> None:
+        """With a thread for each of n."""
+        if n:
+            self.device.launch(self._text, kernel, blocks(n), BLOCK, *arguments)
+
+
+_NULL = np.uint64(0)
+
+
+def _struct(box: Box) -> NDArray:
+    return np.array([(box.matrix.ravel(), box.inverse.ravel(), box.origin, box.periodic)], _BOX)
+
+
+def memory_per_atom(ghosts: float) -> float:
+    """Bytes that images take on the card for each local atom with so many `ghosts`, beside fields of the state."""
+    return 9 / 8 * (4 + 8 + (4 + 24) * ghosts)

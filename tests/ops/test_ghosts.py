@@ -1,0 +1,135 @@
+"""Periodic images on a card against the halo of one rank, and the ways between atoms and ghosts against NumPy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dphpc.core.box import Box
+from dphpc.core.state import State
+from dphpc.ops.ghosts.cuda import CudaGhosts, memory_per_atom
+from dphpc.parallel.comm import Serial
+from dphpc.parallel.domain import Domain
+from dphpc.parallel.halo import Halo
+from dphpc.parallel.migrate import sort_spatially, wrap_
+from tests.ops.emulation.device import EmulatedDevice
+from tests.ops.test_card_neighbors import on_card
+from tests.parallel.conftest import SYSTEMS
+
+REACHES = (3.0, 8.0, 13.0)
+"""Å: the last one reaches beyond several of the boxes."""
+
+
+def system(name):
+    """A box and a state with ids and types, not wrapped; both on the grid of a deterministic run."""
+    box, positions = SYSTEMS[name]
+    box = box.rounded(box.spacing)
+    state = State(box, len(positions))
+    state.positions[:] = np.round(positions / box.spacing) * box.spacing
+    state.ids[:] = np.random.default_rng(1).permutation(len(positions)) + 1
+    state.types[:] = state.ids % 3 == 0
+    return box, state
+
+
+def empty(device, *shape, dtype):
+    return device.zeros(int(np.prod(shape)), dtype).reshape(shape)
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_images_are_the_ghosts_of_one_rank(device, name):
+    box, state = system(name)
+    ops, n = CudaGhosts(device), state.n_local
+    positions, counted = on_card(device, state.positions, np.float64), on_card(device, state.images, np.int32)
+    ops.wrap_(box, positions, counted)
+    wrap_(state)
+    assert np.array_equal(device.download(positions), state.positions)
+    assert np.array_equal(device.download(counted), state.images)
+    for reach in REACHES:
+        state.resize(n, 0)
+        Halo(Domain.even(box, 1, 0), Serial()).build_ghosts(state, reach)
+        images = ops.find_images(box, positions, reach)
+        assert images.n_ghost == state.n_ghost
+        fields = []
+        for array in (state.types, state.ids):
+            out = empty(device, images.n_ghost, dtype=array.dtype)
+            ops.take(on_card(device, array[:n], array.dtype), images.owners, out)
+            fields.append(device.download(out))
+        ghosts = empty(device, images.n_ghost, 3, dtype=np.float64)
+        ops.displace(positions, images.owners, images.displacements, ghosts)
+        found = *device.download(ghosts).T, *fields
+        expected = *state.positions[n:].T, state.types[n:], state.ids[n:]
+        orders = np.lexsort(found), np.lexsort(expected)
+        for a, b in zip(found, expected, strict=True):
+            assert np.array_equal(a[orders[0]], b[orders[1]])
+        assert (np.diff(device.download(images.owners)) >= 0).all()
+
+
+def test_a_box_off_the_grid(device):
+    box = Box(np.array([[4.2, 0, 0], [1.1, 4.0, 0], [0.3, 0.7, 4.4]]) / 1.1, origin=np.array([0.1, 0.2, 0.3]))
+    state = State(box, 7)
+    state.positions[:] = np.random.default_rng(2).normal(size=(7, 3)) * 9.0
+    ops = CudaGhosts(device)
+    positions, counted = on_card(device, state.positions, np.float64), on_card(device, state.images, np.int32)
+    ops.wrap_(box, positions, counted)
+    wrap_(state)
+    np.testing.assert_allclose(
+        device.download(positions), state.positions, rtol=0, atol=4e-15
+    )  # measured 4e-16: the host's product may be fused
+    Halo(Domain.even(box, 1, 0), Serial()).build_ghosts(state, 9.0)
+    assert ops.find_images(box, positions, 9.0).n_ghost == state.n_ghost
+
+
+def test_nobody(device):
+    ops, box = CudaGhosts(device), Box(np.eye(3) * 5.0)
+    positions = empty(device, 0, 3, dtype=np.float64)
+    ops.wrap_(box, positions, empty(device, 0, 3, dtype=np.int32))
+    assert ops.find_images(box, positions, 6.0).n_ghost == 0
+    assert len(ops.spatial_order(box, positions, 3.0)) == 0
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_spatial_order(device, name):
+    box, state = system(name)
+    wrap_(state)
+    positions, ids = on_card(device, state.positions, np.float64), on_card(device, state.ids, np.int64)
+    ops, n = CudaGhosts(device), state.n_local
+    order = ops.spatial_order(box, positions, 3.0)
+    moved, moved_ids = empty(device, n, 3, dtype=np.float64), empty(device, n, dtype=np.int64)
+    ops.take(positions, order, moved)
+    ops.take(ids, order, moved_ids)
+    sort_spatially(state, Domain.even(box, 1, 0), 3.0)
+    assert np.array_equal(device.download(moved), state.positions)
+    assert np.array_equal(device.download(moved_ids), state.ids)
+
+
+def test_spatial_order_of_a_brick(device):
+    box, state = system("corner")
+    wrap_(state)
+    domain = Domain.even(box, 12, 7)
+    intervals = [domain.interval(axis) for axis in range(3)]
+    order = CudaGhosts(device).spatial_order(box, on_card(device, state.positions, np.float64), 2.0, intervals)
+    expected = state.ids[device.download(order)]
+    sort_spatially(state, domain, 2.0)
+    assert np.array_equal(expected, state.ids)
+
+
+def test_forces_of_ghosts_are_added_to_their_owners(device, tmp_path):
+    rng = np.random.default_rng(3)
+    values, index = rng.integers(-(2**52), 2**52, (500, 3)), rng.integers(0, 40, 500)
+    totals = rng.integers(-(2**40), 2**40, (40, 3))
+    expected = totals.copy()
+    np.add.at(expected, index, values)
+    devices = [device, EmulatedDevice(tmp_path, backward=True)] if device.name == EmulatedDevice.name else [device]
+    for d in devices:
+        sums = on_card(d, totals, np.int64)
+        CudaGhosts(d).add(on_card(d, values, np.int64), on_card(d, index, np.int32), sums)
+        assert np.array_equal(d.download(sums), expected)
+
+
+def test_memory_is_what_the_buffers_take(emulated):
+    box, state = system("cube")
+    wrap_(state)
+    ops = CudaGhosts(emulated)
+    images = ops.find_images(box, on_card(emulated, state.positions, np.float64), 8.0)
+    predicted = state.n_local * memory_per_atom(images.n_ghost / state.n_local)
+    assert ops.nbytes == pytest.approx(predicted, rel=0.03)
