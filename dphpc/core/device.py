@@ -15,6 +15,19 @@ Array = Any
 """An array in a device's memory, with `shape`, `size`, `reshape`, `fill` and slices as NumPy's."""
 
 
+class Event(Protocol):
+    """A point in the order of what a card was told to do."""
+
+    @property
+    def done(self) -> bool:
+        """Whether the card has come there."""
+        ...
+
+    def synchronize(self) -> None:
+        """Wait until it has."""
+        ...
+
+
 class Device(Protocol):
     """Memory, matrix products and kernels of a card.
 
@@ -34,6 +47,22 @@ class Device(Protocol):
 
     def download(self, array: Array) -> NDArray:
         """A copy on the host, made when all that was launched before is done."""
+        ...
+
+    def pinned(self, size: int, dtype: Any) -> NDArray:
+        """A new array (size,) of the host's, from and to which copies go on beside what host and card do meanwhile."""
+        ...
+
+    def start_upload(self, values: NDArray, to: Array) -> None:
+        """Begin to copy a pinned array to one of the same shape and type; until it is done, it must be left alone."""
+        ...
+
+    def start_download(self, array: Array, to: NDArray) -> None:
+        """Begin to copy an array to a pinned one of the same shape and type."""
+        ...
+
+    def mark(self) -> Event:
+        """The end of all that was begun and launched so far."""
         ...
 
     def address(self, array: Array) -> int:
@@ -82,6 +111,25 @@ class Cupy:
     def download(self, array: Array) -> NDArray:
         """See `Device.download`."""
         return self._cupy.asnumpy(array)
+
+    def pinned(self, size: int, dtype: Any) -> NDArray:
+        """See `Device.pinned`."""
+        memory = self._cupy.cuda.alloc_pinned_memory(max(size, 1) * np.dtype(dtype).itemsize)
+        return np.frombuffer(memory, dtype, size)  # keeps the memory
+
+    def start_upload(self, values: NDArray, to: Array) -> None:
+        """See `Device.start_upload`."""
+        to.set(values, self._cupy.cuda.get_current_stream())
+
+    def start_download(self, array: Array, to: NDArray) -> None:
+        """See `Device.start_download`."""
+        self._cupy.asnumpy(array, out=to, blocking=False)
+
+    def mark(self) -> Event:
+        """See `Device.mark`."""
+        event = self._cupy.cuda.Event(disable_timing=True)
+        event.record(self._cupy.cuda.get_current_stream())
+        return event
 
     def address(self, array: Array) -> int:
         """See `Device.address`."""

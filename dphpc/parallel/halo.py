@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +58,30 @@ class Flight:
         self._finish()
 
 
+@dataclass(frozen=True)
+class Routes:
+    """Which atoms are whose ghosts, as the last `build_ghosts` found it.
+
+    Attributes
+    ----------
+    partners
+        The ranks that this one exchanges messages with.
+    send
+        (n_send,) local atoms that are ghosts: of this rank itself first, then of one partner after the other.
+    send_bounds, ghost_bounds
+        (len(partners) + 2,) where the parts of this rank and of each partner begin and end in `send`, and among the
+        ghosts.
+    displacements
+        (n_ghost, 3) Å, whole box vectors from each ghost's owner to it.
+    """
+
+    partners: list[int]
+    send: NDArray[np.int32]
+    send_bounds: NDArray[np.int64]
+    ghost_bounds: NDArray[np.int64]
+    displacements: NDArray[np.float64]
+
+
 class Halo:
     """The ghosts of one rank's brick; also the `Halo` that a potential may use."""
 
@@ -68,6 +93,11 @@ class Halo:
         self._partners: list[int] = []
         self._displacements = np.zeros((0, 3))
         self._buffer = np.zeros(0, np.uint8)
+
+    @property
+    def routes(self) -> Routes:
+        """What a halo needs that keeps its atoms elsewhere; not to be changed."""
+        return Routes(self._partners, self._send, self._send_bounds, self._ghost_bounds, self._displacements)
 
     @property
     def homes(self) -> NDArray[np.int64]:

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from dphpc.core.box import Box
+from dphpc.core.buffers import Buffers
 from dphpc.core.errors import RunError
 from dphpc.core.images import periodic_images
-from dphpc.ops.card import CHUNK, Buffers, running_sums
+from dphpc.ops.card import CHUNK, running_sums
 from dphpc.ops.kernel_text import kernel_text
 from dphpc.ops.neighbors import native, reference
 from dphpc.ops.neighbors.cuda import ROOM, CudaNeighbors, memory_per_atom
@@ -171,7 +172,7 @@ def test_running_sums(device, n):
     counts = np.random.default_rng(8).integers(0, 2**31, n)
     text = kernel_text("neighbors.cu", WARP=device.warp, BLOCK=128, ROOM=ROOM)
     out = on_card(device, np.full(n + 2, -1), np.int64)
-    running_sums(Buffers(device), text, on_card(device, counts, np.int32), out)
+    running_sums(device, Buffers(device.zeros), text, on_card(device, counts, np.int32), out)
     found = device.download(out)
     assert found[0] == 0
     np.testing.assert_array_equal(found[1:-1], np.cumsum(counts))

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dphpc.core.box import Box
+from dphpc.core.buffers import Buffers
 from dphpc.core.device import Array, Device
-from dphpc.ops.card import BLOCK, Buffers, blocks, running_sums
+from dphpc.ops.card import BLOCK, blocks, running_sums
 from dphpc.ops.kernel_text import kernel_text
 
 WHOLE = ((0.0, 1.0), (0.0, 1.0), (0.0, 1.0))
@@ -50,13 +51,13 @@ class Images:
 class CudaGhosts:
     """What is done with local atoms and ghosts on a card; all arrays are in its memory.
 
-    Positions and ghosts have the bits that `State.wrapped` and `Halo.build_ghosts` give them where products of the box's
-    vectors with whole numbers are exact, as in a deterministic run.
+    Positions have the bits that `State.wrapped` and `Halo.build_ghosts` give them where whole multiples of the box's
+    vectors are exact, as in a deterministic run.
     """
 
     def __init__(self, device: Device) -> None:
         self.device = device
-        self._buffers = Buffers(device)
+        self._buffers = Buffers(device.zeros)
         self._text = kernel_text("ghosts.cu", WARP=device.warp, BLOCK=BLOCK)
 
     @property
@@ -102,7 +103,7 @@ class CudaGhosts:
         where = _struct(box), np.array([(1.0 - width, 0.0 + width, hops)], _SHELL), np.int32(n), positions
         counts, offsets = get("counts", (n,), np.int32), get("offsets", (n + 2,), np.int64)
         self._launch("count_images", n, *where, counts)
-        running_sums(self._buffers, self._text, counts, offsets)
+        running_sums(self.device, self._buffers, self._text, counts, offsets)
         n_ghost = int(self.device.download(offsets[n : n + 1])[0])
         images = Images(get("owners", (n_ghost,), np.int32), get("displacements", (n_ghost, 3), np.float64))
         if n_ghost:

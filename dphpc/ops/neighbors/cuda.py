@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from dphpc.core.buffers import Buffers
 from dphpc.core.device import Array, Device
-from dphpc.ops.card import BLOCK, Buffers, blocks, running_sums
+from dphpc.ops.card import BLOCK, blocks, running_sums
 from dphpc.ops.kernel_text import kernel_text
 from dphpc.ops.neighbors.contract import position_not_finite
 
@@ -55,7 +56,7 @@ class CudaNeighbors:
 
     def __init__(self, device: Device) -> None:
         self.device = device
-        self._buffers = Buffers(device)
+        self._buffers = Buffers(device.zeros)
         self._text = kernel_text("neighbors.cu", WARP=device.warp, BLOCK=BLOCK, ROOM=ROOM)
 
     @property
@@ -90,14 +91,14 @@ class CudaNeighbors:
         cells = np.array([tuple(map(device.address, (count, start, cell_of, atom, x, y, z)))], _CELLS)
         count.fill(0)
         device.launch(text, "count_cells", blocks(n_all), BLOCK, atoms, grid, cells)
-        running_sums(self._buffers, text, count, start)
+        running_sums(device, self._buffers, text, count, start)
         device.launch(text, "fill_cells", blocks(n_all), BLOCK, atoms, cells)
 
         counts = get("counts", (n_local,), np.int32)
         rows = np.array([(device.address(offsets), 0, 0, reach * reach)], _ROWS)
         if n_local:
             device.launch(text, "count_rows", n_all, BLOCK, atoms, grid, cells, rows, counts)
-        running_sums(self._buffers, text, counts, offsets)
+        running_sums(device, self._buffers, text, counts, offsets)
 
         def fill(capacity: int) -> None:
             indices = get("indices", (capacity,), np.int32)

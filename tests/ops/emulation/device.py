@@ -14,6 +14,25 @@ import numpy as np
 HEADER = Path(__file__).with_name("host.h")
 
 
+class LateEvent:
+    """Copies to the host, which arrive when they are waited for or asked about a second time."""
+
+    def __init__(self, copies) -> None:
+        self._copies, self._asked = copies, False
+
+    @property
+    def done(self):
+        if self._asked:
+            self.synchronize()
+        asked, self._asked = self._asked, True
+        return asked
+
+    def synchronize(self):
+        for values, to in self._copies:
+            to[...] = values
+        self._copies = []
+
+
 class EmulatedDevice:
     """See `dphpc.core.device.Device`; `folder` keeps what is compiled, `backward` runs the last block first."""
 
@@ -24,6 +43,7 @@ class EmulatedDevice:
         self.launched: list[str] = []
         self.uploaded = 0
         self._libraries: dict[str, ctypes.CDLL] = {}
+        self._under_way: list = []
 
     def zeros(self, size, dtype):
         return np.zeros(size, dtype)
@@ -35,6 +55,19 @@ class EmulatedDevice:
 
     def download(self, array):
         return array.copy()
+
+    def pinned(self, size, dtype):
+        return np.zeros(size, dtype)
+
+    def start_upload(self, values, to):
+        self.upload(values, to)
+
+    def start_download(self, array, to):
+        self._under_way.append((array.copy(), to))
+
+    def mark(self):
+        copies, self._under_way = self._under_way, []
+        return LateEvent(copies)
 
     def address(self, array):
         assert array.flags.c_contiguous

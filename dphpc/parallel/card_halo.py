@@ -1,0 +1,201 @@
+"""Ghosts of a rank whose atoms are in a card's memory: positions go forward, whole-number forces come back.
+
+The routes are those of `Halo`, or on one rank periodic images that were found on the card.  What other ranks need is
+packed on the card, goes down through pinned memory, by MPI, up and into its place; a rank's own ghosts never leave the
+card.  Only with `gpu_aware_mpi` does MPI get the card's memory itself: an MPI that knows no cards crashes on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dphpc.core.buffers import Buffers
+from dphpc.core.device import Array, Device, Event
+from dphpc.parallel.comm import Communicator, Exchange, Message, NoMessages
+from dphpc.parallel.halo import Flight, Routes
+
+CARD_GHOST_BYTES = 4 + 4 * 24
+"""On the card for each ghost: index to send, displacement, positions packed and received, forces received."""
+
+HOST_GHOST_BYTES = 4 * 24
+"""In pinned memory for each ghost of another rank: positions and forces, down and up."""
+
+
+class GhostOps(Protocol):
+    """What is done on the card, as `dphpc.ops.ghosts.cuda.CudaGhosts` does it."""
+
+    device: Device
+
+    def take(self, array: Array, index: Array, out: Array) -> None:
+        """`out` (n, …) gets the rows of an array (…) at index (n,) int32."""
+        ...
+
+    def displace(self, source: Array, index: Array | None, displacements: Array, ghosts: Array) -> None:
+        """Ghosts (n, 3) get source[index] + displacements (n, 3); without an index the source's rows are theirs."""
+        ...
+
+    def add(self, values: Array, index: Array, totals: Array) -> None:
+        """Add values (n, 3) to totals (…, 3) at index (n,) int32, both int64."""
+        ...
+
+
+class CardHalo:
+    """Brings ghosts up to date and forces home, without the host's seeing either.
+
+    Parameters
+    ----------
+    gpu_aware_mpi
+        Whether MPI reads and writes the card's memory.
+    """
+
+    def __init__(self, comm: Communicator, ops: GhostOps, gpu_aware_mpi: bool = False) -> None:
+        self.comm, self.ops = comm, ops
+        self._buffers = Buffers(ops.device.zeros)
+        self._forward = _Lane(comm, ops.device, np.float64, gpu_aware_mpi)
+        self._back = _Lane(comm, ops.device, np.int64, gpu_aware_mpi)
+
+    @property
+    def card_nbytes(self) -> int:
+        """That it keeps on the card."""
+        return sum(b.nbytes for b in (self._buffers, self._forward.card, self._back.card))
+
+    @property
+    def host_nbytes(self) -> int:
+        """That it keeps in pinned memory."""
+        return self._forward.host.nbytes + self._back.host.nbytes
+
+    def follow(self, routes: Routes, n_local: int) -> None:
+        """Take the routes that `Halo.build_ghosts` found; no messages may be under way.
+
+        The state's positions, types and ids, ghosts included, are the caller's to bring up.
+        """
+        send = self._buffers.get("send", routes.send.shape, np.int32)
+        displacements = self._buffers.get("displacements", routes.displacements.shape, np.float64)
+        for values, array in ((routes.send, send), (routes.displacements, displacements)):
+            if values.size:
+                self.ops.device.upload(values, array)
+        self._take_up(send, displacements, int(routes.ghost_bounds[1]), n_local)
+        sent, received = (bounds[1:] - bounds[1] for bounds in (routes.send_bounds, routes.ghost_bounds))
+        self._forward.route(routes.partners, sent, received)
+        self._back.route(routes.partners, received, sent)
+
+    def follow_images(self, owners: Array, displacements: Array, n_local: int) -> None:
+        """Take the images of one rank that has the whole box: owners (n_ghost,) int32, displacements (n_ghost, 3) Å."""
+        assert self.comm.size == 1
+        self._take_up(owners, displacements, len(owners), n_local)
+
+    def start_refresh(self, positions: Array) -> Flight:
+        """Begin to bring the ghosts of positions (n_all, 3) float64 up to date; collective.
+
+        Kernels that need no ghosts of other ranks may be launched until it has landed, those of others after.
+        """
+        own, ghosts, displacements = self._own, self._ghosts(positions), self._displacements
+        packed = self._buffers.get("packed", (len(self._send) - own, 3), np.float64)
+        self.ops.take(positions, self._send[own:], packed)
+        flight = self._forward.start(
+            packed, lambda received: self.ops.displace(received, None, displacements[own:], ghosts[own:])
+        )
+        self.ops.displace(positions, self._send[:own], displacements[:own], ghosts[:own])
+        return flight
+
+    def start_reduce(self, forces: Array) -> Flight:
+        """Begin to add the ghosts' part of forces (n_all, 3) int64 to the owners' and to zero it; collective.
+
+        Ghosts' forces must stay until it has landed.
+        """
+        own, ghosts = self._own, self._ghosts(forces)
+
+        def finish(received: Array) -> None:
+            self.ops.add(received, self._send[own:], forces)
+            ghosts.fill(0)
+
+        flight = self._back.start(ghosts[own:], finish)
+        self.ops.add(ghosts[:own], self._send[:own], forces)
+        return flight
+
+    def refresh(self, positions: Array) -> None:
+        """Bring the ghosts up to date; collective."""
+        self.start_refresh(positions).land()
+
+    def reduce(self, forces: Array) -> None:
+        """Add the ghosts' forces to the owners'; collective."""
+        self.start_reduce(forces).land()
+
+    def _take_up(self, send: Array, displacements: Array, own: int, n_local: int) -> None:
+        self._send, self._displacements, self._own, self._n_local = send, displacements, own, n_local
+
+    def _ghosts(self, array: Array) -> Array:
+        return array[self._n_local : self._n_local + len(self._displacements)]
+
+
+class _Lane:
+    """Rows of three numbers on their way to the partners' cards, and from there to this one: one way of the two."""
+
+    def __init__(self, comm: Communicator, device: Device, dtype: Any, gpu_aware: bool) -> None:
+        self._comm, self._device, self._dtype, self._gpu_aware = comm, device, dtype, gpu_aware
+        self.card, self.host = Buffers(device.zeros), Buffers(device.pinned)
+        self._read: Event = device.mark()  # after what the last messages brought has been read
+        self.route([], np.zeros(1, np.int64), np.zeros(1, np.int64))
+
+    def route(self, partners: list[int], sent: NDArray[np.int64], received: NDArray[np.int64]) -> None:
+        """Where the rows of each partner begin and end, of what is sent and of what is received."""
+        self._read.synchronize()
+        self._partners, self._bounds = partners, (sent.tolist(), received.tolist())
+        n_sent, n_received = int(sent[-1]), int(received[-1])
+        self._incoming = self.card.get("incoming", (n_received, 3), self._dtype)
+        if not self._gpu_aware:
+            self._down = self.host.get("down", (n_sent, 3), self._dtype)
+            self._up = self.host.get("up", (n_received, 3), self._dtype)
+
+    def start(self, outgoing: Array, finish: Callable[[Array], None]) -> Flight:
+        """Send rows (n_sent, 3), once the card has written them; `finish` gets what arrives (n_received, 3)."""
+        device, incoming = self._device, self._incoming
+        if not self._partners:
+            return Flight(NoMessages(), lambda: finish(incoming))
+        source, target = outgoing, incoming
+        self._read.synchronize()
+        if not self._gpu_aware:
+            source, target = self._down, self._up
+            if len(source):
+                device.start_download(outgoing, source)
+        written = device.mark()
+        sent, received = self._bounds
+        arriving = self._comm.post([], self._parts(target, received))
+
+        def land() -> None:
+            if not self._gpu_aware and len(target):
+                device.start_upload(target, incoming)
+            finish(incoming)
+            self._read = device.mark()
+
+        return Flight(_Departing(written, lambda: self._comm.post(self._parts(source, sent), []), arriving), land)
+
+    def _parts(self, array: Array, bounds: list[int]) -> list[Message]:
+        pieces = zip(self._partners, bounds[:-1], bounds[1:], strict=True)
+        return [(rank, array[first:last]) for rank, first, last in pieces if last > first]
+
+
+class _Departing:
+    """Messages that leave when the card has written them, and those that arrive meanwhile."""
+
+    def __init__(self, written: Event, send: Callable[[], Exchange], arriving: Exchange) -> None:
+        self._written, self._send, self._arriving = written, send, arriving
+        self._leaving: Exchange | None = None
+
+    def ready(self) -> bool:
+        """Whether all have been sent and received; asking sends them off and drives them on."""
+        if self._leaving is None and self._written.done:
+            self._leaving = self._send()
+        return self._leaving is not None and self._leaving.ready() and self._arriving.ready()
+
+    def wait(self) -> None:
+        """Until then, the arrays of the messages must be left alone."""
+        if self._leaving is None:
+            self._written.synchronize()
+            self._leaving = self._send()
+        self._leaving.wait()
+        self._arriving.wait()
