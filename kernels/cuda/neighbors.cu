@@ -88,7 +88,7 @@ count_cells(const Atoms atoms, const Grid grid, const Cells cells) {
     atomicAdd(cells.count + cell, 1);
 }
 
-// Gives each atom a slot in its cell; the counts go back to 0.
+// Gives each atom a slot in its cell, each of which a count stands for once; the counts go back to 0.
 extern "C" __global__ void __launch_bounds__(BLOCK)
 fill_cells(const Atoms atoms, const Cells cells) {
     const long long i = my_place();

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+import numpy as np
 import pytest
 
 from dphpc.core.device import find_device
@@ -40,3 +41,28 @@ def test_processes_of_a_node_take_its_cards_in_turn(card):
     n = cupy.cuda.runtime.getDeviceCount()
     assert find_device("cuda", n).name == card.name
     assert all(find_device("cuda", k).name.startswith(f"card {k}, ") for k in range(n))
+
+
+def test_copies_that_are_not_waited_for(device):
+    values, array = device.pinned(1000, np.int64), device.zeros(1000, np.int64)
+    values[:] = np.arange(1000)
+    device.start_upload(values, array)
+    back = device.pinned(1000, np.int64)
+    back[:] = 0
+    device.start_download(array, back)
+    event = device.mark()
+    while not event.done:
+        pass
+    assert np.array_equal(back, values)
+    device.start_download(array[10:20], back[:10])
+    device.mark().synchronize()
+    assert np.array_equal(back[:10], values[10:20])
+
+
+def test_equal_keys_stay_in_order(device):
+    keys = np.random.default_rng(1).integers(0, 20, 5000) * 2**40 - 2**42
+    array = device.zeros(5000, np.int64)
+    device.upload(keys, array)
+    order = device.download(device.order(array))
+    assert order.dtype == np.int32
+    assert np.array_equal(order, np.argsort(keys, kind="stable"))

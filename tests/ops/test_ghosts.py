@@ -8,6 +8,8 @@ import pytest
 from dphpc.core.box import Box
 from dphpc.core.state import State
 from dphpc.ops.ghosts.cuda import CudaGhosts, memory_per_atom
+from dphpc.ops.neighbors.cuda import CudaNeighbors
+from dphpc.ops.neighbors.native import build_neighbors
 from dphpc.parallel.comm import Serial
 from dphpc.parallel.domain import Domain
 from dphpc.parallel.halo import Halo
@@ -77,6 +79,38 @@ def test_a_box_off_the_grid(device):
     )  # measured 4e-16: the host's product may be fused
     Halo(Domain.even(box, 1, 0), Serial()).build_ghosts(state, 9.0)
     assert ops.find_images(box, positions, 9.0).n_ghost == state.n_ghost
+
+
+@pytest.mark.parametrize("name", ["triclinic", "tiny", "slab"])
+def test_a_new_list_without_the_host(device, name):
+    """Wrapped, sorted, images, neighbors: each row names the same atoms at the same places in the same order."""
+    box, state = system(name)
+    ops, n, reach = CudaGhosts(device), state.n_local, 6.0
+    positions, counted = on_card(device, state.positions, np.float64), on_card(device, state.images, np.int32)
+    ops.wrap_(box, positions, counted)
+    order, fields = ops.spatial_order(box, positions, 3.0), []
+    for array in (positions, on_card(device, state.types, np.int32), on_card(device, state.ids, np.int64)):
+        out = empty(device, n, *array.shape[1:], dtype=array.dtype)
+        ops.take(array, order, out)
+        fields.append(out)
+    images = ops.find_images(box, fields[0], reach)
+    whole = [empty(device, n + images.n_ghost, *array.shape[1:], dtype=array.dtype) for array in fields]
+    for array, out in zip(fields, whole, strict=True):
+        out[:n] = array
+        ops.take(array, images.owners, out[n:])
+    ops.displace(fields[0], images.owners, images.displacements, whole[0][n:])
+    found = CudaNeighbors(device).build(*whole, n, n + images.n_ghost, reach)
+
+    wrap_(state)
+    domain = Domain.even(box, 1, 0)
+    sort_spatially(state, domain, 3.0)
+    Halo(domain, Serial()).build_ghosts(state, reach)
+    expected = build_neighbors(state.positions, state.types, state.ids, n, reach)
+    assert np.array_equal(device.download(found.offsets), expected.offsets)
+    indices, (x, types, ids) = device.download(found.indices), map(device.download, whole)
+    for a, b in ((x, state.positions), (types, state.types), (ids, state.ids)):
+        assert np.array_equal(a[:n], b[:n])
+        assert np.array_equal(a[indices], b[expected.indices])
 
 
 def test_nobody(device):

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from dphpc.core.device import Device
 from dphpc.core.state import State
 from dphpc.ops.ghosts.cuda import CudaGhosts
 from dphpc.parallel.card_halo import CARD_GHOST_BYTES, HOST_GHOST_BYTES, CardHalo
@@ -13,6 +14,7 @@ from dphpc.parallel.domain import Domain
 from dphpc.parallel.halo import Flight, Halo
 from dphpc.parallel.migrate import migrate
 from tests.ops.emulation.device import EmulatedDevice
+from tests.ops.test_card_neighbors import on_card
 
 pytestmark = pytest.mark.mpi
 
@@ -32,25 +34,25 @@ def built(comm: Communicator, system: tuple, scattered: Callable[..., State]) ->
     return state, halo
 
 
-@pytest.fixture(params=[False, True], ids=["pinned", "gpu_aware"])
-def card_halo(request: pytest.FixtureRequest, comm: Communicator, emulated: EmulatedDevice) -> CardHalo:
-    return CardHalo(comm, CudaGhosts(emulated), gpu_aware_mpi=request.param)
+@pytest.fixture
+def card_halo(comm: Communicator, device: Device) -> CardHalo:
+    return CardHalo(comm, CudaGhosts(device))
 
 
 def compare(state: State, halo: Halo, card_halo: CardHalo, land: Callable[[Flight], None]) -> None:
     """Moves the atoms and lets ghosts follow, then makes up forces and adds them to the owners', here and there."""
-    n, rng = state.n_local, np.random.default_rng(halo.comm.rank)
+    n, rng, device = state.n_local, np.random.default_rng(halo.comm.rank), card_halo.ops.device
     state.positions[:n] += rng.normal(size=(n, 3))
-    positions = state.positions.copy()
-    positions[n:] = np.nan
+    state.positions[n:] = np.nan
+    positions = on_card(device, state.positions, np.float64)
     halo.refresh_ghosts(state)
     land(card_halo.start_refresh(positions))
-    assert np.array_equal(positions, state.positions)
+    assert np.array_equal(device.download(positions), state.positions)
     forces = rng.integers(-(2**50), 2**50, (state.n_all, 3))
-    on_card = forces.copy()
+    there = on_card(device, forces, np.int64)
     halo.reduce(forces)
-    land(card_halo.start_reduce(on_card))
-    assert np.array_equal(on_card, forces)
+    land(card_halo.start_reduce(there))
+    assert np.array_equal(device.download(there), forces)
 
 
 def test_the_same_as_on_the_host(built: tuple[State, Halo], card_halo: CardHalo) -> None:
@@ -58,6 +60,15 @@ def test_the_same_as_on_the_host(built: tuple[State, Halo], card_halo: CardHalo)
     card_halo.follow(halo.routes, state.n_local)
     compare(state, halo, card_halo, Flight.land)
     compare(state, halo, card_halo, poll_and_land)
+
+
+def test_mpi_that_reads_the_card(built: tuple[State, Halo], comm: Communicator, emulated: EmulatedDevice) -> None:
+    """On the host's own memory, which any MPI reads; on a card one that knows none would crash."""
+    state, halo = built
+    card_halo = CardHalo(comm, CudaGhosts(emulated), gpu_aware_mpi=True)
+    card_halo.follow(halo.routes, state.n_local)
+    compare(state, halo, card_halo, poll_and_land)
+    assert card_halo.host_nbytes == 0
 
 
 def test_routes_change(built: tuple[State, Halo], card_halo: CardHalo) -> None:
@@ -71,51 +82,54 @@ def test_routes_change(built: tuple[State, Halo], card_halo: CardHalo) -> None:
 def test_arrays_may_be_longer_than_the_system(built: tuple[State, Halo], card_halo: CardHalo) -> None:
     state, halo = built
     card_halo.follow(halo.routes, state.n_local)
-    forces = np.ones((state.n_all + 5, 3), np.int64)
-    card_halo.reduce(forces)
+    device = card_halo.ops.device
+    there = on_card(device, np.ones((state.n_all + 5, 3)), np.int64)
+    card_halo.reduce(there)
+    forces = device.download(there)
     assert not forces[state.n_local : state.n_all].any()
     assert (forces[state.n_all :] == 1).all()
 
 
 def test_other_work_is_launched_before_the_messages_leave(
-    built: tuple[State, Halo], comm: Communicator, emulated: EmulatedDevice
+    built: tuple[State, Halo], comm: Communicator, device: Device
 ) -> None:
     """What was packed is what is sent, though the card's memory has changed when the host looks at it."""
     state, halo = built
-    card_halo = CardHalo(comm, CudaGhosts(emulated))
+    card_halo = CardHalo(comm, CudaGhosts(device))
     card_halo.follow(halo.routes, state.n_local)
-    positions, n = state.positions.copy(), state.n_local
-    positions[n:] = 0.0
+    positions, n = on_card(device, state.positions, np.float64), state.n_local
+    positions[n:].fill(0.0)
     flight = card_halo.start_refresh(positions)
-    positions[:n] = np.nan  # a kernel that was launched after
+    positions[:n].fill(np.nan)
     flight.land()
-    assert np.array_equal(positions[n:], state.positions[n:])
+    assert np.array_equal(device.download(positions)[n:], state.positions[n:])
 
 
-def test_images_of_one_rank(system: tuple, scattered: Callable[..., State], emulated: EmulatedDevice) -> None:
-    box, ops, alone = system[0], CudaGhosts(emulated), Serial()
+def test_images_of_one_rank(system: tuple, scattered: Callable[..., State], device: Device) -> None:
+    box, ops, alone = system[0], CudaGhosts(device), Serial()
     state, domain = scattered(*system, ranks=alone), Domain.even(box, 1, 0)
     migrate(state, domain, alone)
     halo, card_halo, n = Halo(domain, alone), CardHalo(alone, ops), state.n_local
-    images = ops.find_images(box, state.positions, 8.0)
+    images = ops.find_images(box, on_card(device, state.positions, np.float64), 8.0)
+    card_halo.follow_images(images.owners, images.displacements, n)
     halo.build_ghosts(state, 8.0)
     assert images.n_ghost == state.n_ghost
-    card_halo.follow_images(images.owners, images.displacements, n)
-    positions = np.zeros((n + images.n_ghost, 3))
-    positions[:n] = state.positions[:n]
-    card_halo.refresh(positions)
-    found, expected = (x[n:][np.lexsort(np.round(x[n:], 6).T)] for x in (positions, state.positions))
-    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-14)
-    forces = np.ones((len(positions), 3), np.int64)
+    there = on_card(device, state.positions, np.float64)
+    there[n:].fill(np.nan)
+    card_halo.refresh(there)
+    found, expected = (x[n:][np.lexsort(np.round(x[n:], 6).T)] for x in (device.download(there), state.positions))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-14)  # measured 0
+    forces = on_card(device, np.ones((state.n_all, 3)), np.int64)
     card_halo.reduce(forces)
-    assert np.array_equal(forces[:n, 0], 1 + np.bincount(images.owners, minlength=n))
-    assert not forces[n:].any()
+    owners = device.download(images.owners)
+    assert np.array_equal(device.download(forces)[:n, 0], 1 + np.bincount(owners, minlength=n))
+    assert not device.download(forces)[n:].any()
 
 
 def test_memory_is_what_the_buffers_take(built: tuple[State, Halo], card_halo: CardHalo, comm: Communicator) -> None:
     state, halo = built
     card_halo.follow(halo.routes, state.n_local)
-    card_halo.refresh(state.positions)
+    card_halo.refresh(on_card(card_halo.ops.device, state.positions, np.float64))
     routes = halo.routes
     most = max(state.n_ghost, len(routes.send)) + 16
     assert card_halo.card_nbytes <= 9 / 8 * CARD_GHOST_BYTES * most
