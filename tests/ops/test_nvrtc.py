@@ -10,7 +10,7 @@ from dphpc.ops import card
 from dphpc.ops.energy.cuda import BLOCK, MOST_CHANNELS
 from dphpc.ops.kernel_text import kernel_text
 from dphpc.ops.neighbors.cuda import ROOM
-from tests.ops.emulation.nvrtc import compile_cubin
+from tests.ops.emulation.nvrtc import compile_cubin, compile_ptx
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="NVIDIA's run-time compiler is for Linux")
 
@@ -66,3 +66,11 @@ def test_neighbors_and_ghosts(architecture):
         assert taken.spilled == 0
         assert taken.registers <= 64  # measured 60 in fill_rows on sm_70, 52 elsewhere: eight blocks of 128 threads
         assert taken.shared <= 16 * ROOM + 1024
+
+
+def test_distances_and_images_have_the_hosts_bits():
+    """Products that are fused with sums would differ, which the host's emulation cannot show."""
+    for name in ("neighbors.cu", "ghosts.cu"):
+        text = kernel_text(name, WARP=32, BLOCK=card.BLOCK, ROOM=ROOM)
+        assert "fma.rn.f64" not in compile_ptx(text)
+        assert "fma.rn.f64" in compile_ptx(text.replace("__dmul_rn(a, b)", "a * b").replace("__dadd_rn(a, b)", "a + b"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -20,16 +21,27 @@ class Resources:
 
 def compile_cubin(text: str, architecture: str) -> tuple[bytes, dict[str, Resources]]:
     """The program for one architecture (`sm_90`), and what its kernels take; raises RuntimeError with the log."""
+    with _compiled(text, architecture, "--ptxas-options=-v") as (nvrtc, program, log):
+        return _read(nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN, program), _resources(log)
+
+
+def compile_ptx(text: str) -> str:
+    """The program in NVIDIA's assembly language, for any card from sm_70 on."""
+    with _compiled(text, "compute_70") as (nvrtc, program, _):
+        return _read(nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX, program).decode()
+
+
+@contextmanager
+def _compiled(text: str, architecture: str, *options: str):
     nvrtc, program = _library(), ctypes.c_void_p()
-    options = [f"--gpu-architecture={architecture}", "-std=c++17", "--ptxas-options=-v"]
-    raw = [option.encode() for option in options]
+    raw = [option.encode() for option in (f"--gpu-architecture={architecture}", "-std=c++17", *options)]
     assert nvrtc.nvrtcCreateProgram(ctypes.byref(program), text.encode(), b"kernel.cu", 0, None, None) == 0
     try:
         failed = nvrtc.nvrtcCompileProgram(program, len(raw), (ctypes.c_char_p * len(raw))(*raw))
         log = _read(nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog, program).decode()
         if failed:
             raise RuntimeError(log)
-        return _read(nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN, program), _resources(log)
+        yield nvrtc, program, log
     finally:
         nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
 
