@@ -49,6 +49,14 @@ class Device(Protocol):
         """A copy on the host, made when all that was launched before is done."""
         ...
 
+    def address(self, array: Array) -> int:
+        """Of the first element."""
+        ...
+
+    def product(self, a: Array, b: Array, out: Array, *, transposed: bool = False) -> None:
+        """`out` (n, m) = a (n, k) · b (k, m), or · bᵀ with b (m, k) where `transposed`."""
+        ...
+
     def pinned(self, size: int, dtype: Any) -> NDArray:
         """A new array (size,) of the host's, from and to which copies go on beside what host and card do meanwhile."""
         ...
@@ -63,14 +71,6 @@ class Device(Protocol):
 
     def mark(self) -> Event:
         """The end of all that was begun and launched so far."""
-        ...
-
-    def address(self, array: Array) -> int:
-        """Of the first element."""
-        ...
-
-    def product(self, a: Array, b: Array, out: Array, *, transposed: bool = False) -> None:
-        """`out` (n, m) = a (n, k) · b (k, m), or · bᵀ with b (m, k) where `transposed`."""
         ...
 
     def order(self, keys: Array) -> Array:
@@ -112,6 +112,14 @@ class Cupy:
         """See `Device.download`."""
         return self._cupy.asnumpy(array)
 
+    def address(self, array: Array) -> int:
+        """See `Device.address`."""
+        return int(array.data.ptr)
+
+    def product(self, a: Array, b: Array, out: Array, *, transposed: bool = False) -> None:
+        """See `Device.product`."""
+        self._gemm("N", "T" if transposed else "N", a, b, out=out)
+
     def pinned(self, size: int, dtype: Any) -> NDArray:
         """See `Device.pinned`."""
         memory = self._cupy.cuda.alloc_pinned_memory(max(size, 1) * np.dtype(dtype).itemsize)
@@ -130,14 +138,6 @@ class Cupy:
         event = self._cupy.cuda.Event(disable_timing=True)
         event.record(self._cupy.cuda.get_current_stream())
         return event
-
-    def address(self, array: Array) -> int:
-        """See `Device.address`."""
-        return int(array.data.ptr)
-
-    def product(self, a: Array, b: Array, out: Array, *, transposed: bool = False) -> None:
-        """See `Device.product`."""
-        self._gemm("N", "T" if transposed else "N", a, b, out=out)
 
     def order(self, keys: Array) -> Array:
         """See `Device.order`."""

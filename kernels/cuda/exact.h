@@ -1,13 +1,10 @@
 // Arithmetic with NumPy's bits: a product is rounded before it is added.
 #pragma once
 
-#if defined(__HIP_PLATFORM_AMD__)
-#pragma clang fp contract(off)
-#endif
-
 namespace dphpc {
 
 #if defined(__HIP_PLATFORM_AMD__)
+#pragma clang fp contract(off)
 __device__ inline double times(double a, double b) { return a * b; }
 __device__ inline double plus(double a, double b) { return a + b; }
 #else

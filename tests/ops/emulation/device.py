@@ -56,6 +56,13 @@ class EmulatedDevice:
     def download(self, array):
         return array.copy()
 
+    def address(self, array):
+        assert array.flags.c_contiguous
+        return array.ctypes.data
+
+    def product(self, a, b, out, *, transposed=False):
+        np.matmul(a, b.T if transposed else b, out=out)
+
     def pinned(self, size, dtype):
         return np.zeros(size, dtype)
 
@@ -68,13 +75,6 @@ class EmulatedDevice:
     def mark(self):
         copies, self._under_way = self._under_way, []
         return LateEvent(copies)
-
-    def address(self, array):
-        assert array.flags.c_contiguous
-        return array.ctypes.data
-
-    def product(self, a, b, out, *, transposed=False):
-        np.matmul(a, b.T if transposed else b, out=out)
 
     def order(self, keys):
         return np.argsort(keys, kind="stable").astype(np.int32)
