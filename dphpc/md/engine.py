@@ -13,14 +13,18 @@ of another power of two and sums over atoms are exact, so that their order does 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import NDArray
 
 from dphpc.core.errors import DphpcError, RunError
-from dphpc.core.exact_sum import FORCE_LIMIT, FORCE_SPACING, exact_sum, round_to, total
+from dphpc.core.exact_sum import FORCE_LIMIT, FORCE_SPACING, round_to, total
 from dphpc.core.state import State
-from dphpc.core.units import ACCELERATION, BOLTZMANN_EV_PER_K, KINETIC
 from dphpc.md.timers import Timers
+from dphpc.ops.motion.contract import Account, Bath, Moves
+from dphpc.ops.motion.reference import HostMoves
 from dphpc.ops.neighbors.contract import Neighbors
 from dphpc.ops.neighbors.native import build_neighbors
 from dphpc.parallel.balance import balanced, imbalance
@@ -29,6 +33,9 @@ from dphpc.parallel.domain import Domain
 from dphpc.parallel.halo import Flight, Halo
 from dphpc.parallel.migrate import check_count, migrate, sort_spatially
 from dphpc.potential.contract import Outputs, Potential
+
+if TYPE_CHECKING:
+    from dphpc.md.integrators import Integrator
 
 SORT_CELL = 3.0
 """Å: atoms are kept in memory by cells of this size."""
@@ -75,6 +82,8 @@ class Engine:
     ----------
     step, time
         Steps done since the run's first structure, and ps.
+    host, moves
+        Moves of the atoms in `state`, and those of a step, which are the same here.
     outputs
         Energy and virial of this rank's atoms at the positions of the last `update_forces`.
     inner, outer
@@ -114,16 +123,15 @@ class Engine:
         self.asked_to_stop, self.stop = 0, 0
         self.last_restart: str | None = None
         self.n_atoms = int(comm.allreduce(np.array([state.n_local], np.int64))[0])
-        self._spacing = state.box.spacing if deterministic else 0.0
-        self._masses = masses
         self._neighbors: Neighbors | None = None
         self.inner: list[NDArray[np.int32]] = []
         self.outer: list[NDArray[np.int32]] = []
-        self._buffers = np.empty((2, 0, 3))
         self._busy = np.zeros(2)  # seconds of force evaluation since the last look at the balance, and the work done
-        if self._spacing:
-            round_to(state.positions, self._spacing, out=state.positions)
-        self._allocate()
+        spacing = state.box.spacing if deterministic else 0.0
+        if spacing:
+            round_to(state.positions, spacing, out=state.positions)
+        self.host = HostMoves(state, masses, spacing)
+        self.moves: Moves = self.host
 
     @property
     def time(self) -> float:
@@ -142,31 +150,22 @@ class Engine:
     def kick(self, dt: float) -> None:
         """v += dt f/m."""
         with self.timers("integrate"):
-            n = self.state.n_local
-            np.multiply(self.state.forces[:n], (dt * self._inverse_mass)[:, None], out=self._work)
-            self.state.velocities[:n] += self._work
+            self.moves.kick(dt)
 
     def drift(self, dt: float) -> None:
         """x += dt v."""
         with self.timers("integrate"):
-            n = self.state.n_local
-            np.multiply(self.state.velocities[:n], dt, out=self._work)
-            if self._spacing:
-                # Rounded before it is added: then the sum is exact, in whichever image the atom stands.
-                round_to(self._work, self._spacing, out=self._work)
-            self.state.positions[:n] += self._work
+            self.moves.drift(dt)
 
-    def scale_velocities(self, factor: float) -> None:
-        """v *= factor."""
+    def rescale(self, bath: Bath, inputs: NDArray[np.float64], *, measured: bool = True) -> None:
+        """v *= what the bath answers to the kinetic energy, or to NaN where that need not be `measured`; collective."""
         with self.timers("integrate"):
-            self.state.velocities[: self.state.n_local] *= factor
+            self.moves.rescale(bath, inputs, self.comm.allreduce, measured=measured)
 
-    def randomize_velocities(self, keep: float, noise: NDArray[np.float64]) -> None:
-        """v = keep·v + noise, noise (n_local, 3) in Å/ps."""
+    def randomize_velocities(self, account: Account, keep: float, temperature: float, seed: int) -> None:
+        """v = keep·v + √((1 − keep²) kT/m) ξ; the account takes the difference of kinetic energies."""
         with self.timers("integrate"):
-            velocities = self.state.velocities[: self.state.n_local]
-            velocities *= keep
-            velocities += noise
+            self.moves.randomize_velocities(account, keep, temperature, seed, self.step + 1)
 
     def update_forces(self) -> None:
         """Forces, energy and virial at the present positions; collective.
@@ -177,12 +176,47 @@ class Engine:
             A position or force is not finite, an atom flew away, atoms were lost, or the potential
             failed; on all ranks, naming step, atom and last restart.
         """
-        refresh, before = None, self.timers.seconds["force"]
+        refresh = None
         if self._must_rebuild():
             self._rebuild()
         else:
             with self.timers("halo"):
                 refresh = self.halo.start_refresh(self.state)
+        self._evaluate(refresh)
+
+    def steps_ahead(self, limit: int) -> int:
+        """How many of the next `limit` steps `advance` is to be asked for."""
+        return min(limit, 1)
+
+    def advance(self, integrator: Integrator, temperatures: Sequence[float]) -> None:
+        """As many steps as target temperatures (K); collective."""
+        for temperature in temperatures:
+            integrator.step(self, temperature)
+            self.step += 1
+
+    def to_host(self) -> None:
+        """Let `state` and `outputs` be those of the present step."""
+
+    # What observables ask for.
+
+    def kinetic_energy(self) -> float:
+        """eV, of all atoms of `state`; collective."""
+        with self.timers("integrate"):
+            return float(total(self.comm.allreduce(self.host.kinetic_energy())))
+
+    def local_kinetic_tensor(self) -> NDArray[np.float64]:
+        """(3, 3, 3) eV: Σ m v ⊗ v of this rank's atoms, in the parts of `core.exact_sum`."""
+        return self.moves.kinetic_tensor()
+
+    def momentum(self) -> NDArray[np.float64]:
+        """(4,): total momentum in u·Å/ps and total mass in u, of all atoms of `state`; collective."""
+        return total(self.comm.allreduce(self.host.momentum()))
+
+    # How it is done.
+
+    def _evaluate(self, refresh: Flight | None) -> None:
+        """Forces, energy and virial, while ghosts may still be under way."""
+        before = self.timers.seconds["force"]
         self.state.forces[...] = 0.0
         self.outputs = Outputs(self.state.forces, force_spacing=FORCE_SPACING if self.deterministic else 0.0)
         half = (len(self.inner) + 1) // 2
@@ -198,43 +232,6 @@ class Engine:
         with self.timers("wait"):
             # Without this the others would go on with forces that never came.
             agree(self.comm, error or self._too_large())
-
-    # What integrators and observables ask for.
-
-    def kinetic_energy(self) -> float:
-        """eV, of all atoms; collective."""
-        with self.timers("integrate"):
-            return float(total(self.comm.allreduce(self.local_kinetic_energy())))
-
-    def local_kinetic_energy(self) -> NDArray[np.float64]:
-        """(3,) eV, of this rank's atoms, in the parts of `core.exact_sum`."""
-        v = self.state.velocities[: self.state.n_local]
-        np.multiply(v, v, out=self._work)
-        return exact_sum(0.5 * KINETIC * self._mass * (self._work[:, 0] + self._work[:, 1] + self._work[:, 2]))
-
-    def local_kinetic_tensor(self) -> NDArray[np.float64]:
-        """(3, 3, 3) eV: Σ m v ⊗ v of this rank's atoms, in the parts of `core.exact_sum`."""
-        v = self.state.velocities[: self.state.n_local]
-        np.multiply(v, (KINETIC * self._mass)[:, None], out=self._work)
-        return np.stack([exact_sum(self._work * v[:, axis, None]) for axis in range(3)], axis=1)
-
-    def thermal_speed(self, temperature: float) -> NDArray[np.float64]:
-        """(n_local,) Å/ps: √(kT/m), the spread of each velocity component."""
-        return np.sqrt(BOLTZMANN_EV_PER_K * temperature * self._inverse_mass)
-
-    def momentum(self) -> NDArray[np.float64]:
-        """(4,): total momentum in u·Å/ps and total mass in u; collective."""
-        v = self.state.velocities[: self.state.n_local]
-        np.multiply(v, self._mass[:, None], out=self._work)
-        own = np.concatenate((exact_sum(self._work), exact_sum(self._mass[:, None])), axis=1)
-        return total(self.comm.allreduce(own))
-
-    def remove_drift(self) -> None:
-        """Set the center of mass at rest; collective."""
-        momentum = self.momentum()
-        self.state.velocities[: self.state.n_local] -= momentum[:3] / momentum[3]
-
-    # How it is done.
 
     def _compute(self, parts: list[NDArray[np.int32]], meanwhile: Flight | None = None) -> Exception | None:
         """Evaluate atoms, looking after messages between the parts; what went wrong is returned."""
@@ -275,9 +272,7 @@ class Engine:
         if self._neighbors is None:
             return True
         with self.timers("neighbor"):
-            n = self.state.n_local
-            np.subtract(self.state.positions[:n], self._built_at, out=self._work)
-            moved2 = np.einsum("ij,ij->i", self._work, self._work)
+            moved2 = self.host.moved2()
             largest = float(moved2.max(initial=0.0))
             # A NaN fails the comparison too.
             wild = not largest < max(self.reach, 10.0 * self.skin) ** 2
@@ -313,8 +308,8 @@ class Engine:
             except (DphpcError, MemoryError) as caught:
                 error = caught
             agree(self.comm, error)
-            self._allocate()
-            self._built_at[...] = state.positions[: state.n_local]
+            self.host.take_up()
+            self.host.note_positions()
             self._divide()
 
     def _divide(self) -> None:
@@ -365,15 +360,6 @@ class Engine:
         own = seconds / work if work else 0.0
         mean = self.comm.allreduce(np.array([own]))[0] / self.comm.size
         return float(np.clip(own / mean, 0.5, 2.0)) if own else 1.0
-
-    def _allocate(self) -> None:
-        """Per-atom work arrays for the present atoms."""
-        n = self.state.n_local
-        if self._buffers.shape[1] < n:
-            self._buffers = np.empty((2, n + n // 16, 3))
-        self._work, self._built_at = self._buffers[:, :n]
-        self._mass = self._masses[self.state.types[:n]]
-        self._inverse_mass = ACCELERATION / self._mass
 
     def _wild_atom(self, moved2: NDArray[np.float64]) -> RunError:
         worst = int(np.argmax(np.where(np.isnan(moved2), np.inf, moved2)))

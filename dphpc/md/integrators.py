@@ -19,10 +19,12 @@ Saved = dict[str, NDArray[np.float64]]
 class Integrator(Protocol):
     """Moves an engine's atoms by one step, in some ensemble.
 
-    `frozen` counts the degrees of freedom that stay at rest (the center of mass's three).
+    `frozen` counts the degrees of freedom that stay at rest (the center of mass's three); `scalars` are the
+    numbers that change with the steps.
     """
 
     frozen: int
+    scalars: NDArray[np.float64]
 
     def step(self, engine: Engine, temperature: float) -> None:
         """One step of `engine.timestep`; `temperature` (K) is the target at its end."""
@@ -51,6 +53,7 @@ class VelocityVerlet:
 
     frozen = 3
     bath_is_local = False
+    scalars = np.zeros(0)
 
     def step(self, engine: Engine, temperature: float) -> None:
         """v += ½Δt f/m;  x += Δt v;  f = f(x);  v += ½Δt f/m."""

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dphpc.core.exact_sum import no_sum
-from dphpc.core.random import Stream, generator, normals
+from dphpc.core.random import Stream, generator
 from dphpc.core.units import BOLTZMANN_EV_PER_K
 from dphpc.md.engine import Engine
 from dphpc.md.integrators import Saved, VelocityVerlet
@@ -38,39 +38,65 @@ class NoseHoover(VelocityVerlet):
         Thermostats in the chain.
     """
 
+    kernel = "nose_hoover"
+
     def __init__(self, dof: int, temperature: float, damping: float, length: int = 3) -> None:
         self.dof, self.damping = max(dof, 1), damping
-        self.positions, self.velocities = np.zeros(length), np.zeros(length)
-        self.temperature = temperature
-        self.work = 0.0  # eV that changes of the target temperature put into the chain
-        self.kinetic: float | None = None  # eV of the atoms at the end of the last step
+        self._take_up(np.array([temperature, 0.0, np.nan]), np.zeros(length), np.zeros(length))
 
     def step(self, engine: Engine, temperature: float) -> None:
         """Half a step of the chain, a step of velocity Verlet, half a step of the chain."""
-        self._set_temperature(temperature)
-        self._scale(engine, engine.kinetic_energy() if self.kinetic is None else self.kinetic)
+        first, second = (self._inputs(temperature, engine.timestep, half) for half in (0, 1))
+        engine.rescale(self, first, measured=bool(np.isnan(self.kinetic)))
         super().step(engine, temperature)
-        self._scale(engine, engine.kinetic_energy())
+        engine.rescale(self, second)
+
+    def respond(self, kinetic: float, inputs: NDArray[np.float64]) -> float:
+        """Half a step; the first of two takes the kinetic energy that it knows from the step before."""
+        temperature, dt, half = inputs[:3].tolist()
+        self._set_temperature(temperature)
+        known = self.kinetic
+        if half == 0 and not np.isnan(known):
+            kinetic = known
+        factor = self.half_step(kinetic, dt)
+        self.scalars[2] = kinetic * factor**2
+        return factor
 
     def bath_energy(self) -> NDArray[np.float64]:
         """The chain's energy, less the work that ramps did on it."""
-        return np.array([self._chain_energy() - self.work, 0.0, 0.0])
+        return np.array([self._chain_energy() - self.scalars[1], 0.0, 0.0])
 
     def save(self) -> Saved:
         """The chain."""
-        scalars = np.array([self.temperature, self.work, np.nan if self.kinetic is None else self.kinetic])
-        return {"positions": self.positions.copy(), "velocities": self.velocities.copy(), "scalars": scalars}
+        return {
+            "positions": self.positions.copy(),
+            "velocities": self.velocities.copy(),
+            "scalars": self.scalars[:3].copy(),
+        }
 
     def load(self, saved: Saved) -> None:
         """The chain."""
-        self.positions, self.velocities = saved["positions"].copy(), saved["velocities"].copy()
-        self.temperature, self.work, *kinetic = saved["scalars"].tolist()
-        self.kinetic = kinetic[0] if kinetic and np.isfinite(kinetic[0]) else None
+        scalars = np.full(3, np.nan)  # older files lack the kinetic energy
+        scalars[: len(saved["scalars"])] = saved["scalars"]
+        self._take_up(scalars, saved["positions"], saved["velocities"])
 
-    def _scale(self, engine: Engine, kinetic: float) -> None:
-        factor = self.half_step(kinetic, engine.timestep)
-        engine.scale_velocities(factor)
-        self.kinetic = kinetic * factor**2
+    @property
+    def temperature(self) -> float:
+        """K, of the target."""
+        return float(self.scalars[0])
+
+    @property
+    def kinetic(self) -> float:
+        """eV of the atoms at the end of the last step, NaN before the first."""
+        return float(self.scalars[2])
+
+    def _take_up(self, scalars: NDArray[np.float64], *chain: NDArray[np.float64]) -> None:
+        # Temperature, the work in eV that its changes put into the chain, kinetic energy; then the chain.
+        self.scalars = np.concatenate((scalars, *chain))
+        self.positions, self.velocities = np.split(self.scalars[3:], 2)
+
+    def _inputs(self, temperature: float, dt: float, half: int) -> NDArray[np.float64]:
+        return np.array([temperature, dt, half, self.dof, self.damping, len(self.positions)])
 
     def half_step(self, kinetic: float, dt: float) -> float:
         """Advance the chain by dt/2 under the kinetic energy (eV); returns the factor for the velocities."""
@@ -106,8 +132,8 @@ class NoseHoover(VelocityVerlet):
     def _set_temperature(self, temperature: float) -> None:
         if temperature != self.temperature:
             before = self._chain_energy()
-            self.temperature = temperature
-            self.work += self._chain_energy() - before
+            self.scalars[0] = temperature
+            self.scalars[1] += self._chain_energy() - before
 
 
 class Bussi(VelocityVerlet):
@@ -123,41 +149,46 @@ class Bussi(VelocityVerlet):
         Of the random numbers, which depend on the step too.
     """
 
+    kernel = "bussi"
+
     def __init__(self, dof: int, damping: float, seed: int) -> None:
         self.dof, self.damping, self.seed = max(dof, 1), damping, seed
-        self.taken = 0.0
+        self.scalars = np.zeros(1)  # eV, taken from the atoms
 
     def step(self, engine: Engine, temperature: float) -> None:
         """A step of velocity Verlet, then the kinetic energy takes a step of its stochastic equation."""
         super().step(engine, temperature)
-        kinetic = engine.kinetic_energy()
-        if kinetic > 0.0:
-            target = 0.5 * self.dof * BOLTZMANN_EV_PER_K * temperature
-            factor2 = self._factor(target / kinetic, engine)
-            self.taken += kinetic * (1.0 - factor2)
-            engine.scale_velocities(np.sqrt(factor2))
+        engine.rescale(self, self._inputs(engine, temperature))
 
-    def _factor(self, ratio: float, engine: Engine) -> float:
-        """K'/K, for target/K = ratio."""
+    def _inputs(self, engine: Engine, temperature: float) -> NDArray[np.float64]:
+        """Target of the kinetic energy, a normal number, the sum of dof − 1 squared ones, e^(−Δt/τ)."""
         random = generator(self.seed, Stream.BUSSI, engine.step + 1)
         first = random.standard_normal()
-        # The sum of dof − 1 squared normal numbers.
         others = 2.0 * random.standard_gamma(0.5 * (self.dof - 1)) if self.dof > 1 else 0.0
-        c = np.exp(-engine.timestep / self.damping)
-        d = (1.0 - c) * ratio / self.dof
-        return float(c + d * (first**2 + others) + 2.0 * first * np.sqrt(c * d))
+        target = 0.5 * self.dof * BOLTZMANN_EV_PER_K * temperature
+        return np.array([target, first, others, np.exp(-engine.timestep / self.damping), self.dof])
+
+    def respond(self, kinetic: float, inputs: NDArray[np.float64]) -> float:
+        """√(K'/K)."""
+        if not kinetic > 0.0:
+            return 1.0
+        target, first, others, c, dof = inputs.tolist()
+        d = (1.0 - c) * (target / kinetic) / dof
+        factor2 = c + d * (first**2 + others) + 2.0 * first * np.sqrt(c * d)
+        self.scalars[0] += kinetic * (1.0 - factor2)
+        return float(np.sqrt(factor2))
 
     def bath_energy(self) -> NDArray[np.float64]:
         """Kinetic energy taken so far."""
-        return np.array([self.taken, 0.0, 0.0])
+        return np.array([self.scalars[0], 0.0, 0.0])
 
     def save(self) -> Saved:
         """The energy taken; random numbers follow from the step."""
-        return {"taken": np.array([self.taken])}
+        return {"taken": self.scalars.copy()}
 
     def load(self, saved: Saved) -> None:
         """The energy taken."""
-        self.taken = float(saved["taken"][0])
+        self.scalars = saved["taken"].copy()
 
 
 class Langevin:
@@ -178,31 +209,21 @@ class Langevin:
 
     def __init__(self, damping: float, seed: int) -> None:
         self.damping, self.seed = damping, seed
-        self.taken = no_sum()  # eV, of this rank's atoms
+        self.scalars = no_sum()  # eV, taken from this rank's atoms
 
     def step(self, engine: Engine, temperature: float) -> None:
         """B: v += ½Δt f/m;  A: x += ½Δt v;  O: v = c v + √((1−c²) kT/m) ξ, c = e^(−γΔt);  A;  f = f(x);  B."""
         dt = engine.timestep
         engine.kick(0.5 * dt)
         engine.drift(0.5 * dt)
-        self._randomize(engine, temperature)
+        engine.randomize_velocities(self, float(np.exp(-dt / self.damping)), temperature, self.seed)
         engine.drift(0.5 * dt)
         engine.update_forces()
         engine.kick(0.5 * dt)
 
-    def _randomize(self, engine: Engine, temperature: float) -> None:
-        state, n = engine.state, engine.state.n_local
-        before = engine.local_kinetic_energy()
-        keep = np.exp(-engine.timestep / self.damping)
-        with engine.timers("integrate"):
-            noise = normals(self.seed, Stream.LANGEVIN, engine.step + 1, state.ids[:n])
-            noise *= (np.sqrt(1.0 - keep * keep) * engine.thermal_speed(temperature))[:, None]
-        engine.randomize_velocities(keep, noise)
-        self.taken += before - engine.local_kinetic_energy()
-
     def bath_energy(self) -> NDArray[np.float64]:
         """Kinetic energy taken so far from the atoms this rank held."""
-        return self.taken
+        return self.scalars
 
     def save(self) -> Saved:
         """Nothing: the account is kept by the run, the random numbers follow from step and id."""

@@ -14,12 +14,13 @@ def draw_velocities(engine: Engine, temperature: float, seed: int) -> None:
     An atom's velocity depends on seed and id, not on the rank that holds it.
     """
     state, n = engine.state, engine.state.n_local
-    noise = normals(seed, Stream.VELOCITIES, 0, state.ids[:n])
-    noise *= engine.thermal_speed(temperature)[:, None]
-    engine.randomize_velocities(0.0, noise)
+    velocities = state.velocities[:n]
+    velocities[...] = normals(seed, Stream.VELOCITIES, 0, state.ids[:n])
+    velocities *= engine.host.thermal_speed(temperature)[:, None]
     if engine.n_atoms > 1:
-        engine.remove_drift()
+        momentum = engine.momentum()
+        velocities -= momentum[:3] / momentum[3]
     kinetic = engine.kinetic_energy()
     target = 0.5 * degrees_of_freedom(engine.n_atoms, 3) * BOLTZMANN_EV_PER_K * temperature
     if kinetic > 0.0:
-        engine.scale_velocities((target / kinetic) ** 0.5)
+        engine.host.scale_velocities((target / kinetic) ** 0.5)

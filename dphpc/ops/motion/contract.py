@@ -1,0 +1,70 @@
+"""The elementary moves that integrators are made of, on the local atoms of one rank.
+
+Sums over atoms are in the parts of `core.exact_sum`, so that they do not depend on who adds them up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+Combine = Callable[[Floats], Floats]
+"""Adds an array up over all ranks; collective."""
+
+
+class Account(Protocol):
+    """The numbers of a thermostat.
+
+    While atoms move on a card `scalars` is there, and here only after a look at the card; a new array in its place is
+    taken up.
+    """
+
+    scalars: Floats
+
+
+class Bath(Account, Protocol):
+    """A thermostat that answers the kinetic energy of all atoms with a factor for their velocities.
+
+    `kernel`, of `kernels/cuda/thermostats.cu`, does on a card what `respond` does here.
+    """
+
+    kernel: str
+
+    def respond(self, kinetic: float, inputs: Floats) -> float:
+        """The factor at a kinetic energy in eV; `inputs` are the numbers of the step."""
+        ...
+
+
+class Moves(Protocol):
+    """A back end."""
+
+    def kick(self, dt: float) -> None:
+        """v += dt f/m."""
+        ...
+
+    def drift(self, dt: float) -> None:
+        """x += dt v, in a deterministic run by whole multiples of a spacing."""
+        ...
+
+    def rescale(self, bath: Bath, inputs: Floats, combine: Combine, *, measured: bool) -> None:
+        """v *= what the bath answers to the kinetic energy of all atoms; collective.
+
+        It is told NaN where the kinetic energy is not to be `measured`.
+        """
+        ...
+
+    def randomize_velocities(self, account: Account, keep: float, temperature: float, seed: int, step: int) -> None:
+        """v = keep·v + √((1 − keep²) kT/m) ξ, ξ of the stream LANGEVIN.
+
+        The account, (3,) in parts, takes the kinetic energy that these atoms lose.
+        """
+        ...
+
+    def kinetic_tensor(self) -> Floats:
+        """(3, 3, 3) eV: Σ m v ⊗ v of these atoms, in parts."""
+        ...
