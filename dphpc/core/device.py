@@ -49,8 +49,16 @@ class Device(Protocol):
         """A copy on the host, made when all that was launched before is done."""
         ...
 
+    def copy(self, source: Array, to: Array) -> None:
+        """Copy an array to one of the same shape and type, without waiting for it."""
+        ...
+
     def address(self, array: Array) -> int:
         """Of the first element."""
+        ...
+
+    def free_memory(self) -> int:
+        """Bytes that nobody has taken."""
         ...
 
     def product(self, a: Array, b: Array, out: Array, *, transposed: bool = False) -> None:
@@ -94,8 +102,8 @@ class Cupy:
 
         self._cupy, self._gemm = cupy, cublas.gemm
         self._modules: dict[str, Any] = {}
-        card = cupy.cuda.Device(index)
-        card.use()
+        self._card = cupy.cuda.Device(index)
+        self._card.use()
         properties = cupy.cuda.runtime.getDeviceProperties(index)
         self.name = f"card {index}, {properties['name'].decode()}"
         self.warp = int(properties["warpSize"])
@@ -111,6 +119,14 @@ class Cupy:
     def download(self, array: Array) -> NDArray:
         """See `Device.download`."""
         return self._cupy.asnumpy(array)
+
+    def copy(self, source: Array, to: Array) -> None:
+        """See `Device.copy`."""
+        to[...] = source
+
+    def free_memory(self) -> int:
+        """See `Device.free_memory`; memory that CuPy's pool keeps for the next array counts as free."""
+        return int(self._card.mem_info[0]) + int(self._cupy.get_default_memory_pool().free_bytes())
 
     def address(self, array: Array) -> int:
         """See `Device.address`."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dphpc.core.device import Array, Device
 from dphpc.core.exact_sum import no_sum, total
 from dphpc.core.state import State
+from dphpc.ops.energy.card import CardSums, CardSystem
 from dphpc.ops.neighbors.contract import Neighbors
 
 
@@ -104,4 +106,26 @@ class Potential(Protocol):
 
     def memory_per_atom(self) -> float:
         """Bytes the evaluation needs for each local atom beside the state and the neighbor list."""
+        ...
+
+
+@runtime_checkable
+class CardPotential(Potential, Protocol):
+    """A potential that can be evaluated where the atoms live on a card; `device` is None where it has none."""
+
+    device: Device | None
+
+    def place(self, types: NDArray[np.int32]) -> None:
+        """Take up the types (n_local,) of the local atoms."""
+        ...
+
+    def list_on_card(self, neighbors: Neighbors) -> tuple[Array, Array]:
+        """Offsets and indices of a list in the card's memory, until it is given another."""
+        ...
+
+    def launch(self, system: CardSystem, sums: CardSums) -> None:
+        """Add energy, forces and virial of the local atoms to the sums, without waiting for it.
+
+        Where `sums.trouble` is not 0 afterwards, the results are void and `compute` can say why.
+        """
         ...

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dphpc.core.device import Device
+from dphpc.core.device import Array, Device
 from dphpc.core.errors import InputError, RunError
 from dphpc.core.exact_sum import exact_sum
 from dphpc.core.state import State
@@ -20,6 +20,7 @@ from dphpc.model.model_file import read_model
 from dphpc.model.radial_table import NetworkEmbedding, RadialTable, ScalarEmbedding, fitted_table
 from dphpc.ops.energy import native as native_energy
 from dphpc.ops.energy import reference as reference_energy
+from dphpc.ops.energy.card import CardSums, CardSystem
 from dphpc.ops.energy.contract import Accumulators, EnergyOps
 from dphpc.ops.energy.cuda import CudaEnergy
 from dphpc.ops.neighbors.contract import Neighbors
@@ -81,14 +82,16 @@ class DeepPotential:
         by_reference = kinked and model.table is None
         self._ops: ModuleType = reference if by_reference else native
         self._energy_ops: EnergyOps = reference_energy if by_reference else native_energy
-        if device is not None:
+        self.device, self._card = device, None if device is None else CudaEnergy(device)
+        self._placed: list[tuple[int, Array, Array | None, float]] = []
+        if self._card is not None:
             if by_reference:
                 raise InputError(
                     "a network with kinks and without a table cannot be evaluated on a card",
                     where="model",
                     remedy="compress the model (dphpc compress), or say device: cpu",
                 )
-            self._energy_ops = CudaEnergy(device)
+            self._energy_ops = self._card
         self._set_table(model.table or self._tabulated())
         self._networks = [net.astype(self.dtype) for net in model.fitting.networks]
         shape = model.descriptor.networks[0].n_out, model.descriptor.axis_neuron
@@ -222,6 +225,32 @@ class DeepPotential:
             outputs.atom_energy[centers] += energies
         outputs.energy_parts += exact_sum(energies)
         return s_max
+
+    def place(self, types: NDArray[np.int32]) -> None:
+        """See `contract.CardPotential.place`."""
+        assert self._card is not None
+        columns = self._columns(len(types))
+        self._placed = []
+        for t in range(self.model.n_types):
+            centers = np.flatnonzero(types == t).astype(np.int32)
+            if t in self.model.atom_exclude_types or not len(centers):
+                continue
+            # Frame parameters are the same for all atoms.
+            shift = self.model.energy_bias[t] - self._vacuum(t, columns, centers[:1])
+            extra = None if columns is None else self._card.new(columns[centers].astype(self.dtype))
+            self._placed.append((t, self._card.new(centers), extra, float(np.ravel(shift)[0])))
+
+    def list_on_card(self, neighbors: Neighbors) -> tuple[Array, Array]:
+        """See `contract.CardPotential.list_on_card`."""
+        assert self._card is not None
+        return self._card.list_of(neighbors)
+
+    def launch(self, system: CardSystem, sums: CardSums) -> None:
+        """See `contract.CardPotential.launch`."""
+        assert self._card is not None
+        for t, centers, columns, shift in self._placed:
+            net = self._nets[t]
+            self._card.launch(system, centers, self.parameters, self._embedding, net, columns, shift, sums)
 
     def _vacuum(self, t: int, columns: NDArray[np.float64] | None, centers: NDArray[np.int32]) -> Any:
         """What the net gives an atom without neighbors, to be subtracted where `atom_ener` names the type's energy."""

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from dphpc.core.errors import InputError, RunError
-from dphpc.core.exact_sum import FORCE_SPACING
+from dphpc.core.exact_sum import FORCE_SPACING, exact_sum
 from dphpc.model.activations import _PLAIN
 from dphpc.ops.energy import native, reference
+from dphpc.ops.energy.card import CardSums, CardSystem, virial_parts
 from dphpc.ops.energy.contract import Accumulators
 from dphpc.ops.energy.cuda import BLOCK, MOST_CHANNELS, CudaEnergy
 from dphpc.ops.neighbors.reference import build_neighbors
@@ -155,6 +156,58 @@ def test_only_what_has_changed_goes_up(emulated, se_a_case):
     fresh = replace(moved, neighbors=replace(case.env.neighbors))
     ops.energy_and_forces(fresh, case.p, case.e, prepared, None, out)
     assert emulated.uploaded - before > case.env.neighbors.indices.nbytes
+
+
+def on_card(device, env):
+    """The atoms of an environment, and empty sums, in a card's memory."""
+
+    def up(values, dtype):
+        array = device.zeros(values.size, dtype).reshape(values.shape)
+        device.upload(values.astype(dtype), array)
+        return array
+
+    system = CardSystem(
+        up(env.positions, np.float64), up(env.types, np.int32), *CudaEnergy(device).list_of(env.neighbors)
+    )
+    array = device.zeros(CardSums.size(len(env.positions), False), np.int64)
+    sums = replace(CardSums.within(array, len(env.positions), FINE), energy=device.zeros(3, np.float64))
+    return system, up(env.centers, np.int32), sums
+
+
+def test_what_stays_on_the_card_is_the_same(device, se_a_case):
+    case = usable(se_a_case, "wide")
+    net, env, ops = fitting_net(case), case.env, CudaEnergy(device, TILE)
+    prepared = ops.prepare(net, case.e.table.n_channels, case.p.axis_neuron)
+    system, centers, sums = on_card(device, env)
+    before = getattr(device, "downloaded", 0)
+    for _ in range(2):
+        ops.launch(system, centers, case.p, case.e, prepared, None, 0.25, sums)
+    assert getattr(device, "downloaded", 0) == before
+    out = Accumulators(np.zeros((len(env.positions), 3)), np.zeros((3, 3, 3)), force_spacing=FINE)
+    energies, _ = ops.energy_and_forces(env, case.p, case.e, prepared, None, out)
+    forces, virial, energy, trouble = map(device.download, (sums.forces, sums.virial, sums.energy, sums.trouble))
+    assert not trouble[0]
+    assert np.array_equal(forces.reshape(-1, 3) * FINE, 2 * out.forces)
+    assert np.array_equal(virial_parts(virial, FINE).sum(axis=0), 2 * out.virial.sum(axis=0))
+    assert np.array_equal(energy, 2 * exact_sum(energies + 0.25))
+
+
+@pytest.mark.parametrize("what", ["energy", "table", "force"])
+def test_trouble_on_the_card_is_kept(device, se_a_case, what):
+    case = usable(se_a_case, "plain")
+    net, env, e, shift = fitting_net(case), case.env, case.e, 0.0
+    if what == "table":
+        env = replace(env, positions=0.3 * env.positions)
+        assert evaluate(native, case, net, env=env)[1] > e.table.upper
+    elif what == "force":
+        net.layers[-1].w *= 1e20
+    else:
+        shift = np.nan
+    ops = CudaEnergy(device, TILE)
+    system, centers, sums = on_card(device, env)
+    prepared = ops.prepare(net, e.table.n_channels, case.p.axis_neuron)
+    ops.launch(system, centers, case.p, e, prepared, None, shift, sums)
+    assert device.download(sums.trouble)[0] == 1
 
 
 def test_a_force_beyond_the_range_of_its_whole_number_ends_the_run(device, se_a_case):

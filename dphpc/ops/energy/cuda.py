@@ -1,7 +1,8 @@
 """Energies and forces on a card, tile by tile: descriptor, fitting net and the way back stay in its memory.
 
-Positions go up and forces come down at every call; tables and nets go up once, a neighbor list when it is new.  Forces
-and virials are whole multiples of a spacing, added as integers: they do not depend on the order in which blocks run.
+Tables and nets go up once, a neighbor list when it is new.  For a caller on the host positions go up and forces come
+down at every call; where atoms live on the card, `launch` leaves all results there and waits for nothing.  Forces and
+virials are whole multiples of a spacing, added as integers: they do not depend on the order in which blocks run.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from numpy.typing import DTypeLike, NDArray
 
 from dphpc.core.device import Array, Device
 from dphpc.core.errors import InputError, RunError
-from dphpc.core.exact_sum import FORCE_SPACING, exact_sum
+from dphpc.core.exact_sum import FORCE_SPACING
 from dphpc.model.networks import Network
 from dphpc.ops.arguments import layers_of
+from dphpc.ops.energy.card import VIRIAL_SLOTS, CardSums, CardSystem, add_found
 from dphpc.ops.energy.contract import Accumulators
 from dphpc.ops.kernel_text import kernel_text
 from dphpc.ops.neighbors.contract import Neighbors
@@ -33,8 +35,8 @@ ELEMENTWISE = 256
 MOST_CHANNELS = 1024
 """Whose moments fit into a block's shared memory, in float64."""
 
-VIRIAL_SLOTS = 64
-"""Places that blocks take in turn, so that they seldom wait for one another."""
+MOST_BLOCKS = 1024
+"""That add up energies, so that few of them wait for one another."""
 
 PAIR_FORCE_LIMIT = 2.0**54
 """Multiples of the spacing (65,536 eV/Å of the usual one): sums of hundreds of such forces are within 64 bits."""
@@ -98,20 +100,6 @@ class DeviceNet:
         return "double" if self.dtype == np.float64 else "float"
 
 
-class _Totals:
-    """Sums of whole numbers over all blocks, one behind the other: forces, virial slots, a flag, atomic virials."""
-
-    def __init__(self, array: Array, n_all: int) -> None:
-        ends = np.cumsum([3 * n_all, 9 * VIRIAL_SLOTS, 1])
-        self.array, self.forces, self.virial = array, array[: ends[0]], array[ends[0] : ends[1]]
-        self.too_large, self.atom_virial = array[ends[1] : ends[2]], array[ends[2] :]
-
-    @staticmethod
-    def size(n_all: int, atomic: bool) -> int:
-        """Of the array."""
-        return (12 if atomic else 3) * n_all + 9 * VIRIAL_SLOTS + 1
-
-
 @dataclass(frozen=True)
 class _Work:
     """One call: what its tiles read, and where their results go."""
@@ -123,8 +111,7 @@ class _Work:
     columns: Array | None
     energies: Array
     largest: Array
-    totals: _Totals
-    spacing: float
+    sums: CardSums
     fixed: bool  # whether products are to have the same shape always
 
 
@@ -166,12 +153,12 @@ class CudaEnergy:
         self, w: NDArray, bias: NDArray | None, idt: NDArray | None, name: str, threshold: float, skip: int
     ) -> _Layer:
         n_in, n_out = w.shape
-        up = [None if a is None else self._new(a) for a in (bias, idt)]
+        up = [None if a is None else self.new(a) for a in (bias, idt)]
         g = 1.0 / (1.0 + np.exp(-threshold))
         silut = threshold, threshold * g, g + threshold * g * (1.0 - g)
         activation = ACTIVATIONS.index(_SAME.get(name, name))
         struct = np.array([(*map(self._address, up), n_in, n_out, skip, activation, *silut)], _LAYER)
-        return _Layer(self._new(w), n_in, n_out, skip, struct, tuple(a for a in up if a is not None))
+        return _Layer(self.new(w), n_in, n_out, skip, struct, tuple(a for a in up if a is not None))
 
     def energy_and_forces(
         self,
@@ -190,34 +177,87 @@ class CudaEnergy:
             The force of a pair is beyond `PAIR_FORCE_LIMIT`.
         """
         n, n_all, atomic = len(env.centers), len(env.positions), out.atom_virial is not None
-        totals = _Totals(self._buffer("totals", (_Totals.size(n_all, atomic),), np.int64), n_all)
-        totals.array.fill(0)
-        work = _Work(
-            net,
-            kernel_text(
-                "descriptor.cu", Real=net.real, CHANNELS=net.channels, AXIS=net.axis, N_TYPES=len(p.sel),
-                WARP=self.device.warp, BLOCK=BLOCK,
-            ),
-            self._system(env),
-            self._descriptor(p, e),
-            None if columns is None else self._up("columns", columns, net.dtype),
-            self._buffer("energies", (n + self.tile,), net.dtype),
-            self._buffer("largest", (n,), np.float64),
-            totals,
-            out.force_spacing or FORCE_SPACING,
-            fixed=out.force_spacing != 0.0,
-        )  # fmt: skip
-        for first in range(0, n, self.tile):
-            self._evaluate(work, first, min(first + self.tile, n))
+        array, spacing = self._buffer("totals", (CardSums.size(n_all, atomic),), np.int64), out.force_spacing
+        array.fill(0)
+        extra = None if columns is None else self._up("columns", columns, net.dtype)
+        sums = CardSums.within(array, n_all, spacing or FORCE_SPACING)
+        centers = self._up("centers", env.centers, np.int32)
+        work = self._work(self._uploaded(env), centers, p, e, net, extra, sums, fixed=spacing != 0.0)
+        self._evaluate_all(work, n)
         largest = float(self.device.download(work.largest).max(initial=-np.inf))
         energies = self.device.download(work.energies[:n]).astype(np.float64)
-        found = _Totals(self.device.download(totals.array), n_all)
+        found = CardSums.within(self.device.download(array), n_all, sums.spacing)
         # What comes from beyond the table is thrown away, and of what is not a number the caller can name the atom.
-        if found.too_large[0] and largest <= e.table.upper and np.isfinite(energies).all():
-            limit = PAIR_FORCE_LIMIT * work.spacing
+        if found.trouble[0] and largest <= e.table.upper and np.isfinite(energies).all():
+            limit = PAIR_FORCE_LIMIT * sums.spacing
             raise RunError(f"the force of a pair of atoms is above {limit:g} eV/Å", remedy="check the structure")
-        _add(found, work.spacing, out)
+        add_found(found, out)
         return energies, largest
+
+    def launch(
+        self,
+        system: CardSystem,
+        centers: Array,
+        p: SeAParameters,
+        e: Embedding,
+        net: DeviceNet,
+        columns: Array | None,
+        shift: float,
+        sums: CardSums,
+    ) -> None:
+        """As `energy_and_forces`, of what is on the card and in its sums, without waiting for it.
+
+        Parameters
+        ----------
+        centers
+            (n,) int32, of one type; the same array as long as they are the same.
+        columns
+            (n, n_columns) in the net's precision.
+        shift
+            eV, added to each atom's energy.
+        """
+        n, device = centers.size, self.device
+        work = self._work(system, centers, p, e, net, columns, sums, fixed=True)
+        self._evaluate_all(work, n)
+        text = kernel_text("tally.cu", Real=net.real, WARP=device.warp, BLOCK=BLOCK)
+        numbers = np.int64(n), np.float64(shift), np.float64(e.table.upper)
+        grid = min(-(-n // BLOCK), MOST_BLOCKS)
+        device.launch(text, "tally", grid, BLOCK, work.energies, work.largest, *numbers, sums.energy, sums.trouble)
+
+    def list_of(self, neighbors: Neighbors) -> tuple[Array, Array]:
+        """Offsets and indices of the host's list on the card, where they stay until another list is met."""
+        if neighbors is not self._neighbors:
+            self._up("offsets", neighbors.offsets, np.int64)
+            self._up("indices", neighbors.indices, np.int32)
+            self._neighbors = neighbors
+        shapes = neighbors.offsets.shape, neighbors.indices.shape
+        return self._buffer("offsets", shapes[0], np.int64), self._buffer("indices", shapes[1], np.int32)
+
+    def _work(
+        self,
+        system: CardSystem,
+        centers: Array,
+        p: SeAParameters,
+        e: Embedding,
+        net: DeviceNet,
+        columns: Array | None,
+        sums: CardSums,
+        *,
+        fixed: bool,
+    ) -> _Work:
+        n, arrays = centers.size, (system.positions, system.types, system.offsets, system.indices, centers)
+        text = kernel_text(
+            "descriptor.cu", Real=net.real, CHANNELS=net.channels, AXIS=net.axis, N_TYPES=len(p.sel),
+            WARP=self.device.warp, BLOCK=BLOCK,
+        )  # fmt: skip
+        struct = np.array([tuple(map(self._address, arrays))], _SYSTEM)
+        energies = self._buffer("energies", (n + self.tile,), net.dtype)
+        largest = self._buffer("largest", (n,), np.float64)
+        return _Work(net, text, struct, self._descriptor(p, e), columns, energies, largest, sums, fixed)
+
+    def _evaluate_all(self, work: _Work, n: int) -> None:
+        for first in range(0, n, self.tile):
+            self._evaluate(work, first, min(first + self.tile, n))
 
     def _evaluate(self, work: _Work, first: int, last: int) -> None:
         """The atoms of one tile."""
@@ -231,11 +271,10 @@ class CudaEnergy:
         described = (address(moments), address(inputs), address(work.largest[first:]), address(columns), net.n_columns)
         self.device.launch(work.text, "describe", n, BLOCK, system, work.descriptor, np.array([described], _DESCRIBED))
         self._fit(net, n, inputs, work.energies[first : first + rows])
-        t = work.totals
+        t = work.sums
         exerted = (
-            address(moments), address(inputs), address(t.forces), address(t.virial),
-            address(t.atom_virial if t.atom_virial.size else None), address(t.too_large), 1.0 / work.spacing,
-            PAIR_FORCE_LIMIT * work.spacing, net.n_columns, VIRIAL_SLOTS,
+            address(moments), address(inputs), address(t.forces), address(t.virial), address(t.atom_virial),
+            address(t.trouble), 1.0 / t.spacing, PAIR_FORCE_LIMIT * t.spacing, net.n_columns, VIRIAL_SLOTS,
         )  # fmt: skip
         self.device.launch(work.text, "exert", n, BLOCK, system, work.descriptor, np.array([exerted], _EXERTED))
 
@@ -264,15 +303,9 @@ class CudaEnergy:
                 )
             above = adjoint
 
-    def _system(self, env: Environment) -> NDArray:
-        if env.neighbors is not self._neighbors:
-            self._up("offsets", env.neighbors.offsets, np.int64)
-            self._up("indices", env.neighbors.indices, np.int32)
-            self._neighbors = env.neighbors
-        positions = self._up("positions", env.positions, np.float64)
-        types, centers = (self._up(k, getattr(env, k), np.int32) for k in ("types", "centers"))
-        arrays = positions, types, self._buffers["offsets"], self._buffers["indices"], centers
-        return np.array([tuple(map(self._address, arrays))], _SYSTEM)
+    def _uploaded(self, env: Environment) -> CardSystem:
+        positions, types = self._up("positions", env.positions, np.float64), self._up("types", env.types, np.int32)
+        return CardSystem(positions, types, *self.list_of(env.neighbors))
 
     def _descriptor(self, p: SeAParameters, e: Embedding) -> NDArray:
         kept = self._described
@@ -282,7 +315,7 @@ class CudaEnergy:
             ]
             grids = np.array(rows, _GRID).view(np.uint8)
             coefficients = e.table.coefficients
-            arrays = [*map(self._new, (p.sel, p.davg, p.dstd, p.network, p.flags, grids, coefficients, e.empty))]
+            arrays = [*map(self.new, (p.sel, p.davg, p.dstd, p.network, p.flags, grids, coefficients, e.empty))]
             scalars = p.rcut, p.rcut_smth, p.protection, p.scale
             ends = coefficients.shape[1], int(p.round_displacements)
             struct = np.array([(*scalars, *map(self._address, arrays), *ends)], _DESCRIPTOR)
@@ -292,7 +325,8 @@ class CudaEnergy:
     def _address(self, array: Array | None) -> int:
         return 0 if array is None else self.device.address(array)
 
-    def _new(self, values: NDArray) -> Array:
+    def new(self, values: NDArray) -> Array:
+        """A copy of an array in the card's memory."""
         array = self.device.zeros(values.size, values.dtype).reshape(values.shape)
         self.device.upload(values, array)
         return array
@@ -317,15 +351,3 @@ _NULL = np.uint64(0)
 
 def _blocks(n: int) -> int:
     return -(-n // ELEMENTWISE)
-
-
-def _add(found: _Totals, spacing: float, out: Accumulators) -> None:
-    """Add the sums of a call, downloaded, to its accumulators."""
-    out.forces[...] += found.forces.reshape(out.forces.shape) * spacing
-    # Sums over all atoms may be longer than a float64's digits: in two parts, each of which is exact.
-    slots = found.virial.reshape(VIRIAL_SLOTS, 3, 3)
-    coarse = 2.0**30
-    parts = (slots >> 30).sum(axis=0) * (coarse * spacing), (slots & (2**30 - 1)).sum(axis=0) * spacing
-    out.virial[...] += exact_sum(np.stack(parts))
-    if out.atom_virial is not None:
-        out.atom_virial[...] += found.atom_virial.reshape(out.atom_virial.shape) * spacing

@@ -41,7 +41,7 @@ class EmulatedDevice:
     def __init__(self, folder: Path, warp: int = 32, backward: bool = False) -> None:
         self.folder, self.warp, self.backward = folder, warp, backward
         self.launched: list[str] = []
-        self.uploaded = 0
+        self.uploaded = self.downloaded = 0  # bytes
         self._libraries: dict[str, ctypes.CDLL] = {}
         self._under_way: list = []
 
@@ -54,7 +54,16 @@ class EmulatedDevice:
         to[...] = values
 
     def download(self, array):
+        self.downloaded += array.nbytes
         return array.copy()
+
+    def copy(self, source, to):
+        assert source.shape == to.shape
+        assert source.dtype == to.dtype
+        to[...] = source
+
+    def free_memory(self):
+        return 2**30
 
     def address(self, array):
         assert array.flags.c_contiguous

@@ -1,0 +1,17 @@
+// Sums over atoms that are exact in any order of threads, blocks and ranks.
+#pragma once
+
+#include "block.h"
+#include "exact_sum.h"
+
+namespace dphpc {
+
+// Adds what a warp's threads have to the sum of all; all of the warp take part.
+__device__ inline void add_parts(const ExactSum& own, double* sum) {
+    for (int k = 0; k < ExactSum::parts; ++k) {
+        const double total = warp_sum(own.part[k]);
+        if (threadIdx.x % WARP == 0 && total != 0.0) atomicAdd(sum + k, total);
+    }
+}
+
+}  // namespace dphpc
