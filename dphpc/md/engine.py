@@ -94,6 +94,10 @@ class Engine:
         (2,) seconds that messages to and from ghosts were under way, and of which this rank waited for them.
     asked_to_stop
         Number of the signal that asked this rank to end the run, 0 if none did.
+    spacing
+        Å, of which positions are multiples in a deterministic run; else 0.
+    moved2
+        Å²: how far some atom of some rank was from its place in the neighbor list, when that was looked at last.
     stop
         What some rank was asked, agreed by all ranks in the last `update_forces`.
     """
@@ -120,17 +124,17 @@ class Engine:
         self.outputs = Outputs(state.forces)
         self.rebuilds, self.in_flight = 0, np.zeros(2)
         self.deterministic, self.balance = deterministic, balance
-        self.asked_to_stop, self.stop = 0, 0
+        self.asked_to_stop, self.stop, self.moved2 = 0, 0, 0.0
         self.last_restart: str | None = None
         self.n_atoms = int(comm.allreduce(np.array([state.n_local], np.int64))[0])
         self._neighbors: Neighbors | None = None
         self.inner: list[NDArray[np.int32]] = []
         self.outer: list[NDArray[np.int32]] = []
         self._busy = np.zeros(2)  # seconds of force evaluation since the last look at the balance, and the work done
-        spacing = state.box.spacing if deterministic else 0.0
-        if spacing:
-            round_to(state.positions, spacing, out=state.positions)
-        self.host = HostMoves(state, masses, spacing)
+        self.masses, self.spacing = masses, state.box.spacing if deterministic else 0.0
+        if self.spacing:
+            round_to(state.positions, self.spacing, out=state.positions)
+        self.host = HostMoves(state, masses, self.spacing)
         self.moves: Moves = self.host
 
     @property
@@ -281,7 +285,8 @@ class Engine:
             self.stop = int(flags[2])
             if flags[1]:
                 agree(self.comm, self._wild_atom(moved2) if wild else None)
-            return bool(flags[0] >= (0.5 * self.skin) ** 2)
+            self.moved2 = float(flags[0])
+            return self.moved2 >= (0.5 * self.skin) ** 2
 
     def _rebuild(self) -> None:
         self._build()

@@ -107,9 +107,9 @@ class Screen:
             self._progress.stop()
             self._progress = None
 
-    def tick(self) -> None:
-        """A step is done."""
-        self.done += 1
+    def tick(self, steps: int) -> None:
+        """Steps are done."""
+        self.done += steps
         if self._progress is not None:
             self._progress.update(self._task, completed=self.done)
 

@@ -16,8 +16,8 @@ from dphpc.core.errors import RunError
 from dphpc.core.exact_sum import no_sum
 from dphpc.core.signals import stop_signals
 from dphpc.core.units import FS
+from dphpc.md.card_engine import engine_for
 from dphpc.md.config import MdConfig, Stage
-from dphpc.md.engine import Engine
 from dphpc.md.integrators import Integrator, VelocityVerlet
 from dphpc.md.memory import estimate, refuse_if_too_large
 from dphpc.md.observables import HEADER, Thermo, bath_energy, degrees_of_freedom, measure
@@ -99,7 +99,7 @@ class Run:
         self._describe(n_atoms, domain, start.warning)
         state = deal(source, settings.replicate, start.box, domain, comm)
         dt = settings.timestep_fs * FS
-        self.engine = Engine(
+        self.engine = engine_for(self.potential)(
             state, domain, comm, self.potential, start.masses, dt, settings.skin_A,
             deterministic=settings.deterministic, balance=settings.balance,
         )  # fmt: skip
@@ -192,11 +192,12 @@ class Run:
         while True:
             stage = stages[self.stage]
             self.screen.say(f"stage {self.stage + 1} of {len(stages)}: {stage.title}")
-            for k in range(self.stage_step + 1, stage.steps + 1):
-                integrator.step(engine, stage.temperature(k))
-                engine.step += 1
-                self.stage_step = k
-                self.screen.tick()
+            while self.stage_step < stage.steps:
+                n = engine.steps_ahead(min(stage.steps - self.stage_step, self._steps_to_output()))
+                done = self.stage_step
+                engine.advance(integrator, [stage.temperature(k) for k in range(done + 1, done + n + 1)])
+                self.stage_step += n
+                self.screen.tick(n)
                 self._write(integrator)
                 if self._must_end():
                     return integrator
@@ -224,15 +225,27 @@ class Run:
                 return Langevin(damping, seed)
         return VelocityVerlet()
 
+    def _intervals(self) -> dict[str, int]:
+        """Every how many steps what is written."""
+        s = self.settings
+        outputs = {"thermo": s.thermo, "trajectory": s.trajectory, "deviation": s.deviation, "restart": s.restart}
+        return {what: output.every for what, output in outputs.items() if output and output.every}
+
+    def _steps_to_output(self) -> int:
+        """Steps until the next output, or a great many."""
+        step = self.engine.step
+        return min((every - step % every for every in self._intervals().values()), default=1 << 30)
+
     def _write(self, integrator: Integrator, first: bool = False) -> None:
         """Whatever output is due at this step; `first` is the state before the first step."""
         s, engine = self.settings, self.engine
-        due = {"thermo": s.thermo.every, "trajectory": s.trajectory.every if s.trajectory else 0}
-        due["deviation"] = s.deviation.every if s.deviation else 0
-        due["restart"] = s.restart.every if s.restart and not first else 0
-        now = {what for what, every in due.items() if every and engine.step % every == 0}
+        now = {what for what, every in self._intervals().items() if engine.step % every == 0}
+        if first:
+            now.discard("restart")
         if not now:
             return
+        if now != {"thermo"}:
+            engine.to_host()
         thermo = measure(engine, integrator, self.bath)
         if "deviation" in now and self.deviation and (not first or self.fresh["deviation"]):
             self.deviation.write(engine, thermo.potential_eV)
@@ -262,6 +275,7 @@ class Run:
     def _write_restart(self, integrator: Integrator) -> None:
         s, engine = self.settings, self.engine
         assert s.restart is not None
+        engine.to_host()
         files: dict[str, int] = {}
         if self.thermo_file and s.thermo.file:
             files[s.thermo.file] = self.thermo_file.position()

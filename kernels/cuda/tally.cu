@@ -8,7 +8,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK)
 tally(const Real* energies, const double* largest, long long n, double shift, double upper, double* sum, Count* trouble) {
     ExactSum own;
     bool bad = false;
-    for (long long i = blockIdx.x * static_cast<long long>(BLOCK) + threadIdx.x; i < n; i += gridDim.x * static_cast<long long>(BLOCK)) {
+    for (long long i = my_first(); i < n; i += n_threads()) {
         const double energy = static_cast<double>(energies[i]) + shift;
         bad = bad || !(fabs(energy) < 1.0 / 0.0) || largest[i] > upper;
         own.add(energy);

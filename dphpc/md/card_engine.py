@@ -1,0 +1,186 @@
+"""An engine whose atoms live on a card: between two looks at it no step waits, nothing goes up or down.
+
+`advance` does a window of steps, in which the card takes note if an atom leaves the reach of the neighbor list, a
+force or an energy is not what it should be, or a pair comes nearer than the model's table reaches. Where that has
+happened the window is thrown away: atoms and thermostat go back to what was kept at its start, and the steps are done
+one by one, each as an `Engine` does it, with forces from the card but everything else decided on the host. So a list
+is built anew, a table extended and an error raised in the very step in which it is due, and a step has the same
+results either way: the card's moves are the same, and so are its forces, which are sums of whole numbers.
+
+A window ends where its `Window` expects the list to have had its day; the next step is then one of the host's, in which
+the list is built.  Several ranks exchange ghosts through the host in each step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dphpc.core.exact_sum import FORCE_LIMIT, FORCE_SPACING
+from dphpc.md.engine import Engine
+from dphpc.md.window import Window
+from dphpc.ops.energy.card import VIRIAL_SLOTS, CardSums, CardSystem, virial_parts
+from dphpc.ops.motion.cuda import CudaMoves
+from dphpc.potential.contract import CardPotential, Outputs, Potential
+
+if TYPE_CHECKING:
+    from dphpc.md.integrators import Integrator
+
+_MOVED, _TROUBLE, _ENERGY, _VIRIAL = slice(0, 1), slice(1, 2), slice(2, 5), slice(5, 5 + 9 * VIRIAL_SLOTS)
+"""Of the report, words of 64 bits that a look brings down; the first two are of the whole window."""
+
+
+def engine_for(potential: Potential) -> type[Engine]:
+    """The kind of engine that moves atoms where the potential is evaluated."""
+    on_card = isinstance(potential, CardPotential) and potential.device is not None
+    return CardEngine if on_card else Engine
+
+
+class CardEngine(Engine):
+    """See `Engine`; its potential is a `CardPotential` with a device.
+
+    Attributes
+    ----------
+    card
+        The moves and arrays on the card.
+    window
+        Foretells how many steps may go by.
+    thrown_away
+        Windows that had to be done again.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        assert isinstance(self.potential, CardPotential)
+        assert self.potential.device is not None
+        self._on_card, self.device = self.potential, self.potential.device
+        self.moves = self.card = CudaMoves(self.device, self.masses, self.spacing, alone=self.comm.size == 1)
+        self.window, self.thrown_away = Window(0.5 * self.skin), 0
+        self._report = self.device.zeros(_VIRIAL.stop, np.int64)
+        self._unseen = False  # whether steps go by without a look
+        self._due = False  # whether the next step is to build the list
+        self._since = 0  # steps since it was built
+        self._here = True  # whether `state` is that of the present step
+
+    def update_forces(self) -> None:
+        """See `Engine.update_forces`; in a window nothing is waited for, and nothing raised."""
+        self._since += 1
+        if self._unseen:
+            self._launch()
+            return
+        before = self._neighbors
+        if before is not None:
+            self.card.bring(self.state, "positions", "velocities")
+        super().update_forces()
+        if self._neighbors is not before:
+            self._place()
+        self.card.put_forces(self.state.forces[: self.state.n_local])
+        self.window.saw(np.sqrt(self.moved2) if self._since else 0.0, self._since)
+
+    def steps_ahead(self, limit: int) -> int:
+        """See `Engine.steps_ahead`: up to the next look."""
+        return min(limit, max(self.window.steps, 1))
+
+    def advance(self, integrator: Integrator, temperatures: Sequence[float]) -> None:
+        """See `Engine.advance`."""
+        self._here = False
+        if self.window.steps > 1:
+            step, since = self.step, self._since
+            self.card.keep()
+            self._report[: _TROUBLE.stop].fill(0)
+            self._unseen = True
+            super().advance(integrator, temperatures)
+            self._unseen = False
+            if self._all_is_well():
+                self.card.fetch_account()
+                return
+            self.thrown_away += 1
+            self.card.restore()
+            self.step, self._since = step, since
+        else:
+            self._due = self.window.steps == 0
+        super().advance(integrator, temperatures)
+        self.card.fetch_account()
+
+    def to_host(self) -> None:
+        """See `Engine.to_host`; collective."""
+        if self._here:
+            return
+        with self.timers("output"):
+            self.card.bring(self.state, "positions", "velocities", "forces")
+        with self.timers("halo"):
+            self.halo.refresh_ghosts(self.state)
+        self._here = True
+
+    def _must_rebuild(self) -> bool:
+        return super()._must_rebuild() or self._due
+
+    def _place(self) -> None:
+        """Bring the atoms of a new list to the card."""
+        with self.timers("halo"):
+            state, card = self.state, self.card
+            card.take_up(state)
+            self._on_card.place(state.types[: state.n_local])
+            self._system = CardSystem(card.positions, card.types, *self._on_card.list_on_card(self.neighbors))
+            totals = card.room("totals", (3 * state.n_all,), np.int64)
+            report = self._report
+            self._sums = CardSums(totals, report[_VIRIAL], report[_TROUBLE], energy=report[_ENERGY])
+            if self.comm.size == 1:
+                self._owners = card.put("owners", self.halo.owners)
+                self._displacements = card.put("displacements", self.halo.displacements)
+        self._due, self._since, self.moved2 = False, 0, 0.0
+
+    def _launch(self) -> None:
+        """Forces, energy and virial at the present positions, and what is to be noted; nothing waits on one rank."""
+        card, sums, report = self.card, self._sums, self._report
+        with self.timers("neighbor"):
+            card.note_displacement(report[_MOVED])
+        with self.timers("halo"):
+            self._refresh()
+        with self.timers("force"):
+            sums.forces.fill(0)
+            report[_ENERGY.start : _VIRIAL.stop].fill(0)
+            self._on_card.launch(self._system, sums)
+        with self.timers("halo"):
+            self._reduce()
+            card.take_forces(
+                sums.forces, FORCE_SPACING, FORCE_LIMIT if self.deterministic else np.inf, report[_TROUBLE]
+            )
+
+    def _refresh(self) -> None:
+        """Ghosts to where their owners are."""
+        if self.comm.size == 1:
+            self.card.follow(self._owners, self._displacements)
+            return
+        n = self.state.n_local
+        self.card.bring(self.state, "positions")
+        self.halo.refresh_ghosts(self.state)
+        self.device.upload(self.state.positions[n:], self.card.positions[n:])
+
+    def _reduce(self) -> None:
+        """What ghosts have to their owners."""
+        if self.comm.size == 1:
+            self.card.give_back(self._owners, self._sums.forces)
+            return
+        totals = self.device.download(self._sums.forces).reshape(-1, 3)
+        self.halo.reduce(totals)
+        n = 3 * self.state.n_local
+        self.device.upload(totals.ravel()[:n], self._sums.forces[:n])
+
+    def _all_is_well(self) -> bool:
+        """Look at the window that was: whether its steps stand; collective."""
+        with self.timers("force"):  # which the card may still be at
+            report = self.device.download(self._report)
+        moved2 = float(report[_MOVED].view(np.float64)[0])
+        noted = moved2 if np.isfinite(moved2) else np.inf, float(report[_TROUBLE][0]), self.asked_to_stop
+        with self.timers("wait"):
+            flags = self.comm.allreduce(np.array(noted, np.float64), "max")
+        self.moved2, self.stop = float(flags[0]), int(flags[2])
+        if flags[1] or self.moved2 >= (0.5 * self.skin) ** 2:
+            return False
+        self.window.saw(np.sqrt(self.moved2), self._since)
+        energy, virial = report[_ENERGY].view(np.float64), virial_parts(report[_VIRIAL], FORCE_SPACING)
+        self.outputs = Outputs(self.state.forces, energy, virial, force_spacing=self.outputs.force_spacing)
+        return True

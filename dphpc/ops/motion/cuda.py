@@ -1,0 +1,182 @@
+"""Moves on a card, where the atoms' positions, velocities and forces stay from step to step."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from dphpc.core.device import Array, Device
+from dphpc.core.exact_sum import no_sum
+from dphpc.core.random import Stream
+from dphpc.core.state import State
+from dphpc.core.units import ACCELERATION, BOLTZMANN_EV_PER_K, KINETIC
+from dphpc.ops.kernel_text import kernel_text
+from dphpc.ops.motion.contract import Account, Bath, Combine, Floats
+
+BLOCK = 256
+"""Threads of a block."""
+
+MOST_BLOCKS = 1024
+"""That stride over the atoms."""
+
+# The structs of kernels/cuda/motion.cu; u8 is a pointer, too.
+_POINTERS = ("positions", "velocities", "forces", "types", "ids", "mass", "inverse", "built_at")
+_ATOMS = np.dtype([*((name, "u8") for name in _POINTERS), ("n", "i8")], align=True)
+_NOISE = np.dtype([("key", "u8"), ("step", "u8"), ("keep", "f8"), ("spread", "f8"), ("kT", "f8")], align=True)
+
+
+class CudaMoves:
+    """See `contract.Moves`; nothing waits for the card but `kinetic_tensor`, and `rescale` on several ranks.
+
+    Parameters
+    ----------
+    masses
+        (ntypes,) u.
+    spacing
+        Å, of which displacements are whole multiples; 0 for as they come.
+    alone
+        Whether this rank has all atoms.
+    """
+
+    def __init__(self, device: Device, masses: Floats, spacing: float, *, alone: bool) -> None:
+        self.device, self.alone = device, alone
+        self._spacing = np.float64(spacing)
+        definitions = {"WARP": device.warp, "BLOCK": BLOCK, "KINETIC": repr(KINETIC)}
+        self._text = kernel_text("motion.cu", **definitions)
+        self._bath_text = kernel_text("thermostats.cu", BOLTZMANN=repr(BOLTZMANN_EV_PER_K))
+        self._arrays: dict[str, Array] = {}
+        self._mass, self._inverse = self.put("mass", masses), self.put("inverse", ACCELERATION / masses)
+        self._parts, self._factor = device.zeros(3, np.float64), device.zeros(1, np.float64)
+        self._account: Account | None = None
+        self._known, self._scalars = np.zeros(0), device.zeros(0, np.float64)
+        self._kept: Floats = np.zeros(0)
+        self.n_local = 0
+
+    # From the host and back.
+
+    def take_up(self, state: State) -> None:
+        """The atoms of a state, ghosts included, at whose positions the neighbor list was built; not their forces."""
+        n = self.n_local = state.n_local
+        self.positions, self.types = self.put("positions", state.positions), self.put("types", state.types)
+        self.velocities, self._ids = self.put("velocities", state.velocities[:n]), self.put("ids", state.ids[:n])
+        self.forces, self._built_at = (self.room(name, (n, 3), np.float64) for name in ("forces", "built_at"))
+        self.device.copy(self.positions[:n], self._built_at)
+        arrays = (
+            self.positions, self.velocities, self.forces, self.types, self._ids, self._mass, self._inverse,
+            self._built_at,
+        )  # fmt: skip
+        self._atoms = np.array([(*map(self.device.address, arrays), n)], _ATOMS)
+
+    def bring(self, state: State, *fields: str) -> None:
+        """Positions, velocities or forces of the local atoms, to the state they were taken up from."""
+        for name in fields:
+            getattr(state, name)[: self.n_local] = self.device.download(getattr(self, name)[: self.n_local])
+
+    def fetch_account(self) -> None:
+        """Let the thermostat have its numbers."""
+        if self._account is not None and self._known.size:
+            self._known[...] = self.device.download(self._scalars)
+
+    def keep(self) -> None:
+        """Remember the atoms and the thermostat, whose numbers the host must have; the list stays as it is."""
+        for kept, array in self._copies():
+            self.device.copy(array, kept)
+        self._kept = self._known.copy()
+
+    def restore(self) -> None:
+        """Go back to what was kept last."""
+        for kept, array in self._copies():
+            self.device.copy(kept, array)
+        if self._account is not None and self._known.size:
+            self._known[...] = self._kept
+            self._account = None  # it goes up again
+
+    def _copies(self) -> list[tuple[Array, Array]]:
+        n = self.n_local
+        arrays = {"positions": self.positions[:n], "velocities": self.velocities, "forces": self.forces}
+        return [(self.room(f"kept {name}", (n, 3), np.float64), array) for name, array in arrays.items()]
+
+    # Moves.
+
+    def kick(self, dt: float) -> None:
+        """See `contract.Moves.kick`."""
+        self._launch("kick", np.float64(dt))
+
+    def drift(self, dt: float) -> None:
+        """See `contract.Moves.drift`."""
+        self._launch("drift", np.float64(dt), self._spacing)
+
+    def rescale(self, bath: Bath, inputs: Floats, combine: Combine, *, measured: bool) -> None:
+        """See `contract.Moves.rescale`; a single thread answers for the bath."""
+        scalars = self._scalars_of(bath)
+        if measured:
+            self._parts.fill(0)
+            self._launch("add_kinetic", self._parts)
+            if not self.alone:
+                self.device.upload(combine(self.device.download(self._parts)), self._parts)
+        by_value = inputs.view(np.dtype([(f"x{k}", "f8") for k in range(len(inputs))]))
+        self.device.launch(self._bath_text, bath.kernel, 1, 1, self._parts, scalars, by_value, self._factor)
+        self._launch("scale", self._factor)
+
+    def randomize_velocities(self, account: Account, keep: float, temperature: float, seed: int, step: int) -> None:
+        """See `contract.Moves.randomize_velocities`."""
+        key, spread = (seed << 4) | int(Stream.LANGEVIN), np.sqrt(1.0 - keep * keep)
+        noise = np.array([(key, step, keep, spread, BOLTZMANN_EV_PER_K * temperature)], _NOISE)
+        self._launch("randomize", noise, self._scalars_of(account))
+
+    def kinetic_tensor(self) -> Floats:
+        """See `contract.Moves.kinetic_tensor`."""
+        sums = self.room("tensor", (27,), np.float64)
+        sums.fill(0)
+        if self.n_local:
+            grid = 9 * min(-(-self.n_local // BLOCK), MOST_BLOCKS // 9)
+            self.device.launch(self._text, "add_kinetic_tensor", grid, BLOCK, self._atoms, sums)
+        return np.ascontiguousarray(np.moveaxis(self.device.download(sums).reshape(3, 3, len(no_sum())), -1, 0))
+
+    # What an evaluation of forces needs beside.
+
+    def note_displacement(self, largest: Array) -> None:
+        """Raise `largest` (1,), the bits of a float64, to the largest squared displacement (Å²) of the list's atoms."""
+        self._launch("note_displacement", largest)
+
+    def follow(self, owners: Array, displacements: Array) -> None:
+        """Put ghosts where their owners (n_ghost,) int32, displaced by (n_ghost, 3) Å, are now."""
+        self._launch("follow", owners, displacements, np.int64(owners.size))
+
+    def give_back(self, owners: Array, totals: Array) -> None:
+        """Add the ghosts' part of whole numbers (3·n_all,) to that of their owners."""
+        self._launch("give_back", owners, np.int64(owners.size), totals)
+
+    def take_forces(self, totals: Array, spacing: float, limit: float, trouble: Array) -> None:
+        """Forces from whole multiples (3·n_all,) of a spacing; `trouble` becomes 1 if one reaches the limit (eV/Å)."""
+        self._launch("take_forces", totals, np.float64(spacing), np.float64(limit), trouble)
+
+    def put_forces(self, forces: Floats) -> None:
+        """Forces (n_local, 3) from the host."""
+        self.device.upload(forces, self.forces)
+
+    def room(self, name: str, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+        """An array that keeps its memory from call to call."""
+        size = int(np.prod(shape))
+        kept = self._arrays.get(name)
+        if kept is None or kept.size < size:
+            # An eighth of head-room, as atoms come and go.
+            kept = self._arrays[name] = self.device.zeros(size + size // 8 + 1, dtype)
+        return kept[:size].reshape(shape)
+
+    def put(self, name: str, values: NDArray) -> Array:
+        """A host's array in such room."""
+        array = self.room(name, values.shape, values.dtype)
+        self.device.upload(values, array)
+        return array
+
+    def _scalars_of(self, account: Account) -> Array:
+        if account is not self._account or account.scalars is not self._known:
+            self._account, self._known = account, account.scalars
+            self._scalars = self.put("scalars", account.scalars)
+        return self._scalars
+
+    def _launch(self, kernel: str, *arguments: object) -> None:
+        # Three numbers of each atom or ghost for a thread, at most.
+        grid = min(max(-(-3 * self.n_local // BLOCK), 1), MOST_BLOCKS)
+        self.device.launch(self._text, kernel, grid, BLOCK, self._atoms, *arguments)

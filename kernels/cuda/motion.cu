@@ -1,0 +1,159 @@
+// The elementary moves of dynamics on the local atoms; arithmetic and bits of dphpc/ops/motion/reference.py.
+//
+// WARP and BLOCK are defined in front of this text.  Each thread strides over the atoms.
+#include "exact.h"
+#include "sums.h"
+
+namespace dphpc {
+
+// Passed by value; the twin is in dphpc/ops/motion/cuda.py.
+struct Atoms {
+    double* positions;       // (n_all, 3)
+    double* velocities;      // (n, 3)
+    double* forces;          // (n, 3)
+    const int* types;        // (n_all)
+    const long long* ids;    // (n)
+    const double* mass;      // (n_types) u
+    const double* inverse;   // (n_types) Å/ps² per eV/Å
+    const double* built_at;  // (n, 3), positions when the neighbor list was built
+    long long n;
+};
+
+extern "C" __global__ void __launch_bounds__(BLOCK) kick(const Atoms atoms, double dt) {
+    for (long long i = my_first(); i < 3 * atoms.n; i += n_threads()) {
+        const double per_force = times(dt, atoms.inverse[atoms.types[i / 3]]);
+        atoms.velocities[i] = plus(atoms.velocities[i], times(atoms.forces[i], per_force));
+    }
+}
+
+// Displacements are rounded before they are added; a spacing of 0 leaves them.
+extern "C" __global__ void __launch_bounds__(BLOCK) drift(const Atoms atoms, double dt, double spacing) {
+    const RoundTo rounded(spacing);
+    for (long long i = my_first(); i < 3 * atoms.n; i += n_threads())
+        atoms.positions[i] = plus(atoms.positions[i], rounded(times(atoms.velocities[i], dt)));
+}
+
+extern "C" __global__ void __launch_bounds__(BLOCK) scale(const Atoms atoms, const double* factor) {
+    for (long long i = my_first(); i < 3 * atoms.n; i += n_threads())
+        atoms.velocities[i] = times(atoms.velocities[i], *factor);
+}
+
+constexpr double kinetic_unit = KINETIC;  // u·(Å/ps)² in eV
+
+__device__ inline double kinetic_of(const Atoms& atoms, const double* v, long long i) {
+    const double v2 = plus(plus(times(v[0], v[0]), times(v[1], v[1])), times(v[2], v[2]));
+    return times(times(0.5 * kinetic_unit, atoms.mass[atoms.types[i]]), v2);
+}
+
+// sum (3) += ½ m v² in parts.
+extern "C" __global__ void __launch_bounds__(BLOCK) add_kinetic(const Atoms atoms, double* sum) {
+    ExactSum own;
+    for (long long i = my_first(); i < atoms.n; i += n_threads())
+        own.add(kinetic_of(atoms, atoms.velocities + 3 * i, i));
+    add_parts(own, sum);
+}
+
+// sums (9, 3) += m v ⊗ v in parts, one component for every ninth block.
+extern "C" __global__ void __launch_bounds__(BLOCK) add_kinetic_tensor(const Atoms atoms, double* sums) {
+    const unsigned component = blockIdx.x % 9, a = component / 3, b = component % 3;
+    ExactSum own;
+    for (long long i = blockIdx.x / 9 * BLOCK + threadIdx.x; i < atoms.n; i += gridDim.x / 9 * BLOCK) {
+        const double* v = atoms.velocities + 3 * i;
+        own.add(times(times(v[b], times(kinetic_unit, atoms.mass[atoms.types[i]])), v[a]));
+    }
+    add_parts(own, sums + 3 * component);
+}
+
+// Random numbers of dphpc/core/random.py.
+struct Words {
+    unsigned c[4];
+};
+
+__device__ inline Words philox(Words w, unsigned k0, unsigned k1) {
+    for (int round = 0; round < 10; ++round) {
+        const unsigned long long p0 = 0xD2511F53ull * w.c[0], p1 = 0xCD9E8D57ull * w.c[2];
+        w = {{static_cast<unsigned>(p1 >> 32) ^ w.c[1] ^ k0, static_cast<unsigned>(p1),
+              static_cast<unsigned>(p0 >> 32) ^ w.c[3] ^ k1, static_cast<unsigned>(p0)}};
+        k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;
+    }
+    return w;
+}
+
+__device__ inline double uniform(unsigned a, unsigned b) {
+    return static_cast<double>((static_cast<unsigned long long>(a) << 21) ^ (b >> 11)) * 0x1p-53;
+}
+
+struct Noise {
+    unsigned long long key;   // seed and stream
+    unsigned long long step;
+    double keep, spread, kT;  // factor of the old velocity, of the new in √(kT/m), eV
+};
+
+// v = keep·v + spread·√(kT/m) ξ; taken (3) += the kinetic energy lost, in parts.
+extern "C" __global__ void __launch_bounds__(BLOCK) randomize(const Atoms atoms, const Noise noise, double* taken) {
+    ExactSum own;
+    const unsigned k0 = static_cast<unsigned>(noise.key), k1 = static_cast<unsigned>(noise.key >> 32);
+    const unsigned when = static_cast<unsigned>(noise.step), later = static_cast<unsigned>(noise.step >> 32) << 4;
+    for (long long i = my_first(); i < atoms.n; i += n_threads()) {
+        double* v = atoms.velocities + 3 * i;
+        own.add(kinetic_of(atoms, v, i));
+        const unsigned long long id = static_cast<unsigned long long>(atoms.ids[i]);
+        const double speed = times(noise.spread, sqrt(times(noise.kT, atoms.inverse[atoms.types[i]])));
+        for (unsigned pair = 0; pair < 2; ++pair) {
+            const Words counter = {{static_cast<unsigned>(id), static_cast<unsigned>(id >> 32), when, later | pair}};
+            const Words w = philox(counter, k0, k1);
+            const double radius = sqrt(-2.0 * log(1.0 - uniform(w.c[0], w.c[1])));
+            const double angle = 6.283185307179586 * uniform(w.c[2], w.c[3]);
+            v[2 * pair] = plus(times(noise.keep, v[2 * pair]), times(radius * cos(angle), speed));
+            if (pair == 0) v[1] = plus(times(noise.keep, v[1]), times(radius * sin(angle), speed));
+        }
+        own.add(-kinetic_of(atoms, v, i));
+    }
+    add_parts(own, taken);
+}
+
+// largest is raised to the largest squared displacement since the list was built, as the bits of a double, which order as
+// the numbers do; those of what is not a number come last.
+extern "C" __global__ void __launch_bounds__(BLOCK) note_displacement(const Atoms atoms, unsigned long long* largest) {
+    unsigned long long own = 0;
+    for (long long i = my_first(); i < atoms.n; i += n_threads()) {
+        double moved2 = 0.0;
+        for (int a = 0; a < 3; ++a) {
+            const double d = atoms.positions[3 * i + a] - atoms.built_at[3 * i + a];
+            moved2 = plus(moved2, times(d, d));
+        }
+        const unsigned long long bits = static_cast<unsigned long long>(__double_as_longlong(moved2));
+        own = bits > own ? bits : own;
+    }
+    for (int distance = WARP / 2; distance > 0; distance /= 2) {
+        const unsigned long long other = lane_below(own, distance);
+        own = other > own ? other : own;
+    }
+    if (threadIdx.x % WARP == 0 && own > 0) atomicMax(largest, own);
+}
+
+// Ghosts (n_ghosts) stand behind the local atoms, displaced from their owners (n_ghosts).
+extern "C" __global__ void __launch_bounds__(BLOCK)
+follow(const Atoms atoms, const int* owners, const double* displacements, long long n_ghosts) {
+    for (long long i = my_first(); i < 3 * n_ghosts; i += n_threads())
+        atoms.positions[3 * atoms.n + i] = atoms.positions[3ll * owners[i / 3] + i % 3] + displacements[i];
+}
+
+// Whole numbers (n_all, 3): what ghosts have goes to their owners.
+extern "C" __global__ void __launch_bounds__(BLOCK)
+give_back(const Atoms atoms, const int* owners, long long n_ghosts, Count* totals) {
+    for (long long i = my_first(); i < 3 * n_ghosts; i += n_threads())
+        add(totals + 3ll * owners[i / 3] + i % 3, totals[3 * atoms.n + i]);
+}
+
+// Forces from whole numbers of a spacing; trouble where one reaches the limit.
+extern "C" __global__ void __launch_bounds__(BLOCK)
+take_forces(const Atoms atoms, const Count* totals, double spacing, double limit, Count* trouble) {
+    for (long long i = my_first(); i < 3 * atoms.n; i += n_threads()) {
+        const double force = static_cast<double>(totals[i]) * spacing;
+        if (!(fabs(force) < limit)) *trouble = 1;
+        atoms.forces[i] = force;
+    }
+}
+
+}  // namespace dphpc
