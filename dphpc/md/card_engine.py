@@ -23,7 +23,7 @@ from dphpc.md.engine import Engine
 from dphpc.md.window import Window
 from dphpc.ops.energy.card import VIRIAL_SLOTS, CardSums, CardSystem, virial_parts
 from dphpc.ops.motion.cuda import CudaMoves
-from dphpc.potential.contract import CardPotential, Outputs, Potential
+from dphpc.potential.contract import CardPotential, Outputs, Potential, card_of
 
 if TYPE_CHECKING:
     from dphpc.md.integrators import Integrator
@@ -34,8 +34,7 @@ _MOVED, _TROUBLE, _ENERGY, _VIRIAL = slice(0, 1), slice(1, 2), slice(2, 5), slic
 
 def engine_for(potential: Potential) -> type[Engine]:
     """The kind of engine that moves atoms where the potential is evaluated."""
-    on_card = isinstance(potential, CardPotential) and potential.device is not None
-    return CardEngine if on_card else Engine
+    return Engine if card_of(potential) is None else CardEngine
 
 
 class CardEngine(Engine):
@@ -88,13 +87,13 @@ class CardEngine(Engine):
         self._here = False
         if self.window.steps > 1:
             step, since = self.step, self._since
-            self.card.keep()
+            self.card.keep(integrator)
             self._report[: _TROUBLE.stop].fill(0)
             self._unseen = True
             super().advance(integrator, temperatures)
             self._unseen = False
             if self._all_is_well():
-                self.card.fetch_account()
+                self.card.fetch_account(integrator)
                 return
             self.thrown_away += 1
             self.card.restore()
@@ -102,7 +101,7 @@ class CardEngine(Engine):
         else:
             self._due = self.window.steps == 0
         super().advance(integrator, temperatures)
-        self.card.fetch_account()
+        self.card.fetch_account(integrator)
 
     def to_host(self) -> None:
         """See `Engine.to_host`; collective."""

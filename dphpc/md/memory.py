@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import platform
 from dataclasses import dataclass
 
 import numpy as np
 
+from dphpc.core.device import Device
 from dphpc.core.errors import InputError
 from dphpc.core.memory import memory_available
 from dphpc.core.state import FIELDS
@@ -25,15 +27,48 @@ GHOST_BYTES = 4 + 24 + 24 + 8 + 8 + 4
 SEARCH_BYTES = 56
 """Of the neighbor search for each local atom and ghost, while it runs."""
 
+CARD_BYTES = 250e6
+"""Of a rank on its card whatever the number of atoms: features of a tile (60 MB for the water model), tables, nets, and
+what the libraries keep; assumed, as no card has been measured."""
+
+CARD_ATOM_BYTES = 24 * 4 + 24 * 3 + 8 + 4 + 24 + 4 + 8 + 8 + 8
+"""Of a local atom on a card: position, velocity, force and place when the list was built; what a window keeps of the
+first three; id, type, sum of forces, center, energy, largest argument of the table, row of the list."""
+
+CARD_GHOST_BYTES = 24 + 4 + 24 + 4 + 24
+"""Of a ghost: position, type, sum of forces, owner, displacement."""
+
+CARD_CALL_BYTES = 24 + 4 + 24
+"""Of an atom or ghost for each model that is called from the host: position, type, sum of forces."""
+
+HEAD_ROOM = 9 / 8
+"""Of arrays that keep their memory."""
+
+
+@dataclass(frozen=True)
+class CardRoom:
+    """Bytes on a card for each local atom, its ghosts included, and free for a rank; the atoms that all cards hold."""
+
+    per_atom: float
+    free: float
+    atoms: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.free / 1e9:.1f} GB of a card free for each rank, {self.per_atom / 1e3:.2f} kB/atom: "
+            f"room for about {self.atoms:,} atoms"
+        )
+
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes: for each local atom, its ghosts included, and of all ranks of the fullest node."""
+    """Bytes: for each local atom, its ghosts included, and of all ranks of the fullest node; and what cards have."""
 
     per_atom: float
     total: float
     node: float
     available: float
+    card: CardRoom | None = None
 
     def __str__(self) -> str:
         return (
@@ -43,7 +78,14 @@ class Estimate:
 
 
 def estimate(
-    n_atoms: int, domain: Domain, potential: Potential, reach: float, comm: Communicator, more: float = 0.0
+    n_atoms: int,
+    domain: Domain,
+    potential: Potential,
+    reach: float,
+    comm: Communicator,
+    more: float = 0.0,
+    device: Device | None = None,
+    models: int = 1,
 ) -> Estimate:
     """What the run will take, for a uniform density; collective.
 
@@ -53,6 +95,10 @@ def estimate(
         Å, of the neighbor list.
     more
         Bytes for each local atom that are needed beside.
+    device
+        The card on which the atoms live.
+    models
+        That are evaluated there.
     """
     neighbors = min(4.0 / 3.0 * np.pi * reach**3 * n_atoms / domain.box.volume, 1e5)
     ghosts = domain.ghost_ratio(reach)
@@ -64,7 +110,18 @@ def estimate(
     ranks_on_node = int(comm.allreduce(np.array([comm.node_size]), "max")[0])
     available = float(comm.allreduce(np.array([memory_available()]), "min")[0])
     of_rank = per_atom * n_atoms / comm.size + PROCESS_BYTES
-    return Estimate(per_atom, of_rank * comm.size, of_rank * ranks_on_node, available)
+    card = None if device is None else _card_room(device, neighbors, ghosts, models, comm)
+    return Estimate(per_atom, of_rank * comm.size, of_rank * ranks_on_node, available, card)
+
+
+def _card_room(device: Device, neighbors: float, ghosts: float, models: int, comm: Communicator) -> CardRoom:
+    """What a card has to offer to the ranks that share it; collective."""
+    of_model = (1.0 + ghosts) * CARD_CALL_BYTES + 4 * neighbors
+    per_atom = HEAD_ROOM * (CARD_ATOM_BYTES + ghosts * CARD_GHOST_BYTES + models * of_model)
+    cards = comm.allgather((platform.node(), device.name))
+    free = device.free_memory() / cards.count(cards[comm.rank]) - CARD_BYTES * models
+    least = max(float(comm.allreduce(np.array([free]), "min")[0]), 0.0)
+    return CardRoom(per_atom, least, int(least / per_atom) * comm.size)
 
 
 def refuse_if_too_large(needed: Estimate, n_atoms: int) -> None:
@@ -77,4 +134,11 @@ def refuse_if_too_large(needed: Estimate, n_atoms: int) -> None:
             where=f"memory: {needed}",
             expected=f"at most about {fits:,} atoms on these nodes",
             remedy="use more nodes or a smaller 'replicate'; ignore_memory_limit: true starts all the same",
+        )
+    if needed.card and n_atoms > needed.card.atoms:
+        raise InputError(
+            f"{n_atoms:,} atoms do not fit onto the cards",
+            where=f"card: {needed.card}",
+            expected=f"at most about {needed.card.atoms:,} atoms on these cards",
+            remedy="use more cards or a smaller 'replicate'; ignore_memory_limit: true starts all the same",
         )

@@ -34,7 +34,7 @@ from dphpc.parallel.balance import imbalance
 from dphpc.parallel.comm import Communicator, ends_together, from_first, together, world
 from dphpc.parallel.domain import Domain
 from dphpc.parallel.placement import placement, ranks_on_same_cores
-from dphpc.potential.contract import Potential
+from dphpc.potential.contract import Potential, card_of
 
 
 def run_md(
@@ -118,7 +118,9 @@ class Run:
         """The run's header; refuses a run that does not fit into memory."""
         s, comm, places = self.settings, self.comm, placement(self.comm, self.n_threads)
         more = self.deviation.memory_per_atom() if self.deviation else 0.0
-        needed = estimate(n_atoms, domain, self.potential, self.potential.cutoff + s.skin_A, comm, more)
+        reach, card, models = self.potential.cutoff + s.skin_A, card_of(self.potential), 1
+        models += len(self.deviation.models) if self.deviation else 0
+        needed = estimate(n_atoms, domain, self.potential, reach, comm, more, card, models)
         self.screen.say(*header(s, self.potential, n_atoms, domain, places, needed, warning, self.device))
         with together(comm):
             if not s.ignore_memory_limit:

@@ -129,3 +129,8 @@ class CardPotential(Potential, Protocol):
         Where `sums.trouble` is not 0 afterwards, the results are void and `compute` can say why.
         """
         ...
+
+
+def card_of(potential: Potential) -> Device | None:
+    """The card on which a potential can be evaluated where the atoms live, if it has one."""
+    return potential.device if isinstance(potential, CardPotential) else None

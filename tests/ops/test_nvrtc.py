@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from dphpc.ops import card
+from dphpc.core.units import BOLTZMANN_EV_PER_K, KINETIC
 from dphpc.ops.energy.cuda import BLOCK, MOST_CHANNELS
 from dphpc.ops.kernel_text import kernel_text
 from dphpc.ops.neighbors.cuda import ROOM
@@ -41,6 +42,21 @@ def test_nothing_spills_and_several_blocks_fit(architecture, real):
     program, kernels = compile_cubin(kernel_text("fitting.cu", Real=real), architecture)
     assert set(kernels) == {"activate", "pass_back"}
     assert all(taken.spilled == 0 and taken.registers <= 40 for taken in kernels.values())  # measured 32
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_moves_spill_nothing(architecture):
+    definitions = {"WARP": 32, "BLOCK": 256}
+    texts = {
+        "motion.cu": {"KINETIC": repr(KINETIC), **definitions},
+        "thermostats.cu": {"BOLTZMANN": repr(BOLTZMANN_EV_PER_K)},
+        "tally.cu": {"Real": "float", **definitions},
+    }
+    found = {}
+    for name, defined in texts.items():
+        found |= compile_cubin(kernel_text(name, **defined), architecture)[1]
+    assert {"kick", "drift", "scale", "randomize", "nose_hoover", "bussi", "tally"} < set(found)
+    assert all(taken.spilled == 0 and taken.registers <= 80 for taken in found.values())  # measured 64
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (37, 5, 3), (240, 32, 10), (MOST_CHANNELS, 16, 4)])

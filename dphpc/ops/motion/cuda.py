@@ -49,7 +49,7 @@ class CudaMoves:
         self._parts, self._factor = device.zeros(3, np.float64), device.zeros(1, np.float64)
         self._account: Account | None = None
         self._known, self._scalars = np.zeros(0), device.zeros(0, np.float64)
-        self._kept: Floats = np.zeros(0)
+        self._kept: tuple[Account, Floats]
         self.n_local = 0
 
     # From the host and back.
@@ -72,24 +72,24 @@ class CudaMoves:
         for name in fields:
             getattr(state, name)[: self.n_local] = self.device.download(getattr(self, name)[: self.n_local])
 
-    def fetch_account(self) -> None:
-        """Let the thermostat have its numbers."""
-        if self._account is not None and self._known.size:
-            self._known[...] = self.device.download(self._scalars)
+    def fetch_account(self, account: Account) -> None:
+        """Let a thermostat have its numbers, if they are here."""
+        if account is self._account:
+            account.scalars[...] = self.device.download(self._scalars)
 
-    def keep(self) -> None:
-        """Remember the atoms and the thermostat, whose numbers the host must have; the list stays as it is."""
+    def keep(self, account: Account) -> None:
+        """Remember the atoms, and the numbers of their thermostat, which must have been fetched."""
         for kept, array in self._copies():
             self.device.copy(array, kept)
-        self._kept = self._known.copy()
+        self._kept = account, account.scalars.copy()
 
     def restore(self) -> None:
         """Go back to what was kept last."""
         for kept, array in self._copies():
             self.device.copy(kept, array)
-        if self._account is not None and self._known.size:
-            self._known[...] = self._kept
-            self._account = None  # it goes up again
+        account, scalars = self._kept
+        account.scalars[...] = scalars
+        self._account = None  # its numbers go up again
 
     def _copies(self) -> list[tuple[Array, Array]]:
         n = self.n_local

@@ -1,0 +1,166 @@
+"""Moves on a card against those on the host, to the last bit where only sums and products are taken."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dphpc.core.box import Box
+from dphpc.core.exact_sum import no_sum, total
+from dphpc.core.state import State
+from dphpc.ops.motion.cuda import CudaMoves
+from dphpc.ops.motion.reference import HostMoves
+from tests.ops.emulation.device import EmulatedDevice
+
+N, GHOSTS = 700, 55
+SPACING = 2.0**-40
+MASSES = np.array([15.9994, 1.00794])
+
+
+class Account:
+    def __init__(self) -> None:
+        self.scalars = no_sum()
+
+
+def both(device, spacing=SPACING):
+    """The same atoms on the host and on a card, with forces."""
+    rng = np.random.default_rng(2)
+    state = State(Box(np.eye(3) * 20.0), N)
+    state.resize(N, GHOSTS)
+    state.ids[:] = rng.permutation(N + GHOSTS) + (7 << 33)
+    state.types[:] = rng.integers(0, 2, N + GHOSTS)
+    state.positions[:] = np.round(rng.uniform(0, 20, (N + GHOSTS, 3)) / SPACING) * SPACING
+    state.velocities[:N] = rng.normal(0, 20, (N, 3))
+    state.forces[:N] = rng.normal(0, 2, (N, 3))
+    host, card = HostMoves(state, MASSES, spacing), CudaMoves(device, MASSES, spacing, alone=True)
+    host.note_positions()
+    card.take_up(state)
+    card.put_forces(state.forces[:N])
+    return state, host, card
+
+
+def same(device, state, card):
+    for name in ("positions", "velocities", "forces"):
+        assert np.array_equal(device.download(getattr(card, name)[:N]), getattr(state, name)[:N]), name
+
+
+@pytest.mark.parametrize("spacing", [0.0, SPACING])
+def test_kick_and_drift(device, spacing):
+    state, host, card = both(device, spacing)
+    for moves in (host, card):
+        moves.kick(1e-3)
+        moves.drift(5e-4)
+        moves.kick(2e-3)
+    same(device, state, card)
+    card.bring(state, "positions")
+    largest = device.zeros(1, np.int64)
+    card.note_displacement(largest)
+    assert device.download(largest).view(np.float64)[0] == pytest.approx(host.moved2().max(), rel=1e-14)
+
+
+@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf])
+def test_a_displacement_that_is_not_finite_is_the_largest(device, bad):
+    state, _, card = both(device)
+    positions = state.positions.copy()
+    positions[500, 1] = bad
+    device.upload(positions, card.positions)
+    largest = device.zeros(1, np.int64)
+    card.note_displacement(largest)
+    assert not np.isfinite(device.download(largest).view(np.float64)[0])
+
+
+def test_kinetic_tensor(device):
+    _, host, card = both(device)
+    assert np.array_equal(card.kinetic_tensor(), host.kinetic_tensor())
+
+
+class Halving:
+    """Keeps account of the kinetic energy it met; on a card Bussi's kernel does, for these inputs."""
+
+    kernel = "bussi"
+
+    def __init__(self) -> None:
+        self.scalars = np.zeros(1)
+
+    def respond(self, kinetic, inputs):
+        self.scalars[0] += kinetic * (1.0 - inputs[3])
+        return np.sqrt(inputs[3])
+
+
+def test_velocities_are_scaled_by_what_a_bath_answers(device):
+    state, host, card = both(device)
+    inputs, baths = np.array([1.0, 0.0, 0.0, 0.25, 100.0]), [Halving(), Halving()]
+    for moves, bath in zip((host, card), baths, strict=True):
+        for _ in range(2):
+            moves.rescale(bath, inputs, lambda parts: parts, measured=True)
+    same(device, state, card)
+    assert baths[1].scalars[0] == 0.0
+    card.fetch_account(baths[1])
+    assert baths[1].scalars[0] == baths[0].scalars[0] > 0.0
+
+
+@pytest.mark.parametrize("step", [5, (3 << 40) + 9])
+def test_random_velocities(device, step):
+    state, host, card = both(device)
+    accounts = Account(), Account()
+    for moves, account in zip((host, card), accounts, strict=True):
+        moves.randomize_velocities(account, 0.75, 300.0, (11 << 35) + 3, step)
+    np.testing.assert_allclose(device.download(card.velocities), state.velocities[:N], rtol=0, atol=1e-12)  # 1e-14
+    card.fetch_account(accounts[1])
+    host_took, card_took = (float(total(account.scalars)) for account in accounts)
+    assert abs(host_took) > 0.1
+    assert card_took == pytest.approx(host_took, abs=1e-12)
+
+
+def test_the_blocks_may_come_in_any_order(tmp_path):
+    found = []
+    for k, options in enumerate(({}, {"backward": True}, {"warp": 64})):
+        (tmp_path / str(k)).mkdir()
+        device = EmulatedDevice(tmp_path / str(k), **options)
+        _, _, card = both(device)
+        account = Account()
+        card.randomize_velocities(account, 0.5, 300.0, 1, 1)
+        card.fetch_account(account)
+        found.append([account.scalars, card.kinetic_tensor(), device.download(card.velocities)])
+    for other in found[1:]:
+        for a, b in zip(other, found[0], strict=True):
+            assert np.array_equal(a, b)
+
+
+def test_ghosts_follow_and_give_back(device):
+    state, _, card = both(device)
+    rng = np.random.default_rng(4)
+    owners, moved = rng.integers(0, N, GHOSTS).astype(np.int32), rng.integers(-1, 2, (GHOSTS, 3)) * 20.0
+    totals = rng.integers(-(2**40), 2**40, (N + GHOSTS, 3))
+    expected = totals[:N].copy()
+    np.add.at(expected, owners, totals[N:])
+    on_card = [card.put(name, array) for name, array in (("owners", owners), ("moved", moved), ("t", totals.ravel()))]
+    card.follow(*on_card[:2])
+    card.give_back(on_card[0], on_card[2])
+    assert np.array_equal(device.download(card.positions)[N:], state.positions[owners] + moved)
+    assert np.array_equal(device.download(on_card[2]).reshape(-1, 3)[:N], expected)
+
+
+@pytest.mark.parametrize(("largest", "trouble"), [(4095.0, 0), (-4096.0, 1)])
+def test_forces_from_whole_numbers(device, largest, trouble):
+    _, _, card = both(device)
+    totals = np.random.default_rng(4).integers(-(2**40), 2**40, 3 * (N + GHOSTS))
+    totals[17] = round(largest * 2**38)
+    noted = device.zeros(1, np.int64)
+    card.take_forces(card.put("t", totals), 2.0**-38, 4096.0, noted)
+    assert np.array_equal(device.download(card.forces).ravel(), totals[: 3 * N] * 2.0**-38)
+    assert device.download(noted)[0] == trouble
+
+
+def test_what_was_kept_comes_back(device):
+    state, _, card = both(device)
+    bath = Halving()
+    bath.scalars[0] = 3.0
+    card.keep(bath)
+    card.rescale(bath, np.array([1.0, 0.0, 0.0, 0.25, 100.0]), lambda parts: parts, measured=True)
+    card.drift(1e-3)
+    card.fetch_account(bath)
+    assert bath.scalars[0] != 3.0
+    card.restore()
+    same(device, state, card)
+    assert bath.scalars[0] == 3.0
