@@ -87,7 +87,7 @@ class CardEngine(Engine):
         self._here = False
         if self.window.steps > 1:
             step, since = self.step, self._since
-            self.card.keep(integrator)
+            self.card.keep()
             self._report[: _TROUBLE.stop].fill(0)
             self._unseen = True
             super().advance(integrator, temperatures)

@@ -66,3 +66,12 @@ def test_equal_keys_stay_in_order(device):
     order = device.download(device.order(array))
     assert order.dtype == np.int32
     assert np.array_equal(order, np.argsort(keys, kind="stable"))
+
+
+def test_arrays_are_copied_and_memory_is_counted(device):
+    a, b = device.zeros(6, np.float64), device.zeros(4, np.float64)
+    device.upload(np.arange(6.0), a)
+    device.copy(a[2:], b)
+    device.upload(np.zeros(6), a)
+    assert device.download(b).tolist() == [2.0, 3.0, 4.0, 5.0]
+    assert device.free_memory() > 2**20

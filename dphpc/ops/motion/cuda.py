@@ -49,7 +49,6 @@ class CudaMoves:
         self._parts, self._factor = device.zeros(3, np.float64), device.zeros(1, np.float64)
         self._account: Account | None = None
         self._known, self._scalars = np.zeros(0), device.zeros(0, np.float64)
-        self._kept: tuple[Account, Floats]
         self.n_local = 0
 
     # From the host and back.
@@ -77,18 +76,15 @@ class CudaMoves:
         if account is self._account:
             account.scalars[...] = self.device.download(self._scalars)
 
-    def keep(self, account: Account) -> None:
-        """Remember the atoms, and the numbers of their thermostat, which must have been fetched."""
+    def keep(self) -> None:
+        """Remember the atoms."""
         for kept, array in self._copies():
             self.device.copy(array, kept)
-        self._kept = account, account.scalars.copy()
 
     def restore(self) -> None:
-        """Go back to what was kept last."""
+        """Go back to the atoms that were kept last, and to the thermostat as it was last fetched."""
         for kept, array in self._copies():
             self.device.copy(kept, array)
-        account, scalars = self._kept
-        account.scalars[...] = scalars
         self._account = None  # its numbers go up again
 
     def _copies(self) -> list[tuple[Array, Array]]:
