@@ -119,7 +119,7 @@ def test_a_slower_rank_gets_less_to_do(
     slow = SlowOnOneRank(potential, comm.rank)
     engine = Engine(atoms, Domain.even(box, comm.size, comm.rank), comm, slow, np.ones(2), 1e-3, 1e-6, balance=True)
     for _ in range(3):
-        engine.randomize_velocities(0.0, np.full((engine.state.n_local, 3), 1.0))
+        engine.state.velocities[...] = 1.0
         engine.drift(1e-3)  # farther than the skin
         engine.update_forces()
     shares = comm.stack(np.array([engine.total_work]))[:, 0]

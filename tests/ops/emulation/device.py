@@ -63,7 +63,7 @@ class EmulatedDevice:
         to[...] = source
 
     def free_memory(self):
-        return 2**30
+        return 2**34
 
     def address(self, array):
         assert array.flags.c_contiguous
