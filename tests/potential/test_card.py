@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
+from dphpc.core.box import Box
 from dphpc.core.errors import InputError
+from dphpc.core.exact_sum import FORCE_SPACING, total
+from dphpc.core.state import State
 from dphpc.model.model_file import read_model
+from dphpc.ops.energy.card import CardSums, CardSystem, virial_parts
+from dphpc.ops.neighbors.native import build_neighbors
+from dphpc.parallel.comm import Serial
+from dphpc.parallel.domain import Domain
+from dphpc.parallel.halo import Halo
+from dphpc.potential.contract import Outputs, card_of
+from dphpc.potential.deep import DeepPotential
 from dphpc.potential.deep_pot import DeepPot
 from tests.models import random_model, random_structure
 
@@ -62,3 +73,44 @@ def test_a_pair_beyond_the_table_extends_it(device):
     for a, b in zip(*(dp.eval(x[None], cell[None], types) for dp in (found, expected)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-12, atol=2e-10)  # measured 1e-11
     assert found.potential._table.upper > DeepPot(model).potential._table.upper
+
+
+def surrounded(model):
+    """A structure with its ghosts and neighbors."""
+    x, cell, types = random_structure(n_types=len(model.type_map))
+    box = Box(cell)
+    state = State(box, len(x))
+    state.ids[:], state.types[:], state.positions[:] = np.arange(len(x)), types, box.wrap(x)
+    Halo(Domain.even(box, 1, 0), Serial()).build_ghosts(state, model.descriptor.rcut)
+    neighbors = build_neighbors(state.positions, state.types, state.ids, state.n_local, model.descriptor.rcut)
+    return state, neighbors
+
+
+@pytest.mark.parametrize("precision", ["float64", "mixed", "float32"])
+@pytest.mark.parametrize("name", ["two_sided", "default_fparam", "atom_ener", "atom_exclude", "three_types"])
+def test_what_stays_on_the_card_is_what_the_host_gets(device, name, precision):
+    model = read_model(GOLDEN / "models" / f"{name}.dp")
+    model.fitting.atom_ener = [-1.0, None] if name == "default_fparam" else model.fitting.atom_ener
+    fparam = [0.3] * model.fitting.numb_fparam if model.fitting.numb_fparam else None
+    potential = DeepPotential(model, precision, fparam, device)
+    assert card_of(potential) is device
+    state, neighbors = surrounded(model)
+    outputs = Outputs(np.zeros((state.n_all, 3)), force_spacing=FORCE_SPACING)
+    potential.compute(state, neighbors, None, outputs)
+
+    def up(values):
+        array = device.zeros(values.size, values.dtype).reshape(values.shape)
+        device.upload(values, array)
+        return array
+
+    potential.place(state.types[: state.n_local])
+    system = CardSystem(up(state.positions), up(state.types), *potential.list_on_card(neighbors))
+    array = device.zeros(CardSums.size(state.n_all, False), np.int64)
+    energy = device.zeros(3, np.float64)
+    sums = replace(CardSums.within(array, state.n_all, FORCE_SPACING), energy=energy)
+    potential.launch(system, sums)
+    assert device.download(sums.trouble)[0] == 0
+    assert np.array_equal(device.download(sums.forces).reshape(-1, 3) * FORCE_SPACING, outputs.forces)
+    assert np.array_equal(total(virial_parts(device.download(sums.virial), FORCE_SPACING)), outputs.virial)
+    assert float(total(device.download(energy))) == outputs.energy
+    assert np.abs(outputs.forces).max() > 0.01
