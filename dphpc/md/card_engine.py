@@ -8,7 +8,7 @@ is built anew, a table extended and an error raised in the very step in which it
 results either way: the card's moves are the same, and so are its forces, which are sums of whole numbers.
 
 A window ends where its `Window` expects the list to have had its day; the next step is then one of the host's, in which
-the list is built.  Several ranks exchange ghosts through the host in each step.
+the list is built.  Several ranks exchange ghosts in each step, through pinned memory and MPI.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from dphpc.core.exact_sum import FORCE_LIMIT, FORCE_SPACING
 from dphpc.md.engine import Engine
 from dphpc.md.window import Window
 from dphpc.ops.energy.card import VIRIAL_SLOTS, CardSums, CardSystem, virial_parts
+from dphpc.ops.ghosts.cuda import CudaGhosts
 from dphpc.ops.motion.cuda import CudaMoves
+from dphpc.parallel.card_halo import CardHalo
 from dphpc.potential.contract import CardPotential, Outputs, Potential, card_of
 
 if TYPE_CHECKING:
@@ -42,8 +44,8 @@ class CardEngine(Engine):
 
     Attributes
     ----------
-    card
-        The moves and arrays on the card.
+    card, card_halo
+        The moves and arrays on the card, and what brings its ghosts up to date.
     window
         Foretells how many steps may go by.
     thrown_away
@@ -57,6 +59,7 @@ class CardEngine(Engine):
         self._on_card, self.device = self.potential, self.potential.device
         self.moves = self.card = CudaMoves(self.device, self.masses, self.spacing, alone=self.comm.size == 1)
         self.window, self.thrown_away = Window(0.5 * self.skin), 0
+        self.card_halo = CardHalo(self.comm, CudaGhosts(self.device))
         self._report = self.device.zeros(_VIRIAL.stop, np.int64)
         self._unseen = False  # whether steps go by without a look
         self._due = False  # whether the next step is to build the list
@@ -123,50 +126,28 @@ class CardEngine(Engine):
             card.take_up(state)
             self._on_card.place(state.types[: state.n_local])
             self._system = CardSystem(card.positions, card.types, *self._on_card.list_on_card(self.neighbors))
-            totals = card.room("totals", (3 * state.n_all,), np.int64)
+            totals = card.room.get("totals", (3 * state.n_all,), np.int64)
             report = self._report
             self._sums = CardSums(totals, report[_VIRIAL], report[_TROUBLE], energy=report[_ENERGY])
-            if self.comm.size == 1:
-                self._owners = card.put("owners", self.halo.owners)
-                self._displacements = card.put("displacements", self.halo.displacements)
+            self.card_halo.follow(self.halo.routes, state.n_local)
         self._due, self._since, self.moved2 = False, 0, 0.0
 
     def _launch(self) -> None:
-        """Forces, energy and virial at the present positions, and what is to be noted; nothing waits on one rank."""
+        """Forces, energy and virial at the present positions, and what is to be noted; one rank waits for nothing."""
         card, sums, report = self.card, self._sums, self._report
         with self.timers("neighbor"):
             card.note_displacement(report[_MOVED])
         with self.timers("halo"):
-            self._refresh()
+            self.card_halo.refresh(card.positions)
         with self.timers("force"):
             sums.forces.fill(0)
             report[_ENERGY.start : _VIRIAL.stop].fill(0)
             self._on_card.launch(self._system, sums)
         with self.timers("halo"):
-            self._reduce()
+            self.card_halo.reduce(sums.forces.reshape(-1, 3))
             card.take_forces(
                 sums.forces, FORCE_SPACING, FORCE_LIMIT if self.deterministic else np.inf, report[_TROUBLE]
             )
-
-    def _refresh(self) -> None:
-        """Ghosts to where their owners are."""
-        if self.comm.size == 1:
-            self.card.follow(self._owners, self._displacements)
-            return
-        n = self.state.n_local
-        self.card.bring(self.state, "positions")
-        self.halo.refresh_ghosts(self.state)
-        self.device.upload(self.state.positions[n:], self.card.positions[n:])
-
-    def _reduce(self) -> None:
-        """What ghosts have to their owners."""
-        if self.comm.size == 1:
-            self.card.give_back(self._owners, self._sums.forces)
-            return
-        totals = self.device.download(self._sums.forces).reshape(-1, 3)
-        self.halo.reduce(totals)
-        n = 3 * self.state.n_local
-        self.device.upload(totals.ravel()[:n], self._sums.forces[:n])
 
     def _all_is_well(self) -> bool:
         """Look at the window that was: whether its steps stand; collective."""

@@ -11,6 +11,7 @@ from dphpc.core.device import Device
 from dphpc.core.errors import InputError
 from dphpc.core.memory import memory_available
 from dphpc.core.state import FIELDS
+from dphpc.parallel import card_halo
 from dphpc.parallel.comm import Communicator
 from dphpc.parallel.domain import Domain
 from dphpc.potential.contract import Potential
@@ -35,8 +36,8 @@ CARD_ATOM_BYTES = 24 * 4 + 24 * 3 + 8 + 4 + 24 + 4 + 8 + 8 + 8
 """Of a local atom on a card: position, velocity, force and place when the list was built; what a window keeps of the
 first three; id, type, sum of forces, center, energy, largest argument of the table, row of the list."""
 
-CARD_GHOST_BYTES = 24 + 4 + 24 + 4 + 24
-"""Of a ghost: position, type, sum of forces, owner, displacement."""
+CARD_GHOST_BYTES = 24 + 4 + 24 + card_halo.CARD_GHOST_BYTES
+"""Of a ghost: position, type, sum of forces, and what its ways to and from other ranks take."""
 
 CARD_CALL_BYTES = 24 + 4 + 24
 """Of an atom or ghost for each model that is called from the host: position, type, sum of forces."""

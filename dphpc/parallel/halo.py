@@ -105,16 +105,6 @@ class Halo:
         return np.repeat([self.comm.rank, *self._partners], np.diff(self._ghost_bounds))
 
     @property
-    def owners(self) -> NDArray[np.int32]:
-        """(n_ghost,) the local atom that each ghost is a copy of, where one rank has all."""
-        return self._send
-
-    @property
-    def displacements(self) -> NDArray[np.float64]:
-        """(n_ghost, 3) Å, of each ghost from its owner."""
-        return self._displacements
-
-    @property
     def n_messages(self) -> int:
         """Messages that this rank sends in one refresh."""
         return int(np.count_nonzero(np.diff(self._send_bounds)[1:]))

@@ -132,20 +132,6 @@ extern "C" __global__ void __launch_bounds__(BLOCK) note_displacement(const Atom
     if (threadIdx.x % WARP == 0 && own > 0) atomicMax(largest, own);
 }
 
-// Ghosts (n_ghosts) stand behind the local atoms, displaced from their owners (n_ghosts).
-extern "C" __global__ void __launch_bounds__(BLOCK)
-follow(const Atoms atoms, const int* owners, const double* displacements, long long n_ghosts) {
-    for (long long i = my_first(); i < 3 * n_ghosts; i += n_threads())
-        atoms.positions[3 * atoms.n + i] = atoms.positions[3ll * owners[i / 3] + i % 3] + displacements[i];
-}
-
-// Whole numbers (n_all, 3): what ghosts have goes to their owners.
-extern "C" __global__ void __launch_bounds__(BLOCK)
-give_back(const Atoms atoms, const int* owners, long long n_ghosts, Count* totals) {
-    for (long long i = my_first(); i < 3 * n_ghosts; i += n_threads())
-        add(totals + 3ll * owners[i / 3] + i % 3, totals[3 * atoms.n + i]);
-}
-
 // Forces from whole numbers of a spacing; trouble where one reaches the limit.
 extern "C" __global__ void __launch_bounds__(BLOCK)
 take_forces(const Atoms atoms, const Count* totals, double spacing, double limit, Count* trouble) {

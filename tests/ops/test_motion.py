@@ -127,20 +127,6 @@ def test_the_blocks_may_come_in_any_order(tmp_path):
             assert np.array_equal(a, b)
 
 
-def test_ghosts_follow_and_give_back(device):
-    state, _, card = both(device)
-    rng = np.random.default_rng(4)
-    owners, moved = rng.integers(0, N, GHOSTS).astype(np.int32), rng.integers(-1, 2, (GHOSTS, 3)) * 20.0
-    totals = rng.integers(-(2**40), 2**40, (N + GHOSTS, 3))
-    expected = totals[:N].copy()
-    np.add.at(expected, owners, totals[N:])
-    on_card = [card.put(name, array) for name, array in (("owners", owners), ("moved", moved), ("t", totals.ravel()))]
-    card.follow(*on_card[:2])
-    card.give_back(on_card[0], on_card[2])
-    assert np.array_equal(device.download(card.positions)[N:], state.positions[owners] + moved)
-    assert np.array_equal(device.download(on_card[2]).reshape(-1, 3)[:N], expected)
-
-
 @pytest.mark.parametrize(("largest", "trouble"), [(4095.0, 0), (-4096.0, 1)])
 def test_forces_from_whole_numbers(device, largest, trouble):
     _, _, card = both(device)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
+from dphpc.core.buffers import Buffers
 from dphpc.core.device import Array, Device
 from dphpc.core.exact_sum import no_sum
 from dphpc.core.random import Stream
@@ -44,7 +45,7 @@ class CudaMoves:
         definitions = {"WARP": device.warp, "BLOCK": BLOCK, "KINETIC": repr(KINETIC)}
         self._text = kernel_text("motion.cu", **definitions)
         self._bath_text = kernel_text("thermostats.cu", BOLTZMANN=repr(BOLTZMANN_EV_PER_K))
-        self._arrays: dict[str, Array] = {}
+        self.room = Buffers(device.zeros)
         self._mass, self._inverse = self.put("mass", masses), self.put("inverse", ACCELERATION / masses)
         self._parts, self._factor = device.zeros(3, np.float64), device.zeros(1, np.float64)
         self._account: Account | None = None
@@ -58,7 +59,7 @@ class CudaMoves:
         n = self.n_local = state.n_local
         self.positions, self.types = self.put("positions", state.positions), self.put("types", state.types)
         self.velocities, self._ids = self.put("velocities", state.velocities[:n]), self.put("ids", state.ids[:n])
-        self.forces, self._built_at = (self.room(name, (n, 3), np.float64) for name in ("forces", "built_at"))
+        self.forces, self._built_at = (self.room.get(name, (n, 3), np.float64) for name in ("forces", "built_at"))
         self.device.copy(self.positions[:n], self._built_at)
         arrays = (
             self.positions, self.velocities, self.forces, self.types, self._ids, self._mass, self._inverse,
@@ -90,7 +91,7 @@ class CudaMoves:
     def _copies(self) -> list[tuple[Array, Array]]:
         n = self.n_local
         arrays = {"positions": self.positions[:n], "velocities": self.velocities, "forces": self.forces}
-        return [(self.room(f"kept {name}", (n, 3), np.float64), array) for name, array in arrays.items()]
+        return [(self.room.get(f"kept {name}", (n, 3), np.float64), array) for name, array in arrays.items()]
 
     # Moves.
 
@@ -122,7 +123,7 @@ class CudaMoves:
 
     def kinetic_tensor(self) -> Floats:
         """See `contract.Moves.kinetic_tensor`."""
-        sums = self.room("tensor", (27,), np.float64)
+        sums = self.room.get("tensor", (27,), np.float64)
         sums.fill(0)
         if self.n_local:
             grid = 9 * min(-(-self.n_local // BLOCK), MOST_BLOCKS // 9)
@@ -135,14 +136,6 @@ class CudaMoves:
         """Raise `largest` (1,), the bits of a float64, to the largest squared displacement (Å²) of the list's atoms."""
         self._launch("note_displacement", largest)
 
-    def follow(self, owners: Array, displacements: Array) -> None:
-        """Put ghosts where their owners (n_ghost,) int32, displaced by (n_ghost, 3) Å, are now."""
-        self._launch("follow", owners, displacements, np.int64(owners.size))
-
-    def give_back(self, owners: Array, totals: Array) -> None:
-        """Add the ghosts' part of whole numbers (3·n_all,) to that of their owners."""
-        self._launch("give_back", owners, np.int64(owners.size), totals)
-
     def take_forces(self, totals: Array, spacing: float, limit: float, trouble: Array) -> None:
         """Forces from whole multiples (3·n_all,) of a spacing; `trouble` becomes 1 if one reaches the limit (eV/Å)."""
         self._launch("take_forces", totals, np.float64(spacing), np.float64(limit), trouble)
@@ -151,18 +144,9 @@ class CudaMoves:
         """Forces (n_local, 3) from the host."""
         self.device.upload(forces, self.forces)
 
-    def room(self, name: str, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
-        """An array that keeps its memory from call to call."""
-        size = int(np.prod(shape))
-        kept = self._arrays.get(name)
-        if kept is None or kept.size < size:
-            # An eighth of head-room, as atoms come and go.
-            kept = self._arrays[name] = self.device.zeros(size + size // 8 + 1, dtype)
-        return kept[:size].reshape(shape)
-
     def put(self, name: str, values: NDArray) -> Array:
-        """A host's array in such room."""
-        array = self.room(name, values.shape, values.dtype)
+        """A copy of a host's array, in memory that goes by the name."""
+        array = self.room.get(name, values.shape, values.dtype)
         self.device.upload(values, array)
         return array
 
@@ -173,6 +157,6 @@ class CudaMoves:
         return self._scalars
 
     def _launch(self, kernel: str, *arguments: object) -> None:
-        # Three numbers of each atom or ghost for a thread, at most.
+        # Three numbers of each atom for a thread, at most.
         grid = min(max(-(-3 * self.n_local // BLOCK), 1), MOST_BLOCKS)
         self.device.launch(self._text, kernel, grid, BLOCK, self._atoms, *arguments)
