@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from dphpc.ops import card
 from dphpc.core.units import BOLTZMANN_EV_PER_K, KINETIC
+from dphpc.ops import card
 from dphpc.ops.energy.cuda import BLOCK, MOST_CHANNELS
 from dphpc.ops.kernel_text import kernel_text
 from dphpc.ops.neighbors.cuda import ROOM
