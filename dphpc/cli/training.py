@@ -43,13 +43,19 @@ def train_model(
         DataParallel | None,
         typer.Option("--data-parallel", help="What adds up gradients between ranks; the input's choice if not given."),
     ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            "--device", help="cpu, cuda, or auto: a card where there is one; the input's choice if not given."
+        ),
+    ] = None,
 ) -> None:
     """Train a model; on several ranks as `mpirun -n N dphpc train INPUT`."""
     from dphpc.train.run import train
 
     result = train(
         input, restart=restart, resume=resume, init_model=init_model, skip_neighbor_stat=skip_neighbor_stat,
-        output=output, data_parallel=None if data_parallel is None else data_parallel.value,
+        output=output, data_parallel=None if data_parallel is None else data_parallel.value, device=device,
     )  # fmt: skip
     if result.interrupted:  # what follows in a script must not take this for a trained model
         raise typer.Exit(128 + result.stopped_by)

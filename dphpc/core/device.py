@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dphpc.core.errors import InputError
+from dphpc.core.errors import InputError, RunError
 
 DEVICES = ("cpu", "cuda", "auto")
 
@@ -38,7 +38,7 @@ class Device(Protocol):
     warp: int
 
     def zeros(self, size: int, dtype: Any) -> Array:
-        """A new array (size,)."""
+        """A new array (size,); RunError where the memory is full."""
         ...
 
     def upload(self, values: NDArray, to: Array) -> None:
@@ -61,8 +61,20 @@ class Device(Protocol):
         """Bytes that nobody has taken."""
         ...
 
-    def product(self, a: Array, b: Array, out: Array, *, transposed: bool = False) -> None:
-        """`out` (n, m) = a (n, k) · b (k, m), or · bᵀ with b (m, k) where `transposed`."""
+    def product(
+        self,
+        a: Array,
+        b: Array,
+        out: Array,
+        *,
+        transposed: bool = False,
+        left_transposed: bool = False,
+        add: bool = False,
+    ) -> None:
+        """`out` (n, m) = a (n, k) · b (k, m), or · bᵀ with b (m, k) where `transposed`; `add` adds it to `out`.
+
+        `left_transposed` takes aᵀ with a (k, n).
+        """
         ...
 
     def pinned(self, size: int, dtype: Any) -> NDArray:
@@ -82,7 +94,7 @@ class Device(Protocol):
         ...
 
     def order(self, keys: Array) -> Array:
-        """(n,) int32: the places of keys (n,) int64 from the least to the greatest, equal ones as they stand."""
+        """(n,) int32: the places of whole numbers (n,) from the least to the greatest, equal ones as they stand."""
         ...
 
     def launch(self, text: str, kernel: str, grid: int, block: int, *arguments: Any) -> None:
@@ -110,7 +122,13 @@ class Cupy:
 
     def zeros(self, size: int, dtype: Any) -> Array:
         """See `Device.zeros`."""
-        return self._cupy.zeros(size, dtype)
+        try:
+            return self._cupy.zeros(size, dtype)
+        except self._cupy.cuda.memory.OutOfMemoryError:
+            needed = size * np.dtype(dtype).itemsize / 2**20
+            raise RunError(
+                f"the memory of {self.name} has no room for {needed:.0f} MiB more", remedy="take fewer atoms at a time"
+            ) from None
 
     def upload(self, values: NDArray, to: Array) -> None:
         """See `Device.upload`."""
@@ -132,9 +150,19 @@ class Cupy:
         """See `Device.address`."""
         return int(array.data.ptr)
 
-    def product(self, a: Array, b: Array, out: Array, *, transposed: bool = False) -> None:
+    def product(
+        self,
+        a: Array,
+        b: Array,
+        out: Array,
+        *,
+        transposed: bool = False,
+        left_transposed: bool = False,
+        add: bool = False,
+    ) -> None:
         """See `Device.product`."""
-        self._gemm("N", "T" if transposed else "N", a, b, out=out)
+        left, right = ("T" if t else "N" for t in (left_transposed, transposed))
+        self._gemm(left, right, a, b, out=out, beta=float(add))
 
     def pinned(self, size: int, dtype: Any) -> NDArray:
         """See `Device.pinned`."""

@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from dphpc.parallel.comm import Communicator
 from dphpc.parallel.gradients import GradientSum
@@ -21,6 +22,28 @@ from dphpc.train.data import Batch
 from dphpc.train.optimizers.protocol import Engine
 from dphpc.train.parameters import Parameters
 from dphpc.train.step import LossGradient, Prediction
+
+
+class HostSum:
+    """A sum of gradients that lie on a card, by one that adds up what lies on the host."""
+
+    def __init__(self, inner: GradientSum) -> None:
+        self._inner = inner
+
+    def start(self, values: Tensor) -> Callable[[], None]:
+        """See `GradientSum.start`."""
+        on_host = values.to("cpu", copy=True)
+        wait = self._inner.start(on_host)
+
+        def finish() -> None:
+            wait()
+            values.copy_(on_host)
+
+        return finish
+
+    def describe(self) -> str:
+        """One line for the log."""
+        return f"{self._inner.describe()}, on the host"
 
 
 class SharedStep:

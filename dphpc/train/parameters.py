@@ -3,18 +3,24 @@
 The model's layers hold NumPy views (kernels, validation, files), `Parameters.networks` holds torch leaves for
 the graphs, and the optimizer sees one flat parameter whose flat gradient the passes write into.  Nothing is
 copied between them, and a sum over ranks is one call per flat gradient.
+
+On a card the flat tensors share the memory of the card's arrays; torch and CuPy work on one stream, the default one.
+The model's own arrays are then copies on the host, which `Parameters.fetch` brings up to date.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dphpc.core.device import Array, Device
+from dphpc.core.errors import InputError
 from dphpc.model.dp_model import DPModel
 from dphpc.model.networks import Layer, Network
 
@@ -40,9 +46,18 @@ class Slot:
         """The array as a view."""
         return flats[self.flat].detach()[self.start : self.start + self.size].view(self.shape)
 
+    def cut(self, flats: list[Array]) -> Array:
+        """The same of arrays of NumPy or of a card."""
+        return flats[self.flat][self.start : self.start + self.size].reshape(self.shape)
+
 
 class Parameters:
     """Trainable arrays of a model, in the order of `DPModel.parameters`.
+
+    Parameters
+    ----------
+    device
+        The card whose memory holds them; None for the host's.
 
     Attributes
     ----------
@@ -51,10 +66,17 @@ class Parameters:
     slots
         Name to place, in order.
     descriptor_networks, fitting_networks
-        The model's networks with torch tensors: leaves that require gradients where trainable.
+        The model's networks with torch tensors: leaves that require gradients where trainable; on a card, with the
+        card's arrays.
+
+    Raises
+    ------
+    InputError
+        torch cannot use the card.
     """
 
-    def __init__(self, model: DPModel) -> None:
+    def __init__(self, model: DPModel, device: Device | None = None) -> None:
+        self.model, self.device = model, device
         frozen = _frozen_names(model)
         arrays = [(name, np.asarray(value)) for name, value in model.parameters() if name not in frozen]
         dtypes = sorted({str(value.dtype) for _, value in arrays}, reverse=True)
@@ -65,14 +87,22 @@ class Parameters:
             self.slots[name] = Slot(name, which, ends[which], value.shape)
             step = _ALIGNMENT // value.dtype.itemsize
             ends[which] += -(-value.size // step) * step
-        self.flats = [torch.zeros(n, dtype=getattr(torch, d)) for n, d in zip(ends, dtypes, strict=True)]
-        for flat in self.flats:
+        sizes = [*zip(ends, dtypes, strict=True)]
+        values, gradients = ([_zeros(n, d, device) for n, d in sizes] for _ in range(2))
+        self.flats, self._arrays = [t for t, _ in values], [a for _, a in values]
+        self._gradients, self._gradient_arrays = [t for t, _ in gradients], [a for _, a in gradients]
+        for flat, gradient in zip(self.flats, self._gradients, strict=True):
             flat.requires_grad_(True)
-            flat.grad = torch.zeros_like(flat)
-        self._gradients = [flat.grad for flat in self.flats if flat.grad is not None]
-        self._leaves = {name: self._leaf(self.slots[name], value) for name, value in arrays}
-        self.descriptor_networks = self._adopt(model.descriptor.networks, "descriptor.networks")
-        self.fitting_networks = self._adopt(model.fitting.networks, "fitting.networks")
+            flat.grad = gradient
+        if device is None:
+            self._leaves = {name: self._leaf(self.slots[name], value) for name, value in arrays}
+            adopt = self._adopt
+        else:
+            for name, value in arrays:
+                device.upload(value, self.slots[name].cut(self._arrays))
+            adopt = partial(self._on_card, device)
+        self.descriptor_networks = adopt(model.descriptor.networks, "descriptor.networks")
+        self.fitting_networks = adopt(model.fitting.networks, "fitting.networks")
 
     def _leaf(self, slot: Slot, value: NDArray[np.floating]) -> Tensor:
         leaf = slot.of(self.flats)
@@ -97,6 +127,34 @@ class Parameters:
             twins.append(Network(layers))
         return twins
 
+    def _on_card(self, device: Device, networks: list[Network], prefix: str) -> list[Network]:
+        """The networks with arrays of the card; those that are not trained are copies."""
+
+        def array(name: str, value: NDArray[np.floating] | None) -> Array | None:
+            if value is None or name in self.slots:
+                return None if value is None else self.slots[name].cut(self._arrays)
+            copy = device.zeros(value.size, value.dtype).reshape(value.shape)
+            device.upload(value, copy)
+            return copy
+
+        twins = []
+        for i, net in enumerate(networks):
+            layers = []
+            for j, layer in enumerate(net.layers):
+                w, b, idt = (array(f"{prefix}.{i}.layers.{j}.{n}", getattr(layer, n)) for n in ("w", "b", "idt"))
+                layers.append(Layer(w, b, idt, layer.activation, layer.resnet))
+            twins.append(Network(layers))
+        return twins
+
+    def fetch(self) -> None:
+        """Bring the model's arrays up to date with those of a card."""
+        if self.device is None:
+            return
+        flats = [self.device.download(array) for array in self._arrays]
+        for name, value in self.model.parameters():
+            if name in self.slots:
+                value[...] = self.slots[name].cut(flats)
+
     def zero_gradients(self) -> None:
         """Set all gradients to zero."""
         for gradient in self._gradients:
@@ -117,10 +175,10 @@ class Parameters:
                 parts.append(gradient[slots[0].start : slots[-1].start + slots[-1].size])
         return parts
 
-    def gradients_of(self, prefix: str) -> dict[str, NDArray[np.floating]]:
-        """NumPy views of the gradients whose names begin with `prefix.`, by the rest of the name."""
+    def gradients_of(self, prefix: str) -> dict[str, Array]:
+        """Arrays (NumPy's or the card's) of the gradients whose names begin with `prefix.`, by the rest of the name."""
         found = (name for name in self.slots if name.startswith(prefix + "."))
-        return {name[len(prefix) + 1 :]: self.slots[name].of(self._gradients).numpy() for name in found}
+        return {name[len(prefix) + 1 :]: self.slots[name].cut(self._gradient_arrays) for name in found}
 
     def named(self) -> Iterator[tuple[str, Tensor]]:
         """The arrays by name, as views."""
@@ -135,6 +193,25 @@ class Parameters:
     def n_values(self) -> int:
         """Number of trainable values."""
         return sum(slot.size for slot in self.slots.values())
+
+
+def _zeros(n: int, dtype: str, device: Device | None) -> tuple[Tensor, Array]:
+    """Zeros (n,) as a tensor and as an array of NumPy or of the card, which share their memory."""
+    if device is None:
+        tensor = torch.zeros(n, dtype=getattr(torch, dtype))
+        return tensor, tensor.numpy()
+    array = device.zeros(n, dtype)
+    try:
+        tensor = torch.from_dlpack(array)
+        if tensor.is_cuda:
+            torch.cuda.set_device(tensor.device)  # what torch makes by itself belongs there, too
+        return tensor, array
+    except (AssertionError, RuntimeError, BufferError) as error:  # of a torch without CUDA, or that sees no card
+        what = str(error).splitlines()[0]
+        raise InputError(
+            f"torch {torch.__version__} cannot use {device.name}: {what}", where="dphpc/device",
+            expected="a torch that is built for the card", remedy="pip install one (pytorch.org), or --device cpu",
+        ) from None  # fmt: skip
 
 
 def _frozen_names(model: DPModel) -> set[str]:

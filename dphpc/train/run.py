@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from dphpc.core.config import parse_config
+from dphpc.core.device import find_device
 from dphpc.core.errors import InputError
 from dphpc.model.dp_model import DPModel
 from dphpc.model.model_file import read_model
@@ -25,7 +27,7 @@ from dphpc.train.initial import initial_model, model_arrays, set_model_arrays
 from dphpc.train.neighbor_stat import neighbor_stat, resolve_sel, sel_warnings
 from dphpc.train.result import TrainResult
 from dphpc.train.sampler import Sampler
-from dphpc.train.schema import LkfConfig, TrainInput, load_input, parse_input, write_input
+from dphpc.train.schema import DphpcConfig, LkfConfig, TrainInput, load_input, parse_input, write_input
 from dphpc.train.statistics import Statistics, load_or_compute
 from dphpc.train.trainer import Trainer
 
@@ -42,8 +44,8 @@ def train(
     init_model: PathLike | None = None,
     skip_neighbor_stat: bool = False,
     output: PathLike | None = "out.json",
-    data_parallel: str | None = None,
     comm: Communicator | None = None,
+    **options: Any,
 ) -> TrainResult:
     """Train a model.
 
@@ -63,10 +65,10 @@ def train(
         Do not look through the data for the smallest distance and the numbers of neighbors.
     output
         Where the complete input is written; None writes none.
-    data_parallel
-        What adds up gradients between ranks, in place of the input's `dphpc/data_parallel`.
     comm
         The ranks that train together; those that were started together if None.
+    options
+        Keys of the input's section `dphpc`, in place of its own: `device`, `data_parallel`, …
 
     Raises
     ------
@@ -84,10 +86,10 @@ def train(
         if resume and from_first(comm, lambda: Path(POINTER).is_file()):
             restart, init_model = ".", None  # what a first part began from is in its checkpoints
         config = from_first(comm, lambda: _read(input))
-        if data_parallel is not None:
-            config = config.updated(dphpc=config.dphpc.updated(data_parallel=data_parallel))
         with together(comm):
+            config = config.updated(dphpc=_with_options(config.dphpc, options))
             _require_divisible(config, comm)
+            device = find_device(config.dphpc.device, comm.node_rank)
             threads = config.dphpc.n_threads or default_threads(ranks_on_same_cores(comm))
         _use_threads(threads, comm)
         with together(comm):
@@ -106,10 +108,9 @@ def train(
                 model = _restarted(config, checkpoint)
             else:
                 model = _new_model(config, statistics, min_distance, init_model)
-        options = config.dphpc
-        with gradient_sum(options.data_parallel, comm, options.gradient_compression) as gradients:
+        with gradient_sum(config.dphpc.data_parallel, comm, config.dphpc.gradient_compression) as gradients:
             with together(comm):
-                trainer = Trainer(config, model, training, validation, checkpoint, comm, gradients)
+                trainer = Trainer(config, model, training, validation, checkpoint, comm, gradients, device)
             for line in _summary(trainer):
                 log.info("%s", line)
             result = trainer.run()
@@ -122,6 +123,12 @@ def _read(given: PathLike | Mapping[str, Any] | TrainInput) -> TrainInput:
     if isinstance(given, TrainInput):
         return given
     return parse_input(given) if isinstance(given, Mapping) else load_input(given)
+
+
+def _with_options(section: DphpcConfig, options: Mapping[str, Any]) -> DphpcConfig:
+    """The section with those values in place of its own that are given."""
+    given = {key: value for key, value in options.items() if value is not None}
+    return parse_config(DphpcConfig, {**section.model_dump(), **given}, source="dphpc") if given else section
 
 
 def _require_divisible(config: TrainInput, comm: Communicator) -> None:
@@ -261,6 +268,8 @@ def _summary(trainer: Trainer) -> list[str]:
     if trainer.validation is not None:
         lines += ["validation data:", *trainer.validation_sampler.summary()]
     lines.append(f"parameters: {trainer.parameters.n_values}; seed: {t.seed}")
+    if trainer.config.dphpc.device != "cpu":
+        lines.append(f"device: {trainer.device.name if trainer.device else 'cpu, no card that CuPy sees'}")
     lines += [trainer.describe(), f"optimizer: {trainer.optimizer.describe()}"]
     if trainer.comm.size > 1:
         what = "divide each step's batch" if trainer.config.dphpc.batch == "global" else "have a batch each"

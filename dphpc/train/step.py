@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,16 +113,24 @@ class TableStep:
     def __init__(self, model: DPModel, parameters: Parameters, grid: Grid, tolerance: float) -> None:
         self.model, self.parameters, self.grid, self.tolerance = model, parameters, grid, tolerance
         self.se_a = SeAParameters.of(model)
-        networks = dict(enumerate(model.fitting.networks))
-        self._gradients = {t: parameters.gradients_of(f"fitting.networks.{t}") for t in networks}
+        types = range(len(model.fitting.networks))
+        self._gradients = {t: parameters.gradients_of(f"fitting.networks.{t}") for t in types}
         self._embedding_gradients = [
             parameters.gradients_of(f"descriptor.networks.{i}") for i in range(len(model.descriptor.networks))
         ]
-        shape = model.descriptor.networks[0].n_out, model.descriptor.axis_neuron
-        self._tapes = {t: FittingTape(net, *shape) for t, net in networks.items()}
-        self._vacuum = {t: FittingTape(net, *shape) for t, net in networks.items() if model.fitting.subtracts_vacuum(t)}
+        self._tapes = {t: self._tape(t) for t in types}
+        self._vacuum = {t: self._tape(t) for t in types if model.fitting.subtracts_vacuum(t)}
         self._fresh = False
-        self._table: _Table | None = None
+        self._table: Table | None = None
+
+    def _tape(self, t: int) -> Any:
+        """A tape of a type's fitting net."""
+        descriptor = self.model.descriptor
+        return FittingTape(self.model.fitting.networks[t], descriptor.n_channels, descriptor.axis_neuron)
+
+    def _knots(self, used: tuple[int, ...], p: SeAParameters) -> Any:
+        """The table of the networks `used`, on the present grid."""
+        return KnotTable([self.model.descriptor.networks[i] for i in used], p, self.grid)
 
     @staticmethod
     def fitting_grid(model: DPModel, r_min: float, tolerance: float) -> Grid:
@@ -167,20 +176,23 @@ class TableStep:
         }
         return tuple(sorted(wanted)) or (0,)
 
-    def _table_for(self, used: tuple[int, ...]) -> _Table:
+    def _table_for(self, used: tuple[int, ...]) -> Table:
         """The table of the networks `used`; it and the fitting nets' products are of the present weights."""
         if not self._fresh:
             for tape in (*self._tapes.values(), *self._vacuum.values()):
                 tape.repack()
         table = self._table
         if table is None or (table.used, table.grid) != (used, self.grid):
-            self._table = table = _Table.of(self.model, used, self.se_a, self.grid)
+            place = np.zeros(len(self.model.descriptor.networks), np.int32)
+            place[list(used)] = np.arange(len(used))
+            p = replace(self.se_a, network=place[self.se_a.network])
+            self._table = table = Table(used, self.grid, p, self._knots(used, p))
         elif not self._fresh:
             table.knots.update()
         self._fresh = True
         return table
 
-    def _moments(self, env: Environment, used: tuple[int, ...]) -> tuple[_Table, NDArray[np.floating]]:
+    def _moments(self, env: Environment, used: tuple[int, ...]) -> tuple[Table, NDArray[np.floating]]:
         while True:
             table = self._table_for(used)
             moments, largest = se_a.moments(env, table.p, table.embedding)
@@ -287,23 +299,17 @@ def _clear(gradients: Mapping[str, NDArray[np.floating]]) -> None:
 
 
 @dataclass(frozen=True)
-class _Table:
+class Table:
     """The radial table of the networks `used`, and the descriptor's parameters with its networks in their place."""
 
     used: tuple[int, ...]
     grid: Grid
     p: SeAParameters
-    knots: KnotTable
-
-    @classmethod
-    def of(cls, model: DPModel, used: tuple[int, ...], p: SeAParameters, grid: Grid) -> _Table:
-        place = np.zeros(len(model.descriptor.networks), np.int32)
-        place[list(used)] = np.arange(len(used))
-        compact = replace(p, network=place[p.network])
-        return cls(used, grid, compact, KnotTable([model.descriptor.networks[i] for i in used], compact, grid))
+    knots: Any
 
     @property
     def embedding(self) -> Embedding:
+        """As the CPU's operations take it."""
         return Embedding(RadialTable((self.grid,) * len(self.used), self.knots.coefficients), self.knots.empty)
 
 
@@ -312,7 +318,7 @@ class _Kept:
     batch: Batch
     centers: Centers
     env: Environment
-    table: _Table
+    table: Table
     moments_adjoint: NDArray[np.floating]
     has_columns: bool
 

@@ -12,15 +12,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from dphpc.core.device import Device
 from dphpc.core.errors import InputError, RunError
 from dphpc.core.signals import stop_signals
 from dphpc.model.dp_model import DPModel
 from dphpc.model.radial_table import Grid
 from dphpc.parallel.comm import Communicator, Serial, agree, together
 from dphpc.parallel.gradients import GradientSum, MpiSum
+from dphpc.train.card_step import CardStep, require_for_card
 from dphpc.train.checkpoint import Checkpoint, CheckpointFolder
 from dphpc.train.data import Batch, Dataset
-from dphpc.train.data_parallel import AveragedStep, SharedStep, mean_errors
+from dphpc.train.data_parallel import AveragedStep, HostSum, SharedStep, mean_errors
 from dphpc.train.initial import model_arrays
 from dphpc.train.lcurve import LearningCurve
 from dphpc.train.loss import EnergyLoss, LossResult
@@ -64,6 +66,13 @@ class Trainer:
         The checkpoint to go on from; `model` holds its weights.
     comm, gradients
         The ranks that train together, and what adds up their gradients; all call alike, and the first writes files.
+    device
+        The card that trains; None for the CPU.
+
+    Raises
+    ------
+    InputError
+        The input asks for what a card does not do.
     """
 
     def __init__(
@@ -75,6 +84,7 @@ class Trainer:
         restart: Checkpoint | None = None,
         comm: Communicator | None = None,
         gradients: GradientSum | None = None,
+        device: Device | None = None,
     ) -> None:
         t = config.training
         assert t.numb_steps is not None, "resolved before"
@@ -82,12 +92,16 @@ class Trainer:
         self.config, self.model, self.training, self.validation = config, model, training, validation
         self.comm = comm or Serial()
         self.gradients = gradients or MpiSum(self.comm)
+        self.device = device
+        if device is not None:
+            _require_for_card(config, model)
+            self.gradients = HostSum(self.gradients)
         self.n_steps = t.numb_steps
         self.schedule = Schedule(config.learning_rate, self.n_steps)
         self._per_rank = self.comm.size > 1 and config.dphpc.batch == "per_rank"
         self._rate_factor = _rate_factor(config, self.comm.size) if self._per_rank else 1.0
         self.loss = EnergyLoss(config.loss, self.schedule.start_lr, model.atom_exclude_types)
-        self.parameters = Parameters(model)
+        self.parameters = Parameters(model, device)
         self.optimizer = make_optimizer(config, self.parameters)
         self.sampler = Sampler.of(training, t.training_data, t.seed)
         if validation is not None and t.validation_data is not None:
@@ -101,7 +115,7 @@ class Trainer:
             self.step, grid, self._sums = restart.step, restart.grid, dict(restart.averages)
             state = {name: torch.from_numpy(value) for name, value in restart.optimizer.items()}
             self.optimizer.load(state, restart.step)
-        self._network = NetworkStep(model, self.parameters)
+        self._network = NetworkStep(model, self.parameters) if device is None else None
         self._table = self._table_step(grid)
 
     def _max_keep(self) -> int:
@@ -118,16 +132,21 @@ class Trainer:
         if grid is None:
             r_min = MARGIN * (self.model.min_nbor_dist or DEFAULT_MIN_DISTANCE)
             grid = TableStep.fitting_grid(self.model, r_min, options.table_tolerance)
-        return TableStep(self.model, self.parameters, grid, options.table_tolerance)
+        step = TableStep if self.device is None else CardStep
+        return step(self.model, self.parameters, grid, options.table_tolerance)
 
     def engine(self, batch: Batch, *, own: bool = False) -> Engine:
         """What evaluates a batch: the table, or the networks where the batch has fewer pairs than twice the knots.
 
-        On several ranks the batch is all ranks', who ask for it together, or (`own`) this one's alone.
+        A card has the table only.  On several ranks the batch is all ranks', who ask for it together, or (`own`) this
+        one's alone.
         """
         n_pairs = batch.n_own_pairs if own else int(self.comm.allreduce(np.array([batch.n_own_pairs]))[0])
         table = self._table
-        engine: Engine = self._network if table is None or not table.pays(batch, n_pairs) else table
+        engine: Engine | None = self._network
+        if table is not None and (engine is None or table.pays(batch, n_pairs)):
+            engine = table
+        assert engine is not None, "a card has a table"
         if self.comm.size == 1:
             return engine
         step = AveragedStep if own else SharedStep
@@ -247,11 +266,12 @@ class Trainer:
 
     def checkpoint(self) -> Checkpoint:
         """The present state."""
+        self.parameters.fetch()
         return Checkpoint(
             step=self.step,
             config=self.config,
             arrays=model_arrays(self.model),
-            optimizer={name: value.numpy() for name, value in self.optimizer.state().items()},
+            optimizer={name: value.cpu().numpy() for name, value in self.optimizer.state().items()},
             grid=None if self._table is None else self._table.grid,
             min_distance=self.model.min_nbor_dist,
             averages=dict(self._sums),
@@ -273,6 +293,14 @@ class Trainer:
         """The signal that any rank has got; collective."""
         self._stop = int(self.comm.allreduce(np.array([self._stop or 0]), "max")[0]) or None
         return self._stop
+
+
+def _require_for_card(config: TrainInput, model: DPModel) -> None:
+    if config.dphpc.embedding == "network":
+        raise InputError(
+            "a card trains through the table", where="dphpc/embedding", expected='"table", or device "cpu"'
+        )
+    require_for_card(model)
 
 
 def _rate_factor(config: TrainInput, n_ranks: int) -> float:

@@ -1,31 +1,7 @@
 // What stands between the matrix products of a fitting net, forward and back; `Real` is defined in front of this text.
-#include "activations.h"
+#include "layer.h"
 
 namespace dphpc {
-
-// y = act(x·w + bias)·idt + skip copies of x side by side; the twin is in dphpc/ops/energy/cuda.py.
-struct Layer {
-    const Real *bias, *idt;  // (n_out), or null
-    int n_in, n_out, skip, activation;
-    Silut silut;
-};
-
-// act(z) in y, its slope as the result; the order of dphpc.ops.energy.cuda.ACTIVATIONS.
-__device__ inline Real act(const Layer& layer, Real z, Real& y) {
-    switch (layer.activation) {
-        case 1: return Tanh{}(z, y);
-        case 2: return Sigmoid{}(z, y);
-        case 3: return Softplus{}(z, y);
-        case 4: return Relu{}(z, y);
-        case 5: return Relu6{}(z, y);
-        case 6: return Gelu{}(z, y);
-        case 7: return Silu{}(z, y);
-        case 8: return layer.silut(z, y);
-        default: return Linear{}(z, y);
-    }
-}
-
-__device__ inline long long my_element() { return static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x; }
 
 // z (n, n_out): x·w, afterwards ∂y/∂z; x (n, n_in); y (n, n_out), is set.
 extern "C" __global__ void activate(const Layer layer, long long n, Real* z, const Real* x, Real* y) {

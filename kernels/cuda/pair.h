@@ -7,7 +7,7 @@
 
 namespace dphpc {
 
-// Arguments of the kernels, passed by value; their twins are in dphpc/ops/energy/cuda.py.
+// Arguments of the kernels, passed by value; their twins are in dphpc/ops/structs.py.
 struct System {
     const double* positions;   // (n_all, 3)
     const int* types;          // (n_all)

@@ -22,9 +22,9 @@ SHARED = 48 * 1024
 ARCHITECTURES = ("sm_70", "sm_80", "sm_90")
 
 
-def descriptor(real: str, channels: int = 100, axis: int = 16, n_types: int = 2) -> str:
+def descriptor(real: str, channels: int = 100, axis: int = 16, n_types: int = 2, name: str = "descriptor.cu") -> str:
     return kernel_text(
-        "descriptor.cu", Real=real, CHANNELS=channels, AXIS=axis, N_TYPES=n_types, WARP=32, BLOCK=BLOCK
+        name, Real=real, CHANNELS=channels, AXIS=axis, N_TYPES=n_types, WARP=32, BLOCK=BLOCK
     )  # fmt: skip
 
 
@@ -59,10 +59,25 @@ def test_moves_spill_nothing(architecture):
     assert all(taken.spilled == 0 and taken.registers <= 80 for taken in found.values())  # measured 64
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("real", ["double", "float"])
+def test_training_spills_nothing(architecture, real):
+    _, kernels = compile_cubin(descriptor(real, name="training.cu"), architecture)
+    for taken in kernels.values():
+        assert taken.spilled == 0
+        assert REGISTERS // (taken.registers * BLOCK) >= 4  # measured: 118 at most
+        assert taken.shared <= 24_000
+    one, knots = {"Real": real}, {"Real": "double", "Table": real}
+    for name, definitions in (("fitting_tape.cu", one), ("adam.cu", one), ("knots.cu", knots)):
+        _, kernels = compile_cubin(kernel_text(name, **definitions), architecture)
+        assert all(taken.spilled == 0 and taken.registers <= 64 for taken in kernels.values())
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 1), (37, 5, 3), (240, 32, 10), (MOST_CHANNELS, 16, 4)])
 def test_models_of_other_shapes(shape):
     _, kernels = compile_cubin(descriptor("double", *shape), "sm_80")
-    for taken in kernels.values():
+    _, training = compile_cubin(descriptor("double", *shape, name="training.cu"), "sm_80")
+    for taken in (*kernels.values(), *training.values()):
         assert taken.spilled == 0
         assert taken.shared <= SHARED  # measured 44,000 at most
 

@@ -8,6 +8,7 @@ virials are whole multiples of a spacing, added as integers: they do not depend 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -22,15 +23,13 @@ from dphpc.ops.energy.contract import Accumulators
 from dphpc.ops.kernel_text import kernel_text
 from dphpc.ops.neighbors.contract import Neighbors
 from dphpc.ops.se_a.contract import Embedding, Environment, Floats, SeAParameters
+from dphpc.ops.structs import DESCRIPTOR, ELEMENTWISE, EXERTED, GRID, SYSTEM, layer_struct, struct
 
 TILE = 2048
 """Atoms whose features are in the card's memory at a time: 60 MB in float64 for 1,600 features and a net of 240³."""
 
 BLOCK = 128
 """Threads for an atom."""
-
-ELEMENTWISE = 256
-"""Threads of a block where each has one element."""
 
 MOST_CHANNELS = 1024
 """Whose moments fit into a block's shared memory, in float64."""
@@ -41,33 +40,8 @@ MOST_BLOCKS = 1024
 PAIR_FORCE_LIMIT = 2.0**54
 """Multiples of the spacing (65,536 eV/Å of the usual one): sums of hundreds of such forces are within 64 bits."""
 
-ACTIVATIONS = ("linear", "tanh", "sigmoid", "softplus", "relu", "relu6", "gelu", "silu", "silut")
-"""In the order of `kernels/cuda/fitting.cu`."""
-
-_SAME = {"none": "linear", "gelu_tf": "gelu", "custom_silu": "silut"}
-
-
-def _struct(*fields: str) -> np.dtype:
-    """A C struct of `type name` fields; `p` is a pointer."""
-    pairs = [field.split() for field in fields]
-    return np.dtype([(name, {"p": "u8"}.get(kind, kind)) for kind, name in pairs], align=True)
-
-
-# The structs of kernels/cuda/pair.h, radial_grid.h, descriptor.cu and fitting.cu.
-_SYSTEM = _struct("p positions", "p types", "p offsets", "p indices", "p centers")
-_DESCRIPTOR = _struct(
-    "f8 rcut", "f8 rcut_smth", "f8 protection", "f8 scale", "p sel", "p davg", "p dstd", "p network", "p flags",
-    "p grids", "p coefficients", "p empty", "i4 n_intervals", "i4 round_displacements",
-)  # fmt: skip
-_GRID = _struct("f8 lower", "f8 middle", "f8 inverse_fine", "f8 inverse_coarse", "i4 n_fine", "i4 n_coarse")
-_DESCRIBED = _struct("p moments", "p inputs", "p largest", "p columns", "i4 n_columns")
-_EXERTED = _struct(
-    "p moments", "p inputs_adjoint", "p forces", "p virial", "p atom_virial", "p too_large", "f8 per_spacing",
-    "f8 limit", "i4 n_columns", "i4 n_slots",
-)  # fmt: skip
-_LAYER = _struct(
-    "p bias", "p idt", "i4 n_in", "i4 n_out", "i4 skip", "i4 activation", "f8 threshold", "f8 value", "f8 slope"
-)  # fmt: skip
+# The struct of kernels/cuda/descriptor.cu that no other text takes.
+_DESCRIBED = struct("p moments", "p inputs", "p largest", "p columns", "i4 n_columns")
 
 
 @dataclass(frozen=True)
@@ -147,18 +121,14 @@ class CudaEnergy:
                 expected=f"at most {MOST_CHANNELS} on a card", remedy="say device: cpu",
             )  # fmt: skip
         dtype = network.layers[0].w.dtype
-        return DeviceNet([self._layer(*arrays) for arrays in layers_of(network)], dtype, channels, axis)
+        return DeviceNet([self._layer(layer) for layer in layers_of(network)], dtype, channels, axis)
 
-    def _layer(
-        self, w: NDArray, bias: NDArray | None, idt: NDArray | None, name: str, threshold: float, skip: int
-    ) -> _Layer:
+    def _layer(self, layer: tuple[Any, ...]) -> _Layer:
+        w, bias, idt, *_, skip = layer
         n_in, n_out = w.shape
         up = [None if a is None else self.new(a) for a in (bias, idt)]
-        g = 1.0 / (1.0 + np.exp(-threshold))
-        silut = threshold, threshold * g, g + threshold * g * (1.0 - g)
-        activation = ACTIVATIONS.index(_SAME.get(name, name))
-        struct = np.array([(*map(self._address, up), n_in, n_out, skip, activation, *silut)], _LAYER)
-        return _Layer(self.new(w), n_in, n_out, skip, struct, tuple(a for a in up if a is not None))
+        given = layer_struct(layer, *map(self._address, up))
+        return _Layer(self.new(w), n_in, n_out, skip, given, tuple(a for a in up if a is not None))
 
     def energy_and_forces(
         self,
@@ -250,7 +220,7 @@ class CudaEnergy:
             "descriptor.cu", Real=net.real, CHANNELS=net.channels, AXIS=net.axis, N_TYPES=len(p.sel),
             WARP=self.device.warp, BLOCK=BLOCK,
         )  # fmt: skip
-        struct = np.array([tuple(map(self._address, arrays))], _SYSTEM)
+        struct = np.array([tuple(map(self._address, arrays))], SYSTEM)
         energies = self._buffer("energies", (n + self.tile,), net.dtype)
         largest = self._buffer("largest", (n,), np.float64)
         return _Work(net, text, struct, self._descriptor(p, e), columns, energies, largest, sums, fixed)
@@ -276,7 +246,7 @@ class CudaEnergy:
             address(moments), address(inputs), address(t.forces), address(t.virial), address(t.atom_virial),
             address(t.trouble), 1.0 / t.spacing, PAIR_FORCE_LIMIT * t.spacing, net.n_columns, VIRIAL_SLOTS,
         )  # fmt: skip
-        self.device.launch(work.text, "exert", n, BLOCK, system, work.descriptor, np.array([exerted], _EXERTED))
+        self.device.launch(work.text, "exert", n, BLOCK, system, work.descriptor, np.array([exerted], EXERTED))
 
     def _fit(self, net: DeviceNet, n: int, inputs: Array, energies: Array) -> None:
         """Energies (rows,) of inputs (rows, n_in), of which n are atoms; the inputs give way to their adjoint."""
@@ -313,12 +283,12 @@ class CudaEnergy:
             rows = [
                 (g.lower, g.middle, 1.0 / g.step_fine, 1.0 / g.step_coarse, g.n_fine, g.n_coarse) for g in e.table.grids
             ]
-            grids = np.array(rows, _GRID).view(np.uint8)
+            grids = np.array(rows, GRID).view(np.uint8)
             coefficients = e.table.coefficients
             arrays = [*map(self.new, (p.sel, p.davg, p.dstd, p.network, p.flags, grids, coefficients, e.empty))]
             scalars = p.rcut, p.rcut_smth, p.protection, p.scale
             ends = coefficients.shape[1], int(p.round_displacements)
-            struct = np.array([(*scalars, *map(self._address, arrays), *ends)], _DESCRIPTOR)
+            struct = np.array([(*scalars, *map(self._address, arrays), *ends)], DESCRIPTOR)
             kept = self._described = p, e, struct, arrays
         return kept[2]
 

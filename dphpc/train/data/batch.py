@@ -120,6 +120,8 @@ class Batch:
     part
         (first, last) of the local atoms that this rank evaluates; None for all.  Frames without such atoms have
         neither ghosts nor neighbors.
+    geometries
+        The frames' own arrays, which come again with the frames.
     """
 
     natoms: NDArray[np.int64]
@@ -138,6 +140,7 @@ class Batch:
     fparam: Floats | None = None
     aparam: Floats | None = None
     part: tuple[int, int] | None = None
+    geometries: tuple[Geometry, ...] = ()
 
     @property
     def own(self) -> slice:
@@ -194,6 +197,7 @@ def join(geometries: Sequence[Geometry], values: Sequence[dict[str, Any]]) -> Ba
         frame=np.repeat(np.arange(len(geometries), dtype=np.int32), natoms),
         frame_offsets=offsets,
         volume=np.array([g.volume for g in geometries]),
+        geometries=tuple(geometries),
         **_join_arrays(geometries, offsets),
         **labels,
     )

@@ -28,6 +28,10 @@ def make_optimizer(config: TrainInput, parameters: Parameters) -> Optimizer:
         LKF does not fit into the memory, or is asked for what it does not do.
     """
     t = config.training
+    if isinstance(config.optimizer, LkfConfig) and parameters.device is not None:
+        raise InputError(
+            "LKF does not run on a card yet", where="optimizer/type", remedy="another one, or --device cpu"
+        )
     if not isinstance(config.optimizer, LkfConfig):
         return GradientOptimizer(make_rule(config, parameters), parameters, t.gradient_max_norm)
     if t.gradient_max_norm:

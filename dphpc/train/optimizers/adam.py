@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from dphpc.core.device import Device
 from dphpc.ops.adam.contract import AdamStep
+from dphpc.ops.adam.cuda import CudaAdam
 from dphpc.ops.adam.native import adam_step
 from dphpc.train.optimizers.protocol import State
 from dphpc.train.parameters import Parameters
@@ -28,6 +31,8 @@ class AdamRule:
         Weight decay apart from the gradient (AdamW), not added to it (Adam).
     lr_factor
         Multiplies every learning rate.
+    device
+        The card that holds the values; None for the host.
     """
 
     def __init__(
@@ -38,6 +43,7 @@ class AdamRule:
         *,
         decoupled: bool = False,
         lr_factor: float = 1.0,
+        device: Device | None = None,
     ) -> None:
         self.values, self.betas = dict(values), betas
         self.weight_decay, self.decoupled, self.lr_factor = weight_decay, decoupled, lr_factor
@@ -46,12 +52,30 @@ class AdamRule:
             {name: torch.zeros_like(value, requires_grad=False) for name, value in self.values.items()}
             for _ in range(2)
         )
+        self._on_card = [] if device is None else [CudaAdam(device, *group) for group in self._by_precision()]
+        self._device = device
+
+    def _by_precision(self) -> Iterator[tuple[np.dtype, list[tuple[int, int, int, int, int]]]]:
+        """Each precision, and the addresses and sizes of its arrays as `CudaAdam` takes them."""
+        for dtype in {value.dtype for value in self.values.values()}:
+            names = [name for name, value in self.values.items() if value.dtype == dtype]
+            yield np.dtype(str(dtype).removeprefix("torch.")), [self._addresses(name) for name in names]
+
+    def _addresses(self, name: str) -> tuple[int, int, int, int, int]:
+        value = self.values[name]
+        assert value.grad is not None
+        first, second = self._first[name], self._second[name]
+        return value.grad.data_ptr(), value.data_ptr(), first.data_ptr(), second.data_ptr(), value.numel()
 
     def step(self, learning_rate: float) -> None:
         """One step."""
         self._steps += 1
         rate = learning_rate * self.lr_factor
         s = AdamStep(rate, *self.betas, self._steps, self.weight_decay, self.decoupled)
+        if self._device is not None:
+            for adam in self._on_card:
+                adam.step(s)
+            return
         for name, value in self.values.items():
             assert value.grad is not None
             moments = self._first[name].numpy(), self._second[name].numpy()
@@ -78,7 +102,7 @@ class Adam(AdamRule):
         self, parameters: Parameters, betas: tuple[float, float], weight_decay: float = 0.0, *, decoupled: bool = False
     ) -> None:
         flats = {str(k): flat for k, flat in enumerate(parameters.flats)}
-        super().__init__(flats, betas, weight_decay, decoupled=decoupled)
+        super().__init__(flats, betas, weight_decay, decoupled=decoupled, device=parameters.device)
         self._parameters = parameters
 
     def state(self) -> State:

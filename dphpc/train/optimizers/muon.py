@@ -81,7 +81,8 @@ class HybridMuonRule:
         self._momentum = {name: torch.zeros_like(value.detach()) for name, value in self._matrices.items()}
         rest = {name: value for name, value in values.items() if name not in self._matrices}
         factor = 1.0 / config.lr_adjust if config.lr_adjust > 0 else 1.0
-        self._adam = AdamRule(rest, (config.adam_beta1, config.adam_beta2), lr_factor=factor)
+        betas = config.adam_beta1, config.adam_beta2
+        self._adam = AdamRule(rest, betas, lr_factor=factor, device=parameters.device)
 
     def scale(self, m: int, n: int) -> float:
         """What multiplies the orthogonal step of an (m, n) matrix."""

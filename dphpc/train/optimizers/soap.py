@@ -37,9 +37,9 @@ class Side:
     basis: Tensor
 
     @classmethod
-    def of_size(cls, k: int, dtype: torch.dtype) -> Side:
-        """A side before the first step."""
-        return cls(torch.zeros((k, k), dtype=dtype), torch.eye(k, dtype=dtype))
+    def of_size(cls, k: int, value: Tensor) -> Side:
+        """A side before the first step, of a matrix of that kind."""
+        return cls(value.new_zeros((k, k)), torch.eye(k, dtype=value.dtype, device=value.device))
 
 
 class _Matrix:
@@ -48,8 +48,8 @@ class _Matrix:
     def __init__(self, value: Tensor, max_dim: int) -> None:
         self.value = value
         m, n = value.shape
-        self.left = Side.of_size(m, value.dtype) if m <= max_dim else None
-        self.right = Side.of_size(n, value.dtype) if n <= max_dim else None
+        self.left = Side.of_size(m, value) if m <= max_dim else None
+        self.right = Side.of_size(n, value) if n <= max_dim else None
         self.exp_avg = torch.zeros_like(value.detach())
         self.exp_avg_sq = torch.zeros_like(value.detach())
 
@@ -119,7 +119,7 @@ class SoapRule:
             if is_matrix(name, value) and min(value.shape) <= config.max_precond_dim
         }
         rest = {name: value for name, value in values.items() if name not in self._matrices}
-        self._adam = AdamRule(rest, (config.adam_beta1, config.adam_beta2))
+        self._adam = AdamRule(rest, (config.adam_beta1, config.adam_beta2), device=parameters.device)
 
     @torch.no_grad()
     def step(self, learning_rate: float) -> None:

@@ -176,6 +176,8 @@ class DphpcConfig(Config):
         Largest error of G and of dG/ds̃ in the table, which is refined when the networks outgrow it.  The default leaves
         some 1e-7 eV in an atom's energy and 1e-6 eV/Å in forces, far below a trained model's errors; large weights
         would need 16 times the knots for 1e-9.
+    device
+        What trains: "cpu", "cuda", or "auto", a card where there is one.  A node's ranks take its cards in turn.
     n_threads
         Threads of the native kernels; 0 takes all cores.
     cache_mb
@@ -192,6 +194,7 @@ class DphpcConfig(Config):
 
     embedding: Literal["table", "network"] = "table"
     table_tolerance: Positive = 1e-5
+    device: Literal["cpu", "cuda", "auto"] = "cpu"
     n_threads: NonNegativeInt = 0
     cache_mb: NonNegative = 2048.0
     data_parallel: Literal["auto", "mpi", "torch", "horovod"] = "auto"

@@ -69,8 +69,9 @@ class EmulatedDevice:
         assert array.flags.c_contiguous
         return array.ctypes.data
 
-    def product(self, a, b, out, *, transposed=False):
-        np.matmul(a, b.T if transposed else b, out=out)
+    def product(self, a, b, out, *, transposed=False, left_transposed=False, add=False):
+        result = np.matmul(a.T if left_transposed else a, b.T if transposed else b)
+        out[...] = out + result if add else result
 
     def pinned(self, size, dtype):
         return np.zeros(size, dtype)

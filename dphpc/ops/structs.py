@@ -1,0 +1,45 @@
+"""What kernels of several texts take by value, as the headers of `kernels/cuda` write it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+ELEMENTWISE = 256
+"""Threads of a block where each has one element."""
+
+ACTIVATIONS = ("linear", "tanh", "sigmoid", "softplus", "relu", "relu6", "gelu", "silu", "silut")
+"""In the order of `kernels/cuda/layer.h`."""
+
+_SAME = {"none": "linear", "gelu_tf": "gelu", "custom_silu": "silut"}
+
+
+def struct(*fields: str) -> np.dtype:
+    """A C struct of `type name` fields; `p` is a pointer."""
+    pairs = [field.split() for field in fields]
+    return np.dtype([(name, {"p": "u8"}.get(kind, kind)) for kind, name in pairs], align=True)
+
+
+SYSTEM = struct("p positions", "p types", "p offsets", "p indices", "p centers")
+DESCRIPTOR = struct(
+    "f8 rcut", "f8 rcut_smth", "f8 protection", "f8 scale", "p sel", "p davg", "p dstd", "p network", "p flags",
+    "p grids", "p coefficients", "p empty", "i4 n_intervals", "i4 round_displacements",
+)  # fmt: skip
+GRID = struct("f8 lower", "f8 middle", "f8 inverse_fine", "f8 inverse_coarse", "i4 n_fine", "i4 n_coarse")
+EXERTED = struct(
+    "p moments", "p inputs_adjoint", "p forces", "p virial", "p atom_virial", "p too_large", "f8 per_spacing",
+    "f8 limit", "i4 n_columns", "i4 n_slots",
+)  # fmt: skip
+LAYER = struct(
+    "p bias", "p idt", "i4 n_in", "i4 n_out", "i4 skip", "i4 activation", "f8 threshold", "f8 value", "f8 slope"
+)  # fmt: skip
+
+
+def layer_struct(layer: tuple[Any, ...], bias: int, idt: int) -> NDArray:
+    """A layer as `arguments.layers_of` gives it, with the addresses of its vectors on the card, or 0."""
+    w, _, _, name, threshold, skip = layer
+    g = 1.0 / (1.0 + np.exp(-threshold))
+    silut = threshold, threshold * g, g + threshold * g * (1.0 - g)
+    return np.array([(bias, idt, *w.shape, skip, ACTIVATIONS.index(_SAME.get(name, name)), *silut)], LAYER)

@@ -1,0 +1,62 @@
+// What stands between the matrix products of a fitting net in training; `Real` is defined in front of this text.
+//
+// Names and formulas are those of dphpc/ops/fitting/gradient.py: value x → z → y, adjoint p, tangent ẋ → ż → ẏ, and q.
+// Arrays are (n, n_out) where nothing else is said; one element a thread.
+#include "skip.h"
+
+namespace dphpc {
+
+// z: x·w, afterwards act′(z).  Sets y, act″(z), and act(z) where it is asked for; x (n, n_in).
+extern "C" __global__ void layer_forward(const Layer layer, long long n, Real* z, const Real* x, Real* y, Real* curvature,
+                                   Real* activated) {
+    const long long i = my_element();
+    if (i >= n * layer.n_out) return;
+    const int column = static_cast<int>(i % layer.n_out);
+    const Derivatives at = derivatives(layer, layer.bias ? z[i] + layer.bias[column] : z[i]);
+    Real value = at.value;
+    z[i] = at.slope, curvature[i] = at.curvature;
+    if (activated) activated[i] = value;
+    if (layer.idt) value *= layer.idt[column];
+    if (layer.skip) value += x[i / layer.n_out * layer.n_in + column % layer.n_in];
+    y[i] = value;
+}
+
+// The adjoint of z from that of the output, p, which is 1 where null.
+extern "C" __global__ void layer_adjoint(const Layer layer, long long n, const Real* p, const Real* slope, Real* z_adjoint) {
+    const long long i = my_element();
+    if (i >= n * layer.n_out) return;
+    Real adjoint = p ? p[i] * slope[i] : slope[i];
+    if (layer.idt) adjoint *= layer.idt[i % layer.n_out];
+    z_adjoint[i] = adjoint;
+}
+
+// z_dot: ẋ·w, afterwards act′·ż; curvature: afterwards p·act″·ż.  Sets y_dot; x_dot (n, n_in).
+extern "C" __global__ void layer_tangent(const Layer layer, long long n, Real* z_dot, const Real* x_dot, const Real* p,
+                                           const Real* slope, Real* curvature, Real* y_dot) {
+    const long long i = my_element();
+    if (i >= n * layer.n_out) return;
+    const int column = static_cast<int>(i % layer.n_out);
+    const Real change = z_dot[i];
+    Real value = slope[i] * change;
+    curvature[i] *= p ? p[i] * change : change;
+    z_dot[i] = value;
+    if (layer.idt) value *= layer.idt[column];
+    if (layer.skip) value += x_dot[i / layer.n_out * layer.n_in + column % layer.n_in];
+    y_dot[i] = value;
+}
+
+// The adjoint of z by value from that of the output, q; `bend` is p·act″·ż.  With idt: what its gradient is the sum of.
+extern "C" __global__ void layer_value_adjoint(const Layer layer, long long n, const Real* q, const Real* slope, const Real* bend,
+                                         Real* z_adjoint, const Real* activated, const Real* p, const Real* y_tangent,
+                                         Real* idt_terms) {
+    const long long i = my_element();
+    if (i >= n * layer.n_out) return;
+    Real adjoint = q[i] * slope[i] + bend[i];
+    if (layer.idt) {
+        adjoint *= layer.idt[i % layer.n_out];
+        idt_terms[i] = q[i] * activated[i] + (p ? p[i] * y_tangent[i] : y_tangent[i]);
+    }
+    z_adjoint[i] = adjoint;
+}
+
+}  // namespace dphpc

@@ -1,0 +1,333 @@
+// The se_e2_a descriptor in training: moments, their tangent and the ways back; formulas in dphpc/ops/se_a/contract.py.
+//
+// Defined in front of this text as in front of descriptor.cu, whose order of work it has: one block an atom, where
+// nothing else is said.  The gradient by the table is summed interval by interval over pairs that have been sorted, in
+// shares of fixed size that are added up in their order.
+#include "center.h"
+#include "elements.h"
+
+namespace dphpc {
+
+// The change of every displacement, ṙ_ij = d_j − d_i + strain_i·r_ij; twins of these structs: dphpc/ops/se_a/cuda.py.
+struct Motion {
+    const double* direction;  // (n_local, 3)
+    const double* strain;     // (n, 3, 3)
+    const int* owners;        // (n_all): the atom itself, or the one whose image it is
+};
+
+// Pairs in the order of their intervals.
+struct Sorted {
+    const int* order;         // (n_places) places in the neighbor list
+    const int* rows;          // (n_places) which center a place belongs to
+    const long long* starts;  // (n_tables·n_intervals + 1) where each interval's pairs begin in the order
+    int n_intervals;          // of all tables
+    int n_shares;             // of each interval's pairs
+};
+
+// A frame that stays on the card, and where its local atoms, images and pairs begin in a batch.
+struct Frame {
+    const double* positions;
+    const int* types;
+    const long long* offsets;
+    const int *indices, *owners;
+    long long n_local, n_all, n_pairs, first_local, first_ghost, first_pair;
+};
+
+// Frames side by side, each by so many blocks: local atoms of all, then images of all, as dphpc/train/data/batch.py.
+extern "C" __global__ void __launch_bounds__(BLOCK)
+join_frames(const Frame* frames, int n_blocks, double* positions, int* types, long long* offsets, int* indices, int* owners) {
+    const Frame f = frames[blockIdx.x / n_blocks];
+    const long long first = blockIdx.x % n_blocks * BLOCK + threadIdx.x, step = static_cast<long long>(n_blocks) * BLOCK;
+    const auto place = [&](long long i) { return i < f.n_local ? f.first_local + i : f.first_ghost + (i - f.n_local); };
+    for (long long i = first; i < f.n_all; i += step) {
+        const long long to = place(i);
+        for (int a = 0; a < 3; ++a) positions[3 * to + a] = f.positions[3 * i + a];
+        types[to] = f.types[i];
+        owners[to] = static_cast<int>(f.first_local) + f.owners[i];
+    }
+    for (long long i = first; i <= f.n_local; i += step) offsets[f.first_local + i] = f.first_pair + f.offsets[i];
+    for (long long k = first; k < f.n_pairs; k += step) indices[f.first_pair + k] = static_cast<int>(place(f.indices[k]));
+}
+
+extern "C" __global__ void __launch_bounds__(BLOCK)
+moments(const System system, const Descriptor d, Real* result, double* largest_of, int* free_of) {
+    __shared__ Real sums[n_rows * CHANNELS];
+    __shared__ Terms terms[BLOCK];
+    __shared__ double room[BLOCK / WARP];
+    __shared__ int free_slots[N_TYPES];
+    const int me = threadIdx.x, atom = system.centers[blockIdx.x], type = system.types[atom];
+    const bool with_empty = d.davg[type] != 0.0;  // otherwise a missing slot is a row of zeros
+    for (int i = me; i < n_rows * CHANNELS; i += BLOCK) sums[i] = Real(0);
+    for (int t = me; t < N_TYPES; t += BLOCK) free_slots[t] = d.sel[t];
+    double largest = -1.0 / 0.0;
+    const long long last = system.offsets[atom + 1];
+    for (long long first = system.offsets[atom]; first < last; first += BLOCK) {
+        __syncthreads();
+        if (first + me < last) {
+            Pair pair;
+            read_pair(system, d, atom, type, first + me, pair, terms[me], largest);
+            if (with_empty && pair.inside && d.flags[type * N_TYPES + pair.other] & counted)
+                atomicAdd(&free_slots[pair.other], -1);
+        }
+        __syncthreads();
+        add_moments(d, terms, last - first < BLOCK ? static_cast<int>(last - first) : BLOCK, sums);
+    }
+    largest = block_max(largest, room);  // all threads have met there: the slots and, without pairs, zeros are written
+    if (me == 0) largest_of[blockIdx.x] = largest;
+    for (int t = me; t < N_TYPES; t += BLOCK) free_of[blockIdx.x * N_TYPES + t] = free_slots[t];
+    Real* kept = result + static_cast<long long>(blockIdx.x) * (n_rows * CHANNELS);
+    for (int m = me; m < CHANNELS; m += BLOCK) {
+        if (with_empty)
+            for (int t = 0; t < N_TYPES; ++t)
+                sums[m] += static_cast<Real>(free_slots[t]) * d.empty[(type * N_TYPES + t) * CHANNELS + m];
+        for (int i = m; i < n_rows * CHANNELS; i += CHANNELS) kept[i] = sums[i] * static_cast<Real>(d.scale);
+    }
+}
+
+// What the channels need of a pair along the direction.
+struct TangentTerms {
+    Real row_dot[n_rows], turned[n_rows], t;  // row˙, row·ṫ
+    int interval;
+};
+
+__device__ inline void move_pair(const Motion& motion, int atom, long long row, const Pair& pair, const Terms& at,
+                                 TangentTerms& terms) {
+    terms.interval = pair.interval;
+    if (pair.interval < 0) return;
+    const double *own = motion.direction + 3ll * atom, *strain = motion.strain + 9 * row;
+    const double* other = motion.direction + 3ll * motion.owners[pair.neighbor];
+    double r_dot[3], along = 0.0;
+    for (int a = 0; a < 3; ++a) {
+        r_dot[a] = other[a] - own[a];
+        for (int c = 0; c < 3; ++c) r_dot[a] += strain[3 * a + c] * pair.x[c];
+        along += r_dot[a] * pair.x[a];
+    }
+    const double s_dot = pair.ds_r * along, t_dot = s_dot * pair.inverse_step;
+    terms.row_dot[0] = static_cast<Real>(s_dot);
+    for (int a = 0; a < 3; ++a)
+        terms.row_dot[a + 1] = static_cast<Real>(pair.dv_r * along * pair.x[a] + pair.v * r_dot[a]);
+    for (int a = 0; a < n_rows; ++a) terms.turned[a] = static_cast<Real>(at.row[a] * t_dot);
+    terms.t = at.t;
+}
+
+extern "C" __global__ void __launch_bounds__(BLOCK)
+tangent(const System system, const Descriptor d, const Motion motion, Real* result) {
+    __shared__ Real sums[n_rows * CHANNELS];
+    __shared__ TangentTerms terms[BLOCK];
+    const int me = threadIdx.x, atom = system.centers[blockIdx.x], type = system.types[atom];
+    const long long row = blockIdx.x, last = system.offsets[atom + 1];
+    for (int m = me; m < CHANNELS; m += BLOCK)  // each thread's own, in what follows
+        for (int a = 0; a < n_rows; ++a) sums[a * CHANNELS + m] = Real(0);
+    for (long long first = system.offsets[atom]; first < last; first += BLOCK) {
+        const int n = last - first < BLOCK ? static_cast<int>(last - first) : BLOCK;
+        __syncthreads();
+        if (me < n) {
+            Pair pair;
+            Terms at;
+            double unused = 0.0;
+            read_pair(system, d, atom, type, first + me, pair, at, unused);
+            move_pair(motion, atom, row, pair, at, terms[me]);
+        }
+        __syncthreads();
+        for (int m = me; m < CHANNELS; m += BLOCK) {
+            Real sum[n_rows];
+            for (int a = 0; a < n_rows; ++a) sum[a] = sums[a * CHANNELS + m];
+            for (int p = 0; p < n; ++p) {
+                if (terms[p].interval < 0) continue;
+                const Real* c = coefficients_of(d, terms[p].interval) + m;
+                Real g, slope;
+                polynomial(terms[p].t, [&](int k) { return c[k * CHANNELS]; }, g, slope);
+                for (int a = 0; a < n_rows; ++a) sum[a] += terms[p].row_dot[a] * g + terms[p].turned[a] * slope;
+            }
+            for (int a = 0; a < n_rows; ++a) sums[a * CHANNELS + m] = sum[a];
+        }
+    }
+    for (int m = me; m < CHANNELS; m += BLOCK)
+        for (int i = m; i < n_rows * CHANNELS; i += CHANNELS)
+            result[row * (n_rows * CHANNELS) + i] = sums[i] * static_cast<Real>(d.scale);
+}
+
+// Forces on local atoms, an image's on its owner, and each center's virial in a slot of its own.
+extern "C" __global__ void __launch_bounds__(BLOCK)
+forces(const System system, const Descriptor d, const int* owners, const Real* moments_adjoint, const Exerted out) {
+    __shared__ Real adjoint[n_rows * CHANNELS];
+    __shared__ Terms terms[BLOCK];
+    __shared__ Real sums[BLOCK][n_sums];
+    const int me = threadIdx.x, atom = system.centers[blockIdx.x], type = system.types[atom];
+    const long long row = blockIdx.x, last = system.offsets[atom + 1];
+    for (int i = me; i < n_rows * CHANNELS; i += BLOCK) adjoint[i] = moments_adjoint[row * (n_rows * CHANNELS) + i];
+    Count own[12] = {};
+    for (long long first = system.offsets[atom]; first < last; first += BLOCK) {
+        const int n = last - first < BLOCK ? static_cast<int>(last - first) : BLOCK;
+        Pair pair;
+        double unused = 0.0;
+        pair.interval = -1;
+        if (me < n) read_pair(system, d, atom, type, first + me, pair, terms[me], unused);
+        __syncthreads();
+        form_sums(d, terms, n, adjoint, sums);
+        __syncthreads();
+        if (pair.interval < 0) continue;
+        pair.neighbor = owners[pair.neighbor];
+        add_pair(d, pair, sums[me], out, own);
+    }
+    for (int k = 0; k < 12; ++k) {
+        const Count total = warp_sum(own[k]);
+        if (me % WARP == 0 && total != 0) add(k < 3 ? out.forces + 3ll * atom + k : out.virial + 9 * row + (k - 3), total);
+    }
+}
+
+// inputs (n, CHANNELS·AXIS + n_columns): features, then columns, which may be null where there are none.
+extern "C" __global__ void __launch_bounds__(BLOCK)
+features(const Real* moments, const Real* columns, int n_columns, Real* inputs) {
+    const long long row = blockIdx.x;
+    const Real* a = moments + row * (n_rows * CHANNELS);
+    Real* out = inputs + row * (CHANNELS * AXIS + n_columns);
+    for (int f = threadIdx.x; f < CHANNELS * AXIS; f += BLOCK) {
+        Real sum = Real(0);
+        for (int r = 0; r < n_rows; ++r) sum += a[r * CHANNELS + f / AXIS] * a[r * CHANNELS + f % AXIS];
+        out[f] = sum;
+    }
+    for (int k = threadIdx.x; k < n_columns; k += BLOCK) out[CHANNELS * AXIS + k] = columns[row * n_columns + k];
+}
+
+// The change of the inputs where the moments change by `tangent`; columns stay.
+extern "C" __global__ void __launch_bounds__(BLOCK)
+features_tangent(const Real* moments, const Real* tangent, int n_columns, Real* inputs) {
+    const long long row = blockIdx.x;
+    const Real *a = moments + row * (n_rows * CHANNELS), *dot = tangent + row * (n_rows * CHANNELS);
+    Real* out = inputs + row * (CHANNELS * AXIS + n_columns);
+    for (int f = threadIdx.x; f < CHANNELS * AXIS; f += BLOCK) {
+        const int m = f / AXIS, k = f % AXIS;
+        Real sum = Real(0);
+        for (int r = 0; r < n_rows * CHANNELS; r += CHANNELS) sum += a[r + m] * dot[r + k] + dot[r + m] * a[r + k];
+        out[f] = sum;
+    }
+    for (int k = threadIdx.x; k < n_columns; k += BLOCK) out[CHANNELS * AXIS + k] = Real(0);
+}
+
+// Sets (n, 4, CHANNELS) to the derivative of y·D(A) by A; where a tangent is given, to that of y·D + p·Ḋ.
+extern "C" __global__ void __launch_bounds__(BLOCK)
+features_adjoint(const Real* moments, const Real* y, const Real* tangent, const Real* p, int n_columns, Real* result) {
+    __shared__ Real other[n_rows * CHANNELS];
+    const long long row = blockIdx.x, inputs = row * (CHANNELS * AXIS + n_columns);
+    Real* sum = result + row * (n_rows * CHANNELS);
+    form_moments_adjoint(moments + row * (n_rows * CHANNELS), y + inputs, sum);
+    if (!tangent) return;
+    form_moments_adjoint(tangent + row * (n_rows * CHANNELS), p + inputs, other);
+    __syncthreads();
+    for (int i = threadIdx.x; i < n_rows * CHANNELS; i += BLOCK) sum[i] += other[i];
+}
+
+// The interval and the row of every pair of a center; other places of the list are left as they are.
+extern "C" __global__ void __launch_bounds__(BLOCK)
+places(const System system, const Descriptor d, int* intervals, int* rows) {
+    const int atom = system.centers[blockIdx.x], type = system.types[atom];
+    for (long long k = system.offsets[atom] + threadIdx.x; k < system.offsets[atom + 1]; k += BLOCK) {
+        Pair pair;
+        Terms at;
+        double unused = 0.0;
+        read_pair(system, d, atom, type, k, pair, at, unused);
+        rows[k] = blockIdx.x;
+        if (pair.interval >= 0) intervals[k] = pair.interval;
+    }
+}
+
+// starts (n_intervals + 1), one a thread: how many of n places in order lie in intervals before it.
+extern "C" __global__ void find_starts(const int* intervals, const int* order, long long n, long long n_intervals,
+                                       long long* starts) {
+    const long long interval = my_element();
+    if (interval > n_intervals) return;
+    long long low = 0, high = n;
+    while (low < high) {
+        const long long middle = (low + high) / 2;
+        if (intervals[order[middle]] < interval) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    starts[interval] = low;
+}
+
+struct AdjointTerms {
+    Terms at;
+    TangentTerms dot;
+    long long moments;  // where those of its center are
+};
+
+// One block a share of an interval: its part of the gradient of Σ Ā·A + Ǡ·Ȧ by the coefficients, in `shares` (n_shares,
+// n_intervals, 6, CHANNELS).  A share without pairs is left as it is.
+extern "C" __global__ void __launch_bounds__(BLOCK)
+table_adjoint(const System system, const Descriptor d, const Motion motion, const Sorted pairs, const Real* bar,
+              const Real* bar_dot, double* shares) {
+    __shared__ AdjointTerms terms[BLOCK];
+    const int me = threadIdx.x, interval = blockIdx.x / pairs.n_shares, share = blockIdx.x % pairs.n_shares;
+    const long long from = pairs.starts[interval], count = pairs.starts[interval + 1] - from;
+    const long long begin = from + count * share / pairs.n_shares, end = from + count * (share + 1) / pairs.n_shares;
+    if (begin == end) return;
+    double* out = shares + (static_cast<long long>(share) * pairs.n_intervals + interval) * (n_powers * CHANNELS);
+    for (int m = me; m - me < CHANNELS; m += BLOCK) {
+        double sum[n_powers] = {};
+        for (long long first = begin; first < end; first += BLOCK) {
+            const int n = end - first < BLOCK ? static_cast<int>(end - first) : BLOCK;
+            __syncthreads();
+            if (me < n) {
+                const long long place = pairs.order[first + me], row = pairs.rows[place];
+                const int atom = system.centers[row];
+                Pair pair;
+                double unused = 0.0;
+                read_pair(system, d, atom, system.types[atom], place, pair, terms[me].at, unused);
+                move_pair(motion, atom, row, pair, terms[me].at, terms[me].dot);
+                terms[me].moments = row * (n_rows * CHANNELS);
+            }
+            __syncthreads();
+            for (int p = 0; m < CHANNELS && p < n; ++p) {
+                const AdjointTerms& pair = terms[p];
+                const Real *by_value = bar + pair.moments + m, *by_tangent = bar_dot + pair.moments + m;
+                double value = 0.0, turned = 0.0, power = 1.0, slope = 0.0;  // of G, of its slope by t; t^k and its slope
+                for (int a = 0; a < n_rows; ++a) {
+                    const double dot = by_tangent[a * CHANNELS];
+                    value += pair.at.row[a] * static_cast<double>(by_value[a * CHANNELS]) + pair.dot.row_dot[a] * dot;
+                    turned += pair.dot.turned[a] * dot;
+                }
+                for (int k = 0; k < n_powers; ++k) {
+                    sum[k] += value * power + turned * slope;
+                    slope = slope * pair.at.t + power;
+                    power *= pair.at.t;
+                }
+            }
+        }
+        for (int k = 0; m < CHANNELS && k < n_powers; ++k) out[k * CHANNELS + m] = d.scale * sum[k];
+    }
+}
+
+// One block a share of the centers of type c and a neighbor type t: its part of the gradient by the missing slots, in
+// `shares` (n_shares, N_TYPES, N_TYPES, CHANNELS); rows of type c begin at first_rows[c].
+extern "C" __global__ void __launch_bounds__(BLOCK)
+empty_adjoint(const Descriptor d, const long long* first_rows, const int* free_of, const Real* bar, int n_shares,
+              double* shares) {
+    const int share = blockIdx.x % n_shares, slot = blockIdx.x / n_shares, type = slot / N_TYPES, other = slot % N_TYPES;
+    const long long from = first_rows[type], count = first_rows[type + 1] - from;
+    const long long begin = from + count * share / n_shares, end = from + count * (share + 1) / n_shares;
+    for (int m = threadIdx.x; m < CHANNELS; m += BLOCK) {
+        double sum = 0.0;  // which it is where a missing slot is a row of zeros: those are not counted
+        for (long long row = begin; d.davg[type] != 0.0 && row < end; ++row)
+            sum += free_of[row * N_TYPES + other] * static_cast<double>(bar[row * (n_rows * CHANNELS) + m]);
+        shares[(static_cast<long long>(share) * (N_TYPES * N_TYPES) + slot) * CHANNELS + m] = d.scale * sum;
+    }
+}
+
+// result (n) = the sum of shares (n_shares, n) in their order.  Where starts are given, each `group` of values belongs to
+// an interval, whose shares without pairs are not there.
+extern "C" __global__ void add_shares(const double* shares, const long long* starts, int group, int n_shares, long long n,
+                                      double* result) {
+    const long long i = my_element();
+    if (i >= n) return;
+    const long long count = starts ? starts[i / group + 1] - starts[i / group] : n_shares;
+    double sum = 0.0;
+    for (int share = 0; share < n_shares; ++share)
+        if (count * share / n_shares < count * (share + 1) / n_shares) sum += shares[share * n + i];
+    result[i] = sum;
+}
+
+}  // namespace dphpc

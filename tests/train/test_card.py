@@ -1,0 +1,181 @@
+"""Whole trainings on a card."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import dphpc
+from dphpc.cli.main import main
+from dphpc.core.errors import InputError
+from dphpc.ops.se_a import cuda
+from dphpc.parallel.comm import Communicator, Serial
+from dphpc.train import run
+from dphpc.train.checkpoint import Checkpoint
+from dphpc.train.parameters import Parameters
+from tests.models import random_model
+from tests.train.systems import small_input, write_systems
+
+N_STEPS = 20
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, with data."""
+    write_systems(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def plays_a_card(emulated, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Trainings that ask for a card get the one that the host plays; what they ask for is written down."""
+    asked: list[tuple[str, int]] = []
+
+    def find(choice: str, rank: int) -> Any:
+        asked.append((choice, rank))
+        return None if choice == "cpu" else emulated
+
+    monkeypatch.setattr(run, "find_device", find)
+    monkeypatch.setattr(cuda, "MOST_SHARES", 3)  # blocks without work take the host time
+    return asked
+
+
+def given(**changes: Any) -> dict[str, Any]:
+    """A training whose batches have so many pairs that all go by the table, on the CPU too."""
+    training = {"numb_steps": N_STEPS, "disp_freq": 10, "save_freq": 10, **changes}
+    whole = {**small_input(**training), "dphpc": {"table_tolerance": 1e-3}}
+    whole["training"]["training_data"]["batch_size"] = [5, 4]  # all frames
+    return whole
+
+
+def state(step: int) -> dict[str, np.ndarray]:
+    loaded = Checkpoint.load(Path(f"model.ckpt-{step}.safetensors"))
+    return {**loaded.arrays, **loaded.optimizer}
+
+
+def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=0, atol=1e-9, err_msg=name)
+
+
+def test_twenty_steps_equal_the_cpus_and_go_on_on_either(folder, plays_a_card, caplog) -> None:
+    caplog.set_level(logging.INFO, "dphpc.train")
+    dphpc.train(given())
+    on_cpu, curve = state(N_STEPS), np.loadtxt("lcurve.out")
+    assert "device" not in caplog.text
+    dphpc.train(given(), device="cuda")
+    assert plays_a_card == [("cpu", 0), ("cuda", 0)]
+    assert "device: emulated card" in caplog.text
+    assert_same(state(N_STEPS), on_cpu)  # measured 7e-15
+    np.testing.assert_allclose(np.loadtxt("lcurve.out"), curve, rtol=2e-2)  # printed with three digits
+    once = state(N_STEPS)
+    dphpc.train({**given(), "dphpc": {"table_tolerance": 1e-3, "device": "cuda"}}, restart="model.ckpt-10")
+    again = state(N_STEPS)
+    assert all(np.array_equal(again[name], value) for name, value in once.items())
+    dphpc.train(given(), restart="model.ckpt-10")
+    assert_same(state(N_STEPS), on_cpu)
+    dphpc.train(given(), restart="model.ckpt-10", device="auto")
+    assert_same(state(N_STEPS), on_cpu)
+
+
+@pytest.mark.parametrize("optimizer", [{"type": "AdamW"}, {"type": "HybridMuon"}])
+def test_other_optimizers(folder, plays_a_card, optimizer: dict[str, Any]) -> None:
+    states = []
+    for device in ("cpu", "cuda"):
+        dphpc.train({**given(numb_steps=4, save_freq=4), "optimizer": optimizer}, device=device)
+        states.append(state(4))
+    assert_same(states[1], states[0])  # measured 7e-15
+
+
+def test_soap(folder, plays_a_card) -> None:
+    """Its first bases are eigenvectors of products that lack ranks: what rounding makes them."""
+    soap = {**given(numb_steps=4, disp_freq=4, save_freq=4), "optimizer": {"type": "SOAP"}}
+    found, expected = (dphpc.train(soap, device=device).training for device in ("cuda", "cpu"))
+    assert found["rmse_f"] == pytest.approx(expected["rmse_f"], rel=1e-2)
+    assert all(np.isfinite(value).all() for value in state(4).values())
+
+
+def test_what_a_card_does_not_do_ends_the_run_before_it_starts(folder, plays_a_card) -> None:
+    with pytest.raises(InputError, match="through the table"):
+        dphpc.train({**given(), "dphpc": {"embedding": "network"}}, device="cuda")
+    with pytest.raises(InputError, match="LKF does not run on a card"):
+        dphpc.train({**given(), "optimizer": {"type": "LKF"}}, device="cuda")
+    kinked = given()
+    kinked["model"]["descriptor"]["activation_function"] = "relu"
+    with pytest.raises(InputError, match="kinks"):
+        dphpc.train(kinked, device="cuda")
+    with pytest.raises(InputError, match="device"):
+        dphpc.train(given(), device="gpu")
+    with pytest.raises(InputError, match="devise"):
+        dphpc.train(given(), devise="cuda")
+    assert not Path("lcurve.out").exists()
+
+
+def test_no_card(folder, monkeypatch, caplog, capsys) -> None:
+    caplog.set_level(logging.INFO, "dphpc.train")
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    (folder / "input.json").write_text(json.dumps(given(numb_steps=1)))
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "input.json", "--device", "cuda"])
+    assert ended.value.code == 1
+    assert "CuPy is not installed" in capsys.readouterr().err
+    dphpc.train("input.json", device="auto")
+    assert "device: cpu, no card that CuPy sees" in caplog.text
+
+
+def test_a_torch_that_cannot_use_the_card(emulated, monkeypatch) -> None:
+    def refuse(array: Any) -> None:
+        raise AssertionError("Torch not compiled with CUDA enabled")
+
+    monkeypatch.setattr(torch, "from_dlpack", refuse)
+    with pytest.raises(InputError, match="cannot use emulated card: Torch not compiled with CUDA"):
+        Parameters(random_model(1), emulated)
+
+
+@pytest.fixture
+def shared(comm: Communicator, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A working directory with data, of all ranks."""
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(comm.bcast(name))
+        if comm.rank == 0:
+            write_systems(place)
+        comm.barrier()
+        with monkeypatch.context() as patch:
+            patch.chdir(place)
+            yield place
+        comm.barrier()
+
+
+@pytest.mark.mpi
+def test_several_ranks_train_as_one(shared, comm, plays_a_card) -> None:
+    few = given(numb_steps=3, save_freq=3)
+    dphpc.train(few, comm=comm, device="cuda")
+    several = state(3)
+    comm.barrier()
+    assert plays_a_card == [("cuda", comm.node_rank)]
+    if comm.rank == 0:
+        dphpc.train(few, comm=Serial())
+        assert_same(several, state(3))
+    comm.barrier()
+
+
+def test_on_a_real_card(card, folder) -> None:
+    dphpc.train(given())
+    on_cpu = state(N_STEPS)
+    runs = []
+    for _ in range(2):
+        dphpc.train(given(), device="cuda")
+        runs.append(state(N_STEPS))
+    assert_same(runs[0], on_cpu)
+    assert all(np.array_equal(runs[1][name], value) for name, value in runs[0].items())
