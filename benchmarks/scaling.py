@@ -210,11 +210,15 @@ def train(args: argparse.Namespace, jobs: Jobs) -> None:
         for ax, kind in zip(axes, ("weak", "strong"), strict=True):
             frames = f"{args.batch} frames a rank" if kind == "weak" else f"{args.global_batch} frames"
             print(f"\n{kind} scaling of training, {frames} a step; * oversubscribed")
-            print(f"{'ranks':>6}{'back end':>12}{'ms a step':>12}{'efficiency':>12}")
+            print(f"{'ranks':>6}{'back end':>12}{'ms a step':>12}{'efficiency':>12}{'hidden':>12}")
             for k, backend in enumerate(args.backends):
                 mine = [c for c in cases if (c.kind, c.label) == (kind, backend)]
                 for c in mine:
-                    print(f"{c.name:>6}{backend:>12}{c.step * 1e3:12.2f}{c.efficiency(mine[0]):12.1%}", flush=True)
+                    hidden = c.runs[-1]["hidden"]  # of the gradients' messages
+                    print(
+                        f"{c.name:>6}{backend:>12}{c.step * 1e3:12.2f}{c.efficiency(mine[0]):12.1%}"
+                        f"{'' if hidden is None else f'{hidden:.0%}':>12}", flush=True,
+                    )  # fmt: skip
                 draw_efficiency(ax, mine, backend, COLORS[k])
             ax.set(title=f"{kind.capitalize()}: {frames}")
             ax.legend()
@@ -240,7 +244,8 @@ def train_run(
     (jobs.folder / "input.json").write_text(json.dumps(config))
     out = jobs(ranks, "-m", "dphpc", "train", "input.json", "--skip-neighbor-stat")
     seconds = float(re.findall(r"batch +\d+: ([\d.]+) s, ", out)[-1])
-    return {"steps": steps, "batch": batch, "seconds_per_step": seconds / (steps // 4)}
+    hidden = [float(percent) / 100.0 for percent in re.findall(r"(\d+) % of the messages' time", out)]
+    return {"steps": steps, "batch": batch, "seconds_per_step": seconds / (steps // 4), "hidden": (hidden or [None])[0]}
 
 
 # Prediction

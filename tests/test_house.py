@@ -30,7 +30,7 @@ MAY_IMPORT["cli"] = set(MAY_IMPORT) - {"cli"}
 
 # The homes of packages that are optional, heavy or tied to a machine: path prefixes or file names.
 HOMES: dict[str, tuple[str, ...]] = {
-    "torch": ("ops/*/autograd.py", "train/*.py", "train/*/*.py", "parallel/gradients.py"),
+    "torch": ("ops/*/autograd.py", "train/*.py", "train/*/*.py", "parallel/gradients.py", "parallel/process_group.py"),
     "cupy": ("ops/*/cuda.py", "core/device.py"),
     "mpi4py": ("parallel/comm.py",),
     "horovod": ("parallel/gradients.py",),

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from dphpc.cli.app import command
-
-
-class DataParallel(StrEnum):
-    """What adds up gradients between ranks."""
-
-    auto = "auto"
-    mpi = "mpi"
-    torch = "torch"
-    horovod = "horovod"
+from dphpc.parallel.back_ends import DataParallel
 
 
 @command("train")
@@ -55,7 +46,7 @@ def train_model(
 
     result = train(
         input, restart=restart, resume=resume, init_model=init_model, skip_neighbor_stat=skip_neighbor_stat,
-        output=output, data_parallel=None if data_parallel is None else data_parallel.value, device=device,
+        output=output, data_parallel=data_parallel, device=device,
     )  # fmt: skip
     if result.interrupted:  # what follows in a script must not take this for a trained model
         raise typer.Exit(128 + result.stopped_by)

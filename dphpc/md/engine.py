@@ -30,7 +30,8 @@ from dphpc.ops.neighbors.native import build_neighbors
 from dphpc.parallel.balance import balanced, imbalance
 from dphpc.parallel.comm import Communicator, agree
 from dphpc.parallel.domain import Domain
-from dphpc.parallel.halo import Flight, Halo
+from dphpc.parallel.flight import Flight
+from dphpc.parallel.halo import Halo
 from dphpc.parallel.migrate import check_count, migrate, sort_spatially
 from dphpc.potential.contract import Outputs, Potential
 

@@ -60,11 +60,8 @@ class Communicator(Protocol):
         """The values (an array of numbers) combined over all ranks."""
         ...
 
-    def start_sum(self, values: NDArray) -> Callable[[], None]:
-        """Begin to add up a contiguous array of float64 or float32 over all ranks, in place.
-
-        What is returned waits for the sum; until then the array must be left alone.
-        """
+    def start_sum(self, values: NDArray) -> Exchange:
+        """Begin to add up a contiguous array of float64 or float32 over all ranks, in place."""
         ...
 
     def exchange(self, rows: NDArray) -> NDArray:
@@ -127,9 +124,9 @@ class Serial:
         """The values themselves."""
         return np.array(values)
 
-    def start_sum(self, values: NDArray) -> Callable[[], None]:
+    def start_sum(self, values: NDArray) -> Exchange:
         """The values stay as they are."""
-        return lambda: None
+        return NoMessages()
 
     def exchange(self, rows: NDArray) -> NDArray:
         """The rows themselves."""
@@ -211,9 +208,9 @@ class Mpi:
         self._comm.Allreduce(values, result, self._operations[operation])
         return result
 
-    def start_sum(self, values: NDArray) -> Callable[[], None]:
+    def start_sum(self, values: NDArray) -> Exchange:
         """MPI_Iallreduce."""
-        return self._comm.Iallreduce(self._in_place, values).Wait
+        return Requests([self._comm.Iallreduce(self._in_place, values)])
 
     def exchange(self, rows: NDArray) -> NDArray:
         """MPI_Alltoall of raw bytes."""
@@ -311,7 +308,8 @@ def world() -> Communicator:
         raise InputError(
             f"{launched[0]} started {size} ranks, but mpi4py's MPI ({MPI.get_vendor()[0]}) sees {comm.Get_size()}",
             expected="the launcher of the MPI that mpi4py was built against",
-            remedy="use that MPI's mpirun, or srun with a matching --mpi=pmi2|pmix",
+            remedy="use that MPI's mpirun, or srun with a matching --mpi=pmi2|pmix; a training can do without: "
+            "srun --mpi=none and --data-parallel torch",
         )
     return Mpi(comm) if comm.Get_size() > 1 else Serial()
 

@@ -1,25 +1,23 @@
 """Sums of gradients over the ranks of a training: by plain MPI, torch.distributed or Horovod.
 
-The only importer of the last two.  All three add the same numbers; they differ in where those travel (torch's NCCL
-between GPUs) and in what a machine's users have at hand.
+The only importer of Horovod.  All three add the same numbers; they differ in where those travel (torch's NCCL between
+GPUs) and in what a machine's users have at hand.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
-import socket
+import platform
 from collections.abc import Callable, Iterator
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from dphpc.core.errors import InputError
-from dphpc.parallel.comm import Communicator, from_first, together
-
-Kind = Literal["auto", "mpi", "torch", "horovod"]
-Compression = Literal["none", "fp16", "bf16"]
+from dphpc.parallel.back_ends import Compression, DataParallel
+from dphpc.parallel.comm import Communicator, Exchange, NoMessages, together
+from dphpc.parallel.process_group import ProcessGroup, Works
 
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -27,11 +25,27 @@ _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 class GradientSum(Protocol):
     """Adds up tensors over all ranks; every rank calls with the same shapes in the same order."""
 
-    def start(self, values: Tensor) -> Callable[[], None]:
-        """Begin to sum a contiguous tensor in place; what is returned waits for it."""
+    def start(self, values: Tensor) -> Exchange:
+        """Begin to sum a contiguous tensor in place; the sum is there when the exchange has been waited for."""
 
     def describe(self) -> str:
         """One line for the log."""
+
+
+class Then:
+    """An exchange with work to do at its end."""
+
+    def __init__(self, exchange: Exchange, finish: Callable[[], object]) -> None:
+        self._exchange, self._finish = exchange, finish
+
+    def ready(self) -> bool:
+        """Whether all that travels is there."""
+        return self._exchange.ready()
+
+    def wait(self) -> None:
+        """Until it is, and has been put into its place."""
+        self._exchange.wait()
+        self._finish()
 
 
 class MpiSum:
@@ -40,7 +54,7 @@ class MpiSum:
     def __init__(self, comm: Communicator) -> None:
         self._comm = comm
 
-    def start(self, values: Tensor) -> Callable[[], None]:
+    def start(self, values: Tensor) -> Exchange:
         """See `GradientSum.start`."""
         return self._comm.start_sum(values.numpy())
 
@@ -50,29 +64,50 @@ class MpiSum:
 
 
 class TorchSum:
-    """A process group of torch.distributed: Gloo between CPUs.  Open until `close`."""
+    """torch.distributed: NCCL where each rank's gradients are on a card of its own, else Gloo.  Open until `close`.
 
-    def __init__(self, comm: Communicator) -> None:
-        from torch import distributed
+    Attributes
+    ----------
+    between_cards
+        NCCL is taken.  Gloo takes tensors of the host.
+    """
 
-        self._distributed = distributed
-        with together(comm):
-            if not distributed.is_available():
-                raise InputError("this torch was built without torch.distributed", remedy="--data-parallel mpi")
-        address = from_first(comm, lambda: _free_address(comm.node_size == comm.size))
-        distributed.init_process_group("gloo", init_method=f"tcp://{address}", rank=comm.rank, world_size=comm.size)
+    def __init__(self, comm: Communicator, device: torch.device) -> None:
+        self._own = None if isinstance(comm, ProcessGroup) else ProcessGroup.beside(comm)
+        self._shared = device.type == "cuda" and not one_card_each(comm.allgather(_card(device)))
+        self.between_cards = device.type == "cuda" and not self._shared and distributed.is_nccl_available()
+        self._group = distributed.new_group(backend="nccl") if self.between_cards else None
 
-    def start(self, values: Tensor) -> Callable[[], None]:
+    def start(self, values: Tensor) -> Exchange:
         """See `GradientSum.start`."""
-        return self._distributed.all_reduce(values, async_op=True).wait  # type: ignore[union-attr]
+        return Works([distributed.all_reduce(values, group=self._group, async_op=True)])
 
     def describe(self) -> str:
         """See `GradientSum.describe`."""
-        return "torch.distributed (Gloo)"
+        how = "NCCL" if self.between_cards else "Gloo, as ranks share a card" if self._shared else "Gloo"
+        return f"torch.distributed ({how})"
 
     def close(self) -> None:
-        """Leave the process group."""
-        self._distributed.destroy_process_group()
+        """Leave the process groups that are this sum's own."""
+        if self._own is not None:
+            self._own.close()
+        elif self._group is not None:
+            distributed.destroy_process_group(self._group)
+
+
+class HorovodHandle:
+    """A sum of Horovod's under way."""
+
+    def __init__(self, hvd: Any, handle: int) -> None:
+        self._hvd, self._handle = hvd, handle
+
+    def ready(self) -> bool:
+        """Whether it is there."""
+        return bool(self._hvd.poll(self._handle))
+
+    def wait(self) -> None:
+        """Until it is."""
+        self._hvd.synchronize(self._handle)
 
 
 class HorovodSum:
@@ -95,17 +130,15 @@ class HorovodSum:
         self._hvd = hvd
         self._n_open = 0
 
-    def start(self, values: Tensor) -> Callable[[], None]:
+    def start(self, values: Tensor) -> Exchange:
         """See `GradientSum.start`."""
         # Horovod pairs the ranks' tensors by name, and remembers names: a step's are those of the step before.
         handle = self._hvd.allreduce_async_(values, op=self._hvd.Sum, name=f"dphpc.{self._n_open}")
         self._n_open += 1
+        return Then(HorovodHandle(self._hvd, handle), self._closed)
 
-        def finish() -> None:
-            self._n_open -= 1
-            self._hvd.synchronize(handle)
-
-        return finish
+    def _closed(self) -> None:
+        self._n_open -= 1
 
     def describe(self) -> str:
         """See `GradientSum.describe`."""
@@ -125,7 +158,7 @@ class ShortMpiSum:
     def __init__(self, comm: Communicator, compression: Literal["fp16", "bf16"]) -> None:
         self._comm, self.compression = comm, compression
 
-    def start(self, values: Tensor) -> Callable[[], None]:
+    def start(self, values: Tensor) -> Exchange:
         """See `GradientSum.start`; the sum is made at once."""
         size, n, dtype = self._comm.size, values.numel(), _DTYPES[self.compression]
         short = torch.zeros(size * -(-n // size), dtype=dtype)
@@ -134,7 +167,7 @@ class ShortMpiSum:
         summed = torch.from_numpy(parts).view(dtype).float().sum(dim=0).to(dtype)
         everywhere = self._comm.stack(summed.view(torch.int16).numpy())
         values.copy_(torch.from_numpy(everywhere).view(dtype).view(-1)[:n])
-        return lambda: None
+        return NoMessages()
 
     def describe(self) -> str:
         """See `GradientSum.describe`."""
@@ -147,58 +180,88 @@ class ShortSum:
     def __init__(self, inner: GradientSum, compression: Literal["fp16", "bf16"]) -> None:
         self._inner, self.compression = inner, compression
 
-    def start(self, values: Tensor) -> Callable[[], None]:
+    def start(self, values: Tensor) -> Exchange:
         """See `GradientSum.start`."""
         short = values.to(_DTYPES[self.compression])
-        wait = self._inner.start(short)
-
-        def finish() -> None:
-            wait()
-            values.copy_(short)
-
-        return finish
+        return Then(self._inner.start(short), lambda: values.copy_(short))
 
     def describe(self) -> str:
         """See `GradientSum.describe`."""
         return f"{self._inner.describe()} in {self.compression}"
 
 
+class ThroughHost:
+    """Sums of tensors on a card by what adds up the host's."""
+
+    def __init__(self, inner: GradientSum) -> None:
+        self._inner = inner
+
+    def start(self, values: Tensor) -> Exchange:
+        """See `GradientSum.start`."""
+        here = values.to("cpu", copy=True)
+        return Then(self._inner.start(here), lambda: values.copy_(here))
+
+    def describe(self) -> str:
+        """See `GradientSum.describe`."""
+        return f"{self._inner.describe()} through the host"
+
+
 @contextlib.contextmanager
-def gradient_sum(kind: Kind, comm: Communicator, compression: Compression = "none") -> Iterator[GradientSum]:
+def gradient_sum(
+    kind: DataParallel, comm: Communicator, compression: Compression = "none", device: str | torch.device = "cpu"
+) -> Iterator[GradientSum]:
     """The sum of that kind between all ranks, for as long as the context lasts; collective.
 
-    `auto` is MPI: the ranks have it already, and between CPUs torch was measured to be no faster.
+    `auto` is MPI for gradients on the host: the ranks have it already, and between CPUs torch was measured to be no
+    faster.  For those on cards it is torch where that has NCCL.
+
+    Parameters
+    ----------
+    device
+        Where this rank's gradients are, "cpu", "cuda" or "cuda:1".
 
     Raises
     ------
     InputError
         A library is missing or does not fit the ranks, or cannot add numbers of that precision.
     """
-    if kind in ("auto", "mpi") or comm.size == 1:
-        yield MpiSum(comm) if compression == "none" else ShortMpiSum(comm, compression)
-        return
+    device = torch.device(device)
+    if kind == "auto":
+        kind = "torch" if device.type == "cuda" and distributed.is_nccl_available() else "mpi"
     with together(comm):
-        if (kind, compression) == ("horovod", "bf16"):
+        if comm.size > 1 and (kind, compression) == ("horovod", "bf16"):
             raise InputError("Horovod has no bf16", where="dphpc/gradient_compression", expected="fp16 or none")
-    library = TorchSum(comm) if kind == "torch" else HorovodSum(comm)
+    library: TorchSum | HorovodSum | None = None
+    sums: GradientSum
+    if kind == "mpi" or comm.size == 1:
+        sums = MpiSum(comm) if compression == "none" else ShortMpiSum(comm, compression)
+    else:
+        sums = library = TorchSum(comm, device) if kind == "torch" else HorovodSum(comm)
+    if device.type != "cpu" and not (isinstance(library, TorchSum) and library.between_cards):
+        sums = ThroughHost(sums)
+    if library is not None and compression != "none":
+        sums = ShortSum(sums, compression)
     try:
-        yield library if compression == "none" else ShortSum(library, compression)
+        yield sums
     finally:
-        library.close()
+        if library is not None:
+            library.close()
 
 
-def difference_from_mpi(kind: Kind, comm: Communicator) -> float:
+def one_card_each(cards: list[tuple[str, str]]) -> bool:
+    """Whether ranks have cards of their own, which NCCL asks for; `cards` are (node, card) of each."""
+    return len(set(cards)) == len(cards)
+
+
+def difference_from_mpi(kind: DataParallel, comm: Communicator) -> float:
     """Largest difference between a library's sum of random numbers of order 1 and MPI's own; collective."""
     ours = torch.randn(10_000, dtype=torch.float64, generator=torch.Generator().manual_seed(comm.rank))
     expected = torch.from_numpy(comm.allreduce(ours.numpy()))
     with gradient_sum(kind, comm) as gradients:
-        gradients.start(ours)()
+        gradients.start(ours).wait()
     return float((ours - expected).abs().max())
 
 
-def _free_address(same_node: bool) -> str:
-    """HOST:PORT of this machine, where the other ranks can meet this one."""
-    host = os.environ.get("MASTER_ADDR") or ("127.0.0.1" if same_node else socket.gethostname())
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return f"{host}:{probe.getsockname()[1]}"
+def _card(device: torch.device) -> tuple[str, str]:
+    """A card's node and name on it; its index counts those that the process sees, which may differ by rank."""
+    return platform.node(), str(getattr(torch.cuda.get_device_properties(device), "uuid", device.index))

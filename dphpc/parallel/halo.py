@@ -12,8 +12,6 @@ under way, while the caller works on atoms that need none of them.
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,40 +20,10 @@ from numpy.typing import NDArray
 from dphpc.core.state import GHOSTED, State, row_dtype
 from dphpc.parallel.comm import Communicator, Exchange
 from dphpc.parallel.domain import Domain
+from dphpc.parallel.flight import Flight
 from dphpc.parallel.migrate import exchange_rows
 
 _ORIGIN = (("shift", np.int32, (3,)), ("home", np.int32, ()), ("index", np.int32, ()))
-
-
-class Flight:
-    """Messages under way: polled now and then, which also drives them on, and at last waited for.
-
-    Attributes
-    ----------
-    seconds
-        From the start until they were seen to be there.
-    blocked
-        Of which waiting.
-    """
-
-    def __init__(self, exchange: Exchange, finish: Callable[[], None]) -> None:
-        self._exchange, self._finish = exchange, finish
-        self._started = time.perf_counter()
-        self.seconds, self.blocked, self._there = 0.0, 0.0, False
-
-    def poll(self) -> None:
-        """See whether they are there."""
-        if not self._there and self._exchange.ready():
-            self._there, self.seconds = True, time.perf_counter() - self._started
-
-    def land(self) -> None:
-        """Wait for them and put what they bring into its place."""
-        if not self._there:
-            before = time.perf_counter()
-            self._exchange.wait()
-            now = time.perf_counter()
-            self._there, self.seconds, self.blocked = True, now - self._started, now - before
-        self._finish()
 
 
 @dataclass(frozen=True)

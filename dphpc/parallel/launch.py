@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 LAUNCHERS: tuple[tuple[str, str, str], ...] = (
     ("Open MPI", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
@@ -41,3 +42,27 @@ def launched_size() -> int:
     """The number of ranks that were started together, 1 without a launcher."""
     found = launched_by()
     return found[2] if found else 1
+
+
+def without_mpi() -> bool:
+    """Whether srun started several ranks and gave them nothing by which their MPI finds the others (`--mpi=none`)."""
+    found = launched_by()
+    return found is not None and found[0] == "srun" and found[2] > 1 and "PMIX_RANK" not in os.environ
+
+
+def meeting_point() -> tuple[str, int]:
+    """Host and port where the ranks of a step of Slurm meet.
+
+    MASTER_ADDR and MASTER_PORT where they are set; else the step's first node, and a port below those that systems give
+    away, which follows from the numbers of job and step.
+    """
+    nodes = os.environ.get("SLURM_STEP_NODELIST", "")
+    alone = os.environ.get("SLURM_STEP_NUM_NODES") == "1"
+    host = os.environ.get("MASTER_ADDR") or ("127.0.0.1" if alone else first_host(nodes))
+    job, step = (int(os.environ.get(name, 0)) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+    return host, int(os.environ.get("MASTER_PORT") or 10_000 + (7 * job + step) % 20_000)
+
+
+def first_host(nodes: str) -> str:
+    """The first of Slurm's list of nodes: `node03` of `node[03-05,08],login1`."""
+    return re.sub(r"\[([^],-]+)[^]]*\]", r"\1", nodes).split(",")[0]

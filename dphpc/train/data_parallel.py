@@ -10,47 +10,35 @@ With a batch of its own for each rank (DeePMD-kit's meaning) a rank evaluates al
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from dphpc.parallel.comm import Communicator
+from dphpc.parallel.flight import Flight
 from dphpc.parallel.gradients import GradientSum
 from dphpc.train.data import Batch
 from dphpc.train.optimizers.protocol import Engine
 from dphpc.train.parameters import Parameters
-from dphpc.train.step import LossGradient, Prediction
-
-
-class HostSum:
-    """A sum of gradients that lie on a card, by one that adds up what lies on the host."""
-
-    def __init__(self, inner: GradientSum) -> None:
-        self._inner = inner
-
-    def start(self, values: Tensor) -> Callable[[], None]:
-        """See `GradientSum.start`."""
-        on_host = values.to("cpu", copy=True)
-        wait = self._inner.start(on_host)
-
-        def finish() -> None:
-            wait()
-            values.copy_(on_host)
-
-        return finish
-
-    def describe(self) -> str:
-        """One line for the log."""
-        return f"{self._inner.describe()}, on the host"
+from dphpc.train.step import Doubles, LossGradient, Prediction
 
 
 class SharedStep:
-    """An engine whose batches are divided among ranks; used like the engine itself, by all ranks at a time."""
+    """An engine whose batches are divided among ranks; used like the engine itself, by all ranks at a time.
 
-    def __init__(self, engine: Engine, parameters: Parameters, comm: Communicator, gradients: GradientSum) -> None:
+    Parameters
+    ----------
+    in_flight
+        (2,) to which seconds are added: those that gradients were under way, and of which after the backward pass.
+    """
+
+    def __init__(
+        self, engine: Engine, parameters: Parameters, comm: Communicator, gradients: GradientSum, in_flight: Doubles
+    ) -> None:
         self._engine, self._parameters, self._comm, self._gradients = engine, parameters, comm, gradients
+        self._in_flight = in_flight
 
     def forward(self, batch: Batch) -> Prediction:
         """The whole batch's energies, forces and virials, from each rank's `Batch.own` atoms."""
@@ -65,14 +53,22 @@ class SharedStep:
 
         Each network's gradient is on its way while the next one's is made.
         """
-        waiting: list[Callable[[], None]] = []
+        flights: list[Flight] = []
+
+        def poll() -> None:
+            for flight in flights:
+                flight.poll()
 
         def start(part: str) -> None:
-            waiting.extend(self._gradients.start(g) for g in self._parameters.gradient_parts(part))
+            poll()
+            flights.extend(Flight(self._gradients.start(g)) for g in self._parameters.gradient_parts(part))
 
         self._engine.backward(loss, start)
-        for wait in waiting:
-            wait()
+        poll()
+        end = time.perf_counter()
+        for flight in flights:
+            flight.land()
+            self._in_flight += flight.seconds, max(0.0, flight.started + flight.seconds - end)
 
     def weights_changed(self) -> None:
         """See `Engine.weights_changed`."""

@@ -195,6 +195,17 @@ class Parameters:
         return sum(slot.size for slot in self.slots.values())
 
 
+def torch_device(device: Device | None) -> torch.device:
+    """Where torch has the parameters of a training on a card, or on the CPU without one.
+
+    Raises
+    ------
+    InputError
+        torch cannot use the card.
+    """
+    return _zeros(1, "float64", device)[0].device
+
+
 def _zeros(n: int, dtype: str, device: Device | None) -> tuple[Tensor, Array]:
     """Zeros (n,) as a tensor and as an array of NumPy or of the card, which share their memory."""
     if device is None:

@@ -37,6 +37,9 @@ class TrainResult:
         Files: learning curve, and the last checkpoint.
     stopped_by
         The signal that ended it before its last step; 0 if none did.  The checkpoint is written either way.
+    hidden
+        Fraction of the time that gradients were under way between ranks which passed behind backward passes; None on
+        one rank.
     """
 
     step: int
@@ -48,6 +51,7 @@ class TrainResult:
     lcurve: Path
     checkpoint: Path | None
     stopped_by: int = 0
+    hidden: float | None = None
 
     @property
     def interrupted(self) -> bool:
@@ -66,6 +70,9 @@ class TrainResult:
             ("steps", f"{state} {self.step} of {self.n_steps}"),
             ("time", f"{clock(self.seconds)} ({1e3 * self.seconds_per_step:.1f} ms a step)"),
         ]
+        if self.hidden is not None:
+            behind = f"{100.0 * self.hidden:.0f} % of the messages' time passed behind the backward pass"
+            rows.append(("sums of gradients", behind))
         for kind, errors in (("training", self.training), ("validation", self.validation or {})):
             for key, value in errors.items():
                 measure, _, term = key.partition("_")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -13,18 +14,21 @@ import torch
 
 from dphpc.core.config import parse_config
 from dphpc.core.device import find_device
-from dphpc.core.errors import InputError
+from dphpc.core.errors import DphpcError, InputError
 from dphpc.model.dp_model import DPModel
 from dphpc.model.model_file import read_model
 from dphpc.ops.threads import default_threads, set_threads
+from dphpc.parallel.back_ends import DataParallel
 from dphpc.parallel.comm import Communicator, Serial, ends_together, from_first, together, world
 from dphpc.parallel.gradients import gradient_sum
-from dphpc.parallel.launch import launched_size
+from dphpc.parallel.launch import launched_size, without_mpi
 from dphpc.parallel.placement import placement, ranks_on_same_cores
+from dphpc.parallel.process_group import slurm_ranks
 from dphpc.train.checkpoint import POINTER, SUFFIX, Checkpoint, find_checkpoint
 from dphpc.train.data import Dataset
 from dphpc.train.initial import initial_model, model_arrays, set_model_arrays
 from dphpc.train.neighbor_stat import neighbor_stat, resolve_sel, sel_warnings
+from dphpc.train.parameters import torch_device
 from dphpc.train.result import TrainResult
 from dphpc.train.sampler import Sampler
 from dphpc.train.schema import DphpcConfig, LkfConfig, TrainInput, load_input, parse_input, write_input
@@ -77,8 +81,8 @@ def train(
     RunError
         Training cannot go on; the last checkpoint stays.
     """
-    if comm is None:  # MPI is not touched for one process: a training needs none
-        comm = world() if launched_size() > 1 else Serial()
+    if comm is None:
+        comm = _ranks(input, options.get("data_parallel"))
     with ends_together(comm):
         with together(comm):
             if restart is not None and init_model is not None:
@@ -108,7 +112,9 @@ def train(
                 model = _restarted(config, checkpoint)
             else:
                 model = _new_model(config, statistics, min_distance, init_model)
-        with gradient_sum(config.dphpc.data_parallel, comm, config.dphpc.gradient_compression) as gradients:
+        with together(comm):
+            place = torch_device(device)
+        with gradient_sum(config.dphpc.data_parallel, comm, config.dphpc.gradient_compression, place) as gradients:
             with together(comm):
                 trainer = Trainer(config, model, training, validation, checkpoint, comm, gradients, device)
             for line in _summary(trainer):
@@ -117,6 +123,18 @@ def train(
         for name, value in result.rows():
             log.info("%s: %s", name, value)
         return result
+
+
+def _ranks(given: PathLike | Mapping[str, Any] | TrainInput, data_parallel: DataParallel | None) -> Communicator:
+    """Those that were started together; without MPI where there is one, or torch is asked for and srun helps no MPI."""
+    if launched_size() == 1:
+        return Serial()
+    if without_mpi():
+        with contextlib.suppress(DphpcError, OSError):  # said later, on all ranks together
+            data_parallel = data_parallel or _read(given).dphpc.data_parallel
+        if data_parallel == "torch":
+            return slurm_ranks()
+    return world()
 
 
 def _read(given: PathLike | Mapping[str, Any] | TrainInput) -> TrainInput:

@@ -7,14 +7,14 @@ import math
 import signal
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from dphpc.core.device import Device
 from dphpc.core.errors import InputError, RunError
-from dphpc.core.signals import stop_signals
+from dphpc.core.signals import STOP_SIGNALS, stop_signals
 from dphpc.model.dp_model import DPModel
 from dphpc.model.radial_table import Grid
 from dphpc.parallel.comm import Communicator, Serial, agree, together
@@ -22,7 +22,7 @@ from dphpc.parallel.gradients import GradientSum, MpiSum
 from dphpc.train.card_step import CardStep, require_for_card
 from dphpc.train.checkpoint import Checkpoint, CheckpointFolder
 from dphpc.train.data import Batch, Dataset
-from dphpc.train.data_parallel import AveragedStep, HostSum, SharedStep, mean_errors
+from dphpc.train.data_parallel import AveragedStep, SharedStep, mean_errors
 from dphpc.train.initial import model_arrays
 from dphpc.train.lcurve import LearningCurve
 from dphpc.train.loss import EnergyLoss, LossResult
@@ -49,6 +49,14 @@ DEFAULT_MIN_DISTANCE = 0.9
 
 MARGIN = 0.9
 """The table reaches down to this fraction of the smallest distance in the training data."""
+
+
+class _Drawn(NamedTuple):
+    """A step's batch, the pairs of it that all ranks evaluate together, and for messages where it comes from."""
+
+    batch: Batch
+    n_pairs: int
+    where: str
 
 
 class Trainer:
@@ -95,7 +103,6 @@ class Trainer:
         self.device = device
         if device is not None:
             _require_for_card(config, model)
-            self.gradients = HostSum(self.gradients)
         self.n_steps = t.numb_steps
         self.schedule = Schedule(config.learning_rate, self.n_steps)
         self._per_rank = self.comm.size > 1 and config.dphpc.batch == "per_rank"
@@ -108,6 +115,7 @@ class Trainer:
             self.validation_sampler = Sampler.of(validation, t.validation_data, t.seed + VALIDATION_SEED)
         self.folder = CheckpointFolder(t.save_ckpt, t.save_dir, self._max_keep())
         self.step = 0
+        self.in_flight = np.zeros(2)
         self._sums: Errors = {}
         self._stop: int | None = None
         grid = None
@@ -135,13 +143,12 @@ class Trainer:
         step = TableStep if self.device is None else CardStep
         return step(self.model, self.parameters, grid, options.table_tolerance)
 
-    def engine(self, batch: Batch, *, own: bool = False) -> Engine:
+    def engine(self, batch: Batch, n_pairs: int, *, own: bool = False) -> Engine:
         """What evaluates a batch: the table, or the networks where the batch has fewer pairs than twice the knots.
 
-        A card has the table only.  On several ranks the batch is all ranks', who ask for it together, or (`own`) this
-        one's alone.
+        A card has the table only.  On several ranks the batch is all ranks', who have `n_pairs` of it together, or (`own`)
+        this one's alone.
         """
-        n_pairs = batch.n_own_pairs if own else int(self.comm.allreduce(np.array([batch.n_own_pairs]))[0])
         table = self._table
         engine: Engine | None = self._network
         if table is not None and (engine is None or table.pays(batch, n_pairs)):
@@ -150,7 +157,7 @@ class Trainer:
         if self.comm.size == 1:
             return engine
         step = AveragedStep if own else SharedStep
-        return step(engine, self.parameters, self.comm, self.gradients)
+        return step(engine, self.parameters, self.comm, self.gradients, self.in_flight)
 
     def describe(self) -> str:
         """How the embedding is evaluated, one line."""
@@ -179,13 +186,13 @@ class Trainer:
         validation: Errors | None = None
         saved: Path | None = None
         with stop_signals(self._ask), TrainingProgress(first, self.n_steps, shown=leads) as progress:
-            while self.step < self.n_steps and self._agreed_stop() is None:
+            while self.step < self.n_steps and (drawn := self._draw()) is not None:
                 rate = self.schedule(self.step)
-                errors = self._train_one(rate)
+                errors = self._train_one(drawn, rate)
                 progress.advance()
-                if t.disp_training and (self.step % t.disp_freq == 0 or self.step == 1):
+                if self._due(t.disp_training, t.disp_freq):
                     training, validation = self._display(errors, rate, curve, progress)
-                if board is not None and (self.step % t.tensorboard_freq == 0 or self.step == 1):
+                if board is not None and self._due(t.tensorboard, t.tensorboard_freq):
                     for name, value in {"lr": rate, **errors}.items():
                         board.add_scalar(name, value, self.step)
                 if self.step == self.n_steps or self.step % t.save_freq == 0:
@@ -203,30 +210,60 @@ class Trainer:
         return TrainResult(
             self.step, self.n_steps, self.step - first, time.perf_counter() - start, training, validation,
             Path(t.disp_file), saved, stopped_by=(self._stop or 0) if self.step < self.n_steps else 0,
+            hidden=self._hidden(),
         )  # fmt: skip
 
-    def _train_one(self, rate: float) -> Errors:
-        """One step: gradient and new weights; returns the errors before it."""
+    def _draw(self) -> _Drawn | None:
+        """This step's batch, or None where a rank has got a signal; one small sum tells all ranks what each knows."""
         comm, own = self.comm, self._per_rank
-        with together(comm):
+        drawn, error = None, None
+        try:
             system, frames = self.sampler.draw(self.step * comm.size + comm.rank if own else self.step)
             batch = self.training.batch(system, frames, (0, 1) if own else (comm.rank, comm.size))
+            where = f"system {self.training.systems[system].name}, frames {frames.tolist()}"
+            drawn = _Drawn(batch, batch.n_own_pairs, where)
+        except Exception as caught:
+            error = caught
+        told = [error is not None, drawn.n_pairs if drawn else 0, *(self._stop == number for number in STOP_SIGNALS)]
+        failed, n_pairs, *stopped = comm.allreduce(np.array(told, np.int64)).tolist()
+        if any(stopped):
+            self._stop = next(number for number, ranks in zip(STOP_SIGNALS, stopped, strict=True) if ranks)
+            return None
+        if failed:
+            agree(comm, error)
+        assert drawn is not None
+        return drawn if own else drawn._replace(n_pairs=n_pairs)
+
+    def _train_one(self, drawn: _Drawn, rate: float) -> Errors:
+        """One step: gradient and new weights; returns the errors before it."""
+        engine = self.engine(drawn.batch, drawn.n_pairs, own=self._per_rank)
         try:
-            result = self.optimizer.update(self.engine(batch, own=own), batch, self.loss, rate * self._rate_factor)
+            result = self.optimizer.update(engine, drawn.batch, self.loss, rate * self._rate_factor)
         except RunError as error:
-            where = f"step {self.step + 1}, system {self.training.systems[system].name}, frames {frames.tolist()}"
+            where = f"step {self.step + 1}, {drawn.where}"
             error = RunError(error.what, where=where, remedy=error.remedy)
-            if not own:  # then all ranks have it
-                agree(comm, error)
+            if not self._per_rank:  # then all ranks have it
+                agree(self.comm, error)
             raise error from None
         if self._table is not None:
             self._table.weights_changed()
         self.step += 1
-        errors = mean_errors(result.errors, comm) if own else result.errors
-        if self.config.training.disp_avg:
+        return self._mean(result.errors)
+
+    def _mean(self, errors: Errors) -> Errors:
+        """Errors of all ranks' batches where they are asked for after this step, and summed up for `disp_avg`."""
+        t = self.config.training
+        wanted = self._due(t.disp_training, t.disp_freq) or self._due(t.tensorboard, t.tensorboard_freq) or t.disp_avg
+        if self._per_rank and wanted:
+            errors = mean_errors(errors, self.comm)
+        if t.disp_avg:
             for name, value in {**errors, "n": 1.0}.items():
                 self._sums[name] = self._sums.get(name, 0.0) + value
         return errors
+
+    def _due(self, wanted: bool, every: int) -> bool:
+        """Whether this is one of the steps that something wanted is done after."""
+        return wanted and (self.step % every == 0 or self.step == 1)
 
     def _display(
         self, errors: Errors, rate: float, curve: LearningCurve | None, progress: TrainingProgress
@@ -257,7 +294,8 @@ class Trainer:
         for k in range(first, first + n_batches):
             with together(self.comm):
                 batch = self.validation.batch(*self.validation_sampler.draw(k), part)
-            results.append((batch.n_local, self.loss(self.engine(batch).forward(batch), batch, rate)))
+            n_pairs = int(self.comm.allreduce(np.array([batch.n_own_pairs]))[0])
+            results.append((batch.n_local, self.loss(self.engine(batch, n_pairs).forward(batch), batch, rate)))
         weights = np.array([n for n, _ in results], np.float64)
         names = results[0][1].errors
         return {name: float(np.dot(weights, [r.errors[name] for _, r in results]) / weights.sum()) for name in names}
@@ -289,10 +327,10 @@ class Trainer:
     def _ask(self, number: int) -> None:
         self._stop = number
 
-    def _agreed_stop(self) -> int | None:
-        """The signal that any rank has got; collective."""
-        self._stop = int(self.comm.allreduce(np.array([self._stop or 0]), "max")[0]) or None
-        return self._stop
+    def _hidden(self) -> float | None:
+        """Fraction of the time of gradients' messages that passed behind backward passes; collective."""
+        under_way, waited = self.comm.allreduce(self.in_flight)
+        return 1.0 - float(waited / under_way) if under_way else None
 
 
 def _require_for_card(config: TrainInput, model: DPModel) -> None:

@@ -153,6 +153,15 @@ def test_training_on_ranks_goes_on_after_a_signal(slurm: Cluster, folder: Path, 
     assert steps.tolist() == [1, *range(100, 2001, 100)]
 
 
+def test_training_on_ranks_that_no_mpi_joins(slurm: Cluster, folder: Path) -> None:
+    (folder / "input.json").write_text(json.dumps(small_input(numb_steps=3)))
+    words = ["srun", "--mpi=none", "--ntasks=2", sys.executable, "-m", "dphpc", "train", "input.json"]
+    slurm(*words, "--data-parallel", "torch", "--log-path", "train.log", cwd=folder)
+    text = (folder / "train.log").read_text()
+    assert "2 ranks divide each step's batch; gradients by torch.distributed (Gloo)" in text
+    assert column(folder / "lcurve.out", "step").tolist() == [1, 3]
+
+
 def test_scaling(slurm: Cluster, folder: Path, mpi: str) -> None:
     (folder / "run.yaml").write_text(json.dumps({**RUN, "stages": [{"ensemble": "nve", "steps": 20}]}))
     job = submit(slurm, folder, "md", "run.yaml", "--scaling", "--ntasks-per-node", "2", "--mpi", mpi)

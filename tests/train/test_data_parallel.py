@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -61,7 +62,8 @@ def gradient(
 ) -> list[Any]:
     """Loss, errors and flat gradient of one batch."""
     batch = trainer.training.batch(system, frames, part)
-    engine = trainer.engine(batch, own=own)
+    n_pairs = batch.n_own_pairs if own else int(trainer.comm.allreduce(np.array([batch.n_own_pairs]))[0])
+    engine = trainer.engine(batch, n_pairs, own=own)
     result = trainer.loss(engine.forward(batch), batch, 1e-3)
     engine.backward(result.gradient)
     return [
@@ -134,10 +136,10 @@ def test_rates_go_with_ranks_for_a_batch_each(comm: Communicator, folder: Path) 
 def test_a_signal_to_one_rank_stops_all_with_a_checkpoint(comm: Communicator, folder: Path, monkeypatch: Any) -> None:
     step = Trainer._train_one
 
-    def interrupted(self: Trainer, rate: float) -> dict[str, float]:
+    def interrupted(self: Trainer, *arguments: Any) -> dict[str, float]:
         if self.step == 6 and comm.rank == comm.size - 1:
-            self._ask(10)
-        return step(self, rate)
+            self._ask(signal.SIGUSR1)
+        return step(self, *arguments)
 
     monkeypatch.setattr(Trainer, "_train_one", interrupted)
     result = dphpc.train(small_input(save_freq=100), comm=comm)
@@ -145,6 +147,39 @@ def test_a_signal_to_one_rank_stops_all_with_a_checkpoint(comm: Communicator, fo
     assert result.step == 7
     comm.barrier()
     assert Checkpoint.load(Path("model.ckpt-7.safetensors")).step == 7
+
+
+def test_a_step_asks_all_ranks_twice(comm: Communicator, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = []
+
+    def counted(values: np.ndarray, *operation: Any) -> np.ndarray:
+        shapes.append(np.shape(values))
+        return allreduce(values, *operation)
+
+    allreduce = comm.allreduce
+    monkeypatch.setattr(comm, "allreduce", counted)
+    for batch in ("global", "per_rank"):
+        trainer = new_trainer({**small_input(numb_steps=3), "dphpc": {"batch": batch}}, comm)
+        monkeypatch.setattr(trainer, "_display", lambda *_: ({}, None))
+        monkeypatch.setattr(trainer, "save", lambda: None)
+        shapes.clear()
+        trainer.run()
+        in_steps = shapes[shapes.index((5,)) : -1]  # the last is the end's
+        assert in_steps.count((5,)) == 3
+        # Beside these the predictions of a batch that is divided, or errors where they are shown.
+        others = 0 if comm.size == 1 else 3 if batch == "global" else 2
+        assert len(in_steps) == 3 + others
+
+
+def test_hidden_messages_are_measured(comm: Communicator, folder: Path) -> None:
+    result = dphpc.train(small_input(), comm=comm)
+    shown = [value for name, value in result.rows() if name == "sums of gradients"]
+    if comm.size == 1:
+        assert (result.hidden, shown) == (None, [])
+    else:
+        assert result.hidden is not None
+        assert 0.0 < result.hidden <= 1.0
+        assert shown == [f"{100 * result.hidden:.0f} % of the messages' time passed behind the backward pass"]
 
 
 def test_errors_are_everybodys(comm: Communicator, folder: Path) -> None:
@@ -175,7 +210,7 @@ def test_sums_in_half_precision(comm: Communicator, kind: Any, compression: Any,
     if (kind, compression) == ("horovod", "bf16"):
         pytest.skip("Horovod has no bf16")
     with gradient_sum(kind, comm, compression) as gradients:
-        gradients.start(values)()
+        gradients.start(values).wait()
     np.testing.assert_allclose(values.numpy(), expected, rtol=0, atol=tolerance * np.abs(expected).max())
 
 

@@ -134,10 +134,10 @@ def test_a_signal_ends_the_run_with_a_checkpoint(monkeypatch: pytest.MonkeyPatch
     curve, whole = Path("lcurve.out").read_text(), state("model.ckpt-12.safetensors")
     original = Trainer._train_one
 
-    def interrupted(self: Trainer, rate: float) -> dict[str, float]:
+    def interrupted(self: Trainer, *arguments: Any) -> dict[str, float]:
         if self.step == 6:
             os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, rate)
+        return original(self, *arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_train_one", interrupted)
@@ -249,11 +249,11 @@ def test_a_small_batch_goes_by_the_network(monkeypatch: pytest.MonkeyPatch) -> N
     used = []
     original = Trainer.engine
 
-    def recorded(self: Trainer, batch: Batch, **options: Any) -> object:
+    def recorded(self: Trainer, batch: Batch, n_pairs: int, **options: Any) -> object:
         assert self._table is not None
         n_knots = self._table.grid.n_intervals + 1
-        used.append((type(original(self, batch, **options)).__name__, batch.neighbors.n_pairs >= 2 * 2 * n_knots))
-        return original(self, batch, **options)
+        used.append((type(original(self, batch, n_pairs, **options)).__name__, n_pairs >= 2 * 2 * n_knots))
+        return original(self, batch, n_pairs, **options)
 
     monkeypatch.setattr(Trainer, "engine", recorded)
     dphpc.train({**small_input(numb_steps=8), "dphpc": {"table_tolerance": 1e-9}})

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from dphpc.core.config import Config
+from dphpc.parallel.back_ends import Compression, DataParallel
 from dphpc.train.schema.model import NonNegative, NonNegativeInt, Positive, PositiveInt
 
 Probability = Annotated[float, Field(le=1)]
@@ -183,7 +184,8 @@ class DphpcConfig(Config):
     cache_mb
         Memory for the neighbor lists of frames, in MiB; frames beyond it are rebuilt when drawn.
     data_parallel
-        What adds up gradients between ranks: "mpi", "torch" (torch.distributed) or "horovod"; "auto" is "mpi".
+        What adds up gradients between ranks: "mpi", "torch" (torch.distributed) or "horovod"; "auto" is "mpi", and
+        "torch" for gradients on cards.
     batch
         Of several ranks.  "global": `batch_size` is a step's, which ranks divide among them, so that a training is the
         same on any number of ranks.  "per_rank": every rank draws `batch_size` frames of its own, as in DeePMD-kit;
@@ -197,6 +199,6 @@ class DphpcConfig(Config):
     device: Literal["cpu", "cuda", "auto"] = "cpu"
     n_threads: NonNegativeInt = 0
     cache_mb: NonNegative = 2048.0
-    data_parallel: Literal["auto", "mpi", "torch", "horovod"] = "auto"
+    data_parallel: DataParallel = "auto"
     batch: Literal["global", "per_rank"] = "global"
-    gradient_compression: Literal["none", "fp16", "bf16"] = "none"
+    gradient_compression: Compression = "none"

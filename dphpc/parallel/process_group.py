@@ -1,0 +1,191 @@
+"""Ranks that talk by torch.distributed, for a training whose ranks have no MPI in common; used like `comm.Mpi`."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import os
+import platform
+import socket
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, distributed
+
+from dphpc.core.errors import InputError
+from dphpc.parallel.comm import NOBODY, Communicator, Exchange, Message, Operation, from_first, together
+from dphpc.parallel.launch import launched_rank, launched_size, meeting_point
+
+T = TypeVar("T")
+
+MEETING = datetime.timedelta(minutes=5)
+"""How long ranks wait for one another at the start."""
+
+WORKING = datetime.timedelta(days=30)
+"""And later, while one reads data for all: a rank that has gone is noticed at once, by its closed connections."""
+
+
+class Works:
+    """Operations of torch.distributed under way."""
+
+    def __init__(self, works: list[Any]) -> None:
+        self._works = works
+
+    def ready(self) -> bool:
+        """Whether all are done."""
+        return all(work.is_completed() for work in self._works)
+
+    def wait(self) -> None:
+        """Until then, the tensors must be left alone."""
+        for work in self._works:
+            work.wait()
+
+
+class ProcessGroup:
+    """The ranks of torch.distributed's default process group, through Gloo.
+
+    Parameters
+    ----------
+    rank, size
+        Of this process, and how many there are.
+    host, port
+        Where rank 0 listens and the others find it.
+
+    Raises
+    ------
+    InputError
+        The ranks do not meet there; rank 0 speaks, as it fails whenever another does.
+    """
+
+    def __init__(self, rank: int, size: int, host: str, port: int) -> None:
+        self.rank, self.size = rank, size
+        try:
+            self._store = distributed.TCPStore(host, port, size, is_master=rank == 0, timeout=MEETING)
+            distributed.init_process_group("gloo", store=self._store, rank=rank, world_size=size, timeout=WORKING)
+        except (RuntimeError, OSError) as error:
+            failed = InputError(
+                f"the ranks cannot meet at {host}:{port}: {str(error).splitlines()[0]}",
+                remedy="set MASTER_ADDR and MASTER_PORT to a host that all nodes reach and to a free port of it",
+            )
+            failed.speaks = rank == 0
+            raise failed from None
+        nodes = self.allgather(platform.node())
+        self.node_size, self.node_rank = nodes.count(nodes[rank]), nodes[:rank].count(nodes[rank])
+        self._operations = {op: getattr(distributed.ReduceOp, op.upper()) for op in ("sum", "min", "max")}
+
+    @classmethod
+    def beside(cls, comm: Communicator) -> ProcessGroup:
+        """A group of ranks that know each other already, until `close`; collective."""
+        with together(comm):
+            require_distributed()
+        host, port = from_first(comm, lambda: _free_address(comm.node_size == comm.size))
+        return cls(comm.rank, comm.size, host, port)
+
+    def close(self) -> None:
+        """Leave the group; collective."""
+        distributed.destroy_process_group()
+
+    def allreduce(self, values: NDArray, operation: Operation = "sum") -> NDArray:
+        """See `Communicator.allreduce`."""
+        result = np.array(values)
+        distributed.all_reduce(torch.from_numpy(result), self._operations[operation])
+        return result
+
+    def start_sum(self, values: NDArray) -> Exchange:
+        """See `Communicator.start_sum`."""
+        return Works([distributed.all_reduce(torch.from_numpy(values), async_op=True)])
+
+    def exchange(self, rows: NDArray) -> NDArray:
+        """See `Communicator.exchange`."""
+        rows = np.ascontiguousarray(rows)
+        result = np.empty_like(rows)
+        distributed.all_to_all_single(_bytes(result), _bytes(rows))
+        return result
+
+    def stack(self, row: NDArray) -> NDArray:
+        """See `Communicator.stack`."""
+        row = np.ascontiguousarray(row)
+        result = np.empty((self.size, *row.shape), row.dtype)
+        distributed.all_gather_into_tensor(_bytes(result), _bytes(row))
+        return result
+
+    def bcast(self, value: T) -> T:
+        """See `Communicator.bcast`."""
+        box = [value]
+        distributed.broadcast_object_list(box)
+        return box[0]
+
+    def sendrecv(self, send: NDArray, to: int, receive: NDArray, source: int) -> None:
+        """See `Communicator.sendrecv`."""
+        if to == self.rank == source:
+            receive[...] = send
+            return
+        sends, receives = [(to, send)], [(source, receive)]
+        self.post(sends if to != NOBODY else [], receives if source != NOBODY else []).wait()
+
+    def post(self, sends: Sequence[Message], receives: Sequence[Message]) -> Exchange:
+        """See `Communicator.post`."""
+        works = [distributed.irecv(_bytes(array), rank) for rank, array in receives]
+        return Works([*works, *(distributed.isend(_bytes(array), rank) for rank, array in sends)])
+
+    def gather_rows(self, rows: NDArray) -> NDArray | None:
+        """See `Communicator.gather_rows`."""
+        parts: list[Any] | None = [None] * self.size if self.rank == 0 else None
+        distributed.gather_object(np.ascontiguousarray(rows), parts)
+        return None if parts is None else np.concatenate(parts)
+
+    def allgather(self, value: T) -> list[T]:
+        """See `Communicator.allgather`."""
+        values: list[Any] = [None] * self.size
+        distributed.all_gather_object(values, value)
+        return values
+
+    def barrier(self) -> None:
+        """See `Communicator.barrier`."""
+        distributed.barrier()
+
+    def abort(self, message: str) -> NoReturn:
+        """End this process, and so the others, whose connections to it break: the first of all prints its message."""
+        try:
+            first = self._store.add("aborted", 1) == 1
+        except RuntimeError:  # rank 0 has gone, and has said why
+            first = False
+        if first:
+            print(message, file=sys.stderr, flush=True)
+        os._exit(1)
+
+
+@functools.cache
+def slurm_ranks() -> ProcessGroup:
+    """The ranks of this step of Slurm, as its environment tells; collective.
+
+    Raises
+    ------
+    InputError
+        They do not meet, or torch was built without torch.distributed.
+    """
+    require_distributed()
+    return ProcessGroup(launched_rank(), launched_size(), *meeting_point())
+
+
+def require_distributed() -> None:
+    """Refuse a torch that cannot do this."""
+    if not distributed.is_available():
+        raise InputError("this torch was built without torch.distributed", remedy="--data-parallel mpi")
+
+
+def _free_address(same_node: bool) -> tuple[str, int]:
+    """Host and port of this machine, where the other ranks can meet this one."""
+    host = os.environ.get("MASTER_ADDR") or ("127.0.0.1" if same_node else socket.gethostname())
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return host, int(probe.getsockname()[1])
+
+
+def _bytes(array: NDArray) -> Tensor:
+    assert array.flags.c_contiguous
+    return torch.from_numpy(array.reshape(-1).view(np.uint8))
