@@ -16,6 +16,10 @@ def md(
     resume: Annotated[
         bool, typer.Option("--continue", help="Go on from the run's own restart file, if it has left one.")
     ] = False,
+    device: Annotated[
+        str | None,
+        typer.Option("--device", help="cpu, cuda, or auto: a card where there is one; the run file's if not given."),
+    ] = None,
 ) -> None:
     """Molecular dynamics; on several ranks as `mpirun -n N dphpc md run.yaml`.
 
@@ -24,7 +28,7 @@ def md(
     """
     from dphpc.md.run import run_md
 
-    result = run_md(input, resume=resume)
+    result = run_md(input, resume=resume, device=device)
     if result.stopped_by:
         raise typer.Exit(128 + result.stopped_by)  # what follows in a script must not take this for the whole run
     if result.stopped_above is not None:

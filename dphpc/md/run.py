@@ -41,6 +41,7 @@ def run_md(
     config: str | Path | Mapping[str, Any],
     *,
     resume: bool = False,
+    device: str | None = None,
     comm: Communicator | None = None,
     potential: Potential | None = None,
 ) -> MDResult:
@@ -55,6 +56,8 @@ def run_md(
         A run file (YAML or JSON), or what would stand in one.
     resume
         Go on from the run file's restart file where there is one; else start anew.
+    device
+        One of `core.device.DEVICES`, in place of the run file's.
     comm
         The ranks that take part; by default all that were started together.
     potential
@@ -70,6 +73,8 @@ def run_md(
     comm = comm if comm is not None else world()
     with ends_together(comm):
         settings, resumed = from_first(comm, lambda: read_settings(config, potential is not None, resume))
+        if device is not None:
+            settings = settings.model_copy(update={"device": device})
         run = Run(settings, comm, potential, resumed)
         try:
             return run.go()

@@ -33,7 +33,8 @@ def job_script(
     arguments
         The command's input and options.
     resources
-        Options of sbatch to their values; the template's own where one is missing.
+        Options of sbatch to their values; the template's own where one is missing.  With `gpus-per-node` the command
+        runs on cards, by a rank each.
     mpi
         What srun is told of the MPI, "none" for mpirun, "auto" for what mpi4py's MPI needs.
     scaling
@@ -45,9 +46,13 @@ def job_script(
         A value cannot stand in a script, or there is no MPI that is known.
     """
     several = max(int(resources.get(key, 1)) for key in ("nodes", "ntasks-per-node")) > 1 or mpi != "auto"
-    name = {"md": "md-cpu", "train": "train-mpi" if several else "train-cpu"}[command]
-    text = template("scaling.slurm" if scaling else f"{name}.slurm")
-    words = [command, *arguments] if scaling else arguments
+    kind = {"md": "cpu", "train": "mpi" if several else "cpu"}[command]
+    on_cards: list[str] = []  # which the templates for cards say themselves
+    if "gpus-per-node" in resources:
+        kind, on_cards = "gpu", ["--device", "cuda"]
+        resources = {"ntasks-per-node": resources["gpus-per-node"], **resources}
+    text = template("scaling.slurm" if scaling else f"{command}-{kind}.slurm")
+    words = [command, *on_cards, *arguments] if scaling else arguments
     here = shlex.quote(str(Path(sys.executable).parent))
     variables = {"arguments": f"({shlex.join(words)})", "PATH": f'{here}:"$PATH"'}
     if "\nmpi=" in text:

@@ -41,10 +41,11 @@ MpiDefault=none
 SlurmdParameters=config_overrides
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
-NodeName={host} NodeAddr=127.0.0.1 CPUs=4 State=UNKNOWN
+GresTypes=gpu
+NodeName={host} NodeAddr=127.0.0.1 CPUs=4 Gres=gpu:2 State=UNKNOWN
 PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP
 """
-"""The node claims 4 cores, whatever it has.
+"""The node claims 4 cores and 2 cards, whatever it has.
 
 Numbers of jobs begin anywhere: MPICH names its shared memory after them, and what a killed job of an earlier cluster
 left of it makes one of the same number fail.
@@ -104,6 +105,7 @@ def cluster(folder: Path) -> Iterator[Cluster]:
     first = random.randrange(1, 60_000_000)
     conf = CONF.format(host=host, controller=controller, node=node, folder=folder, first=first)
     (folder / "slurm.conf").write_text(conf)
+    (folder / "gres.conf").write_text("Name=gpu File=/dev/null\nName=gpu File=/dev/zero\n")
     (munge / "key").write_bytes(os.urandom(128))
     (munge / "key").chmod(0o600)
     # Tests may themselves run in a job of another cluster.

@@ -153,6 +153,19 @@ def test_training_on_ranks_goes_on_after_a_signal(slurm: Cluster, folder: Path, 
     assert steps.tolist() == [1, *range(100, 2001, 100)]
 
 
+@pytest.mark.parametrize("mpi", ["auto", "none"], ids=["srun", "mpirun"], indirect=True)
+def test_a_rank_for_each_card(slurm: Cluster, folder: Path, mpi: str) -> None:
+    (folder / "run.yaml").write_text(json.dumps({**RUN, "stages": [{"ensemble": "nve", "steps": 20}]}))
+    # Slurm believes that there are cards; the last --device counts.
+    words = ["md", "run.yaml", "--gpus", "2", "--cpus-per-task", "1", "--time", "10", "--mpi", mpi]
+    job = submit(slurm, folder, *words, "--", "--device", "cpu")
+    assert "gpu:2" in slurm.job(job)["TresPerNode"]
+    end = slurm.finished(job)
+    text = (folder / f"dphpc-md-{job}.log").read_text()
+    assert end["JobState"] == "COMPLETED", text
+    assert "2 ranks × 1 thread" in text
+
+
 def test_training_on_ranks_that_no_mpi_joins(slurm: Cluster, folder: Path) -> None:
     (folder / "input.json").write_text(json.dumps(small_input(numb_steps=3)))
     words = ["srun", "--mpi=none", "--ntasks=2", sys.executable, "-m", "dphpc", "train", "input.json"]

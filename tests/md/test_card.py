@@ -79,5 +79,9 @@ def test_a_card_that_is_not_there(tmp_path, monkeypatch, capsys):
     settings = settings_of(tmp_path)
     with pytest.raises(InputError, match="CuPy is not installed"):
         run_md({**settings, "device": "cuda"})
-    run_md({**settings, "device": "auto"})
+    with pytest.raises(InputError, match="CuPy is not installed"):
+        run_md(settings, device="cuda")
+    with pytest.raises(InputError, match="unknown device 'gpu'"):
+        run_md(settings, device="gpu")
+    run_md({**settings, "device": "cuda"}, device="auto")
     assert "device:    cpu, no card that CuPy sees" in capsys.readouterr().out

@@ -46,6 +46,8 @@ def test_every_line_is_explained(name: str) -> None:
 def test_everything_can_be_filled_in(name: str, tmp_path: Path) -> None:
     text = (FOLDER / name).read_text()
     wanted = {key.replace("_", "-"): f"value-{i}" for i, key in enumerate(RESOURCES)}
+    if "cpu" in name or "mpi" in name:
+        del wanted["gpus-per-node"]
     script = fill(text, wanted, {"arguments": "(a 'b c')", "PATH": "/x"})
     found = directives(script)
     assert {key: found[f"--{key}"] for key in wanted} == wanted
@@ -74,6 +76,22 @@ def test_the_template_follows_from_the_job() -> None:
     several = job_script("train", ["input.json"], {"ntasks-per-node": "4"}, mpi="pmi2")
     assert "\nmpi=pmi2\n" in several
     assert (directives(several)["--nodes"], directives(several)["--ntasks-per-node"]) == ("1", "4")
+
+
+@pytest.mark.parametrize("command", ["md", "train"])
+def test_a_rank_for_each_card(command: str) -> None:
+    script = job_script(command, ["input"], {"gpus-per-node": "2"}, mpi="pmix")
+    found = directives(script)
+    assert (found["--gpus-per-node"], found["--ntasks-per-node"], found["--nodes"]) == ("2", "2", "1")
+    # An option that the user gives comes later and goes before it.
+    assert f'dphpc {command} --device cuda "${{arguments[@]}}" --continue &' in script
+    assert "--gpu-bind=none" in script
+    shared = job_script(command, ["input"], {"gpus-per-node": "2", "ntasks-per-node": "4"}, mpi="pmix")
+    assert directives(shared)["--ntasks-per-node"] == "4"
+    study = job_script(command, ["input"], {"gpus-per-node": "8", "nodes": "2"}, mpi="pmix", scaling=True)
+    assert f"arguments=({command} --device cuda input)\n" in study
+    assert directives(study)["--array"] == "0-4%1"
+    assert "--gpus-per-node" not in directives(job_script("md", ["run.yaml"], {}, mpi="pmix", scaling=True))
 
 
 @pytest.mark.parametrize(("nodes", "per_node", "last"), [(1, 1, 0), (1, 8, 3), (2, 8, 4), (3, 8, 4)])
