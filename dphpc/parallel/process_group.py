@@ -110,7 +110,7 @@ class ProcessGroup:
         """See `Communicator.stack`."""
         row = np.ascontiguousarray(row)
         result = np.empty((self.size, *row.shape), row.dtype)
-        distributed.all_gather_into_tensor(_bytes(result), _bytes(row))
+        distributed.all_gather(list(_bytes(result).view(self.size, row.nbytes).unbind()), _bytes(row))
         return result
 
     def bcast(self, value: T) -> T:
