@@ -77,6 +77,7 @@ test-mpi: $(STAMP)
 	done
 
 $(HOROVOD_STAMP): $(STAMP)
+	@PATH="$(BIN):$$PATH" command -v cmake >/dev/null || $(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt cmake
 	$(BIN)/dphpc horovod install
 	@touch $@
 
