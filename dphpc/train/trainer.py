@@ -146,8 +146,8 @@ class Trainer:
     def engine(self, batch: Batch, n_pairs: int, *, own: bool = False) -> Engine:
         """What evaluates a batch: the table, or the networks where the batch has fewer pairs than twice the knots.
 
-        A card has the table only.  On several ranks the batch is all ranks', who have `n_pairs` of it together, or (`own`)
-        this one's alone.
+        A card has the table only.  On several ranks the batch is all ranks', who have `n_pairs` of it together, or
+        (`own`) this one's alone.
         """
         table = self._table
         engine: Engine | None = self._network
