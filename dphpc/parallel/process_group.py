@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import datetime
 import functools
 import os
@@ -89,6 +91,12 @@ class ProcessGroup:
         """Leave the group; collective."""
         distributed.destroy_process_group()
 
+    def leave(self) -> None:
+        """Leave it at the process's end, after all have come to theirs: a connection that breaks ends who still has it."""
+        with contextlib.suppress(RuntimeError):  # another has gone without this
+            distributed.barrier()
+        self.close()
+
     def allreduce(self, values: NDArray, operation: Operation = "sum") -> NDArray:
         """See `Communicator.allreduce`."""
         result = np.array(values)
@@ -169,7 +177,9 @@ def slurm_ranks() -> ProcessGroup:
         They do not meet, or torch was built without torch.distributed.
     """
     require_distributed()
-    return ProcessGroup(launched_rank(), launched_size(), *meeting_point())
+    group = ProcessGroup(launched_rank(), launched_size(), *meeting_point())
+    atexit.register(group.leave)
+    return group
 
 
 def require_distributed() -> None:

@@ -143,7 +143,9 @@ def test_inner_atoms_are_evaluated_while_ghosts_are_under_way(
     domain = Domain.even(box, comm.size, comm.rank)
     engine = Engine(scattered(*system), domain, comm, potential, np.ones(2), 1e-3, skin=1.0, deterministic=True)
     engine.update_forces()
-    engine.randomize_velocities(0.0, normals(1, Stream.VELOCITIES, 0, engine.state.ids[: engine.state.n_local]))
+    engine.state.velocities[: engine.state.n_local] = normals(
+        1, Stream.VELOCITIES, 0, engine.state.ids[: engine.state.n_local]
+    )
     state, neighbors = engine.state, engine.neighbors
     inner = np.concatenate([*engine.inner, np.zeros(0, np.int32)])
     assert len(inner) > 50 or comm.size == 1
@@ -156,7 +158,9 @@ def test_inner_atoms_are_evaluated_while_ghosts_are_under_way(
     assert engine.rebuilds == 1
     again = Engine(scattered(*system), domain, comm, potential, np.ones(2), 1e-3, skin=1.0, deterministic=True)
     again.update_forces()
-    again.randomize_velocities(0.0, normals(1, Stream.VELOCITIES, 0, again.state.ids[: again.state.n_local]))
+    again.state.velocities[: again.state.n_local] = normals(
+        1, Stream.VELOCITIES, 0, again.state.ids[: again.state.n_local]
+    )
     again.drift(1e-4)
     again.skin = 0.0
     again.update_forces()
