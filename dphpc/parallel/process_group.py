@@ -92,7 +92,7 @@ class ProcessGroup:
         distributed.destroy_process_group()
 
     def leave(self) -> None:
-        """Leave it at the process's end, after all have come to theirs: a connection that breaks ends who still has it."""
+        """Leave it at the process's end, when all have come to theirs: a connection that breaks ends others."""
         with contextlib.suppress(RuntimeError):  # another has gone without this
             distributed.barrier()
         self.close()
