@@ -7,8 +7,11 @@ one by one, each as an `Engine` does it, with forces from the card but everythin
 is built anew, a table extended and an error raised in the very step in which it is due, and a step has the same
 results either way: the card's moves are the same, and so are its forces, which are sums of whole numbers.
 
-A window ends where its `Window` expects the list to have had its day; the next step is then one of the host's, in which
-the list is built.  Several ranks exchange ghosts in each step, through pinned memory and MPI.
+A window ends where its `Window` expects the list to have had its day.  A rank alone then wraps and orders its atoms,
+finds their images and builds the list on the card, before the next window begins; also where one was thrown away for
+nothing but its list.  The host builds the same list, from the same positions, once it has to know.  With several ranks
+the next step is one of the host's, in which the list is built; they exchange ghosts in each step, through pinned memory
+and MPI.
 """
 
 from __future__ import annotations
@@ -18,12 +21,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dphpc.core.device import Array
 from dphpc.core.exact_sum import FORCE_LIMIT, FORCE_SPACING
-from dphpc.md.engine import Engine
+from dphpc.md.engine import SORT_CELL, Engine
 from dphpc.md.window import Window
 from dphpc.ops.energy.card import VIRIAL_SLOTS, CardSums, CardSystem, virial_parts
 from dphpc.ops.ghosts.cuda import CudaGhosts
 from dphpc.ops.motion.cuda import CudaMoves
+from dphpc.ops.neighbors.cuda import CudaNeighbors
 from dphpc.parallel.card_halo import CardHalo
 from dphpc.potential.contract import CardPotential, Outputs, Potential, card_of
 
@@ -46,6 +51,8 @@ class CardEngine(Engine):
     ----------
     card, card_halo
         The moves and arrays on the card, and what brings its ghosts up to date.
+    ghosts, search
+        What finds images and neighbors there.
     window
         Foretells how many steps may go by.
     thrown_away
@@ -59,12 +66,15 @@ class CardEngine(Engine):
         self._on_card, self.device = self.potential, self.potential.device
         self.moves = self.card = CudaMoves(self.device, self.masses, self.spacing, alone=self.comm.size == 1)
         self.window, self.thrown_away = Window(0.5 * self.skin), 0
-        self.card_halo = CardHalo(self.comm, CudaGhosts(self.device))
+        self.ghosts, self.search = CudaGhosts(self.device), CudaNeighbors(self.device)
+        self.card_halo = CardHalo(self.comm, self.ghosts)
         self._report = self.device.zeros(_VIRIAL.stop, np.int64)
         self._unseen = False  # whether steps go by without a look
         self._due = False  # whether the next step is to build the list
         self._since = 0  # steps since it was built
         self._here = True  # whether `state` is that of the present step
+        self._behind = False  # whether the card has built a list since the host did
+        self._outrun = False  # whether a window was thrown away for its list alone
 
     def update_forces(self) -> None:
         """See `Engine.update_forces`; in a window nothing is waited for, and nothing raised."""
@@ -72,6 +82,8 @@ class CardEngine(Engine):
         if self._unseen:
             self._launch()
             return
+        if self._behind:
+            self._catch_up()
         before = self._neighbors
         if before is not None:
             self.card.bring(self.state, "positions", "velocities")
@@ -83,37 +95,53 @@ class CardEngine(Engine):
 
     def steps_ahead(self, limit: int) -> int:
         """See `Engine.steps_ahead`: up to the next look."""
-        return min(limit, max(self.window.steps, 1))
+        return min(limit, self.window.steps or (self.window.fresh if self.card.alone else 1))
 
     def advance(self, integrator: Integrator, temperatures: Sequence[float]) -> None:
         """See `Engine.advance`."""
         self._here = False
-        if self.window.steps > 1:
-            step, since = self.step, self._since
-            self.card.keep()
-            self._report[: _TROUBLE.stop].fill(0)
-            self._unseen = True
-            super().advance(integrator, temperatures)
-            self._unseen = False
-            if self._all_is_well():
+        if self.card.alone and self.window.steps == 0:
+            self._build_on_card()
+        while self.window.steps > 1:
+            if self._pass_window(integrator, temperatures):
                 self.card.fetch_account(integrator)
                 return
-            self.thrown_away += 1
-            self.card.restore()
-            self.step, self._since = step, since
-        else:
-            self._due = self.window.steps == 0
+            if not (self.card.alone and self._outrun and self._since):
+                break
+            self._build_on_card()
+        self._due = self.window.steps == 0
         super().advance(integrator, temperatures)
         self.card.fetch_account(integrator)
 
-    def to_host(self) -> None:
+    def _pass_window(self, integrator: Integrator, temperatures: Sequence[float]) -> bool:
+        """Steps without a look; whether they stand, else all is as it was before.  Collective."""
+        step, since = self.step, self._since
+        self.card.keep()
+        self._report[: _TROUBLE.stop].fill(0)
+        self._unseen = True
+        super().advance(integrator, temperatures)
+        self._unseen = False
+        if self._all_is_well():
+            return True
+        self.thrown_away += 1
+        self.card.restore()
+        self.step, self._since = step, since
+        return False
+
+    def to_host(self, *, lists: bool = False) -> None:
         """See `Engine.to_host`; collective."""
-        if self._here:
+        if self._here and not lists:
             return
+        if self._behind and lists:
+            self._catch_up()
         with self.timers("output"):
+            if self._behind:
+                self.card.bring(self.state, "ids", "types", "images")
+                self.host.take_up()
             self.card.bring(self.state, "positions", "velocities", "forces")
-        with self.timers("halo"):
-            self.halo.refresh_ghosts(self.state)
+        if lists:
+            with self.timers("halo"):
+                self.halo.refresh_ghosts(self.state)
         self._here = True
 
     def _must_rebuild(self) -> bool:
@@ -122,15 +150,48 @@ class CardEngine(Engine):
     def _place(self) -> None:
         """Bring the atoms of a new list to the card."""
         with self.timers("halo"):
-            state, card = self.state, self.card
-            card.take_up(state)
-            self._on_card.place(state.types[: state.n_local])
-            self._system = CardSystem(card.positions, card.types, *self._on_card.list_on_card(self.neighbors))
-            totals = card.room.get("totals", (3 * state.n_all,), np.int64)
-            report = self._report
-            self._sums = CardSums(totals, report[_VIRIAL], report[_TROUBLE], energy=report[_ENERGY])
-            self.card_halo.follow(self.halo.routes, state.n_local)
+            self.card.take_up(self.state)
+            self.card_halo.follow(self.halo.routes, self.state.n_local)
+            self._use(*self._on_card.list_on_card(self.neighbors))
+
+    def _use(self, offsets: Array, indices: Array) -> None:
+        """Go on with a new list on the card, whose atoms stand where it was built."""
+        state, card, report = self.state, self.card, self._report
+        counts = np.bincount(state.types[: state.n_local], minlength=len(self.masses))  # in whatever order they are
+        self._on_card.place(counts, self.device.order(card.types[: state.n_local]))
+        self._system = CardSystem(card.positions, card.types, offsets, indices)
+        totals = card.room.get("totals", (3 * len(card.positions),), np.int64)
+        self._sums = CardSums(totals, report[_VIRIAL], report[_TROUBLE], energy=report[_ENERGY])
         self._due, self._since, self.moved2 = False, 0, 0.0
+
+    def _build_on_card(self) -> None:
+        """Order, images and list of all atoms, where they are; what comes down are a few numbers."""
+        card, ghosts, box, n = self.card, self.ghosts, self.state.box, self.card.n_local
+        with self.timers("halo"):
+            ghosts.wrap_(box, card.positions[:n], card.images)
+            order = ghosts.spatial_order(box, card.positions[:n], SORT_CELL)
+            images = ghosts.find_images(box, card.take_in_order(order, ghosts.take), self.reach)
+            card.settle(n + images.n_ghost)
+            for array in (card.types, card.ids):
+                ghosts.take(array, images.owners, array[n:])
+            self.card_halo.follow_images(images.owners, images.displacements, n)
+            self.card_halo.refresh(card.positions)
+        with self.timers("neighbor"):
+            n_all = n + images.n_ghost
+            found = self.search.build(card.positions, card.types, card.ids, n, n_all, self.reach)
+            self._use(found.offsets, found.indices)
+        self.window.saw(0.0, 0)
+        self.rebuilds, self.n_pairs = self.rebuilds + 1, found.n_pairs
+        self._behind, self._neighbors = True, None
+        self.state.resize(n, 0)
+
+    def _catch_up(self) -> None:
+        """Let the host build the card's list, of the positions that it was built of; `state` is left with these."""
+        with self.timers("output"):
+            self.card.bring(self.state, "ids", "types", "images")
+            self.state.positions[: self.card.n_local] = self.device.download(self.card.built_at)
+        self._search()
+        self._behind = False
 
     def _launch(self) -> None:
         """Forces, energy and virial at the present positions, and what is to be noted; one rank waits for nothing."""
@@ -158,6 +219,7 @@ class CardEngine(Engine):
         with self.timers("wait"):
             flags = self.comm.allreduce(np.array(noted, np.float64), "max")
         self.moved2, self.stop = float(flags[0]), int(flags[2])
+        self._outrun = not flags[1] and (0.5 * self.skin) ** 2 <= self.moved2 < self.wild2
         if flags[1] or self.moved2 >= (0.5 * self.skin) ** 2:
             return False
         self.window.saw(np.sqrt(self.moved2), self._since)

@@ -91,12 +91,16 @@ class Engine:
         Local atoms that no ghost of another rank is near, and the others; each in parts to be evaluated one by one.
     rebuilds
         How often neighbors were built.
+    n_pairs
+        Length of the neighbor list.
     in_flight
         (2,) seconds that messages to and from ghosts were under way, and of which this rank waited for them.
     asked_to_stop
         Number of the signal that asked this rank to end the run, 0 if none did.
     spacing
         Å, of which positions are multiples in a deterministic run; else 0.
+    reach, wild2
+        Å, of the neighbor list; Å² that no atom may move while it holds.
     moved2
         Å²: how far some atom of some rank was from its place in the neighbor list, when that was looked at last.
     stop
@@ -119,6 +123,7 @@ class Engine:
         self.state, self.domain, self.comm, self.potential = state, domain, comm, potential
         self.timestep, self.skin = timestep, skin
         self.reach = potential.cutoff + skin
+        self.wild2 = max(self.reach, 10.0 * skin) ** 2
         self.halo = Halo(domain, comm)
         self.timers = Timers()
         self.step, self.clock = 0, (0, 0.0)
@@ -129,6 +134,7 @@ class Engine:
         self.last_restart: str | None = None
         self.n_atoms = int(comm.allreduce(np.array([state.n_local], np.int64))[0])
         self._neighbors: Neighbors | None = None
+        self.n_pairs = 0
         self.inner: list[NDArray[np.int32]] = []
         self.outer: list[NDArray[np.int32]] = []
         self._busy = np.zeros(2)  # seconds of force evaluation since the last look at the balance, and the work done
@@ -199,8 +205,8 @@ class Engine:
             integrator.step(self, temperature)
             self.step += 1
 
-    def to_host(self) -> None:
-        """Let `state` and `outputs` be those of the present step."""
+    def to_host(self, *, lists: bool = False) -> None:
+        """Let atoms and outputs be those of the present step, with `lists` ghosts and neighbors too; collective."""
 
     # What observables ask for.
 
@@ -280,7 +286,7 @@ class Engine:
             moved2 = self.host.moved2()
             largest = float(moved2.max(initial=0.0))
             # A NaN fails the comparison too.
-            wild = not largest < max(self.reach, 10.0 * self.skin) ** 2
+            wild = not largest < self.wild2
             asked = self.asked_to_stop  # whether to end is agreed here: it costs one number more in this message
             flags = self.comm.allreduce(np.array([0.0 if wild else largest, float(wild), asked]), "max")
             self.stop = int(flags[2])
@@ -305,6 +311,12 @@ class Engine:
             except RunError as lost:
                 raise self._located(lost) from None
             sort_spatially(state, self.domain, SORT_CELL)
+        self._search()
+
+    def _search(self) -> None:
+        """Ghosts and neighbors of the local atoms as they stand."""
+        state = self.state
+        with self.timers("halo"):
             self._neighbors = None  # frees the old list before the new one is made
             self.halo.build_ghosts(state, self.reach)
         with self.timers("neighbor"):
@@ -314,6 +326,7 @@ class Engine:
             except (DphpcError, MemoryError) as caught:
                 error = caught
             agree(self.comm, error)
+            self.n_pairs = self.neighbors.n_pairs
             self.host.take_up()
             self.host.note_positions()
             self._divide()
@@ -344,7 +357,7 @@ class Engine:
     @property
     def total_work(self) -> float:
         """Of all local atoms."""
-        return self.neighbors.n_pairs + float(OWN_PAIRS) * self.state.n_local
+        return self.n_pairs + float(OWN_PAIRS) * self.state.n_local
 
     def _move_planes(self) -> bool:
         """Give all ranks equal work, where they are far from it; whether planes moved."""
@@ -381,10 +394,8 @@ class Engine:
         where = f"step {self.step + 1}, {self.time + self.timestep:.6g} ps"
         where += f"; {error.where}" if error.where else ""
         remedy = error.remedy or "try a shorter timestep_fs; look for atoms that overlap or leave what the model knows"
-        if self.last_restart:
-            remedy += f"; the last good restart is {self.last_restart}"
-        else:
-            remedy += "; no restart file was written yet"
+        last = self.last_restart
+        remedy += f"; the last good restart is {last}" if last else "; no restart file was written yet"
         located = RunError(error.what, where=where, expected=error.expected, remedy=remedy)
         located.agreed, located.speaks = error.agreed, error.speaks
         return located

@@ -11,6 +11,8 @@ from dphpc.core.device import Device
 from dphpc.core.errors import InputError
 from dphpc.core.memory import memory_available
 from dphpc.core.state import FIELDS
+from dphpc.ops.ghosts import cuda as card_ghosts
+from dphpc.ops.neighbors import cuda as card_search
 from dphpc.parallel import card_halo
 from dphpc.parallel.comm import Communicator
 from dphpc.parallel.domain import Domain
@@ -32,12 +34,18 @@ CARD_BYTES = 250e6
 """Of a rank on its card whatever the number of atoms: features of a tile (60 MB for the water model), tables, nets, and
 what the libraries keep; assumed, as no card has been measured."""
 
-CARD_ATOM_BYTES = 24 * 4 + 24 * 3 + 8 + 4 + 24 + 4 + 8 + 8 + 8
+CARD_ATOM_BYTES = 24 * 4 + 24 * 3 + 8 + 4 + 12 + 24 + 4 + 8 + 8 + 8
 """Of a local atom on a card: position, velocity, force and place when the list was built; what a window keeps of the
-first three; id, type, sum of forces, center, energy, largest argument of the table, row of the list."""
+first three; id, type, images, sum of forces, center, energy, largest argument of the table, row of the list."""
 
-CARD_GHOST_BYTES = 24 + 4 + 24 + card_halo.CARD_GHOST_BYTES
-"""Of a ghost: position, type, sum of forces, and what its ways to and from other ranks take."""
+CARD_GHOST_BYTES = 24 + 4 + 8 + 24
+"""Of a ghost: position, type, id, sum of forces."""
+
+CARD_ROUTE_BYTES = 4 + 24
+"""Of a ghost of a rank that has all atoms: owner and displacement, as the host found them."""
+
+KEPT_BYTES = 8 + 4 + 12
+"""Of a local atom while atoms are put in order: id, type and images."""
 
 CARD_CALL_BYTES = 24 + 4 + 24
 """Of an atom or ghost for each model that is called from the host: position, type, sum of forces."""
@@ -118,7 +126,12 @@ def estimate(
 def _card_room(device: Device, neighbors: float, ghosts: float, models: int, comm: Communicator) -> CardRoom:
     """What a card has to offer to the ranks that share it; collective."""
     of_model = (1.0 + ghosts) * CARD_CALL_BYTES + 4 * neighbors
-    per_atom = HEAD_ROOM * (CARD_ATOM_BYTES + ghosts * CARD_GHOST_BYTES + models * of_model)
+    of_ghost, more = CARD_GHOST_BYTES + card_halo.CARD_GHOST_BYTES, 0.0
+    if comm.size == 1:  # whose lists are built there
+        of_ghost = CARD_GHOST_BYTES + CARD_ROUTE_BYTES
+        more = card_search.memory_per_atom(neighbors, ghosts) + card_ghosts.memory_per_atom(ghosts)
+        more += HEAD_ROOM * KEPT_BYTES + card_ghosts.SORT_BYTES
+    per_atom = HEAD_ROOM * (CARD_ATOM_BYTES + ghosts * of_ghost + models * of_model) + more
     cards = comm.allgather((platform.node(), device.name))
     free = device.free_memory() / cards.count(cards[comm.rank]) - CARD_BYTES * models
     least = max(float(comm.allreduce(np.array([free]), "min")[0]), 0.0)

@@ -252,7 +252,7 @@ class Run:
         if not now:
             return
         if now != {"thermo"}:
-            engine.to_host()
+            engine.to_host(lists="deviation" in now)
         thermo = measure(engine, integrator, self.bath)
         if "deviation" in now and self.deviation and (not first or self.fresh["deviation"]):
             self.deviation.write(engine, thermo.potential_eV)

@@ -37,6 +37,11 @@ class Window:
         fresh, left = self._within(self.reach), self._within(self.reach - self.moved)
         return 0 if left < 2 <= fresh else max(left, 1)
 
+    @property
+    def fresh(self) -> int:
+        """Steps until the next look after the list is built anew."""
+        return max(self._within(self.reach), 1)
+
     def _within(self, distance: float) -> int:
         if self.pace is None:
             return 1

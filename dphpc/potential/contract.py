@@ -115,8 +115,8 @@ class CardPotential(Potential, Protocol):
 
     device: Device | None
 
-    def place(self, types: NDArray[np.int32]) -> None:
-        """Take up the types (n_local,) of the local atoms."""
+    def place(self, counts: NDArray[np.int64], by_type: Array) -> None:
+        """Take up how many local atoms each type has (ntypes,), and on the card these type by type (n_local,) int32."""
         ...
 
     def list_on_card(self, neighbors: Neighbors) -> tuple[Array, Array]:

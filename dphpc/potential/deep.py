@@ -226,19 +226,20 @@ class DeepPotential:
         outputs.energy_parts += exact_sum(energies)
         return s_max
 
-    def place(self, types: NDArray[np.int32]) -> None:
+    def place(self, counts: NDArray[np.int64], by_type: Array) -> None:
         """See `contract.CardPotential.place`."""
         assert self._card is not None
-        columns = self._columns(len(types))
+        columns = self._columns(int(counts.sum()))
+        ends = np.cumsum(counts).tolist()
         self._placed = []
         for t in range(self.model.n_types):
-            centers = np.flatnonzero(types == t).astype(np.int32)
+            centers = by_type[ends[t] - int(counts[t]) : ends[t]]
             if t in self.model.atom_exclude_types or not len(centers):
                 continue
             # Frame parameters are the same for all atoms.
-            shift = self.model.energy_bias[t] - self._vacuum(t, columns, centers[:1])
-            extra = None if columns is None else self._card.new(columns[centers].astype(self.dtype))
-            self._placed.append((t, self._card.new(centers), extra, float(np.ravel(shift)[0])))
+            shift = self.model.energy_bias[t] - self._vacuum(t, columns, np.zeros(1, np.int32))
+            extra = None if columns is None else self._card.new(columns[: len(centers)].astype(self.dtype))
+            self._placed.append((t, centers, extra, float(np.ravel(shift)[0])))
 
     def list_on_card(self, neighbors: Neighbors) -> tuple[Array, Array]:
         """See `contract.CardPotential.list_on_card`."""

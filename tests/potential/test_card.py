@@ -103,7 +103,8 @@ def test_what_stays_on_the_card_is_what_the_host_gets(device, name, precision):
         device.upload(values, array)
         return array
 
-    potential.place(state.types[: state.n_local])
+    types = state.types[: state.n_local]
+    potential.place(np.bincount(types, minlength=model.n_types), device.order(up(types)))
     system = CardSystem(up(state.positions), up(state.types), *potential.list_on_card(neighbors))
     array = device.zeros(CardSums.size(state.n_all, False), np.int64)
     energy = device.zeros(3, np.float64)

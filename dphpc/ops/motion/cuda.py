@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,7 +11,7 @@ from dphpc.core.buffers import Buffers
 from dphpc.core.device import Array, Device
 from dphpc.core.exact_sum import no_sum
 from dphpc.core.random import Stream
-from dphpc.core.state import State
+from dphpc.core.state import FIELDS, Field, State
 from dphpc.core.units import ACCELERATION, BOLTZMANN_EV_PER_K, KINETIC
 from dphpc.ops.kernel_text import kernel_text
 from dphpc.ops.motion.contract import Account, Bath, Combine, Floats
@@ -37,7 +39,21 @@ class CudaMoves:
         Å, of which displacements are whole multiples; 0 for as they come.
     alone
         Whether this rank has all atoms.
+
+    Attributes
+    ----------
+    ids, types, positions, velocities, images, forces
+        As in `core.state.State`, in the card's memory; those that ghosts have are as long as all atoms.
+    built_at
+        (n_local, 3) Å, where the neighbor list was built.
     """
+
+    ids: Array
+    types: Array
+    positions: Array
+    velocities: Array
+    images: Array
+    forces: Array
 
     def __init__(self, device: Device, masses: Floats, spacing: float, *, alone: bool) -> None:
         self.device, self.alone = device, alone
@@ -56,19 +72,49 @@ class CudaMoves:
 
     def take_up(self, state: State) -> None:
         """The atoms of a state, ghosts included, at whose positions the neighbor list was built; not their forces."""
-        n = self.n_local = state.n_local
-        self.positions, self.types = self.put("positions", state.positions), self.put("types", state.types)
-        self.velocities, self._ids = self.put("velocities", state.velocities[:n]), self.put("ids", state.ids[:n])
-        self.forces, self._built_at = (self.room.get(name, (n, 3), np.float64) for name in ("forces", "built_at"))
-        self.device.copy(self.positions[:n], self._built_at)
+        self.n_local = state.n_local
+        self._make_room(state.n_all)
+        for f in FIELDS:
+            if f.name != "forces":
+                array = getattr(self, f.name)
+                self.device.upload(getattr(state, f.name)[: len(array)], array)
+        self.note_positions()
+
+    def take_in_order(self, order: Array, take: Callable[[Array, Array, Array], None]) -> Array:
+        """Lay the local atoms aside in an order (n_local,) int32, for `settle`; returns their positions (n_local, 3).
+
+        `take` is that of `ops.ghosts.cuda.CudaGhosts`; atoms that were kept give way.
+        """
+        for f in FIELDS:
+            take(getattr(self, f.name)[: self.n_local], order, self._kept(f))
+        return self.room.get("kept positions", (self.n_local, 3), np.float64)
+
+    def settle(self, n_all: int) -> None:
+        """Let the local atoms be those of the last `take_in_order`, with room for so many atoms, ghosts included.
+
+        The neighbor list is of their positions; ghosts are the caller's to fill in.
+        """
+        self._make_room(n_all)
+        for f in FIELDS:
+            self.device.copy(self._kept(f), getattr(self, f.name)[: self.n_local])
+        self.note_positions()
+
+    def note_positions(self) -> None:
+        """The neighbor list is of the present positions."""
+        self.device.copy(self.positions[: self.n_local], self.built_at)
+
+    def _make_room(self, n_all: int) -> None:
+        for f in FIELDS:
+            n = n_all if f.ghosts else self.n_local
+            setattr(self, f.name, self.room.get(f.name, (n, *f.shape), f.dtype))
+        self.built_at = self.room.get("built_at", (self.n_local, 3), np.float64)
         arrays = (
-            self.positions, self.velocities, self.forces, self.types, self._ids, self._mass, self._inverse,
-            self._built_at,
+            self.positions, self.velocities, self.forces, self.types, self.ids, self._mass, self._inverse, self.built_at
         )  # fmt: skip
-        self._atoms = np.array([(*map(self.device.address, arrays), n)], _ATOMS)
+        self._atoms = np.array([(*map(self.device.address, arrays), self.n_local)], _ATOMS)
 
     def bring(self, state: State, *fields: str) -> None:
-        """Positions, velocities or forces of the local atoms, to the state they were taken up from."""
+        """Fields of the local atoms to a state that has as many."""
         for name in fields:
             getattr(state, name)[: self.n_local] = self.device.download(getattr(self, name)[: self.n_local])
 
@@ -78,7 +124,7 @@ class CudaMoves:
             account.scalars[...] = self.device.download(self._scalars)
 
     def keep(self) -> None:
-        """Remember the atoms."""
+        """Remember where the atoms are, their velocities and forces."""
         for kept, array in self._copies():
             self.device.copy(array, kept)
 
@@ -89,9 +135,11 @@ class CudaMoves:
         self._account = None  # its numbers go up again
 
     def _copies(self) -> list[tuple[Array, Array]]:
-        n = self.n_local
-        arrays = {"positions": self.positions[:n], "velocities": self.velocities, "forces": self.forces}
-        return [(self.room.get(f"kept {name}", (n, 3), np.float64), array) for name, array in arrays.items()]
+        moving = [f for f in FIELDS if f.name in ("positions", "velocities", "forces")]
+        return [(self._kept(f), getattr(self, f.name)[: self.n_local]) for f in moving]
+
+    def _kept(self, field: Field) -> Array:
+        return self.room.get(f"kept {field.name}", (self.n_local, *field.shape), field.dtype)
 
     # Moves.
 

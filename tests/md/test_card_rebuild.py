@@ -1,0 +1,196 @@
+"""Lists that are built where the atoms are: the host's, and nothing that follows from them differs."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk
+from ase.io import write
+
+from dphpc.core.errors import RunError
+from dphpc.core.state import FIELDS, State
+from dphpc.md import window as md_window
+from dphpc.md.card_engine import CardEngine
+from dphpc.md.engine import SORT_CELL, Engine
+from dphpc.md.integrators import VelocityVerlet
+from dphpc.ops.energy.card import CardSystem
+from dphpc.ops.motion.cuda import CudaMoves
+from dphpc.ops.neighbors.contract import Neighbors
+from dphpc.ops.neighbors.native import build_neighbors
+from dphpc.parallel.comm import Serial
+from dphpc.parallel.domain import Domain
+from dphpc.parallel.halo import Halo
+from dphpc.parallel.migrate import migrate, sort_spatially
+from tests.md.test_card_engine import ALL, NVE, SILICON, Runs, equal, looks
+
+HOT = {"temperature_K": 3000, "seed": 3}
+
+
+def skewed() -> Atoms:
+    """Two cells of two atoms, thinner than the list reaches."""
+    return bulk("Si", "diamond", a=5.43).repeat((2, 1, 1))
+
+
+def slab() -> Atoms:
+    """Open along its second direction, where atoms may leave the box."""
+    atoms = bulk("Si", "diamond", a=5.43, cubic=True).repeat((2, 1, 1))
+    atoms.pbc = (True, False, True)
+    return atoms
+
+
+@pytest.fixture(params=[None, skewed, slab], ids=["small", "skewed", "open"])
+def runs(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
+    """Runs of silicon, in a box of its own."""
+    if request.param:
+        write(tmp_path / "si.extxyz", request.param(), parallel=False)
+    return Runs(tmp_path, monkeypatch)
+
+
+def found_by_the_host(engine: CardEngine) -> tuple[State, Neighbors]:
+    """The atoms as they are, wrapped and ordered, with ghosts and neighbors."""
+    old, comm = engine.state, Serial()
+    state, domain = State(old.box, old.n_local), Domain.even(old.box, 1, 0)
+    for f in FIELDS:
+        getattr(state, f.name)[:] = getattr(old, f.name)[: old.n_local]
+    migrate(state, domain, comm)
+    forces = dict(zip(state.ids.tolist(), state.forces.copy(), strict=True))  # which do not migrate
+    sort_spatially(state, domain, SORT_CELL)
+    state.forces[:] = [forces[i] for i in state.ids.tolist()]
+    Halo(domain, comm).build_ghosts(state, engine.reach)
+    return state, build_neighbors(state.positions, state.types, state.ids, state.n_local, engine.reach)
+
+
+def test_a_list_is_the_hosts_and_comes_about_on_the_card(runs, emulated):
+    runs(CardEngine, emulated, stages=[{**NVE, "steps": 40}], velocities=HOT, skin_A=1.2)
+    moving = runs.engine
+    while moving._since < 12:
+        moving.advance(VelocityVerlet(), [0.0])
+    moving.to_host()
+    state, neighbors = found_by_the_host(moving)
+    assert not np.array_equal(state.positions[: state.n_local], moving.state.positions[: state.n_local])
+    down, up = emulated.downloaded, emulated.uploaded
+    moving._build_on_card()
+    assert emulated.downloaded - down == 8 + 7 * 8 + 2 * 8  # ghosts, the system's extent, the list's length
+    assert emulated.uploaded == up
+    same_atoms(moving.card, state)
+    assert len(moving.card.positions) == state.n_all
+    assert moving.n_pairs == neighbors.n_pairs
+    same_rows(moving._system, moving.card, neighbors, state)
+
+
+def same_atoms(card: CudaMoves, state: State) -> None:
+    for f in FIELDS:
+        assert np.array_equal(getattr(card, f.name)[: state.n_local], getattr(state, f.name)[: state.n_local]), f.name
+
+
+def same_rows(on_card: CardSystem, card: CudaMoves, neighbors: Neighbors, state: State) -> None:
+    """Ghosts may stand in another order."""
+    assert np.array_equal(on_card.offsets, neighbors.offsets)
+    for name in ("ids", "types", "positions"):
+        there, here = getattr(card, name)[on_card.indices], getattr(state, name)[neighbors.indices]
+        assert np.array_equal(there, here), name
+
+
+def test_the_host_follows(runs, emulated):
+    """What it knows after a list of the card's is what it would know had it built the list."""
+    runs(CardEngine, emulated, stages=[{**NVE, "steps": 40}], velocities=HOT)
+    moving = runs.engine
+    moving._build_on_card()
+    built_at = moving.card.built_at.copy()
+    moving.advance(VelocityVerlet(), [0.0] * 2)
+    for lists in (False, True):
+        moving.to_host(lists=lists)
+        same_atoms(moving.card, moving.state)
+    assert moving._since == 2, "it is still the card's list"
+    same_rows(moving._system, moving.card, moving.neighbors, moving.state)
+    moved = moving.state.positions[: moving.state.n_local] - built_at
+    assert np.array_equal(moving.host.moved2(), np.einsum("ij,ij->i", moved, moved))
+    assert moved.any()
+
+
+def test_runs_and_their_files_are_the_hosts(runs, emulated, tmp_path):
+    found, files = [], []
+    for kind in (CardEngine, Engine):
+        shutil.copy(SILICON, tmp_path / "other.dp")
+        plan = {
+            "stages": [{**NVE, "steps": 60}], "velocities": HOT, "thermo": {"every": 30, "file": None},
+            "trajectory": {"every": 7, "file": str(tmp_path / "t.extxyz"), "velocities": True, "forces": True},
+            "deviation": {
+                "models": [str(tmp_path / "other.dp")], "every": 11, "file": str(tmp_path / "devi.out"),
+            },
+        }  # fmt: skip
+        on_card = emulated.launched.count("wrap")
+        found.append(runs(kind, emulated, **plan))
+        assert (emulated.launched.count("wrap") - on_card >= 2) == (kind is CardEngine)
+        files.append([(tmp_path / name).read_bytes() for name in ("t.extxyz", "devi.out")])
+        assert np.loadtxt(tmp_path / "devi.out")[:, 4].max() < 1e-6
+        (tmp_path / "restart.h5").unlink()
+    equal(*found)
+    assert files[0] == files[1]
+
+
+def test_windows_and_lists_change_no_bit(runs, emulated, monkeypatch):
+    found, thrown_away, on_card = [], [], []
+    plan = {"stages": ALL, "velocities": HOT, "thermo": {"every": 13, "file": None}}
+    for most, haste in ((1, 1.25), (3, 1.25), (16, 1.25), (16, 0.1)):
+        before = emulated.launched.count("wrap")
+        with looks(monkeypatch, most, haste):
+            found.append(runs(CardEngine, emulated, **plan))
+        on_card.append(emulated.launched.count("wrap") - before)
+        thrown_away.append(runs.engine.thrown_away)
+    assert on_card[0] == 0, "without a window the host builds its lists"
+    assert min(on_card[1:]) >= 2
+    print(on_card, thrown_away)
+    assert thrown_away[3] >= 2
+    for other in found[1:]:
+        equal(other, found[0])
+
+
+@pytest.mark.parametrize(("far", "thrown_away"), [(0.7, 1), (3.0, 2)], ids=["once", "twice"])
+def test_a_list_that_is_outrun_is_built_anew_before_the_host_takes_over(runs, emulated, monkeypatch, far, thrown_away):
+    runs(CardEngine, emulated, stages=[{**NVE, "steps": 40}], velocities=HOT, skin_A=0.5)
+    moving, steps = runs.engine, 0
+    window, before = moving.window, moving.thrown_away
+    while window.moved < 0.7 * window.reach:
+        moving.advance(VelocityVerlet(), [0.0])
+    evaluate = Engine._evaluate
+
+    def counted(engine: Engine, refresh: Any) -> None:
+        nonlocal steps
+        steps += 1
+        evaluate(engine, refresh)
+
+    monkeypatch.setattr(Engine, "_evaluate", counted)
+    monkeypatch.setattr(md_window, "HASTE", 1e-3)
+    n = int(far * window.reach / window.pace)
+    moving.advance(VelocityVerlet(), [0.0] * n)
+    assert moving.thrown_away - before == thrown_away
+    assert steps == (n if thrown_away == 2 else 0)
+
+
+def test_an_atom_that_flies_away_is_named_in_its_step(runs, emulated, monkeypatch):
+    step = VelocityVerlet.step
+
+    def push(integrator: VelocityVerlet, engine: Engine, temperature: float) -> None:
+        if engine.step == 41:
+            atoms = engine.card if isinstance(engine, CardEngine) else engine.state
+            n = engine.state.n_local
+            atoms.velocities[:n][atoms.ids[:n] == 3] = 1e5
+        step(integrator, engine, temperature)
+
+    monkeypatch.setattr(VelocityVerlet, "step", push)
+    said = []
+    for kind in (CardEngine, Engine):
+        on_card = emulated.launched.count("wrap")
+        with pytest.raises(RunError) as caught:
+            runs(kind, emulated, stages=[{**NVE, "steps": 60}], velocities=HOT)
+        assert (emulated.launched.count("wrap") > on_card) == (kind is CardEngine)
+        said.append((caught.value.what, caught.value.where))
+    assert said[0] == said[1]
+    assert "atom 3 flew" in said[0][0]
+    assert "step 42" in said[0][1]
