@@ -43,11 +43,13 @@ ALL = [
 
 
 class Runs:
-    """Runs of silicon, as many as are asked for, with the engine of the last one."""
+    """Runs, of silicon unless otherwise told, as many as are asked for, with the engine of the last one."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder, self.patch = folder, monkeypatch
         self.engine: Any = None
+        self.model = SILICON
+        self.velocities = {"temperature_K": 1500, "seed": 3}
         if not (folder / "si.extxyz").exists():
             write(folder / "si.extxyz", bulk("Si", "diamond", a=5.43, cubic=True), parallel=False)
 
@@ -59,13 +61,13 @@ class Runs:
             return self.engine
 
         self.patch.setattr(run, "engine_for", lambda potential: made)
-        self.potential = DeepPotential.from_file(SILICON, device=device)
+        self.potential = DeepPotential.from_file(self.model, device=device)
         if device is not None:
             self.potential._energy_ops.tile = TILE
         restart = self.folder / "restart.h5"
         settings = {
             "structure": str(self.folder / "si.extxyz"), "skin_A": 0.3, "n_threads": 1, "timestep_fs": 1.0,
-            "velocities": {"temperature_K": 1500, "seed": 3}, "stages": [NVE], "thermo": {"every": 5, "file": None},
+            "velocities": self.velocities, "stages": [NVE], "thermo": {"every": 5, "file": None},
             "restart": {"every": 10**6, "file": str(restart)},
         }  # fmt: skip
         self.result = run_md(settings | changes, comm=comm or Serial(), potential=self.potential)
