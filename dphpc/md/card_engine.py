@@ -74,7 +74,7 @@ class CardEngine(Engine):
         self._since = 0  # steps since it was built
         self._here = True  # whether `state` is that of the present step
         self._behind = False  # whether the card has built a list since the host did
-        self._outrun = False  # whether a window was thrown away for its list alone
+        self._outrun = False  # whether the last window that was thrown away was so for its list alone
 
     def update_forces(self) -> None:
         """See `Engine.update_forces`; in a window nothing is waited for, and nothing raised."""
@@ -219,8 +219,8 @@ class CardEngine(Engine):
         with self.timers("wait"):
             flags = self.comm.allreduce(np.array(noted, np.float64), "max")
         self.moved2, self.stop = float(flags[0]), int(flags[2])
-        self._outrun = not flags[1] and (0.5 * self.skin) ** 2 <= self.moved2 < self.wild2
         if flags[1] or self.moved2 >= (0.5 * self.skin) ** 2:
+            self._outrun = not flags[1]
             return False
         self.window.saw(np.sqrt(self.moved2), self._since)
         energy, virial = report[_ENERGY].view(np.float64), virial_parts(report[_VIRIAL], FORCE_SPACING)

@@ -99,8 +99,6 @@ class Engine:
         Number of the signal that asked this rank to end the run, 0 if none did.
     spacing
         Å, of which positions are multiples in a deterministic run; else 0.
-    reach, wild2
-        Å, of the neighbor list; Å² that no atom may move while it holds.
     moved2
         Å²: how far some atom of some rank was from its place in the neighbor list, when that was looked at last.
     stop
@@ -123,7 +121,6 @@ class Engine:
         self.state, self.domain, self.comm, self.potential = state, domain, comm, potential
         self.timestep, self.skin = timestep, skin
         self.reach = potential.cutoff + skin
-        self.wild2 = max(self.reach, 10.0 * skin) ** 2
         self.halo = Halo(domain, comm)
         self.timers = Timers()
         self.step, self.clock = 0, (0, 0.0)
@@ -286,7 +283,7 @@ class Engine:
             moved2 = self.host.moved2()
             largest = float(moved2.max(initial=0.0))
             # A NaN fails the comparison too.
-            wild = not largest < self.wild2
+            wild = not largest < max(self.reach, 10.0 * self.skin) ** 2
             asked = self.asked_to_stop  # whether to end is agreed here: it costs one number more in this message
             flags = self.comm.allreduce(np.array([0.0 if wild else largest, float(wild), asked]), "max")
             self.stop = int(flags[2])
