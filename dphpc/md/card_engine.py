@@ -160,7 +160,7 @@ class CardEngine(Engine):
         counts = np.bincount(state.types[: state.n_local], minlength=len(self.masses))  # in whatever order they are
         self._on_card.place(counts, self.device.order(card.types[: state.n_local]))
         self._system = CardSystem(card.positions, card.types, offsets, indices)
-        totals = card.room.get("totals", (3 * len(card.positions),), np.int64)
+        totals = card.room.buffer("totals", (3 * len(card.positions),), np.int64)
         self._sums = CardSums(totals, report[_VIRIAL], report[_TROUBLE], energy=report[_ENERGY])
         self._due, self._since, self.moved2 = False, 0, 0.0
 

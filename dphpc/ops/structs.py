@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from dphpc.model.radial_table import Grid
+from dphpc.ops.se_a.contract import SeAParameters
 
 ELEMENTWISE = 256
 """Threads of a block where each has one element."""
@@ -35,6 +39,18 @@ EXERTED = struct(
 LAYER = struct(
     "p bias", "p idt", "i4 n_in", "i4 n_out", "i4 skip", "i4 activation", "f8 threshold", "f8 value", "f8 slope"
 )  # fmt: skip
+
+
+def grid_structs(grids: Sequence[Grid]) -> NDArray:
+    """The structs of tables' grids, as bytes."""
+    rows = [(g.lower, g.middle, 1.0 / g.step_fine, 1.0 / g.step_coarse, g.n_fine, g.n_coarse) for g in grids]
+    return np.array(rows, GRID).view(np.uint8)
+
+
+def descriptor_struct(p: SeAParameters, pointers: Iterable[int], n_intervals: int) -> NDArray:
+    """A descriptor; the addresses are those of `sel` to `empty`, in their order, on the card."""
+    scalars = p.rcut, p.rcut_smth, p.protection, p.scale
+    return np.array([(*scalars, *pointers, n_intervals, int(p.round_displacements))], DESCRIPTOR)
 
 
 def layer_struct(layer: tuple[Any, ...], bias: int, idt: int) -> NDArray:

@@ -26,6 +26,11 @@ class Workspace:
         self._buffers = Buffers(device.zeros)
         self._ones: dict[str, Array] = {}
 
+    @property
+    def nbytes(self) -> int:
+        """Of the arrays that go by a name."""
+        return self._buffers.nbytes
+
     def buffer(self, name: str, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
         """The array of that name; what it holds is left from the last time."""
         return self._buffers.get(f"{name} {np.dtype(dtype).str}", shape, dtype)

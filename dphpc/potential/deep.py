@@ -238,7 +238,7 @@ class DeepPotential:
                 continue
             # Frame parameters are the same for all atoms.
             shift = self.model.energy_bias[t] - self._vacuum(t, columns, np.zeros(1, np.int32))
-            extra = None if columns is None else self._card.new(columns[: len(centers)].astype(self.dtype))
+            extra = None if columns is None else self._card.workspace.new(columns[: len(centers)].astype(self.dtype))
             self._placed.append((t, centers, extra, float(np.ravel(shift)[0])))
 
     def list_on_card(self, neighbors: Neighbors) -> tuple[Array, Array]:

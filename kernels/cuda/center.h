@@ -37,6 +37,41 @@ __device__ inline void add_moments(const Descriptor& d, const Terms* terms, int 
     }
 }
 
+// The moments of a block's atom, scaled: in shared memory, which has to be met before others' channels are read, and in
+// `kept`; and its largest s̃, −∞ without pairs.  Returns how many slots of each type are free, in shared memory.
+__device__ inline const int* form_moments(const System& system, const Descriptor& d, Real* moments, Real* kept,
+                                          double* largest_of) {
+    __shared__ Terms terms[BLOCK];
+    __shared__ double room[BLOCK / WARP];
+    __shared__ int free_slots[N_TYPES];
+    const int me = threadIdx.x, atom = system.centers[blockIdx.x], type = system.types[atom];
+    const bool with_empty = d.davg[type] != 0.0;  // otherwise a missing slot is a row of zeros
+    for (int i = me; i < n_rows * CHANNELS; i += BLOCK) moments[i] = Real(0);
+    for (int t = me; t < N_TYPES; t += BLOCK) free_slots[t] = d.sel[t];
+    double largest = -1.0 / 0.0;
+    const long long last = system.offsets[atom + 1];
+    for (long long first = system.offsets[atom]; first < last; first += BLOCK) {
+        __syncthreads();
+        if (first + me < last) {
+            Pair pair;
+            read_pair(system, d, atom, type, first + me, pair, terms[me], largest);
+            if (with_empty && pair.inside && d.flags[type * N_TYPES + pair.other] & counted)
+                atomicAdd(&free_slots[pair.other], -1);
+        }
+        __syncthreads();
+        add_moments(d, terms, last - first < BLOCK ? static_cast<int>(last - first) : BLOCK, moments);
+    }
+    largest = block_max(largest, room);  // all threads have met there: the slots and, without pairs, zeros are written
+    if (me == 0) *largest_of = largest;
+    for (int m = me; m < CHANNELS; m += BLOCK) {
+        if (with_empty)
+            for (int t = 0; t < N_TYPES; ++t)
+                moments[m] += static_cast<Real>(free_slots[t]) * d.empty[(type * N_TYPES + t) * CHANNELS + m];
+        for (int i = m; i < n_rows * CHANNELS; i += CHANNELS) kept[i] = moments[i] *= static_cast<Real>(d.scale);
+    }
+    return free_slots;
+}
+
 // ∂E/∂A (4, CHANNELS) from y = ∂E/∂D (CHANNELS, AXIS), with D = Aᵀ·A[:, :AXIS].
 __device__ inline void form_moments_adjoint(const Real* moments, const Real* y, Real* adjoint) {
     for (int m = threadIdx.x; m < CHANNELS; m += BLOCK) {

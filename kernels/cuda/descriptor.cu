@@ -18,38 +18,11 @@ struct Described {
 extern "C" __global__ void __launch_bounds__(BLOCK)
 describe(const System system, const Descriptor d, const Described out) {
     __shared__ Real moments[n_rows * CHANNELS];
-    __shared__ Terms terms[BLOCK];
-    __shared__ double room[BLOCK / WARP];
-    __shared__ int free_slots[N_TYPES];
-    const int me = threadIdx.x, atom = system.centers[blockIdx.x], type = system.types[atom];
-    const bool with_empty = d.davg[type] != 0.0;  // otherwise a missing slot is a row of zeros
-    for (int i = me; i < n_rows * CHANNELS; i += BLOCK) moments[i] = Real(0);
-    for (int t = me; t < N_TYPES; t += BLOCK) free_slots[t] = d.sel[t];
-    double largest = -1.0 / 0.0;
-    const long long last = system.offsets[atom + 1];
-    for (long long first = system.offsets[atom]; first < last; first += BLOCK) {
-        __syncthreads();
-        if (first + me < last) {
-            Pair pair;
-            read_pair(system, d, atom, type, first + me, pair, terms[me], largest);
-            if (with_empty && pair.inside && d.flags[type * N_TYPES + pair.other] & counted)
-                atomicAdd(&free_slots[pair.other], -1);
-        }
-        __syncthreads();
-        add_moments(d, terms, last - first < BLOCK ? static_cast<int>(last - first) : BLOCK, moments);
-    }
-    largest = block_max(largest, room);  // all threads have met there: the slots and, without pairs, zeros are written
-    if (me == 0) out.largest[blockIdx.x] = largest;
-
-    Real* kept = out.moments + static_cast<long long>(blockIdx.x) * (n_rows * CHANNELS);
-    for (int m = me; m < CHANNELS; m += BLOCK) {
-        if (with_empty)
-            for (int t = 0; t < N_TYPES; ++t)
-                moments[m] += static_cast<Real>(free_slots[t]) * d.empty[(type * N_TYPES + t) * CHANNELS + m];
-        for (int i = m; i < n_rows * CHANNELS; i += CHANNELS) kept[i] = moments[i] *= static_cast<Real>(d.scale);
-    }
+    const int me = threadIdx.x;
+    const long long row = blockIdx.x;
+    form_moments(system, d, moments, out.moments + row * (n_rows * CHANNELS), out.largest + row);
     __syncthreads();
-    Real* inputs = out.inputs + static_cast<long long>(blockIdx.x) * (CHANNELS * AXIS + out.n_columns);
+    Real* inputs = out.inputs + row * (CHANNELS * AXIS + out.n_columns);
     for (int f = me; f < CHANNELS * AXIS; f += BLOCK) {
         const Real *one = moments + f / AXIS, *other = moments + f % AXIS;
         Real sum = Real(0);
@@ -57,7 +30,7 @@ describe(const System system, const Descriptor d, const Described out) {
         inputs[f] = sum;
     }
     for (int k = me; k < out.n_columns; k += BLOCK)
-        inputs[CHANNELS * AXIS + k] = out.columns[static_cast<long long>(blockIdx.x) * out.n_columns + k];
+        inputs[CHANNELS * AXIS + k] = out.columns[row * out.n_columns + k];
 }
 
 extern "C" __global__ void __launch_bounds__(BLOCK)

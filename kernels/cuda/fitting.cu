@@ -20,10 +20,7 @@ extern "C" __global__ void activate(const Layer layer, long long n, Real* z, con
 extern "C" __global__ void pass_back(const Layer layer, long long n, const Real* output_adjoint, Real* adjoint, Real* slope) {
     const long long i = my_element();
     if (i >= n * layer.n_in) return;
-    const Real* above = output_adjoint ? output_adjoint + i / layer.n_in * layer.n_out + i % layer.n_in : nullptr;
-    Real sum = adjoint[i];
-    for (int k = 0; k < layer.skip; ++k) sum += above ? above[k * layer.n_in] : Real(1);
-    adjoint[i] = sum;
+    const Real sum = adjoint[i] = with_skip(layer, i, output_adjoint, adjoint[i]);
     if (slope) slope[i] *= sum;
 }
 

@@ -52,36 +52,9 @@ join_frames(const Frame* frames, int n_blocks, double* positions, int* types, lo
 extern "C" __global__ void __launch_bounds__(BLOCK)
 moments(const System system, const Descriptor d, Real* result, double* largest_of, int* free_of) {
     __shared__ Real sums[n_rows * CHANNELS];
-    __shared__ Terms terms[BLOCK];
-    __shared__ double room[BLOCK / WARP];
-    __shared__ int free_slots[N_TYPES];
-    const int me = threadIdx.x, atom = system.centers[blockIdx.x], type = system.types[atom];
-    const bool with_empty = d.davg[type] != 0.0;  // otherwise a missing slot is a row of zeros
-    for (int i = me; i < n_rows * CHANNELS; i += BLOCK) sums[i] = Real(0);
-    for (int t = me; t < N_TYPES; t += BLOCK) free_slots[t] = d.sel[t];
-    double largest = -1.0 / 0.0;
-    const long long last = system.offsets[atom + 1];
-    for (long long first = system.offsets[atom]; first < last; first += BLOCK) {
-        __syncthreads();
-        if (first + me < last) {
-            Pair pair;
-            read_pair(system, d, atom, type, first + me, pair, terms[me], largest);
-            if (with_empty && pair.inside && d.flags[type * N_TYPES + pair.other] & counted)
-                atomicAdd(&free_slots[pair.other], -1);
-        }
-        __syncthreads();
-        add_moments(d, terms, last - first < BLOCK ? static_cast<int>(last - first) : BLOCK, sums);
-    }
-    largest = block_max(largest, room);  // all threads have met there: the slots and, without pairs, zeros are written
-    if (me == 0) largest_of[blockIdx.x] = largest;
-    for (int t = me; t < N_TYPES; t += BLOCK) free_of[blockIdx.x * N_TYPES + t] = free_slots[t];
-    Real* kept = result + static_cast<long long>(blockIdx.x) * (n_rows * CHANNELS);
-    for (int m = me; m < CHANNELS; m += BLOCK) {
-        if (with_empty)
-            for (int t = 0; t < N_TYPES; ++t)
-                sums[m] += static_cast<Real>(free_slots[t]) * d.empty[(type * N_TYPES + t) * CHANNELS + m];
-        for (int i = m; i < n_rows * CHANNELS; i += CHANNELS) kept[i] = sums[i] * static_cast<Real>(d.scale);
-    }
+    const long long row = blockIdx.x;
+    const int* free_slots = form_moments(system, d, sums, result + row * (n_rows * CHANNELS), largest_of + row);
+    for (int t = threadIdx.x; t < N_TYPES; t += BLOCK) free_of[row * N_TYPES + t] = free_slots[t];
 }
 
 // What the channels need of a pair along the direction.

@@ -133,7 +133,7 @@ def test_forces_from_whole_numbers(device, largest, trouble):
     totals = np.random.default_rng(4).integers(-(2**40), 2**40, 3 * (N + GHOSTS))
     totals[17] = round(largest * 2**38)
     noted = device.zeros(1, np.int64)
-    card.take_forces(card.put("t", totals), 2.0**-38, 4096.0, noted)
+    card.take_forces(card.room.new(totals), 2.0**-38, 4096.0, noted)
     assert np.array_equal(device.download(card.forces).ravel(), totals[: 3 * N] * 2.0**-38)
     assert device.download(noted)[0] == trouble
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from dphpc.core.device import Array, Device
 from dphpc.core.errors import InputError, RunError
@@ -23,7 +23,8 @@ from dphpc.ops.energy.contract import Accumulators
 from dphpc.ops.kernel_text import kernel_text
 from dphpc.ops.neighbors.contract import Neighbors
 from dphpc.ops.se_a.contract import Embedding, Environment, Floats, SeAParameters
-from dphpc.ops.structs import DESCRIPTOR, ELEMENTWISE, EXERTED, GRID, SYSTEM, layer_struct, struct
+from dphpc.ops.structs import EXERTED, SYSTEM, descriptor_struct, grid_structs, struct
+from dphpc.ops.workspace import REAL, Workspace
 
 TILE = 2048
 """Atoms whose features are in the card's memory at a time: 60 MB in float64 for 1,600 features and a net of 240³."""
@@ -71,7 +72,7 @@ class DeviceNet:
     @property
     def real(self) -> str:
         """C's name of the type."""
-        return "double" if self.dtype == np.float64 else "float"
+        return REAL[self.dtype]
 
 
 @dataclass(frozen=True)
@@ -99,11 +100,16 @@ class CudaEnergy:
     ----------
     tile
         Atoms evaluated at a time.
+
+    Attributes
+    ----------
+    workspace
+        The memory that stays from call to call.
     """
 
     def __init__(self, device: Device, tile: int = TILE) -> None:
         self.device, self.tile = device, tile
-        self._buffers: dict[str, Array] = {}
+        self.workspace = Workspace(device)
         self._neighbors: Neighbors | None = None
         self._described: tuple[SeAParameters, Embedding, NDArray, list[Array]] | None = None
 
@@ -126,9 +132,10 @@ class CudaEnergy:
     def _layer(self, layer: tuple[Any, ...]) -> _Layer:
         w, bias, idt, *_, skip = layer
         n_in, n_out = w.shape
-        up = [None if a is None else self.new(a) for a in (bias, idt)]
-        given = layer_struct(layer, *map(self._address, up))
-        return _Layer(self.new(w), n_in, n_out, skip, given, tuple(a for a in up if a is not None))
+        new = self.workspace.new
+        up = [None if a is None else new(a) for a in (bias, idt)]
+        given = self.workspace.layer(layer, *up)
+        return _Layer(new(w), n_in, n_out, skip, given, tuple(a for a in up if a is not None))
 
     def energy_and_forces(
         self,
@@ -147,11 +154,11 @@ class CudaEnergy:
             The force of a pair is beyond `PAIR_FORCE_LIMIT`.
         """
         n, n_all, atomic = len(env.centers), len(env.positions), out.atom_virial is not None
-        array, spacing = self._buffer("totals", (CardSums.size(n_all, atomic),), np.int64), out.force_spacing
+        array, spacing = self.workspace.buffer("totals", (CardSums.size(n_all, atomic),), np.int64), out.force_spacing
         array.fill(0)
-        extra = None if columns is None else self._up("columns", columns, net.dtype)
+        extra = None if columns is None else self.workspace.up("columns", columns, net.dtype)
         sums = CardSums.within(array, n_all, spacing or FORCE_SPACING)
-        centers = self._up("centers", env.centers, np.int32)
+        centers = self.workspace.up("centers", env.centers, np.int32)
         work = self._work(self._uploaded(env), centers, p, e, net, extra, sums, fixed=spacing != 0.0)
         self._evaluate_all(work, n)
         largest = float(self.device.download(work.largest).max(initial=-np.inf))
@@ -197,11 +204,13 @@ class CudaEnergy:
     def list_of(self, neighbors: Neighbors) -> tuple[Array, Array]:
         """Offsets and indices of the host's list on the card, where they stay until another list is met."""
         if neighbors is not self._neighbors:
-            self._up("offsets", neighbors.offsets, np.int64)
-            self._up("indices", neighbors.indices, np.int32)
+            self.workspace.up("offsets", neighbors.offsets, np.int64)
+            self.workspace.up("indices", neighbors.indices, np.int32)
             self._neighbors = neighbors
         shapes = neighbors.offsets.shape, neighbors.indices.shape
-        return self._buffer("offsets", shapes[0], np.int64), self._buffer("indices", shapes[1], np.int32)
+        return self.workspace.buffer("offsets", shapes[0], np.int64), self.workspace.buffer(
+            "indices", shapes[1], np.int32
+        )
 
     def _work(
         self,
@@ -220,9 +229,9 @@ class CudaEnergy:
             "descriptor.cu", Real=net.real, CHANNELS=net.channels, AXIS=net.axis, N_TYPES=len(p.sel),
             WARP=self.device.warp, BLOCK=BLOCK,
         )  # fmt: skip
-        struct = np.array([tuple(map(self._address, arrays))], SYSTEM)
-        energies = self._buffer("energies", (n + self.tile,), net.dtype)
-        largest = self._buffer("largest", (n,), np.float64)
+        struct = np.array([tuple(map(self.workspace.address, arrays))], SYSTEM)
+        energies = self.workspace.buffer("energies", (n + self.tile,), net.dtype)
+        largest = self.workspace.buffer("largest", (n,), np.float64)
         return _Work(net, text, struct, self._descriptor(p, e), columns, energies, largest, sums, fixed)
 
     def _evaluate_all(self, work: _Work, n: int) -> None:
@@ -231,10 +240,10 @@ class CudaEnergy:
 
     def _evaluate(self, work: _Work, first: int, last: int) -> None:
         """The atoms of one tile."""
-        net, n, address = work.net, last - first, self._address
+        net, n, address = work.net, last - first, self.workspace.address
         rows = self.tile if work.fixed else n
-        moments = self._buffer("moments", (rows, 4, net.channels), net.dtype)
-        inputs = self._buffer("inputs", (rows, net.layers[0].n_in), net.dtype)
+        moments = self.workspace.buffer("moments", (rows, 4, net.channels), net.dtype)
+        inputs = self.workspace.buffer("inputs", (rows, net.layers[0].n_in), net.dtype)
         columns = None if work.columns is None else work.columns[first:last]
         system = work.system.copy()
         system["centers"] += 4 * first
@@ -250,74 +259,40 @@ class CudaEnergy:
 
     def _fit(self, net: DeviceNet, n: int, inputs: Array, energies: Array) -> None:
         """Energies (rows,) of inputs (rows, n_in), of which n are atoms; the inputs give way to their adjoint."""
-        rows, dtype, device = len(inputs), net.dtype, self.device
+        rows, dtype, product = len(inputs), net.dtype, self.device.product
+        buffer, of_each = self.workspace.buffer, self.workspace.of_each
         text = kernel_text("fitting.cu", Real=net.real)
         x, slopes = inputs, []
         for k, layer in enumerate(net.layers):
-            z = self._buffer(f"slope{k}", (rows, layer.n_out), dtype)
+            z = buffer(f"slope{k}", (rows, layer.n_out), dtype)
             is_last = k + 1 == len(net.layers)
-            y = energies.reshape(rows, 1) if is_last else self._buffer(f"value{k % 2}", z.shape, dtype)
-            device.product(x, layer.w, z)
-            device.launch(text, "activate", _blocks(n * layer.n_out), ELEMENTWISE, layer.struct, np.int64(n), z, x, y)
+            y = energies.reshape(rows, 1) if is_last else buffer(f"value{k % 2}", z.shape, dtype)
+            product(x, layer.w, z)
+            of_each(text, "activate", n * layer.n_out, layer.struct, np.int64(n), z, x, y)
             slopes.append(z)
             x = y
         above: Array | None = None  # the adjoint of a layer's output: 1 for the last
         for k, layer in reversed(list(enumerate(net.layers))):
-            adjoint = self._buffer(f"adjoint{k % 2}", (rows, layer.n_in), dtype) if k else inputs
+            adjoint = buffer(f"adjoint{k % 2}", (rows, layer.n_in), dtype) if k else inputs
             below = slopes[k - 1] if k else None
-            device.product(slopes[k], layer.w, adjoint, transposed=True)
+            product(slopes[k], layer.w, adjoint, transposed=True)
             if layer.skip or below is not None:
-                arrays = (_NULL if a is None else a for a in (above, adjoint, below))
-                device.launch(
-                    text, "pass_back", _blocks(n * layer.n_in), ELEMENTWISE, layer.struct, np.int64(n), *arrays
-                )
+                of_each(text, "pass_back", n * layer.n_in, layer.struct, np.int64(n), above, adjoint, below)
             above = adjoint
 
     def _uploaded(self, env: Environment) -> CardSystem:
-        positions, types = self._up("positions", env.positions, np.float64), self._up("types", env.types, np.int32)
+        positions, types = (
+            self.workspace.up("positions", env.positions, np.float64),
+            self.workspace.up("types", env.types, np.int32),
+        )
         return CardSystem(positions, types, *self.list_of(env.neighbors))
 
     def _descriptor(self, p: SeAParameters, e: Embedding) -> NDArray:
         kept = self._described
         if kept is None or kept[0] is not p or kept[1] is not e:
-            rows = [
-                (g.lower, g.middle, 1.0 / g.step_fine, 1.0 / g.step_coarse, g.n_fine, g.n_coarse) for g in e.table.grids
-            ]
-            grids = np.array(rows, GRID).view(np.uint8)
-            coefficients = e.table.coefficients
-            arrays = [*map(self.new, (p.sel, p.davg, p.dstd, p.network, p.flags, grids, coefficients, e.empty))]
-            scalars = p.rcut, p.rcut_smth, p.protection, p.scale
-            ends = coefficients.shape[1], int(p.round_displacements)
-            struct = np.array([(*scalars, *map(self._address, arrays), *ends)], DESCRIPTOR)
+            work, coefficients = self.workspace, e.table.coefficients
+            tables = grid_structs(e.table.grids), coefficients, e.empty
+            arrays = [work.new(a) for a in (p.sel, p.davg, p.dstd, p.network, p.flags, *tables)]
+            struct = descriptor_struct(p, map(work.address, arrays), coefficients.shape[1])
             kept = self._described = p, e, struct, arrays
         return kept[2]
-
-    def _address(self, array: Array | None) -> int:
-        return 0 if array is None else self.device.address(array)
-
-    def new(self, values: NDArray) -> Array:
-        """A copy of an array in the card's memory."""
-        array = self.device.zeros(values.size, values.dtype).reshape(values.shape)
-        self.device.upload(values, array)
-        return array
-
-    def _up(self, name: str, values: NDArray, dtype: DTypeLike) -> Array:
-        array = self._buffer(name, values.shape, dtype)
-        self.device.upload(values, array)
-        return array
-
-    def _buffer(self, name: str, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
-        """An array that keeps its memory from call to call."""
-        size = int(np.prod(shape))
-        kept = self._buffers.get(name)
-        if kept is None or kept.size < size or kept.dtype != dtype:
-            # An eighth of head-room, as ghosts come and go.
-            kept = self._buffers[name] = self.device.zeros(size + size // 8 + 1, dtype)
-        return kept[:size].reshape(shape)
-
-
-_NULL = np.uint64(0)
-
-
-def _blocks(n: int) -> int:
-    return -(-n // ELEMENTWISE)

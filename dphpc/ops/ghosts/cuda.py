@@ -14,6 +14,7 @@ from dphpc.core.buffers import Buffers
 from dphpc.core.device import Array, Device
 from dphpc.ops.card import BLOCK, blocks, running_sums
 from dphpc.ops.kernel_text import kernel_text
+from dphpc.ops.workspace import NULL
 
 WHOLE = ((0.0, 1.0), (0.0, 1.0), (0.0, 1.0))
 """The faces of a brick that is the box."""
@@ -119,7 +120,7 @@ class CudaGhosts:
     def displace(self, source: Array, index: Array | None, displacements: Array, ghosts: Array) -> None:
         """Ghosts (n, 3) get source[index] + displacements (n, 3); without an index the source's rows are theirs."""
         n = len(ghosts)
-        self._launch("displace", 3 * n, np.int64(n), source, _NULL if index is None else index, displacements, ghosts)
+        self._launch("displace", 3 * n, np.int64(n), source, NULL if index is None else index, displacements, ghosts)
 
     def add(self, values: Array, index: Array, totals: Array) -> None:
         """Add values (n, 3) to totals (…, 3) at index (n,) int32, both int64: exact in any order."""
@@ -130,9 +131,6 @@ class CudaGhosts:
         """With a thread for each of n."""
         if n:
             self.device.launch(self._text, kernel, blocks(n), BLOCK, *arguments)
-
-
-_NULL = np.uint64(0)
 
 
 def _struct(box: Box) -> NDArray:

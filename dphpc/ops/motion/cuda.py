@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
 
-from dphpc.core.buffers import Buffers
 from dphpc.core.device import Array, Device
 from dphpc.core.exact_sum import no_sum
 from dphpc.core.random import Stream
@@ -15,6 +13,7 @@ from dphpc.core.state import FIELDS, Field, State
 from dphpc.core.units import ACCELERATION, BOLTZMANN_EV_PER_K, KINETIC
 from dphpc.ops.kernel_text import kernel_text
 from dphpc.ops.motion.contract import Account, Bath, Combine, Floats
+from dphpc.ops.workspace import Workspace
 
 BLOCK = 256
 """Threads of a block."""
@@ -61,8 +60,8 @@ class CudaMoves:
         definitions = {"WARP": device.warp, "BLOCK": BLOCK, "KINETIC": repr(KINETIC)}
         self._text = kernel_text("motion.cu", **definitions)
         self._bath_text = kernel_text("thermostats.cu", BOLTZMANN=repr(BOLTZMANN_EV_PER_K))
-        self.room = Buffers(device.zeros)
-        self._mass, self._inverse = self.put("mass", masses), self.put("inverse", ACCELERATION / masses)
+        self.room = Workspace(device)
+        self._mass, self._inverse = self.room.new(masses), self.room.new(ACCELERATION / masses)
         self._parts, self._factor = device.zeros(3, np.float64), device.zeros(1, np.float64)
         self._account: Account | None = None
         self._known, self._scalars = np.zeros(0), device.zeros(0, np.float64)
@@ -87,7 +86,7 @@ class CudaMoves:
         """
         for f in FIELDS:
             take(getattr(self, f.name)[: self.n_local], order, self._kept(f))
-        return self.room.get("kept positions", (self.n_local, 3), np.float64)
+        return self.room.buffer("kept positions", (self.n_local, 3), np.float64)
 
     def settle(self, n_all: int) -> None:
         """Let the local atoms be those of the last `take_in_order`, with room for so many atoms, ghosts included.
@@ -106,8 +105,8 @@ class CudaMoves:
     def _make_room(self, n_all: int) -> None:
         for f in FIELDS:
             n = n_all if f.ghosts else self.n_local
-            setattr(self, f.name, self.room.get(f.name, (n, *f.shape), f.dtype))
-        self.built_at = self.room.get("built_at", (self.n_local, 3), np.float64)
+            setattr(self, f.name, self.room.buffer(f.name, (n, *f.shape), f.dtype))
+        self.built_at = self.room.buffer("built_at", (self.n_local, 3), np.float64)
         arrays = (
             self.positions, self.velocities, self.forces, self.types, self.ids, self._mass, self._inverse, self.built_at
         )  # fmt: skip
@@ -139,7 +138,7 @@ class CudaMoves:
         return [(self._kept(f), getattr(self, f.name)[: self.n_local]) for f in moving]
 
     def _kept(self, field: Field) -> Array:
-        return self.room.get(f"kept {field.name}", (self.n_local, *field.shape), field.dtype)
+        return self.room.buffer(f"kept {field.name}", (self.n_local, *field.shape), field.dtype)
 
     # Moves.
 
@@ -171,7 +170,7 @@ class CudaMoves:
 
     def kinetic_tensor(self) -> Floats:
         """See `contract.Moves.kinetic_tensor`."""
-        sums = self.room.get("tensor", (27,), np.float64)
+        sums = self.room.buffer("tensor", (27,), np.float64)
         sums.fill(0)
         if self.n_local:
             grid = 9 * min(-(-self.n_local // BLOCK), MOST_BLOCKS // 9)
@@ -192,16 +191,10 @@ class CudaMoves:
         """Forces (n_local, 3) from the host."""
         self.device.upload(forces, self.forces)
 
-    def put(self, name: str, values: NDArray) -> Array:
-        """A copy of a host's array, in memory that goes by the name."""
-        array = self.room.get(name, values.shape, values.dtype)
-        self.device.upload(values, array)
-        return array
-
     def _scalars_of(self, account: Account) -> Array:
         if account is not self._account or account.scalars is not self._known:
             self._account, self._known = account, account.scalars
-            self._scalars = self.put("scalars", account.scalars)
+            self._scalars = self.room.up("scalars", account.scalars, np.float64)
         return self._scalars
 
     def _launch(self, kernel: str, *arguments: object) -> None:

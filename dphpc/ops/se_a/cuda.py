@@ -21,7 +21,7 @@ from dphpc.ops.energy.cuda import BLOCK
 from dphpc.ops.kernel_text import kernel_text
 from dphpc.ops.neighbors.contract import Neighbors
 from dphpc.ops.se_a.contract import Environment, SeAParameters
-from dphpc.ops.structs import DESCRIPTOR, EXERTED, GRID, SYSTEM, struct
+from dphpc.ops.structs import EXERTED, SYSTEM, descriptor_struct, grid_structs, struct
 from dphpc.ops.workspace import NULL, REAL, Workspace
 
 Doubles = NDArray[np.float64]
@@ -138,13 +138,9 @@ class CudaSeA:
 
     def described(self, p: SeAParameters, grids: Sequence[Grid], coefficients: Array, empty: Array) -> Described:
         """The descriptor with tables on these grids; their arrays may change, and stay where they are."""
-        rows = [(g.lower, g.middle, 1.0 / g.step_fine, 1.0 / g.step_coarse, g.n_fine, g.n_coarse) for g in grids]
-        places = np.array(rows, GRID).view(np.uint8)
-        kept = tuple(self._work.new(a) for a in (p.sel, p.davg, p.dstd, p.network, p.flags, places))
+        kept = tuple(self._work.new(a) for a in (p.sel, p.davg, p.dstd, p.network, p.flags, grid_structs(grids)))
         pointers = [self._work.address(a) for a in (*kept, coefficients, empty)]
-        scalars = p.rcut, p.rcut_smth, p.protection, p.scale
-        struct = np.array([(*scalars, *pointers, coefficients.shape[1], int(p.round_displacements))], DESCRIPTOR)
-        return Described(coefficients, empty, struct, kept)
+        return Described(coefficients, empty, descriptor_struct(p, pointers, coefficients.shape[1]), kept)
 
     def environment(self, env: Environment, frames: Sequence[OwnedAtoms]) -> CardEnvironment:
         """Atoms whose centers stand in the order of their types.
