@@ -257,12 +257,14 @@ class DeepPotential:
         """What the net gives an atom without neighbors, to be subtracted where `atom_ener` names the type's energy."""
         if not self.model.fitting.subtracts_vacuum(t):
             return 0.0
-        n = 1 if columns is None else len(centers)
-        inputs = np.zeros((n, self._networks[t].n_in), self.dtype)
-        if columns is not None:
-            inputs[:, self.model.descriptor.n_features :] = columns[centers]
-        vacuum = self._networks[t](inputs)[:, 0].astype(np.float64)
-        return vacuum if columns is not None else float(vacuum[0])
+        inputs = np.zeros((1, self._networks[t].n_in), self.dtype)
+        if columns is None:
+            return float(self._networks[t](inputs)[0, 0])
+        # Equal rows once: BLAS rounds a row by how many stand beside it, and frame parameters are the same for all.
+        rows, which = np.unique(columns[centers], axis=0, return_inverse=True)
+        inputs = np.repeat(inputs, len(rows), axis=0)
+        inputs[:, self.model.descriptor.n_features :] = rows
+        return self._networks[t](inputs)[:, 0].astype(np.float64)[which.ravel()]
 
     def descriptors(self, env: Environment) -> NDArray[np.floating]:
         """Features (n_centers, M·axis) of the environment's centers."""

@@ -1,0 +1,150 @@
+"""MD on a card by size and precision, where its time goes, and how far the card's own ceilings are.
+
+    python benchmarks/card.py                                        # the bundled silicon model
+    python benchmarks/card.py --model water_c.dp --structure water.lmp --types O H --name card_water
+
+Ceilings are measured first: a large copy, and the matrix products of the fitting net's layers.  Each size runs twice, the
+first time for what is done once; `--profile` adds a run under CUPTI (PyTorch's profiler) for the time of each kernel.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cupy
+import numpy as np
+from cupy import cublas
+from harness import ROOT, store
+
+import dphpc
+from dphpc.core.memory import peak_memory
+from dphpc.md.run import run_md
+from dphpc.model.model_file import read_model
+
+SILICON = ROOT / "examples" / "silicon"
+
+
+def seconds_of(work: Callable[[], object], repeat: int = 20) -> float:
+    """Of one call, on the card's clock; median."""
+    work()
+    times = []
+    for _ in range(repeat):
+        start, end = cupy.cuda.Event(), cupy.cuda.Event()
+        start.record()
+        work()
+        end.record()
+        end.synchronize()
+        times.append(1e-3 * cupy.cuda.get_elapsed_time(start, end))
+    return float(np.median(times))
+
+
+def ceilings(widths: list[int], rows: int) -> dict[str, float]:
+    """GB/s of a copy, counted both ways, and GFLOP/s of (rows × k)·(k × m) products, by precision and shape."""
+    a, b = cupy.ones(2**28), cupy.empty(2**28)
+    found = {"copy_GB_per_s": 2 * a.nbytes / seconds_of(lambda: cupy.copyto(b, a)) / 1e9}
+    shapes = [(rows, k, m) for k, m in zip(widths, widths[1:], strict=False)] + [(8192, 8192, 8192)]
+    for dtype in (np.float64, np.float32):
+        for n, k, m in shapes:
+            x, w, y = (cupy.random.standard_normal(s).astype(dtype) for s in ((n, k), (k, m), (n, m)))
+            seconds = seconds_of(lambda x=x, w=w, y=y: cublas.gemm("N", "N", x, w, out=y))
+            found[f"{np.dtype(dtype)} {n}x{k}x{m}"] = 2e-9 * n * k * m / seconds
+    return found
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[io.StringIO]:
+    """What is said meanwhile, kept."""
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        yield said
+
+
+def settings(args: argparse.Namespace, replicate: int, precision: str, steps: int) -> dict[str, Any]:
+    """A run file."""
+    return {
+        "structure": str(args.structure), **({"type_map": args.types} if args.types else {}),
+        "replicate": [replicate] * 3, "model": str(args.model), "precision": precision, "device": "cuda",
+        "skin_A": args.skin, "timestep_fs": 0.5, "velocities": {"temperature_K": 330, "seed": 1},
+        "stages": [{"ensemble": "nve", "steps": steps}], "thermo": {"every": 100, "file": None},
+    }  # fmt: skip
+
+
+def profiled(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """Kernels by their time on the card: name, calls, µs a call."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as found, silent():
+        run_md(config)
+    rows = [(e.key, e.count, e.self_device_time_total) for e in found.key_averages()]
+    rows.sort(key=lambda row: -row[2])
+    return [{"kernel": k[:60], "calls": n, "us_a_call": t / n, "ms": t / 1e3} for k, n, t in rows if t > 0]
+
+
+def measured(args: argparse.Namespace, replicate: int, precision: str) -> dict[str, Any]:
+    """One size."""
+    began = time.perf_counter()
+    with silent():
+        first = run_md(settings(args, replicate, precision, 30))
+        steps = int(np.clip(args.seconds * first.steps / first.seconds, 50, 20000))
+        result = run_md(settings(args, replicate, precision, steps))
+    pool = cupy.get_default_memory_pool()
+    row = {
+        "atoms": result.n_atoms, "precision": precision, "steps": steps, "rate": result.atom_steps_per_second,
+        "ms_a_step": 1e3 * result.seconds / steps, "rebuilds": result.rebuilds, "phases": result.phases,
+        "first_rate": first.atom_steps_per_second, "whole_s": time.perf_counter() - began,
+        "card_bytes": pool.total_bytes(), "host_bytes": peak_memory(),
+    }  # fmt: skip
+    if args.profile:
+        pool.free_all_blocks()
+        row["kernels"] = profiled(settings(args, replicate, precision, 40))
+    pool.free_all_blocks()
+    return row
+
+
+def main() -> None:
+    """Measure, print, store."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=SILICON / "silicon.dp")
+    parser.add_argument("--structure", type=Path, default=SILICON / "si8.poscar")
+    parser.add_argument("--types", nargs="+")
+    parser.add_argument("--replicate", type=int, nargs="+", default=[1, 4, 8])
+    parser.add_argument("--precision", nargs="+", default=["float64", "mixed", "float32"])
+    parser.add_argument("--skin", type=float, default=1.0)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each measured run, about")
+    parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--name", default="card_silicon")
+    args = parser.parse_args()
+    model = read_model(args.model)
+    net = model.fitting.networks[0]
+    found = ceilings([net.layers[0].w.shape[0], *(layer.w.shape[1] for layer in net.layers)], 2048)
+    print(json.dumps(found, indent=1), flush=True)
+    rows = []
+    for replicate in args.replicate:
+        for precision in args.precision:
+            row = measured(args, replicate, precision)
+            rows.append(row)
+            print(
+                f"{row['atoms']:>10,} atoms, {precision:>7}: {row['rate']:13,.0f} atom-step/s, {row['ms_a_step']:8.3f} ms "
+                f"a step, {row['rebuilds']} lists in {row['steps']} steps, card {row['card_bytes'] / 2**30:.2f} GiB, "
+                f"{row['whole_s']:.1f} s in all",
+                flush=True,
+            )
+            for kernel in row.get("kernels", [])[:12]:
+                print(
+                    f"{kernel['ms']:12.2f} ms {kernel['calls']:7} × {kernel['us_a_call']:10.1f} µs  {kernel['kernel']}"
+                )
+    properties = cupy.cuda.runtime.getDeviceProperties(0)
+    card = {"name": properties["name"].decode(), "driver": cupy.cuda.runtime.driverGetVersion(),
+            "runtime": cupy.cuda.runtime.runtimeGetVersion(), "cupy": cupy.__version__}  # fmt: skip
+    path = store(args.name, card=card, model=args.model.name, ceilings=found, runs=rows, version=dphpc.__version__)
+    print(f"stored in {path}")
+
+
+if __name__ == "__main__":
+    main()
