@@ -28,8 +28,8 @@ def struct(*fields: str) -> np.dtype:
 
 SYSTEM = struct("p positions", "p types", "p offsets", "p indices", "p centers")
 DESCRIPTOR = struct(
-    "f8 rcut", "f8 rcut_smth", "f8 protection", "f8 scale", "p sel", "p davg", "p dstd", "p network", "p flags",
-    "p grids", "p coefficients", "p empty", "i4 n_intervals", "i4 round_displacements",
+    "f8 rcut", "f8 rcut_smth", "f8 protection", "f8 inverse_width", "f8 scale", "p sel", "p davg", "p inverse_std",
+    "p network", "p flags", "p grids", "p coefficients", "p empty", "i4 n_intervals", "i4 round_displacements",
 )  # fmt: skip
 GRID = struct("f8 lower", "f8 middle", "f8 inverse_fine", "f8 inverse_coarse", "i4 n_fine", "i4 n_coarse")
 EXERTED = struct(
@@ -49,7 +49,7 @@ def grid_structs(grids: Sequence[Grid]) -> NDArray:
 
 def descriptor_struct(p: SeAParameters, pointers: Iterable[int], n_intervals: int) -> NDArray:
     """A descriptor; the addresses are those of `sel` to `empty`, in their order, on the card."""
-    scalars = p.rcut, p.rcut_smth, p.protection, p.scale
+    scalars = p.rcut, p.rcut_smth, p.protection, 1.0 / (p.rcut - p.rcut_smth), p.scale
     return np.array([(*scalars, *pointers, n_intervals, int(p.round_displacements))], DESCRIPTOR)
 
 

@@ -14,6 +14,24 @@ __device__ inline T lane_below(T value, int distance) {
 #endif
 }
 
+template <class T>
+__device__ inline T lane_across(T value, int distance) {
+#if defined(__HIP_PLATFORM_AMD__)
+    return __shfl_xor(value, distance);
+#else
+    return __shfl_xor_sync(0xffffffffu, value, distance);
+#endif
+}
+
+// Bit i: whether lane i says so.
+__device__ inline unsigned long long lanes_where(bool so) {
+#if defined(__HIP_PLATFORM_AMD__)
+    return __ballot(so);
+#else
+    return __ballot_sync(0xffffffffu, so);
+#endif
+}
+
 // The sum over a warp, on its first lane; added up in the same order every time.
 template <class T>
 __device__ inline T warp_sum(T value) {
@@ -32,6 +50,45 @@ __device__ inline double block_max(double value, double* room) {
     if (threadIdx.x == 0)
         for (int w = 1; w < BLOCK / WARP; ++w) value = room[w] > value ? room[w] : value;
     return value;
+}
+
+// Sums over every `lanes` neighboring lanes, each of n values: where it can be, one half of the lanes goes on with one half
+// of the values.  Returns the first of those, `folded(lanes, n)` in number, whose sums this lane has in the end; of lanes
+// that have the same, `keeps` is true on the first.
+template <int lanes, int n, class T>
+__device__ inline int fold(T* values) {
+    if constexpr (lanes == 1) {
+        return 0;
+    } else {
+        constexpr int distance = lanes / 2;
+        if constexpr (n % 2) {
+#pragma unroll
+            for (int i = 0; i < n; ++i) values[i] += lane_across(values[i], distance);
+            return fold<distance, n>(values);
+        } else {
+            constexpr int half = n / 2;
+            const bool upper = threadIdx.x & distance;
+#pragma unroll
+            for (int i = 0; i < half; ++i) {
+                const T given = upper ? values[i] : values[i + half], kept = upper ? values[i + half] : values[i];
+                values[i] = kept + lane_across(given, distance);
+            }
+            return (upper ? half : 0) + fold<distance, half>(values);
+        }
+    }
+}
+
+__device__ constexpr int folded(int lanes, int n) {
+    return lanes == 1 ? n : folded(lanes / 2, n % 2 ? n : n / 2);
+}
+
+__device__ constexpr int same_lanes(int lanes, int n) {
+    return lanes == 1 ? 1 : n % 2 ? lanes : same_lanes(lanes / 2, n / 2);
+}
+
+template <int lanes, int n>
+__device__ inline bool keeps() {
+    return threadIdx.x % same_lanes(lanes, n) == 0;
 }
 
 __device__ inline void add(Count* sum, Count value) {

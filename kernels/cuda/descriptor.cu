@@ -2,8 +2,10 @@
 //
 // Defined in front of this text, for one model: Real, CHANNELS, AXIS, N_TYPES, WARP and BLOCK.  Threads first read one
 // neighbor each, then share the channels, so that neighboring threads read neighboring coefficients.  Nothing depends on
-// which block comes first: sums within a block have a fixed order, sums over blocks are of whole numbers.
+// which block comes first: sums within a block have a fixed order, sums over blocks are of whole numbers.  A center below
+// zero is nobody: its block does nothing.
 #include "center.h"
+#include "runs.h"
 
 namespace dphpc {
 
@@ -15,50 +17,190 @@ struct Described {
     int n_columns;
 };
 
+// Shared memory of one purpose after the other.
+union Describing {
+    struct {
+        Runs runs;
+        Real weights[most_runs * n_weights];
+    } pairs;
+    Real partial[Moments::n_groups * n_rows * CHANNELS];
+};
+
+// D = Aᵀ·A[:, :AXIS] of moments in shared memory.
+__device__ inline void form_features(const Real* moments, Real* inputs) {
+    if constexpr (BLOCK % AXIS == 0) {
+        const int k = threadIdx.x % AXIS;  // the same column each time
+        Real column[n_rows];
+        for (int a = 0; a < n_rows; ++a) column[a] = moments[a * CHANNELS + k];
+        for (int m = threadIdx.x / AXIS; m < CHANNELS; m += BLOCK / AXIS) {
+            Real sum = Real(0);
+            for (int a = 0; a < n_rows; ++a) sum += moments[a * CHANNELS + m] * column[a];
+            inputs[m * AXIS + k] = sum;
+        }
+    } else {
+        for (int f = threadIdx.x; f < CHANNELS * AXIS; f += BLOCK) {
+            Real sum = Real(0);
+            for (int i = 0; i < n_rows * CHANNELS; i += CHANNELS) sum += moments[i + f / AXIS] * moments[i + f % AXIS];
+            inputs[f] = sum;
+        }
+    }
+}
+
 extern "C" __global__ void __launch_bounds__(BLOCK)
 describe(const System system, const Descriptor d, const Described out) {
+    __shared__ Describing room;
+    __shared__ Near near;
     __shared__ Real moments[n_rows * CHANNELS];
-    const int me = threadIdx.x;
+    __shared__ double maxima[BLOCK / WARP];
+    __shared__ int free_slots[N_TYPES];
+    const int me = threadIdx.x, atom = system.centers[blockIdx.x];
     const long long row = blockIdx.x;
-    form_moments(system, d, moments, out.moments + row * (n_rows * CHANNELS), out.largest + row);
+    if (atom < 0) return;
+    Reader reader(system, atom);
+    const bool with_empty = d.davg[reader.type] != 0.0;  // otherwise a missing slot is a row of zeros
+    for (int t = me; t < N_TYPES; t += BLOCK) free_slots[t] = d.sel[t];
+    for (int i = me; i < n_rows * CHANNELS; i += BLOCK) moments[i] = Real(0);
+    __syncthreads();
+    double largest = -1.0 / 0.0;
+    Runs& runs = room.pairs.runs;
+    while (const int n = reader.gather(system, d, near, with_empty ? free_slots : nullptr)) {
+        Pair pair;
+        int place;
+        const int n_runs = reader.order(system, d, n, near, runs, pair, place, largest);
+        Moments sums;
+        for (int first = 0; first < n_runs; first += most_runs) {
+            const int n_here = n_runs - first < most_runs ? n_runs - first : most_runs;
+            form_weights(runs, first, n_here, room.pairs.weights);
+            __syncthreads();
+            sums.add(runs, d, first, n_here, room.pairs.weights);
+            __syncthreads();
+        }
+        sums.lay_down(room.partial);
+        __syncthreads();
+        for (int i = me; i < n_rows * CHANNELS; i += BLOCK)
+            for (int group = 0; group < Moments::n_groups; ++group)
+                moments[i] += room.partial[group * (n_rows * CHANNELS) + i];
+        reader.let_go(n, near);
+        __syncthreads();
+    }
+    largest = block_max(largest, maxima);
+    if (me == 0) out.largest[row] = largest;
+    for (int i = me; i < n_rows * CHANNELS; i += BLOCK) {
+        Real sum = moments[i];
+        for (int t = 0; with_empty && i < CHANNELS && t < N_TYPES; ++t)
+            sum += static_cast<Real>(free_slots[t]) * d.empty[(reader.type * N_TYPES + t) * CHANNELS + i];
+        out.moments[row * (n_rows * CHANNELS) + i] = moments[i] = sum * static_cast<Real>(d.scale);
+    }
     __syncthreads();
     Real* inputs = out.inputs + row * (CHANNELS * AXIS + out.n_columns);
-    for (int f = me; f < CHANNELS * AXIS; f += BLOCK) {
-        const Real *one = moments + f / AXIS, *other = moments + f % AXIS;
-        Real sum = Real(0);
-        for (int a = 0; a < n_rows; ++a) sum += one[a * CHANNELS] * other[a * CHANNELS];
-        inputs[f] = sum;
-    }
+    form_features(moments, inputs);
     for (int k = me; k < out.n_columns; k += BLOCK)
         inputs[CHANNELS * AXIS + k] = out.columns[row * out.n_columns + k];
 }
 
-extern "C" __global__ void __launch_bounds__(BLOCK)
+constexpr int n_staged = 2048 / (AXIS + 1) < CHANNELS ? 2048 / (AXIS + 1) : CHANNELS;  // channels
+constexpr int n_slices = BLOCK > AXIS ? BLOCK / AXIS : 1;
+
+// ∂E/∂D of some channels, read once from memory; and sums over slices of them.
+struct Staging {
+    Real y[n_staged * (AXIS + 1)];  // one more a row, so that lanes meet in different banks
+    Real partial[n_slices * n_rows * AXIS];
+};
+
+union Exerting {
+    struct {
+        Runs runs;
+        Real by_run[most_runs * n_weights];
+        Pair pairs[BLOCK];  // each thread's own: in registers they would be in the way of sums over channels
+    } pairs;
+    Staging staging;
+};
+
+// ∂E/∂A (4, CHANNELS) from y = ∂E/∂D (CHANNELS, AXIS), with D = Aᵀ·A[:, :AXIS]; the block meets at its end.
+__device__ inline void stage_adjoint(const Real* moments, const Real* y, Staging& room, Real* adjoint) {
+    const int me = threadIdx.x;
+    for (int i = me; i < n_slices * n_rows * AXIS; i += BLOCK) room.partial[i] = Real(0);
+    for (int from = 0; from < CHANNELS; from += n_staged) {
+        const int n = CHANNELS - from < n_staged ? CHANNELS - from : n_staged;
+        __syncthreads();
+        for (int i = me; i < n * AXIS; i += BLOCK) room.y[i / AXIS * (AXIS + 1) + i % AXIS] = y[from * AXIS + i];
+        __syncthreads();
+        for (int m = me; m < n; m += BLOCK) {
+            Real sum[n_rows] = {};
+#pragma unroll 4
+            for (int k = 0; k < AXIS; ++k)
+                for (int a = 0; a < n_rows; ++a) sum[a] += room.y[m * (AXIS + 1) + k] * moments[a * CHANNELS + k];
+            for (int a = 0; a < n_rows; ++a) adjoint[a * CHANNELS + from + m] = sum[a];
+        }
+        for (int i = me; i < n_slices * AXIS; i += BLOCK) {
+            const int slice = i / AXIS, k = i % AXIS;
+            Real sum[n_rows] = {};
+#pragma unroll 4
+            for (int m = slice; m < n; m += n_slices)
+                for (int a = 0; a < n_rows; ++a) sum[a] += room.y[m * (AXIS + 1) + k] * moments[a * CHANNELS + from + m];
+            for (int a = 0; a < n_rows; ++a) room.partial[(slice * n_rows + a) * AXIS + k] += sum[a];
+        }
+    }
+    __syncthreads();
+    for (int i = me; i < n_rows * AXIS; i += BLOCK) {
+        Real sum = Real(0);
+        for (int slice = 0; slice < n_slices; ++slice) sum += room.partial[slice * (n_rows * AXIS) + i];
+        adjoint[i / AXIS * CHANNELS + i % AXIS] += sum;
+    }
+    __syncthreads();
+}
+
+// ∂E/∂row and Σ row·∂²E/∂row∂t of a pair, from B (6, 4) of its run.
+__device__ inline void form_pair_sums(const Terms& terms, const Real* by_run, Real* sums) {
+    Real along = Real(0);
+    for (int a = 0; a < n_rows; ++a) {
+        Real slope;
+        polynomial(terms.t, [&](int k) { return by_run[k * n_rows + a]; }, sums[a], slope);
+        along += terms.row[a] * slope;
+    }
+    sums[n_rows] = along;
+}
+
+constexpr int n_own = 12;  // the force on the center and a virial
+
+extern "C" __global__ void __launch_bounds__(BLOCK, sizeof(Real) == 8 ? 4 : 6)
 exert(const System system, const Descriptor d, const Exerted out) {
+    __shared__ Exerting room;
+    __shared__ Near near;
     __shared__ Real adjoint[n_rows * CHANNELS];
-    __shared__ Terms terms[BLOCK];
-    __shared__ Real sums[BLOCK][n_sums];
-    const int me = threadIdx.x, atom = system.centers[blockIdx.x], type = system.types[atom];
+    __shared__ Count own[n_own];
+    const int me = threadIdx.x, atom = system.centers[blockIdx.x];
     const long long row = blockIdx.x;
-    form_moments_adjoint(out.moments + row * (n_rows * CHANNELS),
-                         out.inputs_adjoint + row * (CHANNELS * AXIS + out.n_columns), adjoint);
-    Count own[12] = {};
-    const long long last = system.offsets[atom + 1];
-    for (long long first = system.offsets[atom]; first < last; first += BLOCK) {
-        Pair pair;
+    if (atom < 0) return;
+    for (int k = me; k < n_own; k += BLOCK) own[k] = 0;
+    stage_adjoint(out.moments + row * (n_rows * CHANNELS),
+                  out.inputs_adjoint + row * (CHANNELS * AXIS + out.n_columns), room.staging, adjoint);
+    Reader reader(system, atom);
+    Runs& runs = room.pairs.runs;
+    while (const int n = reader.gather(system, d, near, nullptr)) {
+        int place;
         double unused = 0.0;
-        pair.interval = -1;
-        if (first + me < last) read_pair(system, d, atom, type, first + me, pair, terms[me], unused);
-        __syncthreads();
-        form_sums(d, terms, last - first < BLOCK ? static_cast<int>(last - first) : BLOCK, adjoint, sums);
-        __syncthreads();
-        if (pair.interval >= 0) add_pair(d, pair, sums[me], out, own);
+        const int n_runs = reader.order(system, d, n, near, runs, room.pairs.pairs[me], place, unused);
+        for (int first = 0; first < n_runs; first += most_runs) {
+            const int n_here = n_runs - first < most_runs ? n_runs - first : most_runs;
+            form_run_sums(runs, d, first, n_here, adjoint, room.pairs.by_run);
+            __syncthreads();
+            Count mine[n_own] = {};
+            const int run = me < n ? runs.keys[place] - first : -1;
+            if (run >= 0 && run < n_here) {
+                Real sums[n_sums];
+                form_pair_sums(runs.terms[place], room.pairs.by_run + run * n_weights, sums);
+                add_pair(d, room.pairs.pairs[me], sums, out, mine);
+            }
+            const int begin = fold<WARP, n_own>(mine);
+            if (keeps<WARP, n_own>())
+                for (int k = 0; k < folded(WARP, n_own); ++k) add(own + begin + k, mine[k]);
+            __syncthreads();
+        }
+        reader.let_go(n, near);
     }
-    for (int k = 0; k < 12; ++k) {
-        const Count total = warp_sum(own[k]);
-        if (me % WARP != 0 || total == 0) continue;
-        add(k < 3 ? out.forces + 3ll * atom + k : out.virial + 9ll * (blockIdx.x % out.n_slots) + (k - 3), total);
-    }
+    if (me >= n_own || own[me] == 0) return;
+    add(me < 3 ? out.forces + 3ll * atom + me : out.virial + 9ll * (blockIdx.x % out.n_slots) + (me - 3), own[me]);
 }
 
 }  // namespace dphpc

@@ -21,7 +21,7 @@ struct Descriptor {
     double scale;
     const int* sel;              // (N_TYPES)
     const double* davg;          // (N_TYPES)
-    const double* dstd;          // (N_TYPES, 2)
+    const double* inverse_std;   // (N_TYPES, 2)
     const int* network;          // (N_TYPES, N_TYPES)
     const unsigned char* flags;  // (N_TYPES, N_TYPES)
     const RadialGrid* grids;     // (n_tables)
@@ -46,27 +46,26 @@ struct Terms {
     int interval;
 };
 
-// Reads the neighbor at `place` of an atom of `type`, whose largest s̃ it may raise.
-__device__ inline void read_pair(const System& system, const Descriptor& d, int atom, int type, long long place,
-                                 Pair& pair, Terms& terms, double& largest) {
-    pair.neighbor = system.indices[place];
-    pair.other = system.types[pair.neighbor];
-    pair.interval = terms.interval = -1;
+// From an atom to a neighbor, and the square of the distance.
+__device__ inline double displacement(const System& system, const Descriptor& d, int atom, int neighbor, double* x) {
     double r2 = 0.0;
     for (int a = 0; a < 3; ++a) {
-        double x = system.positions[3ll * pair.neighbor + a] - system.positions[3ll * atom + a];
-        if (d.round_displacements) x = static_cast<float>(x);
-        pair.x[a] = x;
-        r2 += x * x;
+        x[a] = system.positions[3ll * neighbor + a] - system.positions[3ll * atom + a];
+        if (d.round_displacements) x[a] = static_cast<float>(x[a]);
+        r2 += x[a] * x[a];
     }
-    pair.inside = r2 < d.cut.rcut * d.cut.rcut;
-    if (!pair.inside || !(d.flags[type * N_TYPES + pair.other] & used)) return;
-    const double r = sqrt(r2), norm = 1.0 / d.dstd[2 * type], norm_xyz = 1.0 / d.dstd[2 * type + 1];
+    return r2;
+}
+
+// What a pair inside the cutoff is, whose neighbor, its type, displacement and squared distance are given.
+__device__ inline void form_pair(const Descriptor& d, int type, double r2, Pair& pair, Terms& terms, double& largest) {
+    const double r = sqrt(r2), inverse_r = 1.0 / r;
+    const double norm = d.inverse_std[2 * type], norm_xyz = d.inverse_std[2 * type + 1];
     const RadialParts<double> parts = radial_parts(r, d.cut);
     const double s = (parts.s - d.davg[type]) * norm;
     pair.v = parts.v * norm_xyz;
-    pair.ds_r = parts.ds * norm / r;
-    pair.dv_r = parts.dv * norm_xyz / r;
+    pair.ds_r = parts.ds * norm * inverse_r;
+    pair.dv_r = parts.dv * norm_xyz * inverse_r;
     const int table = d.network[type * N_TYPES + pair.other];
     double t;
     pair.interval = table * d.n_intervals + locate(d.grids[table], s, t, pair.inverse_step);
@@ -75,6 +74,17 @@ __device__ inline void read_pair(const System& system, const Descriptor& d, int 
     terms.t = static_cast<Real>(t);
     terms.interval = pair.interval;
     largest = s > largest ? s : largest;
+}
+
+// Reads the neighbor at `place` of an atom of `type`, whose largest s̃ it may raise.
+__device__ inline void read_pair(const System& system, const Descriptor& d, int atom, int type, long long place,
+                                 Pair& pair, Terms& terms, double& largest) {
+    pair.neighbor = system.indices[place];
+    pair.other = system.types[pair.neighbor];
+    pair.interval = terms.interval = -1;
+    const double r2 = displacement(system, d, atom, pair.neighbor, pair.x);
+    pair.inside = r2 < d.cut.rcut * d.cut.rcut;
+    if (pair.inside && d.flags[type * N_TYPES + pair.other] & used) form_pair(d, type, r2, pair, terms, largest);
 }
 
 }  // namespace dphpc

@@ -53,7 +53,8 @@ struct DescriptorArrays {
           coefficients(array_of<Real>(e.attr("table"), "coefficients")),
           empty(array_of<Real>(e, "empty")) {
         const auto number = [](nb::handle h, const char* name) { return nb::cast<double>(h.attr(name)); };
-        view.cut = {number(p, "rcut"), number(p, "rcut_smth"), number(p, "protection")};
+        const double rcut = number(p, "rcut"), rcut_smth = number(p, "rcut_smth");
+        view.cut = {rcut, rcut_smth, number(p, "protection"), 1.0 / (rcut - rcut_smth)};
         view.scale = number(p, "scale");
         view.n_types = static_cast<int>(sel.size());
         view.n_intervals = static_cast<int>(coefficients.shape(1));

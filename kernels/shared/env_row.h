@@ -10,6 +10,7 @@ namespace dphpc {
 
 struct SwitchParameters {
     double rcut, rcut_smth, protection;
+    double inverse_width;  // 1/(rcut − rcut_smth)
 };
 
 // s and v and their derivatives by r.
@@ -32,7 +33,7 @@ DPHPC_HD void smooth_switch(T r, T rcut_smth, T inverse_width, T& value, T& slop
 template <class T>
 DPHPC_HD RadialParts<T> radial_parts(T r, const SwitchParameters& p) {
     T sw, dsw;
-    smooth_switch(r, T(p.rcut_smth), T(1) / T(p.rcut - p.rcut_smth), sw, dsw);
+    smooth_switch(r, T(p.rcut_smth), T(p.inverse_width), sw, dsw);
     const T q = T(1) / (r + T(p.protection));
     RadialParts<T> parts;
     parts.s = sw * q;

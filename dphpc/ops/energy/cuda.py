@@ -32,7 +32,7 @@ TILE = 2048
 BLOCK = 128
 """Threads for an atom."""
 
-MOST_CHANNELS = 1024
+MOST_CHANNELS = 640
 """Whose moments fit into a block's shared memory, in float64."""
 
 MOST_BLOCKS = 1024
@@ -292,7 +292,7 @@ class CudaEnergy:
         if kept is None or kept[0] is not p or kept[1] is not e:
             work, coefficients = self.workspace, e.table.coefficients
             tables = grid_structs(e.table.grids), coefficients, e.empty
-            arrays = [work.new(a) for a in (p.sel, p.davg, p.dstd, p.network, p.flags, *tables)]
+            arrays = [work.new(a) for a in (p.sel, p.davg, 1.0 / p.dstd, p.network, p.flags, *tables)]
             struct = descriptor_struct(p, map(work.address, arrays), coefficients.shape[1])
             kept = self._described = p, e, struct, arrays
         return kept[2]

@@ -138,7 +138,7 @@ class CudaSeA:
 
     def described(self, p: SeAParameters, grids: Sequence[Grid], coefficients: Array, empty: Array) -> Described:
         """The descriptor with tables on these grids; their arrays may change, and stay where they are."""
-        kept = tuple(self._work.new(a) for a in (p.sel, p.davg, p.dstd, p.network, p.flags, grid_structs(grids)))
+        kept = tuple(self._work.new(a) for a in (p.sel, p.davg, 1.0 / p.dstd, p.network, p.flags, grid_structs(grids)))
         pointers = [self._work.address(a) for a in (*kept, coefficients, empty)]
         return Described(coefficients, empty, descriptor_struct(p, pointers, coefficients.shape[1]), kept)
 

@@ -104,7 +104,7 @@ class EmulatedDevice:
 
     def _compiled(self, text: str) -> Path:
         header = HEADER.read_text().replace("#pragma once\n", "")
-        kernels = re.findall(r"__global__ void (?:__launch_bounds__\(\w+\)\s+)?(\w+)\(", text)
+        kernels = re.findall(r"__global__ void (?:__launch_bounds__\([^\n]*\)\s+)?(\w+)\(", text)
         ends = "".join(f"HOST_KERNEL({kernel})\n" for kernel in kernels)
         # The header needs to know the warp, which not every text defines.
         defined = "" if "#define WARP" in text else f"#define WARP {self.warp}\n"

@@ -141,6 +141,28 @@ T __shfl_down_sync(unsigned, T value, int distance) {
 }
 
 template <class T>
+T __shfl_xor_sync(unsigned, T value, int distance) {
+    const unsigned from = host::current ^ distance;
+    std::memcpy(&host::fibers[host::current].slot, &value, sizeof value);
+    host::wait_at(host::At::warp);
+    std::memcpy(&value, &host::fibers[from].slot, sizeof value);
+    host::wait_at(host::At::warp);
+    return value;
+}
+
+inline unsigned long long __ballot_sync(unsigned, bool so) {
+    host::fibers[host::current].slot = so;
+    host::wait_at(host::At::warp);
+    unsigned long long bits = 0;
+    for (unsigned lane = 0, first = host::current - host::current % WARP; lane < WARP; ++lane)
+        if (host::fibers[first + lane].slot != 0.0) bits |= 1ull << lane;
+    host::wait_at(host::At::warp);
+    return bits;
+}
+
+inline int __popcll(unsigned long long bits) { return __builtin_popcountll(bits); }
+
+template <class T>
 T atomicAdd(T* sum, T value) {
     const T before = *sum;
     *sum += value;
