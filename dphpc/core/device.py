@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dphpc.core.errors import InputError, RunError
+from dphpc.core.graphs import Graphs, Work
 
 DEVICES = ("cpu", "cuda", "auto")
 
@@ -51,6 +53,10 @@ class Device(Protocol):
 
     def copy(self, source: Array, to: Array) -> None:
         """Copy an array to one of the same shape and type, without waiting for it."""
+        ...
+
+    def fill(self, array: Array, value: float) -> None:
+        """Set all elements, without waiting for it."""
         ...
 
     def address(self, array: Array) -> int:
@@ -104,6 +110,16 @@ class Device(Protocol):
         """
         ...
 
+    def replay(self, key: Hashable, work: Callable[[], None]) -> None:
+        """Start what `work` launches; where a key is met again, as one graph that starts at a single call.
+
+        A key that is new has `work` called; one met for the second time has it called to be recorded, and from then on
+        the record is launched.  So the key holds all that decides what is launched: addresses and sizes of arrays, and
+        numbers passed by value.  `work` calls `launch`, `product`, `copy` and `fill` and nothing else of a device: it
+        makes no arrays and waits for nothing.  The graphs of a few keys are kept.
+        """
+        ...
+
 
 class Cupy:
     """The card with an index."""
@@ -114,8 +130,13 @@ class Cupy:
 
         self._cupy, self._gemm = cupy, cublas.gemm
         self._modules: dict[str, Any] = {}
+        self._functions: dict[tuple[str, str], Any] = {}
+        self._graphs = Graphs(self._captured)
         self._card = cupy.cuda.Device(index)
         self._card.use()
+        # What is to become a graph must not go to the default stream; the order to others' work there is kept.
+        if cupy.cuda.get_current_stream() == cupy.cuda.Stream.null:
+            cupy.cuda.Stream(non_blocking=False).use()
         properties = cupy.cuda.runtime.getDeviceProperties(index)
         self.name = f"card {index}, {properties['name'].decode()}"
         self.warp = int(properties["warpSize"])
@@ -141,6 +162,10 @@ class Cupy:
     def copy(self, source: Array, to: Array) -> None:
         """See `Device.copy`."""
         to[...] = source
+
+    def fill(self, array: Array, value: float) -> None:
+        """See `Device.fill`."""
+        array.fill(value)
 
     def free_memory(self) -> int:
         """See `Device.free_memory`; memory that CuPy's pool keeps for the next array counts as free."""
@@ -189,10 +214,27 @@ class Cupy:
 
     def launch(self, text: str, kernel: str, grid: int, block: int, *arguments: Any) -> None:
         """See `Device.launch`."""
-        module = self._modules.get(text)
-        if module is None:
-            module = self._modules[text] = self._cupy.RawModule(code=text, options=("-std=c++17",))
-        module.get_function(kernel)((grid,), (block,), arguments)
+        function = self._functions.get((text, kernel))
+        if function is None:
+            module = self._modules.get(text)
+            if module is None:
+                module = self._modules[text] = self._cupy.RawModule(code=text, options=("-std=c++17",))
+            function = self._functions[text, kernel] = module.get_function(kernel)
+        function((grid,), (block,), arguments)
+
+    def replay(self, key: Hashable, work: Callable[[], None]) -> None:
+        """See `Device.replay`."""
+        self._graphs.replay(key, work)
+
+    def _captured(self, work: Work) -> Work:
+        stream = self._cupy.cuda.get_current_stream()
+        stream.begin_capture()
+        try:
+            work()
+        finally:
+            graph = stream.end_capture()
+        launch: Work = graph.launch  # on the current stream
+        return launch
 
 
 def find_device(choice: str, rank_on_node: int = 0) -> Device | None:

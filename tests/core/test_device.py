@@ -9,6 +9,8 @@ import pytest
 
 from dphpc.core.device import find_device
 from dphpc.core.errors import InputError
+from dphpc.ops.kernel_text import kernel_text
+from dphpc.ops.structs import LAYER
 
 
 @pytest.fixture
@@ -75,3 +77,31 @@ def test_arrays_are_copied_and_memory_is_counted(device):
     device.upload(np.zeros(6), a)
     assert device.download(b).tolist() == [2.0, 3.0, 4.0, 5.0]
     assert device.free_memory() > 2**20
+
+
+def test_work_is_replayed_with_the_addresses_and_numbers_of_its_key(device):
+    """A graph of all that may be in one."""
+    text = kernel_text("fitting_tape.cu", Real="double")
+    a, b, w, product = (device.zeros(4, np.float64).reshape(2, 2) for _ in range(4))
+    device.upload(np.array([[1.0, 2.0], [3.0, 4.0]]), w)
+    struct = np.zeros(1, LAYER)
+    struct["n_in"], struct["n_out"], struct["skip"] = 2, 2, 1
+    worked = []
+
+    def work(value=1.0):
+        worked.append(value)
+        device.fill(product, value)
+        device.copy(a, b)
+        device.product(b, w, product, add=True)
+        device.launch(text, "add_skip", 1, 256, struct, np.int64(2), w, product)
+
+    for k in range(5):
+        device.upload(np.full((2, 2), float(k)), a)
+        device.replay("a key", work)
+        found = device.download(product)
+        assert np.array_equal(found, 1.0 + k * np.array([[4.0, 6.0]] * 2) + device.download(w))
+    assert len(worked) == 2, "once to be done and once to be recorded"
+    device.replay("a key", lambda: work(7.0))
+    assert np.array_equal(device.download(product), found), "the key did not say that the number is another"
+    device.replay("another key", lambda: work(7.0))
+    assert np.array_equal(device.download(product), found + 6.0)

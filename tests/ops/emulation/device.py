@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from dphpc.core.graphs import Graphs
+
 HEADER = Path(__file__).with_name("host.h")
 
 
@@ -34,7 +36,11 @@ class LateEvent:
 
 
 class EmulatedDevice:
-    """See `dphpc.core.device.Device`; `folder` keeps what is compiled, `backward` runs the last block first."""
+    """See `dphpc.core.device.Device`; `folder` keeps what is compiled, `backward` runs the last block first.
+
+    `launched` names the kernels that ran, `asked` what the host asked for one by one.  A replay does again what was
+    recorded, with the addresses and numbers of then.
+    """
 
     name = "emulated card"
 
@@ -44,23 +50,65 @@ class EmulatedDevice:
         self.uploaded = self.downloaded = 0  # bytes
         self._libraries: dict[str, ctypes.CDLL] = {}
         self._under_way: list = []
+        self.asked: list[str] = []
+        self._graphs = Graphs(self._captured)
+        self._record: list | None = None  # of the work that is being captured
+
+    def replay(self, key, work):
+        asked = len(self.asked)
+        self._graphs.replay(key, work)
+        if len(self.asked) == asked:
+            self.asked.append("graph")
+
+    def _captured(self, work):
+        assert self._record is None, "a graph within a graph"
+        self._record, asked = [], len(self.asked)
+        try:
+            work()
+            record = self._record
+        finally:
+            self._record = None
+            del self.asked[asked:]
+
+        def start():
+            for call, arguments in record:
+                call(*arguments)
+
+        return start
+
+    def _do(self, name, call, *arguments):
+        """Now, or whenever the graph is launched."""
+        self.asked.append(name)
+        if self._record is None:
+            call(*arguments)
+        else:
+            self._record.append((call, arguments))
+
+    def _not_in_a_graph(self):
+        assert self._record is None, "this cannot be part of a graph"
 
     def zeros(self, size, dtype):
+        self._not_in_a_graph()
         return np.zeros(size, dtype)
 
     def upload(self, values, to):
+        self._not_in_a_graph()
         assert values.shape == to.shape
         self.uploaded += values.nbytes
         to[...] = values
 
     def download(self, array):
+        self._not_in_a_graph()
         self.downloaded += array.nbytes
         return array.copy()
 
     def copy(self, source, to):
         assert source.shape == to.shape
         assert source.dtype == to.dtype
-        to[...] = source
+        self._do("copy", np.copyto, to, source)
+
+    def fill(self, array, value):
+        self._do("fill", array.fill, value)
 
     def free_memory(self):
         return 2**34
@@ -70,8 +118,11 @@ class EmulatedDevice:
         return array.ctypes.data
 
     def product(self, a, b, out, *, transposed=False, left_transposed=False, add=False):
-        result = np.matmul(a.T if left_transposed else a, b.T if transposed else b)
-        out[...] = out + result if add else result
+        def multiply():
+            result = np.matmul(a.T if left_transposed else a, b.T if transposed else b)
+            out[...] = out + result if add else result
+
+        self._do("product", multiply)
 
     def pinned(self, size, dtype):
         return np.zeros(size, dtype)
@@ -80,24 +131,32 @@ class EmulatedDevice:
         self.upload(values, to)
 
     def start_download(self, array, to):
+        self._not_in_a_graph()
         self._under_way.append((array.copy(), to))
 
     def mark(self):
+        self._not_in_a_graph()
         copies, self._under_way = self._under_way, []
         return LateEvent(copies)
 
     def order(self, keys):
+        self._not_in_a_graph()
         return np.argsort(keys, kind="stable").astype(np.int32)
 
     def launch(self, text, kernel, grid, block, *arguments):
-        self.launched.append(kernel)
         if text not in self._libraries:
             self._libraries[text] = ctypes.CDLL(str(self._compiled(text)))
         # A pointer argument is the address of an address, as the driver has it; structs and numbers are themselves.
-        values = [a if a.dtype.names or not a.ndim else np.array(self.address(a)) for a in map(np.asarray, arguments)]
-        places = (ctypes.c_void_p * len(values))(*(v.ctypes.data for v in values))
+        values = [
+            a.copy() if a.dtype.names or not a.ndim else np.array(self.address(a)) for a in map(np.asarray, arguments)
+        ]
         run = self._libraries[text][f"run_{kernel}"]
         run.restype = ctypes.c_bool
+        self._do(kernel, self._run, run, kernel, grid, block, values, arguments)
+
+    def _run(self, run, kernel, grid, block, values, keeps_arrays):
+        self.launched.append(kernel)
+        places = (ctypes.c_void_p * len(values))(*(v.ctypes.data for v in values))
         assert run(places, ctypes.c_uint(grid), ctypes.c_uint(block)), (
             f"threads of {kernel} wait for one another for ever"
         )

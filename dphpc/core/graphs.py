@@ -1,0 +1,38 @@
+"""What a card is told to do again and again, kept so that it is told with one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+
+MOST = 8
+"""Graphs that are kept: each holds a little of the card's memory."""
+
+Work = Callable[[], None]
+
+
+class Graphs:
+    """Graphs by key, those that were used last.
+
+    Parameters
+    ----------
+    capture
+        Gives what starts, at one call, all that a work launches, without starting it.
+    most
+        Keys to remember.
+    """
+
+    def __init__(self, capture: Callable[[Work], Work], most: int = MOST) -> None:
+        self._capture, self._most = capture, most
+        self._kept: dict[Hashable, Work | None] = {}
+
+    def replay(self, key: Hashable, work: Work) -> None:
+        """See `Device.replay`."""
+        start = None
+        if key not in self._kept:
+            work()  # programs are loaded, libraries choose their kernels
+        else:
+            start = self._kept.pop(key) or self._capture(work)
+            start()
+        self._kept[key] = start
+        if len(self._kept) > self._most:
+            del self._kept[next(iter(self._kept))]
