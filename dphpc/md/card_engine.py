@@ -16,7 +16,7 @@ and MPI.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -68,7 +68,11 @@ class CardEngine(Engine):
         self.window, self.thrown_away = Window(0.5 * self.skin), 0
         self.ghosts, self.search = CudaGhosts(self.device), CudaNeighbors(self.device)
         self.card_halo = CardHalo(self.comm, self.ghosts)
+        local = np.bincount(self.state.types[: self.state.n_local], minlength=len(self.masses))
+        self._on_card.expect(self.comm.allreduce(local))
         self._report = self.device.zeros(_VIRIAL.stop, np.int64)
+        self._own = object()  # of this engine in keys
+        self._key: Hashable = None  # of what a step's forces launch, but for the potential's part
         self._unseen = False  # whether steps go by without a look
         self._due = False  # whether the next step is to build the list
         self._since = 0  # steps since it was built
@@ -117,7 +121,7 @@ class CardEngine(Engine):
         """Steps without a look; whether they stand, else all is as it was before.  Collective."""
         step, since = self.step, self._since
         self.card.keep()
-        self._report[: _TROUBLE.stop].fill(0)
+        self.device.fill(self._report[: _TROUBLE.stop], 0)
         self._unseen = True
         super().advance(integrator, temperatures)
         self._unseen = False
@@ -162,6 +166,9 @@ class CardEngine(Engine):
         self._system = CardSystem(card.positions, card.types, offsets, indices)
         totals = card.room.buffer("totals", (3 * len(card.positions),), np.int64)
         self._sums = CardSums(totals, report[_VIRIAL], report[_TROUBLE], energy=report[_ENERGY])
+        arrays = offsets, indices, totals, report
+        addresses = tuple(map(self.device.address, arrays))
+        self._key = self._own, card.where, len(card.positions), self.card_halo.ways, addresses
         self._due, self._since, self.moved2 = False, 0, 0.0
 
     def _build_on_card(self) -> None:
@@ -171,7 +178,7 @@ class CardEngine(Engine):
             ghosts.wrap_(box, card.positions[:n], card.images)
             order = ghosts.spatial_order(box, card.positions[:n], SORT_CELL)
             images = ghosts.find_images(box, card.take_in_order(order, ghosts.take), self.reach)
-            card.settle(n + images.n_ghost)
+            card.settle(n + images.n_rows)
             for array in (card.types, card.ids):
                 ghosts.take(array, images.owners, array[n:])
             self.card_halo.follow_images(images.owners, images.displacements, n)
@@ -195,20 +202,38 @@ class CardEngine(Engine):
 
     def _launch(self) -> None:
         """Forces, energy and virial at the present positions, and what is to be noted; one rank waits for nothing."""
-        card, sums, report = self.card, self._sums, self._report
+        if self.card.alone:
+            with self.timers("force"):
+                self._replay(self._launch_alone)
+            return
         with self.timers("neighbor"):
-            card.note_displacement(report[_MOVED])
+            self.card.note_displacement(self._report[_MOVED])
         with self.timers("halo"):
-            self.card_halo.refresh(card.positions)
+            self.card_halo.refresh(self.card.positions)
         with self.timers("force"):
-            sums.forces.fill(0)
-            report[_ENERGY.start : _VIRIAL.stop].fill(0)
-            self._on_card.launch(self._system, sums)
+            self._replay(self._launch_sums)
         with self.timers("halo"):
-            self.card_halo.reduce(sums.forces.reshape(-1, 3))
-            card.take_forces(
-                sums.forces, FORCE_SPACING, FORCE_LIMIT if self.deterministic else np.inf, report[_TROUBLE]
-            )
+            self.card_halo.reduce(self._sums.forces.reshape(-1, 3))
+            self._take_forces()
+
+    def _replay(self, work: Callable[[], None]) -> None:
+        self.device.replay((self._key, self._on_card.version()), work)
+
+    def _launch_alone(self) -> None:
+        self.card.note_displacement(self._report[_MOVED])
+        self.card_halo.refresh(self.card.positions)
+        self._launch_sums()
+        self.card_halo.reduce(self._sums.forces.reshape(-1, 3))
+        self._take_forces()
+
+    def _launch_sums(self) -> None:
+        self.device.fill(self._sums.forces, 0)
+        self.device.fill(self._report[_ENERGY.start : _VIRIAL.stop], 0)
+        self._on_card.launch(self._system, self._sums)
+
+    def _take_forces(self) -> None:
+        limit = FORCE_LIMIT if self.deterministic else np.inf
+        self.card.take_forces(self._sums.forces, FORCE_SPACING, limit, self._report[_TROUBLE])
 
     def _all_is_well(self) -> bool:
         """Look at the window that was: whether its steps stand; collective."""

@@ -30,9 +30,9 @@ GHOST_BYTES = 4 + 24 + 24 + 8 + 8 + 4
 SEARCH_BYTES = 56
 """Of the neighbor search for each local atom and ghost, while it runs."""
 
-CARD_BYTES = 250e6
-"""Of a rank on its card whatever the number of atoms: features of a tile (60 MB for the water model), tables, nets, and
-what the libraries keep; assumed, as no card has been measured."""
+CARD_BYTES = 750e6
+"""Of a rank on its card whatever the number of atoms: tables, nets, what the libraries keep, and a batch of features
+(at most `BATCH_BYTES` of ops/energy/cuda.py)."""
 
 CARD_ATOM_BYTES = 24 * 4 + 24 * 3 + 8 + 4 + 12 + 24 + 4 + 8 + 8 + 8
 """Of a local atom on a card: position, velocity, force and place when the list was built; what a window keeps of the

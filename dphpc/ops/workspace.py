@@ -31,6 +31,11 @@ class Workspace:
         """Of the arrays that go by a name."""
         return self._buffers.nbytes
 
+    @property
+    def growths(self) -> int:
+        """See `Buffers.growths`."""
+        return self._buffers.growths
+
     def buffer(self, name: str, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
         """The array of that name; what it holds is left from the last time."""
         return self._buffers.get(f"{name} {np.dtype(dtype).str}", shape, dtype)

@@ -7,7 +7,7 @@ card.  Only with `gpu_aware_mpi` does MPI get the card's memory itself: an MPI t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, Protocol
 
 import numpy as np
@@ -88,6 +88,12 @@ class CardHalo:
         assert self.comm.size == 1
         self._take_up(owners, displacements, len(owners), n_local)
 
+    @property
+    def ways(self) -> Hashable:
+        """Where a rank that has the whole box finds its images: the key of what `refresh` and `reduce` launch."""
+        address = self.ops.device.address
+        return address(self._send), address(self._displacements), self._own, self._n_local
+
     def start_refresh(self, positions: Array) -> Flight:
         """Begin to bring the ghosts of positions (n_all, 3) float64 up to date; collective.
 
@@ -111,7 +117,7 @@ class CardHalo:
 
         def finish(received: Array) -> None:
             self.ops.add(received, self._send[own:], forces)
-            ghosts.fill(0)
+            self.ops.device.fill(ghosts, 0)
 
         flight = self._back.start(ghosts[own:], finish)
         self.ops.add(ghosts[:own], self._send[:own], forces)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -114,6 +115,14 @@ class CardPotential(Potential, Protocol):
     """A potential that can be evaluated where the atoms live on a card; `device` is None where it has none."""
 
     device: Device | None
+
+    def version(self) -> Hashable:
+        """Changes with all that `launch` does but what system and sums say: part of the key when that is replayed."""
+        ...
+
+    def expect(self, counts: NDArray[np.int64]) -> None:
+        """Prepare for a run that has so many atoms of each type (ntypes,) on all ranks together."""
+        ...
 
     def place(self, counts: NDArray[np.int64], by_type: Array) -> None:
         """Take up how many local atoms each type has (ntypes,), and on the card these type by type (n_local,) int32."""

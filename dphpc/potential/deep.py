@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Hashable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -22,7 +23,7 @@ from dphpc.ops.energy import native as native_energy
 from dphpc.ops.energy import reference as reference_energy
 from dphpc.ops.energy.card import CardSums, CardSystem
 from dphpc.ops.energy.contract import Accumulators, EnergyOps
-from dphpc.ops.energy.cuda import CudaEnergy
+from dphpc.ops.energy.cuda import CudaEnergy, Group
 from dphpc.ops.neighbors.contract import Neighbors
 from dphpc.ops.se_a import native, reference
 from dphpc.ops.se_a.contract import Embedding, Environment, SeAParameters
@@ -83,7 +84,9 @@ class DeepPotential:
         self._ops: ModuleType = reference if by_reference else native
         self._energy_ops: EnergyOps = reference_energy if by_reference else native_energy
         self.device, self._card = device, None if device is None else CudaEnergy(device)
-        self._placed: list[tuple[int, Array, Array | None, float]] = []
+        self._placed: list[Group] = []
+        self._counts: tuple[int, ...] = ()  # of local atoms of each type
+        self._extra: Array | None = None  # frame parameters on the card, for as many rows as were asked for
         if self._card is not None:
             if by_reference:
                 raise InputError(
@@ -119,6 +122,7 @@ class DeepPotential:
         if isinstance(table, RadialTable):
             table = table.astype(self.dtype)
         self._embedding = Embedding(table, empty.astype(self.dtype))
+        self._edition = object()
 
     def _checked_fparam(self, fparam: Any) -> NDArray[np.float64] | None:
         wanted = self.model.fitting.numb_fparam
@@ -226,20 +230,41 @@ class DeepPotential:
         outputs.energy_parts += exact_sum(energies)
         return s_max
 
+    def expect(self, counts: NDArray[np.int64]) -> None:
+        """See `contract.CardPotential.expect`."""
+        if self._card is not None:
+            self._nets = [self._card.tiled(net, n) for net, n in zip(self._nets, counts.tolist(), strict=True)]
+            self._edition = object()
+
     def place(self, counts: NDArray[np.int64], by_type: Array) -> None:
         """See `contract.CardPotential.place`."""
         assert self._card is not None
-        columns = self._columns(int(counts.sum()))
-        ends = np.cumsum(counts).tolist()
-        self._placed = []
-        for t in range(self.model.n_types):
-            centers = by_type[ends[t] - int(counts[t]) : ends[t]]
-            if t in self.model.atom_exclude_types or not len(centers):
-                continue
-            # Frame parameters are the same for all atoms.
-            shift = self.model.energy_bias[t] - self._vacuum(t, columns, np.zeros(1, np.int32))
-            extra = None if columns is None else self._card.workspace.new(columns[: len(centers)].astype(self.dtype))
-            self._placed.append((t, centers, extra, float(np.ravel(shift)[0])))
+        device, first, row = self._card.device, 0, 0
+        columns = self._columns(1)
+        groups: list[tuple[Group, Array]] = []
+        for t, n in enumerate(counts.tolist()):
+            if n and t not in self.model.atom_exclude_types:
+                # Frame parameters are the same for all atoms.
+                shift = self.model.energy_bias[t] - self._vacuum(t, columns, np.zeros(1, np.int32))
+                groups.append((Group(self._nets[t], n, float(np.ravel(shift)[0])), by_type[first : first + n]))
+            first += n
+        self._placed, self._counts = [group for group, _ in groups], tuple(counts.tolist())
+        n_rows = sum(group.n_rows for group in self._placed)
+        self._centers = self._card.workspace.buffer("placed", (n_rows,), np.int32)
+        for group, atoms in groups:
+            end = row + group.n_rows
+            device.copy(atoms, self._centers[row : row + group.n])
+            if row + group.n < end:
+                device.fill(self._centers[row + group.n : end], -1)
+            row = end
+        if columns is not None and (self._extra is None or len(self._extra) < n_rows):
+            self._extra = self._card.workspace.new(np.repeat(columns.astype(self.dtype), n_rows, axis=0))
+
+    def version(self) -> Hashable:
+        """See `contract.CardPotential.version`."""
+        assert self._card is not None
+        kept = self._card.workspace
+        return self._edition, self._counts, kept.growths, kept.address(self._extra)
 
     def list_on_card(self, neighbors: Neighbors) -> tuple[Array, Array]:
         """See `contract.CardPotential.list_on_card`."""
@@ -249,9 +274,9 @@ class DeepPotential:
     def launch(self, system: CardSystem, sums: CardSums) -> None:
         """See `contract.CardPotential.launch`."""
         assert self._card is not None
-        for t, centers, columns, shift in self._placed:
-            net = self._nets[t]
-            self._card.launch(system, centers, self.parameters, self._embedding, net, columns, shift, sums)
+        if self._placed:
+            given = self._centers, self.parameters, self._embedding, self._placed, self._extra
+            self._card.launch(system, *given, sums)
 
     def _vacuum(self, t: int, columns: NDArray[np.float64] | None, centers: NDArray[np.int32]) -> Any:
         """What the net gives an atom without neighbors, to be subtracted where `atom_ener` names the type's energy."""

@@ -24,6 +24,7 @@ from dphpc.md.engine import Engine
 from dphpc.md.integrators import VelocityVerlet
 from dphpc.md.run import run_md
 from dphpc.md.thermostats import Bussi, NoseHoover
+from dphpc.ops.energy import cuda
 from dphpc.ops.ghosts.cuda import SORT_BYTES
 from dphpc.ops.motion.cuda import CudaMoves
 from dphpc.parallel.comm import Serial
@@ -31,7 +32,7 @@ from dphpc.potential import deep
 from dphpc.potential.deep import DeepPotential
 
 SILICON = Path(__file__).parents[2] / "examples" / "silicon" / "silicon.dp"
-TILE = 32
+ROWS, MOST_ROWS = 4, 16
 
 NVE = {"ensemble": "nve", "steps": 12}
 ALL = [
@@ -61,9 +62,12 @@ class Runs:
             return self.engine
 
         self.patch.setattr(run, "engine_for", lambda potential: made)
+        self.patch.setattr(cuda, "tile_rows", lambda n: ROWS)
+        self.patch.setattr(cuda, "MOST_ROWS", MOST_ROWS)
+        self.patch.setattr(cuda, "FEWEST_ROWS", ROWS)
         self.potential = DeepPotential.from_file(self.model, device=device)
         if device is not None:
-            self.potential._energy_ops.tile = TILE
+            self.potential.expect(np.zeros(len(self.potential.type_map), np.int64))  # as a CardEngine does
         restart = self.folder / "restart.h5"
         settings = {
             "structure": str(self.folder / "si.extxyz"), "skin_A": 0.3, "n_threads": 1, "timestep_fs": 1.0,
@@ -144,6 +148,20 @@ def test_a_step_moves_nothing_between_card_and_host(runs, emulated, monkeypatch)
         monkeypatch.undo()
         assert traffic(emulated) - seen[-1] == 8 * moving._report.size + integrator.scalars.nbytes
         assert moving.thrown_away == 0
+
+
+def test_a_step_is_a_graph_and_three_moves_with_new_lists_too(runs, emulated):
+    runs(CardEngine, emulated, velocities={"temperature_K": 600, "seed": 3}, stages=[{**NVE, "steps": 60}])
+    moving, rebuilds, first = runs.engine, runs.engine.rebuilds, len(emulated.asked)
+    for _ in range(20):
+        before, ahead, thrown_away = len(emulated.asked), moving.window.steps, moving.thrown_away
+        moving.advance(VelocityVerlet(), [0.0] * max(ahead, 1))
+        if ahead > 1 and moving.thrown_away == thrown_away:
+            assert emulated.asked[before:] == ["copy"] * 3 + ["fill"] + ["kick", "drift", "graph", "kick"] * ahead
+    asked = emulated.asked[first:]
+    assert moving.rebuilds - rebuilds >= 3
+    assert asked.count("graph") >= 60
+    assert "tally" not in asked, "what a window launches is not launched one by one again"
 
 
 def traffic(device: Any) -> int:

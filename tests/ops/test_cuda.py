@@ -13,7 +13,7 @@ from dphpc.model.activations import _PLAIN
 from dphpc.ops.energy import native, reference
 from dphpc.ops.energy.card import CardSums, CardSystem, virial_parts
 from dphpc.ops.energy.contract import Accumulators
-from dphpc.ops.energy.cuda import BLOCK, MOST_CHANNELS, CudaEnergy
+from dphpc.ops.energy.cuda import BLOCK, MOST_CHANNELS, CudaEnergy, Group
 from dphpc.ops.neighbors.reference import build_neighbors
 from tests.ops.emulation.device import EmulatedDevice
 from tests.ops.test_energy import evaluate, fitting_net, usable
@@ -179,9 +179,10 @@ def test_what_stays_on_the_card_is_the_same(device, se_a_case):
     net, env, ops = fitting_net(case), case.env, CudaEnergy(device, TILE)
     prepared = ops.prepare(net, case.e.table.n_channels, case.p.axis_neuron)
     system, centers, sums = on_card(device, env)
+    groups = [Group(prepared, centers.size, 0.25)]
     before = getattr(device, "downloaded", 0)
     for _ in range(2):
-        ops.launch(system, centers, case.p, case.e, prepared, None, 0.25, sums)
+        ops.launch(system, centers, case.p, case.e, groups, None, sums)
     assert getattr(device, "downloaded", 0) == before
     out = Accumulators(np.zeros((len(env.positions), 3)), np.zeros((3, 3, 3)), force_spacing=FINE)
     energies, _ = ops.energy_and_forces(env, case.p, case.e, prepared, None, out)
@@ -206,7 +207,7 @@ def test_trouble_on_the_card_is_kept(device, se_a_case, what):
     ops = CudaEnergy(device, TILE)
     system, centers, sums = on_card(device, env)
     prepared = ops.prepare(net, e.table.n_channels, case.p.axis_neuron)
-    ops.launch(system, centers, case.p, e, prepared, None, shift, sums)
+    ops.launch(system, centers, case.p, e, [Group(prepared, centers.size, shift)], None, sums)
     assert device.download(sums.trouble)[0] == 1
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from dphpc.core.box import Box
 from dphpc.core.state import State
-from dphpc.ops.ghosts.cuda import CudaGhosts, memory_per_atom
+from dphpc.ops.ghosts.cuda import CudaGhosts, memory_per_atom, rounded_up
 from dphpc.ops.neighbors.cuda import CudaNeighbors
 from dphpc.ops.neighbors.native import build_neighbors
 from dphpc.parallel.comm import Serial
@@ -53,17 +53,20 @@ def test_images_are_the_ghosts_of_one_rank(device, name):
         assert images.n_ghost == state.n_ghost
         fields = []
         for array in (state.types, state.ids):
-            out = empty(device, images.n_ghost, dtype=array.dtype)
+            out = empty(device, images.n_rows, dtype=array.dtype)
             ops.take(on_card(device, array[:n], array.dtype), images.owners, out)
-            fields.append(device.download(out))
-        ghosts = empty(device, images.n_ghost, 3, dtype=np.float64)
+            fields.append(device.download(out[: images.n_ghost]))
+        ghosts = empty(device, images.n_rows, 3, dtype=np.float64)
         ops.displace(positions, images.owners, images.displacements, ghosts)
-        found = *device.download(ghosts).T, *fields
+        stands, nobody = np.split(device.download(ghosts), [images.n_ghost])
+        assert np.array_equal(nobody, np.broadcast_to(state.positions[0], nobody.shape))
+        assert images.n_rows == rounded_up(images.n_ghost)
+        found = *stands.T, *fields
         expected = *state.positions[n:].T, state.types[n:], state.ids[n:]
         orders = np.lexsort(found), np.lexsort(expected)
         for a, b in zip(found, expected, strict=True):
             assert np.array_equal(a[orders[0]], b[orders[1]])
-        assert (np.diff(device.download(images.owners)) >= 0).all()
+        assert (np.diff(device.download(images.owners[: images.n_ghost])) >= 0).all()
 
 
 def test_a_box_off_the_grid(device):
@@ -94,7 +97,7 @@ def test_a_new_list_without_the_host(device, name):
         ops.take(array, order, out)
         fields.append(out)
     images = ops.find_images(box, fields[0], reach)
-    whole = [empty(device, n + images.n_ghost, *array.shape[1:], dtype=array.dtype) for array in fields]
+    whole = [empty(device, n + images.n_rows, *array.shape[1:], dtype=array.dtype) for array in fields]
     for array, out in zip(fields, whole, strict=True):
         out[:n] = array
         ops.take(array, images.owners, out[n:])
@@ -167,3 +170,10 @@ def test_memory_is_what_the_buffers_take(emulated):
     images = ops.find_images(box, on_card(emulated, state.positions, np.float64), 8.0)
     predicted = state.n_local * memory_per_atom(images.n_ghost / state.n_local)
     assert ops.nbytes == pytest.approx(predicted, rel=0.03)
+
+
+def test_images_have_as_many_rows_from_list_to_list():
+    for n in (*range(3000), 10**6 + 1):
+        assert n <= rounded_up(n) < n + max(n / 8, 64) + 1
+    assert rounded_up(0) == 0
+    assert len({rounded_up(n) for n in range(4200, 4900)}) == 2

@@ -114,14 +114,17 @@ def test_images_of_one_rank(system: tuple, scattered: Callable[..., State], devi
     card_halo.follow_images(images.owners, images.displacements, n)
     halo.build_ghosts(state, 8.0)
     assert images.n_ghost == state.n_ghost
-    there = on_card(device, state.positions, np.float64)
-    there[n:].fill(np.nan)
+    there = on_card(device, np.full((n + images.n_rows, 3), np.nan), np.float64)
+    device.upload(state.positions[:n], there[:n])
     card_halo.refresh(there)
-    found, expected = (x[n:][np.lexsort(np.round(x[n:], 6).T)] for x in (device.download(there), state.positions))
+    ghosts = device.download(there)[n : state.n_all], state.positions[n:]
+    found, expected = (x[np.lexsort(np.round(x, 6).T)] for x in ghosts)
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-14)  # measured 0
-    forces = on_card(device, np.ones((state.n_all, 3)), np.int64)
+    ones = np.ones((n + images.n_rows, 3))
+    ones[state.n_all :] = 0.0  # of what is no ghost
+    forces = on_card(device, ones, np.int64)
     card_halo.reduce(forces)
-    owners = device.download(images.owners)
+    owners = device.download(images.owners[: images.n_ghost])
     assert np.array_equal(device.download(forces)[:n, 0], 1 + np.bincount(owners, minlength=n))
     assert not device.download(forces)[n:].any()
 

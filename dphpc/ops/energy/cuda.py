@@ -1,13 +1,16 @@
-"""Energies and forces on a card, tile by tile: descriptor, fitting net and the way back stay in its memory.
+"""Energies and forces on a card, batch by batch: descriptor, fitting net and the way back stay in its memory.
 
-Tables and nets go up once, a neighbor list when it is new.  For a caller on the host positions go up and forces come
-down at every call; where atoms live on the card, `launch` leaves all results there and waits for nothing.  Forces and
-virials are whole multiples of a spacing, added as integers: they do not depend on the order in which blocks run.
+A batch holds atoms of any types, each type's in tiles of so many rows that a matrix product has; the descriptor and the
+way back, which do not ask for the net, are one launch for all of it.  Tables and nets go up once, a neighbor list when
+it is new.  For a caller on the host positions go up and forces come down at every call; where atoms live on the card,
+`launch` leaves all results there and waits for nothing.  Forces and virials are whole multiples of a spacing, added as
+integers: they do not depend on the order in which blocks run.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,7 +30,16 @@ from dphpc.ops.structs import EXERTED, SYSTEM, descriptor_struct, grid_structs, 
 from dphpc.ops.workspace import REAL, Workspace
 
 TILE = 2048
-"""Atoms whose features are in the card's memory at a time: 60 MB in float64 for 1,600 features and a net of 240³."""
+"""Rows of a product where nobody says for how many atoms; few enough for a type's atoms to be one tile."""
+
+FEWEST_ROWS, MOST_ROWS = 64, 16384
+"""Of a tile; the latter of a batch, too."""
+
+SHARES = 8
+"""Tiles of a type with many atoms, at least: so many ranks have a whole one each."""
+
+BATCH_BYTES = 2**29
+"""Of a batch's features and nets, at most: 16384 rows of 1,600 features and a net of 240³ in float64."""
 
 BLOCK = 128
 """Threads for an atom."""
@@ -57,12 +69,13 @@ class _Layer:
 
 @dataclass(frozen=True)
 class DeviceNet:
-    """A fitting net in a card's memory."""
+    """A fitting net in a card's memory; `rows` are those of its products."""
 
     layers: list[_Layer]
     dtype: np.dtype
     channels: int
     axis: int
+    rows: int
 
     @property
     def n_columns(self) -> int:
@@ -74,12 +87,53 @@ class DeviceNet:
         """C's name of the type."""
         return REAL[self.dtype]
 
+    @property
+    def most_rows(self) -> int:
+        """Of a batch: a power of two."""
+        widths = [layer.n_out for layer in self.layers]
+        numbers = 4 * self.channels + self.layers[0].n_in + sum(widths) + 4 * max(widths)
+        fitting = BATCH_BYTES // (numbers * self.dtype.itemsize)
+        return max(min(1 << fitting.bit_length() >> 1, MOST_ROWS), FEWEST_ROWS)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Atoms of one type; in arrays they have the rows of whole tiles.
+
+    Attributes
+    ----------
+    net
+        Of the type; those of groups that are evaluated together have as many inputs.
+    n
+        Atoms, at least one.
+    shift
+        eV, added to each atom's energy.
+    """
+
+    net: DeviceNet
+    n: int
+    shift: float = 0.0
+
+    @property
+    def n_rows(self) -> int:
+        """Of all its tiles."""
+        return -(-self.n // self.net.rows) * self.net.rows
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Whole tiles of a group in a batch: rows first … last, of which the first n are atoms."""
+
+    net: DeviceNet
+    first: int
+    last: int
+    n: int
+
 
 @dataclass(frozen=True)
 class _Work:
-    """One call: what its tiles read, and where their results go."""
+    """One call: what its batches read, and where their results go."""
 
-    net: DeviceNet
     text: str
     system: NDArray
     descriptor: NDArray
@@ -87,19 +141,27 @@ class _Work:
     energies: Array
     largest: Array
     sums: CardSums
-    fixed: bool  # whether products are to have the same shape always
+
+
+def tile_rows(n: int) -> int:
+    """Rows of a tile for so many atoms of a type in the whole run: the same on all ranks.
+
+    Large products are fast; but what is not full costs as much as what is.
+    """
+    share = n if n <= TILE else max(-(-n // SHARES), TILE)
+    return min(max(1 << (share - 1).bit_length(), FEWEST_ROWS), MOST_ROWS)
 
 
 class CudaEnergy:
     """A back end of `contract.EnergyOps` with what it keeps on a card.
 
-    With a spacing of the forces all matrix products have the rows of a whole tile: the library picks its kernel, and
-    with it the order of a sum, by the shape.
+    With a spacing of the forces all matrix products of a net have the same rows: the library picks its kernel, and with
+    it the order of a sum, by the shape.
 
     Parameters
     ----------
     tile
-        Atoms evaluated at a time.
+        Rows of the products of a net that is not `tiled`.
 
     Attributes
     ----------
@@ -127,7 +189,11 @@ class CudaEnergy:
                 expected=f"at most {MOST_CHANNELS} on a card", remedy="say device: cpu",
             )  # fmt: skip
         dtype = network.layers[0].w.dtype
-        return DeviceNet([self._layer(layer) for layer in layers_of(network)], dtype, channels, axis)
+        return DeviceNet([self._layer(layer) for layer in layers_of(network)], dtype, channels, axis, self.tile)
+
+    def tiled(self, net: DeviceNet, n: int) -> DeviceNet:
+        """The net with products of the rows for so many atoms of its type in the whole run."""
+        return replace(net, rows=min(tile_rows(n), net.most_rows))
 
     def _layer(self, layer: tuple[Any, ...]) -> _Layer:
         w, bias, idt, *_, skip = layer
@@ -159,9 +225,13 @@ class CudaEnergy:
         extra = None if columns is None else self.workspace.up("columns", columns, net.dtype)
         sums = CardSums.within(array, n_all, spacing or FORCE_SPACING)
         centers = self.workspace.up("centers", env.centers, np.int32)
-        work = self._work(self._uploaded(env), centers, p, e, net, extra, sums, fixed=spacing != 0.0)
-        self._evaluate_all(work, n)
-        largest = float(self.device.download(work.largest).max(initial=-np.inf))
+        if not spacing and n:
+            tiles = -(-n // net.most_rows)
+            net = replace(net, rows=-(-n // tiles))
+        groups = [Group(net, n)]
+        work = self._work(self._uploaded(env), centers, p, e, groups, extra, sums)
+        self._evaluate_all(work, groups)
+        largest = float(self.device.download(work.largest[:n]).max(initial=-np.inf))
         energies = self.device.download(work.energies[:n]).astype(np.float64)
         found = CardSums.within(self.device.download(array), n_all, sums.spacing)
         # What comes from beyond the table is thrown away, and of what is not a number the caller can name the atom.
@@ -177,29 +247,31 @@ class CudaEnergy:
         centers: Array,
         p: SeAParameters,
         e: Embedding,
-        net: DeviceNet,
+        groups: Sequence[Group],
         columns: Array | None,
-        shift: float,
         sums: CardSums,
     ) -> None:
         """As `energy_and_forces`, of what is on the card and in its sums, without waiting for it.
 
+        What is launched follows from the arguments' addresses and numbers, and from `workspace.growths`.
+
         Parameters
         ----------
         centers
-            (n,) int32, of one type; the same array as long as they are the same.
+            (n_rows,) int32 of all groups, one behind the other; −1 in rows that are no atoms.
+        groups
+            At least one.
         columns
-            (n, n_columns) in the net's precision.
-        shift
-            eV, added to each atom's energy.
+            (n_rows, n_columns) in the nets' precision.
         """
-        n, device = centers.size, self.device
-        work = self._work(system, centers, p, e, net, columns, sums, fixed=True)
-        self._evaluate_all(work, n)
-        text = kernel_text("tally.cu", Real=net.real, WARP=device.warp, BLOCK=BLOCK)
-        numbers = np.int64(n), np.float64(shift), np.float64(e.table.upper)
-        grid = min(-(-n // BLOCK), MOST_BLOCKS)
-        device.launch(text, "tally", grid, BLOCK, work.energies, work.largest, *numbers, sums.energy, sums.trouble)
+        work, device, first = self._work(system, centers, p, e, groups, columns, sums), self.device, 0
+        self._evaluate_all(work, groups)
+        text = kernel_text("tally.cu", Real=groups[0].net.real, WARP=device.warp, BLOCK=BLOCK)
+        for group in groups:
+            numbers = np.int64(group.n), np.float64(group.shift), np.float64(e.table.upper)
+            grid, found = min(-(-group.n // BLOCK), MOST_BLOCKS), (work.energies[first:], work.largest[first:])
+            device.launch(text, "tally", grid, BLOCK, *found, *numbers, sums.energy, sums.trouble)
+            first += group.n_rows
 
     def list_of(self, neighbors: Neighbors) -> tuple[Array, Array]:
         """Offsets and indices of the host's list on the card, where they stay until another list is met."""
@@ -218,67 +290,73 @@ class CudaEnergy:
         centers: Array,
         p: SeAParameters,
         e: Embedding,
-        net: DeviceNet,
+        groups: Sequence[Group],
         columns: Array | None,
         sums: CardSums,
-        *,
-        fixed: bool,
     ) -> _Work:
-        n, arrays = centers.size, (system.positions, system.types, system.offsets, system.indices, centers)
+        arrays = system.positions, system.types, system.offsets, system.indices, centers
+        net, n_rows = groups[0].net, sum(group.n_rows for group in groups)
         text = kernel_text(
             "descriptor.cu", Real=net.real, CHANNELS=net.channels, AXIS=net.axis, N_TYPES=len(p.sel),
             WARP=self.device.warp, BLOCK=BLOCK,
         )  # fmt: skip
         struct = np.array([tuple(map(self.workspace.address, arrays))], SYSTEM)
-        energies = self.workspace.buffer("energies", (n + self.tile,), net.dtype)
-        largest = self.workspace.buffer("largest", (n,), np.float64)
-        return _Work(net, text, struct, self._descriptor(p, e), columns, energies, largest, sums, fixed)
+        energies = self.workspace.buffer("energies", (n_rows,), net.dtype)
+        largest = self.workspace.buffer("largest", (n_rows,), np.float64)
+        return _Work(text, struct, self._descriptor(p, e), columns, energies, largest, sums)
 
-    def _evaluate_all(self, work: _Work, n: int) -> None:
-        for first in range(0, n, self.tile):
-            self._evaluate(work, first, min(first + self.tile, n))
+    def _evaluate_all(self, work: _Work, groups: Sequence[Group]) -> None:
+        for batch in _batches(groups):
+            self._evaluate(work, batch)
 
-    def _evaluate(self, work: _Work, first: int, last: int) -> None:
-        """The atoms of one tile."""
-        net, n, address = work.net, last - first, self.workspace.address
-        rows = self.tile if work.fixed else n
+    def _evaluate(self, work: _Work, batch: list[_Part]) -> None:
+        net, first, address = batch[0].net, batch[0].first, self.workspace.address
+        rows, last_atom = batch[-1].last - first, batch[-1].first + batch[-1].n
         moments = self.workspace.buffer("moments", (rows, 4, net.channels), net.dtype)
         inputs = self.workspace.buffer("inputs", (rows, net.layers[0].n_in), net.dtype)
-        columns = None if work.columns is None else work.columns[first:last]
+        columns = None if work.columns is None else work.columns[first:]
         system = work.system.copy()
         system["centers"] += 4 * first
+        given, grid = (system, work.descriptor), last_atom - first
         described = (address(moments), address(inputs), address(work.largest[first:]), address(columns), net.n_columns)
-        self.device.launch(work.text, "describe", n, BLOCK, system, work.descriptor, np.array([described], _DESCRIBED))
-        self._fit(net, n, inputs, work.energies[first : first + rows])
+        self.device.launch(work.text, "describe", grid, BLOCK, *given, np.array([described], _DESCRIBED))
+        for part in batch:
+            self._fit(part, inputs[part.first - first : part.last - first], work.energies[part.first : part.last])
         t = work.sums
         exerted = (
             address(moments), address(inputs), address(t.forces), address(t.virial), address(t.atom_virial),
             address(t.trouble), 1.0 / t.spacing, PAIR_FORCE_LIMIT * t.spacing, net.n_columns, VIRIAL_SLOTS,
         )  # fmt: skip
-        self.device.launch(work.text, "exert", n, BLOCK, system, work.descriptor, np.array([exerted], EXERTED))
+        self.device.launch(work.text, "exert", grid, BLOCK, *given, np.array([exerted], EXERTED))
 
-    def _fit(self, net: DeviceNet, n: int, inputs: Array, energies: Array) -> None:
-        """Energies (rows,) of inputs (rows, n_in), of which n are atoms; the inputs give way to their adjoint."""
-        rows, dtype, product = len(inputs), net.dtype, self.device.product
-        buffer, of_each = self.workspace.buffer, self.workspace.of_each
+    def _fit(self, part: _Part, inputs: Array, energies: Array) -> None:
+        """Energies (rows,) of inputs (rows, n_in); those of its atoms give way to their adjoint."""
+        net, n, rows = part.net, np.int64(part.n), len(inputs)
+        buffer, of_each, dtype = self.workspace.buffer, self.workspace.of_each, net.dtype
         text = kernel_text("fitting.cu", Real=net.real)
         x, slopes = inputs, []
         for k, layer in enumerate(net.layers):
             z = buffer(f"slope{k}", (rows, layer.n_out), dtype)
             is_last = k + 1 == len(net.layers)
             y = energies.reshape(rows, 1) if is_last else buffer(f"value{k % 2}", z.shape, dtype)
-            product(x, layer.w, z)
-            of_each(text, "activate", n * layer.n_out, layer.struct, np.int64(n), z, x, y)
+            self._product(net.rows, x, layer.w, z)
+            of_each(text, "activate", part.n * layer.n_out, layer.struct, n, z, x, y)
             slopes.append(z)
             x = y
         above: Array | None = None  # the adjoint of a layer's output: 1 for the last
         for k, layer in reversed(list(enumerate(net.layers))):
             adjoint = buffer(f"adjoint{k % 2}", (rows, layer.n_in), dtype) if k else inputs
             below = slopes[k - 1] if k else None
-            product(slopes[k], layer.w, adjoint, transposed=True)
+            self._product(net.rows, slopes[k], layer.w, adjoint, transposed=True)
             if layer.skip or below is not None:
-                of_each(text, "pass_back", n * layer.n_in, layer.struct, np.int64(n), above, adjoint, below)
+                of_each(text, "pass_back", part.n * layer.n_in, layer.struct, n, above, adjoint, below)
             above = adjoint
+
+    def _product(self, tile: int, x: Array, w: Array, out: Array, *, transposed: bool = False) -> None:
+        """`out` = x·w or x·wᵀ, so many rows at a time."""
+        for first in range(0, len(x), tile):
+            rows = slice(first, first + tile)
+            self.device.product(x[rows], w, out[rows], transposed=transposed)
 
     def _uploaded(self, env: Environment) -> CardSystem:
         positions, types = (
@@ -296,3 +374,21 @@ class CudaEnergy:
             struct = descriptor_struct(p, map(work.address, arrays), coefficients.shape[1])
             kept = self._described = p, e, struct, arrays
         return kept[2]
+
+
+def _batches(groups: Sequence[Group]) -> Iterator[list[_Part]]:
+    """The groups' tiles one after the other, as many in a batch as it has room for."""
+    batch: list[_Part] = []
+    first = 0
+    for group in groups:
+        n, rows = group.n, group.net.rows
+        while n > 0:
+            room = group.net.most_rows - (first - batch[0].first if batch else 0)
+            if batch and room < rows:
+                yield batch
+                batch, room = [], group.net.most_rows
+            n_rows = min(max(room // rows, 1), -(-n // rows)) * rows
+            batch.append(_Part(group.net, first, first + n_rows, min(n, n_rows)))
+            first, n = first + n_rows, n - n_rows
+    if batch:
+        yield batch

@@ -35,17 +35,21 @@ class Images:
     Attributes
     ----------
     owners
-        (n_ghost,) int32, the local atom that each is an image of.
+        (n_rows,) int32, the local atom that each is an image of.
     displacements
-        (n_ghost, 3) float64 Å, whole box vectors: an image stands at its owner's position plus this.
+        (n_rows, 3) float64 Å, whole box vectors: an image stands at its owner's position plus this.
+    n_ghost
+        How many there are.  A few rows more, which stand where atom 0 does and are nobody's neighbors, let the next
+        list have as many rows, so that what is launched for all of them is the same.
     """
 
     owners: Array
     displacements: Array
+    n_ghost: int
 
     @property
-    def n_ghost(self) -> int:
-        """How many."""
+    def n_rows(self) -> int:
+        """With those that are none."""
         return int(self.owners.size)
 
 
@@ -106,8 +110,11 @@ class CudaGhosts:
         self._launch("count_images", n, *where, counts)
         running_sums(self.device, self._buffers, self._text, counts, offsets)
         n_ghost = int(self.device.download(offsets[n : n + 1])[0])
-        images = Images(get("owners", (n_ghost,), np.int32), get("displacements", (n_ghost, 3), np.float64))
+        n_rows = rounded_up(n_ghost)
+        images = Images(get("owners", (n_rows,), np.int32), get("displacements", (n_rows, 3), np.float64), n_ghost)
         if n_ghost:
+            self.device.fill(images.owners[n_ghost:], 0)
+            self.device.fill(images.displacements[n_ghost:], 0.0)
             self._launch("list_images", n, *where, offsets, images.owners, images.displacements)
         return images
 
@@ -131,6 +138,12 @@ class CudaGhosts:
         """With a thread for each of n."""
         if n:
             self.device.launch(self._text, kernel, blocks(n), BLOCK, *arguments)
+
+
+def rounded_up(n: int) -> int:
+    """A multiple of a power of two that is at most an eighth of it, or of 64."""
+    grain = max(1 << n.bit_length() >> 4, 64)
+    return -(-n // grain) * grain
 
 
 def _struct(box: Box) -> NDArray:

@@ -98,6 +98,11 @@ class CudaMoves:
             self.device.copy(self._kept(f), getattr(self, f.name)[: self.n_local])
         self.note_positions()
 
+    @property
+    def where(self) -> bytes:
+        """The atoms' arrays and their number: of the key of what is launched for them."""
+        return self._atoms.tobytes()
+
     def note_positions(self) -> None:
         """The neighbor list is of the present positions."""
         self.device.copy(self.positions[: self.n_local], self.built_at)
