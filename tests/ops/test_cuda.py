@@ -10,10 +10,10 @@ import pytest
 from dphpc.core.errors import InputError, RunError
 from dphpc.core.exact_sum import FORCE_SPACING, exact_sum
 from dphpc.model.activations import _PLAIN
-from dphpc.ops.energy import native, reference
+from dphpc.ops.energy import cuda, native, reference
 from dphpc.ops.energy.card import CardSums, CardSystem, virial_parts
 from dphpc.ops.energy.contract import Accumulators
-from dphpc.ops.energy.cuda import BLOCK, MOST_CHANNELS, CudaEnergy, Group
+from dphpc.ops.energy.cuda import BLOCK, MOST_CHANNELS, CudaEnergy, Group, tile_rows
 from dphpc.ops.neighbors.reference import build_neighbors
 from tests.ops.emulation.device import EmulatedDevice
 from tests.ops.test_energy import evaluate, fitting_net, usable
@@ -191,6 +191,52 @@ def test_what_stays_on_the_card_is_the_same(device, se_a_case):
     assert np.array_equal(forces.reshape(-1, 3) * FINE, 2 * out.forces)
     assert np.array_equal(virial_parts(virial, FINE).sum(axis=0), 2 * out.virial.sum(axis=0))
     assert np.array_equal(energy, 2 * exact_sum(energies + 0.25))
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("most", [16384, 32])
+def test_types_share_batches(device, se_a_case, monkeypatch, dtype, most):
+    """Each group with its net, in one batch or in several, is what it is alone."""
+    case = usable(se_a_case, "wide", dtype=dtype)
+    channels, axis, env = case.e.table.n_channels, case.p.axis_neuron, case.env
+    ops, columns = CudaEnergy(device), np.random.default_rng(1).normal(size=3).astype(dtype)
+    monkeypatch.setattr(cuda, "MOST_ROWS", most)
+    monkeypatch.setattr(cuda, "FEWEST_ROWS", 8)
+    sizes = 3, 11, 33
+    nets = [fitting_net(case, 3, widths=(12, 12 + k), dtype=dtype) for k in range(3)]
+    centers = [np.resize(env.centers, n) for n in sizes]
+    groups, places = [], []
+    for net, atoms in zip(nets, centers, strict=True):
+        prepared = ops.tiled(ops.prepare(net, channels, axis), len(atoms))
+        groups.append(Group(prepared, len(atoms), 0.5))
+        places.append(np.append(atoms, np.full(groups[-1].n_rows - len(atoms), -1)))
+    assert [group.net.rows for group in groups] == [8, 16, min(64, most)]
+    system, rows, sums = on_card(device, replace(env, centers=np.concatenate(places).astype(np.int32)))
+    extra = device.zeros(3 * rows.size, dtype).reshape(-1, 3)
+    device.upload(np.tile(columns, (rows.size, 1)), extra)
+    ops.launch(system, rows, case.p, case.e, groups, extra, sums)
+
+    out = Accumulators(np.zeros((len(env.positions), 3)), np.zeros((3, 3, 3)), force_spacing=FINE)
+    energy = np.zeros(3)
+    for group, atoms in zip(groups, centers, strict=True):
+        given = replace(env, centers=atoms), case.p, case.e, group.net, np.tile(columns, (len(atoms), 1))
+        energies, _ = ops.energy_and_forces(*given, out)
+        energy += exact_sum(energies + 0.5)
+    forces, virial, found, trouble = map(device.download, (sums.forces, sums.virial, sums.energy, sums.trouble))
+    assert not trouble[0]
+    assert np.array_equal(forces.reshape(-1, 3) * FINE, out.forces)
+    assert np.array_equal(virial_parts(virial, FINE).sum(axis=0), out.virial.sum(axis=0))
+    assert np.array_equal(found, energy)
+
+
+def test_rows_of_a_tile(emulated, se_a_case):
+    assert [tile_rows(n) for n in (0, 1, 64, 65, 2048, 2049, 16385, 65536, 10**7)] == [
+        64, 64, 64, 128, 2048, 2048, 4096, 8192, 16384,
+    ]  # fmt: skip
+    case = usable(se_a_case, "plain")
+    ops, wide = CudaEnergy(emulated), fitting_net(case, widths=(3000, 3000, 3000))
+    prepared = ops.prepare(wide, case.e.table.n_channels, case.p.axis_neuron)
+    assert ops.tiled(prepared, 10**7).rows == prepared.most_rows == 2048, "such a net has room for fewer"
 
 
 @pytest.mark.parametrize("what", ["energy", "table", "force"])
