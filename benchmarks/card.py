@@ -3,8 +3,8 @@
     python benchmarks/card.py                                        # the bundled silicon model
     python benchmarks/card.py --model water_c.dp --structure water.lmp --types O H --name card_water
 
-Ceilings are measured first: a large copy, and the matrix products of the fitting net's layers.  Each size runs twice, the
-first time for what is done once; `--profile` adds a run under CUPTI (PyTorch's profiler) for the time of each kernel.
+Ceilings are measured first: a large copy, and the matrix products of the fitting net's layers.  Each size runs twice,
+the first time for what is done once; `--profile` adds a run under CUPTI (PyTorch's profiler) for each kernel's time.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -49,7 +50,7 @@ def ceilings(widths: list[int], rows: int) -> dict[str, float]:
     """GB/s of a copy, counted both ways, and GFLOP/s of (rows × k)·(k × m) products, by precision and shape."""
     a, b = cupy.ones(2**28), cupy.empty(2**28)
     found = {"copy_GB_per_s": 2 * a.nbytes / seconds_of(lambda: cupy.copyto(b, a)) / 1e9}
-    shapes = [(rows, k, m) for k, m in zip(widths, widths[1:], strict=False)] + [(8192, 8192, 8192)]
+    shapes = [(rows, k, m) for k, m in itertools.pairwise(widths)] + [(8192, 8192, 8192)]
     for dtype in (np.float64, np.float32):
         for n, k, m in shapes:
             x, w, y = (cupy.random.standard_normal(s).astype(dtype) for s in ((n, k), (k, m), (n, m)))
@@ -130,8 +131,8 @@ def main() -> None:
             row = measured(args, replicate, precision)
             rows.append(row)
             print(
-                f"{row['atoms']:>10,} atoms, {precision:>7}: {row['rate']:13,.0f} atom-step/s, {row['ms_a_step']:8.3f} ms "
-                f"a step, {row['rebuilds']} lists in {row['steps']} steps, card {row['card_bytes'] / 2**30:.2f} GiB, "
+                f"{row['atoms']:>10,} atoms, {precision:>7}: {row['rate']:13,.0f} atom-step/s, {row['ms_a_step']:8.3f} "
+                f"ms a step, {row['rebuilds']} lists in {row['steps']} steps, card {row['card_bytes'] / 2**30:.2f} GiB, "
                 f"{row['whole_s']:.1f} s in all",
                 flush=True,
             )

@@ -17,40 +17,49 @@ struct Described {
     int n_columns;
 };
 
+// Blocks of a multiprocessor at a time: while one waits for memory, others work.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+constexpr int n_resident = sizeof(Real) == 8 ? 5 : 8;
+#else  // whose compilers would spill too many registers
+constexpr int n_resident = sizeof(Real) == 8 ? 4 : 6;
+#endif
+
 // Shared memory of one purpose after the other.
 union Describing {
     struct {
         Runs runs;
-        Real weights[most_runs * n_weights];
+        alignas(16) Real weights[most_runs * n_weights];
     } pairs;
     Real partial[Moments::n_groups * n_rows * CHANNELS];
 };
 
-// D = Aᵀ·A[:, :AXIS] of moments in shared memory.
+// D = Aᵀ·A[:, :AXIS] of moments (CHANNELS, 4) in shared memory.
 __device__ inline void form_features(const Real* moments, Real* inputs) {
     if constexpr (BLOCK % AXIS == 0) {
         const int k = threadIdx.x % AXIS;  // the same column each time
-        Real column[n_rows];
-        for (int a = 0; a < n_rows; ++a) column[a] = moments[a * CHANNELS + k];
+        const auto column = together<n_rows>(moments + n_rows * k);
         for (int m = threadIdx.x / AXIS; m < CHANNELS; m += BLOCK / AXIS) {
+            const auto row = together<n_rows>(moments + n_rows * m);
             Real sum = Real(0);
-            for (int a = 0; a < n_rows; ++a) sum += moments[a * CHANNELS + m] * column[a];
+            for (int a = 0; a < n_rows; ++a) sum += row.of[a] * column.of[a];
             inputs[m * AXIS + k] = sum;
         }
     } else {
         for (int f = threadIdx.x; f < CHANNELS * AXIS; f += BLOCK) {
+            const auto row = together<n_rows>(moments + n_rows * (f / AXIS));
+            const auto column = together<n_rows>(moments + n_rows * (f % AXIS));
             Real sum = Real(0);
-            for (int i = 0; i < n_rows * CHANNELS; i += CHANNELS) sum += moments[i + f / AXIS] * moments[i + f % AXIS];
+            for (int a = 0; a < n_rows; ++a) sum += row.of[a] * column.of[a];
             inputs[f] = sum;
         }
     }
 }
 
-extern "C" __global__ void __launch_bounds__(BLOCK)
+extern "C" __global__ void __launch_bounds__(BLOCK, n_resident)
 describe(const System system, const Descriptor d, const Described out) {
     __shared__ Describing room;
     __shared__ Near near;
-    __shared__ Real moments[n_rows * CHANNELS];
+    alignas(16) __shared__ Real moments[CHANNELS * n_rows];
     __shared__ double maxima[BLOCK / WARP];
     __shared__ int free_slots[N_TYPES];
     const int me = threadIdx.x, atom = system.centers[blockIdx.x];
@@ -79,17 +88,17 @@ describe(const System system, const Descriptor d, const Described out) {
         __syncthreads();
         for (int i = me; i < n_rows * CHANNELS; i += BLOCK)
             for (int group = 0; group < Moments::n_groups; ++group)
-                moments[i] += room.partial[group * (n_rows * CHANNELS) + i];
+                moments[i % CHANNELS * n_rows + i / CHANNELS] += room.partial[group * (n_rows * CHANNELS) + i];
         reader.let_go(n, near);
         __syncthreads();
     }
     largest = block_max(largest, maxima);
     if (me == 0) out.largest[row] = largest;
     for (int i = me; i < n_rows * CHANNELS; i += BLOCK) {
-        Real sum = moments[i];
+        Real& sum = moments[i % CHANNELS * n_rows + i / CHANNELS];
         for (int t = 0; with_empty && i < CHANNELS && t < N_TYPES; ++t)
             sum += static_cast<Real>(free_slots[t]) * d.empty[(reader.type * N_TYPES + t) * CHANNELS + i];
-        out.moments[row * (n_rows * CHANNELS) + i] = moments[i] = sum * static_cast<Real>(d.scale);
+        out.moments[row * (n_rows * CHANNELS) + i] = sum *= static_cast<Real>(d.scale);
     }
     __syncthreads();
     Real* inputs = out.inputs + row * (CHANNELS * AXIS + out.n_columns);
@@ -98,11 +107,13 @@ describe(const System system, const Descriptor d, const Described out) {
         inputs[CHANNELS * AXIS + k] = out.columns[row * out.n_columns + k];
 }
 
-constexpr int n_staged = 2048 / (AXIS + 1) < CHANNELS ? 2048 / (AXIS + 1) : CHANNELS;  // channels
+constexpr int most_staged = (CHANNELS > 256 ? 512 : 2048) / (AXIS + 1);
+constexpr int n_staged = most_staged < 1 ? 1 : most_staged < CHANNELS ? most_staged : CHANNELS;  // channels
 constexpr int n_slices = BLOCK > AXIS ? BLOCK / AXIS : 1;
 
-// ∂E/∂D of some channels, read once from memory; and sums over slices of them.
+// Moments, and ∂E/∂D of some channels, read once from memory; and sums over slices of them.
 struct Staging {
+    alignas(16) Real moments[CHANNELS * n_rows];
     Real y[n_staged * (AXIS + 1)];  // one more a row, so that lanes meet in different banks
     Real partial[n_slices * n_rows * AXIS];
 };
@@ -120,24 +131,29 @@ union Exerting {
 __device__ inline void stage_adjoint(const Real* moments, const Real* y, Staging& room, Real* adjoint) {
     const int me = threadIdx.x;
     for (int i = me; i < n_slices * n_rows * AXIS; i += BLOCK) room.partial[i] = Real(0);
+    for (int i = me; i < n_rows * CHANNELS; i += BLOCK) room.moments[i % CHANNELS * n_rows + i / CHANNELS] = moments[i];
     for (int from = 0; from < CHANNELS; from += n_staged) {
         const int n = CHANNELS - from < n_staged ? CHANNELS - from : n_staged;
         __syncthreads();
-        for (int i = me; i < n * AXIS; i += BLOCK) room.y[i / AXIS * (AXIS + 1) + i % AXIS] = y[from * AXIS + i];
+        for (int i = me; i < n * AXIS; i += BLOCK) room.y[i + i / AXIS] = y[from * AXIS + i];
         __syncthreads();
         for (int m = me; m < n; m += BLOCK) {
             Real sum[n_rows] = {};
 #pragma unroll 4
-            for (int k = 0; k < AXIS; ++k)
-                for (int a = 0; a < n_rows; ++a) sum[a] += room.y[m * (AXIS + 1) + k] * moments[a * CHANNELS + k];
+            for (int k = 0; k < AXIS; ++k) {
+                const auto column = together<n_rows>(room.moments + n_rows * k);
+                for (int a = 0; a < n_rows; ++a) sum[a] += room.y[m * (AXIS + 1) + k] * column.of[a];
+            }
             for (int a = 0; a < n_rows; ++a) adjoint[a * CHANNELS + from + m] = sum[a];
         }
         for (int i = me; i < n_slices * AXIS; i += BLOCK) {
             const int slice = i / AXIS, k = i % AXIS;
             Real sum[n_rows] = {};
 #pragma unroll 4
-            for (int m = slice; m < n; m += n_slices)
-                for (int a = 0; a < n_rows; ++a) sum[a] += room.y[m * (AXIS + 1) + k] * moments[a * CHANNELS + from + m];
+            for (int m = slice; m < n; m += n_slices) {
+                const auto row = together<n_rows>(room.moments + n_rows * (from + m));
+                for (int a = 0; a < n_rows; ++a) sum[a] += room.y[m * (AXIS + 1) + k] * row.of[a];
+            }
             for (int a = 0; a < n_rows; ++a) room.partial[(slice * n_rows + a) * AXIS + k] += sum[a];
         }
     }
@@ -163,11 +179,11 @@ __device__ inline void form_pair_sums(const Terms& terms, const Real* by_run, Re
 
 constexpr int n_own = 12;  // the force on the center and a virial
 
-extern "C" __global__ void __launch_bounds__(BLOCK, sizeof(Real) == 8 ? 4 : 6)
+extern "C" __global__ void __launch_bounds__(BLOCK, n_resident)
 exert(const System system, const Descriptor d, const Exerted out) {
     __shared__ Exerting room;
     __shared__ Near near;
-    __shared__ Real adjoint[n_rows * CHANNELS];
+    alignas(16) __shared__ Real adjoint[n_rows * CHANNELS];
     __shared__ Count own[n_own];
     const int me = threadIdx.x, atom = system.centers[blockIdx.x];
     const long long row = blockIdx.x;
@@ -185,16 +201,18 @@ exert(const System system, const Descriptor d, const Exerted out) {
             const int n_here = n_runs - first < most_runs ? n_runs - first : most_runs;
             form_run_sums(runs, d, first, n_here, adjoint, room.pairs.by_run);
             __syncthreads();
-            Count mine[n_own] = {};
-            const int run = me < n ? runs.keys[place] - first : -1;
-            if (run >= 0 && run < n_here) {
-                Real sums[n_sums];
-                form_pair_sums(runs.terms[place], room.pairs.by_run + run * n_weights, sums);
-                add_pair(d, room.pairs.pairs[me], sums, out, mine);
+            if (me - me % WARP < n) {  // warps without pairs have nothing to add
+                Count mine[n_own] = {};
+                const int run = me < n ? runs.keys[place] - first : -1;
+                if (run >= 0 && run < n_here) {
+                    Real sums[n_sums];
+                    form_pair_sums(runs.terms[place], room.pairs.by_run + run * n_weights, sums);
+                    add_pair(d, room.pairs.pairs[me], sums, out, mine);
+                }
+                const int begin = fold<WARP, n_own>(mine);
+                if (keeps<WARP, n_own>())
+                    for (int k = 0; k < folded(WARP, n_own); ++k) add(own + begin + k, mine[k]);
             }
-            const int begin = fold<WARP, n_own>(mine);
-            if (keeps<WARP, n_own>())
-                for (int k = 0; k < folded(WARP, n_own); ++k) add(own + begin + k, mine[k]);
             __syncthreads();
         }
         reader.let_go(n, near);

@@ -10,17 +10,22 @@
 
 namespace dphpc {
 
-constexpr int most_runs = CHANNELS > 512 ? 16 : 48;  // whose weights are at hand at a time
+constexpr int most_runs = 48;  // whose weights are at hand at a time
 
 // Of channels that lie side by side a thread takes so many.
 constexpr int width = CHANNELS % 4 == 0 ? 4 : 1;
 constexpr int n_slots = CHANNELS / width;
 
-struct alignas(width * sizeof(Real) < 16 ? width * sizeof(Real) : 16) Side {
-    Real of[width];
+template <class T, int n>
+struct alignas(n * sizeof(T) < 16 ? n * sizeof(T) : 16) Together {
+    T of[n];
 };
 
-__device__ inline Side side(const Real* values) { return *reinterpret_cast<const Side*>(values); }
+// Values that lie side by side, read at once.
+template <int n, class T>
+__device__ inline Together<T, n> together(const T* values) {
+    return *reinterpret_cast<const Together<T, n>*>(values);
+}
 
 // In shared memory: pairs that were found inside the cutoff.
 struct Near {
@@ -30,9 +35,10 @@ struct Near {
 
 // In shared memory: the pairs at hand.
 struct Runs {
-    Terms terms[BLOCK];     // in order
-    int keys[BLOCK];        // of each pair its interval, later of each place in the order its run
-    int starts[BLOCK + 1];  // where each run begins
+    Terms terms[BLOCK];           // in order
+    alignas(16) int keys[BLOCK];  // of each pair its place in the order; later of each place its run
+    int starts[BLOCK + 1];        // where each run begins
+    int intervals[BLOCK];         // of each run
 };
 
 // How many of the block's threads before this one say so, and in `total` how many of all.
@@ -101,18 +107,20 @@ struct Reader {
                          double& largest) const {
         const int me = threadIdx.x;
         Terms mine;
+        runs.keys[me] = 0x7fffffff;  // behind all others
         if (me < n) {
             pair.neighbor = neighbors[near.places[me]];
             pair.other = system.types[pair.neighbor];
             form_pair(d, type, displacement(system, d, atom, pair.neighbor, pair.x), pair, mine, largest);
-            runs.keys[me] = mine.interval;
+            runs.keys[me] = mine.interval * BLOCK + me;  // by interval, then as in the list
         }
         __syncthreads();
         place = 0;
         if (me < n) {
-            for (int q = 0; q < n; ++q) {
-                const int key = runs.keys[q];
-                place += key < mine.interval || (key == mine.interval && q < me);
+            const int key = runs.keys[me];
+            for (int q = 0; q < n; q += 4) {
+                const Together<int, 4> others = together<4>(runs.keys + q);
+                for (int i = 0; i < 4; ++i) place += others.of[i] < key;
             }
             runs.terms[place] = mine;
         }
@@ -120,7 +128,7 @@ struct Reader {
         const bool begins = me < n && (me == 0 || runs.terms[me].interval != runs.terms[me - 1].interval);
         int n_runs;
         const int before = count_before(begins, near.counts, n_runs);
-        if (begins) runs.starts[before] = me;
+        if (begins) runs.starts[before] = me, runs.intervals[before] = runs.terms[me].interval;
         if (me < n) runs.keys[me] = before - !begins;
         if (me == 0) runs.starts[n_runs] = n;
         __syncthreads();
@@ -129,20 +137,22 @@ struct Reader {
 };
 
 __device__ inline const Real* coefficients_of(const Runs& runs, const Descriptor& d, int run) {
-    return d.coefficients + static_cast<long long>(runs.terms[runs.starts[run]].interval) * (n_powers * CHANNELS);
+    return d.coefficients + static_cast<long long>(runs.intervals[run]) * (n_powers * CHANNELS);
 }
 
 // Σ row·t^k over each of n runs, (n, 6, 4).
 __device__ inline void form_weights(const Runs& runs, int first, int n, Real* weights) {
-    for (int i = threadIdx.x; i < n * n_weights; i += BLOCK) {
-        const int run = first + i / n_weights, power = i % n_weights / n_rows, row = i % n_rows;
-        Real sum = Real(0);
-        for (int p = runs.starts[run]; p < runs.starts[run + 1]; ++p) {
+    for (int i = threadIdx.x; i < n * n_rows; i += BLOCK) {
+        const int run = i / n_rows, row = i % n_rows, end = runs.starts[first + run + 1];
+        Real sum[n_powers] = {};
+        for (int p = runs.starts[first + run]; p < end; ++p) {
             Real term = runs.terms[p].row[row];
-            for (int k = 0; k < power; ++k) term *= runs.terms[p].t;
-            sum += term;
+            const Real t = runs.terms[p].t;
+#pragma unroll
+            for (int k = 0; k < n_powers; ++k) sum[k] += term, term *= t;
         }
-        weights[i] = sum;
+#pragma unroll
+        for (int k = 0; k < n_powers; ++k) weights[run * n_weights + k * n_rows + row] = sum[k];
     }
 }
 
@@ -169,11 +179,12 @@ struct Moments {
                 const Real *c = coefficients_of(runs, d, first + run) + m, *w = weights + run * n_weights;
 #pragma unroll
                 for (int k = 0; k < n_powers; ++k) {
-                    const Side g = side(c + k * CHANNELS);
+                    const auto g = together<width>(c + k * CHANNELS);
+                    const auto by_row = together<n_rows>(w + k * n_rows);
 #pragma unroll
                     for (int a = 0; a < n_rows; ++a)
 #pragma unroll
-                        for (int i = 0; i < width; ++i) sum[turn][a][i] += w[k * n_rows + a] * g.of[i];
+                        for (int i = 0; i < width; ++i) sum[turn][a][i] += by_row.of[a] * g.of[i];
                 }
             }
         }
@@ -195,41 +206,40 @@ struct Moments {
 
 __device__ constexpr int power_of_two(int n) { return n <= 1 ? 1 : 2 * power_of_two((n + 1) / 2); }
 
-// Lanes that share the channels of a run.
-constexpr int run_lanes = power_of_two(n_slots) < WARP ? power_of_two(n_slots) : WARP;
+// Lanes that share the channels of a run: few, as the sum over lanes costs as much for one run as for eight.
+constexpr int back_width = width == 4 && sizeof(Real) == 8 ? 2 : width;  // more would not fit into registers
+constexpr int n_back_slots = CHANNELS / back_width;
+constexpr int run_lanes = power_of_two(n_back_slots) < 4 ? power_of_two(n_back_slots) : 4;
 
 // B (n, 6, 4) of each of n runs: Σ_m c_k[m]·Ā[a][m].
 __device__ inline void form_run_sums(const Runs& runs, const Descriptor& d, int first, int n, const Real* adjoint,
                                      Real* by_run) {
     constexpr int n_groups = BLOCK / run_lanes, n_left = folded(run_lanes, n_weights);
-    const int group = threadIdx.x / run_lanes, lane = threadIdx.x % run_lanes;
-    for (int slot = lane; slot - lane < n_slots; slot += run_lanes) {
-        Real bar[n_rows][width] = {};
-        if (slot < n_slots)
+    const int me = threadIdx.x, lane = me % run_lanes;
+    for (int base = 0; base + (me - me % WARP) / run_lanes < n; base += n_groups) {
+        const int run = base + me / run_lanes;
+        Real sum[n_weights] = {};
+        if (run < n) {
+            const Real* c = coefficients_of(runs, d, first + run);
+            for (int slot = lane; slot < n_back_slots; slot += run_lanes) {
+                Together<Real, back_width> bar[n_rows];
 #pragma unroll
-            for (int a = 0; a < n_rows; ++a)
-#pragma unroll
-                for (int i = 0; i < width; ++i) bar[a][i] = adjoint[a * CHANNELS + slot * width + i];
-        for (int base = 0; base < n; base += n_groups) {
-            const int run = base + group;
-            Real sum[n_weights] = {};
-            if (run < n && slot < n_slots) {
-                const Real* c = coefficients_of(runs, d, first + run) + slot * width;
+                for (int a = 0; a < n_rows; ++a) bar[a] = together<back_width>(adjoint + a * CHANNELS + slot * back_width);
 #pragma unroll
                 for (int k = 0; k < n_powers; ++k) {
-                    const Side g = side(c + k * CHANNELS);
+                    const auto g = together<back_width>(c + k * CHANNELS + slot * back_width);
 #pragma unroll
                     for (int a = 0; a < n_rows; ++a)
 #pragma unroll
-                        for (int i = 0; i < width; ++i) sum[k * n_rows + a] += g.of[i] * bar[a][i];
+                        for (int i = 0; i < back_width; ++i) sum[k * n_rows + a] += g.of[i] * bar[a].of[i];
                 }
             }
-            const int mine = fold<run_lanes, n_weights>(sum);
-            if (run < n && keeps<run_lanes, n_weights>()) {
-                Real* out = by_run + run * n_weights + mine;
+        }
+        const int mine = fold<run_lanes, n_weights>(sum);
+        if (run < n && keeps<run_lanes, n_weights>()) {
+            Real* out = by_run + run * n_weights + mine;
 #pragma unroll
-                for (int i = 0; i < n_left; ++i) out[i] = slot == lane ? sum[i] : out[i] + sum[i];
-            }
+            for (int i = 0; i < n_left; ++i) out[i] = sum[i];
         }
     }
 }

@@ -34,11 +34,12 @@ def test_nothing_spills_and_several_blocks_fit(architecture, real):
     program, kernels = compile_cubin(descriptor(real), architecture)
     assert program.startswith(b"\x7fELF")
     assert set(kernels) == {"describe", "exert"}
+    hopper = architecture == "sm_90"
+    min_blocks = (5 if hopper else 4) if real == "double" else (8 if hopper else 6)
     for taken in kernels.values():
-        assert taken.spilled <= (32 if architecture == "sm_70" else 0)
-        # measured: 128 registers in float64, in float32 80 in exert and 72 in describe
-        assert REGISTERS // (taken.registers * BLOCK) >= (4 if real == "double" else 6)
-        assert 0 < taken.shared <= 30_000
+        assert taken.spilled <= 32  # around the calls of float64's division and square root
+        assert REGISTERS // (taken.registers * BLOCK) >= min_blocks
+        assert 0 < taken.shared < 31_000
     program, kernels = compile_cubin(kernel_text("fitting.cu", Real=real), architecture)
     assert set(kernels) == {"activate", "pass_back"}
     assert all(taken.spilled == 0 and taken.registers <= 40 for taken in kernels.values())  # measured 32

@@ -44,7 +44,7 @@ BATCH_BYTES = 2**29
 BLOCK = 128
 """Threads for an atom."""
 
-MOST_CHANNELS = 640
+MOST_CHANNELS = 512
 """Whose moments fit into a block's shared memory, in float64."""
 
 MOST_BLOCKS = 1024
