@@ -132,8 +132,8 @@ def main() -> None:
             rows.append(row)
             print(
                 f"{row['atoms']:>10,} atoms, {precision:>7}: {row['rate']:13,.0f} atom-step/s, {row['ms_a_step']:8.3f} "
-                f"ms a step, {row['rebuilds']} lists in {row['steps']} steps, card {row['card_bytes'] / 2**30:.2f} GiB, "
-                f"{row['whole_s']:.1f} s in all",
+                f"ms, {row['rebuilds']} lists in {row['steps']} steps, card {row['card_bytes'] / 2**30:.2f} GiB, "
+                f"{row['whole_s']:.1f} s",
                 flush=True,
             )
             for kernel in row.get("kernels", [])[:12]:

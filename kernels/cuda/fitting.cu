@@ -7,10 +7,10 @@ namespace dphpc {
 extern "C" __global__ void activate(const Layer layer, long long n, Real* z, const Real* x, Real* y) {
     const long long i = my_element();
     if (i >= n * layer.n_out) return;
-    const int column = static_cast<int>(i % layer.n_out);
-    Real value, slope = act(layer, layer.bias ? z[i] + layer.bias[column] : z[i], value);
-    if (layer.idt) value *= layer.idt[column], slope *= layer.idt[column];
-    if (layer.skip) value += x[i / layer.n_out * layer.n_in + column % layer.n_in];
+    const Place at = place_of(i, layer.n_out);
+    Real value, slope = act(layer, layer.bias ? z[i] + layer.bias[at.column] : z[i], value);
+    if (layer.idt) value *= layer.idt[at.column], slope *= layer.idt[at.column];
+    if (layer.skip) value += x[at.row * layer.n_in + at.column % layer.n_in];
     y[i] = value;
     z[i] = slope;
 }

@@ -11,13 +11,13 @@ extern "C" __global__ void layer_forward(const Layer layer, long long n, Real* z
                                    Real* activated) {
     const long long i = my_element();
     if (i >= n * layer.n_out) return;
-    const int column = static_cast<int>(i % layer.n_out);
-    const Derivatives at = derivatives(layer, layer.bias ? z[i] + layer.bias[column] : z[i]);
+    const Place here = place_of(i, layer.n_out);
+    const Derivatives at = derivatives(layer, layer.bias ? z[i] + layer.bias[here.column] : z[i]);
     Real value = at.value;
     z[i] = at.slope, curvature[i] = at.curvature;
     if (activated) activated[i] = value;
-    if (layer.idt) value *= layer.idt[column];
-    if (layer.skip) value += x[i / layer.n_out * layer.n_in + column % layer.n_in];
+    if (layer.idt) value *= layer.idt[here.column];
+    if (layer.skip) value += x[here.row * layer.n_in + here.column % layer.n_in];
     y[i] = value;
 }
 
@@ -26,7 +26,7 @@ extern "C" __global__ void layer_adjoint(const Layer layer, long long n, const R
     const long long i = my_element();
     if (i >= n * layer.n_out) return;
     Real adjoint = p ? p[i] * slope[i] : slope[i];
-    if (layer.idt) adjoint *= layer.idt[i % layer.n_out];
+    if (layer.idt) adjoint *= layer.idt[place_of(i, layer.n_out).column];
     z_adjoint[i] = adjoint;
 }
 
@@ -35,13 +35,13 @@ extern "C" __global__ void layer_tangent(const Layer layer, long long n, Real* z
                                            const Real* slope, Real* curvature, Real* y_dot) {
     const long long i = my_element();
     if (i >= n * layer.n_out) return;
-    const int column = static_cast<int>(i % layer.n_out);
+    const Place here = place_of(i, layer.n_out);
     const Real change = z_dot[i];
     Real value = slope[i] * change;
     curvature[i] *= p ? p[i] * change : change;
     z_dot[i] = value;
-    if (layer.idt) value *= layer.idt[column];
-    if (layer.skip) value += x_dot[i / layer.n_out * layer.n_in + column % layer.n_in];
+    if (layer.idt) value *= layer.idt[here.column];
+    if (layer.skip) value += x_dot[here.row * layer.n_in + here.column % layer.n_in];
     y_dot[i] = value;
 }
 
@@ -53,7 +53,7 @@ extern "C" __global__ void layer_value_adjoint(const Layer layer, long long n, c
     if (i >= n * layer.n_out) return;
     Real adjoint = q[i] * slope[i] + bend[i];
     if (layer.idt) {
-        adjoint *= layer.idt[i % layer.n_out];
+        adjoint *= layer.idt[place_of(i, layer.n_out).column];
         idt_terms[i] = q[i] * activated[i] + (p ? p[i] * y_tangent[i] : y_tangent[i]);
     }
     z_adjoint[i] = adjoint;

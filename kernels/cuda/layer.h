@@ -31,7 +31,9 @@ __device__ inline Real act(const Layer& layer, Real z, Real& y) {
 // Element i of the adjoint (n, n_in) of a layer's input: what comes through the weights, and by the skip connection from
 // the adjoint of its output (n, n_out), which is 1 where null.
 __device__ inline Real with_skip(const Layer& layer, long long i, const Real* output_adjoint, Real adjoint) {
-    const Real* above = output_adjoint ? output_adjoint + i / layer.n_in * layer.n_out + i % layer.n_in : nullptr;
+    if (!layer.skip) return adjoint;
+    const Place at = place_of(i, layer.n_in);
+    const Real* above = output_adjoint ? output_adjoint + at.row * layer.n_out + at.column : nullptr;
     for (int k = 0; k < layer.skip; ++k) adjoint += above ? above[k * layer.n_in] : Real(1);
     return adjoint;
 }
