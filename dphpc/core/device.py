@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -110,14 +110,18 @@ class Device(Protocol):
         """
         ...
 
-    def replay(self, key: Hashable, work: Callable[[], None]) -> None:
+    def replay(self, key: Hashable, work: Work) -> None:
         """Start what `work` launches; where a key is met again, as one graph that starts at a single call.
 
         A key that is new has `work` called; one met for the second time has it called to be recorded, and from then on
         the record is launched.  So the key holds all that decides what is launched: addresses and sizes of arrays, and
-        numbers passed by value.  `work` calls `launch`, `product`, `copy` and `fill` and nothing else of a device: it
-        makes no arrays and waits for nothing.  The graphs of a few keys are kept.
+        numbers passed by value.  `work` calls `launch`, `product`, `copy`, `fill` and `beside` and nothing else of a
+        device: it makes no arrays and waits for nothing.  The graphs of a few keys are kept.
         """
+        ...
+
+    def beside(self, works: Sequence[Work]) -> None:
+        """Start what works launch, none of which writes what another reads or writes: in a graph at the same time."""
         ...
 
 
@@ -132,6 +136,7 @@ class Cupy:
         self._modules: dict[str, Any] = {}
         self._functions: dict[tuple[str, str], Any] = {}
         self._graphs = Graphs(self._captured)
+        self._lanes: list[Any] = []  # streams beside the current one
         self._card = cupy.cuda.Device(index)
         self._card.use()
         # What is to become a graph must not go to the default stream; the order to others' work there is kept.
@@ -202,7 +207,7 @@ class Cupy:
         """See `Device.start_download`."""
         self._cupy.asnumpy(array, out=to, blocking=False)
 
-    def mark(self) -> Event:
+    def mark(self) -> Any:
         """See `Device.mark`."""
         event = self._cupy.cuda.Event(disable_timing=True)
         event.record(self._cupy.cuda.get_current_stream())
@@ -222,7 +227,7 @@ class Cupy:
             function = self._functions[text, kernel] = module.get_function(kernel)
         function((grid,), (block,), arguments)
 
-    def replay(self, key: Hashable, work: Callable[[], None]) -> None:
+    def replay(self, key: Hashable, work: Work) -> None:
         """See `Device.replay`."""
         self._graphs.replay(key, work)
 
@@ -235,6 +240,30 @@ class Cupy:
             graph = stream.end_capture()
         launch: Work = graph.launch  # on the current stream
         return launch
+
+    def beside(self, works: Sequence[Work]) -> None:
+        """See `Device.beside`; outside of a graph one after the other."""
+        cuda = self._cupy.cuda
+        own = cuda.get_current_stream()
+        first, *others = works
+        if others and own.is_capturing():
+            while len(self._lanes) < len(others):
+                self._lanes.append(cuda.Stream(non_blocking=False))
+            begin, ends = self.mark(), []
+            try:
+                for lane, work in zip(self._lanes, others, strict=False):
+                    lane.wait_event(begin)
+                    lane.use()  # `with` would go back to the default stream
+                    work()
+                    ends.append(self.mark())
+            finally:
+                own.use()
+            first()
+            for end in ends:
+                own.wait_event(end)
+        else:
+            for work in works:
+                work()
 
 
 def find_device(choice: str, rank_on_node: int = 0) -> Device | None:

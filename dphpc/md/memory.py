@@ -32,7 +32,7 @@ SEARCH_BYTES = 56
 
 CARD_BYTES = 750e6
 """Of a rank on its card whatever the number of atoms: tables, nets, what the libraries keep, and a batch of features
-(at most `BATCH_BYTES` of ops/energy/cuda.py)."""
+(at most `BATCH_BYTES` of ops/energy/tiles.py)."""
 
 CARD_ATOM_BYTES = 24 * 4 + 24 * 3 + 8 + 4 + 12 + 24 + 4 + 8 + 8 + 8
 """Of a local atom on a card: position, velocity, force and place when the list was built; what a window keeps of the

@@ -23,7 +23,8 @@ from dphpc.ops.energy import native as native_energy
 from dphpc.ops.energy import reference as reference_energy
 from dphpc.ops.energy.card import CardSums, CardSystem
 from dphpc.ops.energy.contract import Accumulators, EnergyOps
-from dphpc.ops.energy.cuda import CudaEnergy, Group
+from dphpc.ops.energy.cuda import CudaEnergy
+from dphpc.ops.energy.tiles import Group
 from dphpc.ops.neighbors.contract import Neighbors
 from dphpc.ops.se_a import native, reference
 from dphpc.ops.se_a.contract import Embedding, Environment, SeAParameters

@@ -90,8 +90,7 @@ def test_work_is_replayed_with_the_addresses_and_numbers_of_its_key(device):
 
     def work(value=1.0):
         worked.append(value)
-        device.fill(product, value)
-        device.copy(a, b)
+        device.beside([lambda: device.fill(product, value), lambda: device.copy(a, b)])
         device.product(b, w, product, add=True)
         device.launch(text, "add_skip", 1, 256, struct, np.int64(2), w, product)
 

@@ -24,7 +24,7 @@ from dphpc.md.engine import Engine
 from dphpc.md.integrators import VelocityVerlet
 from dphpc.md.run import run_md
 from dphpc.md.thermostats import Bussi, NoseHoover
-from dphpc.ops.energy import cuda
+from dphpc.ops.energy import cuda, tiles
 from dphpc.ops.ghosts.cuda import SORT_BYTES
 from dphpc.ops.motion.cuda import CudaMoves
 from dphpc.parallel.comm import Serial
@@ -63,8 +63,8 @@ class Runs:
 
         self.patch.setattr(run, "engine_for", lambda potential: made)
         self.patch.setattr(cuda, "tile_rows", lambda n: ROWS)
-        self.patch.setattr(cuda, "MOST_ROWS", MOST_ROWS)
-        self.patch.setattr(cuda, "FEWEST_ROWS", ROWS)
+        self.patch.setattr(tiles, "MOST_ROWS", MOST_ROWS)
+        self.patch.setattr(tiles, "FEWEST_ROWS", ROWS)
         self.potential = DeepPotential.from_file(self.model, device=device)
         if device is not None:
             self.potential.expect(np.zeros(len(self.potential.type_map), np.int64))  # as a CardEngine does

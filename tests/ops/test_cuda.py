@@ -10,10 +10,11 @@ import pytest
 from dphpc.core.errors import InputError, RunError
 from dphpc.core.exact_sum import FORCE_SPACING, exact_sum
 from dphpc.model.activations import _PLAIN
-from dphpc.ops.energy import cuda, native, reference
+from dphpc.ops.energy import native, reference, tiles
 from dphpc.ops.energy.card import CardSums, CardSystem, virial_parts
 from dphpc.ops.energy.contract import Accumulators
-from dphpc.ops.energy.cuda import BLOCK, MOST_CHANNELS, CudaEnergy, Group, tile_rows
+from dphpc.ops.energy.cuda import BLOCK, MOST_CHANNELS, CudaEnergy
+from dphpc.ops.energy.tiles import Group, tile_rows
 from dphpc.ops.neighbors.reference import build_neighbors
 from tests.ops.emulation.device import EmulatedDevice
 from tests.ops.test_energy import evaluate, fitting_net, usable
@@ -200,8 +201,8 @@ def test_types_share_batches(device, se_a_case, monkeypatch, dtype, most):
     case = usable(se_a_case, "wide", dtype=dtype)
     channels, axis, env = case.e.table.n_channels, case.p.axis_neuron, case.env
     ops, columns = CudaEnergy(device), np.random.default_rng(1).normal(size=3).astype(dtype)
-    monkeypatch.setattr(cuda, "MOST_ROWS", most)
-    monkeypatch.setattr(cuda, "FEWEST_ROWS", 8)
+    monkeypatch.setattr(tiles, "MOST_ROWS", most)
+    monkeypatch.setattr(tiles, "FEWEST_ROWS", 8)
     sizes = 3, 11, 33
     nets = [fitting_net(case, 3, widths=(12, 12 + k), dtype=dtype) for k in range(3)]
     centers = [np.resize(env.centers, n) for n in sizes]

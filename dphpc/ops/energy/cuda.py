@@ -9,8 +9,9 @@ integers: they do not depend on the order in which blocks run.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,23 +24,12 @@ from dphpc.model.networks import Network
 from dphpc.ops.arguments import layers_of
 from dphpc.ops.energy.card import VIRIAL_SLOTS, CardSums, CardSystem, add_found
 from dphpc.ops.energy.contract import Accumulators
+from dphpc.ops.energy.tiles import TILE, DeviceNet, Group, Layer, Part, batches, tile_rows
 from dphpc.ops.kernel_text import kernel_text
 from dphpc.ops.neighbors.contract import Neighbors
 from dphpc.ops.se_a.contract import Embedding, Environment, Floats, SeAParameters
 from dphpc.ops.structs import EXERTED, SYSTEM, descriptor_struct, grid_structs, struct
-from dphpc.ops.workspace import REAL, Workspace
-
-TILE = 2048
-"""Rows of a product where nobody says for how many atoms; few enough for a type's atoms to be one tile."""
-
-FEWEST_ROWS, MOST_ROWS = 64, 16384
-"""Of a tile; the latter of a batch, too."""
-
-SHARES = 8
-"""Tiles of a type with many atoms, at least: so many ranks have a whole one each."""
-
-BATCH_BYTES = 2**29
-"""Of a batch's features and nets, at most: 16384 rows of 1,600 features and a net of 240³ in float64."""
+from dphpc.ops.workspace import Workspace
 
 BLOCK = 128
 """Threads for an atom."""
@@ -58,79 +48,6 @@ _DESCRIBED = struct("p moments", "p inputs", "p largest", "p columns", "i4 n_col
 
 
 @dataclass(frozen=True)
-class _Layer:
-    w: Array  # (n_in, n_out)
-    n_in: int
-    n_out: int
-    skip: int
-    struct: NDArray
-    kept: tuple[Array, ...]  # what the struct points to
-
-
-@dataclass(frozen=True)
-class DeviceNet:
-    """A fitting net in a card's memory; `rows` are those of its products."""
-
-    layers: list[_Layer]
-    dtype: np.dtype
-    channels: int
-    axis: int
-    rows: int
-
-    @property
-    def n_columns(self) -> int:
-        """Inputs beside the features."""
-        return self.layers[0].n_in - self.channels * self.axis
-
-    @property
-    def real(self) -> str:
-        """C's name of the type."""
-        return REAL[self.dtype]
-
-    @property
-    def most_rows(self) -> int:
-        """Of a batch: a power of two."""
-        widths = [layer.n_out for layer in self.layers]
-        numbers = 4 * self.channels + self.layers[0].n_in + sum(widths) + 4 * max(widths)
-        fitting = BATCH_BYTES // (numbers * self.dtype.itemsize)
-        return max(min(1 << fitting.bit_length() >> 1, MOST_ROWS), FEWEST_ROWS)
-
-
-@dataclass(frozen=True)
-class Group:
-    """Atoms of one type; in arrays they have the rows of whole tiles.
-
-    Attributes
-    ----------
-    net
-        Of the type; those of groups that are evaluated together have as many inputs.
-    n
-        Atoms, at least one.
-    shift
-        eV, added to each atom's energy.
-    """
-
-    net: DeviceNet
-    n: int
-    shift: float = 0.0
-
-    @property
-    def n_rows(self) -> int:
-        """Of all its tiles."""
-        return -(-self.n // self.net.rows) * self.net.rows
-
-
-@dataclass(frozen=True)
-class _Part:
-    """Whole tiles of a group in a batch: rows first … last, of which the first n are atoms."""
-
-    net: DeviceNet
-    first: int
-    last: int
-    n: int
-
-
-@dataclass(frozen=True)
 class _Work:
     """One call: what its batches read, and where their results go."""
 
@@ -141,15 +58,6 @@ class _Work:
     energies: Array
     largest: Array
     sums: CardSums
-
-
-def tile_rows(n: int) -> int:
-    """Rows of a tile for so many atoms of a type in the whole run: the same on all ranks.
-
-    Large products are fast; but what is not full costs as much as what is.
-    """
-    share = n if n <= TILE else max(-(-n // SHARES), TILE)
-    return min(max(1 << (share - 1).bit_length(), FEWEST_ROWS), MOST_ROWS)
 
 
 class CudaEnergy:
@@ -195,13 +103,13 @@ class CudaEnergy:
         """The net with products of the rows for so many atoms of its type in the whole run."""
         return replace(net, rows=min(tile_rows(n), net.most_rows))
 
-    def _layer(self, layer: tuple[Any, ...]) -> _Layer:
+    def _layer(self, layer: tuple[Any, ...]) -> Layer:
         w, bias, idt, *_, skip = layer
         n_in, n_out = w.shape
         new = self.workspace.new
         up = [None if a is None else new(a) for a in (bias, idt)]
         given = self.workspace.layer(layer, *up)
-        return _Layer(new(w), n_in, n_out, skip, given, tuple(a for a in up if a is not None))
+        return Layer(new(w), n_in, n_out, skip, given, tuple(a for a in up if a is not None))
 
     def energy_and_forces(
         self,
@@ -306,10 +214,10 @@ class CudaEnergy:
         return _Work(text, struct, self._descriptor(p, e), columns, energies, largest, sums)
 
     def _evaluate_all(self, work: _Work, groups: Sequence[Group]) -> None:
-        for batch in _batches(groups):
+        for batch in batches(groups):
             self._evaluate(work, batch)
 
-    def _evaluate(self, work: _Work, batch: list[_Part]) -> None:
+    def _evaluate(self, work: _Work, batch: list[Part]) -> None:
         net, first, address = batch[0].net, batch[0].first, self.workspace.address
         rows, last_atom = batch[-1].last - first, batch[-1].first + batch[-1].n
         moments = self.workspace.buffer("moments", (rows, 4, net.channels), net.dtype)
@@ -320,8 +228,18 @@ class CudaEnergy:
         given, grid = (system, work.descriptor), last_atom - first
         described = (address(moments), address(inputs), address(work.largest[first:]), address(columns), net.n_columns)
         self.device.launch(work.text, "describe", grid, BLOCK, *given, np.array([described], _DESCRIBED))
-        for part in batch:
-            self._fit(part, inputs[part.first - first : part.last - first], work.energies[part.first : part.last])
+        widest = max(part.net.widest for part in batch)
+
+        def fit(part: Part) -> None:
+            start, end = part.first - first, part.last - first
+
+            def array(name: str, width: int) -> Array:
+                whole = self.workspace.buffer(name, (rows * widest,), net.dtype)[start * widest : end * widest]
+                return whole[: (end - start) * width].reshape(end - start, width)
+
+            self._fit(part, inputs[start:end], work.energies[part.first : part.last], array)
+
+        self.device.beside([partial(fit, part) for part in batch])
         t = work.sums
         exerted = (
             address(moments), address(inputs), address(t.forces), address(t.virial), address(t.atom_virial),
@@ -329,23 +247,24 @@ class CudaEnergy:
         )  # fmt: skip
         self.device.launch(work.text, "exert", grid, BLOCK, *given, np.array([exerted], EXERTED))
 
-    def _fit(self, part: _Part, inputs: Array, energies: Array) -> None:
-        """Energies (rows,) of inputs (rows, n_in); those of its atoms give way to their adjoint."""
-        net, n, rows = part.net, np.int64(part.n), len(inputs)
-        buffer, of_each, dtype = self.workspace.buffer, self.workspace.of_each, net.dtype
+    def _fit(self, part: Part, inputs: Array, energies: Array, array: Callable[[str, int], Array]) -> None:
+        """Energies (rows,) of inputs (rows, n_in); those of its atoms give way to their adjoint.
+
+        `array` gives its rows of arrays (rows, width) by name.
+        """
+        net, n, of_each = part.net, np.int64(part.n), self.workspace.of_each
         text = kernel_text("fitting.cu", Real=net.real)
         x, slopes = inputs, []
         for k, layer in enumerate(net.layers):
-            z = buffer(f"slope{k}", (rows, layer.n_out), dtype)
-            is_last = k + 1 == len(net.layers)
-            y = energies.reshape(rows, 1) if is_last else buffer(f"value{k % 2}", z.shape, dtype)
+            z = array(f"slope{k}", layer.n_out)
+            y = energies.reshape(-1, 1) if k + 1 == len(net.layers) else array(f"value{k % 2}", layer.n_out)
             self._product(net.rows, x, layer.w, z)
             of_each(text, "activate", part.n * layer.n_out, layer.struct, n, z, x, y)
             slopes.append(z)
             x = y
         above: Array | None = None  # the adjoint of a layer's output: 1 for the last
         for k, layer in reversed(list(enumerate(net.layers))):
-            adjoint = buffer(f"adjoint{k % 2}", (rows, layer.n_in), dtype) if k else inputs
+            adjoint = array(f"adjoint{k % 2}", layer.n_in) if k else inputs
             below = slopes[k - 1] if k else None
             self._product(net.rows, slopes[k], layer.w, adjoint, transposed=True)
             if layer.skip or below is not None:
@@ -374,21 +293,3 @@ class CudaEnergy:
             struct = descriptor_struct(p, map(work.address, arrays), coefficients.shape[1])
             kept = self._described = p, e, struct, arrays
         return kept[2]
-
-
-def _batches(groups: Sequence[Group]) -> Iterator[list[_Part]]:
-    """The groups' tiles one after the other, as many in a batch as it has room for."""
-    batch: list[_Part] = []
-    first = 0
-    for group in groups:
-        n, rows = group.n, group.net.rows
-        while n > 0:
-            room = group.net.most_rows - (first - batch[0].first if batch else 0)
-            if batch and room < rows:
-                yield batch
-                batch, room = [], group.net.most_rows
-            n_rows = min(max(room // rows, 1), -(-n // rows)) * rows
-            batch.append(_Part(group.net, first, first + n_rows, min(n, n_rows)))
-            first, n = first + n_rows, n - n_rows
-    if batch:
-        yield batch

@@ -7,6 +7,7 @@ import hashlib
 import re
 import shutil
 import subprocess
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,16 @@ class EmulatedDevice:
                 call(*arguments)
 
         return start
+
+    def beside(self, works):
+        whole, lanes = self._record, []
+        for work in works:
+            self._record = None if whole is None else []
+            work()
+            lanes.append(self._record)
+        self._record = whole
+        if whole is not None:  # one of each in turn
+            whole.extend(call for calls in zip_longest(*lanes) for call in calls if call)
 
     def _do(self, name, call, *arguments):
         """Now, or whenever the graph is launched."""

@@ -1,0 +1,130 @@
+"""How atoms share the matrix products of a card's fitting nets: tiles of rows, and batches of tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dphpc.core.device import Array
+from dphpc.ops.workspace import REAL
+
+TILE = 2048
+"""Rows of a product where nobody says for how many atoms; few enough for a type's atoms to be one tile."""
+
+FEWEST_ROWS, MOST_ROWS = 64, 16384
+"""Of a tile; the latter of a batch, too."""
+
+SHARES = 8
+"""Tiles of a type with many atoms, at least: so many ranks have a whole one each."""
+
+BATCH_BYTES = 2**29
+"""Of a batch's features and nets, at most: 16384 rows of 1,600 features and a net of 240³ in float64."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer of a net in a card's memory."""
+
+    w: Array  # (n_in, n_out)
+    n_in: int
+    n_out: int
+    skip: int
+    struct: NDArray
+    kept: tuple[Array, ...]  # what the struct points to
+
+
+@dataclass(frozen=True)
+class DeviceNet:
+    """A fitting net in a card's memory; `rows` are those of its products."""
+
+    layers: list[Layer]
+    dtype: np.dtype
+    channels: int
+    axis: int
+    rows: int
+
+    @property
+    def n_columns(self) -> int:
+        """Inputs beside the features."""
+        return self.layers[0].n_in - self.channels * self.axis
+
+    @property
+    def real(self) -> str:
+        """C's name of the type."""
+        return REAL[self.dtype]
+
+    @property
+    def widest(self) -> int:
+        """Outputs of a layer, at most."""
+        return max(layer.n_out for layer in self.layers)
+
+    @property
+    def most_rows(self) -> int:
+        """Of a batch: a power of two."""
+        numbers = 4 * self.channels + self.layers[0].n_in + (len(self.layers) + 4) * self.widest
+        fitting = BATCH_BYTES // (numbers * self.dtype.itemsize)
+        return max(min(1 << fitting.bit_length() >> 1, MOST_ROWS), FEWEST_ROWS)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Atoms of one type; in arrays they have the rows of whole tiles.
+
+    Attributes
+    ----------
+    net
+        Of the type; those of groups that are evaluated together have as many inputs.
+    n
+        Atoms, at least one.
+    shift
+        eV, added to each atom's energy.
+    """
+
+    net: DeviceNet
+    n: int
+    shift: float = 0.0
+
+    @property
+    def n_rows(self) -> int:
+        """Of all its tiles."""
+        return -(-self.n // self.net.rows) * self.net.rows
+
+
+@dataclass(frozen=True)
+class Part:
+    """Whole tiles of a group in a batch: rows first … last, of which the first n are atoms."""
+
+    net: DeviceNet
+    first: int
+    last: int
+    n: int
+
+
+def tile_rows(n: int) -> int:
+    """Rows of a tile for so many atoms of a type in the whole run: the same on all ranks.
+
+    Large products are fast; but what is not full costs as much as what is.
+    """
+    share = n if n <= TILE else max(-(-n // SHARES), TILE)
+    return min(max(1 << (share - 1).bit_length(), FEWEST_ROWS), MOST_ROWS)
+
+
+def batches(groups: Sequence[Group]) -> Iterator[list[Part]]:
+    """The groups' tiles one after the other, as many in a batch as it has room for."""
+    batch: list[Part] = []
+    first = 0
+    for group in groups:
+        n, rows = group.n, group.net.rows
+        while n > 0:
+            room = group.net.most_rows - (first - batch[0].first if batch else 0)
+            if batch and room < rows:
+                yield batch
+                batch, room = [], group.net.most_rows
+            n_rows = min(max(room // rows, 1), -(-n // rows)) * rows
+            batch.append(Part(group.net, first, first + n_rows, min(n, n_rows)))
+            first, n = first + n_rows, n - n_rows
+    if batch:
+        yield batch
