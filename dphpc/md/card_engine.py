@@ -204,36 +204,36 @@ class CardEngine(Engine):
         """Forces, energy and virial at the present positions, and what is to be noted; one rank waits for nothing."""
         if self.card.alone:
             with self.timers("force"):
-                self._replay(self._launch_alone)
+                self._replay(self._launch_all)
             return
-        with self.timers("neighbor"):
-            self.card.note_displacement(self._report[_MOVED])
         with self.timers("halo"):
-            self.card_halo.refresh(self.card.positions)
+            self._launch_ghosts()
         with self.timers("force"):
             self._replay(self._launch_sums)
         with self.timers("halo"):
-            self.card_halo.reduce(self._sums.forces.reshape(-1, 3))
-            self._take_forces()
+            self._launch_forces()
 
     def _replay(self, work: Callable[[], None]) -> None:
         self.device.replay((self._key, self._on_card.version()), work)
 
-    def _launch_alone(self) -> None:
+    def _launch_all(self) -> None:
+        self._launch_ghosts()
+        self._launch_sums()
+        self._launch_forces()
+
+    def _launch_ghosts(self) -> None:
         self.card.note_displacement(self._report[_MOVED])
         self.card_halo.refresh(self.card.positions)
-        self._launch_sums()
-        self.card_halo.reduce(self._sums.forces.reshape(-1, 3))
-        self._take_forces()
 
     def _launch_sums(self) -> None:
         self.device.fill(self._sums.forces, 0)
         self.device.fill(self._report[_ENERGY.start : _VIRIAL.stop], 0)
         self._on_card.launch(self._system, self._sums)
 
-    def _take_forces(self) -> None:
-        limit = FORCE_LIMIT if self.deterministic else np.inf
-        self.card.take_forces(self._sums.forces, FORCE_SPACING, limit, self._report[_TROUBLE])
+    def _launch_forces(self) -> None:
+        totals, limit = self._sums.forces, FORCE_LIMIT if self.deterministic else np.inf
+        self.card_halo.reduce(totals.reshape(-1, 3))
+        self.card.take_forces(totals, FORCE_SPACING, limit, self._report[_TROUBLE])
 
     def _all_is_well(self) -> bool:
         """Look at the window that was: whether its steps stand; collective."""

@@ -31,8 +31,6 @@ def test_md_has_the_same_bits_on_any_number_of_ranks(emulated, comm, tmp_path):
 
     def restart_of(ranks, device, name):
         potential = DeepPotential.from_file(SILICON, device=device)
-        if device is not None:
-            potential._energy_ops.tile = 32
         restart = folder / f"{name}.h5"
         settings = {
             "structure": str(folder / "si.extxyz"), "replicate": [2, 2, 1], "skin_A": 0.3, "n_threads": 1,
