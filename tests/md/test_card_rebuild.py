@@ -183,6 +183,24 @@ def test_windows_and_lists_change_no_bit(runs, emulated, monkeypatch):
 
 
 @pytest.mark.parametrize("runs", [skewed], indirect=True)
+@pytest.mark.parametrize("of", ["ghosts", "search"])
+def test_what_was_recorded_is_not_replayed_where_arrays_have_moved(runs, emulated, monkeypatch, of):
+    plan = {"stages": [{**NVE, "steps": 60}], "thermo": {"every": 60, "file": None}}
+    expected = runs(CardEngine, emulated, **plan)
+    build, kept = CardEngine._build_on_card, []
+
+    def elsewhere(engine: CardEngine) -> None:
+        arrays = getattr(engine, of)._buffers._kept
+        kept.append(dict(arrays))  # so that none gets the same place again
+        arrays.clear()
+        build(engine)
+
+    monkeypatch.setattr(CardEngine, "_build_on_card", elsewhere)
+    equal(runs(CardEngine, emulated, **plan), expected)
+    assert len(kept) >= 2
+
+
+@pytest.mark.parametrize("runs", [skewed], indirect=True)
 @pytest.mark.parametrize(("far", "thrown_away"), [(0.7, 1), (3.0, 2)], ids=["once", "twice"])
 def test_a_list_that_is_outrun_is_built_anew_before_the_host_takes_over(runs, emulated, monkeypatch, far, thrown_away):
     runs(CardEngine, emulated, stages=[{**NVE, "steps": 40}], skin_A=0.5)
