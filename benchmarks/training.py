@@ -6,6 +6,9 @@
 Seconds a step are those of the last quarter of a run; the start is the time from the command to the end of the first
 step; memory is the peak beyond that of importing torch.  The ceiling is six matrix products of the fitting net's size
 for each atom at BLAS' measured rate, and the table's arithmetic at the fastest rate seen, on as many cores.
+
+With `--device cuda` both train on a card, where the ceiling of the CPU says nothing.  The peer may be a folder to put
+on PYTHONPATH instead of a virtual environment: `--peer-path FOLDER` runs `python -m deepmd` of this Python.
 """
 
 from __future__ import annotations
@@ -78,6 +81,23 @@ def watched(command: list[str | Path], folder: Path, env: dict[str, str]) -> tup
     return "".join(lines), first, usage.ru_maxrss * 1024
 
 
+def started(program: str, args: argparse.Namespace) -> list[str | Path]:
+    """How a program's command begins."""
+    if program == OURS:
+        return [sys.executable, "-m", "dphpc"]
+    return [args.peer / "bin" / "dp", "--pt"] if args.peer else [sys.executable, "-m", "deepmd", "--pt"]
+
+
+def environment(program: str, args: argparse.Namespace, threads: int) -> dict[str, str]:
+    """Of a program's process."""
+    if program == OURS:
+        return os.environ | {"OMP_NUM_THREADS": str(threads)}
+    if args.peer:
+        return Peer(args.peer, threads).env | {"DEVICE": args.device}
+    path = os.pathsep.join((str(args.peer_path.resolve()), os.environ.get("PYTHONPATH", "")))
+    return os.environ | {"OMP_NUM_THREADS": str(threads), "DEVICE": args.device, "PYTHONPATH": path}
+
+
 def train(program: str, env: dict[str, str], args: argparse.Namespace, case: tuple[int, str, int]) -> Run:
     """One training of either program."""
     batch, precision, threads = case
@@ -85,8 +105,9 @@ def train(program: str, env: dict[str, str], args: argparse.Namespace, case: tup
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepared(args.input.resolve(), folder, steps, batch, precision)
-        start = [sys.executable, "-m", "dphpc"] if program == OURS else [args.peer / "bin" / "dp", "--pt"]
-        command = [*start, "train", "input.json", "--skip-neighbor-stat"]
+        command = [*started(program, args), "train", "input.json", "--skip-neighbor-stat"]
+        if program == OURS:
+            command += ["--device", args.device]
         out, first, peak = watched(command, folder, env)
     # Of each quarter dphpc shows "batch 400: 12.34 s, …", DeePMD-kit "total wall time = 23.05 s".
     shown = r"batch +\d+: ([\d.]+) s, " if program == OURS else r"total wall time = ([\d.]+) s"
@@ -110,10 +131,11 @@ def flops(source: Path) -> tuple[float, float]:
     return products, 2.0 * (9 + 17 + 17 + 24) * channels * pairs * 0.65
 
 
-def report(runs: list[Run], case: tuple[int, str, int], imports: dict[str, int], ceiling_s: float) -> None:
+def report(runs: list[Run], case: tuple[int, str, int], imports: dict[str, int], ceiling_s: float | None) -> None:
     """Medians of both programs and their ratios."""
     batch, precision, threads = case
-    print(f"\nbatch {batch}, {precision}, {threads} thread(s); ceiling {1e3 * ceiling_s:.1f} ms a step")
+    ceiling = "" if ceiling_s is None else f"; ceiling {1e3 * ceiling_s:.1f} ms a step"
+    print(f"\nbatch {batch}, {precision}, {threads} thread(s){ceiling}")
     middle = {}
     for program in (OURS, THEIRS):
         mine = [r for r in runs if (r.program, r.batch, r.precision, r.threads) == (program, *case)]
@@ -122,7 +144,7 @@ def report(runs: list[Run], case: tuple[int, str, int], imports: dict[str, int],
         step = statistics.median(r.seconds_per_step for r in mine)
         start, peak = statistics.median(r.start_s for r in mine), statistics.median(r.peak_bytes for r in mine)
         middle[program] = (step, peak - imports[program])
-        share = f", {ceiling_s / step:.0%} of the ceiling" if program == OURS else ""
+        share = f", {ceiling_s / step:.0%} of the ceiling" if program == OURS and ceiling_s is not None else ""
         print(
             f"{program:>12}: {step * 1e3:8.2f} ms a step ({step * 1e3 / batch:.2f} a frame), first step after "
             f"{start:.1f} s, {(peak - imports[program]) / 1e6:,.0f} MB beyond torch{share}"
@@ -144,29 +166,33 @@ def main() -> None:
         "--steps", type=int, default=100, help="frames of the peer's run; dphpc takes four times as many"
     )
     parser.add_argument("--repeat", type=int, default=2)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where both programs train")
     parser.add_argument("--peer", type=Path, help="virtual environment of DeePMD-kit")
+    parser.add_argument("--peer-path", type=Path, help="folder with the package deepmd, for the Python of this process")
     parser.add_argument("--peer-batch", type=int, default=1, help="largest batch that the peer is run with")
     parser.add_argument("--name", default="training_silicon")
     args = parser.parse_args()
-    peer = Peer(args.peer) if args.peer else None
+    peer, with_peer = Peer(args.peer) if args.peer else None, bool(args.peer or args.peer_path)
     imports = {OURS: importing_torch(sys.executable)}
-    if peer is not None:
-        imports[THEIRS] = importing_torch(peer.bin / "python")
+    imports[THEIRS] = importing_torch(peer.bin / "python") if peer else imports[OURS]
     products, table = flops(args.input)
     runs: list[Run] = []
     ceilings: dict[str, Any] = {}
     for case in [(b, p, t) for t in args.threads for p in args.precision for b in args.batch]:
         batch, precision, threads = case
         for _ in range(args.repeat):
-            runs.append(train(OURS, os.environ | {"OMP_NUM_THREADS": str(threads)}, args, case))
-            if peer is not None and batch <= args.peer_batch:
-                runs.append(train(THEIRS, Peer(args.peer, threads).env, args, case))
-        dtype = np.float64 if precision == "float64" else np.float32
-        per_atom = (products / matmul_ceiling(dtype) + table / fastest_rate(dtype)) / 1e9
-        ceilings[f"batch {batch}, {precision}, {threads} threads"] = seconds = per_atom * args.atoms * batch / threads
+            runs.append(train(OURS, environment(OURS, args, threads), args, case))
+            if with_peer and batch <= args.peer_batch:
+                runs.append(train(THEIRS, environment(THEIRS, args, threads), args, case))
+        seconds = None
+        if args.device == "cpu":
+            dtype = np.float64 if precision == "float64" else np.float32
+            per_atom = (products / matmul_ceiling(dtype) + table / fastest_rate(dtype)) / 1e9
+            seconds = per_atom * args.atoms * batch / threads
+            ceilings[f"batch {batch}, {precision}, {threads} threads"] = seconds
         report(runs, case, imports, seconds)
     path = store(
-        args.name, peer=f"DeePMD-kit {peer.version()}" if peer else None, input=args.input.name,
+        args.name, device=args.device, peer=f"DeePMD-kit {peer.version()}" if peer else None, input=args.input.name,
         runs=[asdict(r) for r in runs], bytes_of_importing_torch=imports, ceiling_seconds=ceilings,
         ceiling_gflops={"float64": matmul_ceiling(), "float32": matmul_ceiling(np.float32)},
     )  # fmt: skip
