@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 
-MOST = 8
+MOST = 64
 """Graphs that are kept: each holds a little of the card's memory."""
 
 Work = Callable[[], None]

@@ -26,11 +26,11 @@ def running_sums(device: Device, buffers: Buffers, text: str, counts: Array, out
     """
     n = counts.size
     if n == 0:
-        out.fill(0)
+        device.fill(out, 0)
         return
     n_chunks = -(-n // CHUNK)
     sums = buffers.get("sums", (n_chunks,), np.int64)
-    out[n + 1 :].fill(0)
+    device.fill(out[n + 1 :], 0)
     size = np.int64(n), np.int64(CHUNK)
     device.launch(text, "sum_chunks", n_chunks, BLOCK, counts, *size, sums, out[n + 1 :])
     device.launch(text, "scan_sums", 1, BLOCK, sums, np.int64(n_chunks))

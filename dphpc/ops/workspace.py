@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,19 +18,29 @@ NULL = np.uint64(0)
 REAL = {np.dtype(np.float64): "double", np.dtype(np.float32): "float"}
 """C's names of the types."""
 
+ALIGNMENT = 64
+"""Bytes, of each of the arrays that share a copy."""
+
+Kind = tuple[tuple[int, ...], DTypeLike]
+"""Shape and type of an array."""
+
 
 class Workspace:
     """Arrays on a card, by name: each keeps its memory from call to call."""
 
     def __init__(self, device: Device) -> None:
-        self.device = device
-        self._buffers = Buffers(device.zeros)
-        self._ones: dict[str, Array] = {}
+        self.device, self.buffers = device, Buffers(device.zeros)
+        self._n_ones: dict[str, int] = {}
 
     @property
     def nbytes(self) -> int:
         """Of the arrays that go by a name."""
-        return self._buffers.nbytes
+        return self.buffers.nbytes
+
+    @property
+    def version(self) -> int:
+        """Rises whenever an array that goes by a name gets other memory: what was recorded before has lost it."""
+        return self.buffers.version
 
     @property
     def growths(self) -> int:
@@ -38,15 +49,15 @@ class Workspace:
 
     def buffer(self, name: str, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
         """The array of that name; what it holds is left from the last time."""
-        return self._buffers.get(f"{name} {np.dtype(dtype).str}", shape, dtype)
+        return self.buffers.get(f"{name} {np.dtype(dtype).str}", shape, dtype)
 
     def ones(self, n: int, dtype: DTypeLike) -> Array:
         """(n,) ones, for sums as matrix products."""
-        kind = np.dtype(dtype).str
-        if kind not in self._ones or self._ones[kind].size < n:
-            self._ones[kind] = self.device.zeros(n + n // 8, dtype)
-            self._ones[kind].fill(1.0)
-        return self._ones[kind][:n]
+        kind, version, array = np.dtype(dtype).str, self.version, self.buffer("ones", (n,), dtype)
+        if self.version != version or self._n_ones.get(kind, 0) < n:
+            self.device.fill(array, 1.0)
+            self._n_ones[kind] = n
+        return array
 
     def up(self, name: str, values: NDArray, dtype: DTypeLike) -> Array:
         """The array of that name, with values from the host."""
@@ -73,3 +84,30 @@ class Workspace:
     def layer(self, layer: tuple[Any, ...], bias: Array | None, idt: Array | None) -> NDArray:
         """The struct of a layer, as `arguments.layers_of` gives it, with these vectors in its precision."""
         return layer_struct(layer, self.address(bias), self.address(idt))
+
+
+class Parcel:
+    """Arrays side by side in a card's memory, which go up or come down in one copy."""
+
+    def __init__(self, work: Workspace, name: str, kinds: Sequence[Kind]) -> None:
+        self._device, self._places, end = work.device, list[tuple[slice, Kind]](), 0
+        for shape, dtype in kinds:
+            size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+            self._places.append((slice(end, end + size), (shape, dtype)))
+            end += -(-size // ALIGNMENT) * ALIGNMENT
+        self._bytes = work.buffer(name, (end,), np.uint8)
+        self.arrays = self._cut(self._bytes)
+
+    def _cut(self, whole: Any) -> list[Any]:
+        return [whole[place].view(dtype).reshape(shape) for place, (shape, dtype) in self._places]
+
+    def upload(self, *values: NDArray) -> None:
+        """Set the arrays."""
+        whole = np.zeros(self._bytes.shape, np.uint8)
+        for array, value in zip(self._cut(whole), values, strict=True):
+            array[...] = value
+        self._device.upload(whole, self._bytes)
+
+    def download(self) -> list[NDArray]:
+        """Copies on the host."""
+        return self._cut(self._device.download(self._bytes))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +15,11 @@ from dphpc.model.dp_model import DPModel
 from dphpc.model.radial_table import Grid
 from dphpc.ops.energy.cuda import MOST_CHANNELS
 from dphpc.ops.fitting.cuda import CudaFittingTape
-from dphpc.ops.se_a.contract import Environment, SeAParameters
-from dphpc.ops.se_a.cuda import CardEnvironment, CudaSeA, Described
+from dphpc.ops.se_a.contract import SeAParameters
+from dphpc.ops.se_a.cuda import CudaSeA, Described
+from dphpc.ops.se_a.cuda_frames import CardEnvironment
 from dphpc.ops.se_a.cuda_knots import CudaKnotTable
-from dphpc.ops.workspace import Workspace
+from dphpc.ops.workspace import Kind, Parcel, Workspace
 from dphpc.train.data import Batch
 from dphpc.train.parameters import Parameters
 from dphpc.train.step import (
@@ -38,7 +40,6 @@ class _Kept:
     env: CardEnvironment
     table: Table
     described: Described
-    moments_adjoint: Array
     columns: Array | None
 
 
@@ -109,22 +110,21 @@ class CardStep(TableStep):
         RunError
             Two atoms are too close for the table, or the force of a pair is beyond what is summed.
         """
-        centers, ops = Centers.of(batch, self.model), self._ops
-        place = Environment(batch.positions, batch.types, batch.neighbors, centers.atoms)
-        env = ops.environment(place, batch.geometries or [batch])
+        centers = Centers.of(batch, self.model)
+        env = self._ops.frames.joined(batch.geometries or [batch], centers.atoms)
         used = self._networks_of(batch, [t for t, _ in centers.blocks])
         columns = parameter_columns(self.model, batch)
-        on_card = None if columns is None else self._work.up("columns", columns[centers.atoms], ops.dtype)
+        on_card = None if columns is None else self._work.up("columns", columns[centers.atoms], self._ops.dtype)
         while True:
             table = self._table_for(used)
-            described = self._described_by(table)
-            moments = ops.moments(env, described)
-            atom_energy, moments_adjoint = self._fit(batch, centers, moments, on_card)
-            if (largest := ops.largest()) <= self.grid.upper:
+            self._kept_on_card = k = _Kept(batch, centers, env, table, self._described_by(table), on_card)
+            self._replay("forward", k, partial(self._evaluate, k))
+            found = env.download()
+            if found.largest <= self.grid.upper:
                 break
-            self.grid = self._reaching(largest)
-        forces, center_virial = ops.forces(env, described, moments_adjoint)
-        self._kept_on_card = _Kept(batch, centers, env, table, described, moments_adjoint, on_card)
+            self.grid = self._reaching(found.largest)
+        forces, center_virial = found.exerted()
+        atom_energy = self._atom_energy(k, found.energies.astype(np.float64))
         return Prediction(
             atom_energy,
             sum_by_frame(atom_energy, batch.frame, batch.n_frames),
@@ -132,58 +132,107 @@ class CardStep(TableStep):
             sum_by_frame(center_virial, batch.frame[centers.atoms], batch.n_frames),
         )
 
-    def _fit(
-        self, batch: Batch, centers: Centers, moments: Array, columns: Array | None
-    ) -> tuple[NDArray[np.float64], Array]:
-        """Atomic energies (n_local,), on the host, and their derivative by the moments."""
-        n, work, dtype = len(centers.atoms), self._work, self._ops.dtype
-        energies, adjoint = work.buffer("energies", (2, n), dtype), work.buffer("adjoint", moments.shape, dtype)
-        energies.fill(0.0)  # the second are of atoms without neighbors
-        for t, rows in centers.blocks:
-            extra = None if columns is None else columns[rows]
-            self._tapes[t].energy_and_adjoint(moments[rows], extra, energies[0, rows], adjoint[rows])
-            if t in self._vacuum:
-                still = self._no_moments_like(1 if columns is None else rows.stop - rows.start)
-                first = slice(rows.start, rows.start + len(still))
-                scratch = work.buffer("scratch", still.shape, dtype)
-                self._vacuum[t].energy_and_adjoint(still, extra, energies[1, first], scratch)
-        found = self._ops.device.download(energies).astype(np.float64)
-        atom_energy = np.zeros(batch.n_local)
-        for t, rows in centers.blocks:
-            vacuum = found[1, rows] if columns is not None else found[1, rows.start]
-            atom_energy[centers.atoms[rows]] = found[0, rows] + self.model.energy_bias[t] - vacuum
-        return atom_energy, adjoint
+    def _replay(self, name: str, k: _Kept, work: Callable[[], None]) -> None:
+        """Launch a part of a pass, which is the same for all batches of a shape as long as no array moves."""
+        makers = self._work, self._ops, k.table.knots, *self._tapes.values(), *self._vacuum.values()
+        version = sum(maker.version for maker in makers)
+        self._ops.device.replay((self, name, k.table.knots, version, k.env.n_local, k.env.first), work)
 
-    def _no_moments_like(self, n: int) -> Array:
-        """Moments (n, 4, M) of atoms without neighbors; nothing writes there."""
-        return self._work.buffer("no_moments", (n, 4, self._ops.channels), self._ops.dtype)
+    def _update(self, table: Table) -> None:
+        self._ops.device.replay((table.knots, table.knots.version), table.knots.update)
+
+    def _evaluate(self, k: _Kept) -> None:
+        """Energies, their derivative by the moments, and forces."""
+        moments = self._ops.moments(k.env, k.described)
+        adjoint = self._moments_adjoint(k)
+        self._ops.device.fill(k.env.energies, 0.0)  # the second are of atoms without neighbors
+        for t, rows in k.centers.blocks:
+            extra = None if k.columns is None else k.columns[rows]
+            self._tapes[t].energy_and_adjoint(moments[rows], extra, k.env.energies[0, rows], adjoint[rows])
+            if t in self._vacuum:
+                still, scratch = self._without_neighbors(k, rows)
+                first = slice(rows.start, rows.start + len(still))
+                self._vacuum[t].energy_and_adjoint(still, extra, k.env.energies[1, first], scratch)
+        self._ops.forces(k.env, k.described, adjoint)
+
+    def _atom_energy(self, k: _Kept, found: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(n_local,) from what the nets of centers gave, and those of centers without neighbors."""
+        atom_energy = np.zeros(k.batch.n_local)
+        for t, rows in k.centers.blocks:
+            vacuum = found[1, rows] if k.columns is not None else found[1, rows.start]
+            atom_energy[k.centers.atoms[rows]] = found[0, rows] + self.model.energy_bias[t] - vacuum
+        return atom_energy
+
+    def _moments_adjoint(self, k: _Kept) -> Array:
+        return self._work.buffer("adjoint", (k.env.n, 4, self._ops.channels), self._ops.dtype)
+
+    def _without_neighbors(self, k: _Kept, rows: slice) -> tuple[Array, Array]:
+        """Moments of centers without neighbors, where nothing writes, and as much to write to.
+
+        One is enough where the net has no other inputs.
+        """
+        shape = 1 if k.columns is None else rows.stop - rows.start, 4, self._ops.channels
+        return self._work.buffer("no_moments", shape, self._ops.dtype), self._work.buffer(
+            "scratch", shape, self._ops.dtype
+        )
 
     def backward(self, loss: LossGradient, done: Callable[[str], None] = lambda _: None) -> None:
         """See `TableStep.backward`."""
-        k, work, ops = self._kept_on_card, self._work, self._ops
+        k, ops = self._kept_on_card, self._ops
         assert k is not None, "forward comes first"
-        self.parameters.zero_gradients()
         seeds = loss.atom_seeds(k.batch)[k.centers.atoms]
-        seeds_on_card = work.up("seeds", seeds, ops.dtype)
         direction = np.zeros((k.batch.n_local, 3)) if loss.forces is None else -loss.forces
-        motion = ops.motion(k.env, direction, loss.strains(k.batch.frame[k.centers.atoms]))
-        tangent = ops.tangent(k.env, k.described, motion)
-        moments_bar = work.buffer("moments_bar", tangent.shape, ops.dtype)
-        blocks = dict(k.centers.blocks)
-        for t, tape in self._tapes.items():
-            if t in blocks:
-                rows, gradients = blocks[t], self._gradients[t]
-                tape.gradient(seeds_on_card[rows], tangent[rows], gradients, moments_bar[rows])
-                if t in self._vacuum:
-                    minus = -seeds[rows] if k.columns is not None else -seeds[rows].sum(keepdims=True)
-                    still = self._no_moments_like(len(minus))
-                    scratch = work.buffer("scratch", still.shape, ops.dtype)
-                    on_card = work.up("minus", minus, ops.dtype)
-                    self._vacuum[t].gradient(on_card, still, gradients, scratch, add=True)
-            done(f"fitting.networks.{t}")
+        strain = loss.strains(k.batch.frame[k.centers.atoms])
+        kinds: list[Kind] = [(a.shape, np.float64) for a in (direction, strain)]
+        given = Parcel(self._work, "loss", [*kinds, *[(seeds.shape, ops.dtype)] * 2])
+        given.upload(direction, strain, seeds, self._minus(k, seeds))
+        motion = ops.motion(k.env, *given.arrays[:2])
+        for t in self._tapes:
+            name = f"fitting.networks.{t}"
+            first = t == next(iter(self._tapes))
+            self._replay(name, k, partial(self._fitting_backward, k, t, given, motion if first else None))
+            done(name)
         if not self.model.descriptor.trainable:
             return
-        found = ops.tangent_adjoint(k.env, k.described, motion, moments_bar, k.moments_adjoint)
-        k.table.knots.backward(*found, [self._embedding_gradients[i] for i in k.table.used])
+        self._replay("descriptor", k, partial(self._descriptor_backward, k, motion))
         done("descriptor")
         self._fresh = False
+
+    def _minus(self, k: _Kept, seeds: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(n,) derivatives by the energies of centers without neighbors, at the first row of a type if that is all."""
+        minus = -seeds
+        for _, rows in k.centers.blocks:
+            if k.columns is None:
+                minus[rows.start] = -seeds[rows].sum()
+        return minus
+
+    def _fitting_backward(self, k: _Kept, t: int, given: Parcel, motion: NDArray | None) -> None:
+        """Gradients of a type's net; with a motion first what the moments do along it."""
+        ops, gradients = self._ops, self._gradients[t]
+        tangent = ops.tangent_of(k.env) if motion is None else ops.tangent(k.env, k.described, motion)
+        rows = dict(k.centers.blocks).get(t)
+        if rows is None:
+            self._clear(gradients)
+            return
+        _, _, seeds, minus = given.arrays
+        moments_bar = self._moments_bar(k)[rows]
+        self._tapes[t].gradient(ops.moments_of(k.env)[rows], seeds[rows], tangent[rows], gradients, moments_bar)
+        if t in self._vacuum:
+            still, scratch = self._without_neighbors(k, rows)
+            own = minus[rows.start : rows.start + len(still)]
+            self._vacuum[t].gradient(still, own, still, gradients, scratch, add=True)
+
+    def _descriptor_backward(self, k: _Kept, motion: NDArray) -> None:
+        adjoints = self._moments_bar(k), self._moments_adjoint(k)
+        found = self._ops.tangent_adjoint(k.env, k.described, motion, *adjoints)
+        k.table.knots.backward(*found, [self._embedding_gradients[i] for i in k.table.used])
+        for i in set(range(len(self._embedding_gradients))).difference(k.table.used):
+            self._clear(self._embedding_gradients[i])
+
+    def _moments_bar(self, k: _Kept) -> Array:
+        return self._work.buffer("moments_bar", (k.env.n, 4, self._ops.channels), self._ops.dtype)
+
+    def _clear(self, gradients: Mapping[str, Array]) -> None:
+        """Of a network that a batch does not meet."""
+        for gradient in gradients.values():
+            self._ops.device.fill(gradient, 0.0)

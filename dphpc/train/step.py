@@ -7,6 +7,7 @@ by −ε·V̄: one forward and reverse pass for E, F and V, one tangent forward 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -188,9 +189,13 @@ class TableStep:
             p = replace(self.se_a, network=place[self.se_a.network])
             self._table = table = Table(used, self.grid, p, self._knots(used, p))
         elif not self._fresh:
-            table.knots.update()
+            self._update(table)
         self._fresh = True
         return table
+
+    def _update(self, table: Table) -> None:
+        """Take the present weights."""
+        table.knots.update()
 
     def _moments(self, env: Environment, used: tuple[int, ...]) -> tuple[Table, NDArray[np.floating]]:
         while True:
@@ -340,6 +345,6 @@ def sum_by_frame(values: Doubles, frames: NDArray[np.integer], n_frames: int) ->
     """Sums (n_frames, …) of rows (n, …) that belong to the given frames."""
     if n_frames == 1:
         return values.sum(axis=0, keepdims=True)
-    result = np.zeros((n_frames, *values.shape[1:]))
-    np.add.at(result, frames, values)
-    return result
+    columns = values.reshape(len(values), math.prod(values.shape[1:])).T
+    sums: Doubles = np.array([np.bincount(frames, column, n_frames) for column in columns], np.float64)
+    return sums.T.reshape(n_frames, *values.shape[1:])

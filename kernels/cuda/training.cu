@@ -5,6 +5,7 @@
 // shares of fixed size that are added up in their order.
 #include "center.h"
 #include "elements.h"
+#include "scan.h"
 
 namespace dphpc {
 
@@ -17,8 +18,8 @@ struct Motion {
 
 // Pairs in the order of their intervals.
 struct Sorted {
-    const int* order;         // (n_places) places in the neighbor list
-    const int* rows;          // (n_places) which center a place belongs to
+    const int* order;         // (n_pairs) places in the neighbor list
+    const int* rows;          // (n_pairs) which center each of them belongs to
     const long long* starts;  // (n_tables·n_intervals + 1) where each interval's pairs begin in the order
     int n_intervals;          // of all tables
     int n_shares;             // of each interval's pairs
@@ -191,35 +192,55 @@ features_adjoint(const Real* moments, const Real* y, const Real* tangent, const 
     for (int i = threadIdx.x; i < n_rows * CHANNELS; i += BLOCK) sum[i] += other[i];
 }
 
-// The interval and the row of every pair of a center; other places of the list are left as they are.
-extern "C" __global__ void __launch_bounds__(BLOCK)
-places(const System system, const Descriptor d, int* intervals, int* rows) {
-    const int atom = system.centers[blockIdx.x], type = system.types[atom];
-    for (long long k = system.offsets[atom] + threadIdx.x; k < system.offsets[atom + 1]; k += BLOCK) {
-        Pair pair;
-        Terms at;
-        double unused = 0.0;
-        read_pair(system, d, atom, type, k, pair, at, unused);
-        rows[k] = blockIdx.x;
-        if (pair.interval >= 0) intervals[k] = pair.interval;
-    }
+// Centers in groups of about equal numbers, one a block: calls work(row, atom) for each center of this block's group.
+template <class Work>
+__device__ inline void for_my_centers(const System& system, int n, Work work) {
+    const int first = static_cast<int>(static_cast<long long>(n) * blockIdx.x / gridDim.x);
+    const int last = static_cast<int>(static_cast<long long>(n) * (blockIdx.x + 1) / gridDim.x);
+    for (int row = first; row < last; ++row) work(row, system.centers[row]);
 }
 
-// starts (n_intervals + 1), one a thread: how many of n places in order lie in intervals before it.
-extern "C" __global__ void find_starts(const int* intervals, const int* order, long long n, long long n_intervals,
-                                       long long* starts) {
-    const long long interval = my_element();
-    if (interval > n_intervals) return;
-    long long low = 0, high = n;
-    while (low < high) {
-        const long long middle = (low + high) / 2;
-        if (intervals[order[middle]] < interval) {
-            low = middle + 1;
-        } else {
-            high = middle;
+// The interval of every pair of n centers, −1 for what adds nothing, and in counts (n_intervals, groups), which are 0 at
+// first, how many each group of centers has of each interval.
+extern "C" __global__ void __launch_bounds__(BLOCK)
+count_pairs(const System system, const Descriptor d, int n, int* intervals, int* counts) {
+    for_my_centers(system, n, [&](int, int atom) {
+        for (long long k = system.offsets[atom] + threadIdx.x; k < system.offsets[atom + 1]; k += BLOCK) {
+            Pair pair;
+            Terms at;
+            double unused = 0.0;
+            read_pair(system, d, atom, system.types[atom], k, pair, at, unused);
+            intervals[k] = pair.interval;
+            if (pair.interval >= 0) atomicAdd(counts + static_cast<long long>(pair.interval) * gridDim.x + blockIdx.x, 1);
         }
-    }
-    starts[interval] = low;
+    });
+}
+
+// Pairs in the order of their intervals, in each as they stand from center to center; places: the running sums of
+// counts, which are used up.
+extern "C" __global__ void __launch_bounds__(BLOCK)
+sort_pairs(const System system, int n, int n_intervals, const int* intervals, Count* places, long long* starts, int* order,
+           int* rows) {
+    __shared__ int keys[BLOCK];
+    const int me = threadIdx.x;
+    for (int i = me; blockIdx.x == 0 && i <= n_intervals; i += BLOCK) starts[i] = places[static_cast<long long>(i) * gridDim.x];
+    for_my_centers(system, n, [&](int row, int atom) {
+        const long long last = system.offsets[atom + 1];
+        for (long long first = system.offsets[atom]; first < last; first += BLOCK) {
+            const int key = first + me < last ? intervals[first + me] : -1;
+            keys[me] = key;
+            __syncthreads();
+            Count* place = places + (key < 0 ? 0 : key) * static_cast<long long>(gridDim.x) + blockIdx.x;
+            int before = 0, after = 0;  // those of the same interval
+            for (int k = 0; key >= 0 && k < BLOCK; ++k) (k < me ? before : after) += keys[k] == key && k != me;
+            if (key >= 0) {
+                const Count to = *place + before;
+                order[to] = static_cast<int>(first + me), rows[to] = row;
+            }
+            __syncthreads();
+            if (key >= 0 && after == 0) *place += before + 1;
+        }
+    });
 }
 
 struct AdjointTerms {
@@ -245,7 +266,7 @@ table_adjoint(const System system, const Descriptor d, const Motion motion, cons
             const int n = end - first < BLOCK ? static_cast<int>(end - first) : BLOCK;
             __syncthreads();
             if (me < n) {
-                const long long place = pairs.order[first + me], row = pairs.rows[place];
+                const long long place = pairs.order[first + me], row = pairs.rows[first + me];
                 const int atom = system.centers[row];
                 Pair pair;
                 double unused = 0.0;

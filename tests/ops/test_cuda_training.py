@@ -46,9 +46,15 @@ def on_card(device, case, dtype=np.float64):
     table, p = case.e.table, case.p
     ops = CudaSeA(device, table.n_channels, p.axis_neuron, len(p.sel), dtype)
     new = Workspace(device).new
-    env = ops.environment(case.env, [frame_of(case.env)])
+    env = ops.frames.joined([frame_of(case.env)], case.env.centers)
     described = ops.described(p, table.grids, new(table.coefficients), new(case.e.empty))
     return SimpleNamespace(ops=ops, env=env, d=described, new=new, down=device.download)
+
+
+def exerted(card, env, bar):
+    """Forces and virials."""
+    card.ops.forces(env, card.d, card.new(bar))
+    return env.download().exerted()
 
 
 def compare(device, case, dtype=np.float64):
@@ -57,14 +63,15 @@ def compare(device, case, dtype=np.float64):
     args = case.env, case.p, case.e
     moments, largest = reference.moments(*args)
     assert_close(card.down(card.ops.moments(card.env, card.d)), moments, tolerance)
-    assert card.ops.largest() == pytest.approx(largest, rel=1e-13)
+    assert card.env.download().largest == pytest.approx(largest, rel=1e-13)
 
     forces, virial = np.zeros_like(case.env.positions), np.zeros((len(case.env.centers), 3, 3))
     reference.forces_into(*args, case.bar, forces, virial)
-    for a, b in zip(card.ops.forces(card.env, card.d, card.new(case.bar)), (forces, virial), strict=True):
+    for a, b in zip(exerted(card, card.env, case.bar), (forces, virial), strict=True):
         assert_close(a, b, tolerance)
 
-    motion = card.ops.motion(card.env, case.direction, case.strain)
+    given = card.new(case.direction), card.new(case.strain)
+    motion = card.ops.motion(card.env, *given)
     tangent = reference.tangent(*args, case.direction, case.strain)
     assert_close(card.down(card.ops.tangent(card.env, card.d, motion)), tangent, tolerance)
     bars = card.new(case.bar), card.new(case.bar_dot)
@@ -107,16 +114,17 @@ def test_images_move_with_their_owners_and_give_them_their_forces(device, se_a_c
     owner = np.random.default_rng(1).integers(0, 30, (~local).sum()).astype(np.int32)
     case = replace(case, env=env, bar=case.bar[: len(env.centers)], strain=case.strain[: len(env.centers)])
     card = on_card(device, case)
-    placed = card.ops.environment(env, [frame_of(env, owner)])
+    placed = card.ops.frames.joined([frame_of(env, owner)], env.centers)
     direction = np.concatenate((case.direction[local], case.direction[owner]))
-    motion = card.ops.motion(placed, case.direction[local], case.strain)
+    given = card.new(case.direction[local]), card.new(case.strain)
+    motion = card.ops.motion(placed, *given)
     expected = reference.tangent(env, case.p, case.e, direction, case.strain)
     assert_close(card.down(card.ops.tangent(placed, card.d, motion)), expected, 1e-12)
     forces, virial = np.zeros_like(env.positions), np.zeros((len(env.centers), 3, 3))
     reference.forces_into(env, case.p, case.e, case.bar, forces, virial)
     folded = forces[local].copy()
     np.add.at(folded, owner, forces[~local])
-    assert_close(card.ops.forces(placed, card.d, card.new(case.bar))[0], folded, 1e-12)
+    assert_close(exerted(card, placed, case.bar)[0], folded, 1e-12)
 
 
 def test_a_pair_force_beyond_its_range_ends_the_run(device, se_a_case):
@@ -124,7 +132,7 @@ def test_a_pair_force_beyond_its_range_ends_the_run(device, se_a_case):
     card = on_card(device, case)
     for factor in (1e9, np.nan):
         with pytest.raises(RunError, match="above 1024 eV/Å or not a number"):
-            card.ops.forces(card.env, card.d, card.new(factor * case.bar))
+            exerted(card, card.env, factor * case.bar)
 
 
 def test_fewer_shares_where_the_table_is_large(device, se_a_case, monkeypatch):
@@ -164,9 +172,10 @@ def test_fitting_tape_agrees(device, widths, name, dtype):
         expected = [*native.energy_and_adjoint(moments, columns), native.gradient(seeds, tangent, theirs, add=add)]
         tape = CudaFittingTape(uploaded(new, net), ops)
         found = [new(np.zeros(n, dtype)), new(np.zeros_like(moments)), new(np.zeros_like(moments))]
-        tape.energy_and_adjoint(new(moments), new(columns) if n_columns else None, *found[:2])
+        kept = new(moments)
+        tape.energy_and_adjoint(kept, new(columns) if n_columns else None, *found[:2])
         ours = {key: new(value) for key, value in start.items()}
-        tape.gradient(new(seeds), new(tangent), ours, found[2], add=add)
+        tape.gradient(kept, new(seeds), new(tangent), ours, found[2], add=add)
         for a, b in zip((*found, *ours.values()), (*expected, *theirs.values()), strict=True):
             assert_allclose(device.download(a), b, rtol=0, atol=tolerance * np.abs(b).max(initial=1.0))
 

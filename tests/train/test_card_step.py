@@ -7,15 +7,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from dphpc.core.box import Box
 from dphpc.core.errors import InputError, RunError
 from dphpc.model.dp_model import DPModel
 from dphpc.model.radial_table import Grid
 from dphpc.ops.se_a import cuda
+from dphpc.ops.workspace import ALIGNMENT
 from dphpc.train.card_step import CardStep, require_for_card
+from dphpc.train.data import Frame, Geometry
 from dphpc.train.data.batch import join
 from dphpc.train.parameters import Parameters
 from dphpc.train.step import Prediction, TableStep
-from tests.models import random_model
+from tests.models import random_model, random_structure
 from tests.train.batches import random_batch, random_seeds
 from tests.train.test_gradient import MODELS, gradients, relative
 
@@ -106,6 +109,32 @@ def test_the_same_bits_every_time(device) -> None:
     assert all(np.array_equal(a, b) for a, b in zip(*results, strict=True))
 
 
+def test_frames_of_a_shape_share_graphs(emulated) -> None:
+    """Which read what differs from frame to frame, weights too, where it lies."""
+    card, cpu = steps(emulated, lambda: random_model(3))
+    types, frames = random_structure(12, n_types=cpu.model.n_types)[2], []
+    for seed in range(4):
+        x, cell, _ = random_structure(12, length=5.5, seed=seed)
+        frames.append(join([Geometry.of(Frame(x, types, Box(cell)), cpu.model.descriptor.rcut)], [{}]))
+    assert len({len(f.neighbors.indices) for f in frames}) > 2
+    other = random_batch(cpu.model, (9, 5), seed=9)
+    asked = []
+    for batch in (*frames, *frames, other, *frames):
+        seeds, start = random_seeds(batch), len(emulated.asked)
+        assert_same(card.forward(batch), cpu.forward(batch))
+        found, expected = gradients_of(card, seeds), gradients(cpu, seeds)
+        for name, value in expected.items():
+            assert relative(found[name], value) < 1e-12, name
+        asked.append(emulated.asked[start:])
+        for step in (card, cpu):
+            for flat in step.parameters.flats:
+                flat.data.mul_(1.001)
+            step.weights_changed()
+    n_types = len(cpu.model.fitting.networks)
+    assert asked[-1] == ["join_frames"] + ["graph"] * (3 + n_types)
+    assert len(asked[-len(frames) - 1]) > 50  # the other shape, met for the first time
+
+
 def test_a_part_of_the_atoms_and_none(device) -> None:
     card, cpu = steps(device, lambda: random_model(3))
     whole = random_batch(cpu.model)
@@ -158,11 +187,11 @@ def test_frames_stay_on_the_card_while_they_fit(emulated) -> None:
 
     for batch in frames:
         assert uploaded(batch) > batch.neighbors.indices.nbytes + batch.positions.nbytes
-    centers = 4 * 15 + 8 * 3
+    centers = 4 * 15 + 8 * 3 + 11 * 8 + 3 * ALIGNMENT  # with the place of a frame
     together = join([g for batch in frames for g in batch.geometries], [{}] * 3)
-    assert uploaded(together) <= 4 * 36 + 8 * 3 + 11 * 8 * 3
+    assert uploaded(together) <= 4 * 36 + 8 * 3 + 11 * 8 * 3 + 3 * ALIGNMENT
     assert all(uploaded(batch) <= centers for batch in frames)
-    card._ops._most_bytes = card._ops._frames_bytes
+    card._ops.frames.most_bytes = card._ops.frames.nbytes
     uploaded(random_batch(cpu.model, (8,), seed=8))  # one has to go: the first
     assert uploaded(frames[1]) <= centers
     assert uploaded(frames[2]) <= centers

@@ -52,6 +52,11 @@ class CudaFittingTape:
         self._n, self._kept = -1, list[_Kept]()
         self._structs = [self._work.layer(layer, layer[1], layer[2]) for layer in self._layers]
 
+    @property
+    def version(self) -> int:
+        """See `Workspace.version`."""
+        return self._work.version
+
     def repack(self) -> None:
         """The weights are read where they are."""
 
@@ -73,6 +78,7 @@ class CudaFittingTape:
             kept = _Kept(struct, layer[0], x, z_adjoint, slope, curvature, tangent, activated, adjoint)
             self._kept.append(kept)
         self._output = work.buffer("output", (2 * n, self.network.n_out), dtype)
+        self._inputs_adjoint = work.buffer("inputs_adjoint", (n, self._layers[0][0].shape[0]), dtype)
 
     def _next(self, i: int) -> Array:
         return self._kept[i + 1].x if i < len(self._kept) - 1 else self._output
@@ -84,7 +90,6 @@ class CudaFittingTape:
         """
         n, device, work = len(moments), self._work.device, self._work
         self._take_memory(n)
-        self._moments = moments
         self._se_a.features_into(moments, columns, self._kept[0].x[:n])
         for i, k in enumerate(self._kept):
             last = i == len(self._kept) - 1
@@ -95,9 +100,8 @@ class CudaFittingTape:
         for i, k in reversed(list(enumerate(self._kept))):
             p_z = k.z_adjoint[n:]
             work.of_each(self._text, "layer_adjoint", k.slope.size, k.struct, np.int64(n), k.adjoint, k.slope, p_z)
-            below = self._kept[i - 1].adjoint if i else work.buffer("inputs_adjoint", k.x[:n].shape, self._se_a.dtype)
+            below = self._kept[i - 1].adjoint if i else self._inputs_adjoint
             self._pass_back(k, k.adjoint, p_z, below)
-        self._inputs_adjoint = below
         self._se_a.features_adjoint_into(moments, below, None, None, adjoint)
 
     def _pass_back(self, k: _Kept, output_adjoint: Array | None, z_adjoint: Array, out: Array) -> None:
@@ -107,11 +111,19 @@ class CudaFittingTape:
             self._work.of_each(self._text, "add_skip", out.size, k.struct, np.int64(len(out)), output_adjoint, out)
 
     def gradient(
-        self, seeds: Array, tangent: Array, gradients: Mapping[str, Array], moments_bar: Array, *, add: bool = False
+        self,
+        moments: Array,
+        seeds: Array,
+        tangent: Array,
+        gradients: Mapping[str, Array],
+        moments_bar: Array,
+        *,
+        add: bool = False,
     ) -> None:
         """Set the gradients of Σ ē·E + Ė, see `native.FittingTape.gradient`, and `moments_bar` (n, 4, M)."""
-        n, device, work = self._n, self._work.device, self._work
-        self._se_a.features_tangent_into(self._moments, tangent, self._kept[0].x[n:])
+        n, device, work = len(moments), self._work.device, self._work
+        self._take_memory(n)
+        self._se_a.features_tangent_into(moments, tangent, self._kept[0].x[n:])
         for i, k in enumerate(self._kept):
             device.product(k.x[n:], k.w, k.tangent)
             arrays = k.tangent, k.x[n:], k.adjoint, k.slope, k.curvature, self._next(i)[n:]
@@ -126,7 +138,7 @@ class CudaFittingTape:
             below = work.buffer(f"q{i % 2}", k.x[:n].shape, self._se_a.dtype)
             self._pass_back(k, q, q_z, below)
             q = below
-        self._se_a.features_adjoint_into(self._moments, q, tangent, self._inputs_adjoint, moments_bar)
+        self._se_a.features_adjoint_into(moments, q, tangent, self._inputs_adjoint, moments_bar)
 
     def _set_gradients(self, i: int, idt_terms: Array | None, gradients: Mapping[str, Array], add: bool) -> None:
         k, n, product = self._kept[i], self._n, self._work.device.product

@@ -70,6 +70,11 @@ class CudaKnotTable:
         self._tables, self._slots = np.array([tables], _TABLES), self._slots_of(p, channels)
         self.update()
 
+    @property
+    def version(self) -> int:
+        """See `Workspace.version`."""
+        return self._work.version
+
     def _wide(self, i: int, net: Network) -> Network:
         """The network with float64 arrays: its own, or copies that `update` fills."""
         if self._dtype == np.float64:
