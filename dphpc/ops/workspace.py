@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -92,7 +93,7 @@ class Parcel:
     def __init__(self, work: Workspace, name: str, kinds: Sequence[Kind]) -> None:
         self._device, self._places, end = work.device, list[tuple[slice, Kind]](), 0
         for shape, dtype in kinds:
-            size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+            size = math.prod(shape) * np.dtype(dtype).itemsize
             self._places.append((slice(end, end + size), (shape, dtype)))
             end += -(-size // ALIGNMENT) * ALIGNMENT
         self._bytes = work.buffer(name, (end,), np.uint8)

@@ -111,7 +111,7 @@ class CardStep(TableStep):
             Two atoms are too close for the table, or the force of a pair is beyond what is summed.
         """
         centers = Centers.of(batch, self.model)
-        env = self._ops.frames.joined(batch.geometries or [batch], centers.atoms)
+        env = self._ops.frames.joined(batch.geometries, centers.atoms)
         used = self._networks_of(batch, [t for t, _ in centers.blocks])
         columns = parameter_columns(self.model, batch)
         on_card = None if columns is None else self._work.up("columns", columns[centers.atoms], self._ops.dtype)

@@ -9,7 +9,7 @@ import pytest
 
 from dphpc.core.errors import InputError
 from dphpc.ops.neighbors.contract import Neighbors
-from dphpc.train.data import Batch
+from dphpc.train.data import Batch, Geometry
 from dphpc.train.loss import EnergyLoss
 from dphpc.train.schema import LossConfig
 from dphpc.train.step import Prediction
@@ -29,15 +29,14 @@ def sample_batch(without: list[str]) -> tuple[Prediction, Batch]:
         "atom_ener": a["label_atom_energy"].ravel(),
         "atom_pref": a["atom_pref"].ravel(),
     }
-    n = N_FRAMES * N_ATOMS
+    nobody = np.zeros(0, np.int32)
+    alone = Neighbors(np.zeros(N_ATOMS + 1, np.int64), nobody, 1.0)
+    frame = Geometry(N_ATOMS, np.zeros((N_ATOMS, 3)), np.array(TYPES, np.int32), nobody, alone, 1.0)
     batch = Batch(
         natoms=np.full(N_FRAMES, N_ATOMS),
         frame=np.repeat(np.arange(N_FRAMES, dtype=np.int32), N_ATOMS),
         frame_offsets=np.arange(N_FRAMES + 1) * N_ATOMS,
-        positions=np.zeros((n, 3)),
-        types=np.array(TYPES * N_FRAMES, np.int32),
-        owner=np.zeros(0, np.int32),
-        neighbors=Neighbors(np.zeros(n + 1, np.int64), np.zeros(0, np.int32), 1.0),
+        geometries=(frame,) * N_FRAMES,
         volume=np.ones(N_FRAMES),
         **{name: value for name, value in labels.items() if name not in without},
     )

@@ -141,6 +141,21 @@ class CardEnvironment:
         return Results(float(largest.max(initial=-np.inf)), energies, totals, self.n_local)
 
 
+@dataclass(frozen=True)
+class _Resident:
+    """A frame on the card; with its arrays on the host, so that no others get their identities."""
+
+    frame: OwnedAtoms
+    arrays: tuple[Array, ...]
+    addresses: tuple[int, ...]
+    sizes: tuple[int, int, int]  # local atoms, atoms, pairs
+
+    @property
+    def nbytes(self) -> int:
+        """Of the card's memory."""
+        return sum(int(a.nbytes) for a in self.arrays)
+
+
 class CardFrames:
     """Frames by their arrays' identity; those that were not used for long give way where the memory would not do.
 
@@ -152,13 +167,13 @@ class CardFrames:
 
     def __init__(self, device: Device, work: Workspace, text: str, n_types: int, dtype: np.dtype) -> None:
         self._device, self._work, self._text, self._n_types, self._dtype = device, work, text, n_types, dtype
-        self._frames: OrderedDict[tuple[int, int, int], tuple[OwnedAtoms, tuple[Array, ...]]] = OrderedDict()
+        self._frames: OrderedDict[tuple[int, int, int], _Resident] = OrderedDict()
         self.nbytes, self.most_bytes = 0, int(FRAMES_SHARE * device.free_memory())
 
     def joined(self, frames: Sequence[OwnedAtoms], centers: NDArray[np.int32]) -> CardEnvironment:
         """The frames side by side, as `dphpc.train.data.batch.join` has them, with centers ordered by type."""
         work, resident = self._work, [self._resident(frame) for frame in frames]
-        sizes = np.array([(len(f.neighbors.offsets) - 1, len(f.types), len(f.neighbors.indices)) for f in frames])
+        sizes = np.array([frame.sizes for frame in resident])
         n_local, n_all, n_pairs = (int(n) for n in sizes.sum(axis=0))
         types = np.concatenate([f.types[:n] for f, n in zip(frames, sizes[:, 0], strict=True)])
         first = np.searchsorted(types[centers], np.arange(self._n_types + 1))
@@ -180,31 +195,27 @@ class CardFrames:
         results, pairs = Parcel(work, "results", kinds), (intervals, order, rows)
         return CardEnvironment(n, n_local, tuple(first.tolist()), system, place[4], first_rows, pairs, results)
 
-    def _table(self, resident: list[tuple[Array, ...]], sizes: NDArray[np.int64], n_local: int) -> NDArray[np.uint8]:
-        """The structs of frames with these arrays and numbers of local atoms, atoms and pairs, as bytes."""
+    def _table(self, resident: list[_Resident], sizes: NDArray[np.int64], n_local: int) -> NDArray[np.uint8]:
+        """The structs of frames of these numbers of local atoms, atoms and pairs, as bytes."""
         before = np.cumsum(sizes, axis=0) - sizes
-        rows = [
-            (*map(self._work.address, arrays), *size, local, n_local + n_all_before - local, pair)
-            for arrays, size, (local, n_all_before, pair) in zip(resident, sizes, before, strict=True)
-        ]
+        before[:, 1] += n_local - before[:, 0]  # images come behind all local atoms
+        rows = [(*frame.addresses, *frame.sizes, *to) for frame, to in zip(resident, before.tolist(), strict=True)]
         return np.array(rows, _FRAME).view(np.uint8)
 
-    def _resident(self, frame: OwnedAtoms) -> tuple[Array, ...]:
-        """A frame's arrays, uploaded once."""
+    def _resident(self, frame: OwnedAtoms) -> _Resident:
+        """A frame whose arrays are uploaded once."""
         key = id(frame.positions), id(frame.neighbors), id(frame.owner)
         if key in self._frames:
             self._frames.move_to_end(key)
-            return self._frames[key][1]
+            return self._frames[key]
         n = frame.neighbors
-        owners = np.concatenate((np.arange(len(n.offsets) - 1, dtype=np.int32), frame.owner))
+        sizes = len(n.offsets) - 1, len(frame.types), len(n.indices)
+        owners = np.concatenate((np.arange(sizes[0], dtype=np.int32), frame.owner))
         arrays = tuple(self._work.new(a) for a in (frame.positions, frame.types, n.offsets, n.indices, owners))
-        if len(n.indices):  # others are made for one batch
-            self._frames[key] = frame, arrays  # with the frame, so that no other gets its arrays' identities
-            self.nbytes += _nbytes(arrays)
+        there = _Resident(frame, arrays, tuple(map(self._work.address, arrays)), sizes)
+        if sizes[2]:  # others are made for one batch
+            self._frames[key] = there
+            self.nbytes += there.nbytes
         while len(self._frames) > 1 and self.nbytes > self.most_bytes:
-            self.nbytes -= _nbytes(self._frames.popitem(last=False)[1][1])
-        return arrays
-
-
-def _nbytes(arrays: tuple[Array, ...]) -> int:
-    return sum(int(a.nbytes) for a in arrays)
+            self.nbytes -= self._frames.popitem(last=False)[1].nbytes
+        return there

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -105,12 +106,8 @@ class Batch:
         (n_local,) frame of each local atom.
     frame_offsets
         (n_frames + 1,) where each frame's local atoms begin.
-    positions, types
-        (n_all, 3) Å, (n_all,): local atoms of all frames, then ghosts of all frames.
-    owner
-        (n_ghost,) the local atom whose image a ghost is.
-    neighbors
-        Rows of all local atoms, reach = rcut.
+    geometries
+        The frames' own arrays, which come again with the frames.
     volume
         (n_frames,) Å³, 0 for open systems.
     energy, forces, virial, atom_ener, atom_pref
@@ -120,17 +117,12 @@ class Batch:
     part
         (first, last) of the local atoms that this rank evaluates; None for all.  Frames without such atoms have
         neither ghosts nor neighbors.
-    geometries
-        The frames' own arrays, which come again with the frames.
     """
 
     natoms: NDArray[np.int64]
     frame: NDArray[np.int32]
     frame_offsets: NDArray[np.int64]
-    positions: Floats
-    types: NDArray[np.int32]
-    owner: NDArray[np.int32]
-    neighbors: Neighbors
+    geometries: tuple[Geometry, ...]
     volume: Floats
     energy: Floats | None = None
     forces: Floats | None = None
@@ -140,7 +132,52 @@ class Batch:
     fparam: Floats | None = None
     aparam: Floats | None = None
     part: tuple[int, int] | None = None
-    geometries: tuple[Geometry, ...] = ()
+
+    # Joined when first asked for: a card puts frames together that it has.
+
+    @cached_property
+    def positions(self) -> Floats:
+        """(n_all, 3) Å: local atoms of all frames, then ghosts of all frames."""
+        return self._local_then_ghosts([g.positions for g in self.geometries])
+
+    @cached_property
+    def types(self) -> NDArray[np.int32]:
+        """(n_all,) as `positions`."""
+        return self._local_then_ghosts([g.types for g in self.geometries])
+
+    @cached_property
+    def owner(self) -> NDArray[np.int32]:
+        """(n_ghost,) the local atom whose image a ghost is."""
+        if len(self.geometries) == 1:
+            return self.geometries[0].owner
+        first = self.frame_offsets[:-1].astype(np.int32)
+        return np.concatenate([g.owner + o for g, o in zip(self.geometries, first, strict=True)])
+
+    @cached_property
+    def row_offsets(self) -> NDArray[np.int64]:
+        """(n_local + 1,) where each local atom's neighbors begin."""
+        first = np.cumsum([0, *(g.neighbors.n_pairs for g in self.geometries)])
+        rows = [g.neighbors.offsets[:-1] + k for g, k in zip(self.geometries, first, strict=False)]
+        return np.concatenate([*rows, first[-1:]])
+
+    @cached_property
+    def neighbors(self) -> Neighbors:
+        """Rows of all local atoms, reach = rcut."""
+        if len(self.geometries) == 1:
+            return self.geometries[0].neighbors
+        indices, ghost = [], self.n_local
+        for g, first in zip(self.geometries, self.frame_offsets.tolist(), strict=False):
+            # Index i of a frame becomes i + first for a local atom, and its place among all ghosts otherwise.
+            shift = np.where(g.neighbors.indices < g.n_local, np.int32(first), np.int32(ghost - g.n_local))
+            indices.append(g.neighbors.indices + shift)
+            ghost += g.n_ghost
+        return Neighbors(self.row_offsets, np.concatenate(indices), self.geometries[0].neighbors.reach)
+
+    def _local_then_ghosts(self, arrays: list[Any]) -> Any:
+        if len(arrays) == 1:
+            return arrays[0]
+        parts = [*zip(arrays, self.geometries, strict=True)]
+        return np.concatenate([*(a[: g.n_local] for a, g in parts), *(a[g.n_local :] for a, g in parts)])
 
     @property
     def own(self) -> slice:
@@ -150,8 +187,7 @@ class Batch:
     @property
     def n_own_pairs(self) -> int:
         """Neighbors of those atoms."""
-        offsets = self.neighbors.offsets
-        return int(offsets[self.own.stop] - offsets[self.own.start])
+        return int(self.row_offsets[self.own.stop] - self.row_offsets[self.own.start])
 
     @property
     def n_frames(self) -> int:
@@ -166,12 +202,12 @@ class Batch:
     @property
     def n_ghost(self) -> int:
         """Images of all frames."""
-        return len(self.owner)
+        return sum(g.n_ghost for g in self.geometries)
 
     @property
     def n_all(self) -> int:
         """Atoms and images."""
-        return len(self.types)
+        return self.n_local + self.n_ghost
 
     @property
     def periodic(self) -> bool:
@@ -198,7 +234,6 @@ def join(geometries: Sequence[Geometry], values: Sequence[dict[str, Any]]) -> Ba
         frame_offsets=offsets,
         volume=np.array([g.volume for g in geometries]),
         geometries=tuple(geometries),
-        **_join_arrays(geometries, offsets),
         **labels,
     )
 
@@ -207,28 +242,3 @@ def _stack(name: str, values: Sequence[dict[str, Any]]) -> Floats:
     if name in ("energy", "virial", "fparam"):
         return np.array([v[name] for v in values], np.float64)
     return np.concatenate([v[name] for v in values])
-
-
-def _join_arrays(geometries: Sequence[Geometry], offsets: NDArray[np.int64]) -> dict[str, Any]:
-    if len(geometries) == 1:
-        g = geometries[0]
-        return {"positions": g.positions, "types": g.types, "owner": g.owner, "neighbors": g.neighbors}
-    ghost_offset = int(offsets[-1])
-    row_offset = 0
-    indices, rows = [], [np.zeros(1, np.int64)]
-    for g, first in zip(geometries, offsets[:-1].tolist(), strict=True):
-        # Index i of a frame becomes i + first for a local atom, and its place among all ghosts otherwise.
-        shift = np.where(g.neighbors.indices < g.n_local, np.int32(first), np.int32(ghost_offset - g.n_local))
-        indices.append(g.neighbors.indices + shift)
-        rows.append(g.neighbors.offsets[1:] + row_offset)
-        ghost_offset += g.n_ghost
-        row_offset += g.neighbors.n_pairs
-    local = [slice(None, g.n_local) for g in geometries]
-    ghost = [slice(g.n_local, None) for g in geometries]
-    order = [*zip(geometries, local, strict=True), *zip(geometries, ghost, strict=True)]
-    return {
-        "positions": np.concatenate([g.positions[part] for g, part in order]),
-        "types": np.concatenate([g.types[part] for g, part in order]),
-        "owner": np.concatenate([g.owner + np.int32(o) for g, o in zip(geometries, offsets[:-1], strict=True)]),
-        "neighbors": Neighbors(np.concatenate(rows), np.concatenate(indices), geometries[0].neighbors.reach),
-    }
