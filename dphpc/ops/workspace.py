@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from dphpc.core.buffers import Buffers
-from dphpc.core.device import Array, Device
+from dphpc.core.device import Array, Device, Event
 from dphpc.ops.structs import ELEMENTWISE, layer_struct
 
 NULL = np.uint64(0)
@@ -30,7 +30,8 @@ class Workspace:
     """Arrays on a card, by name: each keeps its memory from call to call."""
 
     def __init__(self, device: Device) -> None:
-        self.device, self.buffers = device, Buffers(device.zeros)
+        self.device, self.buffers, self.pinned = device, Buffers(device.zeros), Buffers(device.pinned)
+        self.sent: dict[str, Event] = {}
         self._n_ones: dict[str, int] = {}
 
     @property
@@ -91,7 +92,8 @@ class Parcel:
     """Arrays side by side in a card's memory, which go up or come down in one copy."""
 
     def __init__(self, work: Workspace, name: str, kinds: Sequence[Kind]) -> None:
-        self._device, self._places, end = work.device, list[tuple[slice, Kind]](), 0
+        self._work, self._name, end = work, name, 0
+        self._places: list[tuple[slice, Kind]] = []
         for shape, dtype in kinds:
             size = math.prod(shape) * np.dtype(dtype).itemsize
             self._places.append((slice(end, end + size), (shape, dtype)))
@@ -103,12 +105,16 @@ class Parcel:
         return [whole[place].view(dtype).reshape(shape) for place, (shape, dtype) in self._places]
 
     def upload(self, *values: NDArray) -> None:
-        """Set the arrays."""
-        whole = np.zeros(self._bytes.shape, np.uint8)
+        """Begin to set the arrays."""
+        device, sent = self._work.device, self._work.sent
+        if self._name in sent:
+            sent[self._name].synchronize()  # what it was sent from may be written to
+        whole = self._work.pinned.get(self._name, self._bytes.shape, np.uint8)
         for array, value in zip(self._cut(whole), values, strict=True):
             array[...] = value
-        self._device.upload(whole, self._bytes)
+        device.start_upload(whole, self._bytes)
+        sent[self._name] = device.mark()
 
     def download(self) -> list[NDArray]:
         """Copies on the host."""
-        return self._cut(self._device.download(self._bytes))
+        return self._cut(self._work.device.download(self._bytes))

@@ -14,7 +14,9 @@ struct Piece {
     long long n;
 };
 
-extern "C" __global__ void adam(const Step s, const Piece* pieces) {
+// Without effect where `norm` is given and not finite.
+extern "C" __global__ void adam(const Step s, const Piece* pieces, const double* norm) {
+    if (norm && !(*norm - *norm == 0.0)) return;
     const Piece piece = pieces[blockIdx.x];
     for (int i = threadIdx.x; i < piece.n; i += blockDim.x) {
         const Real g = piece.gradient[i] + s.added * piece.value[i];

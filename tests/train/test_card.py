@@ -16,10 +16,11 @@ import torch
 
 import dphpc
 from dphpc.cli.main import main
-from dphpc.core.errors import InputError
+from dphpc.core.errors import InputError, RunError
 from dphpc.ops.se_a import cuda
 from dphpc.parallel.comm import Communicator, Serial
 from dphpc.train import run
+from dphpc.train.card_step import CardStep
 from dphpc.train.checkpoint import Checkpoint
 from dphpc.train.parameters import Parameters
 from tests.models import random_model
@@ -104,6 +105,32 @@ def test_soap(folder, plays_a_card) -> None:
     found, expected = (dphpc.train(soap, device=device).training for device in ("cuda", "cpu"))
     assert found["rmse_f"] == pytest.approx(expected["rmse_f"], rel=1e-2)
     assert all(np.isfinite(value).all() for value in state(4).values())
+
+
+def test_a_gradient_that_is_not_finite_is_seen_a_step_later(folder, plays_a_card, monkeypatch) -> None:
+    """Or when the state is asked for; the card has left the weights alone meanwhile."""
+    backward, weights = CardStep.backward, []
+
+    def broken(step: CardStep, *args: Any) -> None:
+        backward(step, *args)
+        weights.append(step.parameters.flats[0].detach().clone())
+        if len(weights) == 2:
+            step.parameters.gradient_parts("descriptor")[0][3] = np.nan
+
+    monkeypatch.setattr(CardStep, "backward", broken)
+    with pytest.raises(RunError, match="step before is not finite") as caught:
+        dphpc.train(given(numb_steps=4, save_freq=4), device="cuda")
+    assert "step 3" in str(caught.value)
+    assert len(weights) == 2
+    weights.clear()
+    kept = Parameters.fetch
+    after: list[torch.Tensor] = []
+    monkeypatch.setattr(Parameters, "fetch", lambda p: (after.append(p.flats[0].detach().clone()), kept(p))[1])
+    with pytest.raises(RunError, match="the step before is not finite"):
+        dphpc.train(given(numb_steps=2, save_freq=2), device="cuda")
+    assert torch.equal(after[-1], weights[1])
+    assert not torch.equal(weights[1], weights[0])
+    assert not Path("model.ckpt-2.safetensors").exists()
 
 
 def test_what_a_card_does_not_do_ends_the_run_before_it_starts(folder, plays_a_card) -> None:

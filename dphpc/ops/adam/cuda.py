@@ -43,11 +43,14 @@ class CudaAdam:
         self._n_pieces = len(pieces)
         self._pieces = Workspace(device).new(np.array(pieces, _PIECE).view(np.uint8))
 
-    def step(self, s: AdamStep) -> None:
-        """See `contract.AdamOps.adam_step`; rounded where `kernels/native/adam.h` rounds."""
+    def step(self, s: AdamStep, norm: int = 0) -> None:
+        """See `contract.AdamOps.adam_step`; rounded where `kernels/native/adam.h` rounds.
+
+        Nothing changes where a float64 on the card is not finite, whose address is `norm`; 0 for none.
+        """
         real = self._step[0].type
         correction1, correction2 = real(1.0 - s.beta1**s.count), real(np.sqrt(1.0 - s.beta2**s.count))
         keep, added = (1.0 - s.rate * s.decay, 0.0) if s.decoupled else (1.0, s.decay)
         numbers = real(s.rate) / correction1, keep, added, s.beta1, s.beta2, correction2, s.epsilon
         struct = np.array([numbers], self._step)
-        self._device.launch(self._text, "adam", self._n_pieces, THREADS, struct, self._pieces)
+        self._device.launch(self._text, "adam", self._n_pieces, THREADS, struct, self._pieces, np.uint64(norm))

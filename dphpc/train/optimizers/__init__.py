@@ -8,6 +8,7 @@ from dphpc.core.errors import InputError
 from dphpc.train.optimizers.adam import Adam
 from dphpc.train.optimizers.gradient import GradientOptimizer, Rule
 from dphpc.train.optimizers.kalman import KalmanOptimizer
+from dphpc.train.optimizers.late_check import LateCheckOptimizer
 from dphpc.train.optimizers.muon import HybridMuonRule
 from dphpc.train.optimizers.protocol import Engine, Optimizer
 from dphpc.train.optimizers.soap import SoapRule
@@ -33,7 +34,10 @@ def make_optimizer(config: TrainInput, parameters: Parameters) -> Optimizer:
             "LKF does not run on a card yet", where="optimizer/type", remedy="another one, or --device cpu"
         )
     if not isinstance(config.optimizer, LkfConfig):
-        return GradientOptimizer(make_rule(config, parameters), parameters, t.gradient_max_norm)
+        rule = make_rule(config, parameters)
+        if isinstance(rule, Adam) and parameters.device is not None and not t.gradient_max_norm:
+            return LateCheckOptimizer(rule, parameters)
+        return GradientOptimizer(rule, parameters, t.gradient_max_norm)
     if t.gradient_max_norm:
         raise InputError(
             "gradient_max_norm does not act on LKF, which makes no step along the loss's gradient",

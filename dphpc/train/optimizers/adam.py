@@ -67,14 +67,14 @@ class AdamRule:
         first, second = self._first[name], self._second[name]
         return value.grad.data_ptr(), value.data_ptr(), first.data_ptr(), second.data_ptr(), value.numel()
 
-    def step(self, learning_rate: float) -> None:
-        """One step."""
+    def step(self, learning_rate: float, norm: Tensor | None = None) -> None:
+        """One step; on a card none where `norm` (float64, there) is not finite."""
         self._steps += 1
         rate = learning_rate * self.lr_factor
         s = AdamStep(rate, *self.betas, self._steps, self.weight_decay, self.decoupled)
         if self._device is not None:
             for adam in self._on_card:
-                adam.step(s)
+                adam.step(s, 0 if norm is None else norm.data_ptr())
             return
         for name, value in self.values.items():
             assert value.grad is not None

@@ -60,7 +60,7 @@ class GradientOptimizer:
         RunError
             The gradient is not finite; no weight has been changed.
         """
-        gradients = [flat.grad for flat in self.parameters.flats if flat.grad is not None]
+        gradients = self._gradients()
         norm = math.sqrt(math.fsum(_square(g) for g in gradients))
         if not math.isfinite(norm):
             raise RunError(
@@ -73,6 +73,9 @@ class GradientOptimizer:
         self.rule.step(learning_rate)
         self._begun = True
         return norm
+
+    def _gradients(self) -> list[Tensor]:
+        return [flat.grad for flat in self.parameters.flats if flat.grad is not None]
 
     def state(self) -> State:
         """See `Optimizer.state`."""
