@@ -40,14 +40,9 @@ class Workspace:
         return self.buffers.nbytes
 
     @property
-    def version(self) -> int:
-        """Rises whenever an array that goes by a name gets other memory: what was recorded before has lost it."""
-        return self.buffers.version
-
-    @property
     def growths(self) -> int:
         """See `Buffers.growths`."""
-        return self._buffers.growths
+        return self.buffers.growths
 
     def buffer(self, name: str, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
         """The array of that name; what it holds is left from the last time."""
@@ -55,8 +50,8 @@ class Workspace:
 
     def ones(self, n: int, dtype: DTypeLike) -> Array:
         """(n,) ones, for sums as matrix products."""
-        kind, version, array = np.dtype(dtype).str, self.version, self.buffer("ones", (n,), dtype)
-        if self.version != version or self._n_ones.get(kind, 0) < n:
+        kind, growths, array = np.dtype(dtype).str, self.growths, self.buffer("ones", (n,), dtype)
+        if self.growths != growths or self._n_ones.get(kind, 0) < n:
             self.device.fill(array, 1.0)
             self._n_ones[kind] = n
         return array

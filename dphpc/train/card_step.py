@@ -135,25 +135,28 @@ class CardStep(TableStep):
     def _replay(self, name: str, k: _Kept, work: Callable[[], None]) -> None:
         """Launch a part of a pass, which is the same for all batches of a shape as long as no array moves."""
         makers = self._work, self._ops, k.table.knots, *self._tapes.values(), *self._vacuum.values()
-        version = sum(maker.version for maker in makers)
-        self._ops.device.replay((self, name, k.table.knots, version, k.env.n_local, k.env.first), work)
+        growths = sum(maker.growths for maker in makers)
+        self._ops.device.replay((self, name, k.table.knots, growths, k.env.n_local, k.env.first), work)
 
     def _update(self, table: Table) -> None:
-        self._ops.device.replay((table.knots, table.knots.version), table.knots.update)
+        self._ops.device.replay((table.knots, table.knots.growths), table.knots.update)
 
     def _evaluate(self, k: _Kept) -> None:
         """Energies, their derivative by the moments, and forces."""
-        moments = self._ops.moments(k.env, k.described)
-        adjoint = self._moments_adjoint(k)
+        self._ops.moments(k.env, k.described)
+        moments, adjoint = self._ops.moments_of(k.env), self._moments_adjoint(k)
         self._ops.device.fill(k.env.energies, 0.0)  # the second are of atoms without neighbors
-        for t, rows in k.centers.blocks:
-            extra = None if k.columns is None else k.columns[rows]
-            self._tapes[t].energy_and_adjoint(moments[rows], extra, k.env.energies[0, rows], adjoint[rows])
-            if t in self._vacuum:
-                still, scratch = self._without_neighbors(k, rows)
-                first = slice(rows.start, rows.start + len(still))
-                self._vacuum[t].energy_and_adjoint(still, extra, k.env.energies[1, first], scratch)
+        self._ops.device.beside([partial(self._fit, k, moments, adjoint, t, rows) for t, rows in k.centers.blocks])
         self._ops.forces(k.env, k.described, adjoint)
+
+    def _fit(self, k: _Kept, moments: Array, adjoint: Array, t: int, rows: slice) -> None:
+        """Energies of a type's centers and their derivative by the moments; types share no memory."""
+        extra = None if k.columns is None else k.columns[rows]
+        self._tapes[t].energy_and_adjoint(moments[rows], extra, k.env.energies[0, rows], adjoint[rows])
+        if t in self._vacuum:
+            still, scratch = self._without_neighbors(k, t, rows)
+            first = slice(rows.start, rows.start + len(still))
+            self._vacuum[t].energy_and_adjoint(still, extra, k.env.energies[1, first], scratch)
 
     def _atom_energy(self, k: _Kept, found: NDArray[np.float64]) -> NDArray[np.float64]:
         """(n_local,) from what the nets of centers gave, and those of centers without neighbors."""
@@ -166,17 +169,16 @@ class CardStep(TableStep):
     def _moments_adjoint(self, k: _Kept) -> Array:
         return self._work.buffer("adjoint", (k.env.n, 4, self._ops.channels), self._ops.dtype)
 
-    def _without_neighbors(self, k: _Kept, rows: slice) -> tuple[Array, Array]:
+    def _without_neighbors(self, k: _Kept, t: int, rows: slice) -> tuple[Array, Array]:
         """Moments of centers without neighbors, where nothing writes, and as much to write to.
 
         One is enough where the net has no other inputs.
         """
         shape = 1 if k.columns is None else rows.stop - rows.start, 4, self._ops.channels
-        return self._work.buffer("no_moments", shape, self._ops.dtype), self._work.buffer(
-            "scratch", shape, self._ops.dtype
-        )
+        still, scratch = (self._work.buffer(f"{name}{t}", shape, self._ops.dtype) for name in ("no_moments", "scratch"))
+        return still, scratch
 
-    def backward(self, loss: LossGradient, done: Callable[[str], None] = lambda _: None) -> None:
+    def backward(self, loss: LossGradient, done: Callable[[str], None] | None = None) -> None:
         """See `TableStep.backward`."""
         k, ops = self._kept_on_card, self._ops
         assert k is not None, "forward comes first"
@@ -187,16 +189,25 @@ class CardStep(TableStep):
         given = Parcel(self._work, "loss", [*kinds, *[(seeds.shape, ops.dtype)] * 2])
         given.upload(direction, strain, seeds, self._minus(k, seeds))
         motion = ops.motion(k.env, *given.arrays[:2])
-        for t in self._tapes:
-            name = f"fitting.networks.{t}"
-            first = t == next(iter(self._tapes))
-            self._replay(name, k, partial(self._fitting_backward, k, t, given, motion if first else None))
-            done(name)
-        if not self.model.descriptor.trainable:
+        fitting = {f"fitting.networks.{t}": partial(self._fitting_backward, k, t, given) for t in self._tapes}
+        parts = {"tangent": partial(ops.tangent, k.env, k.described, motion), **fitting}
+        if self.model.descriptor.trainable:
+            parts["descriptor"] = partial(self._descriptor_backward, k, motion)
+            self._fresh = False
+        if done is None:
+            self._replay("backward", k, partial(self._together, parts))
             return
-        self._replay("descriptor", k, partial(self._descriptor_backward, k, motion))
-        done("descriptor")
-        self._fresh = False
+        for name, work in parts.items():
+            self._replay(name, k, work)
+            if name != "tangent":
+                done(name)
+
+    def _together(self, parts: Mapping[str, Callable[[], None]]) -> None:
+        """The parts of the backward pass, types beside one another."""
+        parts["tangent"]()
+        self._ops.device.beside([parts[f"fitting.networks.{t}"] for t in self._tapes])
+        if "descriptor" in parts:
+            parts["descriptor"]()
 
     def _minus(self, k: _Kept, seeds: NDArray[np.float64]) -> NDArray[np.float64]:
         """(n,) derivatives by the energies of centers without neighbors, at the first row of a type if that is all."""
@@ -206,19 +217,18 @@ class CardStep(TableStep):
                 minus[rows.start] = -seeds[rows].sum()
         return minus
 
-    def _fitting_backward(self, k: _Kept, t: int, given: Parcel, motion: NDArray | None) -> None:
-        """Gradients of a type's net; with a motion first what the moments do along it."""
+    def _fitting_backward(self, k: _Kept, t: int, given: Parcel) -> None:
+        """Gradients of a type's net, after the tangent of the moments; types share no memory."""
         ops, gradients = self._ops, self._gradients[t]
-        tangent = ops.tangent_of(k.env) if motion is None else ops.tangent(k.env, k.described, motion)
         rows = dict(k.centers.blocks).get(t)
         if rows is None:
             self._clear(gradients)
             return
         _, _, seeds, minus = given.arrays
-        moments_bar = self._moments_bar(k)[rows]
+        tangent, moments_bar = ops.tangent_of(k.env), self._moments_bar(k)[rows]
         self._tapes[t].gradient(ops.moments_of(k.env)[rows], seeds[rows], tangent[rows], gradients, moments_bar)
         if t in self._vacuum:
-            still, scratch = self._without_neighbors(k, rows)
+            still, scratch = self._without_neighbors(k, t, rows)
             own = minus[rows.start : rows.start + len(still)]
             self._vacuum[t].gradient(still, own, still, gradients, scratch, add=True)
 

@@ -109,9 +109,9 @@ def test_the_same_bits_every_time(device) -> None:
     assert all(np.array_equal(a, b) for a, b in zip(*results, strict=True))
 
 
-def test_frames_of_a_shape_share_graphs(emulated) -> None:
+def test_frames_of_a_shape_share_graphs(device) -> None:
     """Which read what differs from frame to frame, weights too, where it lies."""
-    card, cpu = steps(emulated, lambda: random_model(3))
+    card, cpu = steps(device, lambda: random_model(3))
     types, frames = random_structure(12, n_types=cpu.model.n_types)[2], []
     for seed in range(4):
         x, cell, _ = random_structure(12, length=5.5, seed=seed)
@@ -120,18 +120,19 @@ def test_frames_of_a_shape_share_graphs(emulated) -> None:
     other = random_batch(cpu.model, (9, 5), seed=9)
     asked = []
     for batch in (*frames, *frames, other, *frames):
-        seeds, start = random_seeds(batch), len(emulated.asked)
+        seeds, start = random_seeds(batch), len(getattr(device, "asked", ()))
         assert_same(card.forward(batch), cpu.forward(batch))
         found, expected = gradients_of(card, seeds), gradients(cpu, seeds)
         for name, value in expected.items():
             assert relative(found[name], value) < 1e-12, name
-        asked.append(emulated.asked[start:])
+        asked.append(getattr(device, "asked", [])[start:])
         for step in (card, cpu):
             for flat in step.parameters.flats:
                 flat.data.mul_(1.001)
             step.weights_changed()
-    n_types = len(cpu.model.fitting.networks)
-    assert asked[-1] == ["join_frames"] + ["graph"] * (3 + n_types)
+    if not asked[0]:  # a card does not tell
+        return
+    assert asked[-1] == ["join_frames"] + 3 * ["graph"]
     assert len(asked[-len(frames) - 1]) > 50  # the other shape, met for the first time
 
 

@@ -53,9 +53,9 @@ class CudaFittingTape:
         self._structs = [self._work.layer(layer, layer[1], layer[2]) for layer in self._layers]
 
     @property
-    def version(self) -> int:
-        """See `Workspace.version`."""
-        return self._work.version
+    def growths(self) -> int:
+        """See `Buffers.growths`."""
+        return self._work.growths
 
     def repack(self) -> None:
         """The weights are read where they are."""

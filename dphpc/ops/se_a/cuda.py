@@ -81,34 +81,31 @@ class CudaSeA:
         return Described(coefficients, empty, descriptor_struct(p, pointers, coefficients.shape[1]), kept)
 
     @property
-    def version(self) -> int:
-        """See `Workspace.version`."""
-        return self._work.version
+    def growths(self) -> int:
+        """See `Buffers.growths`."""
+        return self._work.growths
 
     # -- moments -------------------------------------------------------------------------------------------------
 
-    def moments(self, env: CardEnvironment, d: Described) -> Array:
-        """A (n, 4, M), and `env.largest`: how far its arguments go."""
-        result = self.moments_of(env)
-        self._launch("moments", env.n, env.system, d.struct, result, env.largest, self._free(env))
-        return result
+    def moments(self, env: CardEnvironment, d: Described) -> None:
+        """Set A (n, 4, M), which is `moments_of` the environment, and `env.largest`: how far its arguments go."""
+        arrays = self.moments_of(env), env.largest, self._free(env)
+        self._launch("moments", env.n, env.system, d.struct, *arrays)
 
     def moments_of(self, env: CardEnvironment) -> Array:
-        """What `moments` gives."""
+        """What `moments` sets."""
         return self._moments("moments", env.n)
 
     def motion(self, env: CardEnvironment, direction: Array, strain: Array) -> NDArray:
         """What `tangent` and `table_adjoint` follow: d of local atoms (n_local, 3), strains of centers (n, 3, 3)."""
         return np.array([tuple(map(self._work.address, (direction, strain, env.owners)))], _MOTION)
 
-    def tangent(self, env: CardEnvironment, d: Described, motion: NDArray) -> Array:
-        """Ȧ (n, 4, M)."""
-        result = self.tangent_of(env)
-        self._launch("tangent", env.n, env.system, d.struct, motion, result)
-        return result
+    def tangent(self, env: CardEnvironment, d: Described, motion: NDArray) -> None:
+        """Set Ȧ (n, 4, M), which is `tangent_of` the environment."""
+        self._launch("tangent", env.n, env.system, d.struct, motion, self.tangent_of(env))
 
     def tangent_of(self, env: CardEnvironment) -> Array:
-        """What `tangent` gives."""
+        """What `tangent` sets."""
         return self._moments("tangent", env.n)
 
     def forces(self, env: CardEnvironment, d: Described, moments_adjoint: Array) -> None:

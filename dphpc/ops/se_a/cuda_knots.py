@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,9 +72,9 @@ class CudaKnotTable:
         self.update()
 
     @property
-    def version(self) -> int:
-        """See `Workspace.version`."""
-        return self._work.version
+    def growths(self) -> int:
+        """See `Buffers.growths`."""
+        return self._work.growths
 
     def _wide(self, i: int, net: Network) -> Network:
         """The network with float64 arrays: its own, or copies that `update` fills."""
@@ -117,16 +118,14 @@ class CudaKnotTable:
 
     def update(self) -> None:
         """Take the networks' present weights."""
-        work, n = self._work, np.int64(self._n)
+        work = self._work
         if self._dtype != np.float64:
             for sources, targets in zip(self._sources, self._targets, strict=True):
                 for source, target in zip(sources, targets, strict=True):
                     work.of_each(self._text, "widen", source.size, np.int64(source.size), source, target)
-        for which, layers in enumerate(self._kept):
-            for j, k in enumerate(layers):
-                self._device.product(k.x, k.w, k.z)
-                y = layers[j + 1].x if j + 1 < len(layers) else self._jets[which]
-                work.of_each(self._text, "jet", k.z.size // N_JET, k.struct, n, k.z, k.x, y, k.slopes, k.activated)
+        self._device.beside(
+            [partial(self._network_forward, *kept) for kept in zip(self._kept, self._jets, strict=True)]
+        )
         n_rows = self.coefficients.size // 6
         work.of_each(self._text, "coefficients", n_rows, self._tables, self._jets, self.coefficients)
         work.of_each(self._text, "empty_slots", self.empty.size, self._slots, self.coefficients, self.empty)
@@ -137,40 +136,48 @@ class CudaKnotTable:
         work.of_each(self._text, "empty_slots_adjoint", 6 * channels, self._slots, empty, coefficients)
         jets = work.buffer("jets_adjoint", self._jets.shape, np.float64)
         work.of_each(self._text, "jets_adjoint", jets.size // N_JET, self._tables, coefficients, jets)
-        for layers, y, arrays in zip(self._kept, jets, gradients, strict=True):
-            self._network_backward(layers, y, arrays)
+        given = enumerate(zip(self._kept, jets, gradients, strict=True))
+        self._device.beside([partial(self._network_backward, i, *arrays) for i, arrays in given])
 
-    def _network_backward(self, layers: list[_Kept], y: Array, gradients: Mapping[str, Array]) -> None:
-        """`y` (3n, M) is the adjoint of the network's jets."""
+    def _network_forward(self, layers: list[_Kept], jets: Array) -> None:
+        """Set the network's jets (3n, M)."""
+        work, n = self._work, np.int64(self._n)
+        for j, k in enumerate(layers):
+            self._device.product(k.x, k.w, k.z)
+            y = layers[j + 1].x if j + 1 < len(layers) else jets
+            work.of_each(self._text, "jet", k.z.size // N_JET, k.struct, n, k.z, k.x, y, k.slopes, k.activated)
+
+    def _network_backward(self, i: int, layers: list[_Kept], y: Array, gradients: Mapping[str, Array]) -> None:
+        """`y` (3n, M) is the adjoint of the jets of network i; networks share no memory."""
         work, n = self._work, np.int64(self._n)
         for j, k in reversed(list(enumerate(layers))):
-            z_adjoint = work.buffer("z_adjoint", k.z.shape, np.float64)
-            terms = None if k.activated is None else work.buffer("idt_terms", k.z.shape, np.float64)
+            z_adjoint = work.buffer(f"z_adjoint{i}", k.z.shape, np.float64)
+            terms = None if k.activated is None else work.buffer(f"idt_terms{i}", k.z.shape, np.float64)
             arrays = y, k.z, k.slopes, k.activated, z_adjoint, terms
             work.of_each(self._text, "jet_adjoint", k.z.size // N_JET, k.struct, n, *arrays)
             wanted = [gradients.get(f"layers.{j}.{name}") for name in ("w", "b", "idt")]
-            self._set(wanted[0], k.x, z_adjoint)
-            self._set_sums(wanted[1], z_adjoint[: self._n])
-            self._set_sums(wanted[2], terms)
+            self._set(i, wanted[0], k.x, z_adjoint)
+            self._set_sums(i, wanted[1], z_adjoint[: self._n])
+            self._set_sums(i, wanted[2], terms)
             if j == 0:
                 break
-            below = work.buffer(f"below{j % 2}", k.x.shape, np.float64)
+            below = work.buffer(f"below{i}.{j % 2}", k.x.shape, np.float64)
             self._device.product(z_adjoint, k.w, below, transposed=True)
             if k.struct["skip"][0]:
                 work.of_each(self._text, "add_skip", below.size, k.struct, np.int64(len(below)), y, below)
             y = below
 
-    def _set_sums(self, out: Array | None, rows: Array) -> None:
+    def _set_sums(self, i: int, out: Array | None, rows: Array) -> None:
         """out = the sum of rows."""
         if out is not None:
             ones = self._work.ones(len(rows), np.float64).reshape(-1, 1)
-            self._set(out.reshape(1, -1), ones, rows)
+            self._set(i, out.reshape(1, -1), ones, rows)
 
-    def _set(self, out: Array | None, left: Array, right: Array) -> None:
+    def _set(self, i: int, out: Array | None, left: Array, right: Array) -> None:
         """out = leftᵀ·right, in the precision that it has."""
         if out is None:
             return
-        wide = out if out.dtype == np.float64 else self._work.buffer("wide", out.shape, np.float64)
+        wide = out if out.dtype == np.float64 else self._work.buffer(f"wide{i}", out.shape, np.float64)
         self._device.product(left, right, wide, left_transposed=True)
         if wide is not out:
             self._work.of_each(self._text, "narrow", out.size, np.int64(out.size), wide, out)
