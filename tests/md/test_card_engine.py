@@ -285,7 +285,7 @@ def test_the_cards_memory_is_what_was_said(runs, emulated, capsys):
     assert float(said[1]) == pytest.approx((emulated.free_memory() - memory.CARD_BYTES) / 1e9, abs=0.06)
     of_tiles = ("moments", "inputs", "slope", "value", "adjoint")
     buffers = {
-        k: a for k, a in runs.potential._energy_ops.workspace._buffers._kept.items() if not k.startswith(of_tiles)
+        k: a for k, a in runs.potential._energy_ops.workspace.buffers._kept.items() if not k.startswith(of_tiles)
     }
     moving = runs.engine
     moving._build_on_card()
