@@ -4,9 +4,9 @@ The model's layers hold NumPy views (kernels, validation, files), `Parameters.ne
 the graphs, and the optimizer sees one flat parameter whose flat gradient the passes write into.  Nothing is
 copied between them, and a sum over ranks is one call per flat gradient.
 
-On a card the flat tensors share the memory of the card's arrays; torch works on the default stream and CuPy on one that
-waits for it, and it for that.  The model's own arrays are then copies on the host, which `Parameters.fetch` brings up to
-date.
+On a card the flat tensors share the memory of the card's arrays; torch works on the default stream and CuPy on one
+that waits for it, and it for that.  The model's own arrays are then copies on the host, which `Parameters.fetch` brings
+up to date.
 """
 
 from __future__ import annotations
