@@ -32,6 +32,7 @@ MAY_IMPORT["cli"] = set(MAY_IMPORT) - {"cli"}
 HOMES: dict[str, tuple[str, ...]] = {
     "torch": ("ops/*/autograd.py", "train/*.py", "train/*/*.py", "parallel/gradients.py", "parallel/process_group.py"),
     "cupy": ("ops/*/cuda.py", "core/device.py"),
+    "cupy_backends": ("core/device.py",),
     "mpi4py": ("parallel/comm.py",),
     "horovod": ("parallel/gradients.py",),
     "typer": ("cli/*.py",),

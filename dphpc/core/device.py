@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dphpc.core.cublas import Cublas, cublas_of
 from dphpc.core.errors import InputError, RunError
-from dphpc.core.graphs import Graphs, Work
+from dphpc.core.graphs import Graphs, Work, recorded
 
 DEVICES = ("cpu", "cuda", "auto")
 
@@ -79,7 +81,7 @@ class Device(Protocol):
     ) -> None:
         """`out` (n, m) = a (n, k) · b (k, m), or · bᵀ with b (m, k) where `transposed`; `add` adds it to `out`.
 
-        `left_transposed` takes aᵀ with a (k, n).
+        `left_transposed` takes aᵀ with a (k, n).  Rows of all three are contiguous, and may be some of a wider array's.
         """
         ...
 
@@ -126,16 +128,24 @@ class Device(Protocol):
 
 
 class Cupy:
-    """The card with an index."""
+    """The card with an index.
+
+    Where CuPy is not linked with cuBLAS, as with ROCm, its own products are taken; as it does not record them, `replay`
+    then calls `work` each time.
+    """
 
     def __init__(self, index: int) -> None:
         import cupy
         from cupy import cublas
+        from cupy_backends.cuda.libs import cublas as linked
 
         self._cupy, self._gemm = cupy, cublas.gemm
+        library = cublas_of(linked.__file__)
+        self._cublas = Cublas(library, self.address, partial(self.zeros, dtype=np.uint8)) if library else None
         self._modules: dict[str, Any] = {}
         self._functions: dict[tuple[str, str], Any] = {}
         self._graphs = Graphs(self._captured)
+        self._capturing = False
         self._lanes: list[Any] = []  # streams beside the current one
         self._card = cupy.cuda.Device(index)
         self._card.use()
@@ -191,8 +201,12 @@ class Cupy:
         add: bool = False,
     ) -> None:
         """See `Device.product`."""
-        left, right = ("T" if t else "N" for t in (left_transposed, transposed))
-        self._gemm(left, right, a, b, out=out, beta=float(add))
+        if self._cublas:
+            stream = self._cupy.cuda.get_current_stream().ptr
+            self._cublas.product(stream, a, b, out, transposed=transposed, left_transposed=left_transposed, add=add)
+        else:
+            left, right = ("T" if t else "N" for t in (left_transposed, transposed))
+            self._gemm(left, right, a, b, out=out, beta=float(add))
 
     def pinned(self, size: int, dtype: Any) -> NDArray:
         """See `Device.pinned`."""
@@ -229,26 +243,27 @@ class Cupy:
 
     def replay(self, key: Hashable, work: Work) -> None:
         """See `Device.replay`."""
-        self._graphs.replay(key, work)
+        if self._cublas:
+            self._graphs.replay(key, work)
+        else:
+            work()
 
     def _captured(self, work: Work) -> Work:
-        stream = self._cupy.cuda.get_current_stream()
-        stream.begin_capture()
+        self._capturing = True
         try:
-            work()
+            return recorded(self._cupy.cuda.get_current_stream(), work)
         finally:
-            graph = stream.end_capture()
-        launch: Work = graph.launch  # on the current stream
-        return launch
+            self._capturing = False
 
     def beside(self, works: Sequence[Work]) -> None:
         """See `Device.beside`; outside of a graph one after the other."""
         cuda = self._cupy.cuda
         own = cuda.get_current_stream()
         first, *others = works
-        if others and own.is_capturing():
-            while len(self._lanes) < len(others):
-                self._lanes.append(cuda.Stream(non_blocking=False))
+        while self._cublas and len(self._lanes) < len(others):
+            self._lanes.append(cuda.Stream(non_blocking=False))
+            self._cublas.reserve(self._lanes[-1].ptr)
+        if others and self._capturing:
             begin, ends = self.mark(), []
             try:
                 for lane, work in zip(self._lanes, others, strict=False):

@@ -3,11 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from contextlib import suppress
+from typing import Any, Protocol
 
 MOST = 64
 """Graphs that are kept: each holds a little of the card's memory."""
 
 Work = Callable[[], None]
+
+
+class Stream(Protocol):
+    """Of CuPy's."""
+
+    def begin_capture(self) -> None:
+        """Keep what is told from now on instead of doing it."""
+        ...
+
+    def end_capture(self) -> Any:
+        """What was kept, to be started by its `launch`; an error where it cannot be."""
+        ...
+
+
+def recorded(stream: Stream, work: Work) -> Work:
+    """Starts what a work tells a stream, which is not started now; an error of the work's ends the recording."""
+    stream.begin_capture()
+    try:
+        work()
+    except BaseException:
+        with suppress(Exception):  # of a broken recording: what broke it is to be seen
+            stream.end_capture()
+        raise
+    launch: Work = stream.end_capture().launch  # on the stream that is current then
+    return launch
 
 
 class Graphs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -104,3 +105,53 @@ def test_work_is_replayed_with_the_addresses_and_numbers_of_its_key(device):
     assert np.array_equal(device.download(product), found), "the key did not say that the number is another"
     device.replay("another key", lambda: work(7.0))
     assert np.array_equal(device.download(product), found + 6.0)
+
+
+def test_a_product_is_the_same_in_a_graph_and_beside_others(device):
+    """To the bit: also of rows of a larger array, and where products go on at the same time."""
+    rng = np.random.default_rng(5)
+    x, w = device.zeros(700 * 240, np.float64).reshape(700, 240), device.zeros(240 * 240, np.float64).reshape(240, 240)
+    outs = [device.zeros(700 * 240, np.float64).reshape(700, 240) for _ in range(3)]
+    last = device.zeros(700, np.float64).reshape(700, 1)
+    device.upload(rng.standard_normal(x.shape), x)
+    device.upload(rng.standard_normal(w.shape), w)
+
+    def work():
+        parts = slice(0, 100), slice(100, 500), slice(500, 700)
+        each = zip(outs, parts, strict=True)
+        device.beside([partial(device.product, x[p], w, out[p], transposed=True) for out, p in each])
+        device.product(outs[1][100:500], w[:, :1], last[100:500])
+
+    found = []
+    for _ in range(4):
+        for out in (*outs, last):
+            device.fill(out, 0.0)
+        device.replay("products", work)
+        found.append([device.download(out) for out in (*outs, last)])
+    expected = device.download(x) @ device.download(w).T
+    assert np.allclose(sum(found[0][:3]), expected, rtol=1e-12, atol=1e-11)
+    for again in found[1:]:
+        assert all(map(np.array_equal, again, found[0]))
+
+
+def test_an_error_while_a_graph_is_recorded_is_the_one_that_is_seen(device):
+    a, b = device.zeros(4, np.float64), device.zeros(4, np.float64)
+    calls = []
+
+    def side():
+        device.fill(b, 2.0)
+        if len(calls) == 2:
+            raise ZeroDivisionError("of the work's")
+
+    def work():
+        calls.append(1)
+        device.beside([lambda: device.fill(a, 1.0), side])
+
+    device.replay("an error", work)
+    with pytest.raises(ZeroDivisionError, match="of the work's"):
+        device.replay("an error", work)
+    for _ in range(3):  # all is as if it had never been met
+        device.fill(a, 0.0)
+        device.replay("an error", work)
+        assert device.download(a).tolist() == [1.0] * 4
+    assert len(calls) == 4

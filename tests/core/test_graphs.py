@@ -1,8 +1,10 @@
-"""What is kept to be started again, and what is forgotten."""
+"""What is recorded, what is kept to be started again, and what is forgotten."""
 
 from __future__ import annotations
 
-from dphpc.core.graphs import Graphs
+import pytest
+
+from dphpc.core.graphs import Graphs, recorded
 
 
 def test_the_keys_that_were_used_last_are_kept():
@@ -23,3 +25,42 @@ def test_the_keys_that_were_used_last_are_kept():
     assert replay("a", "a", "a") == ["work", "capture", "start", "start"]
     assert replay("b", "a", "b") == ["work", "start", "capture", "start"]
     assert replay("c", "b", "a") == ["work", "start", "work"], "the oldest had to go"
+
+
+class BreakableStream:
+    """A recording that an error of its work's breaks cannot be ended without one more, as CUDA has it."""
+
+    def __init__(self):
+        self.said = []
+
+    def begin_capture(self):
+        self.said.append("begin")
+
+    def end_capture(self):
+        self.said.append("end")
+        if "broken" in self.said:
+            raise RuntimeError("the capture is invalid")
+        return self
+
+    def launch(self):
+        self.said.append("launch")
+
+
+def test_what_is_recorded_starts_when_it_is_launched():
+    stream = BreakableStream()
+    start = recorded(stream, lambda: stream.said.append("work"))
+    assert stream.said == ["begin", "work", "end"]
+    start()
+    assert stream.said[3:] == ["launch"]
+
+
+def test_the_error_that_broke_a_recording_is_seen():
+    stream = BreakableStream()
+
+    def work():
+        stream.said.append("broken")
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        recorded(stream, work)
+    assert stream.said == ["begin", "broken", "end"], "a stream must not stay in a recording"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dphpc.core.cublas import row_step
 from dphpc.core.graphs import Graphs
 
 HEADER = Path(__file__).with_name("host.h")
@@ -129,6 +130,9 @@ class EmulatedDevice:
         return array.ctypes.data
 
     def product(self, a, b, out, *, transposed=False, left_transposed=False, add=False):
+        for x in (a, b, out):
+            row_step(x)  # or a card could not
+
         def multiply():
             result = np.matmul(a.T if left_transposed else a, b.T if transposed else b)
             out[...] = out + result if add else result
