@@ -15,6 +15,9 @@ from dphpc.core.graphs import Graphs, Work, recorded
 
 DEVICES = ("cpu", "cuda", "auto")
 
+TF32_CARDS = ((8, 0), (9, 0), (10, 0), (10, 3))
+"""Compute capabilities of cards whose TF32 is more than six times as fast as float32: A100, H100, H200, B200, B300."""
+
 Array = Any
 """An array in a device's memory, with `shape`, `size`, `reshape`, `fill` and slices as NumPy's."""
 
@@ -35,11 +38,13 @@ class Event(Protocol):
 class Device(Protocol):
     """Memory, matrix products and kernels of a card.
 
-    `name` is for people; `warp` is how many threads go in step.
+    `name` is for people; `warp` is how many threads go in step; `has_tf32` tells whether products of factors that TF32
+    holds are many times as fast as others of float32.
     """
 
     name: str
     warp: int
+    has_tf32: bool
 
     def zeros(self, size: int, dtype: Any) -> Array:
         """A new array (size,); RunError where the memory is full."""
@@ -78,6 +83,7 @@ class Device(Protocol):
         transposed: bool = False,
         left_transposed: bool = False,
         add: bool = False,
+        tf32: bool = False,
     ) -> None:
         """`out` (n, m) = a (n, k) · b (k, m), or · bᵀ with b (m, k) where `transposed`; `add` adds it to `out`.
 
@@ -155,6 +161,7 @@ class Cupy:
         properties = cupy.cuda.runtime.getDeviceProperties(index)
         self.name = f"card {index}, {properties['name'].decode()}"
         self.warp = int(properties["warpSize"])
+        self.has_tf32 = library is not None and (properties["major"], properties["minor"]) in TF32_CARDS
 
     def zeros(self, size: int, dtype: Any) -> Array:
         """See `Device.zeros`."""
@@ -199,11 +206,12 @@ class Cupy:
         transposed: bool = False,
         left_transposed: bool = False,
         add: bool = False,
+        tf32: bool = False,
     ) -> None:
         """See `Device.product`."""
         if self._cublas:
-            stream = self._cupy.cuda.get_current_stream().ptr
-            self._cublas.product(stream, a, b, out, transposed=transposed, left_transposed=left_transposed, add=add)
+            stream, how = self._cupy.cuda.get_current_stream().ptr, {"add": add, "tf32": tf32}
+            self._cublas.product(stream, a, b, out, transposed=transposed, left_transposed=left_transposed, **how)
         else:
             left, right = ("T" if t else "N" for t in (left_transposed, transposed))
             self._gemm(left, right, a, b, out=out, beta=float(add))

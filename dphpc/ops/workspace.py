@@ -74,6 +74,7 @@ class Workspace:
 
     def of_each(self, text: str, kernel: str, n: int, *arguments: Any) -> None:
         """Start a kernel with a thread for each of n elements; None stands for a pointer to nothing."""
+        assert n < 2**32, "elements are counted in 32 bits"
         if n:
             given = (NULL if a is None else a for a in arguments)
             self.device.launch(text, kernel, -(-n // ELEMENTWISE), ELEMENTWISE, *given)

@@ -234,7 +234,8 @@ class DeepPotential:
     def expect(self, counts: NDArray[np.int64]) -> None:
         """See `contract.CardPotential.expect`."""
         if self._card is not None:
-            self._nets = [self._card.tiled(net, n) for net, n in zip(self._nets, counts.tolist(), strict=True)]
+            card, n_all = self._card, int(counts.sum())
+            self._nets = [card.tiled(net, n, n_all) for net, n in zip(self._nets, counts.tolist(), strict=True)]
             self._edition = object()
 
     def place(self, counts: NDArray[np.int64], by_type: Array) -> None:

@@ -1,17 +1,18 @@
 // The se_e2_a descriptor and the way back to forces, one block an atom; formulas in dphpc/ops/se_a/contract.py.
 //
-// Defined in front of this text, for one model: Real, CHANNELS, AXIS, N_TYPES, WARP and BLOCK.  Threads first read one
+// Defined in front of this text, for one model: Real, CHANNELS, AXIS, N_TYPES, PARTS, WARP and BLOCK.  Threads first read one
 // neighbor each, then share the channels, so that neighboring threads read neighboring coefficients.  Nothing depends on
 // which block comes first: sums within a block have a fixed order, sums over blocks are of whole numbers.  A center below
 // zero is nobody: its block does nothing.
 #include "center.h"
+#include "parts.h"
 #include "runs.h"
 
 namespace dphpc {
 
 struct Described {
     Real* moments;        // (n, 4, CHANNELS), is set
-    Real* inputs;         // (n, CHANNELS·AXIS + n_columns), is set: features, then columns
+    Real* inputs;         // (n, CHANNELS·AXIS + n_columns), is set in parts: features, then columns
     double* largest;      // (n), is set: s̃, −∞ without pairs
     const Real* columns;  // (n, n_columns)
     int n_columns;
@@ -33,8 +34,8 @@ union Describing {
     Real partial[Moments::n_groups * n_rows * CHANNELS];
 };
 
-// D = Aᵀ·A[:, :AXIS] of moments (CHANNELS, 4) in shared memory.
-__device__ inline void form_features(const Real* moments, Real* inputs) {
+// D = Aᵀ·A[:, :AXIS] of moments (CHANNELS, 4) in shared memory, the first of n_in inputs.
+__device__ inline void form_features(const Real* moments, int n_in, Real* inputs) {
     if constexpr (BLOCK % AXIS == 0) {
         const int k = threadIdx.x % AXIS;  // the same column each time
         const auto column = together<n_rows>(moments + n_rows * k);
@@ -42,7 +43,7 @@ __device__ inline void form_features(const Real* moments, Real* inputs) {
             const auto row = together<n_rows>(moments + n_rows * m);
             Real sum = Real(0);
             for (int a = 0; a < n_rows; ++a) sum += row.of[a] * column.of[a];
-            inputs[m * AXIS + k] = sum;
+            lay_parts(inputs, n_in, m * AXIS + k, sum);
         }
     } else {
         for (int f = threadIdx.x; f < CHANNELS * AXIS; f += BLOCK) {
@@ -50,7 +51,7 @@ __device__ inline void form_features(const Real* moments, Real* inputs) {
             const auto column = together<n_rows>(moments + n_rows * (f % AXIS));
             Real sum = Real(0);
             for (int a = 0; a < n_rows; ++a) sum += row.of[a] * column.of[a];
-            inputs[f] = sum;
+            lay_parts(inputs, n_in, f, sum);
         }
     }
 }
@@ -101,10 +102,11 @@ describe(const System system, const Descriptor d, const Described out) {
         out.moments[row * (n_rows * CHANNELS) + i] = sum *= static_cast<Real>(d.scale);
     }
     __syncthreads();
-    Real* inputs = out.inputs + row * (CHANNELS * AXIS + out.n_columns);
-    form_features(moments, inputs);
+    const int n_in = CHANNELS * AXIS + out.n_columns;
+    Real* inputs = out.inputs + row * (PARTS * n_in);
+    form_features(moments, n_in, inputs);
     for (int k = me; k < out.n_columns; k += BLOCK)
-        inputs[CHANNELS * AXIS + k] = out.columns[row * out.n_columns + k];
+        lay_parts(inputs, n_in, CHANNELS * AXIS + k, out.columns[row * out.n_columns + k]);
 }
 
 constexpr int most_staged = (CHANNELS > 256 ? 512 : 2048) / (AXIS + 1);

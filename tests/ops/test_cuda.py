@@ -47,6 +47,21 @@ def test_card_agrees(device, se_a_case, variant, dtype, tolerance):
         compare(device, case, fitting_net(case, dtype=dtype), None, tolerance)
 
 
+@pytest.mark.parametrize("columns", [False, True])
+def test_float32_in_pieces(device, se_a_case, columns):
+    case = usable(se_a_case, "plain", dtype=np.float32)
+    extra = np.random.default_rng(1).normal(size=(len(case.env.centers), 3)).astype(np.float32) if columns else None
+    net = fitting_net(case, 3 if columns else 0, dtype=np.float32)
+
+    class InPieces(CudaEnergy):
+        def prepare(self, *arguments):
+            return replace(super().prepare(*arguments), parts=3)
+
+    got, expected = (evaluate(ops(device, TILE), case, net, extra, spacing=FINE) for ops in (InPieces, CudaEnergy))
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=2e-6 * np.abs(b).max() + 1e-15)
+
+
 def crowded(case):
     """The case among 343 atoms, some of which have more neighbors inside the cutoff than a block has threads."""
     rng = np.random.default_rng(3)
@@ -195,9 +210,9 @@ def test_what_stays_on_the_card_is_the_same(device, se_a_case):
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
-@pytest.mark.parametrize("most", [16384, 32])
-def test_types_share_batches(device, se_a_case, monkeypatch, dtype, most):
-    """Each group with its net, in one batch or in several, is what it is alone."""
+@pytest.mark.parametrize(("most", "n_all"), [(16384, 47), (32, 47), (16384, 10**6)])
+def test_types_share_batches(device, se_a_case, monkeypatch, dtype, most, n_all):
+    """Each group with its net, in one batch or in several, whole or in pieces, is what it is alone."""
     case = usable(se_a_case, "wide", dtype=dtype)
     channels, axis, env = case.e.table.n_channels, case.p.axis_neuron, case.env
     ops, columns = CudaEnergy(device), np.random.default_rng(1).normal(size=3).astype(dtype)
@@ -208,10 +223,12 @@ def test_types_share_batches(device, se_a_case, monkeypatch, dtype, most):
     centers = [np.resize(env.centers, n) for n in sizes]
     groups, places = [], []
     for net, atoms in zip(nets, centers, strict=True):
-        prepared = ops.tiled(ops.prepare(net, channels, axis), len(atoms))
+        prepared = ops.tiled(ops.prepare(net, channels, axis), len(atoms), n_all)
         groups.append(Group(prepared, len(atoms), 0.5))
         places.append(np.append(atoms, np.full(groups[-1].n_rows - len(atoms), -1)))
     assert [group.net.rows for group in groups] == [8, 16, min(64, most)]
+    in_pieces = n_all > 10**5 and dtype == np.float32 and device.has_tf32
+    assert {group.net.parts for group in groups} == {3 if in_pieces else 1}
     system, rows, sums = on_card(device, replace(env, centers=np.concatenate(places).astype(np.int32)))
     extra = device.zeros(3 * rows.size, dtype).reshape(-1, 3)
     device.upload(np.tile(columns, (rows.size, 1)), extra)
@@ -237,7 +254,7 @@ def test_rows_of_a_tile(emulated, se_a_case):
     case = usable(se_a_case, "plain")
     ops, wide = CudaEnergy(emulated), fitting_net(case, widths=(3000, 3000, 3000))
     prepared = ops.prepare(wide, case.e.table.n_channels, case.p.axis_neuron)
-    assert ops.tiled(prepared, 10**7).rows == prepared.most_rows == 2048, "such a net has room for fewer"
+    assert ops.tiled(prepared, 10**7, 10**7).rows == prepared.most_rows == 2048, "such a net has room for fewer"
 
 
 @pytest.mark.parametrize("what", ["energy", "table", "force"])

@@ -22,16 +22,18 @@ SHARED = 48 * 1024
 ARCHITECTURES = ("sm_70", "sm_80", "sm_90")
 
 
-def descriptor(real: str, channels: int = 100, axis: int = 16, n_types: int = 2, name: str = "descriptor.cu") -> str:
+def descriptor(
+    real: str, channels: int = 100, axis: int = 16, n_types: int = 2, *, parts: int = 1, name: str = "descriptor.cu"
+) -> str:
     return kernel_text(
-        name, Real=real, CHANNELS=channels, AXIS=axis, N_TYPES=n_types, WARP=32, BLOCK=BLOCK
+        name, Real=real, CHANNELS=channels, AXIS=axis, N_TYPES=n_types, PARTS=parts, WARP=32, BLOCK=BLOCK
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("real", ["double", "float"])
-def test_nothing_spills_and_several_blocks_fit(architecture, real):
-    program, kernels = compile_cubin(descriptor(real), architecture)
+@pytest.mark.parametrize(("real", "parts"), [("double", 1), ("float", 1), ("float", 3)])
+def test_nothing_spills_and_several_blocks_fit(architecture, real, parts):
+    program, kernels = compile_cubin(descriptor(real, parts=parts), architecture)
     assert program.startswith(b"\x7fELF")
     assert set(kernels) == {"describe", "exert"}
     hopper = architecture == "sm_90"
@@ -40,7 +42,7 @@ def test_nothing_spills_and_several_blocks_fit(architecture, real):
         assert taken.spilled <= 32  # around the calls of float64's division and square root
         assert REGISTERS // (taken.registers * BLOCK) >= min_blocks
         assert 0 < taken.shared < 31_000
-    program, kernels = compile_cubin(kernel_text("fitting.cu", Real=real), architecture)
+    program, kernels = compile_cubin(kernel_text("fitting.cu", Real=real, PARTS=parts), architecture)
     assert set(kernels) == {"activate", "pass_back"}
     assert all(taken.spilled == 0 and taken.registers <= 40 for taken in kernels.values())  # measured 32
 

@@ -24,7 +24,7 @@ from dphpc.model.networks import Network
 from dphpc.ops.arguments import layers_of
 from dphpc.ops.energy.card import VIRIAL_SLOTS, CardSums, CardSystem, add_found
 from dphpc.ops.energy.contract import Accumulators
-from dphpc.ops.energy.tiles import TILE, DeviceNet, Group, Layer, Part, batches, tile_rows
+from dphpc.ops.energy.tiles import SPLIT_ATOMS, TILE, DeviceNet, Group, Layer, Part, batches, tile_rows
 from dphpc.ops.kernel_text import kernel_text
 from dphpc.ops.neighbors.contract import Neighbors
 from dphpc.ops.se_a.contract import Embedding, Environment, Floats, SeAParameters
@@ -42,6 +42,9 @@ MOST_BLOCKS = 1024
 
 PAIR_FORCE_LIMIT = 2.0**54
 """Multiples of the spacing (65,536 eV/Å of the usual one): sums of hundreds of such forces are within 64 bits."""
+
+TF32_BITS = np.uint32(0xFFFFE000)
+"""Of float32, those that TF32 has, too."""
 
 # The struct of kernels/cuda/descriptor.cu that no other text takes.
 _DESCRIBED = struct("p moments", "p inputs", "p largest", "p columns", "i4 n_columns")
@@ -99,8 +102,9 @@ class CudaEnergy:
         dtype = network.layers[0].w.dtype
         return DeviceNet([self._layer(layer) for layer in layers_of(network)], dtype, channels, axis, self.tile)
 
-    def tiled(self, net: DeviceNet, n: int) -> DeviceNet:
-        """The net with products of the rows for so many atoms of its type in the whole run."""
+    def tiled(self, net: DeviceNet, n: int, n_all: int) -> DeviceNet:
+        """The net with products for so many atoms of its type, and of all types, in the whole run."""
+        net = replace(net, parts=3 if net.layers[0].ahead is not None and n_all >= SPLIT_ATOMS else 1)
         return replace(net, rows=min(tile_rows(n), net.most_rows))
 
     def _layer(self, layer: tuple[Any, ...]) -> Layer:
@@ -109,7 +113,11 @@ class CudaEnergy:
         new = self.workspace.new
         up = [None if a is None else new(a) for a in (bias, idt)]
         given = self.workspace.layer(layer, *up)
-        return Layer(new(w), n_in, n_out, skip, given, tuple(a for a in up if a is not None))
+        pieces = (None, None)
+        if w.dtype == np.float32 and self.device.has_tf32:
+            high = (np.ascontiguousarray(w).view(np.uint32) & TF32_BITS).view(np.float32)
+            pieces = tuple(new(np.concatenate((high, high, w - high), axis)) for axis in (0, 1))
+        return Layer(new(w), *pieces, n_in, n_out, skip, given, tuple(a for a in up if a is not None))
 
     def energy_and_forces(
         self,
@@ -206,7 +214,7 @@ class CudaEnergy:
         net, n_rows = groups[0].net, sum(group.n_rows for group in groups)
         text = kernel_text(
             "descriptor.cu", Real=net.real, CHANNELS=net.channels, AXIS=net.axis, N_TYPES=len(p.sel),
-            WARP=self.device.warp, BLOCK=BLOCK,
+            PARTS=net.parts, WARP=self.device.warp, BLOCK=BLOCK,
         )  # fmt: skip
         struct = np.array([tuple(map(self.workspace.address, arrays))], SYSTEM)
         energies = self.workspace.buffer("energies", (n_rows,), net.dtype)
@@ -221,14 +229,17 @@ class CudaEnergy:
         net, first, address = batch[0].net, batch[0].first, self.workspace.address
         rows, last_atom = batch[-1].last - first, batch[-1].first + batch[-1].n
         moments = self.workspace.buffer("moments", (rows, 4, net.channels), net.dtype)
-        inputs = self.workspace.buffer("inputs", (rows, net.layers[0].n_in), net.dtype)
+        inputs = self.workspace.buffer("inputs", (rows, net.parts * net.layers[0].n_in), net.dtype)
+        by_inputs = inputs
+        if net.parts > 1:
+            by_inputs = self.workspace.buffer("by_inputs", (rows, net.layers[0].n_in), net.dtype)
         columns = None if work.columns is None else work.columns[first:]
         system = work.system.copy()
         system["centers"] += 4 * first
         given, grid = (system, work.descriptor), last_atom - first
         described = (address(moments), address(inputs), address(work.largest[first:]), address(columns), net.n_columns)
         self.device.launch(work.text, "describe", grid, BLOCK, *given, np.array([described], _DESCRIBED))
-        widest = max(part.net.widest for part in batch)
+        widest = net.parts * max(part.net.widest for part in batch)
 
         def fit(part: Part) -> None:
             start, end = part.first - first, part.last - first
@@ -237,45 +248,53 @@ class CudaEnergy:
                 whole = self.workspace.buffer(name, (rows * widest,), net.dtype)[start * widest : end * widest]
                 return whole[: (end - start) * width].reshape(end - start, width)
 
-            self._fit(part, inputs[start:end], work.energies[part.first : part.last], array)
+            self._fit(part, inputs[start:end], by_inputs[start:end], work.energies[part.first : part.last], array)
 
         self.device.beside([partial(fit, part) for part in batch])
         t = work.sums
         exerted = (
-            address(moments), address(inputs), address(t.forces), address(t.virial), address(t.atom_virial),
+            address(moments), address(by_inputs), address(t.forces), address(t.virial), address(t.atom_virial),
             address(t.trouble), 1.0 / t.spacing, PAIR_FORCE_LIMIT * t.spacing, net.n_columns, VIRIAL_SLOTS,
         )  # fmt: skip
         self.device.launch(work.text, "exert", grid, BLOCK, *given, np.array([exerted], EXERTED))
 
-    def _fit(self, part: Part, inputs: Array, energies: Array, array: Callable[[str, int], Array]) -> None:
-        """Energies (rows,) of inputs (rows, n_in); those of its atoms give way to their adjoint.
+    def _fit(
+        self, part: Part, inputs: Array, by_inputs: Array, energies: Array, array: Callable[[str, int], Array]
+    ) -> None:
+        """Energies (rows,) of inputs (rows, parts·n_in) and their derivative (rows, n_in) by those of the atoms.
 
         `array` gives its rows of arrays (rows, width) by name.
         """
         net, n, of_each = part.net, np.int64(part.n), self.workspace.of_each
-        text = kernel_text("fitting.cu", Real=net.real)
+        text, parts = kernel_text("fitting.cu", Real=net.real, PARTS=net.parts), net.parts
         x, slopes = inputs, []
         for k, layer in enumerate(net.layers):
             z = array(f"slope{k}", layer.n_out)
-            y = energies.reshape(-1, 1) if k + 1 == len(net.layers) else array(f"value{k % 2}", layer.n_out)
-            self._product(net.rows, x, layer.w, z)
-            of_each(text, "activate", part.n * layer.n_out, layer.struct, n, z, x, y)
+            is_last = k + 1 == len(net.layers)
+            y = energies if is_last else array(f"value{k % 2}", parts * layer.n_out)
+            self._product(net, x, layer.w if parts == 1 else layer.ahead, z)
+            of_each(text, "activate", part.n * layer.n_out, layer.struct, n, z, x, y, np.int32(is_last))
             slopes.append(z)
             x = y
         above: Array | None = None  # the adjoint of a layer's output: 1 for the last
+        factor = slopes[-1]
         for k, layer in reversed(list(enumerate(net.layers))):
-            adjoint = array(f"adjoint{k % 2}", layer.n_in) if k else inputs
+            adjoint = array(f"adjoint{k % 2}", layer.n_in) if k else by_inputs
             below = slopes[k - 1] if k else None
-            self._product(net.rows, slopes[k], layer.w, adjoint, transposed=True)
+            w = layer.w if factor.shape[1] == layer.n_out else layer.back  # the last layer's slopes are whole
+            self._product(net, factor, w, adjoint, transposed=True)
+            if below is not None:
+                factor = below if parts == 1 else array("factor", parts * layer.n_in)
             if layer.skip or below is not None:
-                of_each(text, "pass_back", part.n * layer.n_in, layer.struct, n, above, adjoint, below)
+                of_each(text, "pass_back", part.n * layer.n_in, layer.struct, n, above, adjoint, below, factor)
             above = adjoint
 
-    def _product(self, tile: int, x: Array, w: Array, out: Array, *, transposed: bool = False) -> None:
-        """`out` = x·w or x·wᵀ, so many rows at a time."""
-        for first in range(0, len(x), tile):
-            rows = slice(first, first + tile)
-            self.device.product(x[rows], w, out[rows], transposed=transposed)
+    def _product(self, net: DeviceNet, x: Array, w: Array, out: Array, *, transposed: bool = False) -> None:
+        """`out` = x·w or x·wᵀ, a tile of rows at a time."""
+        in_pieces = net.parts > 1 and x.shape[1] > 1
+        for first in range(0, len(x), net.rows):
+            rows = slice(first, first + net.rows)
+            self.device.product(x[rows], w, out[rows], transposed=transposed, tf32=in_pieces)
 
     def _uploaded(self, env: Environment) -> CardSystem:
         positions, types = (

@@ -20,6 +20,9 @@ FEWEST_ROWS, MOST_ROWS = 64, 16384
 SHARES = 8
 """Tiles of a type with many atoms, at least: so many ranks have a whole one each."""
 
+SPLIT_ATOMS = 8192
+"""From so many atoms of a run on float32 is multiplied in pieces, where the card has TF32."""
+
 BATCH_BYTES = 2**29
 """Of a batch's features and nets, at most: 16384 rows of 1,600 features and a net of 240³ in float64."""
 
@@ -29,6 +32,8 @@ class Layer:
     """A layer of a net in a card's memory."""
 
     w: Array  # (n_in, n_out)
+    ahead: Array  # (3·n_in, n_out), pieces to meet those of values; None where no product is done in pieces
+    back: Array  # (n_in, 3·n_out), and those of adjoints
     n_in: int
     n_out: int
     skip: int
@@ -38,13 +43,14 @@ class Layer:
 
 @dataclass(frozen=True)
 class DeviceNet:
-    """A fitting net in a card's memory; `rows` are those of its products."""
+    """A fitting net in a card's memory; `rows` are those of its products, whose left factors have `parts` (1 or 3)."""
 
     layers: list[Layer]
     dtype: np.dtype
     channels: int
     axis: int
     rows: int
+    parts: int = 1
 
     @property
     def n_columns(self) -> int:
@@ -64,7 +70,10 @@ class DeviceNet:
     @property
     def most_rows(self) -> int:
         """Of a batch: a power of two."""
-        numbers = 4 * self.channels + self.layers[0].n_in + (len(self.layers) + 4) * self.widest
+        inputs, n_layers = self.layers[0].n_in, len(self.layers)
+        numbers = 4 * self.channels + inputs + (n_layers + 4) * self.widest
+        if self.parts > 1:  # of inputs, two layers' values and a factor
+            numbers += self.parts * inputs + (3 * self.parts - 2) * self.widest
         fitting = BATCH_BYTES // (numbers * self.dtype.itemsize)
         return max(min(1 << fitting.bit_length() >> 1, MOST_ROWS), FEWEST_ROWS)
 

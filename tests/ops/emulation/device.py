@@ -18,6 +18,11 @@ from dphpc.core.graphs import Graphs
 HEADER = Path(__file__).with_name("host.h")
 
 
+def cut(x):
+    """What TF32 keeps of float32."""
+    return (np.ascontiguousarray(x).view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32)
+
+
 class LateEvent:
     """Copies to the host, which arrive when they are waited for or asked about a second time."""
 
@@ -45,6 +50,7 @@ class EmulatedDevice:
     """
 
     name = "emulated card"
+    has_tf32 = True
 
     def __init__(self, folder: Path, warp: int = 32, backward: bool = False) -> None:
         self.folder, self.warp, self.backward = folder, warp, backward
@@ -129,12 +135,13 @@ class EmulatedDevice:
         assert array.flags.c_contiguous
         return array.ctypes.data
 
-    def product(self, a, b, out, *, transposed=False, left_transposed=False, add=False):
+    def product(self, a, b, out, *, transposed=False, left_transposed=False, add=False, tf32=False):
         for x in (a, b, out):
             row_step(x)  # or a card could not
 
         def multiply():
-            result = np.matmul(a.T if left_transposed else a, b.T if transposed else b)
+            left, right = (cut(x) if tf32 and x.dtype == np.float32 else x for x in (a, b))
+            result = np.matmul(left.T if left_transposed else left, right.T if transposed else right)
             out[...] = out + result if add else result
 
         self._do("product", multiply)
