@@ -123,20 +123,20 @@ class CardStep(TableStep):
             if found.largest <= self.grid.upper:
                 break
             self.grid = self._reaching(found.largest)
-        forces, center_virial = found.exerted()
+        forces, virial = found.exerted()
         atom_energy = self._atom_energy(k, found.energies.astype(np.float64))
         return Prediction(
             atom_energy,
             sum_by_frame(atom_energy, batch.frame, batch.n_frames),
             forces,
-            sum_by_frame(center_virial, batch.frame[centers.atoms], batch.n_frames),
+            virial,
         )
 
     def _replay(self, name: str, k: _Kept, work: Callable[[], None]) -> None:
         """Launch a part of a pass, which is the same for all batches of a shape as long as no array moves."""
         makers = self._work, self._ops, k.table.knots, *self._tapes.values(), *self._vacuum.values()
         growths = sum(maker.growths for maker in makers)
-        self._ops.device.replay((self, name, k.table.knots, growths, k.env.n_local, k.env.first), work)
+        self._ops.device.replay((self, name, k.table.knots, growths, k.env.shape), work)
 
     def _update(self, table: Table) -> None:
         self._ops.device.replay((table.knots, table.knots.growths), table.knots.update)
@@ -184,7 +184,7 @@ class CardStep(TableStep):
         assert k is not None, "forward comes first"
         seeds = loss.atom_seeds(k.batch)[k.centers.atoms]
         direction = np.zeros((k.batch.n_local, 3)) if loss.forces is None else -loss.forces
-        strain = loss.strains(k.batch.frame[k.centers.atoms])
+        strain = loss.strains(np.arange(k.batch.n_frames))
         kinds: list[Kind] = [(a.shape, np.float64) for a in (direction, strain)]
         given = Parcel(self._work, "loss", [*kinds, *[(seeds.shape, ops.dtype)] * 2])
         given.upload(direction, strain, seeds, self._minus(k, seeds))

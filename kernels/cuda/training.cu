@@ -9,10 +9,11 @@
 
 namespace dphpc {
 
-// The change of every displacement, ṙ_ij = d_j − d_i + strain_i·r_ij; twins of these structs: dphpc/ops/se_a/cuda.py.
+// The change of every displacement, ṙ_ij = d_j − d_i + strain·r_ij; twins of these structs: dphpc/ops/se_a/cuda.py.
 struct Motion {
     const double* direction;  // (n_local, 3)
-    const double* strain;     // (n, 3, 3)
+    const double* strain;     // (n_frames, 3, 3)
+    const int* frames;        // (n): that of each center
     const int* owners;        // (n_all): the atom itself, or the one whose image it is
 };
 
@@ -68,7 +69,7 @@ __device__ inline void move_pair(const Motion& motion, int atom, long long row, 
                                  TangentTerms& terms) {
     terms.interval = pair.interval;
     if (pair.interval < 0) return;
-    const double *own = motion.direction + 3ll * atom, *strain = motion.strain + 9 * row;
+    const double *own = motion.direction + 3ll * atom, *strain = motion.strain + 9ll * motion.frames[row];
     const double* other = motion.direction + 3ll * motion.owners[pair.neighbor];
     double r_dot[3], along = 0.0;
     for (int a = 0; a < 3; ++a) {
@@ -121,9 +122,10 @@ tangent(const System system, const Descriptor d, const Motion motion, Real* resu
             result[row * (n_rows * CHANNELS) + i] = sums[i] * static_cast<Real>(d.scale);
 }
 
-// Forces on local atoms, an image's on its owner, and each center's virial in a slot of its own.
+// Forces on local atoms, an image's on its owner, and the virial of each frame, which the centers' frames (n) tell.
 extern "C" __global__ void __launch_bounds__(BLOCK)
-forces(const System system, const Descriptor d, const int* owners, const Real* moments_adjoint, const Exerted out) {
+forces(const System system, const Descriptor d, const int* owners, const int* frames, const Real* moments_adjoint,
+       const Exerted out) {
     __shared__ Real adjoint[n_rows * CHANNELS];
     __shared__ Terms terms[BLOCK];
     __shared__ Real sums[BLOCK][n_sums];
@@ -146,7 +148,7 @@ forces(const System system, const Descriptor d, const int* owners, const Real* m
     }
     for (int k = 0; k < 12; ++k) {
         const Count total = warp_sum(own[k]);
-        if (me % WARP == 0 && total != 0) add(k < 3 ? out.forces + 3ll * atom + k : out.virial + 9 * row + (k - 3), total);
+        if (me % WARP == 0 && total != 0) add(k < 3 ? out.forces + 3ll * atom + k : out.virial + 9ll * frames[row] + (k - 3), total);
     }
 }
 

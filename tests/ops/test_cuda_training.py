@@ -35,6 +35,11 @@ def by_type(case):
     return replace(case, env=replace(case.env, centers=centers))
 
 
+def strained(case):
+    """The case with one strain for all centers, as those of a frame have it."""
+    return replace(case, strain=np.repeat(case.strain[:1], len(case.env.centers), axis=0))
+
+
 def frame_of(env, owner=None):
     """The atoms as one frame."""
     owner = np.zeros(0, np.int32) if owner is None else owner
@@ -58,7 +63,7 @@ def exerted(card, env, bar):
 
 
 def compare(device, case, dtype=np.float64):
-    case, tolerance = by_type(case), TOLERANCE[dtype]
+    case, tolerance = strained(by_type(case)), TOLERANCE[dtype]
     card = on_card(device, case, dtype)
     args = case.env, case.p, case.e
     moments, largest = reference.moments(*args)
@@ -68,10 +73,11 @@ def compare(device, case, dtype=np.float64):
 
     forces, virial = np.zeros_like(case.env.positions), np.zeros((len(case.env.centers), 3, 3))
     reference.forces_into(*args, case.bar, forces, virial)
-    for a, b in zip(exerted(card, card.env, case.bar), (forces, virial), strict=True):
+    total = virial.sum(axis=0, keepdims=True)
+    for a, b in zip(exerted(card, card.env, case.bar), (forces, total), strict=True):
         assert_close(a, b, tolerance)
 
-    given = card.new(case.direction), card.new(case.strain)
+    given = card.new(case.direction), card.new(case.strain[:1])
     motion = card.ops.motion(card.env, *given)
     tangent = reference.tangent(*args, case.direction, case.strain)
     card.ops.tangent(card.env, card.d, motion)
@@ -114,11 +120,11 @@ def test_images_move_with_their_owners_and_give_them_their_forces(device, se_a_c
     env = replace(case.env, centers=case.env.centers[case.env.centers < 30])
     env = replace(env, neighbors=replace(env.neighbors, offsets=env.neighbors.offsets[:31]))
     owner = np.random.default_rng(1).integers(0, 30, (~local).sum()).astype(np.int32)
-    case = replace(case, env=env, bar=case.bar[: len(env.centers)], strain=case.strain[: len(env.centers)])
+    case = strained(replace(case, env=env, bar=case.bar[: len(env.centers)]))
     card = on_card(device, case)
     placed = card.ops.frames.joined([frame_of(env, owner)], env.centers)
     direction = np.concatenate((case.direction[local], case.direction[owner]))
-    given = card.new(case.direction[local]), card.new(case.strain)
+    given = card.new(case.direction[local]), card.new(case.strain[:1])
     motion = card.ops.motion(placed, *given)
     expected = reference.tangent(env, case.p, case.e, direction, case.strain)
     card.ops.tangent(placed, card.d, motion)

@@ -188,9 +188,9 @@ def test_frames_stay_on_the_card_while_they_fit(emulated) -> None:
 
     for batch in frames:
         assert uploaded(batch) > batch.neighbors.indices.nbytes + batch.positions.nbytes
-    centers = 4 * 15 + 8 * 3 + 11 * 8 + 3 * ALIGNMENT  # with the place of a frame
+    centers = 8 * 15 + 8 * 3 + 11 * 8 + 4 * ALIGNMENT  # with their frame, and its place
     together = join([g for batch in frames for g in batch.geometries], [{}] * 3)
-    assert uploaded(together) <= 4 * 36 + 8 * 3 + 11 * 8 * 3 + 3 * ALIGNMENT
+    assert uploaded(together) <= 8 * 36 + 8 * 3 + 11 * 8 * 3 + 4 * ALIGNMENT
     assert all(uploaded(batch) <= centers for batch in frames)
     card._ops.frames.most_bytes = card._ops.frames.nbytes
     uploaded(random_batch(cpu.model, (8,), seed=8))  # one has to go: the first

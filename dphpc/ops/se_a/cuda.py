@@ -31,7 +31,7 @@ MOST_COUNTS = 2**20
 """Of pairs by interval and group of centers, for the order of the pairs."""
 
 # The structs of kernels/cuda/training.cu.
-_MOTION = struct("p direction", "p strain", "p owners")
+_MOTION = struct("p direction", "p strain", "p frames", "p owners")
 _SORTED = struct("p order", "p rows", "p starts", "i4 n_intervals", "i4 n_shares")
 
 
@@ -97,8 +97,8 @@ class CudaSeA:
         return self._moments("moments", env.n)
 
     def motion(self, env: CardEnvironment, direction: Array, strain: Array) -> NDArray:
-        """What `tangent` and `table_adjoint` follow: d of local atoms (n_local, 3), strains of centers (n, 3, 3)."""
-        return np.array([tuple(map(self._work.address, (direction, strain, env.owners)))], _MOTION)
+        """What `tangent` and `table_adjoint` follow: d of local atoms (n_local, 3), strains (n_frames, 3, 3)."""
+        return np.array([tuple(map(self._work.address, (direction, strain, env.frames, env.owners)))], _MOTION)
 
     def tangent(self, env: CardEnvironment, d: Described, motion: NDArray) -> None:
         """Set Ȧ (n, 4, M), which is `tangent_of` the environment."""
@@ -109,12 +109,12 @@ class CudaSeA:
         return self._moments("tangent", env.n)
 
     def forces(self, env: CardEnvironment, d: Described, moments_adjoint: Array) -> None:
-        """Set `env.totals`: forces on local atoms with those of images, and centers' virials."""
+        """Set `env.totals`: forces on local atoms with those of images, and frames' virials."""
         totals, address = env.totals, self._work.address
         self.device.fill(totals, 0)
         parts = address(totals), address(totals[3 * env.n_local :]), 0, address(totals[-1:])
-        exerted = np.array([(0, 0, *parts, 1.0 / SPACING, PAIR_FORCE_LIMIT, 0, env.n)], EXERTED)
-        self._launch("forces", env.n, env.system, d.struct, env.owners, moments_adjoint, exerted)
+        exerted = np.array([(0, 0, *parts, 1.0 / SPACING, PAIR_FORCE_LIMIT, 0, env.n_frames)], EXERTED)
+        self._launch("forces", env.n, env.system, d.struct, env.owners, env.frames, moments_adjoint, exerted)
 
     # -- features ------------------------------------------------------------------------------------------------
 

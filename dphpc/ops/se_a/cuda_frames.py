@@ -20,7 +20,7 @@ from dphpc.ops.workspace import Kind, Parcel, Workspace
 Doubles = NDArray[np.float64]
 
 SPACING = 2.0**-44
-"""eV/Å (and eV, of virials) of which sums are whole multiples: 6e-14."""
+"""eV/Å (and eV, of virials) of which sums are whole multiples: 6e-14; forces and frames' virials are within ±524,288."""
 
 PAIR_FORCE_LIMIT = 2.0**54 * SPACING
 """eV/Å (1,024): sums of hundreds of such forces are within 64 bits."""
@@ -76,7 +76,7 @@ class Results:
     n_local: int
 
     def exerted(self) -> tuple[Doubles, Doubles]:
-        """Forces (n_local, 3) with those of images, and centers' virials (n, 3, 3).
+        """Forces (n_local, 3) with those of images, and virials (n_frames, 3, 3).
 
         Raises
         ------
@@ -97,10 +97,12 @@ class CardEnvironment:
 
     Attributes
     ----------
-    n, n_local
-        Numbers of centers and of atoms.
+    n, n_local, n_frames
+        Numbers of centers, of atoms and of frames.
     first
-        (n_types + 1) where each type's centers begin; with `n_local` the batch's shape.
+        (n_types + 1) where each type's centers begin; with `n_local` and `n_frames` the batch's shape.
+    frames
+        (n,) int32 that each center belongs to.
     owners
         (n_all,) int32: of local atoms themselves, of images the atoms that they are images of.
     pairs
@@ -113,12 +115,19 @@ class CardEnvironment:
 
     n: int
     n_local: int
+    n_frames: int
     first: tuple[int, ...]
     system: NDArray
+    frames: Array
     owners: Array
     first_rows: Array
     pairs: tuple[Array, Array, Array]
     results: Parcel
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Batches of which have the same addresses."""
+        return self.n_local, self.n_frames, *self.first
 
     @property
     def totals(self) -> Array:
@@ -178,10 +187,11 @@ class CardFrames:
         types = np.concatenate([f.types[:n] for f, n in zip(frames, sizes[:, 0], strict=True)])
         first = np.searchsorted(types[centers], np.arange(self._n_types + 1))
         table = self._table(resident, sizes, n_local)
-        values = first, centers, table  # the table last: its size is not the shape's
+        local = np.arange(len(frames), dtype=np.int32).repeat(sizes[:, 0])
+        values = first, centers, local[centers], table  # whose sizes are the shape's
         given = Parcel(work, "batch", [(a.shape, a.dtype) for a in values])
         given.upload(*values)
-        first_rows, atoms, table_there = given.arrays
+        first_rows, atoms, frames_of, table_there = given.arrays
         shapes = ((n_all, 3), np.float64), ((n_all,), np.int32), ((n_local + 1,), np.int64), ((n_pairs,), np.int32)
         names = "positions", "types", "offsets", "indices"
         place = [work.buffer(name, *shape) for name, shape in zip(names, shapes, strict=True)]
@@ -191,9 +201,16 @@ class CardFrames:
         system = np.array([tuple(map(work.address, (*place[:4], atoms)))], SYSTEM)
         intervals, order, rows = (work.buffer(name, (n_pairs,), np.int32) for name in ("intervals", "order", "rows"))
         n = len(centers)
-        kinds: list[Kind] = [((3 * n_local + 9 * n + 1,), np.int64), ((n,), np.float64), ((2, n), self._dtype)]
+        kinds: list[Kind] = [
+            ((3 * n_local + 9 * len(frames) + 1,), np.int64),
+            ((n,), np.float64),
+            ((2, n), self._dtype),
+        ]
         results, pairs = Parcel(work, "results", kinds), (intervals, order, rows)
-        return CardEnvironment(n, n_local, tuple(first.tolist()), system, place[4], first_rows, pairs, results)
+        rows_of = tuple(first.tolist())
+        return CardEnvironment(
+            n, n_local, len(frames), rows_of, system, frames_of, place[4], first_rows, pairs, results
+        )
 
     def _table(self, resident: list[_Resident], sizes: NDArray[np.int64], n_local: int) -> NDArray[np.uint8]:
         """The structs of frames of these numbers of local atoms, atoms and pairs, as bytes."""
