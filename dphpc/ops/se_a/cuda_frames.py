@@ -20,7 +20,7 @@ from dphpc.ops.workspace import Kind, Parcel, Workspace
 Doubles = NDArray[np.float64]
 
 SPACING = 2.0**-44
-"""eV/Å (and eV, of virials) of which sums are whole multiples: 6e-14; forces and frames' virials are within ±524,288."""
+"""eV/Å (and eV, of virials) of which sums are whole multiples: 6e-14; they reach up to 524,288."""
 
 PAIR_FORCE_LIMIT = 2.0**54 * SPACING
 """eV/Å (1,024): sums of hundreds of such forces are within 64 bits."""
