@@ -267,7 +267,7 @@ class Cupy:
         """See `Device.beside`; outside of a graph one after the other."""
         cuda = self._cupy.cuda
         own = cuda.get_current_stream()
-        first, *others = works
+        first, *others = works or [lambda: None]
         while self._cublas and len(self._lanes) < len(others):
             self._lanes.append(cuda.Stream(non_blocking=False))
             self._cublas.reserve(self._lanes[-1].ptr)

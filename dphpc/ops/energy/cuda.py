@@ -116,7 +116,7 @@ class CudaEnergy:
         pieces = (None, None)
         if w.dtype == np.float32 and self.device.has_tf32:
             high = (np.ascontiguousarray(w).view(np.uint32) & TF32_BITS).view(np.float32)
-            pieces = tuple(new(np.concatenate((high, high, w - high), axis)) for axis in (0, 1))
+            pieces = tuple(new(np.concatenate((high, w - high, high), axis)) for axis in (0, 1))
         return Layer(new(w), *pieces, n_in, n_out, skip, given, tuple(a for a in up if a is not None))
 
     def energy_and_forces(
