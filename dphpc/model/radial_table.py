@@ -88,6 +88,11 @@ class Grid:
             replace(self, n_coarse=self.n_coarse + more) if self.n_coarse else replace(self, n_fine=self.n_fine + more)
         )
 
+    def thinned(self, k: int) -> Grid:
+        """The grid with every k-th knot, and as far as it takes to reach at least as far."""
+        fine, coarse = -(-self.n_fine // k), -(-self.n_coarse // k)
+        return Grid(self.lower, k * self.step_fine, fine, k * self.step_coarse, coarse)
+
     def locate(self, s: NDArray[np.floating]) -> tuple[NDArray[np.int64], NDArray[np.floating]]:
         """Interval and local coordinate t of each s; beyond the ends the first or last interval goes on."""
         fine = np.floor((s - self.lower) / self.step_fine)
@@ -175,6 +180,15 @@ class RadialTable:
         jets = np.stack([np.stack(net.jet(grid.knots)) for net in networks], axis=1)
         return cls((grid,) * len(networks), hermite_coefficients(grid, jets))
 
+    @classmethod
+    def on_grids(cls, networks: Sequence[Network], grids: Sequence[Grid]) -> RadialTable:
+        """Tabulate each network over a grid of its own."""
+        tables = [cls.from_networks([net], grid).coefficients[0] for net, grid in zip(networks, grids, strict=True)]
+        coefficients = np.zeros((len(tables), max(len(table) for table in tables), *tables[0].shape[1:]))
+        for whole, table in zip(coefficients, tables, strict=True):
+            whole[: len(table)] = table
+        return cls(tuple(grids), coefficients)
+
     @property
     def n_channels(self) -> int:
         """M."""
@@ -220,6 +234,14 @@ class RadialTable:
             exact = net.jet(s)
             worst = np.maximum(worst, [np.abs(value - exact[0]).max(), np.abs(slope - exact[1]).max()])
         return float(worst[0]), float(worst[1])
+
+    def thinned(self, networks: Sequence[Network], tolerance: float) -> RadialTable:
+        """With the fewest of its knots that keep |ΔG| and |ΔG′| against the networks below `tolerance`; or the same."""
+        for k in (8, 6, 4, 3, 2):
+            table = RadialTable.on_grids(networks, [grid.thinned(k) for grid in self.grids])
+            if max(table.error(networks)) <= tolerance:
+                return table
+        return self
 
     def extended(self, networks: Sequence[Network], upper: float) -> RadialTable:
         """The same tables continued from the networks, each with its last step, until all cover `upper`."""

@@ -18,6 +18,7 @@ from dphpc.core.exact_sum import exact_sum
 from dphpc.core.state import State
 from dphpc.model.dp_model import DPModel
 from dphpc.model.model_file import read_model
+from dphpc.model.networks import Network
 from dphpc.model.radial_table import NetworkEmbedding, RadialTable, ScalarEmbedding, fitted_table
 from dphpc.ops.energy import native as native_energy
 from dphpc.ops.energy import reference as reference_energy
@@ -43,6 +44,9 @@ R_OVERLAP = 0.05
 
 TABLE_TOLERANCE = 1e-12
 """Error allowed in G and G′ when a network is tabulated on loading: rounding error."""
+
+FLOAT32_TABLE_TOLERANCE = 1e-6
+"""And for a table that is rounded to float32: of fewer intervals more pairs share one, and caches hold more."""
 
 SEL_SAMPLE = 16384
 """Atoms of a rank whose numbers of neighbors are compared with `sel` at the start of a run."""
@@ -96,7 +100,10 @@ class DeepPotential:
                     remedy="compress the model (dphpc compress), or say device: cpu",
                 )
             self._energy_ops = self._card
-        self._set_table(model.table or self._tabulated())
+        table = model.table or self._tabulated()
+        if self.dtype == np.float32 and isinstance(table, RadialTable) and not kinked:
+            table = table.thinned(self._smooth_networks(), FLOAT32_TABLE_TOLERANCE)
+        self._set_table(table)
         self._networks = [net.astype(self.dtype) for net in model.fitting.networks]
         shape = model.descriptor.networks[0].n_out, model.descriptor.axis_neuron
         self._nets = [self._energy_ops.prepare(net, *shape) for net in self._networks]
@@ -114,8 +121,10 @@ class DeepPotential:
         d = self.model.descriptor
         if self._ops is reference:
             return NetworkEmbedding(d.networks)
-        networks = [net.astype(np.float64) for net in d.networks]
-        return fitted_table(networks, *d.s_range(R_TABLE), TABLE_TOLERANCE, max_intervals=2048)[0]
+        return fitted_table(self._smooth_networks(), *d.s_range(R_TABLE), TABLE_TOLERANCE, max_intervals=2048)[0]
+
+    def _smooth_networks(self) -> list[Network]:
+        return [net.astype(np.float64) for net in self.model.descriptor.networks]
 
     def _set_table(self, table: ScalarEmbedding) -> None:
         self._table = table

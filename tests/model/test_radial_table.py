@@ -60,3 +60,18 @@ def test_fitted_table_reaches_its_tolerance() -> None:
     assert max(errors) <= 1e-9
     fewer = RadialTable.from_networks(NETWORKS, Grid.uniform(-0.4, 15.0, int(0.85 * table.grids[0].n_intervals)))
     assert max(fewer.error(NETWORKS)) > 1e-9  # 160 intervals; 128 give 1.3e-9
+
+
+def test_knots_are_left_out_as_long_as_the_tolerance_allows() -> None:
+    grids = Grid(-0.5, 0.025, 161, 0.1, 33), Grid(-0.4, 0.03, 100)
+    table = RadialTable.on_grids(NETWORKS, grids)
+    thin = table.thinned(NETWORKS, 1e-6)
+    k = round(thin.grids[0].step_fine / 0.025)
+    assert k > 1
+    assert max(thin.error(NETWORKS)) <= 1e-6
+    assert max(RadialTable.on_grids(NETWORKS, [g.thinned(2 * k) for g in grids]).error(NETWORKS)) > 1e-6
+    for old, new in zip(grids, thin.grids, strict=True):
+        assert new.lower == old.lower
+        assert old.upper <= new.upper < old.upper + k * (old.step_fine + old.step_coarse)
+        assert new.n_intervals <= old.n_intervals / k + 2
+    assert table.thinned(NETWORKS, 1e-30) is table
