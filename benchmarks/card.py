@@ -2,9 +2,12 @@
 
     python benchmarks/card.py                                        # the bundled silicon model
     python benchmarks/card.py --model water_c.dp --structure water.lmp --types O H --name card_water
+    python benchmarks/card.py --random 16:64 32:128 64:256 --replicate 50 --precision float32 --name card_diamond
 
 Ceilings are measured first: a large copy, and the matrix products of the fitting net's layers.  Each size runs twice,
 the first time for what is done once; `--profile` adds a run under CUPTI (PyTorch's profiler) for each kernel's time.
+`--random` takes diamond, with 158 neighbors inside 6 Å, and models of random weights by the widths of embedding and
+fitting net.
 """
 
 from __future__ import annotations
@@ -14,11 +17,14 @@ import contextlib
 import io
 import itertools
 import json
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import ase.build
+import ase.io
 import cupy
 import numpy as np
 from cupy import cublas
@@ -27,7 +33,11 @@ from harness import ROOT, store
 import dphpc
 from dphpc.core.memory import peak_memory
 from dphpc.md.run import run_md
-from dphpc.model.model_file import read_model
+from dphpc.model.descriptor import SeE2A
+from dphpc.model.dp_model import DPModel
+from dphpc.model.fitting import EnergyFitting
+from dphpc.model.model_file import read_model, write_model
+from dphpc.model.networks import initial_network
 
 SILICON = ROOT / "examples" / "silicon"
 
@@ -76,6 +86,22 @@ def settings(args: argparse.Namespace, replicate: int, precision: str, steps: in
     }  # fmt: skip
 
 
+def random_model(folder: Path, widths: str) -> Path:
+    """A model of carbon; "16:64" is embedding [4, 8, 16], axis 8 and fitting net [64, 64, 64]."""
+    width, net = map(int, widths.split(":"))
+    rng = np.random.default_rng(1)
+    embedding = initial_network([1, width // 4, width // 2, width], "tanh", rng)
+    descriptor = SeE2A(
+        rcut=6.0, rcut_smth=0.5, sel=(200,), axis_neuron=8, networks=[embedding], davg=np.array([0.05]),
+        dstd=np.array([[0.05, 0.03]]), type_one_side=True, activation_function="tanh",
+    )  # fmt: skip
+    nets = [initial_network([8 * width, net, net, net], "tanh", rng, resnet_dt=True, output=1)]
+    fitting = EnergyFitting(nets, np.zeros(1))
+    path = folder / f"random_{width}_{net}.dp"
+    write_model(DPModel(["C"], descriptor, fitting, np.zeros(1), min_nbor_dist=1.4), path)
+    return path
+
+
 def profiled(config: dict[str, Any]) -> list[dict[str, Any]]:
     """Kernels by their time on the card: name, calls, µs a call."""
     from torch.profiler import ProfilerActivity, profile
@@ -116,34 +142,37 @@ def main() -> None:
     parser.add_argument("--types", nargs="+")
     parser.add_argument("--replicate", type=int, nargs="+", default=[1, 4, 8])
     parser.add_argument("--precision", nargs="+", default=["float64", "mixed", "float32"])
+    parser.add_argument("--random", nargs="+", default=[], metavar="WIDTH:NET")
     parser.add_argument("--skin", type=float, default=1.0)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measured run, about")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--name", default="card_silicon")
     args = parser.parse_args()
-    model = read_model(args.model)
-    net = model.fitting.networks[0]
-    found = ceilings([net.layers[0].w.shape[0], *(layer.w.shape[1] for layer in net.layers)], 2048)
+    net = read_model(args.model).fitting.networks[0]
+    found = ceilings([net.layers[0].w.shape[0], *(layer.w.shape[1] for layer in net.layers)], 16384)
     print(json.dumps(found, indent=1), flush=True)
-    rows = []
-    for replicate in args.replicate:
-        for precision in args.precision:
-            row = measured(args, replicate, precision)
+    rows, folder = [], Path(tempfile.mkdtemp())
+    models = [random_model(folder, widths) for widths in args.random] or [args.model]
+    if args.random:
+        args.structure, args.types = folder / "diamond.extxyz", None
+        ase.io.write(args.structure, ase.build.bulk("C", "diamond", 3.567, cubic=True))
+    for args.model in models:
+        for replicate, precision in itertools.product(args.replicate, args.precision):
+            row = {"model": args.model.name, **measured(args, replicate, precision)}
             rows.append(row)
+            done = f"{row['rebuilds']} lists in {row['steps']} steps, card {row['card_bytes'] / 2**30:.2f} GiB"
             print(
-                f"{row['atoms']:>10,} atoms, {precision:>7}: {row['rate']:13,.0f} atom-step/s, {row['ms_a_step']:8.3f} "
-                f"ms, {row['rebuilds']} lists in {row['steps']} steps, card {row['card_bytes'] / 2**30:.2f} GiB, "
-                f"{row['whole_s']:.1f} s",
+                f"{row['model']}: {row['atoms']:>10,} atoms, {precision:>7}: {row['rate']:13,.0f} atom-step/s, "
+                f"{row['ms_a_step']:8.3f} ms, {done}, {row['whole_s']:.1f} s",
                 flush=True,
             )
             for kernel in row.get("kernels", [])[:12]:
-                print(
-                    f"{kernel['ms']:12.2f} ms {kernel['calls']:7} × {kernel['us_a_call']:10.1f} µs  {kernel['kernel']}"
-                )
+                ms, calls, each = (kernel[key] for key in ("ms", "calls", "us_a_call"))
+                print(f"{ms:12.2f} ms {calls:7} × {each:10.1f} µs  {kernel['kernel']}")
     properties = cupy.cuda.runtime.getDeviceProperties(0)
     card = {"name": properties["name"].decode(), "driver": cupy.cuda.runtime.driverGetVersion(),
             "runtime": cupy.cuda.runtime.runtimeGetVersion(), "cupy": cupy.__version__}  # fmt: skip
-    path = store(args.name, card=card, model=args.model.name, ceilings=found, runs=rows, version=dphpc.__version__)
+    path = store(args.name, card=card, ceilings=found, runs=rows, version=dphpc.__version__)
     print(f"stored in {path}")
 
 

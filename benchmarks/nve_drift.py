@@ -29,6 +29,8 @@ def main() -> None:
     parser.add_argument("--picoseconds", type=float, default=5.0)
     parser.add_argument("--equilibration", type=float, default=2.0, help="ps under the thermostat before")
     parser.add_argument("--precision", default="float64")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--replicate", type=int, default=1)
     parser.add_argument("--name", default="nve_drift")
     args = parser.parse_args()
     steps = round(args.picoseconds * 1000 / args.timestep)
@@ -40,6 +42,8 @@ def main() -> None:
                 "structure": str(args.structure.resolve()),
                 "type_map": args.types,
                 "model": str(args.model.resolve()),
+                "replicate": [args.replicate] * 3,
+                "device": args.device,
                 "precision": args.precision,
                 "timestep_fs": args.timestep,
                 "velocities": {"temperature_K": args.temperature, "seed": 1},
@@ -58,7 +62,8 @@ def main() -> None:
     ripple = float(np.std(nve["total_eV"] / n_atoms - slope * nve["time_ps"] - offset))
     print(f"drift {slope:.2e} eV/atom/ps, ripple {ripple:.2e} eV/atom, mean {nve['temperature_K'].mean():.1f} K")
     path = store(
-        args.name, model=args.model.name, atoms=int(n_atoms), precision=args.precision, timestep_fs=args.timestep,
+        args.name, model=args.model.name, atoms=int(n_atoms), precision=args.precision, device=args.device,
+        timestep_fs=args.timestep,
         picoseconds=args.picoseconds, drift_eV_per_atom_ps=float(slope), ripple_eV_per_atom=ripple,
         mean_temperature_K=float(nve["temperature_K"].mean()),
     )  # fmt: skip
