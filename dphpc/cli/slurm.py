@@ -65,7 +65,10 @@ def slurm(
     ] = False,
     mpi: Annotated[
         str,
-        typer.Option(help="What `srun --mpi=` is given: pmix, pmi2, …; none: mpirun; auto: as mpi4py's MPI needs it."),
+        typer.Option(
+            help="What `srun --mpi=` is given: pmix, pmi2, …; mpirun: by that; none: training without MPI; auto: as "
+            "mpi4py's MPI needs it."
+        ),
     ] = "auto",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The script; md.slurm, train.slurm, … if not given.")

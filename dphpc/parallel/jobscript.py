@@ -17,8 +17,8 @@ from dphpc.core.errors import InputError
 SRUN_PLUGINS = {"Open MPI": "pmix", "MPICH": "pmi2", "Intel": "pmi2", "MVAPICH": "pmi2"}
 """Word in an MPI's name -> what `srun --mpi=` needs to start its ranks."""
 
-MPIRUN = "none"
-"""In the place of a plug-in: ranks are started by mpirun."""
+MPIRUN, NO_MPI = "mpirun", "none"
+"""In the place of a plug-in: ranks are started by mpirun; or by srun, and meet through Slurm, which training can do."""
 
 
 def job_script(
@@ -36,15 +36,21 @@ def job_script(
         Options of sbatch to their values; the template's own where one is missing.  With `gpus-per-node` the command
         runs on cards, by a rank each.
     mpi
-        What srun is told of the MPI, "none" for mpirun, "auto" for what mpi4py's MPI needs.
+        What srun is told of the MPI, "mpirun" for that, "none" for training without MPI, "auto" for what mpi4py's MPI
+        needs.
     scaling
         An array of jobs on 1, 2, 4, … ranks instead of one job.
 
     Raises
     ------
     InputError
-        A value cannot stand in a script, or there is no MPI that is known.
+        A value cannot stand in a script, or there is no MPI that is known, or none for a job that needs it.
     """
+    if mpi == NO_MPI and (command != "train" or scaling):
+        raise InputError(
+            "this job's ranks need MPI", where="--mpi none", expected=f"pmix, pmi2 or {MPIRUN}",
+            remedy="without MPI only training runs on several ranks",
+        )  # fmt: skip
     several = max(int(resources.get(key, 1)) for key in ("nodes", "ntasks-per-node")) > 1 or mpi != "auto"
     kind = {"md": "cpu", "train": "mpi" if several else "cpu"}[command]
     on_cards: list[str] = []  # which the templates for cards say themselves
@@ -56,7 +62,15 @@ def job_script(
     here = shlex.quote(str(Path(sys.executable).parent))
     variables = {"arguments": f"({shlex.join(words)})", "PATH": f'{here}:"$PATH"'}
     if "\nmpi=" in text:
-        variables["mpi"] = srun_plugin(mpi_library()) if mpi == "auto" else shlex.quote(mpi)
+        library = mpi_library() if mpi == "auto" else None
+        if mpi != "auto":
+            variables["mpi"] = shlex.quote(mpi)
+        elif library is None and command == "train" and not scaling:
+            variables["mpi"] = NO_MPI
+        else:
+            variables["mpi"] = srun_plugin(library)
+    if variables.get("mpi") == NO_MPI and "--data-parallel" not in arguments:
+        variables["arguments"] = f"({shlex.join([*words, '--data-parallel', 'torch'])})"
     script = fill(text, resources, variables)
     if scaling:
         ranks = math.prod(
@@ -151,7 +165,7 @@ def srun_plugin(library: str | None) -> str:
     InputError
         There is no MPI, or one of which it is not known how srun starts it.
     """
-    choose = "--mpi pmix, --mpi pmi2 or --mpi none (mpirun)"
+    choose = f"--mpi pmix, --mpi pmi2 or --mpi {MPIRUN}"
     if library is None:
         raise InputError(
             "mpi4py finds no MPI to start ranks with",

@@ -57,7 +57,7 @@ def srun_works(slurm: Cluster) -> bool:
 @pytest.fixture
 def mpi(request: pytest.FixtureRequest, srun_works: bool) -> str:
     """The value of --mpi: what `dphpc slurm` chooses if that works here, or mpirun; a test may ask for either."""
-    wanted = getattr(request, "param", "auto" if srun_works else "none")
+    wanted = getattr(request, "param", "auto" if srun_works else "mpirun")
     if wanted == "auto" and not srun_works:
         pytest.skip(f"srun cannot load --mpi={srun_plugin(mpi_library())}")
     return wanted
@@ -95,7 +95,7 @@ def n_lines(path: Path) -> int:
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
-@pytest.mark.parametrize("mpi", ["auto", "none"], ids=["srun", "mpirun"], indirect=True)
+@pytest.mark.parametrize("mpi", ["auto", "mpirun"], ids=["srun", "mpirun"], indirect=True)
 def test_md_goes_on_after_a_signal(slurm: Cluster, folder: Path, mpi: str) -> None:
     job = submit(slurm, folder, "md", "run.yaml", "--ntasks-per-node", "2", "--time", "10", "--mpi", mpi)
     log = folder / f"dphpc-md-{job}.log"
@@ -153,7 +153,7 @@ def test_training_on_ranks_goes_on_after_a_signal(slurm: Cluster, folder: Path, 
     assert steps.tolist() == [1, *range(100, 2001, 100)]
 
 
-@pytest.mark.parametrize("mpi", ["auto", "none"], ids=["srun", "mpirun"], indirect=True)
+@pytest.mark.parametrize("mpi", ["auto", "mpirun"], ids=["srun", "mpirun"], indirect=True)
 def test_a_rank_for_each_card(slurm: Cluster, folder: Path, mpi: str) -> None:
     (folder / "run.yaml").write_text(json.dumps({**RUN, "stages": [{"ensemble": "nve", "steps": 20}]}))
     # Slurm believes that there are cards; the last --device counts.

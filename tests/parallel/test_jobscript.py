@@ -10,6 +10,7 @@ import pytest
 
 from dphpc.cli.slurm import RESOURCES
 from dphpc.core.errors import InputError
+from dphpc.parallel import jobscript
 from dphpc.parallel.jobscript import fill, job_script, mpi_library, srun_plugin, template
 
 FOLDER = Path(__file__).resolve().parents[2] / "jobscripts"
@@ -68,14 +69,29 @@ def test_a_value_that_breaks_the_script_is_refused(value: str) -> None:
 
 
 def test_the_template_follows_from_the_job() -> None:
-    md = job_script("md", ["my run.yaml"], {"nodes": "3"}, mpi="none")
+    md = job_script("md", ["my run.yaml"], {"nodes": "3"}, mpi="mpirun")
     assert directives(md)["--nodes"] == "3"
     assert "arguments=('my run.yaml')\n" in md
-    assert "\nmpi=none\n" in md
+    assert "\nmpi=mpirun\n" in md
     assert "mpi=" not in job_script("train", ["input.json"], {"nodes": "1"})
     several = job_script("train", ["input.json"], {"ntasks-per-node": "4"}, mpi="pmi2")
     assert "\nmpi=pmi2\n" in several
     assert (directives(several)["--nodes"], directives(several)["--ntasks-per-node"]) == ("1", "4")
+
+
+def test_training_without_mpi(monkeypatch: pytest.MonkeyPatch) -> None:
+    resources = {"ntasks-per-node": "4"}
+    script = job_script("train", ["input.json"], resources, mpi="none")
+    assert "\nmpi=none\n" in script
+    assert "arguments=(input.json --data-parallel torch)\n" in script
+    for command, scaling in (("md", False), ("train", True)):
+        with pytest.raises(InputError, match="need MPI"):
+            job_script(command, ["input"], resources, mpi="none", scaling=scaling)
+    monkeypatch.setattr(jobscript, "mpi_library", lambda: None)
+    resources["gpus-per-node"] = "4"
+    assert "\nmpi=none\n" in job_script("train", ["input.json"], resources)
+    with pytest.raises(InputError, match="finds no MPI"):
+        job_script("md", ["run.yaml"], resources)
 
 
 @pytest.mark.parametrize("command", ["md", "train"])
@@ -107,17 +123,17 @@ def test_srun_is_told_of_the_mpi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert srun_plugin("Open MPI v5.0.11, package: …") == "pmix"
     assert srun_plugin("MPICH Version:      5.0.2\nMPICH Release date: …") == "pmi2"
     assert srun_plugin("Intel(R) MPI Library 2021.11 for Linux* OS") == "pmi2"
-    with pytest.raises(InputError, match=r"(?s)not known: Some MPI.*--mpi none"):
+    with pytest.raises(InputError, match=r"(?s)not known: Some MPI.*--mpi mpirun"):
         srun_plugin("Some MPI\nmore")
     with pytest.raises(InputError, match="mpi4py finds no MPI"):
         srun_plugin(None)
     (tmp_path / "srun").write_text("#!/bin/sh\necho MPI plugin types are...  >&2\necho '\tnone\n\tpmi2' >&2\n")
     (tmp_path / "srun").chmod(0o755)
     assert srun_plugin("MPICH Version: 5.0.2") == "pmi2"
-    assert srun_plugin("Open MPI v5.0.11") == "none"  # this cluster has no pmix: mpirun
+    assert srun_plugin("Open MPI v5.0.11") == "mpirun"  # this cluster has no pmix: mpirun
 
 
 def test_the_mpi_of_this_environment_is_known() -> None:
     library = mpi_library()
     assert library is not None
-    assert srun_plugin(library) in ("pmix", "pmi2", "none")
+    assert srun_plugin(library) in ("pmix", "pmi2", "mpirun")
