@@ -47,6 +47,11 @@ def engine_for(potential: Potential) -> type[Engine]:
 class CardEngine(Engine):
     """See `Engine`; its potential is a `CardPotential` with a device.
 
+    Parameters
+    ----------
+    gpu_aware_mpi
+        See `CardHalo`.
+
     Attributes
     ----------
     card, card_halo
@@ -59,7 +64,7 @@ class CardEngine(Engine):
         Windows that had to be done again.
     """
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
+    def __init__(self, *arguments: Any, gpu_aware_mpi: bool = False, **options: Any) -> None:
         super().__init__(*arguments, **options)
         assert isinstance(self.potential, CardPotential)
         assert self.potential.device is not None
@@ -67,7 +72,7 @@ class CardEngine(Engine):
         self.moves = self.card = CudaMoves(self.device, self.masses, self.spacing, alone=self.comm.size == 1)
         self.window, self.thrown_away = Window(0.5 * self.skin), 0
         self.ghosts, self.search = CudaGhosts(self.device), CudaNeighbors(self.device)
-        self.card_halo = CardHalo(self.comm, self.ghosts)
+        self.card_halo = CardHalo(self.comm, self.ghosts, gpu_aware_mpi)
         local = np.bincount(self.state.types[: self.state.n_local], minlength=len(self.masses))
         self._on_card.expect(self.comm.allreduce(local))
         self._report = self.device.zeros(_VIRIAL.stop, np.int64)

@@ -220,6 +220,8 @@ class MdConfig(Config):
     """How much farther than the cutoff the neighbor list reaches."""
     n_threads: PositiveInt | None = None
     """Threads a rank; by default the node's cores shared by its ranks."""
+    gpu_aware_mpi: bool = False
+    """MPI reads and writes the cards' memory; one that knows no cards crashes on it."""
     ignore_memory_limit: bool = False
     """Start even where the estimated memory exceeds the machine's."""
 

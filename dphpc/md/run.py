@@ -104,9 +104,10 @@ class Run:
         self._describe(n_atoms, domain, start.warning)
         state = deal(source, settings.replicate, start.box, domain, comm)
         dt = settings.timestep_fs * FS
+        of_cards = {"gpu_aware_mpi": settings.gpu_aware_mpi} if card_of(self.potential) else {}
         self.engine = engine_for(self.potential)(
             state, domain, comm, self.potential, start.masses, dt, settings.skin_A,
-            deterministic=settings.deterministic, balance=settings.balance,
+            deterministic=settings.deterministic, balance=settings.balance, **of_cards,
         )  # fmt: skip
         assert self.engine.n_atoms == n_atoms
         if comm.size > 1:

@@ -304,14 +304,16 @@ def test_a_run_that_does_not_fit_onto_the_card(runs, emulated, monkeypatch):
 
 
 @pytest.mark.mpi
-def test_any_number_of_ranks_gives_the_same_bits(comm, emulated, tmp_path, monkeypatch):
+@pytest.mark.parametrize("gpu_aware_mpi", [False, True])
+def test_any_number_of_ranks_gives_the_same_bits(comm, emulated, tmp_path, monkeypatch, gpu_aware_mpi):
     folder = Path(comm.bcast(str(tmp_path)))
     if comm.rank == 0:
         Runs(folder, monkeypatch)  # writes the structure
     comm.barrier()
     several = Runs(folder, monkeypatch)
     plan = {"stages": ALL, "replicate": [2, 1, 1]}
-    found = several(CardEngine, emulated, comm, **plan)
+    found = several(CardEngine, emulated, comm, gpu_aware_mpi=gpu_aware_mpi, **plan)
+    assert (several.engine.card_halo.host_nbytes < 100) == (gpu_aware_mpi or comm.size == 1)
     assert several.engine.thrown_away < 4
     if comm.rank == 0:
         equal(found, several(CardEngine, emulated, **plan))
