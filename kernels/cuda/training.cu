@@ -3,8 +3,10 @@
 // Defined in front of this text as in front of descriptor.cu, whose order of work it has: one block an atom, where
 // nothing else is said.  The gradient by the table is summed interval by interval over pairs that have been sorted, in
 // shares of fixed size that are added up in their order.
-#include "center.h"
+#include "adjoint.h"
 #include "elements.h"
+#include "forces.h"
+#include "moments.h"
 #include "scan.h"
 
 namespace dphpc {
@@ -53,9 +55,10 @@ join_frames(const Frame* frames, int n_blocks, double* positions, int* types, lo
 
 extern "C" __global__ void __launch_bounds__(BLOCK)
 moments(const System system, const Descriptor d, Real* result, double* largest_of, int* free_of) {
-    __shared__ Real sums[n_rows * CHANNELS];
+    alignas(16) __shared__ Real sums[CHANNELS * n_rows];
     const long long row = blockIdx.x;
-    const int* free_slots = form_moments(system, d, sums, result + row * (n_rows * CHANNELS), largest_of + row);
+    const int atom = system.centers[row];
+    const int* free_slots = form_moments(system, d, atom, sums, result + row * (n_rows * CHANNELS), largest_of + row);
     for (int t = threadIdx.x; t < N_TYPES; t += BLOCK) free_of[row * N_TYPES + t] = free_slots[t];
 }
 
@@ -85,71 +88,66 @@ __device__ inline void move_pair(const Motion& motion, int atom, long long row, 
     terms.t = at.t;
 }
 
+// Σ row˙·t^k + row·ṫ·k·t^{k−1} over each of n runs, (n, 6, 4); terms stand in the order of the pairs.
+__device__ inline void form_tangent_weights(const Runs& runs, const TangentTerms* terms, int first, int n, Real* weights) {
+    for (int i = threadIdx.x; i < n * n_rows; i += BLOCK) {
+        const int run = i / n_rows, row = i % n_rows, end = runs.starts[first + run + 1];
+        Real sum[n_powers] = {};
+        for (int p = runs.starts[first + run]; p < end; ++p) {
+            const Real t = terms[p].t;
+            Real power = Real(1), slope = Real(0);
+#pragma unroll
+            for (int k = 0; k < n_powers; ++k) {
+                sum[k] += terms[p].row_dot[row] * power + terms[p].turned[row] * slope;
+                slope = slope * t + power;
+                power *= t;
+            }
+        }
+#pragma unroll
+        for (int k = 0; k < n_powers; ++k) weights[run * n_weights + k * n_rows + row] = sum[k];
+    }
+}
+
 extern "C" __global__ void __launch_bounds__(BLOCK)
 tangent(const System system, const Descriptor d, const Motion motion, Real* result) {
-    __shared__ Real sums[n_rows * CHANNELS];
+    __shared__ Describing room;
+    __shared__ Near near;
     __shared__ TangentTerms terms[BLOCK];
-    const int me = threadIdx.x, atom = system.centers[blockIdx.x], type = system.types[atom];
-    const long long row = blockIdx.x, last = system.offsets[atom + 1];
-    for (int m = me; m < CHANNELS; m += BLOCK)  // each thread's own, in what follows
-        for (int a = 0; a < n_rows; ++a) sums[a * CHANNELS + m] = Real(0);
-    for (long long first = system.offsets[atom]; first < last; first += BLOCK) {
-        const int n = last - first < BLOCK ? static_cast<int>(last - first) : BLOCK;
-        __syncthreads();
-        if (me < n) {
-            Pair pair;
-            Terms at;
-            double unused = 0.0;
-            read_pair(system, d, atom, type, first + me, pair, at, unused);
-            move_pair(motion, atom, row, pair, at, terms[me]);
-        }
-        __syncthreads();
-        for (int m = me; m < CHANNELS; m += BLOCK) {
-            Real sum[n_rows];
-            for (int a = 0; a < n_rows; ++a) sum[a] = sums[a * CHANNELS + m];
-            for (int p = 0; p < n; ++p) {
-                if (terms[p].interval < 0) continue;
-                const Real* c = coefficients_of(d, terms[p].interval) + m;
-                Real g, slope;
-                polynomial(terms[p].t, [&](int k) { return c[k * CHANNELS]; }, g, slope);
-                for (int a = 0; a < n_rows; ++a) sum[a] += terms[p].row_dot[a] * g + terms[p].turned[a] * slope;
-            }
-            for (int a = 0; a < n_rows; ++a) sums[a * CHANNELS + m] = sum[a];
-        }
-    }
-    for (int m = me; m < CHANNELS; m += BLOCK)
-        for (int i = m; i < n_rows * CHANNELS; i += CHANNELS)
-            result[row * (n_rows * CHANNELS) + i] = sums[i] * static_cast<Real>(d.scale);
+    alignas(16) __shared__ Real sums[CHANNELS * n_rows];
+    const int atom = system.centers[blockIdx.x];
+    const long long row = blockIdx.x;
+    for (int i = threadIdx.x; i < n_rows * CHANNELS; i += BLOCK) sums[i] = Real(0);
+    __syncthreads();
+    Reader reader(system, atom);
+    double unused = 0.0;
+    add_pairs(
+        system, d, reader, near, room, nullptr, unused, sums,
+        [&](const Pair& pair, int place) {
+            move_pair(motion, atom, row, pair, room.pairs.runs.terms[place], terms[place]);
+        },
+        [&](int first, int n, Real* weights) {
+            if (first == 0) __syncthreads();  // for the terms of all
+            form_tangent_weights(room.pairs.runs, terms, first, n, weights);
+        });
+    for (int i = threadIdx.x; i < n_rows * CHANNELS; i += BLOCK)
+        result[row * (n_rows * CHANNELS) + i] = sums[i % CHANNELS * n_rows + i / CHANNELS] * static_cast<Real>(d.scale);
 }
 
 // Forces on local atoms, an image's on its owner, and the virial of each frame, which the centers' frames (n) tell.
 extern "C" __global__ void __launch_bounds__(BLOCK)
 forces(const System system, const Descriptor d, const int* owners, const int* frames, const Real* moments_adjoint,
        const Exerted out) {
-    __shared__ Real adjoint[n_rows * CHANNELS];
-    __shared__ Terms terms[BLOCK];
-    __shared__ Real sums[BLOCK][n_sums];
-    const int me = threadIdx.x, atom = system.centers[blockIdx.x], type = system.types[atom];
-    const long long row = blockIdx.x, last = system.offsets[atom + 1];
+    __shared__ Exerting room;
+    alignas(16) __shared__ Real adjoint[n_rows * CHANNELS];
+    __shared__ Count own[n_own];
+    const int me = threadIdx.x, atom = system.centers[blockIdx.x];
+    const long long row = blockIdx.x;
+    for (int k = me; k < n_own; k += BLOCK) own[k] = 0;
     for (int i = me; i < n_rows * CHANNELS; i += BLOCK) adjoint[i] = moments_adjoint[row * (n_rows * CHANNELS) + i];
-    Count own[12] = {};
-    for (long long first = system.offsets[atom]; first < last; first += BLOCK) {
-        const int n = last - first < BLOCK ? static_cast<int>(last - first) : BLOCK;
-        Pair pair;
-        double unused = 0.0;
-        pair.interval = -1;
-        if (me < n) read_pair(system, d, atom, type, first + me, pair, terms[me], unused);
-        __syncthreads();
-        form_sums(d, terms, n, adjoint, sums);
-        __syncthreads();
-        if (pair.interval < 0) continue;
-        pair.neighbor = owners[pair.neighbor];
-        add_pair(d, pair, sums[me], out, own);
-    }
-    for (int k = 0; k < 12; ++k) {
-        const Count total = warp_sum(own[k]);
-        if (me % WARP == 0 && total != 0) add(k < 3 ? out.forces + 3ll * atom + k : out.virial + 9ll * frames[row] + (k - 3), total);
-    }
+    __syncthreads();
+    exert_pairs(system, d, atom, owners, adjoint, out, room, own);
+    if (me >= n_own || own[me] == 0) return;
+    add(me < 3 ? out.forces + 3ll * atom + me : out.virial + 9ll * frames[row] + (me - 3), own[me]);
 }
 
 // inputs (n, CHANNELS·AXIS + n_columns): features, then columns, which may be null where there are none.
@@ -184,13 +182,13 @@ features_tangent(const Real* moments, const Real* tangent, int n_columns, Real* 
 // Sets (n, 4, CHANNELS) to the derivative of y·D(A) by A; where a tangent is given, to that of y·D + p·Ḋ.
 extern "C" __global__ void __launch_bounds__(BLOCK)
 features_adjoint(const Real* moments, const Real* y, const Real* tangent, const Real* p, int n_columns, Real* result) {
+    __shared__ Staging room;
     __shared__ Real other[n_rows * CHANNELS];
     const long long row = blockIdx.x, inputs = row * (CHANNELS * AXIS + n_columns);
     Real* sum = result + row * (n_rows * CHANNELS);
-    form_moments_adjoint(moments + row * (n_rows * CHANNELS), y + inputs, sum);
+    form_moments_adjoint(moments + row * (n_rows * CHANNELS), y + inputs, room, sum);
     if (!tangent) return;
-    form_moments_adjoint(tangent + row * (n_rows * CHANNELS), p + inputs, other);
-    __syncthreads();
+    form_moments_adjoint(tangent + row * (n_rows * CHANNELS), p + inputs, room, other);
     for (int i = threadIdx.x; i < n_rows * CHANNELS; i += BLOCK) sum[i] += other[i];
 }
 
