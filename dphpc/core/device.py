@@ -124,7 +124,8 @@ class Device(Protocol):
         A key that is new has `work` called; one met for the second time has it called to be recorded, and from then on
         the record is launched.  So the key holds all that decides what is launched: addresses and sizes of arrays, and
         numbers passed by value.  `work` calls `launch`, `product`, `copy`, `fill` and `beside` and nothing else of a
-        device: it makes no arrays and waits for nothing.  The graphs of a few keys are kept.
+        device: it makes no arrays and waits for nothing.  Within another's work it is a part of that.  The
+        graphs of a few keys are kept.
         """
         ...
 

@@ -51,9 +51,20 @@ class Graphs:
     def __init__(self, capture: Callable[[Work], Work], most: int = MOST) -> None:
         self._capture, self._most = capture, most
         self._kept: dict[Hashable, Work | None] = {}
+        self._within = False  # another's work
 
     def replay(self, key: Hashable, work: Work) -> None:
         """See `Device.replay`."""
+        if self._within:
+            work()
+            return
+        self._within = True
+        try:
+            self._replay(key, work)
+        finally:
+            self._within = False
+
+    def _replay(self, key: Hashable, work: Work) -> None:
         start = None
         if key not in self._kept:
             work()  # programs are loaded, libraries choose their kernels

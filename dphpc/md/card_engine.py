@@ -17,6 +17,7 @@ and MPI.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -85,12 +86,20 @@ class CardEngine(Engine):
         self._behind = False  # whether the card has built a list since the host did
         self._outrun = False  # whether the last window that was thrown away was so for its list alone
 
+    def repeat(self, moves: Callable[[Engine], None]) -> None:
+        """See `Engine.repeat`; in a window one rank does them as one graph."""
+        if self._unseen and self.card.alone:
+            with self.timers("force"):
+                self._replay(partial(moves, self), moves, self.timestep)
+        else:
+            moves(self)
+
     def update_forces(self) -> None:
         """See `Engine.update_forces`; in a window nothing is waited for, and nothing raised."""
-        self._since += 1
         if self._unseen:
             self._launch()
             return
+        self._since += 1
         if self._behind:
             self._catch_up()
         before = self._neighbors
@@ -125,17 +134,21 @@ class CardEngine(Engine):
     def _pass_window(self, integrator: Integrator, temperatures: Sequence[float]) -> bool:
         """Steps without a look; whether they stand, else all is as it was before.  Collective."""
         step, since = self.step, self._since
-        self.card.keep()
-        self.device.fill(self._report[: _TROUBLE.stop], 0)
+        self.device.replay((self._key, self.card.room.growths), self._begin_window)
         self._unseen = True
         super().advance(integrator, temperatures)
         self._unseen = False
+        self._since += len(temperatures)
         if self._all_is_well():
             return True
         self.thrown_away += 1
         self.card.restore()
         self.step, self._since = step, since
         return False
+
+    def _begin_window(self) -> None:
+        self.card.keep()
+        self.device.fill(self._report[: _TROUBLE.stop], 0)
 
     def to_host(self, *, lists: bool = False) -> None:
         """See `Engine.to_host`; collective."""
@@ -218,8 +231,8 @@ class CardEngine(Engine):
         with self.timers("halo"):
             self._launch_forces()
 
-    def _replay(self, work: Callable[[], None]) -> None:
-        self.device.replay((self._key, self._on_card.version()), work)
+    def _replay(self, work: Callable[[], None], *numbers: Hashable) -> None:
+        self.device.replay((self._key, self._on_card.version(), numbers), work)
 
     def _launch_all(self) -> None:
         self._launch_ghosts()

@@ -13,7 +13,7 @@ of another power of two and sums over atoms are exact, so that their order does 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -174,6 +174,10 @@ class Engine:
         """v = keep·v + √((1 − keep²) kT/m) ξ; the account takes the difference of kinetic energies."""
         with self.timers("integrate"):
             self.moves.randomize_velocities(account, keep, temperature, seed, self.step + 1)
+
+    def repeat(self, moves: Callable[[Engine], None]) -> None:
+        """Moves of this engine that follow from its timestep alone, so that a card may be told them all at once."""
+        moves(self)
 
     def update_forces(self) -> None:
         """Forces, energy and virial at the present positions; collective.

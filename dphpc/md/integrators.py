@@ -57,11 +57,7 @@ class VelocityVerlet:
 
     def step(self, engine: Engine, temperature: float) -> None:
         """v += ½Δt f/m;  x += Δt v;  f = f(x);  v += ½Δt f/m."""
-        dt = engine.timestep
-        engine.kick(0.5 * dt)
-        engine.drift(dt)
-        engine.update_forces()
-        engine.kick(0.5 * dt)
+        engine.repeat(_kick_drift_kick)
 
     def bath_energy(self) -> NDArray[np.float64]:
         """There is no bath."""
@@ -73,3 +69,11 @@ class VelocityVerlet:
 
     def load(self, saved: Saved) -> None:
         """Nothing."""
+
+
+def _kick_drift_kick(engine: Engine) -> None:
+    dt = engine.timestep
+    engine.kick(0.5 * dt)
+    engine.drift(dt)
+    engine.update_forces()
+    engine.kick(0.5 * dt)

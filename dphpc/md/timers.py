@@ -15,6 +15,7 @@ class Timers:
 
     def __init__(self) -> None:
         self.seconds = dict.fromkeys(PHASES, 0.0)
+        self._counted = 0.0  # of all phases
 
     def move(self, seconds: float, source: str, to: str) -> None:
         """Count time to another phase."""
@@ -23,7 +24,9 @@ class Timers:
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
-        """Count the time inside to `phase`."""
-        start = time.perf_counter()
+        """Count the time inside to `phase`, but for that of phases within it."""
+        start, before = time.perf_counter(), self._counted
         yield
-        self.seconds[phase] += time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        self.seconds[phase] += seconds - (self._counted - before)
+        self._counted = before + seconds

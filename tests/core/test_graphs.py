@@ -27,6 +27,26 @@ def test_the_keys_that_were_used_last_are_kept():
     assert replay("c", "b", "a") == ["work", "start", "work"], "the oldest had to go"
 
 
+def test_within_a_work_that_is_replayed_another_is_a_part_of_it():
+    said = []
+
+    def capture(work):
+        work()
+        return lambda: said.append("start")
+
+    graphs = Graphs(capture)
+
+    def work():
+        said.append("work")
+        graphs.replay("inner", lambda: said.append("inner"))
+
+    for _ in range(3):
+        graphs.replay("outer", work)
+    assert said == ["work", "inner"] * 2 + ["start"] * 2
+    graphs.replay("inner", lambda: said.append("new"))
+    assert said[-1] == "new", "what is a part has not been met by itself"
+
+
 class BreakableStream:
     """A recording that an error of its work's breaks cannot be ended without one more, as CUDA has it."""
 

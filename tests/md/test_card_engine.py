@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +26,6 @@ from dphpc.md.run import run_md
 from dphpc.md.thermostats import Bussi, NoseHoover
 from dphpc.ops.energy import cuda, tiles
 from dphpc.ops.ghosts.cuda import SORT_BYTES
-from dphpc.ops.motion.cuda import CudaMoves
 from dphpc.parallel.comm import Serial
 from dphpc.potential import deep
 from dphpc.potential.deep import DeepPotential
@@ -136,11 +135,11 @@ def test_a_step_moves_nothing_between_card_and_host(runs, emulated, monkeypatch)
             moving.advance(integrator, [20.0])
         seen: list[int] = []
 
-        def update(seen: list[int] = seen) -> None:
+        def repeat(moves: Callable[[Engine], None], seen: list[int] = seen) -> None:
             seen.append(traffic(emulated))
-            CardEngine.update_forces(moving)
+            CardEngine.repeat(moving, moves)
 
-        monkeypatch.setattr(moving, "update_forces", update)
+        monkeypatch.setattr(moving, "repeat", repeat)
         launches = emulated.launched.count("exert")
         moving.advance(integrator, [20.0] * 5)
         assert emulated.launched.count("exert") - launches == 5
@@ -150,14 +149,14 @@ def test_a_step_moves_nothing_between_card_and_host(runs, emulated, monkeypatch)
         assert moving.thrown_away == 0
 
 
-def test_a_step_is_a_graph_and_three_moves_with_new_lists_too(runs, emulated):
+def test_a_step_is_a_graph_with_new_lists_too(runs, emulated):
     runs(CardEngine, emulated, velocities={"temperature_K": 600, "seed": 3}, stages=[{**NVE, "steps": 60}])
     moving, rebuilds, first = runs.engine, runs.engine.rebuilds, len(emulated.asked)
     for _ in range(20):
         before, ahead, thrown_away = len(emulated.asked), moving.window.steps, moving.thrown_away
         moving.advance(VelocityVerlet(), [0.0] * max(ahead, 1))
         if ahead > 1 and moving.thrown_away == thrown_away:
-            assert emulated.asked[before:] == ["copy"] * 3 + ["fill"] + ["kick", "drift", "graph", "kick"] * ahead
+            assert emulated.asked[before:] == ["graph"] * (1 + ahead)
     asked = emulated.asked[first:]
     assert moving.rebuilds - rebuilds >= 3
     assert asked.count("graph") >= 60
@@ -218,17 +217,15 @@ def test_a_run_that_is_continued_has_the_same_bits(runs, emulated, monkeypatch, 
     plan = {"stages": ALL[1:3], "thermo": {"every": 2, "file": None}}
     whole = runs(CardEngine, emulated, **plan)
     (tmp_path / "restart.h5").unlink()
-    kicks = 0
+    step = VelocityVerlet.step
 
-    def kick(moves: CudaMoves, dt: float) -> None:
-        nonlocal kicks
-        kicks += 1
-        if kicks == 2 * 9:
+    def interrupted(integrator: VelocityVerlet, moving: Engine, temperature: float) -> None:
+        if moving.step == 8:
             os.kill(os.getpid(), signal.SIGUSR1)
-        moves._launch("kick", np.float64(dt))
+        step(integrator, moving, temperature)
 
     with monkeypatch.context() as patch:
-        patch.setattr(CudaMoves, "kick", kick)
+        patch.setattr(VelocityVerlet, "step", interrupted)
         runs(CardEngine, emulated, **plan)
     assert runs.result.stopped_by == signal.SIGUSR1
     assert 9 <= runs.result.steps <= 11, "the next look at the card ends the run"
