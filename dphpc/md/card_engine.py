@@ -27,9 +27,9 @@ from dphpc.core.exact_sum import FORCE_LIMIT, FORCE_SPACING
 from dphpc.md.engine import SORT_CELL, Engine
 from dphpc.md.window import Window
 from dphpc.ops.energy.card import VIRIAL_SLOTS, CardSums, CardSystem, virial_parts
-from dphpc.ops.ghosts.cuda import CudaGhosts
+from dphpc.ops.ghosts.cuda import FEW, CudaGhosts, Images, rounded_up
 from dphpc.ops.motion.cuda import CudaMoves
-from dphpc.ops.neighbors.cuda import CudaNeighbors
+from dphpc.ops.neighbors.cuda import CudaNeighbors, Grid, choose_grid
 from dphpc.parallel.card_halo import CardHalo
 from dphpc.potential.contract import CardPotential, Outputs, Potential, card_of
 
@@ -77,6 +77,9 @@ class CardEngine(Engine):
         local = np.bincount(self.state.types[: self.state.n_local], minlength=len(self.masses))
         self._on_card.expect(self.comm.allreduce(local))
         self._report = self.device.zeros(_VIRIAL.stop, np.int64)
+        self._sizes = self.device.zeros(3, np.int64)  # of a list: ghosts, pairs, and the longest row
+        self._n_rows = 0  # for ghosts
+        self._grid: Grid | None = None  # of the search, where atoms cannot leave it by far
         self._own = object()  # of this engine in keys
         self._key: Hashable = None  # of what a step's forces launch, but for the potential's part
         self._unseen = False  # whether steps go by without a look
@@ -174,13 +177,23 @@ class CardEngine(Engine):
         with self.timers("halo"):
             self.card.take_up(self.state)
             self.card_halo.follow(self.halo.routes, self.state.n_local)
+            self._group()
             self._use(*self._on_card.list_on_card(self.neighbors))
+        if self.card.alone:
+            x, n = self.state.positions, self.state.n_all
+            self._n_rows = rounded_up(self.state.n_ghost)
+            self.search.make_room(self.n_pairs)
+            closed = all(self.state.box.periodic)
+            self._grid = choose_grid(x.min(axis=0), x.max(axis=0), n, self.reach) if closed else None
+
+    def _group(self) -> None:
+        n = self.card.n_local
+        counts = np.bincount(self.state.types[:n], minlength=len(self.masses))  # in whatever order they are
+        self._on_card.place(counts, self.ghosts.order(self.card.types[:n]))
 
     def _use(self, offsets: Array, indices: Array) -> None:
         """Go on with a new list on the card, whose atoms stand where it was built."""
-        state, card, report = self.state, self.card, self._report
-        counts = np.bincount(state.types[: state.n_local], minlength=len(self.masses))  # in whatever order they are
-        self._on_card.place(counts, self.device.order(card.types[: state.n_local]))
+        card, report = self.card, self._report
         self._system = CardSystem(card.positions, card.types, offsets, indices)
         totals = card.room.buffer("totals", (3 * len(card.positions),), np.int64)
         self._sums = CardSums(totals, report[_VIRIAL], report[_TROUBLE], energy=report[_ENERGY])
@@ -190,25 +203,51 @@ class CardEngine(Engine):
         self._due, self._since, self.moved2 = False, 0, 0.0
 
     def _build_on_card(self) -> None:
-        """Order, images and list of all atoms, where they are; what comes down are a few numbers."""
-        card, ghosts, box, n = self.card, self.ghosts, self.state.box, self.card.n_local
-        with self.timers("halo"):
-            ghosts.wrap_(box, card.positions[:n], card.images)
-            order = ghosts.spatial_order(box, card.positions[:n], SORT_CELL)
-            images = ghosts.find_images(box, card.take_in_order(order, ghosts.take), self.reach)
-            card.settle(n + images.n_rows)
-            for array in (card.types, card.ids):
-                ghosts.take(array, images.owners, array[n:])
-            self.card_halo.follow_images(images.owners, images.displacements, n)
-            self.card_halo.refresh(card.positions)
+        """Order, images and list of all atoms, where they are; what comes down are a few numbers.
+
+        Where there was too little room for them all is done again, with atoms that are in order by then.
+        """
+        card, n, found = self.card, self.card.n_local, None
         with self.timers("neighbor"):
-            n_all = n + images.n_ghost
-            found = self.search.build(card.positions, card.types, card.ids, n, n_all, self.reach)
+            while found is None:
+                card.reserve(n + self._n_rows)
+                images = self.ghosts.room(n, self._n_rows)
+                self.card_halo.follow_images(images.owners, images.displacements, n)
+                self._start_list(images)
+                n_ghost, *sizes = map(int, self.device.download(self._sizes))
+                found = self.search.found(n, self.reach, *sizes)
+                if n_ghost > self._n_rows:
+                    self._n_rows, found = rounded_up(n_ghost), None
             self._use(found.offsets, found.indices)
         self.window.saw(0.0, 0)
         self.rebuilds, self.n_pairs = self.rebuilds + 1, found.n_pairs
         self._behind, self._neighbors = True, None
         self.state.resize(n, 0)
+
+    def _start_list(self, images: Images) -> None:
+        """As one graph, but of many atoms or where the host has to look for the system's extent."""
+        if self._grid is None or self.card.n_local > FEW:
+            self._launch_list(images)
+            return
+        box, kept = self.state.box, (self.card.room, self.ghosts, self.search)
+        numbers = box.matrix.tobytes(), box.origin.tobytes(), self._grid[0].tobytes()
+        arrays = self.card.where, *(keeper.growths for keeper in kept)
+        key = self._own, self._n_rows, numbers, arrays, self._on_card.version()
+        self.device.replay(key, partial(self._launch_list, images))
+
+    def _launch_list(self, images: Images) -> None:
+        card, ghosts, box, n = self.card, self.ghosts, self.state.box, self.card.n_local
+        ghosts.wrap_(box, card.positions[:n], card.images)
+        card.put_in_order(ghosts.spatial_order(box, card.positions[:n], SORT_CELL), ghosts.take)
+        ghosts.find_images(box, card.positions[:n], self.reach, images)
+        for array in (card.types, card.ids):
+            ghosts.take(array, images.owners, array[n:])
+        self.card_halo.refresh(card.positions)
+        self._group()
+        places = card.positions, card.types, card.ids, n, n + self._n_rows, self.reach
+        sizes = self.search.start(*places, self._grid or self.search.grid(*places), images.n_ghost)
+        self.device.copy(images.n_ghost, self._sizes[:1])
+        self.device.copy(sizes, self._sizes[1:])
 
     def _catch_up(self) -> None:
         """Let the host build the card's list, of the positions that it was built of; `state` is left with these."""

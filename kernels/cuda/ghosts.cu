@@ -65,6 +65,28 @@ form_keys(const Box box, const Bins bins, int n, const double* positions, long l
     keys[i] = key;
 }
 
+// order (n) of keys (n), equal ones as they stand: the place of each is how many come before it.
+template <class Key>
+__device__ inline void find_order(int n, const Key* keys, int* order) {
+    const long long i = my_place();
+    if (i >= n) return;
+    const Key own = keys[i];
+    int place = 0;
+#pragma unroll 8
+    for (int j = 0; j < n; ++j) place += keys[j] < own || (keys[j] == own && j < i);
+    order[place] = static_cast<int>(i);
+}
+
+extern "C" __global__ void __launch_bounds__(BLOCK)
+order_cells(int n, const long long* keys, int* order) {
+    find_order(n, keys, order);
+}
+
+extern "C" __global__ void __launch_bounds__(BLOCK)
+order_types(int n, const int* keys, int* order) {
+    find_order(n, keys, order);
+}
+
 // How many images an atom has below and above it along a direction: as many as Halo.build_ghosts makes hops with it.
 __device__ inline void count_along(const Shell& shell, double where, int d, int& below, int& above) {
     below = above = 0;
@@ -86,12 +108,17 @@ count_images(const Box box, const Shell shell, int n, const double* positions, i
     counts[i] = copies - 1;
 }
 
-// owners (n_ghost) and displacements (n_ghost, 3), by owner and then by shift; offsets (n) say where an atom's begin.
+// owners (n_rows) and displacements (n_rows, 3), by owner and then by shift; offsets (n + 1) say where an atom's begin.
+// Rows that are left over are atom 0; images that find no room are left out.
 extern "C" __global__ void __launch_bounds__(BLOCK)
-list_images(const Box box, const Shell shell, int n, const double* positions, const Count* offsets, int* owners,
+list_images(const Box box, const Shell shell, int n, const double* positions, const Count* offsets, int n_rows, int* owners,
             double* displacements) {
     const long long i = my_place();
     if (i >= n) return;
+    for (Count row = offsets[n] + i; row < n_rows; row += n) {
+        owners[row] = 0;
+        for (int d = 0; d < 3; ++d) displacements[3 * row + d] = 0.0;
+    }
     int below[3], above[3], shift[3];
     for (int d = 0; d < 3; ++d) count_along(shell, fractional(box, positions + 3 * i, d), d, below[d], above[d]);
     Count ghost = offsets[i];
@@ -99,6 +126,7 @@ list_images(const Box box, const Shell shell, int n, const double* positions, co
         for (shift[1] = -below[1]; shift[1] <= above[1]; ++shift[1])
             for (shift[2] = -below[2]; shift[2] <= above[2]; ++shift[2]) {
                 if (shift[0] == 0 && shift[1] == 0 && shift[2] == 0) continue;
+                if (ghost >= n_rows) return;
                 owners[ghost] = static_cast<int>(i);
                 displacement(box, shift, displacements + 3 * ghost);
                 ++ghost;

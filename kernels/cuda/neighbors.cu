@@ -15,7 +15,12 @@ struct Atoms {
     const double* positions;  // (n_all, 3)
     const int* types;         // (n_all)
     const long long* ids;     // (n_all)
-    int n_all, n_local;
+    const Count* n_ghost;     // or null: then all rows are atoms
+    int n_rows, n_local;
+
+    __device__ long long n_all() const {
+        return n_ghost && n_local + *n_ghost < n_rows ? n_local + *n_ghost : n_rows;
+    }
 };
 
 struct Grid {
@@ -51,7 +56,8 @@ extern "C" __global__ void __launch_bounds__(BLOCK)
 find_bounds(const Atoms atoms, Bits* bounds) {
     Bits mine[n_bounds];
     for (int k = 0; k < n_bounds; ++k) mine[k] = ~0ull;
-    for (long long i = my_place(); i < atoms.n_all; i += static_cast<long long>(gridDim.x) * BLOCK)
+    const long long n_all = atoms.n_all();
+    for (long long i = my_place(); i < n_all; i += static_cast<long long>(gridDim.x) * BLOCK)
         for (int d = 0; d < 3; ++d) {
             const double x = atoms.positions[3 * i + d];
             if (!(fabs(x) < 1.0 / 0.0)) {
@@ -71,16 +77,17 @@ find_bounds(const Atoms atoms, Bits* bounds) {
     }
 }
 
+// Atoms beyond the grid belong to the cells at its faces: no two get farther apart by that.
 __device__ inline int place_along(const Grid& grid, double x, int d) {
     const long long k = static_cast<long long>((x - grid.low[d]) * grid.inverse_edge[d]);
-    return k < grid.shape[d] - 1 ? static_cast<int>(k) : grid.shape[d] - 1;
+    return k < 0 ? 0 : k < grid.shape[d] - 1 ? static_cast<int>(k) : grid.shape[d] - 1;
 }
 
 // The cell of each atom, and how many atoms each cell has; the counts are 0 at first.
 extern "C" __global__ void __launch_bounds__(BLOCK)
 count_cells(const Atoms atoms, const Grid grid, const Cells cells) {
     const long long i = my_place();
-    if (i >= atoms.n_all) return;
+    if (i >= atoms.n_all()) return;
     int place[3];
     for (int d = 0; d < 3; ++d) place[d] = place_along(grid, atoms.positions[3 * i + d], d);
     const int cell = (place[2] * grid.shape[1] + place[1]) * grid.shape[0] + place[0];
@@ -92,7 +99,7 @@ count_cells(const Atoms atoms, const Grid grid, const Cells cells) {
 extern "C" __global__ void __launch_bounds__(BLOCK)
 fill_cells(const Atoms atoms, const Cells cells) {
     const long long i = my_place();
-    if (i >= atoms.n_all) return;
+    if (i >= atoms.n_all()) return;
     const int cell = cells.cell_of[i];
     const Count slot = cells.start[cell] + atomicAdd(cells.count + cell, -1) - 1;
     cells.atom[slot] = static_cast<int>(i);
@@ -127,6 +134,7 @@ __device__ inline void for_neighbors(const Grid& grid, const Cells& cells, Count
 extern "C" __global__ void __launch_bounds__(BLOCK)
 count_rows(const Atoms atoms, const Grid grid, const Cells cells, const Rows rows, int* counts) {
     __shared__ int n_found;
+    if (blockIdx.x >= atoms.n_all()) return;  // the whole block
     const int atom = cells.atom[blockIdx.x];
     if (atom >= atoms.n_local) return;  // the whole block
     if (threadIdx.x == 0) n_found = 0;
@@ -194,6 +202,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK)
 fill_rows(const Atoms atoms, const Grid grid, const Cells cells, const Rows rows) {
     __shared__ Entry entries[ROOM];
     __shared__ int n_found;
+    if (blockIdx.x >= atoms.n_all()) return;  // the whole block
     const int atom = cells.atom[blockIdx.x];
     if (atom >= atoms.n_local || rows.offsets[atom + 1] > rows.capacity) return;  // the whole block
     int* indices = rows.indices + rows.offsets[atom];

@@ -152,13 +152,16 @@ def test_a_step_moves_nothing_between_card_and_host(runs, emulated, monkeypatch)
 def test_a_step_is_a_graph_with_new_lists_too(runs, emulated):
     runs(CardEngine, emulated, velocities={"temperature_K": 600, "seed": 3}, stages=[{**NVE, "steps": 60}])
     moving, rebuilds, first = runs.engine, runs.engine.rebuilds, len(emulated.asked)
-    for _ in range(20):
+    for _ in range(40):
         before, ahead, thrown_away = len(emulated.asked), moving.window.steps, moving.thrown_away
         moving.advance(VelocityVerlet(), [0.0] * max(ahead, 1))
         if ahead > 1 and moving.thrown_away == thrown_away:
             assert emulated.asked[before:] == ["graph"] * (1 + ahead)
     asked = emulated.asked[first:]
-    assert moving.rebuilds - rebuilds >= 3
+    assert moving.rebuilds - rebuilds >= 6
+    before = len(emulated.asked)
+    moving._build_on_card()
+    assert emulated.asked[before:] == ["graph"], "nor is what builds a list"
     assert asked.count("graph") >= 60
     assert "tally" not in asked, "what a window launches is not launched one by one again"
 

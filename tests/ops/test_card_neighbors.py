@@ -15,7 +15,7 @@ from dphpc.core.images import periodic_images
 from dphpc.ops.card import CHUNK, running_sums
 from dphpc.ops.kernel_text import kernel_text
 from dphpc.ops.neighbors import native, reference
-from dphpc.ops.neighbors.cuda import ROOM, CudaNeighbors, memory_per_atom
+from dphpc.ops.neighbors.cuda import ROOM, CudaNeighbors, choose_grid, memory_per_atom
 from tests.ops.emulation.device import EmulatedDevice
 from tests.ops.test_neighbors import SYSTEMS
 
@@ -128,6 +128,24 @@ def test_atoms_on_the_faces_of_cells(device):
     grid = np.stack(np.meshgrid(*[np.arange(6.0)] * 3), axis=-1).reshape(-1, 3)
     system = grid, np.arange(216) % 2, np.arange(216), 216, 2.0
     assert_same(device, build(CudaNeighbors(device), *system), reference.build_neighbors(*system))
+
+
+@pytest.mark.parametrize("size", [0.0, 0.4, 3.0])
+def test_any_grid_and_rows_that_are_no_atoms(device, size):
+    """Atoms beyond the grid, and behind the last ghost rows that stand where an atom does."""
+    positions, types, ids, n, reach = with_images(*water(20), 4.0)
+    expected, middle = native.build_neighbors(positions, types, ids, n, reach), positions.mean(axis=0)
+    half = 0.5 * size * np.ptp(positions, axis=0)
+    grid = choose_grid(middle - half, middle + half, len(ids), reach)
+    more = [np.concatenate((a, np.repeat(a[:1], 9, axis=0))) for a in (positions, types, ids)]
+    arrays = [on_card(device, a, t) for a, t in zip(more, (np.float64, np.int32, np.int64), strict=True)]
+    n_ghost, search = on_card(device, np.array([len(ids) - n]), np.int64), CudaNeighbors(device)
+    for room in (0, expected.n_pairs):
+        search.make_room(room)
+        sizes = search.start(*arrays, n, len(ids) + 9, reach, grid, n_ghost)
+        found = search.found(n, reach, *map(int, device.download(sizes)))
+        assert (found is None) == (room == 0)
+    assert_same(device, found, expected)
 
 
 def test_a_list_that_has_grown_is_filled_again(emulated):

@@ -7,6 +7,7 @@ import pytest
 
 from dphpc.core.box import Box
 from dphpc.core.state import State
+from dphpc.ops.ghosts import cuda
 from dphpc.ops.ghosts.cuda import CudaGhosts, memory_per_atom, rounded_up
 from dphpc.ops.neighbors.cuda import CudaNeighbors
 from dphpc.ops.neighbors.native import build_neighbors
@@ -37,6 +38,18 @@ def empty(device, *shape, dtype):
     return device.zeros(int(np.prod(shape)), dtype).reshape(shape)
 
 
+def find_images(ops, box, positions, reach):
+    """With their number, for which there is room at the second time; rows at the first are those that find some."""
+    n_rows, n = 5, len(positions)
+    for _ in range(2):
+        images = ops.room(n, n_rows)
+        device = ops.device
+        ops.find_images(box, positions, reach, images)
+        n_ghost = int(device.download(images.n_ghost)[0])
+        n_rows = rounded_up(n_ghost)
+    return images, n_ghost
+
+
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_images_are_the_ghosts_of_one_rank(device, name):
     box, state = system(name)
@@ -49,24 +62,23 @@ def test_images_are_the_ghosts_of_one_rank(device, name):
     for reach in REACHES:
         state.resize(n, 0)
         Halo(Domain.even(box, 1, 0), Serial()).build_ghosts(state, reach)
-        images = ops.find_images(box, positions, reach)
-        assert images.n_ghost == state.n_ghost
+        images, n_ghost = find_images(ops, box, positions, reach)
+        assert n_ghost == state.n_ghost
         fields = []
         for array in (state.types, state.ids):
-            out = empty(device, images.n_rows, dtype=array.dtype)
+            out = empty(device, len(images.owners), dtype=array.dtype)
             ops.take(on_card(device, array[:n], array.dtype), images.owners, out)
-            fields.append(device.download(out[: images.n_ghost]))
-        ghosts = empty(device, images.n_rows, 3, dtype=np.float64)
+            fields.append(device.download(out[:n_ghost]))
+        ghosts = empty(device, len(images.owners), 3, dtype=np.float64)
         ops.displace(positions, images.owners, images.displacements, ghosts)
-        stands, nobody = np.split(device.download(ghosts), [images.n_ghost])
+        stands, nobody = np.split(device.download(ghosts), [n_ghost])
         assert np.array_equal(nobody, np.broadcast_to(state.positions[0], nobody.shape))
-        assert images.n_rows == rounded_up(images.n_ghost)
         found = *stands.T, *fields
         expected = *state.positions[n:].T, state.types[n:], state.ids[n:]
         orders = np.lexsort(found), np.lexsort(expected)
         for a, b in zip(found, expected, strict=True):
             assert np.array_equal(a[orders[0]], b[orders[1]])
-        assert (np.diff(device.download(images.owners[: images.n_ghost])) >= 0).all()
+        assert (np.diff(device.download(images.owners[:n_ghost])) >= 0).all()
 
 
 def test_a_box_off_the_grid(device):
@@ -81,7 +93,7 @@ def test_a_box_off_the_grid(device):
         device.download(positions), state.positions, rtol=0, atol=4e-15
     )  # measured 4e-16: the host's product may be fused
     Halo(Domain.even(box, 1, 0), Serial()).build_ghosts(state, 9.0)
-    assert ops.find_images(box, positions, 9.0).n_ghost == state.n_ghost
+    assert find_images(ops, box, positions, 9.0)[1] == state.n_ghost
 
 
 @pytest.mark.parametrize("name", ["triclinic", "tiny", "slab"])
@@ -96,13 +108,13 @@ def test_a_new_list_without_the_host(device, name):
         out = empty(device, n, *array.shape[1:], dtype=array.dtype)
         ops.take(array, order, out)
         fields.append(out)
-    images = ops.find_images(box, fields[0], reach)
-    whole = [empty(device, n + images.n_rows, *array.shape[1:], dtype=array.dtype) for array in fields]
+    images, n_ghost = find_images(ops, box, fields[0], reach)
+    whole = [empty(device, n + len(images.owners), *array.shape[1:], dtype=array.dtype) for array in fields]
     for array, out in zip(fields, whole, strict=True):
         out[:n] = array
         ops.take(array, images.owners, out[n:])
     ops.displace(fields[0], images.owners, images.displacements, whole[0][n:])
-    found = CudaNeighbors(device).build(*whole, n, n + images.n_ghost, reach)
+    found = CudaNeighbors(device).build(*whole, n, n + n_ghost, reach)
 
     wrap_(state)
     domain = Domain.even(box, 1, 0)
@@ -120,8 +132,18 @@ def test_nobody(device):
     ops, box = CudaGhosts(device), Box(np.eye(3) * 5.0)
     positions = empty(device, 0, 3, dtype=np.float64)
     ops.wrap_(box, positions, empty(device, 0, 3, dtype=np.int32))
-    assert ops.find_images(box, positions, 6.0).n_ghost == 0
+    assert find_images(ops, box, positions, 6.0)[1] == 0
     assert len(ops.spatial_order(box, positions, 3.0)) == 0
+
+
+@pytest.mark.parametrize("few", [100, 4096])
+@pytest.mark.parametrize("dtype", [np.int32, np.int64])
+def test_equal_keys_stay_in_their_order(device, monkeypatch, few, dtype):
+    monkeypatch.setattr(cuda, "FEW", few)
+    keys = np.random.default_rng(9).integers(-3, 4, 300).astype(dtype) * np.iinfo(dtype).max // 4
+    order = device.download(CudaGhosts(device).order(on_card(device, keys, dtype)))
+    assert order.dtype == np.int32
+    assert np.array_equal(order, np.argsort(keys, kind="stable"))
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
@@ -167,8 +189,8 @@ def test_memory_is_what_the_buffers_take(emulated):
     box, state = system("cube")
     wrap_(state)
     ops = CudaGhosts(emulated)
-    images = ops.find_images(box, on_card(emulated, state.positions, np.float64), 8.0)
-    predicted = state.n_local * memory_per_atom(images.n_ghost / state.n_local)
+    _, n_ghost = find_images(ops, box, on_card(emulated, state.positions, np.float64), 8.0)
+    predicted = state.n_local * memory_per_atom(n_ghost / state.n_local)
     assert ops.nbytes == pytest.approx(predicted, rel=0.03)
 
 

@@ -19,6 +19,9 @@ from dphpc.ops.workspace import NULL
 WHOLE = ((0.0, 1.0), (0.0, 1.0), (0.0, 1.0))
 """The faces of a brick that is the box."""
 
+FEW = 4096
+"""Keys that are ordered by comparing each with each."""
+
 SORT_BYTES = 8 + 8 + 4 + 16
 """For each local atom while atoms are sorted: keys, their order in 64 and in 32 bits, and about what the sort takes."""
 
@@ -39,18 +42,14 @@ class Images:
     displacements
         (n_rows, 3) float64 Å, whole box vectors: an image stands at its owner's position plus this.
     n_ghost
-        How many there are.  A few rows more, which stand where atom 0 does and are nobody's neighbors, let the next
-        list have as many rows, so that what is launched for all of them is the same.
+        (1,) int64, how many there are.  Rows beyond, which stand where atom 0 does and are nobody's neighbors, let the
+        next list have as many, so that what is launched for all of them is the same; where there are more than rows,
+        images are missing.
     """
 
     owners: Array
     displacements: Array
-    n_ghost: int
-
-    @property
-    def n_rows(self) -> int:
-        """With those that are none."""
-        return int(self.owners.size)
+    n_ghost: Array
 
 
 class CudaGhosts:
@@ -70,6 +69,11 @@ class CudaGhosts:
         """That it keeps on the card, the images included."""
         return self._buffers.nbytes
 
+    @property
+    def growths(self) -> int:
+        """See `Buffers.growths`."""
+        return self._buffers.growths
+
     def wrap_(self, box: Box, positions: Array, images: Array) -> None:
         """Move positions (n, 3) into the box along its periodic directions and count that in images (n, 3) int32."""
         n = len(positions)
@@ -78,7 +82,7 @@ class CudaGhosts:
     def spatial_order(
         self, box: Box, positions: Array, cell: float, intervals: Sequence[tuple[float, float]] = WHOLE
     ) -> Array:
-        """(n,) int32, the order that `sort_spatially` gives the atoms of a brick: `take` applies it.
+        """(n,) int32, the order that `sort_spatially` gives the atoms of a brick: `take` applies it; see `order`.
 
         Parameters
         ----------
@@ -91,16 +95,33 @@ class CudaGhosts:
         n_cells = np.maximum(1, ((high - low) * box.heights / cell).astype(np.int64))
         bins = np.array([(low, n_cells / (high - low), n_cells)], _BINS)
         n = len(positions)
-        if n == 0:
-            return self.device.zeros(0, np.int32)
-        keys = self.device.zeros(n, np.int64)
+        keys = self._buffers.get("keys", (n,), np.int64)
         self._launch("form_keys", n, _struct(box), bins, np.int32(n), positions, keys)
-        return self.device.order(keys)
+        return self.order(keys)
 
-    def find_images(self, box: Box, positions: Array, reach: float) -> Images:
+    def order(self, keys: Array) -> Array:
+        """(n,) int32, the places of keys (n,) int32 or int64 from the least to the greatest, equal ones as they stand.
+
+        That of up to `FEW` keys is in the memory of this object, and can be part of a graph.
+        """
+        n = len(keys)
+        if n > FEW:
+            return self.device.order(keys)
+        kernel = "order_cells" if keys.dtype == np.int64 else "order_types"
+        order = self._buffers.get(kernel, (n,), np.int32)
+        self._launch(kernel, n, np.int32(n), keys, order)
+        return order
+
+    def room(self, n_local: int, n_rows: int) -> Images:
+        """Room for images of so many atoms, which `find_images` is to find."""
+        get = self._buffers.get
+        owners, displacements = get("owners", (n_rows,), np.int32), get("displacements", (n_rows, 3), np.float64)
+        return Images(owners, displacements, get("offsets", (n_local + 2,), np.int64)[n_local : n_local + 1])
+
+    def find_images(self, box: Box, positions: Array, reach: float, images: Images) -> None:
         """The images within `reach` (Å) of the box, of positions (n_local, 3) in it: those of `Halo.build_ghosts`.
 
-        The host waits once, for their number.
+        Nothing is waited for; `images` is the last `room`.
         """
         n, get = len(positions), self._buffers.get
         width = reach / box.heights
@@ -109,14 +130,8 @@ class CudaGhosts:
         counts, offsets = get("counts", (n,), np.int32), get("offsets", (n + 2,), np.int64)
         self._launch("count_images", n, *where, counts)
         running_sums(self.device, self._buffers, self._text, counts, offsets)
-        n_ghost = int(self.device.download(offsets[n : n + 1])[0])
-        n_rows = rounded_up(n_ghost)
-        images = Images(get("owners", (n_rows,), np.int32), get("displacements", (n_rows, 3), np.float64), n_ghost)
-        if n_ghost:
-            self.device.fill(images.owners[n_ghost:], 0)
-            self.device.fill(images.displacements[n_ghost:], 0.0)
-            self._launch("list_images", n, *where, offsets, images.owners, images.displacements)
-        return images
+        rows = np.int32(len(images.owners)), images.owners, images.displacements
+        self._launch("list_images", n, *where, offsets, *rows)
 
     def take(self, array: Array, index: Array, out: Array) -> None:
         """`out` (n, …) gets the rows of an array (…) at index (n,) int32; a row's bytes are a multiple of four."""

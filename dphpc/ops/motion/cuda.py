@@ -79,24 +79,28 @@ class CudaMoves:
                 self.device.upload(getattr(state, f.name)[: len(array)], array)
         self.note_positions()
 
-    def take_in_order(self, order: Array, take: Callable[[Array, Array, Array], None]) -> Array:
-        """Lay the local atoms aside in an order (n_local,) int32, for `settle`; returns their positions (n_local, 3).
+    def reserve(self, n_all: int) -> None:
+        """Have room for so many atoms, ghosts included, of which the local ones are those that are here."""
+        if n_all != len(self.positions):
+            fields = [getattr(self, f.name)[: self.n_local] for f in FIELDS]
+            for f, array in zip(FIELDS, fields, strict=True):
+                self.device.copy(array, self._kept(f))
+            self._make_room(n_all)
+            self._put_back()
+
+    def put_in_order(self, order: Array, take: Callable[[Array, Array, Array], None]) -> None:
+        """Sort the local atoms, order (n_local,) int32; the neighbor list is of where they are, ghosts are to follow.
 
         `take` is that of `ops.ghosts.cuda.CudaGhosts`; atoms that were kept give way.
         """
         for f in FIELDS:
             take(getattr(self, f.name)[: self.n_local], order, self._kept(f))
-        return self.room.buffer("kept positions", (self.n_local, 3), np.float64)
+        self._put_back()
+        self.note_positions()
 
-    def settle(self, n_all: int) -> None:
-        """Let the local atoms be those of the last `take_in_order`, with room for so many atoms, ghosts included.
-
-        The neighbor list is of their positions; ghosts are the caller's to fill in.
-        """
-        self._make_room(n_all)
+    def _put_back(self) -> None:
         for f in FIELDS:
             self.device.copy(self._kept(f), getattr(self, f.name)[: self.n_local])
-        self.note_positions()
 
     @property
     def where(self) -> bytes:

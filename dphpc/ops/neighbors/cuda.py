@@ -20,10 +20,14 @@ MOST_BLOCKS = 1024
 """That look for the ends of the system, so that few of them wait for one another."""
 
 # The structs of kernels/cuda/neighbors.cu; u8 is a pointer.
-_ATOMS = np.dtype([("positions", "u8"), ("types", "u8"), ("ids", "u8"), ("n_all", "i4"), ("n_local", "i4")], align=True)
+_POINTERS = ("positions", "types", "ids", "n_ghost")
+_ATOMS = np.dtype([*((name, "u8") for name in _POINTERS), ("n_rows", "i4"), ("n_local", "i4")], align=True)
 _GRID = np.dtype([("low", "f8", 3), ("inverse_edge", "f8", 3), ("shape", "i4", 3), ("span", "i4", 3)], align=True)
 _CELLS = np.dtype([(name, "u8") for name in ("count", "start", "cell_of", "atom", "x", "y", "z")], align=True)
 _ROWS = np.dtype([("offsets", "u8"), ("indices", "u8"), ("capacity", "i8"), ("limit", "f8")], align=True)
+
+Grid = tuple[NDArray, int]
+"""Cells as the kernels take them, and their number."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,11 @@ class CudaNeighbors:
         """That it keeps on the card, the list included."""
         return self._buffers.nbytes
 
+    @property
+    def growths(self) -> int:
+        """See `Buffers.growths`."""
+        return self._buffers.growths
+
     def build(
         self, positions: Array, types: Array, ids: Array, n_local: int, n_all: int, reach: float
     ) -> DeviceNeighbors:
@@ -78,51 +87,77 @@ class CudaNeighbors:
             A position is not finite; the message names the atom's place in `positions`.
         """
         assert reach > 0.0 and 0 <= n_local <= n_all < 2**31
-        device, text, get = self.device, self._text, self._buffers.get
-        offsets = get("offsets", (n_local + 2,), np.int64)
-        if n_all == 0:
-            offsets.fill(0)
-            return self._list(offsets, 0, 0, reach)
-        atoms = np.array([(*map(device.address, (positions, types, ids)), n_all, n_local)], _ATOMS)
-        grid, n_cells = choose_grid(*self._bounds(atoms), n_all, reach)
+        places = positions, types, ids
+        grid = self.grid(*places, n_local, n_all, reach)
+        while True:
+            sizes = self.start(*places, n_local, n_all, reach, grid)
+            found = self.found(n_local, reach, *map(int, self.device.download(sizes)))
+            if found:
+                return found
+
+    def start(
+        self,
+        positions: Array,
+        types: Array,
+        ids: Array,
+        n_local: int,
+        n_rows: int,
+        reach: float,
+        grid: Grid,
+        n_ghost: Array | None = None,
+    ) -> Array:
+        """Launch what builds the list, without waiting for it; returns (2,) int64, what `found` is to be told.
+
+        With `n_ghost`, (1,) int64 on the card, rows beyond so many ghosts are no atoms.  Any grid gives the same list.
+        """
+        device, text, get, (cells_of, n_cells) = self.device, self._text, self._buffers.get, grid
+        offsets, counts = get("offsets", (n_local + 2,), np.int64), get("counts", (n_local,), np.int32)
+        atoms = self._atoms(positions, types, ids, n_local, n_rows, n_ghost)
         count, start = get("count", (n_cells,), np.int32), get("start", (n_cells + 2,), np.int64)
-        cell_of, atom = get("cell_of", (n_all,), np.int32), get("atom", (n_all,), np.int32)
-        x, y, z = get("places", (3, n_all), np.float64)
+        cell_of, atom = get("cell_of", (n_rows,), np.int32), get("atom", (n_rows,), np.int32)
+        x, y, z = get("places", (3, n_rows), np.float64)
         cells = np.array([tuple(map(device.address, (count, start, cell_of, atom, x, y, z)))], _CELLS)
-        count.fill(0)
-        device.launch(text, "count_cells", blocks(n_all), BLOCK, atoms, grid, cells)
-        running_sums(device, self._buffers, text, count, start)
-        device.launch(text, "fill_cells", blocks(n_all), BLOCK, atoms, cells)
-
-        counts = get("counts", (n_local,), np.int32)
-        rows = np.array([(device.address(offsets), 0, 0, reach * reach)], _ROWS)
         if n_local:
-            device.launch(text, "count_rows", n_all, BLOCK, atoms, grid, cells, rows, counts)
+            device.fill(count, 0)
+            device.launch(text, "count_cells", blocks(n_rows), BLOCK, atoms, cells_of, cells)
+            running_sums(device, self._buffers, text, count, start)
+            device.launch(text, "fill_cells", blocks(n_rows), BLOCK, atoms, cells)
+            rows = np.array([(device.address(offsets), 0, 0, reach * reach)], _ROWS)
+            device.launch(text, "count_rows", n_rows, BLOCK, atoms, cells_of, cells, rows, counts)
         running_sums(device, self._buffers, text, counts, offsets)
-
-        def fill(capacity: int) -> None:
-            indices = get("indices", (capacity,), np.int32)
-            rows["indices"], rows["capacity"] = device.address(indices), capacity
-            device.launch(text, "fill_rows", n_all, BLOCK, atoms, grid, cells, rows)
-
         # Into the last list's memory before its length is known here: it seldom is too long for that.
         kept = self._buffers.capacity("indices")
         if kept and n_local:
-            fill(kept)
-        n_pairs, longest = map(int, device.download(offsets[n_local:]))
-        if n_pairs > kept:
-            fill(n_pairs)
-        return self._list(offsets, n_pairs, longest, reach)
+            rows["indices"], rows["capacity"] = device.address(self.make_room(kept)), kept
+            device.launch(text, "fill_rows", n_rows, BLOCK, atoms, cells_of, cells, rows)
+        return offsets[n_local:]
 
-    def _list(self, offsets: Array, n_pairs: int, longest: int, reach: float) -> DeviceNeighbors:
-        indices = self._buffers.get("indices", (n_pairs,), np.int32)
-        return DeviceNeighbors(offsets[: offsets.size - 1], indices, reach, n_pairs, longest)
+    def found(self, n_local: int, reach: float, n_pairs: int, longest: int) -> DeviceNeighbors | None:
+        """The list that was started last; None where there was no room for it: now there is, to start once more."""
+        if n_pairs > self._buffers.capacity("indices"):
+            self.make_room(n_pairs)
+            return None
+        indices = self.make_room(n_pairs)
+        offsets = self._buffers.get("offsets", (n_local + 2,), np.int64)
+        return DeviceNeighbors(offsets[: n_local + 1], indices, reach, n_pairs, longest)
 
-    def _bounds(self, atoms: NDArray) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """The lowest and the highest coordinates (3,)."""
-        n_all, n_local = int(atoms["n_all"][0]), int(atoms["n_local"][0])
+    def make_room(self, n_pairs: int) -> Array:
+        """For a list of this length."""
+        return self._buffers.get("indices", (n_pairs,), np.int32)
+
+    def grid(self, positions: Array, types: Array, ids: Array, n_local: int, n_all: int, reach: float) -> Grid:
+        """The grid over the atoms' extent, for which the host waits.
+
+        Raises
+        ------
+        RunError
+            See `build`.
+        """
+        if n_all == 0:
+            return choose_grid(np.zeros(3), np.zeros(3), 0, reach)
         bounds = self._buffers.get("bounds", (7,), np.uint64)
         bounds.fill(np.uint64(2**64 - 1))
+        atoms = self._atoms(positions, types, ids, n_local, n_all)
         self.device.launch(self._text, "find_bounds", min(blocks(n_all), MOST_BLOCKS), BLOCK, atoms, bounds)
         found = self.device.download(bounds)
         if found[6] < n_all:
@@ -130,10 +165,17 @@ class CudaNeighbors:
         ends = np.concatenate((found[:3], ~found[3:6]))
         negative = ends < 2**63  # as `ordered` of neighbors.cu writes them
         ends = np.where(negative, ~ends, ends ^ np.uint64(2**63)).view(np.float64)
-        return ends[:3], ends[3:]
+        return choose_grid(ends[:3], ends[3:], n_all, reach)
+
+    def _atoms(
+        self, positions: Array, types: Array, ids: Array, n_local: int, n_rows: int, n_ghost: Array | None = None
+    ) -> NDArray:
+        arrays = map(self.device.address, (positions, types, ids))
+        counted = 0 if n_ghost is None else self.device.address(n_ghost)
+        return np.array([(*arrays, counted, n_rows, n_local)], _ATOMS)
 
 
-def choose_grid(low: NDArray[np.float64], high: NDArray[np.float64], n_all: int, reach: float) -> tuple[NDArray, int]:
+def choose_grid(low: NDArray[np.float64], high: NDArray[np.float64], n_all: int, reach: float) -> Grid:
     """The grid of kernels/native/neighbors.cpp over the atoms' extent, for the kernels, and its number of cells."""
     length, edge = high - low, 0.5 * reach
     # A thin gas in a huge box would need more cells than atoms: then they grow.
