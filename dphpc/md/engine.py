@@ -384,11 +384,9 @@ class Engine:
     def _wild_atom(self, moved2: NDArray[np.float64]) -> RunError:
         worst = int(np.argmax(np.where(np.isnan(moved2), np.inf, moved2)))
         atom = int(self.state.ids[worst])
-        if np.isfinite(moved2[worst]):
-            what = f"atom {atom} flew {np.sqrt(moved2[worst]):.3g} Å within a step or two"
-        else:
-            what = f"the position of atom {atom} is not a finite number"
-        return self._located(RunError(what))
+        flew = f"atom {atom} flew {np.sqrt(moved2[worst]):.3g} Å within a step or two"
+        finite = np.isfinite(moved2[worst])
+        return self._located(RunError(flew if finite else f"the position of atom {atom} is not a finite number"))
 
     def _located(self, error: DphpcError) -> RunError:
         """The error with step and restart file added."""

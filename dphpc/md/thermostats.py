@@ -213,13 +213,9 @@ class Langevin:
 
     def step(self, engine: Engine, temperature: float) -> None:
         """B: v += ½Δt f/m;  A: x += ½Δt v;  O: v = c v + √((1−c²) kT/m) ξ, c = e^(−γΔt);  A;  f = f(x);  B."""
-        dt = engine.timestep
-        engine.kick(0.5 * dt)
-        engine.drift(0.5 * dt)
-        engine.randomize_velocities(self, float(np.exp(-dt / self.damping)), temperature, self.seed)
-        engine.drift(0.5 * dt)
-        engine.update_forces()
-        engine.kick(0.5 * dt)
+        engine.repeat(_kick_drift)
+        engine.randomize_velocities(self, float(np.exp(-engine.timestep / self.damping)), temperature, self.seed)
+        engine.repeat(_drift_kick)
 
     def bath_energy(self) -> NDArray[np.float64]:
         """Kinetic energy taken so far from the atoms this rank held."""
@@ -231,3 +227,14 @@ class Langevin:
 
     def load(self, saved: Saved) -> None:
         """Nothing."""
+
+
+def _kick_drift(engine: Engine) -> None:
+    engine.kick(0.5 * engine.timestep)
+    engine.drift(0.5 * engine.timestep)
+
+
+def _drift_kick(engine: Engine) -> None:
+    engine.drift(0.5 * engine.timestep)
+    engine.update_forces()
+    engine.kick(0.5 * engine.timestep)

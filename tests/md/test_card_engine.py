@@ -23,7 +23,7 @@ from dphpc.md.card_engine import CardEngine
 from dphpc.md.engine import Engine
 from dphpc.md.integrators import VelocityVerlet
 from dphpc.md.run import run_md
-from dphpc.md.thermostats import Bussi, NoseHoover
+from dphpc.md.thermostats import Bussi, Langevin, NoseHoover
 from dphpc.ops.energy import cuda, tiles
 from dphpc.ops.ghosts.cuda import SORT_BYTES
 from dphpc.parallel.comm import Serial
@@ -164,6 +164,25 @@ def test_a_step_is_a_graph_with_new_lists_too(runs, emulated):
     assert emulated.asked[before:] == ["graph"], "nor is what builds a list"
     assert asked.count("graph") >= 60
     assert "tally" not in asked, "what a window launches is not launched one by one again"
+
+
+@pytest.mark.parametrize(
+    ("integrator", "step"),
+    [
+        (NoseHoover(21, 600.0, 0.1), ["nose_hoover", "scale", "graph", "add_kinetic", "nose_hoover", "scale"]),
+        (Bussi(21, 0.1, 1), ["graph", "add_kinetic", "bussi", "scale"]),
+        (Langevin(0.1, 1), ["graph", "randomize", "graph"]),
+    ],
+)
+def test_of_a_thermostats_step_a_graph_is_what_is_always_the_same(runs, emulated, integrator, step):
+    runs(CardEngine, emulated, velocities={"temperature_K": 600, "seed": 3}, stages=[{**NVE, "steps": 60}])
+    moving = runs.engine
+    for _ in range(12):
+        before, ahead = len(emulated.asked), moving.window.steps
+        moving.advance(integrator, [600.0] * max(ahead, 1))
+    assert ahead > 1
+    assert emulated.asked[-len(step) * ahead :] == step * ahead
+    assert emulated.asked[before:].count("exert") == 0
 
 
 def traffic(device: Any) -> int:

@@ -115,6 +115,20 @@ def test_a_list_is_the_hosts_and_comes_about_on_the_card(runs, emulated):
     same_rows(moving._system, moving.card, neighbors, state)
 
 
+@pytest.mark.parametrize("runs", [small, skewed], indirect=True)
+def test_what_was_recorded_for_fewer_ghosts_is_not_replayed(runs, emulated):
+    runs(CardEngine, emulated, stages=[{**NVE, "steps": 3}], skin_A=1.2)
+    moving = runs.engine
+    moving.to_host()
+    state, neighbors = found_by_the_host(moving)
+    for n_rows in (512, 512, 64, 64, 64):  # the first makes room for all
+        moving._n_rows = n_rows
+        moving._build_on_card()
+        assert n_rows == 512 or state.n_ghost > n_rows
+        assert len(moving.card.positions) == state.n_local + max(n_rows, rounded_up(state.n_ghost))
+        same_rows(moving._system, moving.card, neighbors, state)
+
+
 def same_atoms(card: CudaMoves, state: State) -> None:
     for f in FIELDS:
         assert np.array_equal(getattr(card, f.name)[: state.n_local], getattr(state, f.name)[: state.n_local]), f.name
