@@ -28,6 +28,9 @@ def running_sums(device: Device, buffers: Buffers, text: str, counts: Array, out
     if n == 0:
         device.fill(out, 0)
         return
+    if n <= CHUNK:
+        device.launch(text, "scan_few", 1, BLOCK, counts, np.int64(n), out)
+        return
     n_chunks = -(-n // CHUNK)
     sums = buffers.get("sums", (n_chunks,), np.int64)
     device.fill(out[n + 1 :], 0)

@@ -1,4 +1,4 @@
-// Running sums of a long array of counts; `running_sums` of dphpc/ops/card.py launches the three kernels.
+// Running sums of a long array of counts; `running_sums` of dphpc/ops/card.py launches the kernels.
 #pragma once
 
 #include "block.h"
@@ -42,6 +42,27 @@ __device__ inline long long end_of_chunk(long long n, long long chunk) {
     return end < n ? end : n;
 }
 
+// Raises `largest` to the largest count of a warp's threads.
+__device__ inline void raise_to(unsigned long long* largest, int most) {
+    for (int distance = WARP / 2; distance > 0; distance /= 2) {
+        const int other = lane_below(most, distance);
+        most = other > most ? other : most;
+    }
+    if (threadIdx.x % WARP == 0) atomicMax(largest, static_cast<unsigned long long>(most));
+}
+
+// out (n + 2) of counts (n), in one block: sums of those before each, of all, and the largest.
+extern "C" __global__ void __launch_bounds__(BLOCK)
+scan_few(const int* counts, long long n, Count* out) {
+    auto* largest = reinterpret_cast<unsigned long long*>(out + n + 1);
+    if (threadIdx.x == 0) *largest = 0;
+    const Count sum = scan(counts, 0, n, 0, out);
+    int most = 0;
+    for (long long i = threadIdx.x; i < n; i += BLOCK) most = counts[i] > most ? counts[i] : most;
+    raise_to(largest, most);
+    if (threadIdx.x == 0) out[n] = sum;
+}
+
 // sums (one a block) of the chunks of counts (n); raises `largest` to the largest count.
 extern "C" __global__ void __launch_bounds__(BLOCK)
 sum_chunks(const int* counts, long long n, long long chunk, Count* sums, unsigned long long* largest) {
@@ -54,11 +75,7 @@ sum_chunks(const int* counts, long long n, long long chunk, Count* sums, unsigne
     }
     sum = block_scan(sum, room);
     if (threadIdx.x == BLOCK - 1) sums[blockIdx.x] = sum;
-    for (int distance = WARP / 2; distance > 0; distance /= 2) {
-        const int other = lane_below(most, distance);
-        most = other > most ? other : most;
-    }
-    if (threadIdx.x % WARP == 0) atomicMax(largest, static_cast<unsigned long long>(most));
+    raise_to(largest, most);
 }
 
 // sums (n): each gives way to the sum of those before it; one block.
