@@ -76,7 +76,6 @@ class CardEngine(Engine):
         self.card_halo = CardHalo(self.comm, self.ghosts, gpu_aware_mpi)
         local = np.bincount(self.state.types[: self.state.n_local], minlength=len(self.masses))
         self._on_card.expect(self.comm.allreduce(local))
-        self._report = self.device.zeros(_VIRIAL.stop, np.int64)
         self._sizes = self.device.zeros(3, np.int64)  # of a list: ghosts, pairs, and the longest row
         self._n_rows = 0  # for ghosts
         self._grid: Grid | None = None  # of the search, where atoms cannot leave it by far
@@ -193,9 +192,11 @@ class CardEngine(Engine):
 
     def _use(self, offsets: Array, indices: Array) -> None:
         """Go on with a new list on the card, whose atoms stand where it was built."""
-        card, report = self.card, self._report
+        card = self.card
         self._system = CardSystem(card.positions, card.types, offsets, indices)
-        totals = card.room.buffer("totals", (3 * len(card.positions),), np.int64)
+        sums = card.room.buffer("sums", (_VIRIAL.stop + 3 * len(card.positions),), np.int64)
+        report, totals = sums[: _VIRIAL.stop], sums[_VIRIAL.stop :]
+        self._report, self._of_step = report, sums[_ENERGY.start :]
         self._sums = CardSums(totals, report[_VIRIAL], report[_TROUBLE], energy=report[_ENERGY])
         arrays = offsets, indices, totals, report
         addresses = tuple(map(self.device.address, arrays))
@@ -283,8 +284,7 @@ class CardEngine(Engine):
         self.card_halo.refresh(self.card.positions)
 
     def _launch_sums(self) -> None:
-        self.device.fill(self._sums.forces, 0)
-        self.device.fill(self._report[_ENERGY.start : _VIRIAL.stop], 0)
+        self.device.fill(self._of_step, 0)
         self._on_card.launch(self._system, self._sums)
 
     def _launch_forces(self) -> None:
