@@ -239,7 +239,7 @@ class CardEngine(Engine):
     def _launch_list(self, images: Images) -> None:
         card, ghosts, box, n = self.card, self.ghosts, self.state.box, self.card.n_local
         ghosts.wrap_(box, card.positions[:n], card.images)
-        card.put_in_order(ghosts.spatial_order(box, card.positions[:n], SORT_CELL), ghosts.take)
+        card.put_in_order(ghosts.spatial_order(box, card.positions[:n], SORT_CELL))
         ghosts.find_images(box, card.positions[:n], self.reach, images)
         for array in (card.types, card.ids):
             ghosts.take(array, images.owners, array[n:])

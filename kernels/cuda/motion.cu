@@ -1,6 +1,7 @@
 // The elementary moves of dynamics on the local atoms; arithmetic and bits of dphpc/ops/motion/reference.py.
 //
-// WARP and BLOCK are defined in front of this text.  Each thread strides over the atoms.
+// WARP, BLOCK and FIELDS, the number of an atom's arrays, are defined in front of this text.  Each thread strides over
+// the atoms.
 #include "exact.h"
 #include "sums.h"
 
@@ -18,6 +19,22 @@ struct Atoms {
     const double* built_at;  // (n, 3), positions when the neighbor list was built
     long long n;
 };
+
+// Rows of some fields, in words of four bytes; the other fields have none.
+struct Rows {
+    const unsigned* from[FIELDS];
+    unsigned* to[FIELDS];
+    int words[FIELDS];
+};
+
+// In the order of the local atoms (n), or without one as they stand.
+extern "C" __global__ void __launch_bounds__(BLOCK) copy_rows(const Atoms atoms, const Rows rows, const int* order) {
+    for (int f = 0; f < FIELDS; ++f) {
+        const long long words = rows.words[f];
+        for (long long i = my_first(); i < atoms.n * words; i += n_threads())
+            rows.to[f][i] = rows.from[f][order ? order[i / words] * words + i % words : i];
+    }
+}
 
 extern "C" __global__ void __launch_bounds__(BLOCK) kick(const Atoms atoms, double dt) {
     for (long long i = my_first(); i < 3 * atoms.n; i += n_threads()) {

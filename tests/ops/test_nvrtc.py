@@ -51,7 +51,7 @@ def test_nothing_spills_and_several_blocks_fit(architecture, real, parts):
 def test_moves_spill_nothing(architecture):
     definitions = {"WARP": 32, "BLOCK": 256}
     texts = {
-        "motion.cu": {"KINETIC": repr(KINETIC), **definitions},
+        "motion.cu": {"KINETIC": repr(KINETIC), "FIELDS": 6, **definitions},
         "thermostats.cu": {"BOLTZMANN": repr(BOLTZMANN_EV_PER_K)},
         "tally.cu": {"Real": "float", **definitions},
     }

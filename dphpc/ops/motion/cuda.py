@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from dphpc.core.state import FIELDS, Field, State
 from dphpc.core.units import ACCELERATION, BOLTZMANN_EV_PER_K, KINETIC
 from dphpc.ops.kernel_text import kernel_text
 from dphpc.ops.motion.contract import Account, Bath, Combine, Floats
-from dphpc.ops.workspace import Workspace
+from dphpc.ops.workspace import NULL, Workspace
 
 BLOCK = 256
 """Threads of a block."""
@@ -24,7 +25,10 @@ MOST_BLOCKS = 1024
 # The structs of kernels/cuda/motion.cu; u8 is a pointer, too.
 _POINTERS = ("positions", "velocities", "forces", "types", "ids", "mass", "inverse", "built_at")
 _ATOMS = np.dtype([*((name, "u8") for name in _POINTERS), ("n", "i8")], align=True)
+_ROWS = np.dtype([("source", "u8", len(FIELDS)), ("to", "u8", len(FIELDS)), ("words", "i4", len(FIELDS))], align=True)
 _NOISE = np.dtype([("key", "u8"), ("step", "u8"), ("keep", "f8"), ("spread", "f8"), ("kT", "f8")], align=True)
+
+_MOVING = [f for f in FIELDS if f.name in ("positions", "velocities", "forces")]
 
 
 class CudaMoves:
@@ -57,7 +61,7 @@ class CudaMoves:
     def __init__(self, device: Device, masses: Floats, spacing: float, *, alone: bool) -> None:
         self.device, self.alone = device, alone
         self._spacing = np.float64(spacing)
-        definitions = {"WARP": device.warp, "BLOCK": BLOCK, "KINETIC": repr(KINETIC)}
+        definitions = {"WARP": device.warp, "BLOCK": BLOCK, "FIELDS": len(FIELDS), "KINETIC": repr(KINETIC)}
         self._text = kernel_text("motion.cu", **definitions)
         self._bath_text = kernel_text("thermostats.cu", BOLTZMANN=repr(BOLTZMANN_EV_PER_K))
         self.room = Workspace(device)
@@ -82,25 +86,18 @@ class CudaMoves:
     def reserve(self, n_all: int) -> None:
         """Have room for so many atoms, ghosts included, of which the local ones are those that are here."""
         if n_all != len(self.positions):
-            fields = [getattr(self, f.name)[: self.n_local] for f in FIELDS]
-            for f, array in zip(FIELDS, fields, strict=True):
-                self.device.copy(array, self._kept(f))
+            self._lay_aside(FIELDS)
             self._make_room(n_all)
-            self._put_back()
+            self._put_back(FIELDS)
 
-    def put_in_order(self, order: Array, take: Callable[[Array, Array, Array], None]) -> None:
+    def put_in_order(self, order: Array) -> None:
         """Sort the local atoms, order (n_local,) int32; the neighbor list is of where they are, ghosts are to follow.
 
-        `take` is that of `ops.ghosts.cuda.CudaGhosts`; atoms that were kept give way.
+        Atoms that were kept give way.
         """
-        for f in FIELDS:
-            take(getattr(self, f.name)[: self.n_local], order, self._kept(f))
-        self._put_back()
+        self._lay_aside(FIELDS, order)
+        self._put_back(FIELDS)
         self.note_positions()
-
-    def _put_back(self) -> None:
-        for f in FIELDS:
-            self.device.copy(self._kept(f), getattr(self, f.name)[: self.n_local])
 
     @property
     def where(self) -> bytes:
@@ -133,18 +130,25 @@ class CudaMoves:
 
     def keep(self) -> None:
         """Remember where the atoms are, their velocities and forces."""
-        for kept, array in self._copies():
-            self.device.copy(array, kept)
+        self._lay_aside(_MOVING)
 
     def restore(self) -> None:
         """Go back to the atoms that were kept last, and to the thermostat as it was last fetched."""
-        for kept, array in self._copies():
-            self.device.copy(kept, array)
+        self._put_back(_MOVING)
         self._account = None  # its numbers go up again
 
-    def _copies(self) -> list[tuple[Array, Array]]:
-        moving = [f for f in FIELDS if f.name in ("positions", "velocities", "forces")]
-        return [(self._kept(f), getattr(self, f.name)[: self.n_local]) for f in moving]
+    def _lay_aside(self, fields: Sequence[Field], order: Array | None = None) -> None:
+        self._copy([(f, getattr(self, f.name), self._kept(f)) for f in fields], order)
+
+    def _put_back(self, fields: Sequence[Field]) -> None:
+        self._copy([(f, self._kept(f), getattr(self, f.name)) for f in fields])
+
+    def _copy(self, ways: list[tuple[Field, Array, Array]], order: Array | None = None) -> None:
+        rows, address = np.zeros(1, _ROWS), self.device.address
+        for k, (field, source, to) in enumerate(ways):
+            words = math.prod(field.shape) * np.dtype(field.dtype).itemsize // 4
+            rows["source"][0, k], rows["to"][0, k], rows["words"][0, k] = address(source), address(to), words
+        self._launch("copy_rows", rows, NULL if order is None else order)
 
     def _kept(self, field: Field) -> Array:
         return self.room.buffer(f"kept {field.name}", (self.n_local, *field.shape), field.dtype)
