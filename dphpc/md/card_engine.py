@@ -40,9 +40,9 @@ _MOVED, _TROUBLE, _ENERGY, _VIRIAL = slice(0, 1), slice(1, 2), slice(2, 5), slic
 """Of the report, words of 64 bits that a look brings down; the first two are of the whole window."""
 
 
-def engine_for(potential: Potential) -> type[Engine]:
-    """The kind of engine that moves atoms where the potential is evaluated."""
-    return Engine if card_of(potential) is None else CardEngine
+def engine_for(potential: Potential, gpu_aware_mpi: bool = False) -> Callable[..., Engine]:
+    """What makes the engine that moves atoms where the potential is evaluated."""
+    return Engine if card_of(potential) is None else partial(CardEngine, gpu_aware_mpi=gpu_aware_mpi)
 
 
 class CardEngine(Engine):

@@ -57,10 +57,11 @@ class Runs:
         """Atoms of the last step and columns of thermo; in `kind`'s hands."""
 
         def made(*arguments: Any, **options: Any) -> Engine:
-            self.engine = kind(*arguments, **options)
+            more = {"gpu_aware_mpi": changes.get("gpu_aware_mpi", False)} if kind is CardEngine else {}
+            self.engine = kind(*arguments, **options, **more)
             return self.engine
 
-        self.patch.setattr(run, "engine_for", lambda potential: made)
+        self.patch.setattr(run, "engine_for", lambda *_: made)
         self.patch.setattr(cuda, "tile_rows", lambda n: ROWS)
         self.patch.setattr(tiles, "MOST_ROWS", MOST_ROWS)
         self.patch.setattr(tiles, "FEWEST_ROWS", ROWS)
