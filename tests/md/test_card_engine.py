@@ -186,6 +186,18 @@ def test_of_a_thermostats_step_a_graph_is_what_is_always_the_same(runs, emulated
     assert emulated.asked[before:].count("exert") == 0
 
 
+def test_a_step_of_another_length_is_another_graph(runs, emulated):
+    runs(CardEngine, emulated, velocities={"temperature_K": 50, "seed": 3}, stages=[{**NVE, "steps": 20}])
+    moving = runs.engine
+    for timestep in (1e-3, 5e-4, 1e-3, 5e-4):
+        moving.timestep = timestep
+        x, v = moving.card.positions.copy(), moving.card.velocities.copy()
+        moving.advance(VelocityVerlet(), [0.0] * 4)
+        moved, expected = moving.card.positions - x, 2.0 * timestep * (v + moving.card.velocities)
+        np.testing.assert_allclose(moved[: len(v)], expected, rtol=0, atol=0.1 * np.abs(expected).max())
+    assert moving.thrown_away == 0
+
+
 def traffic(device: Any) -> int:
     return device.uploaded + device.downloaded
 
