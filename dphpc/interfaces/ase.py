@@ -46,7 +46,7 @@ class DPHPC(Calculator):
     type_map
         Element of each of the model's types, where the names in the model are no element symbols.
     precision
-        `float64` (default), `mixed` or `float32`.
+        `float64` (default), `mixed`, `tf32` or `float32`.
     skin
         Å that the neighbor list reaches beyond the cutoff; 0 builds it at every call.
     fparam, aparam

@@ -199,7 +199,7 @@ class MdConfig(Config):
     periodic: Annotated[list[bool], Field(min_length=3, max_length=3)] | None = None
     """Which box vectors repeat, where the file does not say so or says otherwise."""
     replicate: Annotated[list[PositiveInt], Field(min_length=3, max_length=3)] = Field(default=[1, 1, 1])
-    precision: Literal["float64", "mixed", "float32"] = "float64"
+    precision: Literal["float64", "mixed", "tf32", "float32"] = "float64"
     device: Literal["cpu", "cuda", "auto"] = "cpu"
     """What evaluates the models; `auto`: a card where there is one."""
     timestep_fs: PositiveFloat = 0.5

@@ -33,7 +33,7 @@ from dphpc.potential.contract import Halo, Outputs
 
 _log = logging.getLogger(__name__)
 
-PRECISIONS = {"float64": np.float64, "mixed": np.float32, "float32": np.float32}
+PRECISIONS = {"float64": np.float64, "mixed": np.float32, "tf32": np.float32, "float32": np.float32}
 """Precision names and the type of table, moments and fitting net; sums are float64 in all of them."""
 
 R_TABLE = 0.5
@@ -61,8 +61,8 @@ class DeepPotential:
     Parameters
     ----------
     precision
-        `float64`; `mixed`: float32 table, moments and fitting net, float64 displacements, energies and
-        sums; `float32`: displacements rounded too.
+        `float64`; `mixed`: float32 table, moments and fitting net, float64 displacements, energies and sums; `tf32`:
+        `mixed`, but large products in pieces of TF32 on a card that has it; `float32`: displacements rounded too.
     fparam
         (numb_fparam,) frame parameters of the run, where the model wants them and has no default.
     device
@@ -88,7 +88,7 @@ class DeepPotential:
         by_reference = kinked and model.table is None
         self._ops: ModuleType = reference if by_reference else native
         self._energy_ops: EnergyOps = reference_energy if by_reference else native_energy
-        self.device, self._card = device, None if device is None else CudaEnergy(device)
+        self.device, self._card = device, None if device is None else CudaEnergy(device, in_pieces=precision == "tf32")
         self._placed: list[Group] = []
         self._counts: tuple[int, ...] = ()  # of local atoms of each type
         self._extra: Array | None = None  # frame parameters on the card, for as many rows as were asked for

@@ -29,7 +29,7 @@ class DeepPot:
     model
         A `.dp` or `.yaml` file, or a model in memory.
     precision
-        `float64` (default), `mixed` or `float32`.
+        `float64` (default), `mixed`, `tf32` or `float32`.
     device
         `cpu` (default), `cuda`, or `auto`: a card where there is one; or a card that is already found.
 

@@ -54,7 +54,7 @@ def test_thermostats_have_their_usual_names(name: str) -> None:
         ({"timestep_fs": -1}, r"greater than 0"),
         ({"timestep_fs": "fast"}, r"'timestep_fs' has the wrong value 'fast'"),
         ({"replicate": [2, 2]}, r"at least 3 items"),
-        ({"precision": "double"}, r"'float64', 'mixed' or 'float32'"),
+        ({"precision": "double"}, r"'float64', 'mixed', 'tf32' or 'float32'"),
         ({"stages": [{"ensemble": "nvt", "steps": 5}]}, r"nvt stage needs 'thermostat'"),
         ({"stages": [{"ensemble": "nvt", "thermostat": "bussi", "steps": 5}]}, r"needs 'temperature_K'"),
         ({"stages": [{"ensemble": "npt", "steps": 5}]}, r"'nve' or 'nvt'"),

@@ -55,9 +55,10 @@ def test_float32_in_pieces(device, se_a_case, columns):
 
     class InPieces(CudaEnergy):
         def prepare(self, *arguments):
-            return replace(super().prepare(*arguments), parts=3)
+            return self.tiled(super().prepare(*arguments), TILE, 10**6)
 
-    got, expected = (evaluate(ops(device, TILE), case, net, extra, spacing=FINE) for ops in (InPieces, CudaEnergy))
+    kinds = InPieces(device, TILE, in_pieces=True), CudaEnergy(device, TILE)
+    got, expected = (evaluate(ops, case, net, extra, spacing=FINE) for ops in kinds)
     for a, b in zip(got, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=2e-6 * np.abs(b).max() + 1e-15)
 
@@ -215,7 +216,7 @@ def test_types_share_batches(device, se_a_case, monkeypatch, dtype, most, n_all)
     """Each group with its net, in one batch or in several, whole or in pieces, is what it is alone."""
     case = usable(se_a_case, "wide", dtype=dtype)
     channels, axis, env = case.e.table.n_channels, case.p.axis_neuron, case.env
-    ops, columns = CudaEnergy(device), np.random.default_rng(1).normal(size=3).astype(dtype)
+    ops, columns = CudaEnergy(device, in_pieces=True), np.random.default_rng(1).normal(size=3).astype(dtype)
     monkeypatch.setattr(tiles, "MOST_ROWS", most)
     monkeypatch.setattr(tiles, "FEWEST_ROWS", 8)
     sizes = 3, 11, 33

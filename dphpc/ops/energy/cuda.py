@@ -73,6 +73,8 @@ class CudaEnergy:
     ----------
     tile
         Rows of the products of a net that is not `tiled`.
+    in_pieces
+        Whether float32 products of large systems are to be done in pieces of TF32 (kernels/cuda/parts.h).
 
     Attributes
     ----------
@@ -80,8 +82,8 @@ class CudaEnergy:
         The memory that stays from call to call.
     """
 
-    def __init__(self, device: Device, tile: int = TILE) -> None:
-        self.device, self.tile = device, tile
+    def __init__(self, device: Device, tile: int = TILE, *, in_pieces: bool = False) -> None:
+        self.device, self.tile, self._in_pieces = device, tile, in_pieces and device.has_tf32
         self.workspace = Workspace(device)
         self._neighbors: Neighbors | None = None
         self._described: tuple[SeAParameters, Embedding, NDArray, list[Array]] | None = None
@@ -114,7 +116,7 @@ class CudaEnergy:
         up = [None if a is None else new(a) for a in (bias, idt)]
         given = self.workspace.layer(layer, *up)
         pieces = (None, None)
-        if w.dtype == np.float32 and self.device.has_tf32:
+        if w.dtype == np.float32 and self._in_pieces:
             high = (np.ascontiguousarray(w).view(np.uint32) & TF32_BITS).view(np.float32)
             pieces = tuple(new(np.concatenate((high, w - high, high), axis)) for axis in (0, 1))
         return Layer(new(w), *pieces, n_in, n_out, skip, given, tuple(a for a in up if a is not None))

@@ -21,7 +21,7 @@ SHARES = 8
 """Tiles of a type with many atoms, at least: so many ranks have a whole one each."""
 
 SPLIT_ATOMS = 8192
-"""From so many atoms of a run on float32 is multiplied in pieces, where the card has TF32."""
+"""From so many atoms of a run on float32 is multiplied in pieces, where that is asked for."""
 
 BATCH_BYTES = 2**29
 """Of a batch's features and nets, at most: 16384 rows of 1,600 features and a net of 240³ in float64."""
