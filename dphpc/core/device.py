@@ -211,8 +211,10 @@ class Cupy:
     ) -> None:
         """See `Device.product`."""
         if self._cublas:
-            stream, how = self._cupy.cuda.get_current_stream().ptr, {"add": add, "tf32": tf32}
-            self._cublas.product(stream, a, b, out, transposed=transposed, left_transposed=left_transposed, **how)
+            self._cublas.product(
+                self._cupy.cuda.get_current_stream().ptr, a, b, out,
+                transposed=transposed, left_transposed=left_transposed, add=add, tf32=tf32,
+            )  # fmt: skip
         else:
             left, right = ("T" if t else "N" for t in (left_transposed, transposed))
             self._gemm(left, right, a, b, out=out, beta=float(add))

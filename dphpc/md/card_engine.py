@@ -232,7 +232,7 @@ class CardEngine(Engine):
             return
         box, kept = self.state.box, (self.card.room, self.ghosts, self.search)
         numbers = box.matrix.tobytes(), box.origin.tobytes(), self._grid[0].tobytes()
-        arrays = self.card.where, *(keeper.growths for keeper in kept)
+        arrays = self.card.where, *(keeper.buffers.growths for keeper in kept)
         key = self._own, self._n_rows, numbers, arrays, self._on_card.version()
         self.device.replay(key, partial(self._launch_list, images))
 

@@ -35,11 +35,6 @@ class Workspace:
         self._n_ones: dict[str, int] = {}
 
     @property
-    def nbytes(self) -> int:
-        """Of the arrays that go by a name."""
-        return self.buffers.nbytes
-
-    @property
     def growths(self) -> int:
         """See `Buffers.growths`."""
         return self.buffers.growths

@@ -62,14 +62,11 @@ def job_script(
     here = shlex.quote(str(Path(sys.executable).parent))
     variables = {"arguments": f"({shlex.join(words)})", "PATH": f'{here}:"$PATH"'}
     if "\nmpi=" in text:
-        library = mpi_library() if mpi == "auto" else None
-        if mpi != "auto":
-            variables["mpi"] = shlex.quote(mpi)
-        elif library is None and command == "train" and not scaling:
-            variables["mpi"] = NO_MPI
-        else:
-            variables["mpi"] = srun_plugin(library)
-    if variables.get("mpi") == NO_MPI and "--data-parallel" not in arguments:
+        if mpi == "auto":
+            library = mpi_library()
+            mpi = NO_MPI if library is None and command == "train" and not scaling else srun_plugin(library)
+        variables["mpi"] = shlex.quote(mpi)
+    if mpi == NO_MPI and "--data-parallel" not in arguments:
         variables["arguments"] = f"({shlex.join([*words, '--data-parallel', 'torch'])})"
     script = fill(text, resources, variables)
     if scaling:

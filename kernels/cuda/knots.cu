@@ -16,8 +16,8 @@ extern "C" __global__ void jet(const Layer layer, long long n, Real* z, const Re
                                Real* activated) {
     const long long i = my_element(), part = n * layer.n_out, part_in = n * layer.n_in;
     if (i >= part) return;
-    const int column = static_cast<int>(i % layer.n_out);
-    if (layer.bias) z[i] += layer.bias[column];
+    const Place here = place_of(i, layer.n_out);
+    if (layer.bias) z[i] += layer.bias[here.column];
     const Derivatives at = derivatives(layer, z[i]);
     const Real z1 = z[part + i], z2 = z[2 * part + i];
     slopes[i] = at.slope, slopes[part + i] = at.curvature, slopes[2 * part + i] = at.third;
@@ -25,8 +25,8 @@ extern "C" __global__ void jet(const Layer layer, long long n, Real* z, const Re
     for (int k = 0; k < n_jet; ++k) {
         Real value = of_act[k];
         if (activated) activated[k * part + i] = value;
-        if (layer.idt) value *= layer.idt[column];
-        if (layer.skip) value += x[k * part_in + i / layer.n_out * layer.n_in + column % layer.n_in];
+        if (layer.idt) value *= layer.idt[here.column];
+        if (layer.skip) value += x[k * part_in + here.row * layer.n_in + here.column % layer.n_in];
         y[k * part + i] = value;
     }
 }
@@ -36,7 +36,7 @@ extern "C" __global__ void jet_adjoint(const Layer layer, long long n, const Rea
                                        const Real* activated, Real* z_adjoint, Real* idt_terms) {
     const long long i = my_element(), part = n * layer.n_out;
     if (i >= part) return;
-    const Real idt = layer.idt ? layer.idt[i % layer.n_out] : Real(1);
+    const Real idt = layer.idt ? layer.idt[place_of(i, layer.n_out).column] : Real(1);
     if (layer.idt)
         for (long long k = i; k < n_jet * part; k += part) idt_terms[k] = y[k] * activated[k];
     const Real y0 = y[i] * idt, y1 = y[part + i] * idt, y2 = y[2 * part + i] * idt;

@@ -35,7 +35,6 @@ constexpr unsigned char used = 1, counted = 2;  // flags, as in dphpc.model.desc
 
 struct Pair {
     int neighbor, other;  // the atom and its type
-    bool inside;          // of the cutoff
     int interval;         // counted through all tables; −1 for a pair that adds nothing
     double x[3], v, ds_r, dv_r, inverse_step;  // row = (s, v·x); (ds/dr)/r and (dv/dr)/r; dt/ds
 };
@@ -83,8 +82,7 @@ __device__ inline void read_pair(const System& system, const Descriptor& d, int 
     pair.other = system.types[pair.neighbor];
     pair.interval = terms.interval = -1;
     const double r2 = displacement(system, d, atom, pair.neighbor, pair.x);
-    pair.inside = r2 < d.cut.rcut * d.cut.rcut;
-    if (pair.inside && d.flags[type * N_TYPES + pair.other] & used) form_pair(d, type, r2, pair, terms, largest);
+    if (r2 < d.cut.rcut * d.cut.rcut && d.flags[type * N_TYPES + pair.other] & used) form_pair(d, type, r2, pair, terms, largest);
 }
 
 }  // namespace dphpc

@@ -65,12 +65,10 @@ moments(const System system, const Descriptor d, Real* result, double* largest_o
 // What the channels need of a pair along the direction.
 struct TangentTerms {
     Real row_dot[n_rows], turned[n_rows], t;  // row˙, row·ṫ
-    int interval;
 };
 
 __device__ inline void move_pair(const Motion& motion, int atom, long long row, const Pair& pair, const Terms& at,
                                  TangentTerms& terms) {
-    terms.interval = pair.interval;
     if (pair.interval < 0) return;
     const double *own = motion.direction + 3ll * atom, *strain = motion.strain + 9ll * motion.frames[row];
     const double* other = motion.direction + 3ll * motion.owners[pair.neighbor];

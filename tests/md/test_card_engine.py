@@ -322,7 +322,7 @@ def test_the_cards_memory_is_what_was_said(runs, emulated, capsys):
     moving = runs.engine
     moving._build_on_card()
     taken = sum(a.nbytes for a in buffers.values()) + SORT_BYTES * moving.n_atoms + moving.card_halo.card_nbytes
-    taken += sum(keeper.nbytes for keeper in (moving.card.room, moving.ghosts, moving.search))
+    taken += sum(keeper.buffers.nbytes for keeper in (moving.card.room, moving.ghosts, moving.search))
     # measured 1.06
     assert 0.6 < taken / (1e3 * float(said[2]) * moving.n_atoms) < 1.15
 

@@ -205,7 +205,7 @@ def test_what_was_recorded_is_not_replayed_where_arrays_have_moved(runs, emulate
     build, kept = CardEngine._build_on_card, []
 
     def elsewhere(engine: CardEngine) -> None:
-        buffers = getattr(engine, of)._buffers
+        buffers = getattr(engine, of).buffers
         kept.append(dict(buffers._kept))  # so that none gets the same place again
         buffers._kept.clear()
         buffers.growths += 1

@@ -202,4 +202,4 @@ def test_memory_is_what_the_buffers_take(emulated):
     search = CudaNeighbors(emulated)
     found = build(search, positions, types, ids, n, reach)
     predicted = n * memory_per_atom(found.n_pairs / n, len(ids) / n - 1.0)
-    assert search.nbytes == pytest.approx(predicted, rel=0.03)  # measured 0.006
+    assert search.buffers.nbytes == pytest.approx(predicted, rel=0.03)  # measured 0.006

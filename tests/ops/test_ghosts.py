@@ -191,7 +191,7 @@ def test_memory_is_what_the_buffers_take(emulated):
     ops = CudaGhosts(emulated)
     _, n_ghost = find_images(ops, box, on_card(emulated, state.positions, np.float64), 8.0)
     predicted = state.n_local * memory_per_atom(n_ghost / state.n_local)
-    assert ops.nbytes == pytest.approx(predicted, rel=0.03)
+    assert ops.buffers.nbytes == pytest.approx(predicted, rel=0.03)
 
 
 def test_images_have_as_many_rows_from_list_to_list():

@@ -193,14 +193,14 @@ class CudaEnergy:
 
     def list_of(self, neighbors: Neighbors) -> tuple[Array, Array]:
         """Offsets and indices of the host's list on the card, where they stay until another list is met."""
+        give = self.workspace.buffer
+        offsets = give("offsets", neighbors.offsets.shape, np.int64)
+        indices = give("indices", neighbors.indices.shape, np.int32)
         if neighbors is not self._neighbors:
-            self.workspace.up("offsets", neighbors.offsets, np.int64)
-            self.workspace.up("indices", neighbors.indices, np.int32)
+            self.device.upload(neighbors.offsets, offsets)
+            self.device.upload(neighbors.indices, indices)
             self._neighbors = neighbors
-        shapes = neighbors.offsets.shape, neighbors.indices.shape
-        return self.workspace.buffer("offsets", shapes[0], np.int64), self.workspace.buffer(
-            "indices", shapes[1], np.int32
-        )
+        return offsets, indices
 
     def _work(
         self,

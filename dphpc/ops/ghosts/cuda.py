@@ -57,22 +57,17 @@ class CudaGhosts:
 
     Positions have the bits that `State.wrapped` and `Halo.build_ghosts` give them where whole multiples of the box's
     vectors are exact, as in a deterministic run.
+
+    Attributes
+    ----------
+    buffers
+        What it keeps on the card, the images included.
     """
 
     def __init__(self, device: Device) -> None:
         self.device = device
-        self._buffers = Buffers(device.zeros)
+        self.buffers = Buffers(device.zeros)
         self._text = kernel_text("ghosts.cu", WARP=device.warp, BLOCK=BLOCK)
-
-    @property
-    def nbytes(self) -> int:
-        """That it keeps on the card, the images included."""
-        return self._buffers.nbytes
-
-    @property
-    def growths(self) -> int:
-        """See `Buffers.growths`."""
-        return self._buffers.growths
 
     def wrap_(self, box: Box, positions: Array, images: Array) -> None:
         """Move positions (n, 3) into the box along its periodic directions and count that in images (n, 3) int32."""
@@ -95,7 +90,7 @@ class CudaGhosts:
         n_cells = np.maximum(1, ((high - low) * box.heights / cell).astype(np.int64))
         bins = np.array([(low, n_cells / (high - low), n_cells)], _BINS)
         n = len(positions)
-        keys = self._buffers.get("keys", (n,), np.int64)
+        keys = self.buffers.get("keys", (n,), np.int64)
         self._launch("form_keys", n, _struct(box), bins, np.int32(n), positions, keys)
         return self.order(keys)
 
@@ -108,13 +103,13 @@ class CudaGhosts:
         if n > FEW:
             return self.device.order(keys)
         kernel = "order_cells" if keys.dtype == np.int64 else "order_types"
-        order = self._buffers.get(kernel, (n,), np.int32)
+        order = self.buffers.get(kernel, (n,), np.int32)
         self._launch(kernel, n, np.int32(n), keys, order)
         return order
 
     def room(self, n_local: int, n_rows: int) -> Images:
         """Room for images of so many atoms, which `find_images` is to find."""
-        get = self._buffers.get
+        get = self.buffers.get
         owners, displacements = get("owners", (n_rows,), np.int32), get("displacements", (n_rows, 3), np.float64)
         return Images(owners, displacements, get("offsets", (n_local + 2,), np.int64)[n_local : n_local + 1])
 
@@ -123,13 +118,13 @@ class CudaGhosts:
 
         Nothing is waited for; `images` is the last `room`.
         """
-        n, get = len(positions), self._buffers.get
+        n, get = len(positions), self.buffers.get
         width = reach / box.heights
         hops = [math.ceil(w) if periodic else 0 for w, periodic in zip(width, box.periodic, strict=True)]
         where = _struct(box), np.array([(1.0 - width, 0.0 + width, hops)], _SHELL), np.int32(n), positions
         counts, offsets = get("counts", (n,), np.int32), get("offsets", (n + 2,), np.int64)
         self._launch("count_images", n, *where, counts)
-        running_sums(self.device, self._buffers, self._text, counts, offsets)
+        running_sums(self.device, self.buffers, self._text, counts, offsets)
         rows = np.int32(len(images.owners)), images.owners, images.displacements
         self._launch("list_images", n, *where, offsets, *rows)
 

@@ -56,22 +56,17 @@ class CudaNeighbors:
 
     The list does not depend on the order in which blocks run, nor on the instruction set as the host's may where a pair
     is as far apart as `reach` to the last digit.
+
+    Attributes
+    ----------
+    buffers
+        What it keeps on the card, the list included.
     """
 
     def __init__(self, device: Device) -> None:
         self.device = device
-        self._buffers = Buffers(device.zeros)
+        self.buffers = Buffers(device.zeros)
         self._text = kernel_text("neighbors.cu", WARP=device.warp, BLOCK=BLOCK, ROOM=ROOM)
-
-    @property
-    def nbytes(self) -> int:
-        """That it keeps on the card, the list included."""
-        return self._buffers.nbytes
-
-    @property
-    def growths(self) -> int:
-        """See `Buffers.growths`."""
-        return self._buffers.growths
 
     def build(
         self, positions: Array, types: Array, ids: Array, n_local: int, n_all: int, reach: float
@@ -110,7 +105,7 @@ class CudaNeighbors:
 
         With `n_ghost`, (1,) int64 on the card, rows beyond so many ghosts are no atoms.  Any grid gives the same list.
         """
-        device, text, get, (cells_of, n_cells) = self.device, self._text, self._buffers.get, grid
+        device, text, get, (cells_of, n_cells) = self.device, self._text, self.buffers.get, grid
         offsets, counts = get("offsets", (n_local + 2,), np.int64), get("counts", (n_local,), np.int32)
         atoms = self._atoms(positions, types, ids, n_local, n_rows, n_ghost)
         count, start = get("count", (n_cells,), np.int32), get("start", (n_cells + 2,), np.int64)
@@ -120,13 +115,13 @@ class CudaNeighbors:
         if n_local:
             device.fill(count, 0)
             device.launch(text, "count_cells", blocks(n_rows), BLOCK, atoms, cells_of, cells)
-            running_sums(device, self._buffers, text, count, start)
+            running_sums(device, self.buffers, text, count, start)
             device.launch(text, "fill_cells", blocks(n_rows), BLOCK, atoms, cells)
             rows = np.array([(device.address(offsets), 0, 0, reach * reach)], _ROWS)
             device.launch(text, "count_rows", n_rows, BLOCK, atoms, cells_of, cells, rows, counts)
-        running_sums(device, self._buffers, text, counts, offsets)
+        running_sums(device, self.buffers, text, counts, offsets)
         # Into the last list's memory before its length is known here: it seldom is too long for that.
-        kept = self._buffers.capacity("indices")
+        kept = self.buffers.capacity("indices")
         if kept and n_local:
             rows["indices"], rows["capacity"] = device.address(self.make_room(kept)), kept
             device.launch(text, "fill_rows", n_rows, BLOCK, atoms, cells_of, cells, rows)
@@ -134,16 +129,16 @@ class CudaNeighbors:
 
     def found(self, n_local: int, reach: float, n_pairs: int, longest: int) -> DeviceNeighbors | None:
         """The list that was started last; None where there was no room for it: now there is, to start once more."""
-        if n_pairs > self._buffers.capacity("indices"):
+        if n_pairs > self.buffers.capacity("indices"):
             self.make_room(n_pairs)
             return None
         indices = self.make_room(n_pairs)
-        offsets = self._buffers.get("offsets", (n_local + 2,), np.int64)
+        offsets = self.buffers.get("offsets", (n_local + 2,), np.int64)
         return DeviceNeighbors(offsets[: n_local + 1], indices, reach, n_pairs, longest)
 
     def make_room(self, n_pairs: int) -> Array:
         """For a list of this length."""
-        return self._buffers.get("indices", (n_pairs,), np.int32)
+        return self.buffers.get("indices", (n_pairs,), np.int32)
 
     def grid(self, positions: Array, types: Array, ids: Array, n_local: int, n_all: int, reach: float) -> Grid:
         """The grid over the atoms' extent, for which the host waits.
@@ -155,7 +150,7 @@ class CudaNeighbors:
         """
         if n_all == 0:
             return choose_grid(np.zeros(3), np.zeros(3), 0, reach)
-        bounds = self._buffers.get("bounds", (7,), np.uint64)
+        bounds = self.buffers.get("bounds", (7,), np.uint64)
         bounds.fill(np.uint64(2**64 - 1))
         atoms = self._atoms(positions, types, ids, n_local, n_all)
         self.device.launch(self._text, "find_bounds", min(blocks(n_all), MOST_BLOCKS), BLOCK, atoms, bounds)
