@@ -148,8 +148,9 @@ def test_the_command_ends_with_the_signals_status(
     (tmp_path / "run.json").write_text(json.dumps(run))
     (tmp_path / "none.dp").touch()
     start = [*request.getfixturevalue("mpirun"), "-n", str(n_ranks)] if n_ranks > 1 else []
-    # Each rank tells its status: a launcher's own is another.
-    program = f"try:\n exec({PROGRAM!r})\nexcept SystemExit as e:\n print('STATUS', e.code, flush=True)\n"
+    # Each rank tells its status, in one write, as ranks' lines are mixed: a launcher's own is another.
+    tell = "print(f'STATUS {e.code}\\n', end='', flush=True)"
+    program = f"try:\n exec({PROGRAM!r})\nexcept SystemExit as e:\n {tell}\n"
     command = [*start, sys.executable, "-c", program]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         watchdog = threading.Timer(300, process.kill)  # a run that does not stop must fail this test, not hang it
