@@ -107,10 +107,6 @@ class Device(Protocol):
         """The end of all that was begun and launched so far."""
         ...
 
-    def order(self, keys: Array) -> Array:
-        """(n,) int32: the places of whole numbers (n,) from the least to the greatest, equal ones as they stand."""
-        ...
-
     def launch(self, text: str, kernel: str, grid: int, block: int, *arguments: Any) -> None:
         """Start a kernel of a text that is compiled when first met.
 
@@ -237,10 +233,6 @@ class Cupy:
         event = self._cupy.cuda.Event(disable_timing=True)
         event.record(self._cupy.cuda.get_current_stream())
         return event
-
-    def order(self, keys: Array) -> Array:
-        """See `Device.order`."""
-        return self._cupy.argsort(keys).astype(np.int32)  # CuPy's is stable
 
     def launch(self, text: str, kernel: str, grid: int, block: int, *arguments: Any) -> None:
         """See `Device.launch`."""

@@ -27,7 +27,7 @@ from dphpc.core.exact_sum import FORCE_LIMIT, FORCE_SPACING
 from dphpc.md.engine import SORT_CELL, Engine
 from dphpc.md.window import Window
 from dphpc.ops.energy.card import VIRIAL_SLOTS, CardSums, CardSystem, virial_parts
-from dphpc.ops.ghosts.cuda import FEW, CudaGhosts, Images, rounded_up
+from dphpc.ops.ghosts.cuda import CudaGhosts, Images, rounded_up
 from dphpc.ops.motion.cuda import CudaMoves
 from dphpc.ops.neighbors.cuda import CudaNeighbors, Grid, choose_grid
 from dphpc.parallel.card_halo import CardHalo
@@ -188,7 +188,7 @@ class CardEngine(Engine):
     def _group(self) -> None:
         n = self.card.n_local
         counts = np.bincount(self.state.types[:n], minlength=len(self.masses))  # in whatever order they are
-        self._on_card.place(counts, self.ghosts.order(self.card.types[:n]))
+        self._on_card.place(counts, self.ghosts.by_type(self.card.types[:n], len(counts)))
 
     def _use(self, offsets: Array, indices: Array) -> None:
         """Go on with a new list on the card, whose atoms stand where it was built."""
@@ -226,8 +226,8 @@ class CardEngine(Engine):
         self.state.resize(n, 0)
 
     def _start_list(self, images: Images) -> None:
-        """As one graph, but of many atoms or where the host has to look for the system's extent."""
-        if self._grid is None or self.card.n_local > FEW:
+        """As one graph, but where the host has to look for the system's extent."""
+        if self._grid is None:
             self._launch_list(images)
             return
         box, kept = self.state.box, (self.card.room, self.ghosts, self.search)

@@ -130,7 +130,7 @@ def _card_room(device: Device, neighbors: float, ghosts: float, models: int, com
     if comm.size == 1:  # whose lists are built there
         of_ghost = CARD_GHOST_BYTES + CARD_ROUTE_BYTES
         more = card_search.memory_per_atom(neighbors, ghosts) + card_ghosts.memory_per_atom(ghosts)
-        more += HEAD_ROOM * KEPT_BYTES + card_ghosts.SORT_BYTES
+        more += HEAD_ROOM * KEPT_BYTES
     per_atom = HEAD_ROOM * (CARD_ATOM_BYTES + ghosts * of_ghost + models * of_model) + more
     cards = comm.allgather((platform.node(), device.name))
     free = device.free_memory() / cards.count(cards[comm.rank]) - CARD_BYTES * models

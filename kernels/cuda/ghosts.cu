@@ -65,28 +65,6 @@ form_keys(const Box box, const Bins bins, int n, const double* positions, long l
     keys[i] = key;
 }
 
-// order (n) of keys (n), equal ones as they stand: the place of each is how many come before it.
-template <class Key>
-__device__ inline void find_order(int n, const Key* keys, int* order) {
-    const long long i = my_place();
-    if (i >= n) return;
-    const Key own = keys[i];
-    int place = 0;
-#pragma unroll 8
-    for (int j = 0; j < n; ++j) place += keys[j] < own || (keys[j] == own && j < i);
-    order[place] = static_cast<int>(i);
-}
-
-extern "C" __global__ void __launch_bounds__(BLOCK)
-order_cells(int n, const long long* keys, int* order) {
-    find_order(n, keys, order);
-}
-
-extern "C" __global__ void __launch_bounds__(BLOCK)
-order_types(int n, const int* keys, int* order) {
-    find_order(n, keys, order);
-}
-
 // How many images an atom has below and above it along a direction: as many as Halo.build_ghosts makes hops with it.
 __device__ inline void count_along(const Shell& shell, double where, int d, int& below, int& above) {
     below = above = 0;

@@ -62,15 +62,6 @@ def test_copies_that_are_not_waited_for(device):
     assert np.array_equal(back[:10], values[10:20])
 
 
-def test_equal_keys_stay_in_order(device):
-    keys = np.random.default_rng(1).integers(0, 20, 5000) * 2**40 - 2**42
-    array = device.zeros(5000, np.int64)
-    device.upload(keys, array)
-    order = device.download(device.order(array))
-    assert order.dtype == np.int32
-    assert np.array_equal(order, np.argsort(keys, kind="stable"))
-
-
 def test_arrays_are_copied_and_memory_is_counted(device):
     a, b = device.zeros(6, np.float64), device.zeros(4, np.float64)
     device.upload(np.arange(6.0), a)

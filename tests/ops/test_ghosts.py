@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from dphpc.core.box import Box
+from dphpc.core.buffers import Buffers
 from dphpc.core.state import State
-from dphpc.ops.ghosts import cuda
+from dphpc.ops.card import stable_order
 from dphpc.ops.ghosts.cuda import CudaGhosts, memory_per_atom, rounded_up
 from dphpc.ops.neighbors.cuda import CudaNeighbors
 from dphpc.ops.neighbors.native import build_neighbors
@@ -136,14 +137,17 @@ def test_nobody(device):
     assert len(ops.spatial_order(box, positions, 3.0)) == 0
 
 
-@pytest.mark.parametrize("few", [100, 4096])
-@pytest.mark.parametrize("dtype", [np.int32, np.int64])
-def test_equal_keys_stay_in_their_order(device, monkeypatch, few, dtype):
-    monkeypatch.setattr(cuda, "FEW", few)
-    keys = np.random.default_rng(9).integers(-3, 4, 300).astype(dtype) * np.iinfo(dtype).max // 4
-    order = device.download(CudaGhosts(device).order(on_card(device, keys, dtype)))
-    assert order.dtype == np.int32
-    assert np.array_equal(order, np.argsort(keys, kind="stable"))
+@pytest.mark.parametrize(("n", "n_keys", "dtype"), [
+    (1, 1, np.int32), (128, 2, np.int32), (129, 16, np.int32), (3000, 17, np.int64), (5000, 4000, np.int64),
+    (700, 2**40, np.int64), (700, 2**31, np.int32),
+])  # fmt: skip
+def test_equal_keys_stay_in_their_order(device, n, n_keys, dtype):
+    keys = np.random.default_rng(9).integers(0, n_keys, n).astype(dtype)
+    keys[-n // 3 :] = keys[0]
+    for _ in range(2):  # whatever the last one left behind
+        order = device.download(stable_order(device, Buffers(device.zeros), on_card(device, keys, dtype), n_keys))
+        assert order.dtype == np.int32
+        assert np.array_equal(order, np.argsort(keys, kind="stable"))
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
@@ -189,7 +193,9 @@ def test_memory_is_what_the_buffers_take(emulated):
     box, state = system("cube")
     wrap_(state)
     ops = CudaGhosts(emulated)
-    _, n_ghost = find_images(ops, box, on_card(emulated, state.positions, np.float64), 8.0)
+    positions = on_card(emulated, state.positions, np.float64)
+    _, n_ghost = find_images(ops, box, positions, 8.0)
+    ops.spatial_order(box, positions, 3.0)
     predicted = state.n_local * memory_per_atom(n_ghost / state.n_local)
     assert ops.buffers.nbytes == pytest.approx(predicted, rel=0.03)
 

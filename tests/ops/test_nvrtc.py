@@ -8,6 +8,7 @@ import pytest
 
 from dphpc.core.units import BOLTZMANN_EV_PER_K, KINETIC
 from dphpc.ops import card
+from dphpc.ops.card import KEYS
 from dphpc.ops.energy.cuda import BLOCK, MOST_CHANNELS
 from dphpc.ops.kernel_text import kernel_text
 from dphpc.ops.neighbors.cuda import ROOM
@@ -94,9 +95,13 @@ def test_what_does_not_compile_is_told():
 def test_neighbors_and_ghosts(architecture):
     _, neighbors = compile_cubin(kernel_text("neighbors.cu", WARP=32, BLOCK=card.BLOCK, ROOM=ROOM), architecture)
     _, ghosts = compile_cubin(kernel_text("ghosts.cu", WARP=32, BLOCK=card.BLOCK), architecture)
+    orders = [
+        compile_cubin(kernel_text("order.cu", Key=key, WARP=32, BLOCK=card.BLOCK), architecture)[1]
+        for key in KEYS.values()
+    ]
     assert {"count_rows", "fill_rows"} < set(neighbors)
     assert {"list_images", "take", "displace", "add_rows"} < set(ghosts)
-    for taken in (*neighbors.values(), *ghosts.values()):
+    for taken in (*neighbors.values(), *ghosts.values(), *orders[0].values(), *orders[1].values()):
         assert taken.spilled == 0
         assert taken.registers <= 64  # measured 60 in fill_rows on sm_70, 52 elsewhere: eight blocks of 128 threads
         assert taken.shared <= 16 * ROOM + 1024

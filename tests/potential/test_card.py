@@ -15,6 +15,7 @@ from dphpc.core.exact_sum import FORCE_SPACING, total
 from dphpc.core.state import State
 from dphpc.model.model_file import read_model
 from dphpc.ops.energy.card import CardSums, CardSystem, virial_parts
+from dphpc.ops.ghosts.cuda import CudaGhosts
 from dphpc.ops.neighbors.native import build_neighbors
 from dphpc.parallel.comm import Serial
 from dphpc.parallel.domain import Domain
@@ -105,7 +106,7 @@ def test_what_stays_on_the_card_is_what_the_host_gets(device, name, precision):
         device.upload(values, array)
         return array
 
-    potential.place(counts, device.order(up(state.types[: state.n_local])))
+    potential.place(counts, CudaGhosts(device).by_type(up(state.types[: state.n_local]), len(counts)))
     system = CardSystem(up(state.positions), up(state.types), *potential.list_on_card(neighbors))
     array = device.zeros(CardSums.size(state.n_all, False), np.int64)
     energy = device.zeros(3, np.float64)

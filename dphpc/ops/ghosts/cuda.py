@@ -12,18 +12,12 @@ from numpy.typing import NDArray
 from dphpc.core.box import Box
 from dphpc.core.buffers import Buffers
 from dphpc.core.device import Array, Device
-from dphpc.ops.card import BLOCK, blocks, running_sums
+from dphpc.ops.card import BLOCK, ORDER_BYTES, blocks, running_sums, stable_order
 from dphpc.ops.kernel_text import kernel_text
 from dphpc.ops.workspace import NULL
 
 WHOLE = ((0.0, 1.0), (0.0, 1.0), (0.0, 1.0))
 """The faces of a brick that is the box."""
-
-FEW = 4096
-"""Keys that are ordered by comparing each with each."""
-
-SORT_BYTES = 8 + 8 + 4 + 16
-"""For each local atom while atoms are sorted: keys, their order in 64 and in 32 bits, and about what the sort takes."""
 
 # The structs of kernels/cuda/ghosts.cu.
 _BOX = np.dtype([("matrix", "f8", 9), ("inverse", "f8", 9), ("origin", "f8", 3), ("periodic", "i4", 3)], align=True)
@@ -77,7 +71,7 @@ class CudaGhosts:
     def spatial_order(
         self, box: Box, positions: Array, cell: float, intervals: Sequence[tuple[float, float]] = WHOLE
     ) -> Array:
-        """(n,) int32, the order that `sort_spatially` gives the atoms of a brick: `take` applies it; see `order`.
+        """(n,) int32, the order that `sort_spatially` gives the atoms of a brick: `take` applies it; see `by_type`.
 
         Parameters
         ----------
@@ -92,20 +86,11 @@ class CudaGhosts:
         n = len(positions)
         keys = self.buffers.get("keys", (n,), np.int64)
         self._launch("form_keys", n, _struct(box), bins, np.int32(n), positions, keys)
-        return self.order(keys)
+        return stable_order(self.device, self.buffers, keys, math.prod(n_cells.tolist()))
 
-    def order(self, keys: Array) -> Array:
-        """(n,) int32, the places of keys (n,) int32 or int64 from the least to the greatest, equal ones as they stand.
-
-        That of up to `FEW` keys is in the memory of this object, and can be part of a graph.
-        """
-        n = len(keys)
-        if n > FEW:
-            return self.device.order(keys)
-        kernel = "order_cells" if keys.dtype == np.int64 else "order_types"
-        order = self.buffers.get(kernel, (n,), np.int32)
-        self._launch(kernel, n, np.int32(n), keys, order)
-        return order
+    def by_type(self, types: Array, n_types: int) -> Array:
+        """(n,) int32, the atoms of type 0, then those of type 1, …; in memory that the next order takes."""
+        return stable_order(self.device, self.buffers, types, n_types)
 
     def room(self, n_local: int, n_rows: int) -> Images:
         """Room for images of so many atoms, which `find_images` is to find."""
@@ -161,5 +146,5 @@ def _struct(box: Box) -> NDArray:
 
 
 def memory_per_atom(ghosts: float) -> float:
-    """Bytes that images take on the card for each local atom with so many `ghosts`, beside fields of the state."""
-    return 9 / 8 * (4 + 8 + (4 + 24) * ghosts)
+    """Bytes that images and orders take on the card for each local atom with so many `ghosts`, beside the state's."""
+    return 9 / 8 * (4 + 8 + (4 + 24) * ghosts + 8 + ORDER_BYTES)

@@ -161,10 +161,6 @@ class EmulatedDevice:
         copies, self._under_way = self._under_way, []
         return LateEvent(copies)
 
-    def order(self, keys):
-        self._not_in_a_graph()
-        return np.argsort(keys, kind="stable").astype(np.int32)
-
     def launch(self, text, kernel, grid, block, *arguments):
         if text not in self._libraries:
             self._libraries[text] = ctypes.CDLL(str(self._compiled(text)))
