@@ -9,9 +9,9 @@ results either way: the card's moves are the same, and so are its forces, which 
 
 A window ends where its `Window` expects the list to have had its day.  A rank alone then wraps and orders its atoms,
 finds their images and builds the list on the card, before the next window begins; also where one was thrown away for
-nothing but its list.  The host builds the same list, from the same positions, once it has to know.  With several ranks
-the next step is one of the host's, in which the list is built; they exchange ghosts in each step, through pinned memory
-and MPI.
+nothing but its list, and when the run begins.  The host builds the same list, from the same positions, once it has to
+know.  With several ranks the next step is one of the host's, in which the list is built; they exchange ghosts in each
+step, through pinned memory and MPI.
 """
 
 from __future__ import annotations
@@ -24,14 +24,16 @@ import numpy as np
 
 from dphpc.core.device import Array
 from dphpc.core.exact_sum import FORCE_LIMIT, FORCE_SPACING
+from dphpc.core.state import State
 from dphpc.md.engine import SORT_CELL, Engine
 from dphpc.md.window import Window
 from dphpc.ops.energy.card import VIRIAL_SLOTS, CardSums, CardSystem, virial_parts
 from dphpc.ops.ghosts.cuda import CudaGhosts, Images, rounded_up
 from dphpc.ops.motion.cuda import CudaMoves
+from dphpc.ops.neighbors.contract import Neighbors
 from dphpc.ops.neighbors.cuda import CudaNeighbors, Grid, choose_grid
 from dphpc.parallel.card_halo import CardHalo
-from dphpc.potential.contract import CardPotential, Outputs, Potential, card_of
+from dphpc.potential.contract import SAMPLE, CardPotential, Outputs, Potential, card_of
 
 if TYPE_CHECKING:
     from dphpc.md.integrators import Integrator
@@ -86,6 +88,7 @@ class CardEngine(Engine):
         self._since = 0  # steps since it was built
         self._here = True  # whether `state` is that of the present step
         self._behind = False  # whether the card has built a list since the host did
+        self._told = True  # which atom of `state` is which on the card
         self._outrun = False  # whether the last window that was thrown away was so for its list alone
 
     def repeat(self, moves: Callable[[Engine], None]) -> None:
@@ -100,6 +103,8 @@ class CardEngine(Engine):
         """See `Engine.update_forces`; in a window nothing is waited for, and nothing raised."""
         if self._unseen:
             self._launch()
+            return
+        if self._key is None and self.card.alone and self._begin():
             return
         self._since += 1
         if self._behind:
@@ -122,7 +127,7 @@ class CardEngine(Engine):
         self._here = False
         if self.card.alone and self.window.steps == 0:
             self._build_on_card()
-        while self.window.steps > 1:
+        while self.window.steps > 1 or (self.card.alone and self.window.pace is None):
             if self._pass_window(integrator, temperatures):
                 self.card.fetch_account(integrator)
                 return
@@ -132,6 +137,33 @@ class CardEngine(Engine):
         self._due = self.window.steps == 0
         super().advance(integrator, temperatures)
         self.card.fetch_account(integrator)
+
+    def _begin(self) -> bool:
+        """The first list and forces on the card; whether they stand, else the host has to see why."""
+        with self.timers("halo"):
+            self.card.take_up(self.state)
+        self._build_on_card()
+        with self.timers("neighbor"):
+            self._on_card.look_over(*self._sample())
+        self._begin_window()
+        self._launch()
+        stands = self._all_is_well()
+        self._here, self._behind, self._told = not stands, stands, not stands
+        return stands
+
+    def _sample(self) -> tuple[State, Neighbors]:
+        """Some atoms, each neighbor of which is a ghost of its own."""
+        n, download = min(self.card.n_local, SAMPLE), self.device.download
+        offsets = download(self._system.offsets[: n + 1])
+        indices = self._system.indices[: int(offsets[-1])]
+        state = State(self.state.box, n)
+        state.resize(n, len(indices))
+        for name in ("ids", "types", "positions"):
+            array, values = getattr(self.card, name), getattr(state, name)
+            found = self.device.zeros(values[n:].size, values.dtype).reshape(values[n:].shape)
+            self.ghosts.take(array, indices, found)
+            values[:n], values[n:] = download(array[:n]), download(found)
+        return state, Neighbors(offsets, np.arange(n, state.n_all, dtype=np.int32), self.reach)
 
     def _pass_window(self, integrator: Integrator, temperatures: Sequence[float]) -> bool:
         """Steps without a look; whether they stand, else all is as it was before.  Collective."""
@@ -159,9 +191,10 @@ class CardEngine(Engine):
         if self._behind and lists:
             self._catch_up()
         with self.timers("output"):
-            if self._behind:
+            if not self._told:
                 self.card.bring(self.state, "ids", "types", "images")
                 self.host.take_up()
+                self._told = True
             self.card.bring(self.state, "positions", "velocities", "forces")
         if lists:
             with self.timers("halo"):
@@ -220,9 +253,11 @@ class CardEngine(Engine):
                 if n_ghost > self._n_rows:
                     self._n_rows, found = rounded_up(n_ghost), None
             self._use(found.offsets, found.indices)
+            if self._grid is None and all(self.state.box.periodic):
+                self._grid = self.search.grid(*self._places())
         self.window.saw(0.0, 0)
         self.rebuilds, self.n_pairs = self.rebuilds + 1, found.n_pairs
-        self._behind, self._neighbors = True, None
+        self._behind, self._told, self._neighbors = True, False, None
         self.state.resize(n, 0)
 
     def _start_list(self, images: Images) -> None:
@@ -245,10 +280,14 @@ class CardEngine(Engine):
             ghosts.take(array, images.owners, array[n:])
         self.card_halo.refresh(card.positions)
         self._group()
-        places = card.positions, card.types, card.ids, n, n + self._n_rows, self.reach
-        sizes = self.search.start(*places, self._grid or self.search.grid(*places), images.n_ghost)
+        sizes = self.search.start(*self._places(), self._grid or self.search.grid(*self._places()), images.n_ghost)
         self.device.copy(images.n_ghost, self._sizes[:1])
         self.device.copy(sizes, self._sizes[1:])
+
+    def _places(self) -> tuple[Array, Array, Array, int, int, float]:
+        """What the search is told."""
+        card, n = self.card, self.card.n_local
+        return card.positions, card.types, card.ids, n, n + self._n_rows, self.reach
 
     def _catch_up(self) -> None:
         """Let the host build the card's list, of the positions that it was built of; `state` is left with these."""
@@ -256,7 +295,7 @@ class CardEngine(Engine):
             self.card.bring(self.state, "ids", "types", "images")
             self.state.positions[: self.card.n_local] = self.device.download(self.card.built_at)
         self._search()
-        self._behind = False
+        self._behind, self._told = False, True
 
     def _launch(self) -> None:
         """Forces, energy and virial at the present positions, and what is to be noted; one rank waits for nothing."""
@@ -306,5 +345,6 @@ class CardEngine(Engine):
             return False
         self.window.saw(np.sqrt(self.moved2), self._since)
         energy, virial = report[_ENERGY].view(np.float64), virial_parts(report[_VIRIAL], FORCE_SPACING)
-        self.outputs = Outputs(self.state.forces, energy, virial, force_spacing=self.outputs.force_spacing)
+        spacing = FORCE_SPACING if self.deterministic else 0.0
+        self.outputs = Outputs(self.state.forces, energy, virial, force_spacing=spacing)
         return True

@@ -15,6 +15,9 @@ from dphpc.core.state import State
 from dphpc.ops.energy.card import CardSums, CardSystem
 from dphpc.ops.neighbors.contract import Neighbors
 
+SAMPLE = 16384
+"""Atoms of a rank whose neighbors are looked over at the start of a run."""
+
 
 class Halo(Protocol):
     """What a potential may ask of the ranks around: per-atom arrays sent to ghosts, or summed back from them.
@@ -126,6 +129,10 @@ class CardPotential(Potential, Protocol):
 
     def place(self, counts: NDArray[np.int64], by_type: Array) -> None:
         """Take up how many local atoms each type has (ntypes,), and on the card these type by type (n_local,) int32."""
+        ...
+
+    def look_over(self, state: State, neighbors: Neighbors) -> None:
+        """Say once what is unusual about the surroundings of these atoms, which `compute` has not seen."""
         ...
 
     def list_on_card(self, neighbors: Neighbors) -> tuple[Array, Array]:

@@ -29,7 +29,7 @@ from dphpc.ops.energy.tiles import Group
 from dphpc.ops.neighbors.contract import Neighbors
 from dphpc.ops.se_a import native, reference
 from dphpc.ops.se_a.contract import Embedding, Environment, SeAParameters
-from dphpc.potential.contract import Halo, Outputs
+from dphpc.potential.contract import SAMPLE, Halo, Outputs
 
 _log = logging.getLogger(__name__)
 
@@ -47,9 +47,6 @@ TABLE_TOLERANCE = 1e-12
 
 FLOAT32_TABLE_TOLERANCE = 1e-6
 """And for a table that is rounded to float32: of fewer intervals more pairs share one, and caches hold more."""
-
-SEL_SAMPLE = 16384
-"""Atoms of a rank whose numbers of neighbors are compared with `sel` at the start of a run."""
 
 SEL_BLOCK = 512
 """Atoms whose neighbors are counted at a time."""
@@ -160,15 +157,16 @@ class DeepPotential:
         centers: NDArray[np.int32] | None = None,
     ) -> None:
         """See `contract.Potential.compute`."""
-        if not self._compared_with_sel:
-            self._compare_with_sel(state, neighbors)
+        self.look_over(state, neighbors)
         self.evaluate(state, neighbors, outputs, self._columns(state.n_local), centers)
 
-    def _compare_with_sel(self, state: State, neighbors: Neighbors) -> None:
+    def look_over(self, state: State, neighbors: Neighbors) -> None:
         """Say once where the structure has more neighbors than `sel`: DeePMD-kit would drop the farthest."""
+        if self._compared_with_sel:
+            return
         self._compared_with_sel = True
         sel = self.parameters.sel
-        for start in range(0, min(state.n_local, SEL_SAMPLE), SEL_BLOCK):
+        for start in range(0, min(state.n_local, SAMPLE), SEL_BLOCK):
             rows = neighbors.offsets[start : min(start + SEL_BLOCK, state.n_local) + 1]
             second = neighbors.indices[rows[0] : rows[-1]]
             first = np.repeat(np.arange(start, start + len(rows) - 1), np.diff(rows))

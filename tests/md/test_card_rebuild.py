@@ -190,8 +190,8 @@ def test_windows_and_lists_change_no_bit(runs, emulated, monkeypatch):
             found.append(runs(CardEngine, emulated, **plan))
         on_card.append(emulated.launched.count("wrap") - before)
         thrown_away.append(runs.engine.thrown_away)
-    assert on_card[0] == 0, "without a window the host builds its lists"
-    assert min(on_card[1:]) >= 2
+    assert on_card[0] <= 3, "without a window the host builds all lists but the first"
+    assert min(on_card[1:]) >= 2 + on_card[0]
     assert thrown_away[2] >= 2
     for other in found[1:]:
         equal(other, found[0])
