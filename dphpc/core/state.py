@@ -43,6 +43,14 @@ MIGRATING = tuple(f for f in FIELDS if f.migrates)
 GHOSTED = tuple(f for f in FIELDS if f.ghosts)
 RESTARTED = tuple(f for f in FIELDS if f.restart)
 
+PIECE = 1 << 14
+"""Atoms that are worked on at a time: what that takes stays in a cache, and is not asked of the system anew."""
+
+
+def pieces(n: int) -> list[slice]:
+    """Of n atoms, one after the other."""
+    return [slice(first, min(first + PIECE, n)) for first in range(0, n, PIECE)]
+
 
 def row_dtype(fields: tuple[Field, ...], *extra: tuple[str, type, tuple[int, ...]]) -> np.dtype:
     """One atom's fields side by side, as messages carry them."""

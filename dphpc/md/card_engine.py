@@ -21,10 +21,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dphpc.core.device import Array
 from dphpc.core.exact_sum import FORCE_LIMIT, FORCE_SPACING
-from dphpc.core.state import State
+from dphpc.core.state import State, pieces
 from dphpc.md.engine import SORT_CELL, Engine
 from dphpc.md.window import Window
 from dphpc.ops.energy.card import VIRIAL_SLOTS, CardSums, CardSystem, virial_parts
@@ -76,8 +77,8 @@ class CardEngine(Engine):
         self.window, self.thrown_away = Window(0.5 * self.skin), 0
         self.ghosts, self.search = CudaGhosts(self.device), CudaNeighbors(self.device)
         self.card_halo = CardHalo(self.comm, self.ghosts, gpu_aware_mpi)
-        local = np.bincount(self.state.types[: self.state.n_local], minlength=len(self.masses))
-        self._on_card.expect(self.comm.allreduce(local))
+        self._counts = self._count_types()
+        self._on_card.expect(self.comm.allreduce(self._counts))
         self._sizes = self.device.zeros(3, np.int64)  # of a list: ghosts, pairs, and the longest row
         self._n_rows = 0  # for ghosts
         self._grid: Grid | None = None  # of the search, where atoms cannot leave it by far
@@ -209,6 +210,8 @@ class CardEngine(Engine):
         with self.timers("halo"):
             self.card.take_up(self.state)
             self.card_halo.follow(self.halo.routes, self.state.n_local)
+            if not self.card.alone:
+                self._counts = self._count_types()
             self._group()
             self._use(*self._on_card.list_on_card(self.neighbors))
         if self.card.alone:
@@ -218,10 +221,14 @@ class CardEngine(Engine):
             closed = all(self.state.box.periodic)
             self._grid = choose_grid(x.min(axis=0), x.max(axis=0), n, self.reach) if closed else None
 
+    def _count_types(self) -> NDArray[np.int64]:
+        types = self.state.types[: self.state.n_local]
+        counts = (np.bincount(types[piece], minlength=len(self.masses)) for piece in pieces(len(types)))
+        return sum(counts, np.zeros(len(self.masses), np.int64))
+
     def _group(self) -> None:
-        n = self.card.n_local
-        counts = np.bincount(self.state.types[:n], minlength=len(self.masses))  # in whatever order they are
-        self._on_card.place(counts, self.ghosts.by_type(self.card.types[:n], len(counts)))
+        types = self.card.types[: self.card.n_local]
+        self._on_card.place(self._counts, self.ghosts.by_type(types, len(self._counts)))
 
     def _use(self, offsets: Array, indices: Array) -> None:
         """Go on with a new list on the card, whose atoms stand where it was built."""

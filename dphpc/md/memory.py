@@ -21,8 +21,8 @@ from dphpc.potential.contract import Potential
 PROCESS_BYTES = 300e6
 """Python, its libraries and the model, of one rank (271 MB at its peak with the water model)."""
 
-WORK_BYTES = 2 * 24 + 2 * 8
-"""Of the engine for each local atom: displacements, positions at the last rebuild, mass and its inverse."""
+WORK_BYTES = 24 + 8
+"""Of the engine for each local atom: its position at the last rebuild, and how far from there it is."""
 
 GHOST_BYTES = 4 + 24 + 24 + 8 + 8 + 4
 """Of the halo for each ghost: index to send, displacement, message buffer; place, group and owner on the way back."""

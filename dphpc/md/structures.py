@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -261,13 +262,15 @@ def deal(source: Source | None, replicate: Sequence[int], base: Box, domain: Dom
         The box of the structure before replication; `domain` divides the one after.
     """
     n_atoms, max_id = comm.bcast((source.n_atoms, source.max_id) if source else (0, 0))
-    kept = [np.zeros(0, ROWS)]
+    state = State(domain.box, n_atoms * math.prod(replicate) // comm.size)  # memory for an equal share of them
+    state.resize(0, 0)
     for first in range(0, n_atoms, CHUNK):
         piece = source.read(first, min(first + CHUNK, n_atoms)) if source else None
         rows = comm.bcast(piece)
         assert rows is not None
-        kept += _own_replicas(rows, replicate, base, domain, max_id)
-    return State.from_rows(domain.box, np.concatenate(kept))
+        for own in _own_replicas(rows, replicate, base, domain, max_id):
+            state.append_local(own)
+    return state
 
 
 def _own_replicas(rows: NDArray, replicate: Sequence[int], base: Box, domain: Domain, max_id: int) -> Iterator[NDArray]:
@@ -286,11 +289,12 @@ def _own_replicas(rows: NDArray, replicate: Sequence[int], base: Box, domain: Do
     for axis in range(3):
         copies = (base.fractional(rows["positions"], axis) + np.arange(replicate[axis])[:, None]) / replicate[axis]
         ours.append(domain.place(copies, axis) == domain.coordinates[axis])
+    third = np.arange(replicate[2])
     for i in np.flatnonzero(ours[0].any(axis=1)):
         for j in np.flatnonzero(ours[1].any(axis=1)):
             k, atom = np.nonzero(ours[0][i] & ours[1][j] & ours[2])
-            mine = rows[atom]
-            cell = np.column_stack((np.full(len(k), i), np.full(len(k), j), k))
-            mine["positions"] += cell @ base.matrix
+            mine = rows.take(atom)  # many times as fast as an index
+            cells = np.column_stack(np.broadcast_arrays(i, j, third)) @ base.matrix
+            mine["positions"] += cells.take(k, axis=0)
             mine["ids"] += ((i * replicate[1] + j) * replicate[2] + k) * max_id
             yield mine

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dphpc.core.random import Stream, normals
 from dphpc.core.units import BOLTZMANN_EV_PER_K
 from dphpc.md.engine import Engine
 from dphpc.md.observables import degrees_of_freedom
@@ -13,10 +12,8 @@ def draw_velocities(engine: Engine, temperature: float, seed: int) -> None:
 
     An atom's velocity depends on seed and id, not on the rank that holds it.
     """
-    state, n = engine.state, engine.state.n_local
-    velocities = state.velocities[:n]
-    velocities[...] = normals(seed, Stream.VELOCITIES, 0, state.ids[:n])
-    velocities *= engine.host.thermal_speed(temperature)[:, None]
+    engine.host.draw_velocities(temperature, seed)
+    velocities = engine.state.velocities[: engine.state.n_local]
     if engine.n_atoms > 1:
         momentum = engine.momentum()
         velocities -= momentum[:3] / momentum[3]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -42,6 +44,23 @@ def both(device, spacing=SPACING):
 def same(device, state, card):
     for name in ("positions", "velocities", "forces"):
         assert np.array_equal(device.download(getattr(card, name)[:N]), getattr(state, name)[:N]), name
+
+
+def test_pieces_change_no_bit(monkeypatch):
+    found = []
+    for piece in (N, 99):
+        monkeypatch.setattr("dphpc.core.state.PIECE", piece)
+        state, host, _ = both(EmulatedDevice(Path()))
+        account = Account()
+        host.draw_velocities(300.0, 3)
+        host.kick(1e-3)
+        host.drift(5e-4)
+        host.randomize_velocities(account, 0.9, 300.0, 3, 7)
+        sums = host.kinetic_energy(), host.kinetic_tensor(), host.momentum(), host.moved2(), account.scalars
+        found.append([state.positions, state.velocities, *sums])
+    for whole, by_piece in zip(*found, strict=True):
+        assert np.array_equal(whole, by_piece)
+        assert np.abs(whole).max() > 0.0
 
 
 @pytest.mark.parametrize("spacing", [0.0, SPACING])

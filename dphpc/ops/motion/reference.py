@@ -1,15 +1,18 @@
-"""Moves on the host, in NumPy."""
+"""Moves on the host, in NumPy, piece by piece."""
 
 from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dphpc.core.exact_sum import exact_sum, round_to, total
+from dphpc.core.exact_sum import exact_sum, no_sum, round_to, total
 from dphpc.core.random import Stream, normals
-from dphpc.core.state import State
+from dphpc.core.state import State, pieces
 from dphpc.core.units import ACCELERATION, BOLTZMANN_EV_PER_K, KINETIC
 from dphpc.ops.motion.contract import Account, Bath, Combine, Floats
+from dphpc.ops.threads import get_threads
 
 
 class HostMoves:
@@ -25,40 +28,39 @@ class HostMoves:
 
     def __init__(self, state: State, masses: Floats, spacing: float) -> None:
         self._state, self._masses, self._spacing = state, masses, spacing
-        self._buffers = np.empty((2, 0, 3))
+        self._inverse = ACCELERATION / masses
+        self._buffer = np.empty((0, 3))
         self.take_up()
 
     def take_up(self) -> None:
         """Per-atom arrays for the atoms that the state has now."""
         n = self._state.n_local
-        if self._buffers.shape[1] < n:
-            self._buffers = np.empty((2, n + n // 16, 3))
-        self._work, self._built_at = self._buffers[:, :n]
-        self._mass = self._masses[self._state.types[:n]]
-        self._inverse_mass = ACCELERATION / self._mass
+        if len(self._buffer) < n:
+            self._buffer = np.empty((n + n // 16, 3))
+        self._built_at, self._pieces = self._buffer[:n], pieces(n)
 
-    @property
-    def _velocities(self) -> Floats:
-        return self._state.velocities[: self._state.n_local]
+    def _of(self, by_type: Floats, piece: slice) -> Floats:
+        """(n, 1) numbers of atoms, by type (ntypes,)."""
+        return by_type.take(self._state.types[piece])[:, None]
 
     def kick(self, dt: float) -> None:
         """See `contract.Moves.kick`."""
-        forces = self._state.forces[: self._state.n_local]
-        np.multiply(forces, (dt * self._inverse_mass)[:, None], out=self._work)
-        velocities = self._velocities
-        velocities += self._work
+        per_force = dt * self._inverse
+        for piece in self._pieces:
+            self._state.velocities[piece] += self._state.forces[piece] * self._of(per_force, piece)
 
     def drift(self, dt: float) -> None:
         """See `contract.Moves.drift`."""
-        np.multiply(self._velocities, dt, out=self._work)
-        if self._spacing:
-            # Rounded before it is added: then the sum is exact, in whichever image the atom stands.
-            round_to(self._work, self._spacing, out=self._work)
-        self._state.positions[: self._state.n_local] += self._work
+        for piece in self._pieces:
+            moved = self._state.velocities[piece] * dt
+            if self._spacing:
+                # Rounded before it is added: then the sum is exact, in whichever image the atom stands.
+                round_to(moved, self._spacing, out=moved)
+            self._state.positions[piece] += moved
 
     def scale_velocities(self, factor: float) -> None:
         """v *= factor."""
-        velocities = self._velocities
+        velocities = self._state.velocities[: self._state.n_local]
         velocities *= factor
 
     def rescale(self, bath: Bath, inputs: Floats, combine: Combine, *, measured: bool) -> None:
@@ -68,34 +70,55 @@ class HostMoves:
 
     def randomize_velocities(self, account: Account, keep: float, temperature: float, seed: int, step: int) -> None:
         """See `contract.Moves.randomize_velocities`."""
-        before = self.kinetic_energy()
-        noise = normals(seed, Stream.LANGEVIN, step, self._state.ids[: self._state.n_local])
-        noise *= (np.sqrt(1.0 - keep * keep) * self.thermal_speed(temperature))[:, None]
-        velocities = self._velocities
-        velocities *= keep
-        velocities += noise
+        before, spread = self.kinetic_energy(), np.sqrt(1.0 - keep * keep) * self._thermal_speed(temperature)
+        for piece in self._pieces:
+            noise = normals(seed, Stream.LANGEVIN, step, self._state.ids[piece])
+            noise *= self._of(spread, piece)
+            velocities = self._state.velocities[piece]
+            velocities *= keep
+            velocities += noise
         account.scalars += before - self.kinetic_energy()
 
     def kinetic_energy(self) -> Floats:
         """(3,) eV, of these atoms, in parts."""
-        v = self._velocities
-        np.multiply(v, v, out=self._work)
-        return exact_sum(0.5 * KINETIC * self._mass * (self._work[:, 0] + self._work[:, 1] + self._work[:, 2]))
+        half_mass, parts = 0.5 * KINETIC * self._masses, no_sum()
+        for piece in self._pieces:
+            v2 = self._state.velocities[piece] ** 2
+            parts += exact_sum(self._of(half_mass, piece)[:, 0] * (v2[:, 0] + v2[:, 1] + v2[:, 2]))
+        return parts
 
     def kinetic_tensor(self) -> Floats:
         """See `contract.Moves.kinetic_tensor`."""
-        v = self._velocities
-        np.multiply(v, (KINETIC * self._mass)[:, None], out=self._work)
-        return np.stack([exact_sum(self._work * v[:, axis, None]) for axis in range(3)], axis=1)
+        mass, parts = KINETIC * self._masses, no_sum(3, 3)
+        for piece in self._pieces:
+            v = self._state.velocities[piece]
+            momentum = v * self._of(mass, piece)
+            parts += np.stack([exact_sum(momentum * v[:, axis, None]) for axis in range(3)], axis=1)
+        return parts
 
-    def thermal_speed(self, temperature: float) -> Floats:
-        """(n_local,) Å/ps: √(kT/m), the spread of each velocity component."""
-        return np.sqrt(BOLTZMANN_EV_PER_K * temperature * self._inverse_mass)
+    def draw_velocities(self, temperature: float, seed: int) -> None:
+        """v = √(kT/m) ξ; an atom's depends on seed and id alone."""
+        speed, state = self._thermal_speed(temperature), self._state
+
+        def draw(piece: slice) -> None:
+            noise = normals(seed, Stream.VELOCITIES, 0, state.ids[piece])
+            np.multiply(noise, self._of(speed, piece), out=state.velocities[piece])
+
+        with ThreadPoolExecutor(get_threads()) as pool:  # NumPy lets others go on while it is at a piece
+            list(pool.map(draw, self._pieces))
+
+    def _thermal_speed(self, temperature: float) -> Floats:
+        """(ntypes,) Å/ps: √(kT/m), the spread of each velocity component."""
+        return np.sqrt(BOLTZMANN_EV_PER_K * temperature * self._inverse)
 
     def momentum(self) -> Floats:
         """(3, 4): momentum in u·Å/ps and mass in u of these atoms, in parts."""
-        np.multiply(self._velocities, self._mass[:, None], out=self._work)
-        return np.concatenate((exact_sum(self._work), exact_sum(self._mass[:, None])), axis=1)
+        parts = no_sum(4)
+        for piece in self._pieces:
+            mass = self._of(self._masses, piece)
+            momentum = self._state.velocities[piece] * mass
+            parts += np.concatenate((exact_sum(momentum), exact_sum(mass)), axis=1)
+        return parts
 
     # How far atoms are from where the neighbor list found them.
 
@@ -105,5 +128,8 @@ class HostMoves:
 
     def moved2(self) -> NDArray[np.float64]:
         """(n_local,) Å²: squared displacement since `note_positions`."""
-        np.subtract(self._state.positions[: self._state.n_local], self._built_at, out=self._work)
-        return np.einsum("ij,ij->i", self._work, self._work)
+        squares = np.empty(self._state.n_local)
+        for piece in self._pieces:
+            moved = self._state.positions[piece] - self._built_at[piece]
+            np.einsum("ij,ij->i", moved, moved, out=squares[piece])
+        return squares
