@@ -3,11 +3,13 @@
     python benchmarks/card.py                                        # the bundled silicon model
     python benchmarks/card.py --model water_c.dp --structure water.lmp --types O H --name card_water
     python benchmarks/card.py --random 16:64 32:128 64:256 --replicate 50 --precision float32 --name card_diamond
+    python benchmarks/card.py --replicate 155 --precision float32 --steps 20 --name card_largest
 
 Ceilings are measured first: a large copy, and the matrix products of the fitting net's layers.  Each size runs twice,
-the first time for what is done once; `--profile` adds a run under CUPTI (PyTorch's profiler) for each kernel's time.
-`--random` takes diamond, with 158 neighbors inside 6 Å, and models of random weights by the widths of embedding and
-fitting net.
+the first time for what is done once; with `--steps` once, for so many.  A run's start is all before its first step:
+kernels compiled, atoms dealt out and brought to the card, the first list and forces.  `--profile` adds a run under
+CUPTI (PyTorch's profiler) for each kernel's time.  `--random` takes diamond, with 158 neighbors inside 6 Å, and models of
+random weights by the widths of embedding and fitting net.
 """
 
 from __future__ import annotations
@@ -115,17 +117,22 @@ def profiled(config: dict[str, Any]) -> list[dict[str, Any]]:
 
 def measured(args: argparse.Namespace, replicate: int, precision: str) -> dict[str, Any]:
     """One size."""
-    began = time.perf_counter()
-    with silent():
-        first = run_md(settings(args, replicate, precision, 30))
-        steps = int(np.clip(args.seconds * first.steps / first.seconds, 50, 20000))
+    began, row, steps = time.perf_counter(), {}, args.steps
+    with silent() as said:
+        if not steps:
+            first = run_md(settings(args, replicate, precision, 30))
+            steps = int(np.clip(args.seconds * first.steps / first.seconds, 50, 20000))
+            row["first_rate"] = first.atom_steps_per_second
+        start = time.perf_counter()
         result = run_md(settings(args, replicate, precision, steps))
+        end = time.perf_counter()
     pool = cupy.get_default_memory_pool()
-    row = {
+    row |= {
         "atoms": result.n_atoms, "precision": precision, "steps": steps, "rate": result.atom_steps_per_second,
         "ms_a_step": 1e3 * result.seconds / steps, "rebuilds": result.rebuilds, "phases": result.phases,
-        "first_rate": first.atom_steps_per_second, "whole_s": time.perf_counter() - began,
+        "start_s": end - start - result.seconds, "whole_s": end - began,
         "card_bytes": pool.total_bytes(), "host_bytes": peak_memory(),
+        "said": [line for line in said.getvalue().splitlines() if line.startswith(("card:", "memory:"))],
     }  # fmt: skip
     if args.profile:
         pool.free_all_blocks()
@@ -145,11 +152,13 @@ def main() -> None:
     parser.add_argument("--random", nargs="+", default=[], metavar="WIDTH:NET")
     parser.add_argument("--skin", type=float, default=1.0)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measured run, about")
+    parser.add_argument("--steps", type=int, help="of one run of each size, in place of two")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--name", default="card_silicon")
     args = parser.parse_args()
     net = read_model(args.model).fitting.networks[0]
     found = ceilings([net.layers[0].w.shape[0], *(layer.w.shape[1] for layer in net.layers)], 16384)
+    cupy.get_default_memory_pool().free_all_blocks()
     print(json.dumps(found, indent=1), flush=True)
     rows, folder = [], Path(tempfile.mkdtemp())
     models = [random_model(folder, widths) for widths in args.random] or [args.model]
@@ -160,10 +169,13 @@ def main() -> None:
         for replicate, precision in itertools.product(args.replicate, args.precision):
             row = {"model": args.model.name, **measured(args, replicate, precision)}
             rows.append(row)
-            done = f"{row['rebuilds']} lists in {row['steps']} steps, card {row['card_bytes'] / 2**30:.2f} GiB"
+            done = f"{row['rebuilds']} lists in {row['steps']} steps, started in {row['start_s']:.1f} s"
+            taken = ", ".join(f"{what} {row[f'{what}_bytes'] / 2**30:.2f} GiB" for what in ("card", "host"))
             print(
                 f"{row['model']}: {row['atoms']:>10,} atoms, {precision:>7}: {row['rate']:13,.0f} atom-step/s, "
-                f"{row['ms_a_step']:8.3f} ms, {done}, {row['whole_s']:.1f} s",
+                f"{row['ms_a_step']:8.3f} ms, {done}; {taken}, {row['whole_s']:.1f} s",
+                *row["said"][-2:],
+                sep="\n",
                 flush=True,
             )
             for kernel in row.get("kernels", [])[:12]:
