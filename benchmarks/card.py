@@ -8,8 +8,8 @@
 Ceilings are measured first: a large copy, and the matrix products of the fitting net's layers.  Each size runs twice,
 the first time for what is done once; with `--steps` once, for so many.  A run's start is all before its first step:
 kernels compiled, atoms dealt out and brought to the card, the first list and forces.  `--profile` adds a run under
-CUPTI (PyTorch's profiler) for each kernel's time.  `--random` takes diamond, with 158 neighbors inside 6 Å, and models of
-random weights by the widths of embedding and fitting net.
+CUPTI (PyTorch's profiler) for each kernel's time.  `--random` takes diamond, with 158 neighbors inside 6 Å, and models
+of random weights by the widths of embedding and fitting net.
 """
 
 from __future__ import annotations

@@ -12,10 +12,10 @@ from dphpc.core.box import Box
 from dphpc.core.buffers import Buffers
 from dphpc.core.errors import RunError
 from dphpc.core.images import periodic_images
-from dphpc.ops.card import CHUNK, running_sums
+from dphpc.ops.card import BLOCK, CHUNK, running_sums
 from dphpc.ops.kernel_text import kernel_text
 from dphpc.ops.neighbors import native, reference
-from dphpc.ops.neighbors.cuda import ROOM, CudaNeighbors, choose_grid, memory_per_atom
+from dphpc.ops.neighbors.cuda import _CELLS, _ROWS, ROOM, CudaNeighbors, choose_grid, memory_per_atom
 from tests.ops.emulation.device import EmulatedDevice
 from tests.ops.test_neighbors import SYSTEMS
 
@@ -195,6 +195,27 @@ def test_running_sums(device, n):
     assert found[0] == 0
     np.testing.assert_array_equal(found[1:-1], np.cumsum(counts))
     assert found[-1] == counts.max()
+
+
+def test_rows_that_32_bits_cannot_count(device):
+    """They begin after so many others, which have no memory, and which nobody writes."""
+    positions, types, ids, n, reach = with_images(*water(20), 5.0)
+    expected, search, before = native.build_neighbors(positions, types, ids, n, reach), CudaNeighbors(device), 3 << 31
+    places = *(on_card(device, a, t) for a, t in ((positions, np.float64), (types, np.int32), (ids, np.int64))), n
+    places = *places, len(ids)
+    grid = search.grid(*places, reach)
+    search.start(*places, reach, grid)
+    offsets = on_card(device, expected.offsets + before, np.int64)
+    indices = on_card(device, np.full(expected.n_pairs, -1), np.int32)
+    get, n_all, address = search.buffers.get, len(ids), device.address
+    arrays = [get("count", (grid[1],), np.int32), get("start", (grid[1] + 2,), np.int64)]
+    arrays += [get("cell_of", (n_all,), np.int32), get("atom", (n_all,), np.int32), *get("places", (3, n_all), float)]
+    cells = np.array([tuple(map(address, arrays))], _CELLS)
+    for shift, filled in ((0, False), (before, True)):  # as many pairs as would fit into the memory, and all
+        capacity = shift + expected.n_pairs
+        rows = np.array([(address(offsets), address(indices) - 4 * before, capacity, reach**2)], _ROWS)
+        device.launch(search._text, "fill_rows", n_all, BLOCK, search._atoms(*places), grid[0], cells, rows)
+        assert np.array_equal(device.download(indices), expected.indices) == filled
 
 
 def test_memory_is_what_the_buffers_take(emulated):

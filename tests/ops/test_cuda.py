@@ -210,6 +210,28 @@ def test_what_stays_on_the_card_is_the_same(device, se_a_case):
     assert np.array_equal(energy, 2 * exact_sum(energies + 0.25))
 
 
+def test_lists_that_32_bits_cannot_count(device, se_a_case, monkeypatch):
+    """Rows that begin after so many others: those have no memory, and nobody reads them."""
+    case, before = usable(se_a_case, "plain"), 3 << 31
+    env, ops = case.env, CudaEnergy(device, TILE)
+    groups = [Group(ops.prepare(fitting_net(case), case.e.table.n_channels, case.p.axis_neuron), len(env.centers))]
+    address, found = ops.workspace.address, []
+    for shift in (0, before):
+        system, centers, sums = on_card(device, env)
+        indices = system.indices
+
+        def shifted(array, indices=indices, shift=shift):
+            return address(array) - (indices.itemsize * shift if array is indices else 0)
+
+        device.upload(env.neighbors.offsets + shift, system.offsets)
+        monkeypatch.setattr(ops.workspace, "address", shifted)
+        ops.launch(system, centers, case.p, case.e, groups, None, sums)
+        found.append([device.download(a) for a in (sums.forces, sums.virial, sums.energy, sums.trouble)])
+    for near, far in zip(*found, strict=True):
+        assert np.array_equal(near, far)
+    assert np.abs(found[0][0]).max() > 0
+
+
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize(("most", "n_all"), [(16384, 47), (32, 47), (16384, 10**6)])
 def test_types_share_batches(device, se_a_case, monkeypatch, dtype, most, n_all):
