@@ -48,7 +48,8 @@ KEPT_BYTES = 8 + 4 + 12
 """Of a local atom while atoms are put in order: id, type and images."""
 
 CARD_CALL_BYTES = 24 + 4 + 24
-"""Of an atom or ghost for each model that is called from the host: position, type, sum of forces."""
+"""Of an atom or ghost for each model that is called from the host: position, type, sum of forces.  A list comes with
+them; the model that drives the run is so called where the host has to see what is wrong with a step."""
 
 HEAD_ROOM = 9 / 8
 """Of arrays that keep their memory."""
