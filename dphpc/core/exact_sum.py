@@ -36,7 +36,7 @@ def exact_sum(values: Floats) -> Floats:
     parts = np.empty((PARTS, *values.shape[1:]))
     for k, spacing in enumerate(SPACINGS):
         rounded = round_to(values, spacing)
-        np.add.reduce(rounded, axis=0, out=parts[k, ...])
+        parts[k] = np.einsum("i...->...", rounded)  # of short rows many times as fast as np.add.reduce
         if k + 1 < PARTS:
             values = values - rounded
     return parts
