@@ -7,11 +7,10 @@ one by one, each as an `Engine` does it, with forces from the card but everythin
 is built anew, a table extended and an error raised in the very step in which it is due, and a step has the same
 results either way: the card's moves are the same, and so are its forces, which are sums of whole numbers.
 
-A window ends where its `Window` expects the list to have had its day.  A rank alone then wraps and orders its atoms,
-finds their images and builds the list on the card, before the next window begins; also where one was thrown away for
-nothing but its list, and when the run begins.  The host builds the same list, from the same positions, once it has to
-know.  With several ranks the next step is one of the host's, in which the list is built; they exchange ghosts in each
-step, through pinned memory and MPI.
+A window ends where its `Window` expects the list to have had its day.  The engine of a rank that has all atoms then
+wraps and orders them, finds their images and builds the list on the card, before the next window begins; also where one
+was thrown away for nothing but its list, and when the run begins.  The host builds the same list, from the same
+positions, once it has to know.  Several ranks have the engine of md/card_ranks.py.
 """
 
 from __future__ import annotations
@@ -34,27 +33,22 @@ from dphpc.ops.motion.cuda import CudaMoves
 from dphpc.ops.neighbors.contract import Neighbors
 from dphpc.ops.neighbors.cuda import CudaNeighbors, Grid, choose_grid
 from dphpc.parallel.card_halo import CardHalo
-from dphpc.potential.contract import SAMPLE, CardPotential, Outputs, Potential, card_of
+from dphpc.potential.contract import SAMPLE, CardPotential, Outputs
 
 if TYPE_CHECKING:
     from dphpc.md.integrators import Integrator
 
-_MOVED, _TROUBLE, _ENERGY, _VIRIAL = slice(0, 1), slice(1, 2), slice(2, 5), slice(5, 5 + 9 * VIRIAL_SLOTS)
+MOVED, _TROUBLE, _ENERGY, _VIRIAL = slice(0, 1), slice(1, 2), slice(2, 5), slice(5, 5 + 9 * VIRIAL_SLOTS)
 """Of the report, words of 64 bits that a look brings down; the first two are of the whole window."""
 
 
-def engine_for(potential: Potential, gpu_aware_mpi: bool = False) -> Callable[..., Engine]:
-    """What makes the engine that moves atoms where the potential is evaluated."""
-    return Engine if card_of(potential) is None else partial(CardEngine, gpu_aware_mpi=gpu_aware_mpi)
-
-
 class CardEngine(Engine):
-    """See `Engine`; its potential is a `CardPotential` with a device.
+    """The engine of a rank that has all atoms; its potential is a `CardPotential` with a device.
 
     Parameters
     ----------
     gpu_aware_mpi
-        See `CardHalo`.
+        See `CardHalo`: of several ranks.
 
     Attributes
     ----------
@@ -85,7 +79,6 @@ class CardEngine(Engine):
         self._own = object()  # of this engine in keys
         self._key: Hashable = None  # of what a step's forces launch, but for the potential's part
         self._unseen = False  # whether steps go by without a look
-        self._due = False  # whether the next step is to build the list
         self._since = 0  # steps since it was built
         self._here = True  # whether `state` is that of the present step
         self._behind = False  # whether the card has built a list since the host did
@@ -93,8 +86,8 @@ class CardEngine(Engine):
         self._outrun = False  # whether the last window that was thrown away was so for its list alone
 
     def repeat(self, moves: Callable[[Engine], None]) -> None:
-        """See `Engine.repeat`; in a window one rank does them as one graph."""
-        if self._unseen and self.card.alone:
+        """See `Engine.repeat`; in a window they are one graph."""
+        if self._unseen:
             with self.timers("force"):
                 self._replay(partial(moves, self), moves, self.timestep)
         else:
@@ -105,7 +98,7 @@ class CardEngine(Engine):
         if self._unseen:
             self._launch()
             return
-        if self._key is None and self.card.alone and self._begin():
+        if self._key is None and self._begin():
             return
         self._since += 1
         if self._behind:
@@ -121,21 +114,20 @@ class CardEngine(Engine):
 
     def steps_ahead(self, limit: int) -> int:
         """See `Engine.steps_ahead`: up to the next look."""
-        return min(limit, self.window.steps or (self.window.fresh if self.card.alone else 1))
+        return min(limit, self.window.steps or self.window.fresh)
 
     def advance(self, integrator: Integrator, temperatures: Sequence[float]) -> None:
         """See `Engine.advance`."""
         self._here = False
-        if self.card.alone and self.window.steps == 0:
+        if self.window.steps == 0:
             self._build_on_card()
-        while self.window.steps > 1 or (self.card.alone and self.window.pace is None):
+        while self.window.steps > 1 or self.window.pace is None:
             if self._pass_window(integrator, temperatures):
                 self.card.fetch_account(integrator)
                 return
-            if not (self.card.alone and self._outrun and self._since):
+            if not (self._outrun and self._since):
                 break
             self._build_on_card()
-        self._due = self.window.steps == 0
         super().advance(integrator, temperatures)
         self.card.fetch_account(integrator)
 
@@ -171,7 +163,7 @@ class CardEngine(Engine):
         step, since = self.step, self._since
         self.device.replay((self._key, self.card.room.growths), self._begin_window)
         self._unseen = True
-        super().advance(integrator, temperatures)
+        Engine.advance(self, integrator, temperatures)
         self._unseen = False
         self._since += len(temperatures)
         if self._all_is_well():
@@ -202,24 +194,18 @@ class CardEngine(Engine):
                 self.halo.refresh_ghosts(self.state)
         self._here = True
 
-    def _must_rebuild(self) -> bool:
-        return super()._must_rebuild() or self._due
-
     def _place(self) -> None:
-        """Bring the atoms of a new list to the card."""
+        """Bring the atoms of the host's new list to the card."""
         with self.timers("halo"):
             self.card.take_up(self.state)
             self.card_halo.follow(self.halo.routes, self.state.n_local)
-            if not self.card.alone:
-                self._counts = self._count_types()
             self._group()
             self._use(*self._on_card.list_on_card(self.neighbors))
-        if self.card.alone:
-            x, n = self.state.positions, self.state.n_all
-            self._n_rows = rounded_up(self.state.n_ghost)
-            self.search.make_room(self.n_pairs)
-            closed = all(self.state.box.periodic)
-            self._grid = choose_grid(x.min(axis=0), x.max(axis=0), n, self.reach) if closed else None
+        x, n = self.state.positions, self.state.n_all
+        self._n_rows = rounded_up(self.state.n_ghost)
+        self.search.make_room(self.n_pairs)
+        closed = all(self.state.box.periodic)
+        self._grid = choose_grid(x.min(axis=0), x.max(axis=0), n, self.reach) if closed else None
 
     def _count_types(self) -> NDArray[np.int64]:
         types = self.state.types[: self.state.n_local]
@@ -228,7 +214,7 @@ class CardEngine(Engine):
 
     def _group(self) -> None:
         types = self.card.types[: self.card.n_local]
-        self._on_card.place(self._counts, self.ghosts.by_type(types, len(self._counts)))
+        self._on_card.place(self._counts[None], self.ghosts.by_type(types, len(self._counts)))
 
     def _use(self, offsets: Array, indices: Array) -> None:
         """Go on with a new list on the card, whose atoms stand where it was built."""
@@ -241,7 +227,7 @@ class CardEngine(Engine):
         arrays = offsets, indices, totals, report
         addresses = tuple(map(self.device.address, arrays))
         self._key = self._own, card.where, len(card.positions), self.card_halo.ways, addresses
-        self._due, self._since, self.moved2 = False, 0, 0.0
+        self._since, self.moved2 = 0, 0.0
 
     def _build_on_card(self) -> None:
         """Order, images and list of all atoms, where they are; what comes down are a few numbers.
@@ -305,44 +291,38 @@ class CardEngine(Engine):
         self._behind, self._told = False, True
 
     def _launch(self) -> None:
-        """Forces, energy and virial at the present positions, and what is to be noted; one rank waits for nothing."""
-        if self.card.alone:
-            with self.timers("force"):
-                self._replay(self._launch_all)
-            return
-        with self.timers("halo"):
-            self._launch_ghosts()
+        """Forces, energy and virial at the present positions, and what is to be noted; nothing is waited for."""
         with self.timers("force"):
-            self._replay(self._launch_sums)
-        with self.timers("halo"):
-            self._launch_forces()
+            self._replay(self._launch_all)
 
     def _replay(self, work: Callable[[], None], *numbers: Hashable) -> None:
         self.device.replay((self._key, self._on_card.version(), numbers), work)
 
     def _launch_all(self) -> None:
-        self._launch_ghosts()
-        self._launch_sums()
-        self._launch_forces()
-
-    def _launch_ghosts(self) -> None:
-        self.card.note_displacement(self._report[_MOVED])
+        self.card.note_displacement(self._report[MOVED])
         self.card_halo.refresh(self.card.positions)
+        self._launch_sums()
+        self.card_halo.reduce(self._totals)
+        self._take_forces()
 
     def _launch_sums(self) -> None:
         self.device.fill(self._of_step, 0)
         self._on_card.launch(self._system, self._sums)
 
-    def _launch_forces(self) -> None:
-        totals, limit = self._sums.forces, FORCE_LIMIT if self.deterministic else np.inf
-        self.card_halo.reduce(totals.reshape(-1, 3))
-        self.card.take_forces(totals, FORCE_SPACING, limit, self._report[_TROUBLE])
+    @property
+    def _totals(self) -> Array:
+        """(n_all, 3) whole numbers that forces are added up in."""
+        return self._sums.forces.reshape(-1, 3)
+
+    def _take_forces(self) -> None:
+        limit = FORCE_LIMIT if self.deterministic else np.inf
+        self.card.take_forces(self._sums.forces, FORCE_SPACING, limit, self._report[_TROUBLE])
 
     def _all_is_well(self) -> bool:
         """Look at the window that was: whether its steps stand; collective."""
         with self.timers("force"):  # which the card may still be at
             report = self.device.download(self._report)
-        moved2 = float(report[_MOVED].view(np.float64)[0])
+        moved2 = float(report[MOVED].view(np.float64)[0])
         noted = moved2 if np.isfinite(moved2) else np.inf, float(report[_TROUBLE][0]), self.asked_to_stop
         with self.timers("wait"):
             flags = self.comm.allreduce(np.array(noted, np.float64), "max")

@@ -280,8 +280,11 @@ class Engine:
             )
         )
 
+    def _has_list(self) -> bool:
+        return self._neighbors is not None
+
     def _must_rebuild(self) -> bool:
-        if self._neighbors is None:
+        if not self._has_list():
             return True
         with self.timers("neighbor"):
             moved2 = self.host.moved2()
@@ -316,21 +319,25 @@ class Engine:
 
     def _search(self) -> None:
         """Ghosts and neighbors of the local atoms as they stand."""
-        state = self.state
         with self.timers("halo"):
             self._neighbors = None  # frees the old list before the new one is made
-            self.halo.build_ghosts(state, self.reach)
+            self.halo.build_ghosts(self.state, self.reach)
         with self.timers("neighbor"):
             error: Exception | None = None
             try:
-                self._neighbors = build_neighbors(state.positions, state.types, state.ids, state.n_local, self.reach)
+                self.n_pairs = self._find_neighbors()
             except (DphpcError, MemoryError) as caught:
                 error = caught
             agree(self.comm, error)
-            self.n_pairs = self.neighbors.n_pairs
             self.host.take_up()
             self.host.note_positions()
             self._divide()
+
+    def _find_neighbors(self) -> int:
+        """The list's length."""
+        state = self.state
+        self._neighbors = build_neighbors(state.positions, state.types, state.ids, state.n_local, self.reach)
+        return self._neighbors.n_pairs
 
     def _divide(self) -> None:
         """Which atoms can be evaluated without ghosts of other ranks, and which cannot."""

@@ -16,7 +16,7 @@ from dphpc.core.errors import RunError
 from dphpc.core.exact_sum import no_sum
 from dphpc.core.signals import stop_signals
 from dphpc.core.units import FS
-from dphpc.md.card_engine import engine_for
+from dphpc.md.card_ranks import engine_for
 from dphpc.md.config import MdConfig, Stage
 from dphpc.md.integrators import Integrator, VelocityVerlet
 from dphpc.md.memory import estimate, refuse_if_too_large
@@ -104,7 +104,7 @@ class Run:
         self._describe(n_atoms, domain, start.warning)
         state = deal(source, settings.replicate, start.box, domain, comm)
         dt = settings.timestep_fs * FS
-        self.engine = engine_for(self.potential, settings.gpu_aware_mpi)(
+        self.engine = engine_for(self.potential, comm, settings.gpu_aware_mpi)(
             state, domain, comm, self.potential, start.masses, dt, settings.skin_A,
             deterministic=settings.deterministic, balance=settings.balance,
         )  # fmt: skip

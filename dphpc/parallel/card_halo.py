@@ -111,17 +111,16 @@ class CardHalo:
     def start_reduce(self, forces: Array) -> Flight:
         """Begin to add the ghosts' part of forces (n_all, 3) int64 to the owners' and to zero it; collective.
 
-        Ghosts' forces must stay until it has landed.
+        What is launched until it has landed may add to forces, but not to those of other ranks' atoms.
         """
         own, ghosts = self._own, self._ghosts(forces)
 
         def finish(received: Array) -> None:
             self.ops.add(received, self._send[own:], forces)
+            self.ops.add(ghosts[:own], self._send[:own], forces)
             self.ops.device.fill(ghosts, 0)
 
-        flight = self._back.start(ghosts[own:], finish)
-        self.ops.add(ghosts[:own], self._send[:own], forces)
-        return flight
+        return self._back.start(ghosts[own:], finish)
 
     def refresh(self, positions: Array) -> None:
         """Bring the ghosts up to date; collective."""

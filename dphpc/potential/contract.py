@@ -127,8 +127,21 @@ class CardPotential(Potential, Protocol):
         """Prepare for a run that has so many atoms of each type (ntypes,) on all ranks together."""
         ...
 
-    def place(self, counts: NDArray[np.int64], by_type: Array) -> None:
-        """Take up how many local atoms each type has (ntypes,), and on the card these type by type (n_local,) int32."""
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """(ntypes,) how many atoms of a type are evaluated at a time: fewer cost as much."""
+        ...
+
+    def place(self, parts: NDArray[np.int64], by_type: Array) -> None:
+        """Take up the local atoms in parts that are launched by themselves.
+
+        Parameters
+        ----------
+        parts
+            (n_parts, ntypes) how many atoms of each type a part has.
+        by_type
+            (n_local,) int32 on the card: the atoms of type 0, those of the first part first, then of type 1, …
+        """
         ...
 
     def look_over(self, state: State, neighbors: Neighbors) -> None:
@@ -139,8 +152,8 @@ class CardPotential(Potential, Protocol):
         """Offsets and indices of a list in the card's memory, until it is given another."""
         ...
 
-    def launch(self, system: CardSystem, sums: CardSums) -> None:
-        """Add energy, forces and virial of the local atoms to the sums, without waiting for it.
+    def launch(self, system: CardSystem, sums: CardSums, part: int = 0) -> None:
+        """Add energy, forces and virial of the local atoms of a part to the sums, without waiting for it.
 
         Where `sums.trouble` is not 0 afterwards, the results are void and `compute` can say why.
         """

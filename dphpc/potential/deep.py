@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Hashable
 from dataclasses import replace
@@ -86,8 +87,8 @@ class DeepPotential:
         self._ops: ModuleType = reference if by_reference else native
         self._energy_ops: EnergyOps = reference_energy if by_reference else native_energy
         self.device, self._card = device, None if device is None else CudaEnergy(device, in_pieces=precision == "tf32")
-        self._placed: list[Group] = []
-        self._counts: tuple[int, ...] = ()  # of local atoms of each type
+        self._placed: list[list[Group]] = []  # of each part
+        self._counts = b""  # of local atoms of each part and type
         self._extra: Array | None = None  # frame parameters on the card, for as many rows as were asked for
         if self._card is not None:
             if by_reference:
@@ -245,22 +246,30 @@ class DeepPotential:
             self._nets = [card.tiled(net, n, n_all) for net, n in zip(self._nets, counts.tolist(), strict=True)]
             self._edition = object()
 
-    def place(self, counts: NDArray[np.int64], by_type: Array) -> None:
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """See `contract.CardPotential.rows`."""
+        return np.array([net.rows for net in self._nets], np.int64)
+
+    def place(self, parts: NDArray[np.int64], by_type: Array) -> None:
         """See `contract.CardPotential.place`."""
         assert self._card is not None
-        device, first, row = self._card.device, 0, 0
+        device, row = self._card.device, 0
         columns = self._columns(1)
-        groups: list[tuple[Group, Array]] = []
-        for t, n in enumerate(counts.tolist()):
-            if n and t not in self.model.atom_exclude_types:
-                # Frame parameters are the same for all atoms.
-                shift = self.model.energy_bias[t] - self._vacuum(t, columns, np.zeros(1, np.int32))
-                groups.append((Group(self._nets[t], n, float(np.ravel(shift)[0])), by_type[first : first + n]))
-            first += n
-        self._placed, self._counts = [group for group, _ in groups], tuple(counts.tolist())
-        n_rows = sum(group.n_rows for group in self._placed)
+        ends = np.cumsum(parts.T.ravel()).reshape(parts.T.shape).T  # in `by_type`
+        groups: list[list[tuple[Group, Array]]] = [[] for _ in parts]
+        for t in range(self.model.n_types):
+            if t in self.model.atom_exclude_types:
+                continue
+            # Frame parameters are the same for all atoms.
+            shift = self.model.energy_bias[t] - self._vacuum(t, columns, np.zeros(1, np.int32))
+            for part, n, end in zip(groups, parts[:, t].tolist(), ends[:, t].tolist(), strict=True):
+                if n:
+                    part.append((Group(self._nets[t], n, float(np.ravel(shift)[0])), by_type[end - n : end]))
+        self._placed, self._counts = [[group for group, _ in part] for part in groups], parts.tobytes()
+        n_rows = sum(group.n_rows for part in self._placed for group in part)
         self._centers = self._card.workspace.buffer("placed", (n_rows,), np.int32)
-        for group, atoms in groups:
+        for group, atoms in itertools.chain(*groups):
             end = row + group.n_rows
             device.copy(atoms, self._centers[row : row + group.n])
             if row + group.n < end:
@@ -280,11 +289,12 @@ class DeepPotential:
         assert self._card is not None
         return self._card.list_of(neighbors)
 
-    def launch(self, system: CardSystem, sums: CardSums) -> None:
+    def launch(self, system: CardSystem, sums: CardSums, part: int = 0) -> None:
         """See `contract.CardPotential.launch`."""
         assert self._card is not None
-        if self._placed:
-            given = self._centers, self.parameters, self._embedding, self._placed, self._extra
+        if groups := self._placed[part]:
+            first = sum(group.n_rows for group in itertools.chain(*self._placed[:part]))
+            given = self._centers[first:], self.parameters, self._embedding, groups, self._extra
             self._card.launch(system, *given, sums)
 
     def _vacuum(self, t: int, columns: NDArray[np.float64] | None, centers: NDArray[np.int32]) -> Any:

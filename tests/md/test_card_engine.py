@@ -20,6 +20,7 @@ from ase.io import write
 from dphpc.core.errors import InputError, RunError
 from dphpc.md import card_engine, engine, memory, run, window
 from dphpc.md.card_engine import CardEngine
+from dphpc.md.card_ranks import RankEngine
 from dphpc.md.engine import Engine
 from dphpc.md.integrators import VelocityVerlet
 from dphpc.md.run import run_md
@@ -56,7 +57,7 @@ class Runs:
         """Atoms of the last step and columns of thermo; in `kind`'s hands."""
 
         def made(*arguments: Any, **options: Any) -> Engine:
-            more = {"gpu_aware_mpi": changes.get("gpu_aware_mpi", False)} if kind is CardEngine else {}
+            more = {"gpu_aware_mpi": changes.get("gpu_aware_mpi", False)} if kind is not Engine else {}
             self.engine = kind(*arguments, **options, **more)
             return self.engine
 
@@ -342,7 +343,8 @@ def test_any_number_of_ranks_gives_the_same_bits(comm, emulated, tmp_path, monke
     comm.barrier()
     several = Runs(folder, monkeypatch)
     plan = {"stages": ALL, "replicate": [2, 1, 1]}
-    found = several(CardEngine, emulated, comm, gpu_aware_mpi=gpu_aware_mpi, **plan)
+    kind = CardEngine if comm.size == 1 else RankEngine
+    found = several(kind, emulated, comm, gpu_aware_mpi=gpu_aware_mpi, **plan)
     assert (several.engine.card_halo.host_nbytes < 100) == (gpu_aware_mpi or comm.size == 1)
     assert several.engine.thrown_away < 4
     if comm.rank == 0:

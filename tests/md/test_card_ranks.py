@@ -1,0 +1,105 @@
+"""Several ranks whose atoms live on cards: the bits of one rank, with lists and forces of the cards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dphpc.core.errors import RunError
+from dphpc.md.card_engine import CardEngine
+from dphpc.md.card_ranks import BORDER, FIRST, LAST, RankEngine
+from dphpc.md.engine import OWN_PAIRS, Engine
+from dphpc.md.integrators import VelocityVerlet
+from dphpc.ops.neighbors.native import build_neighbors
+from dphpc.parallel.comm import Communicator
+from tests.md.test_card_engine import NVE, ROWS, Runs, equal, short_table
+from tests.ops.emulation.device import EmulatedDevice
+
+pytestmark = pytest.mark.mpi
+
+LONG = {"replicate": [1, 1, 6], "stages": [{**NVE, "steps": 12}]}
+"""Bricks of two ranks have atoms that no ghost of the other is near."""
+
+
+@pytest.fixture
+def runs(comm: Communicator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
+    folder = Path(comm.bcast(str(tmp_path)))
+    if comm.rank == 0:
+        Runs(folder, monkeypatch)  # writes the structure
+    comm.barrier()
+    return Runs(folder, monkeypatch)
+
+
+def assert_the_lists_are_the_hosts(engine: RankEngine) -> None:
+    engine.to_host(lists=True)
+    state = engine.state
+    state.positions[: state.n_local] = engine.card.built_at
+    engine.halo.refresh_ghosts(state)
+    expected = build_neighbors(state.positions, state.types, state.ids, state.n_local, engine.reach)
+    assert np.array_equal(engine.neighbors.offsets, expected.offsets)
+    assert np.array_equal(engine.neighbors.indices, expected.indices)
+    assert np.array_equal(engine.work, np.diff(expected.offsets) + float(OWN_PAIRS))
+
+
+def kind_of(comm: Communicator) -> type[Engine]:
+    return CardEngine if comm.size == 1 else RankEngine
+
+
+def test_inner_atoms_are_evaluated_while_messages_are_under_way(
+    runs: Runs, comm: Communicator, emulated: EmulatedDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = runs(kind_of(comm), emulated, comm, **LONG)
+    engine = runs.engine
+    assert engine.rebuilds >= 1
+    if comm.size > 1:
+        assert_the_lists_are_the_hosts(engine)
+        done: list[object] = []
+        launch, land = engine._launch_part, engine._land
+        monkeypatch.setattr(engine, "_launch_part", lambda part: (done.append(part), launch(part)))
+        monkeypatch.setattr(engine, "_land", lambda flight: (done.append("land"), land(flight)))
+        engine.advance(VelocityVerlet(), [0.0] * engine.steps_ahead(1))
+        assert done[-5:] == [FIRST, "land", BORDER, LAST, "land"]
+        placed = engine.potential._placed
+        assert all(group.n % group.net.rows == 0 for part in (FIRST, LAST) for group in placed[part])
+        assert sum(group.n for part in placed for group in part) == engine.state.n_local
+        n_inner = sum(len(part) for part in engine.inner)
+        assert bool(placed[FIRST]) == (n_inner >= ROWS)
+        assert comm.size > 2 or placed[FIRST]
+    if comm.rank == 0:
+        equal(found, runs(CardEngine, emulated, **LONG))
+    comm.barrier()
+
+
+def test_a_table_that_has_to_be_extended(
+    runs: Runs, comm: Communicator, emulated: EmulatedDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host evaluates the step in which pairs come nearer than the table reaches."""
+    short_table(monkeypatch)
+    plan = {**LONG, "stages": [{**NVE, "steps": 6}]}
+    found = runs(kind_of(comm), emulated, comm, **plan)
+    assert (
+        comm.allreduce(np.array([runs.potential._table.upper]), "max") > runs.potential.model.descriptor.s_range(2.3)[1]
+    )
+    if comm.rank == 0:
+        equal(found, runs(CardEngine, emulated, **plan))
+    comm.barrier()
+
+
+def test_an_atom_that_flies_away_is_named_on_all_ranks(
+    runs: Runs, comm: Communicator, emulated: EmulatedDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = VelocityVerlet.step
+
+    def push(integrator: VelocityVerlet, engine: Engine, temperature: float) -> None:
+        if engine.step == 11:
+            atoms = engine.card if isinstance(engine, CardEngine) else engine.state
+            n = engine.state.n_local
+            atoms.velocities[:n][atoms.ids[:n] == 3] = 1e5
+        step(integrator, engine, temperature)
+
+    monkeypatch.setattr(VelocityVerlet, "step", push)
+    with pytest.raises(RunError, match="atom 3 flew") as caught:
+        runs(kind_of(comm), emulated, comm, **LONG)
+    assert "step 12" in caught.value.where
