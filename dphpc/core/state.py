@@ -80,14 +80,6 @@ class State:
         self._reserve(n_local)
         self._bind()
 
-    @classmethod
-    def from_rows(cls, box: Box, rows: NDArray) -> State:
-        """A state of the atoms in a structured array; fields that it lacks are zero."""
-        state = cls(box, len(rows))
-        for name in rows.dtype.names or ():
-            getattr(state, name)[:] = rows[name]
-        return state
-
     @property
     def n_all(self) -> int:
         """Local atoms and ghosts."""

@@ -121,6 +121,7 @@ class CardEngine(Engine):
         self._here = False
         if self.window.steps == 0:
             self._build_on_card()
+        # The first step, of which nothing is known, is a window, too.
         while self.window.steps > 1 or self.window.pace is None:
             if self._pass_window(integrator, temperatures):
                 self.card.fetch_account(integrator)
