@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 MOVED, _TROUBLE, _ENERGY, _VIRIAL = slice(0, 1), slice(1, 2), slice(2, 5), slice(5, 5 + 9 * VIRIAL_SLOTS)
 """Of the report, words of 64 bits that a look brings down; the first two are of the whole window."""
 
+MOST_RECORDED = 2_000_000
+"""Atoms whose step is a graph: of more it would have thousands of launches, which pass behind what they launch."""
+
 
 class CardEngine(Engine):
     """The engine of a rank that has all atoms; its potential is a `CardPotential` with a device.
@@ -297,7 +300,10 @@ class CardEngine(Engine):
             self._replay(self._launch_all)
 
     def _replay(self, work: Callable[[], None], *numbers: Hashable) -> None:
-        self.device.replay((self._key, self._on_card.version(), numbers), work)
+        if self.card.n_local > MOST_RECORDED:
+            work()
+        else:
+            self.device.replay((self._key, self._on_card.version(), numbers), work)
 
     def _launch_all(self) -> None:
         self.card.note_displacement(self._report[MOVED])

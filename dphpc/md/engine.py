@@ -272,13 +272,9 @@ class Engine:
         atom = int(self.state.ids[np.argmax(np.where(np.isnan(forces), np.inf, np.abs(forces)).max(axis=1))])
         if not np.isfinite(largest):
             return self._located(RunError(f"the force on atom {atom} is not a finite number"))
-        return self._located(
-            RunError(
-                f"the force on atom {atom} is {largest:.3g} eV/Å",
-                expected=f"less than {FORCE_LIMIT:g} eV/Å in a deterministic run",
-                remedy="look for atoms that overlap, or set deterministic: false",
-            )
-        )
+        limit = f"less than {FORCE_LIMIT:g} eV/Å in a deterministic run"
+        remedy = "look for atoms that overlap, or set deterministic: false"
+        return self._located(RunError(f"the force on atom {atom} is {largest:.3g} eV/Å", expected=limit, remedy=remedy))
 
     def _has_list(self) -> bool:
         return self._neighbors is not None
@@ -307,14 +303,13 @@ class Engine:
 
     def _build(self) -> None:
         """Atoms to their owners, then ghosts and neighbors."""
-        state = self.state
         with self.timers("halo"):
-            migrate(state, self.domain, self.comm)
+            migrate(self.state, self.domain, self.comm)
             try:
-                check_count(state, self.n_atoms, self.comm)
+                check_count(self.state, self.n_atoms, self.comm)
             except RunError as lost:
                 raise self._located(lost) from None
-            sort_spatially(state, self.domain, SORT_CELL)
+            sort_spatially(self.state, self.domain, SORT_CELL)
         self._search()
 
     def _search(self) -> None:
@@ -342,8 +337,7 @@ class Engine:
     def _divide(self) -> None:
         """Which atoms can be evaluated without ghosts of other ranks, and which cannot."""
         state, box = self.state, self.state.box
-        if self.comm.size == 1:
-            # Ghosts are there at once; all atoms in one go.
+        if self.comm.size == 1:  # ghosts are there at once; all atoms in one go
             self.inner, self.outer = [], [np.arange(state.n_local, dtype=np.int32)]
             return
         inner = np.ones(state.n_local, bool)
@@ -390,10 +384,10 @@ class Engine:
 
     def _wild_atom(self, moved2: NDArray[np.float64]) -> RunError:
         worst = int(np.argmax(np.where(np.isnan(moved2), np.inf, moved2)))
-        atom = int(self.state.ids[worst])
-        flew = f"atom {atom} flew {np.sqrt(moved2[worst]):.3g} Å within a step or two"
-        finite = np.isfinite(moved2[worst])
-        return self._located(RunError(flew if finite else f"the position of atom {atom} is not a finite number"))
+        atom, far = int(self.state.ids[worst]), np.sqrt(moved2[worst])
+        if np.isfinite(far):
+            return self._located(RunError(f"atom {atom} flew {far:.3g} Å within a step or two"))
+        return self._located(RunError(f"the position of atom {atom} is not a finite number"))
 
     def _located(self, error: DphpcError) -> RunError:
         """The error with step and restart file added."""
