@@ -17,7 +17,7 @@ from dphpc.md.config import Deviation, Trajectory
 from dphpc.md.engine import Engine
 from dphpc.md.output import TableFile, writing
 from dphpc.md.trajectory import FrameWriter, open_trajectory, write_frame
-from dphpc.parallel.comm import agree, together
+from dphpc.parallel.comm import Serial, agree, together
 from dphpc.potential.committee import (
     COLUMNS,
     force_deviation,
@@ -76,7 +76,7 @@ class DeviationMonitor:
         s = self.settings
         self._table = TableFile(s.file, table_header(LAMMPS_COLUMNS), resume_at(s.file))
         if s.mark_above is not None:
-            self._candidates = open_trajectory(self._frames, species, masses, resume_at(s.candidates))
+            self._candidates = open_trajectory(self._frames, species, masses, resume_at(s.candidates), Serial())
 
     def positions(self) -> dict[str, int]:
         """How far each file is written, on rank 0."""

@@ -1,4 +1,4 @@
-"""Atoms of all ranks, in the order of their ids, a bounded number at a time."""
+"""Atoms of all ranks in the order of their ids, a bounded number at a time on each rank that writes."""
 
 from __future__ import annotations
 
@@ -7,16 +7,19 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from dphpc.parallel.comm import Communicator, agree
+from dphpc.parallel.comm import Communicator
 
 CHUNK = 1 << 17
-"""Atoms on rank 0 at a time."""
+"""Atoms on a rank at a time."""
+
+Part = dict[str, NDArray]
+"""Some atoms' `ids` and other fields, (n, …) each."""
 
 
-def in_id_order(
-    ids: NDArray[np.int64], fields: dict[str, NDArray], comm: Communicator, chunk: int = CHUNK
-) -> Iterator[dict[str, NDArray]]:
-    """Chunks of all ranks' atoms sorted by id; collective.
+def slabs(
+    ids: NDArray[np.int64], fields: Part, comm: Communicator, n_writers: int = 1, chunk: int = CHUNK
+) -> Iterator[tuple[int, Part]]:
+    """All ranks' atoms sorted by id, slab by slab to the first `n_writers` ranks in turn; collective.
 
     Parameters
     ----------
@@ -25,47 +28,83 @@ def in_id_order(
 
     Yields
     ------
-    On rank 0 the next atoms' `ids` and fields; on other ranks as many empty dictionaries, so that all
-    take part in every exchange.
+    How many atoms stand before the slab, and its atoms' `ids` and fields.  All ranks take part in every exchange: those
+    that do not write, or for which nothing is left, are given no atoms.
     """
     order = np.argsort(ids)
     own = ids[order]
-    span = np.array([own[0], -own[-1]] if len(own) else [np.iinfo(np.int64).max] * 2, np.int64)
-    low, high = comm.allreduce(span, "min") * [1, -1]
     n_atoms = int(comm.allreduce(np.array([len(ids)], np.int64))[0])
-    if n_atoms == 0:
-        return
-    # Ids may have gaps: ranges of ids are wider by that much, so that a chunk holds about `chunk` atoms.
-    width = max(1, int(chunk * ((int(high) - int(low) + 1) / n_atoms)))
-    for start in range(int(low), int(high) + 1, width):
-        mine = order[slice(*np.searchsorted(own, [start, start + width]))]
-        parts = {"ids": comm.gather_rows(ids[mine])}
-        parts |= {name: comm.gather_rows(array[mine]) for name, array in fields.items()}
-        if parts["ids"] is None:
-            yield {}
-        elif len(parts["ids"]):
-            by_id = np.argsort(parts["ids"])
-            yield {name: rows[by_id] for name, rows in parts.items() if rows is not None}
-        else:
-            yield {}
+    chunk = max(1, min(chunk, -(-n_atoms // n_writers)))
+    starts = np.arange(0, n_atoms, chunk)
+    cuts = np.append(np.searchsorted(own, _ids_at(starts, own, comm)), len(own))
+    for turn in range(0, len(starts), n_writers):
+        ends = cuts[turn : turn + n_writers + 1]
+        mine = order[ends[0] : ends[-1]]
+        counts = np.zeros(comm.size, np.int64)
+        counts[: len(ends) - 1] = np.diff(ends)
+        coming = comm.exchange(counts)
+        part = {
+            name: _deal(np.take(array, mine, axis=0), counts, coming, comm)
+            for name, array in {"ids": ids, **fields}.items()
+        }
+        if np.count_nonzero(coming) > 1:
+            by_id = np.argsort(part["ids"], kind="stable")  # what comes from each rank is sorted
+            part = {name: rows[by_id] for name, rows in part.items()}
+        yield min((turn + comm.rank) * chunk, n_atoms), part
 
 
 def collect(
     ids: NDArray[np.int64],
-    fields: dict[str, NDArray],
+    fields: Part,
     comm: Communicator,
-    write: Callable[[dict[str, NDArray]], None],
-    chunk: int = CHUNK,
-) -> None:
-    """Hand all atoms to `write` on rank 0, chunk by chunk in the order of their ids; collective.
+    write: Callable[[int, Part], None],
+    close: Callable[[], None],
+    n_writers: int = 1,
+) -> Exception | None:
+    """Hand all atoms to `write` on the first `n_writers` ranks, in slabs, and call `close` there; collective.
 
-    An error of `write` is raised on all ranks once the exchange is over.
+    Returns
+    -------
+    The first error of this rank's `write` and `close`, for the ranks to agree upon: none of it keeps others waiting.
     """
     error: Exception | None = None
-    for part in in_id_order(ids, fields, comm, chunk):
-        if part and error is None:
+    for first, part in slabs(ids, fields, comm, n_writers):
+        if comm.rank < n_writers and error is None:
             try:
-                write(part)
+                write(first, part)
             except Exception as caught:
                 error = caught
-    agree(comm, error)
+    if comm.rank < n_writers:
+        try:
+            close()
+        except Exception as caught:
+            error = error or caught
+    return error
+
+
+def _ids_at(places: NDArray[np.intp], own: NDArray[np.int64], comm: Communicator) -> NDArray[np.int64]:
+    """The ids that stand at `places` among those of all ranks, of which `own` are this rank's, sorted; collective.
+
+    Ids may have gaps of any width: they are found by halving, all at once.
+    """
+    span = np.array([own[0], -own[-1]] if len(own) else [np.iinfo(np.int64).max] * 2, np.int64)
+    low, high = (np.full(len(places), bound) for bound in comm.allreduce(span, "min") * [1, -1])
+    while (low < high).any():
+        middle = low + (high - low) // 2
+        enough = comm.allreduce(np.searchsorted(own, middle, side="right")) > places
+        low, high = np.where(enough, low, middle + 1), np.where(enough, middle, high)
+    return low
+
+
+def _deal(rows: NDArray, counts: NDArray[np.int64], coming: NDArray[np.int64], comm: Communicator) -> NDArray:
+    """Send `counts[k]` of the rows to rank k, one after another; the `coming[k]` from rank k likewise; collective."""
+    if comm.size == 1:
+        return rows
+    received = np.empty((int(coming.sum()), *rows.shape[1:]), rows.dtype)
+    sends = np.split(rows, np.cumsum(counts)[:-1])
+    receives = np.split(received, np.cumsum(coming)[:-1])
+    receives[comm.rank][...] = sends[comm.rank]
+    comm.post(
+        *([(k, p) for k, p in enumerate(parts) if len(p) and k != comm.rank] for parts in (sends, receives))
+    ).wait()
+    return received

@@ -6,7 +6,6 @@ HDF5 with the atoms sorted by id; how it survives crashes is told in `md/sealed.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dphpc.core.box import Box
-from dphpc.core.errors import DataError, RunError
+from dphpc.core.errors import DataError
 from dphpc.core.state import RESTARTED
 from dphpc.md.config import RESTART_SUFFIXES, Stage
 from dphpc.md.engine import Engine
 from dphpc.md.gather import collect
+from dphpc.md.hdf5 import with_room
 from dphpc.md.integrators import Saved
 from dphpc.md.sealed import Draft, damage_of, last_good, previous_of
 from dphpc.md.structures import ROWS, Source
-from dphpc.parallel.comm import agree
 
 FORMAT = "dphpc restart"
 VERSION = 2
@@ -100,46 +99,27 @@ def write_restart(
     state, comm, n = engine.state, engine.comm, engine.state.n_local
     fields = {f.name: getattr(state, f.name)[:n] for f in RESTARTED if f.name != "ids"}
     fields["positions"], fields["images"] = state.wrapped()
-    meta = {**asdict(checkpoint), **_species(engine, type_map, masses)}
+    meta = {**asdict(checkpoint), **_species(engine, type_map, masses), "periodic": list(state.box.periodic)}
+    saved = meta.pop("integrator")
+    n_bytes = engine.n_atoms * ROWS.itemsize + len(json.dumps(meta)) + sum(array.nbytes for array in saved.values())
     target, first = Path(path), engine.last_restart is None
-    draft: Draft | None = None
-    error: Exception | None = None
-    done = 0
+    # A file that this run did not write is another run's, or the damaged one that it did not start from.
+    keep = not first or (resumed and comm.rank == 0 and damage_of(target) is None)
+    draft = Draft(target, comm, n_bytes, lambda file: _fill(file, engine, meta, saved))
 
-    def attempt(work: Callable[[], None]) -> None:
-        nonlocal error
-        if error is None and comm.rank == 0:
-            try:
-                work()
-            except (OSError, RuntimeError) as caught:
-                error = caught
-
-    def begin() -> None:
-        nonlocal draft
-        draft = Draft(target)
-        _fill(draft.file, engine, meta)
-
-    def add(part: dict[str, NDArray]) -> None:
-        nonlocal done
-        assert draft is not None
-        last = done + len(part["ids"])
+    def add(before: int, part: dict[str, NDArray]) -> None:
+        assert draft.file is not None
         for name, rows in part.items():
-            draft.file["atoms"][name][done:last] = rows
-        done = last
+            draft.file["atoms"][name][before : before + len(rows)] = rows
 
-    def commit() -> None:
-        assert draft is not None
-        # A file that this run did not write is another run's, or the damaged one that it did not start from.
-        draft.commit(keep=not first or (resumed and damage_of(target) is None))
-        if first and not resumed:
+    error = collect(state.ids[:n], fields, comm, add, draft.close, draft.n_writers)
+    with draft.step():
+        if error is not None:
+            raise error
+    draft.commit(keep)
+    with draft.step():
+        if comm.rank == 0 and first and not resumed:
             previous_of(target).unlink(missing_ok=True)
-
-    attempt(begin)
-    collect(state.ids[:n], fields, comm, lambda part: attempt(lambda: add(part)))
-    attempt(commit)
-    if draft is not None:
-        draft.discard()
-    agree(comm, _cannot_write(path, error))
     engine.last_restart = f"{path} (step {engine.step})"
 
 
@@ -152,16 +132,8 @@ def _species(engine: Engine, type_map: list[str], masses: NDArray[np.float64]) -
     return {"species": type_map, "present": present, "masses": known}
 
 
-def _cannot_write(path: str, error: Exception | None) -> RunError | None:
-    if error is None:
-        return None
-    return RunError(f"the restart file cannot be written: {error}", where=path, remedy="check space and permissions")
-
-
-def _fill(file: h5py.File, engine: Engine, meta: dict[str, Any]) -> None:
+def _fill(file: h5py.File, engine: Engine, meta: dict[str, Any], saved: Saved) -> None:
     """All but the atoms, for which room is made."""
-    saved = meta.pop("integrator")
-    meta["periodic"] = list(engine.state.box.periodic)
     file.attrs["format"], file.attrs["version"] = FORMAT, VERSION
     file.attrs["run"] = json.dumps(meta)
     file["box"], file["origin"] = engine.state.box.matrix, engine.state.box.origin
@@ -169,7 +141,7 @@ def _fill(file: h5py.File, engine: Engine, meta: dict[str, Any]) -> None:
         file[f"integrator/{name}"] = array
     atoms = file.create_group("atoms")
     for f in RESTARTED:
-        data = atoms.create_dataset(f.name, (engine.n_atoms, *f.shape), f.dtype)
+        data = atoms.create_dataset(f.name, (engine.n_atoms, *f.shape), f.dtype, dcpl=with_room())
         data.attrs["unit"] = f.unit
 
 

@@ -159,15 +159,15 @@ class Run:
         self.rows: list[Thermo] = []
         old = self.checkpoint.files if self.checkpoint else {}
         self.fresh = {"thermo": True, "trajectory": True, "deviation": True}
+        at = from_first(self.comm, lambda: _resume_at(s.trajectory.file, old) if s.trajectory else None)
         with together(self.comm):
+            if s.trajectory:
+                self.trajectory = open_trajectory(s.trajectory, self.potential.type_map, self.masses, at, self.comm)
+                self.fresh["trajectory"] = at is None
             if self.comm.rank == 0:
                 if s.thermo.file:
                     at = _resume_at(s.thermo.file, old)
                     self.thermo_file, self.fresh["thermo"] = TableFile(s.thermo.file, HEADER, at), at is None
-                if s.trajectory:
-                    at = _resume_at(s.trajectory.file, old)
-                    self.trajectory = open_trajectory(s.trajectory, self.potential.type_map, self.masses, at)
-                    self.fresh["trajectory"] = at is None
                 if self.deviation and s.deviation:
                     self.fresh["deviation"] = _resume_at(s.deviation.file, old) is None
                     self.deviation.open(self.potential.type_map, self.masses, lambda path: _resume_at(path, old))

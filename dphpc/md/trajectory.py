@@ -1,4 +1,6 @@
-"""Trajectory files: extended XYZ, LAMMPS dump, H5MD.  Written by rank 0, frame by frame, atoms sorted by id.
+"""Trajectory files: extended XYZ, LAMMPS dump, H5MD, frame by frame, atoms sorted by id.
+
+Written by rank 0; H5MD by all ranks where `md/hdf5.py` can.
 
 A file that goes on after a restart is cut back to where it was when the restart was written.
 """
@@ -6,7 +8,7 @@ A file that goes on after a restart is cut back to where it was when the restart
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -19,11 +21,13 @@ from numpy.typing import NDArray
 from dphpc.core.box import Box
 from dphpc.md.config import Trajectory
 from dphpc.md.engine import Engine
-from dphpc.md.gather import collect
+from dphpc.md.gather import Part, collect
+from dphpc.md.hdf5 import has_room, n_writers, open_to_fill, with_room
 from dphpc.md.output import writing
-from dphpc.parallel.comm import together
+from dphpc.parallel.comm import Communicator, agree, together
 
-Part = dict[str, NDArray]
+CHUNK = 1 << 16
+"""Atoms of a frame that stand together in an H5MD file."""
 
 ATOM_BYTES, FRAME_BYTES = 200, 1 << 18
 """Of an H5MD frame at most: four fields of 84 bytes an atom, the rest of their chunks, and HDF5's own."""
@@ -31,29 +35,30 @@ ATOM_BYTES, FRAME_BYTES = 200, 1 << 18
 
 @dataclass(frozen=True)
 class Frame:
-    """What all atoms of a frame share."""
+    """What all atoms of a frame share, and the names of what is told of each."""
 
     step: int
     time_ps: float
     box: Box
     n_atoms: int
     energy: float
+    fields: Collection[str]
     info: Mapping[str, float] = field(default_factory=dict)
 
 
 class FrameWriter(Protocol):
-    """Takes a frame: its beginning, then its atoms part by part."""
+    """Takes a frame: its beginning, then its atoms part by part, and on all ranks that write alike its end."""
 
     def begin(self, frame: Frame) -> None:
-        """A new frame."""
+        """A new frame; on rank 0."""
         ...
 
-    def add(self, part: Part) -> None:
-        """Its next atoms: ids, types, positions and what the file holds else."""
+    def add(self, first: int, part: Part) -> None:
+        """Atoms from the place `first` on: ids, types, positions and what the file holds else."""
         ...
 
     def end(self) -> None:
-        """The frame is complete: bring it to disk."""
+        """No more atoms come: bring the frame to disk."""
         ...
 
     def position(self) -> int:
@@ -73,7 +78,7 @@ def write_frame(
     Parameters
     ----------
     writer
-        On rank 0.
+        As `open_trajectory` gave it.
     energy
         Potential energy in eV.
     info
@@ -86,34 +91,39 @@ def write_frame(
     fields: dict[str, NDArray] = {"types": state.types[:n], "positions": positions, "images": images}
     fields |= {"velocities": state.velocities[:n]} if settings.velocities else {}
     fields |= {"forces": state.forces[:n]} if settings.forces else {}
-    begun = False
+    with together(engine.comm), writing(settings.file, engine):
+        if writer is not None and engine.comm.rank == 0:
+            writer.begin(Frame(engine.step, engine.time, state.box, engine.n_atoms, energy, fields, info or {}))
 
-    def add(part: Part) -> None:
-        nonlocal begun
+    def add(first: int, part: Part) -> None:
         assert writer is not None
         with writing(settings.file, engine):
-            if not begun:
-                writer.begin(Frame(engine.step, engine.time, state.box, engine.n_atoms, energy, info or {}))
-                begun = True
-            writer.add(part)
+            writer.add(first, part)
 
-    collect(state.ids[:n], fields, engine.comm, add)
-    with together(engine.comm):
-        if writer is not None:
-            with writing(settings.file, engine):
-                writer.end()
+    def end() -> None:
+        assert writer is not None
+        with writing(settings.file, engine):
+            writer.end()
+
+    agree(engine.comm, collect(state.ids[:n], fields, engine.comm, add, end, _n_writers(settings, engine.comm)))
 
 
 def open_trajectory(
-    settings: Trajectory, species: list[str], masses: NDArray[np.float64], resume_at: int | None
-) -> FrameWriter:
-    """The writer for a file; `resume_at` is its `position` at the restart, None to begin anew."""
+    settings: Trajectory, species: list[str], masses: NDArray[np.float64], resume_at: int | None, comm: Communicator
+) -> FrameWriter | None:
+    """The writer for a file, on ranks that write; `resume_at` is its `position` at the restart, None to begin anew."""
+    if comm.rank >= _n_writers(settings, comm):
+        return None
     path = Path(settings.file)
     path.parent.mkdir(parents=True, exist_ok=True)
     if settings.kind == "h5md":
-        return H5mdWriter(path, species, masses, resume_at)
+        return H5mdWriter(path, species, masses, resume_at, comm)
     kind = ExtxyzWriter if settings.kind == "extxyz" else LammpsWriter
     return kind(path, species, masses, settings, resume_at)
+
+
+def _n_writers(settings: Trajectory, comm: Communicator) -> int:
+    return n_writers(comm) if settings.kind == "h5md" else 1
 
 
 class TextWriter:
@@ -166,7 +176,7 @@ class ExtxyzWriter(TextWriter):
         words += [f"{name}={value!r}" for name, value in frame.info.items()]
         self.file.write(f"{frame.n_atoms}\n{' '.join(words)}\n".encode())
 
-    def add(self, part: Part) -> None:
+    def add(self, first: int, part: Part) -> None:
         """Lines of atoms."""
         columns = [("%-2s", self.species[part["types"]]), ("%16.8f", part["positions"])]
         if "velocities" in part:
@@ -190,7 +200,7 @@ class LammpsWriter(TextWriter):
             f"{_lammps_box(frame.box)}ITEM: ATOMS {columns}\n".encode()
         )
 
-    def add(self, part: Part) -> None:
+    def add(self, first: int, part: Part) -> None:
         """Lines of atoms."""
         types = part["types"]
         columns = [("%d", part["ids"]), ("%d", types + 1), ("%s", self.species[types]), ("%.8f", part["positions"])]
@@ -221,12 +231,13 @@ def _lammps_box(box: Box) -> str:
 class H5mdWriter:
     """H5MD 1.1 (https://www.nongnu.org/h5md); the file is closed between frames, so a crash cannot harm it."""
 
-    def __init__(self, path: Path, species: list[str], masses: NDArray[np.float64], resume_at: int | None) -> None:
-        self.path, self.species, self.masses = path, species, masses
+    def __init__(
+        self, path: Path, species: list[str], masses: NDArray[np.float64], resume_at: int | None, comm: Communicator
+    ) -> None:
+        self.path, self.species, self.masses, self.comm = path, species, masses, comm
         self.frames = resume_at or 0
         self.file: h5py.File | None = None
-        self.done = 0
-        if resume_at is None:
+        if resume_at is None and comm.rank == 0:
             with h5py.File(path, "w") as file:
                 h5md = file.create_group("h5md")
                 h5md.attrs["version"] = np.array([1, 1], np.int32)
@@ -234,29 +245,33 @@ class H5mdWriter:
                 h5md.create_group("creator").attrs.update({"name": "dphpc", "version": "1"})
 
     def begin(self, frame: Frame) -> None:
-        """Open the file and note step and time."""
+        """Note step and time, and make room for the atoms."""
         # Where the disk is full while it writes, HDF5 crashes: take the room before.  It gives back what is left over.
         with open(self.path, "r+b") as file:
             os.posix_fallocate(file.fileno(), file.seek(0, os.SEEK_END), FRAME_BYTES + ATOM_BYTES * frame.n_atoms)
-        self.file, self.done, self.frame = h5py.File(self.path, "a"), 0, frame
+        with h5py.File(self.path, "r+") as file:
+            atoms = file.get("particles/all") or self._create(file, frame)
+            for name, key in _H5MD_FIELDS.items():
+                if key in frame.fields:
+                    values = atoms[name]["value"]
+                    values.resize(self.frames + 1, axis=0)
+                    if not has_room(values):  # of an older file
+                        for first in range(0, frame.n_atoms, CHUNK):
+                            values[self.frames, first : first + CHUNK] = 0
+            for name, value in (("step", frame.step), ("time", frame.time_ps)):
+                atoms["position"][name].resize(self.frames + 1, axis=0)
+                atoms["position"][name][self.frames] = value
 
-    def add(self, part: Part) -> None:
-        """The next atoms."""
-        assert self.file is not None
-        atoms = self.file.get("particles/all") or self._create(self.file, part)
-        last = self.done + len(part["ids"])
+    def add(self, first: int, part: Part) -> None:
+        """Atoms; the first call opens the file, on all ranks that write."""
+        self.file = self.file or open_to_fill(self.path, self.comm)
+        atoms, place = self.file["particles/all"], slice(first, first + len(part["ids"]))
         for name, key in _H5MD_FIELDS.items():
             if key in part:
-                values = atoms[name]["value"]
-                values.resize(self.frames + 1, axis=0)
-                values[self.frames, self.done : last] = part[key]
+                atoms[name]["value"][self.frames, place] = part[key]
         if self.frames == 0:
             for name, rows in (("id", part["ids"]), ("species", part["types"]), ("mass", self.masses[part["types"]])):
-                atoms[name][self.done : last] = rows
-        for name, value in (("step", self.frame.step), ("time", self.frame.time_ps)):
-            atoms["position"][name].resize(self.frames + 1, axis=0)
-            atoms["position"][name][self.frames] = value
-        self.done = last
+                atoms[name][place] = rows
 
     def end(self) -> None:
         """Close the file."""
@@ -268,8 +283,8 @@ class H5mdWriter:
         """Frames written."""
         return self.frames
 
-    def _create(self, file: h5py.File, part: Part) -> h5py.Group:
-        n, box = self.frame.n_atoms, self.frame.box
+    def _create(self, file: h5py.File, frame: Frame) -> h5py.Group:
+        n, box = frame.n_atoms, frame.box
         atoms = file.create_group("particles/all")
         edges = atoms.create_group("box")
         edges.attrs["dimension"] = 3
@@ -278,11 +293,10 @@ class H5mdWriter:
         edges["edges"] = diagonal if np.array_equal(np.diag(diagonal), box.matrix) else box.matrix
         edges["edges"].attrs["unit"] = "Angstrom"
         for name, key in _H5MD_FIELDS.items():
-            if key in part:
+            if key in frame.fields:
                 group, kind = atoms.create_group(name), np.int32 if key == "images" else np.float64
-                group.create_dataset(
-                    "value", (0, n, 3), kind, maxshape=(None, n, 3), chunks=(1, max(1, min(n, 1 << 16)), 3)
-                )
+                shapes = {"maxshape": (None, n, 3), "chunks": (1, max(1, min(n, CHUNK)), 3)}
+                group.create_dataset("value", (0, n, 3), kind, **shapes, dcpl=with_room())
                 group["value"].attrs["unit"] = _H5MD_UNITS[name]
         first = atoms["position"]
         first.create_dataset("step", (0,), np.int64, maxshape=(None,), chunks=(1024,))
@@ -291,9 +305,9 @@ class H5mdWriter:
             if name in atoms and name != "position":
                 atoms[name]["step"], atoms[name]["time"] = first["step"], first["time"]  # hard links, as H5MD has it
         names = h5py.enum_dtype({name: k for k, name in enumerate(self.species)}, basetype="i4")
-        atoms.create_dataset("species", (n,), names)
-        atoms.create_dataset("id", (n,), np.int64)
-        atoms.create_dataset("mass", (n,), np.float64).attrs["unit"] = "u"
+        atoms.create_dataset("species", (n,), names, dcpl=with_room())
+        atoms.create_dataset("id", (n,), np.int64, dcpl=with_room())
+        atoms.create_dataset("mass", (n,), np.float64, dcpl=with_room()).attrs["unit"] = "u"
         return atoms
 
 

@@ -48,13 +48,15 @@ Message = tuple[int, NDArray]
 class Communicator(Protocol):
     """A group of ranks.  All methods except `abort`, `sendrecv` and `post` are collective.
 
-    `node_size` counts the ranks on this rank's node, `node_rank` those of them before it.
+    `node_size` counts the ranks on this rank's node, `node_rank` those of them before it.  `handle` is mpi4py's
+    communicator, for other libraries that use MPI; None without MPI.
     """
 
     rank: int
     size: int
     node_size: int
     node_rank: int
+    handle: Any
 
     def allreduce(self, values: NDArray, operation: Operation = "sum") -> NDArray:
         """The values (an array of numbers) combined over all ranks."""
@@ -82,10 +84,6 @@ class Communicator(Protocol):
 
     def post(self, sends: Sequence[Message], receives: Sequence[Message]) -> Exchange:
         """Begin to send arrays and to fill others, at most one each way for a pair of ranks."""
-        ...
-
-    def gather_rows(self, rows: NDArray) -> NDArray | None:
-        """The rows of all ranks one after another on rank 0, None elsewhere."""
         ...
 
     def allgather(self, value: T) -> list[T]:
@@ -119,6 +117,7 @@ class Serial:
     size = 1
     node_size = 1
     node_rank = 0
+    handle = None
 
     def allreduce(self, values: NDArray, operation: Operation = "sum") -> NDArray:
         """The values themselves."""
@@ -150,10 +149,6 @@ class Serial:
         """There is nobody to send to."""
         assert not sends and not receives
         return NoMessages()
-
-    def gather_rows(self, rows: NDArray) -> NDArray | None:
-        """The rows themselves."""
-        return rows
 
     def allgather(self, value: T) -> list[T]:
         """The value alone."""
@@ -190,7 +185,7 @@ class Mpi:
     def __init__(self, comm: Any) -> None:
         from mpi4py import MPI
 
-        self._comm = comm
+        self._comm = self.handle = comm
         self.rank: int = comm.Get_rank()
         self.size: int = comm.Get_size()
         node = comm.Split_type(MPI.COMM_TYPE_SHARED)
@@ -253,18 +248,6 @@ class Mpi:
         requests = [self._comm.Irecv(_bytes(array), rank) for rank, array in receives]
         requests += [self._comm.Isend(_bytes(array), rank) for rank, array in sends]
         return Requests(requests)
-
-    def gather_rows(self, rows: NDArray) -> NDArray | None:
-        """MPI_Gatherv of raw bytes."""
-        rows = np.ascontiguousarray(rows)
-        counts = self._comm.gather(len(rows))
-        if self.rank != 0:
-            self._comm.Gatherv(_bytes(rows), None)
-            return None
-        result = np.empty((sum(counts), *rows.shape[1:]), rows.dtype)
-        row_bytes = rows.dtype.itemsize * int(np.prod(rows.shape[1:], dtype=np.int64))
-        self._comm.Gatherv(_bytes(rows), [_bytes(result), [c * row_bytes for c in counts]])
-        return result
 
     def allgather(self, value: T) -> list[T]:
         """MPI_Allgather of Python objects."""

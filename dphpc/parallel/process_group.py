@@ -63,6 +63,8 @@ class ProcessGroup:
         The ranks do not meet there; rank 0 speaks, as it fails whenever another does.
     """
 
+    handle = None
+
     def __init__(self, rank: int, size: int, host: str, port: int) -> None:
         self.rank, self.size = rank, size
         try:
@@ -139,12 +141,6 @@ class ProcessGroup:
         """See `Communicator.post`."""
         works = [distributed.irecv(_bytes(array), rank) for rank, array in receives]
         return Works([*works, *(distributed.isend(_bytes(array), rank) for rank, array in sends)])
-
-    def gather_rows(self, rows: NDArray) -> NDArray | None:
-        """See `Communicator.gather_rows`."""
-        parts: list[Any] | None = [None] * self.size if self.rank == 0 else None
-        distributed.gather_object(np.ascontiguousarray(rows), parts)
-        return None if parts is None else np.concatenate(parts)
 
     def allgather(self, value: T) -> list[T]:
         """See `Communicator.allgather`."""

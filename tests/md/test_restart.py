@@ -214,6 +214,13 @@ def test_a_disk_that_stays_full_leaves_the_good_restarts(comm: Communicator, con
 
 
 @pytest.mark.mpi
+def test_a_restart_where_no_folder_can_be(comm: Communicator, config: Make, argon: LennardJones) -> None:
+    inside_a_file = Path(config()["structure"]) / "r.h5"
+    with pytest.raises(RunError, match=r"(?s)restart file cannot be written.*exists.*ar.extxyz/r.h5"):
+        run_md(config(restart={"every": 5, "file": str(inside_a_file)}), comm=comm, potential=argon)
+
+
+@pytest.mark.mpi
 @pytest.mark.parametrize("suffix", ["csv", "extxyz", "h5md"])
 def test_an_output_that_cannot_be_written_names_file_and_restart(
     comm: Communicator, config: Make, argon: LennardJones, suffix: str

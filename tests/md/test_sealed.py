@@ -1,6 +1,7 @@
 """Files that survive crashes: killed at every step of their writing, truncated, flipped byte by byte."""
 
 import errno
+import hashlib
 import os
 import signal
 import sys
@@ -12,14 +13,15 @@ import numpy as np
 import pytest
 
 from dphpc.core.errors import DataError
+from dphpc.md import sealed
 from dphpc.md.sealed import BLOCK, Draft, damage_of, last_good, previous_of
+from dphpc.parallel.comm import Communicator, Serial
 
 
 def write(path: Path, value: int, keep: bool = True) -> None:
-    draft = Draft(path)
-    draft.file["value"] = np.full(100, value)
+    draft = Draft(path, Serial(), 800, lambda file: file.update(value=np.full(100, value)))
+    draft.close()
     draft.commit(keep)
-    draft.discard()
 
 
 def value_of(path: str | Path) -> int:
@@ -62,14 +64,13 @@ def test_without_links_the_file_before_is_a_copy(path: Path, monkeypatch: pytest
 
 
 def test_a_draft_that_is_discarded_leaves_nothing(path: Path) -> None:
-    draft = Draft(path)
-    draft.file["value"] = np.zeros(5)
+    draft = Draft(path, Serial(), 800, lambda file: file.update(value=np.zeros(5)))
     draft.discard()
     assert listing(path.parent) == ["a.h5", "a.previous.h5"]
     assert value_of(path) == 2
 
 
-@pytest.mark.parametrize("n_events", range(10))
+@pytest.mark.parametrize("n_events", range(12))
 def test_a_writer_killed_between_any_two_calls_leaves_a_good_file(path: Path, n_events: int) -> None:
     child = os.fork()
     if child == 0:
@@ -88,8 +89,8 @@ def test_a_writer_killed_between_any_two_calls_leaves_a_good_file(path: Path, n_
         finally:
             os._exit(0)
     _, status = os.waitpid(child, 0)
-    # Making the folder, two opened, one linked, two renamed, three removed.
-    assert os.WIFSIGNALED(status) == (n_events < 9)
+    # Making the folder, four opened, one linked, two renamed, three removed.
+    assert os.WIFSIGNALED(status) == (n_events < 11)
     assert value_of(path) in (2, 3)
     assert value_of(previous_of(path)) in (1, 2)
     write(path, 4)
@@ -107,6 +108,36 @@ def test_every_flipped_byte_is_found(path: Path) -> None:
         assert damage_of(path) is not None, f"byte {k}"
     path.write_bytes(content)
     assert damage_of(path) is None
+
+
+def test_a_seal_of_all_bytes_in_one_is_read_too(path: Path) -> None:
+    content = path.read_bytes()
+    digest = hashlib.blake2b(content[BLOCK:]).hexdigest()
+    old = f"dphpc restart\nblake2b {digest}\n".encode().ljust(BLOCK, b"\0") + content[BLOCK:]
+    path.write_bytes(old)
+    assert value_of(path) == 2
+    for k in (5, 20, BLOCK - 1, BLOCK, len(old) - 1):
+        path.write_bytes(old[:k] + bytes([old[k] ^ 1]) + old[k + 1 :])
+        assert damage_of(path) is not None, f"byte {k}"
+
+
+@pytest.mark.mpi
+def test_ranks_share_out_the_pieces_of_a_seal(
+    comm: Communicator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path(comm.bcast(str(tmp_path))) / "a.h5"
+    for piece, n_shares in ((100, 1), (100, 2), (100, 5), (1 << 24, 3)):
+        monkeypatch.setattr(sealed, "PIECE", piece)
+        monkeypatch.setattr(sealed, "n_writers", lambda comm: 1)
+        draft = Draft(path, comm, 800, lambda file: file.update(value=np.full(100, 2)))
+        draft.close()
+        draft.commit(keep=False)
+        assert value_of(path) == 2
+        shares = [sealed._digests(path, k, n_shares) for k in range(n_shares)]
+        n_pieces = -(-(path.stat().st_size - BLOCK) // piece)
+        assert b"".join(shares) == sealed._digests(path)
+        assert max(len(share) for share in shares) == -(-n_pieces // n_shares) * 64
+        comm.barrier()
 
 
 @pytest.mark.parametrize("length", [0, 1, 20, BLOCK - 1, BLOCK, BLOCK + 1, 2000, -8, -1])

@@ -11,27 +11,14 @@ from ase.io import read
 from ase.units import fs
 
 from dphpc.core.box import Box
-from dphpc.md.gather import in_id_order
+from dphpc.md import trajectory
+from dphpc.md.hdf5 import has_room
 from dphpc.md.run import run_md
 from dphpc.md.trajectory import _lammps_box
 from dphpc.parallel.comm import Communicator
 from dphpc.potential.pair import LennardJones
 
 Make = Callable[..., dict[str, Any]]
-
-
-@pytest.mark.mpi
-@pytest.mark.parametrize("chunk", [1, 7, 1000])
-def test_atoms_come_in_order_of_their_ids(comm: Communicator, chunk: int) -> None:
-    ids = np.random.default_rng(1).permutation(np.array([3, 4, 9, 10, 11, 500, 501, 502, 90, 91, 1000]))
-    mine = ids[comm.rank :: comm.size]
-    parts = list(in_id_order(mine, {"x": mine * 2.0}, comm, chunk))
-    if comm.rank == 0:
-        parts = [p for p in parts if p]
-        assert np.array_equal(np.concatenate([p["ids"] for p in parts]), np.sort(ids))
-        assert np.array_equal(np.concatenate([p["x"] for p in parts]), np.sort(ids) * 2.0)
-    else:
-        assert all(not p for p in parts)
 
 
 @pytest.fixture
@@ -109,6 +96,33 @@ def test_h5md(comm: Communicator, written: Callable[..., tuple[Path, Path]]) -> 
             np.testing.assert_allclose(atoms["box/edges"][:], np.diag(box))
             assert atoms["id"][:].tolist() == list(range(1, 49))
             assert h5py.check_enum_dtype(atoms["species"].dtype) == {"Ar": 0}
+
+
+@pytest.mark.mpi
+def test_an_older_h5md_file_goes_on(
+    comm: Communicator, config: Make, argon: LennardJones, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(config()["structure"]).parent
+    monkeypatch.setattr(trajectory, "CHUNK", 7)
+
+    def run(name: str, steps: int, **changes: Any) -> None:
+        stages = [{"ensemble": "nve", "steps": steps}]
+        files = {"trajectory": {"every": 5, "file": str(folder / f"{name}.h5md"), "velocities": True}}
+        files["restart"] = {"every": 20, "file": str(folder / f"{name}.h5")}
+        run_md(config(stages=stages, **files, **changes), comm=comm, potential=argon)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trajectory, "with_room", lambda: None)
+        run("part", 10)
+    run("part", 20, structure=str(folder / "part.h5"), replicate=None)
+    run("whole", 20)
+    if comm.rank == 0:
+        with h5py.File(folder / "part.h5md") as part, h5py.File(folder / "whole.h5md") as whole:
+            assert not has_room(part["particles/all/position/value"])
+            assert has_room(whole["particles/all/position/value"])
+            for name in ("position/step", "position/value", "velocity/value", "image/value", "id", "species", "mass"):
+                assert np.array_equal(part["particles/all"][name], whole["particles/all"][name]), name
+    comm.barrier()
 
 
 @pytest.mark.mpi

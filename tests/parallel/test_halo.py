@@ -24,8 +24,7 @@ System = tuple[Box, np.ndarray, np.ndarray]
 
 def all_by_id(comm: Communicator, ids: np.ndarray, values: np.ndarray) -> np.ndarray:
     """All ranks' values sorted by id, on every rank."""
-    ids, values = comm.bcast(comm.gather_rows(ids)), comm.bcast(comm.gather_rows(values))
-    return values[np.argsort(ids)]
+    return np.concatenate(comm.allgather(values))[np.argsort(np.concatenate(comm.allgather(ids)))]
 
 
 @pytest.fixture
