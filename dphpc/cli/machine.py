@@ -215,7 +215,7 @@ def files() -> list[Finding]:
     """HDF5."""
     import h5py
 
-    parallel = "parallel (MPI-IO)" if h5py.get_config().mpi else "serial, which every feature works with"
+    parallel = "parallel: all ranks write H5MD and restart files" if h5py.get_config().mpi else "serial: rank 0 writes"
     return [Finding("HDF5", f"{h5py.version.hdf5_version} through h5py {h5py.__version__}, {parallel}", True)]
 
 
