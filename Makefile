@@ -30,11 +30,11 @@ export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
 export OMPI_MCA_rmaps_base_oversubscribe := 1
 export PRTE_MCA_rmaps_default_mapping_policy := :oversubscribe
 
-.PHONY: help install demo test test-all horovod lint test-serial test-mpi clean distclean
+.PHONY: help install demo test test-all horovod-wheel horovod lint test-serial test-mpi clean distclean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | \
-	  while IFS='|' read -r target what; do printf '  make %-11s %s\n' "$$target" "$$what"; done
+	  while IFS='|' read -r target what; do printf '  make %-13s %s\n' "$$target" "$$what"; done
 
 install: $(STAMP)  ## a virtual environment in .venv with dphpc and everything the tests need
 
@@ -76,12 +76,14 @@ test-mpi: $(STAMP)
 	  OMP_NUM_THREADS=1 timeout $(MPI_SECONDS) $(MPIRUN) -n $$n $(BIN)/python .ci/pytest-rank -q --color=no --with-mpi -m mpi tests/parallel; \
 	done
 
+horovod-wheel: $(STAMP)  ## Horovod's wheel into ~/.cache (minutes, once for a torch and an MPI; needs the MPI's headers)
+	$(BIN)/dphpc horovod build
+
 $(HOROVOD_STAMP): $(STAMP)
-	@PATH="$(BIN):$$PATH" command -v cmake >/dev/null || $(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt cmake
 	$(BIN)/dphpc horovod install
 	@touch $@
 
-horovod: $(HOROVOD_STAMP)  ## build Horovod once (minutes; needs the MPI's headers), then data-parallel training with it on 2 ranks
+horovod: $(HOROVOD_STAMP)  ## install that wheel, then data-parallel training with it on 2 ranks
 	OMP_NUM_THREADS=1 timeout $(MPI_SECONDS) $(MPIRUN) -n 2 $(BIN)/python .ci/pytest-rank -q --color=no --with-mpi -m mpi tests/train
 
 clean:  ## what builds, tests and the demo left behind

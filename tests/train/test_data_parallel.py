@@ -112,6 +112,18 @@ def test_hundred_steps_end_where_one_rank_ends(comm: Communicator, folder: Path,
         assert Path("lcurve.out").read_text() == curve  # three digits
 
 
+@pytest.mark.parametrize("kind", ["torch", HOROVOD])
+def test_weights_are_those_of_mpi(comm: Communicator, folder: Path, kind: Any) -> None:
+    found = []
+    for back_end in ("mpi", kind):
+        dphpc.train({**small_input(), "dphpc": {"data_parallel": back_end}}, comm=comm)
+        found.append(weights(comm, 12))
+    for name, value in found[0].items():
+        # Two numbers have one sum, more have one for each order.
+        atol = 0.0 if comm.size <= 2 else 1e-9 * np.abs(value).max(initial=1.0)
+        np.testing.assert_allclose(found[1][name], value, rtol=0, atol=atol)
+
+
 def test_restart_to_the_bit_and_on_another_number_of_ranks(comm: Communicator, folder: Path) -> None:
     given = small_input(save_freq=5)
     dphpc.train(given, comm=comm)
