@@ -314,8 +314,8 @@ class Engine:
 
     def _search(self) -> None:
         """Ghosts and neighbors of the local atoms as they stand."""
+        self._neighbors = None  # frees the old list before the new one is made
         with self.timers("halo"):
-            self._neighbors = None  # frees the old list before the new one is made
             self.halo.build_ghosts(self.state, self.reach)
         with self.timers("neighbor"):
             error: Exception | None = None
@@ -385,9 +385,8 @@ class Engine:
     def _wild_atom(self, moved2: NDArray[np.float64]) -> RunError:
         worst = int(np.argmax(np.where(np.isnan(moved2), np.inf, moved2)))
         atom, far = int(self.state.ids[worst]), np.sqrt(moved2[worst])
-        if np.isfinite(far):
-            return self._located(RunError(f"atom {atom} flew {far:.3g} Å within a step or two"))
-        return self._located(RunError(f"the position of atom {atom} is not a finite number"))
+        what = f"atom {atom} flew {far:.3g} Å within a step or two"
+        return self._located(RunError(what if far < np.inf else f"the position of atom {atom} is not a finite number"))
 
     def _located(self, error: DphpcError) -> RunError:
         """The error with step and restart file added."""
