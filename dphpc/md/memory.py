@@ -11,6 +11,7 @@ from dphpc.core.device import Device
 from dphpc.core.errors import InputError
 from dphpc.core.memory import memory_available
 from dphpc.core.state import FIELDS
+from dphpc.ops.card import ORDER_BYTES
 from dphpc.ops.ghosts import cuda as card_ghosts
 from dphpc.ops.neighbors import cuda as card_search
 from dphpc.parallel import card_halo
@@ -46,6 +47,9 @@ CARD_ROUTE_BYTES = 4 + 24
 
 KEPT_BYTES = 8 + 4 + 12
 """Of a local atom while atoms are put in order: id, type and images."""
+
+PART_BYTES = 4 + ORDER_BYTES
+"""Of a local atom of several ranks while it is told which part it belongs to."""
 
 CARD_CALL_BYTES = 24 + 4 + 24
 """Of an atom or ghost for each model that is called from the host: position, type, sum of forces.  A list comes with
@@ -127,11 +131,13 @@ def estimate(
 def _card_room(device: Device, neighbors: float, ghosts: float, models: int, comm: Communicator) -> CardRoom:
     """What a card has to offer to the ranks that share it; collective."""
     of_model = (1.0 + ghosts) * CARD_CALL_BYTES + 4 * neighbors
-    of_ghost, more = CARD_GHOST_BYTES + card_halo.CARD_GHOST_BYTES, 0.0
-    if comm.size == 1:  # whose lists are built there
+    more = card_search.memory_per_atom(neighbors, ghosts)
+    if comm.size == 1:
         of_ghost = CARD_GHOST_BYTES + CARD_ROUTE_BYTES
-        more = card_search.memory_per_atom(neighbors, ghosts) + card_ghosts.memory_per_atom(ghosts)
-        more += HEAD_ROOM * KEPT_BYTES
+        more += card_ghosts.memory_per_atom(ghosts) + HEAD_ROOM * KEPT_BYTES
+    else:
+        of_ghost = CARD_GHOST_BYTES + card_halo.CARD_GHOST_BYTES
+        more += HEAD_ROOM * PART_BYTES
     per_atom = HEAD_ROOM * (CARD_ATOM_BYTES + ghosts * of_ghost + models * of_model) + more
     cards = comm.allgather((platform.node(), device.name))
     free = device.free_memory() / cards.count(cards[comm.rank]) - CARD_BYTES * models

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dphpc.core.errors import RunError
+from dphpc.md import memory
 from dphpc.md.card_engine import CardEngine
 from dphpc.md.card_ranks import BORDER, FIRST, LAST, RankEngine
 from dphpc.md.engine import OWN_PAIRS, Engine
@@ -43,6 +44,15 @@ def assert_the_lists_are_the_hosts(engine: RankEngine) -> None:
     assert np.array_equal(engine.work, np.diff(expected.offsets) + float(OWN_PAIRS))
 
 
+def assert_the_cards_memory_is_what_was_said(engine: RankEngine, device: EmulatedDevice) -> None:
+    said = memory.estimate(engine.n_atoms, engine.domain, engine.potential, engine.reach, engine.comm, device=device)
+    assert said.card is not None
+    taken = sum(kept.buffers.nbytes for kept in (engine.card.room, engine.ghosts, engine.search))
+    taken += engine.card_halo.card_nbytes
+    taken = int(engine.comm.allreduce(np.array([taken]))[0])
+    assert 0.6 < taken / (said.card.per_atom * engine.n_atoms) < 1.1  # but for the model's own; measured 0.74 to 0.95
+
+
 def kind_of(comm: Communicator) -> type[Engine]:
     return CardEngine if comm.size == 1 else RankEngine
 
@@ -55,6 +65,7 @@ def test_inner_atoms_are_evaluated_while_messages_are_under_way(
     assert engine.rebuilds >= 1
     if comm.size > 1:
         assert_the_lists_are_the_hosts(engine)
+        assert_the_cards_memory_is_what_was_said(engine, emulated)
         done: list[object] = []
         launch, land = engine._launch_part, engine._land
         monkeypatch.setattr(engine, "_launch_part", lambda part: (done.append(part), launch(part)))
