@@ -127,10 +127,9 @@ class Box:
 
     def fractional(self, positions: Floats, axis: int) -> Floats:
         """One fractional coordinate (n,) of positions (n, 3), whose bits depend on the atom's own position alone."""
-        # A matrix product may round an atom differently in another place of the array; most boxes have two zeros here.
-        inverse = self.inverse[:, axis]
-        terms = [(positions[:, d] - self.origin[d]) * inverse[d] for d in np.flatnonzero(inverse)]
-        return sum(terms[1:], terms[0])
+        # A matrix product may round an atom differently in another place of the array.
+        inverse, offset = self.inverse[:, axis], positions - self.origin
+        return offset[:, 0] * inverse[0] + offset[:, 1] * inverse[1] + offset[:, 2] * inverse[2]
 
     def to_cartesian(self, fractional: Floats) -> Floats:
         """Cartesian positions (n, 3) in Å of fractional coordinates (n, 3)."""
