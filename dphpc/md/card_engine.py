@@ -142,9 +142,7 @@ class CardEngine(Engine):
         self._build_on_card()
         with self.timers("neighbor"):
             self._on_card.look_over(*self._sample())
-        self._begin_window()
-        self._launch()
-        stands = self._all_is_well()
+        stands = self._evaluate_on_card()
         self._here, self._behind, self._told = not stands, stands, not stands
         return stands
 
@@ -218,7 +216,7 @@ class CardEngine(Engine):
 
     def _group(self) -> None:
         types = self.card.types[: self.card.n_local]
-        self._on_card.place(self._counts[None], self.ghosts.by_type(types, len(self._counts)))
+        self._on_card.place(self._counts[None], self.ghosts.order(types, len(self._counts)))
 
     def _use(self, offsets: Array, indices: Array) -> None:
         """Go on with a new list on the card, whose atoms stand where it was built."""
@@ -293,6 +291,12 @@ class CardEngine(Engine):
             self.state.positions[: self.card.n_local] = self.device.download(self.card.built_at)
         self._search()
         self._behind, self._told = False, True
+
+    def _evaluate_on_card(self) -> bool:
+        """Forces, energy and virial of a step by itself; whether they stand.  Collective."""
+        self._begin_window()
+        self._launch()
+        return self._all_is_well()
 
     def _launch(self) -> None:
         """Forces, energy and virial at the present positions, and what is to be noted; nothing is waited for."""

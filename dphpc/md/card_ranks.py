@@ -81,10 +81,8 @@ class RankEngine(CardEngine):
             self.card.bring(self.state, "positions", "velocities")
         if self._must_rebuild():
             self._rebuild()
-        self._begin_window()
-        self._launch()
         self._here = False
-        if not self._all_is_well():
+        if not self._evaluate_on_card():
             self._evaluate(self.halo.start_refresh(self.state))
             self.card.put_forces(self.state.forces[: self.state.n_local])
             self.window.saw(np.sqrt(self.moved2), self._since)
@@ -120,7 +118,7 @@ class RankEngine(CardEngine):
         tiles = inner // rows
         first, last = (tiles + 1) // 2 * rows, tiles // 2 * rows
         keys = self.card.room.up("keys", 2 * types + outer, np.int32)
-        self._on_card.place(np.array((first, last, counts - first - last)), self.ghosts.by_type(keys, 2 * n_types))
+        self._on_card.place(np.array((first, last, counts - first - last)), self.ghosts.order(keys, 2 * n_types))
 
     def _launch(self) -> None:
         """Forces, energy and virial at the present positions, and what is to be noted; collective."""

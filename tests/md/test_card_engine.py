@@ -26,7 +26,7 @@ from dphpc.md.integrators import VelocityVerlet
 from dphpc.md.run import run_md
 from dphpc.md.thermostats import Bussi, Langevin, NoseHoover
 from dphpc.ops.energy import cuda, tiles
-from dphpc.parallel.comm import Serial
+from dphpc.parallel.comm import Communicator, Serial
 from dphpc.potential import deep
 from dphpc.potential.deep import DeepPotential
 
@@ -83,6 +83,34 @@ class Runs:
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
     return Runs(tmp_path, monkeypatch)
+
+
+def runs_in_one_folder(comm: Communicator, folder: Path, patch: pytest.MonkeyPatch) -> Runs:
+    """Of all ranks together; collective."""
+    folder = Path(comm.bcast(str(folder)))
+    if comm.rank == 0:
+        Runs(folder, patch)  # writes the structure
+    comm.barrier()
+    return Runs(folder, patch)
+
+
+def kind_of(comm: Communicator) -> type[CardEngine]:
+    """The engine of so many ranks."""
+    return CardEngine if comm.size == 1 else RankEngine
+
+
+def let_fly(patch: pytest.MonkeyPatch, step: int) -> None:
+    """Atom 3 is pushed at the beginning of a step, beyond all bounds."""
+    go = VelocityVerlet.step
+
+    def push(integrator: VelocityVerlet, engine: Engine, temperature: float) -> None:
+        if engine.step == step:
+            atoms = engine.card if isinstance(engine, CardEngine) else engine.state
+            n = engine.state.n_local
+            atoms.velocities[:n][atoms.ids[:n] == 3] = 1e5
+        go(integrator, engine, temperature)
+
+    patch.setattr(VelocityVerlet, "step", push)
 
 
 def equal(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
@@ -337,14 +365,9 @@ def test_a_run_that_does_not_fit_onto_the_card(runs, emulated, monkeypatch):
 @pytest.mark.mpi
 @pytest.mark.parametrize("gpu_aware_mpi", [False, True])
 def test_any_number_of_ranks_gives_the_same_bits(comm, emulated, tmp_path, monkeypatch, gpu_aware_mpi):
-    folder = Path(comm.bcast(str(tmp_path)))
-    if comm.rank == 0:
-        Runs(folder, monkeypatch)  # writes the structure
-    comm.barrier()
-    several = Runs(folder, monkeypatch)
+    several = runs_in_one_folder(comm, tmp_path, monkeypatch)
     plan = {"stages": ALL, "replicate": [2, 1, 1]}
-    kind = CardEngine if comm.size == 1 else RankEngine
-    found = several(kind, emulated, comm, gpu_aware_mpi=gpu_aware_mpi, **plan)
+    found = several(kind_of(comm), emulated, comm, gpu_aware_mpi=gpu_aware_mpi, **plan)
     assert (several.engine.card_halo.host_nbytes < 100) == (gpu_aware_mpi or comm.size == 1)
     assert several.engine.thrown_away < 4
     if comm.rank == 0:

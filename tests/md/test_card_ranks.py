@@ -11,11 +11,11 @@ from dphpc.core.errors import RunError
 from dphpc.md import memory
 from dphpc.md.card_engine import CardEngine
 from dphpc.md.card_ranks import BORDER, FIRST, LAST, RankEngine
-from dphpc.md.engine import OWN_PAIRS, Engine
+from dphpc.md.engine import OWN_PAIRS
 from dphpc.md.integrators import VelocityVerlet
 from dphpc.ops.neighbors.native import build_neighbors
 from dphpc.parallel.comm import Communicator
-from tests.md.test_card_engine import NVE, ROWS, Runs, equal, short_table
+from tests.md.test_card_engine import NVE, ROWS, Runs, equal, kind_of, let_fly, runs_in_one_folder, short_table
 from tests.ops.emulation.device import EmulatedDevice
 
 pytestmark = pytest.mark.mpi
@@ -28,11 +28,7 @@ LONG = {"replicate": [1, 1, 6], "stages": [{**NVE, "steps": 12}]}
 def runs(comm: Communicator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
     if comm.size > 4:
         pytest.skip("so many cards take minutes to be played")
-    folder = Path(comm.bcast(str(tmp_path)))
-    if comm.rank == 0:
-        Runs(folder, monkeypatch)  # writes the structure
-    comm.barrier()
-    return Runs(folder, monkeypatch)
+    return runs_in_one_folder(comm, tmp_path, monkeypatch)
 
 
 def assert_the_lists_are_the_hosts(engine: RankEngine) -> None:
@@ -53,10 +49,6 @@ def assert_the_cards_memory_is_what_was_said(engine: RankEngine, device: Emulate
     taken += engine.card_halo.card_nbytes
     taken = int(engine.comm.allreduce(np.array([taken]))[0])
     assert 0.6 < taken / (said.card.per_atom * engine.n_atoms) < 1.1  # but for the model's own; measured 0.74 to 0.95
-
-
-def kind_of(comm: Communicator) -> type[Engine]:
-    return CardEngine if comm.size == 1 else RankEngine
 
 
 def test_inner_atoms_are_evaluated_while_messages_are_under_way(
@@ -103,16 +95,7 @@ def test_a_table_that_has_to_be_extended(
 def test_an_atom_that_flies_away_is_named_on_all_ranks(
     runs: Runs, comm: Communicator, emulated: EmulatedDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = VelocityVerlet.step
-
-    def push(integrator: VelocityVerlet, engine: Engine, temperature: float) -> None:
-        if engine.step == 11:
-            atoms = engine.card if isinstance(engine, CardEngine) else engine.state
-            n = engine.state.n_local
-            atoms.velocities[:n][atoms.ids[:n] == 3] = 1e5
-        step(integrator, engine, temperature)
-
-    monkeypatch.setattr(VelocityVerlet, "step", push)
+    let_fly(monkeypatch, 11)
     with pytest.raises(RunError, match="atom 3 flew") as caught:
         runs(kind_of(comm), emulated, comm, **LONG)
     assert "step 12" in caught.value.where

@@ -27,7 +27,7 @@ from dphpc.parallel.comm import Serial
 from dphpc.parallel.domain import Domain
 from dphpc.parallel.halo import Halo
 from dphpc.parallel.migrate import migrate, sort_spatially
-from tests.md.test_card_engine import ALL, NVE, Runs, equal, host_steps, looks
+from tests.md.test_card_engine import ALL, NVE, Runs, equal, host_steps, let_fly, looks
 from tests.models import random_structure
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -233,16 +233,7 @@ def test_a_list_that_is_outrun_is_built_anew_before_the_host_takes_over(runs, em
 
 @pytest.mark.parametrize("runs", [small], indirect=True)
 def test_an_atom_that_flies_away_is_named_in_its_step(runs, emulated, monkeypatch):
-    step = VelocityVerlet.step
-
-    def push(integrator: VelocityVerlet, engine: Engine, temperature: float) -> None:
-        if engine.step == 41:
-            atoms = engine.card if isinstance(engine, CardEngine) else engine.state
-            n = engine.state.n_local
-            atoms.velocities[:n][atoms.ids[:n] == 3] = 1e5
-        step(integrator, engine, temperature)
-
-    monkeypatch.setattr(VelocityVerlet, "step", push)
+    let_fly(monkeypatch, 41)
     said = []
     for kind in (CardEngine, Engine):
         on_card = emulated.launched.count("wrap")

@@ -106,7 +106,7 @@ def test_what_stays_on_the_card_is_what_the_host_gets(device, name, precision):
         device.upload(values, array)
         return array
 
-    potential.place(counts[None], CudaGhosts(device).by_type(up(state.types[: state.n_local]), len(counts)))
+    potential.place(counts[None], CudaGhosts(device).order(up(state.types[: state.n_local]), len(counts)))
     system = CardSystem(up(state.positions), up(state.types), *potential.list_on_card(neighbors))
     array = device.zeros(CardSums.size(state.n_all, False), np.int64)
     energy = device.zeros(3, np.float64)

@@ -71,7 +71,7 @@ class CudaGhosts:
     def spatial_order(
         self, box: Box, positions: Array, cell: float, intervals: Sequence[tuple[float, float]] = WHOLE
     ) -> Array:
-        """(n,) int32, the order that `sort_spatially` gives the atoms of a brick: `take` applies it; see `by_type`.
+        """(n,) int32, the order that `sort_spatially` gives the atoms of a brick: `take` applies it; see `order`.
 
         Parameters
         ----------
@@ -86,11 +86,11 @@ class CudaGhosts:
         n = len(positions)
         keys = self.buffers.get("keys", (n,), np.int64)
         self._launch("form_keys", n, _struct(box), bins, np.int32(n), positions, keys)
-        return stable_order(self.device, self.buffers, keys, math.prod(n_cells.tolist()))
+        return self.order(keys, math.prod(n_cells.tolist()))
 
-    def by_type(self, types: Array, n_types: int) -> Array:
-        """(n,) int32, the atoms of type 0, then those of type 1, …; in memory that the next order takes."""
-        return stable_order(self.device, self.buffers, types, n_types)
+    def order(self, keys: Array, n_keys: int) -> Array:
+        """(n,) int32, the atoms of key 0, then of key 1, …, as `stable_order`; the next order takes its memory."""
+        return stable_order(self.device, self.buffers, keys, n_keys)
 
     def room(self, n_local: int, n_rows: int) -> Images:
         """Room for images of so many atoms, which `find_images` is to find."""
