@@ -74,14 +74,14 @@ std::vector<Chunk<Real>> PackedNet<Real>::pieces(int width) const {
 template <class Real>
 void PackedNet<Real>::repack(const std::vector<LayerView<Real>>& views, int threads) {
     for (std::size_t l = 0; l < layers.size(); ++l) take_vectors(views[l], layers[l]);
-    // The chunks of the first layer and the other layers are packed side by side.
-    const int n_chunks = static_cast<int>(chunks.size()), n = n_chunks + static_cast<int>(layers.size()) - 1;
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-    for (int part = 0; part < n; ++part) {
-        if (part < n_chunks)
-            pack_chunk(views.front(), chunks[part]);
-        else
-            pack_weights(views[part - n_chunks + 1], layers[part - n_chunks + 1]);
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int thread = 0; thread < threads; ++thread) {
+        const Share share = Share::of(thread, threads);
+        const int n_groups = threads / share.count, group = thread / share.count;
+        for (int c = 0; c < static_cast<int>(chunks.size()); ++c)
+            if (share.takes(c) && c / share.count % n_groups == group) pack_chunk(views.front(), chunks[c]);
+        for (int l = 1; l < static_cast<int>(layers.size()); ++l)
+            if (l % threads == thread) pack_weights(views[l], layers[l]);
     }
 }
 
@@ -209,7 +209,7 @@ void forward(const PackedNet<Real>& net, FittingTile<Real>& tile) {
                 net.fill(chunk, tile.inputs, 0, tile.n, inputs);
                 return true;
             };
-            add_first_product(net, tile.n, fill, tile.chunk, value, skipped);
+            add_first_product(net, Share{}, tile.n, fill, tile.chunk, value, skipped);
         }
         std::visit(
             [&](const auto& function) {

@@ -15,6 +15,7 @@
 #include "activations.h"
 #include "moment_weights.h"
 #include "product.h"
+#include "sharing.h"
 
 namespace dphpc {
 
@@ -105,7 +106,7 @@ class PackedNet {
     // `axis` rows of `channels` features stand before n_in − channels·axis other columns among the net's inputs.
     PackedNet(const std::vector<LayerView<Real>>& views, int channels, int axis);
 
-    // Takes new weights for the same shapes.
+    // Takes new weights for the same shapes.  A chunk is packed by a thread that takes it as its share.
     void repack(const std::vector<LayerView<Real>>& views, int threads);
 
     // All inputs in order, in parts of about `width` of them, without weights.
@@ -139,11 +140,14 @@ class PackedNet {
 
 // z (n, padded n_out) of the first layer, added to `z`, for inputs that fill(chunk, rows) writes (n, padded width) or,
 // by returning false, says are zero; what a skip connection copies of them is added to `skipped` where that is given.
+// Of all chunks those of a share.
 template <class Real, class Fill>
-void add_first_product(const PackedNet<Real>& net, int n, Fill&& fill, std::vector<Real>& buffer, Real* z,
+void add_first_product(const PackedNet<Real>& net, Share share, int n, Fill&& fill, std::vector<Real>& buffer, Real* z,
                        Real* skipped) {
     const int step = net.layers.front().step();
-    for (const Chunk<Real>& chunk : net.chunks) {
+    for (int c = 0; c < static_cast<int>(net.chunks.size()); ++c) {
+        if (!share.takes(c)) continue;
+        const Chunk<Real>& chunk = net.chunks[c];
         const int width = padded<Real>(chunk.width);
         Real* inputs = sized(buffer, static_cast<std::size_t>(n) * width);
         if (!fill(chunk, inputs)) continue;

@@ -7,68 +7,83 @@
 namespace dphpc {
 namespace {
 
-constexpr std::int64_t tile_size = 96;  // atoms
+constexpr int tile_size = 96;  // atoms
+
+// A thread's memory, kept from tile to tile.
+template <class Real>
+struct Scratch {
+    std::vector<Real> chunk, other, q, next;
+
+    static Scratch& own() {
+        thread_local Scratch scratch;
+        return scratch;
+    }
+};
 
 }  // namespace
 
 template <class Real>
-typename FittingTape<Real>::Tile FittingTape<Real>::tile(int index) const {
-    const std::int64_t first = n_ * index / n_tiles_, last = n_ * (index + 1) / n_tiles_;
-    return {first, static_cast<int>(last - first), index};
-}
-
-template <class Real>
 void FittingTape<Real>::energy_and_adjoint(const NetInputs<Real>& x, std::int64_t n, int threads, Real* energies,
                                            Real* moments_adjoint) {
-    x_ = x, n_ = n;
-    // As many tiles for every thread.
-    n_tiles_ = static_cast<int>((n + tile_size * threads - 1) / (tile_size * threads) * threads);
+    x_ = x, tiling_ = Tiling(n, threads, tile_size);
+    const int n_tiles = tiling_.n_tiles();
+    for (auto* sum : {&z_sum_, &skipped_sum_, &moments_sum_}) sum->prepare(n_tiles);
     kept_.resize(net_.layers.size());
     for (std::size_t l = 0; l < kept_.size(); ++l) {
         const std::size_t size = n * net_.layers[l].step();
         Kept& k = kept_[l];
         for (auto* a : {&k.value, &k.slope, &k.curvature, &k.adjoint, &k.z_adjoint, &k.tangent}) sized(*a, size);
-        if (!net_.layers[l].idt.empty()) sized(k.act, size), sized(k.idt_sums, n_tiles_ * net_.layers[l].step());
-        sized(k.bias_sums, n_tiles_ * net_.layers[l].step());
-        for (auto& right : k.right) right.resize(n_tiles_);
+        if (!net_.layers[l].idt.empty()) sized(k.act, size), sized(k.idt_sums, n_tiles * net_.layers[l].step());
+        sized(k.bias_sums, n_tiles * net_.layers[l].step());
+        for (auto& right : k.right) right.resize(n_tiles);
     }
+    const PackedLayer<Real>& first = net_.layers.front();
+    sized(q_z_, n * first.step());
+    if (first.skip) sized(skipped_, n * first.step()), sized(q_output_, n * first.step());
     inputs_adjoint_.resize(net_.chunks.size());
     for (std::size_t c = 0; c < net_.chunks.size(); ++c)
         sized(inputs_adjoint_[c], n * padded<Real>(net_.chunks[c].width));
-#pragma omp parallel num_threads(threads)
-    {
-        thread_local Scratch scratch;
-#pragma omp for schedule(static)
-        for (int t = 0; t < n_tiles_; ++t) {
-            forward(tile(t), scratch);
-            adjoint(tile(t), moments_adjoint);
-        }
-    }
+    tiling_.run(
+        [&](const Part& part) {
+            const auto fill = [&](const Chunk<Real>& chunk, Real* inputs) {
+                net_.fill(chunk, x_, part.group.first, part.group.n, inputs);
+                return true;
+            };
+            first_product(part, fill, kept_[0].value.data());
+        },
+        [&](const Part& part) { forward(part), adjoint(part.tile); },
+        [&](const Part& part) { inputs_adjoint(part, moments_adjoint); },
+        [&](const Part& part) { moments_sum_.finish(part, moments_adjoint, n_row()); });
     for (std::int64_t i = 0; i < n; ++i) energies[i] = kept_.back().value[i * net_.layers.back().step()];
 }
 
+// The part's share of xW, and of what a skip connection copies.
 template <class Real>
-void FittingTape<Real>::forward(const Tile& tile, Scratch& scratch) {
+template <class Fill>
+void FittingTape<Real>::first_product(const Part& part, Fill&& fill, Real* z) {
+    const PackedLayer<Real>& layer = net_.layers.front();
+    Real* own = z_sum_.own(part, z, layer.step());
+    Real* skipped = layer.skip ? skipped_sum_.own(part, skipped_.data(), layer.step()) : nullptr;
+    add_first_product(net_, part.share, part.group.n, fill, Scratch<Real>::own().chunk, own, skipped);
+}
+
+template <class Real>
+void FittingTape<Real>::forward(const Part& part) {
+    const Tile& tile = part.tile;
     for (std::size_t l = 0; l < kept_.size(); ++l) {
         const PackedLayer<Real>& layer = net_.layers[l];
         const int step = layer.step();
         const std::int64_t from = tile.first * step, size = static_cast<std::int64_t>(tile.n) * step;
-        Real *value = kept_[l].value.data() + from, *skipped = nullptr;
-        for (int i = 0; i < tile.n; ++i) std::copy(layer.bias.begin(), layer.bias.end(), value + i * step);
+        Real* value = kept_[l].value.data() + from;
         const Real* before = l > 0 ? kept_[l - 1].value.data() + tile.first * layer.step_in() : nullptr;
-        if (l > 0) {
-            layer.forward.add_product(tile.n, before, layer.step_in(), 1, value, step);
+        if (l == 0) {
+            z_sum_.finish(part, kept_[0].value.data(), step);
         } else {
-            if (layer.skip) {
-                skipped = sized(scratch.next, size);
-                std::fill_n(skipped, size, Real(0));
-            }
-            const auto fill = [&](const Chunk<Real>& chunk, Real* inputs) {
-                net_.fill(chunk, x_, tile.first, tile.n, inputs);
-                return true;
-            };
-            add_first_product(net_, tile.n, fill, scratch.chunk, value, skipped);
+            std::fill_n(value, size, Real(0));
+            layer.forward.add_product(tile.n, before, layer.step_in(), 1, value, step);
         }
+        for (int i = 0; i < tile.n; ++i)
+            for (int k = 0; k < step; ++k) value[i * step + k] += layer.bias[k];
         Real *slope = kept_[l].slope.data() + from, *curvature = kept_[l].curvature.data() + from;
         std::visit(
             [&](const auto& function) {
@@ -89,13 +104,24 @@ void FittingTape<Real>::forward(const Tile& tile, Scratch& scratch) {
         }
         if (l > 0)
             add_copies(layer, tile.n, before, value);
-        else if (skipped)
-            for (std::int64_t k = 0; k < size; ++k) value[k] += skipped[k];
+        else
+            add_skipped(part, kept_[0].value.data());
     }
 }
 
+// What the first layer's skip connection copies, added to its output.
 template <class Real>
-void FittingTape<Real>::adjoint(const Tile& tile, Real* moments_adjoint) {
+void FittingTape<Real>::add_skipped(const Part& part, Real* output) {
+    const PackedLayer<Real>& layer = net_.layers.front();
+    if (!layer.skip) return;
+    skipped_sum_.finish(part, skipped_.data(), layer.step());
+    const std::int64_t from = part.tile.first * layer.step();
+    for (std::int64_t k = from; k < from + static_cast<std::int64_t>(part.tile.n) * layer.step(); ++k)
+        output[k] += skipped_[k];
+}
+
+template <class Real>
+void FittingTape<Real>::adjoint(const Tile& tile) {
     const int last = net_.layers.back().step();
     std::fill_n(kept_.back().adjoint.data() + tile.first * last, static_cast<std::int64_t>(tile.n) * last, Real(1));
     for (std::size_t l = kept_.size(); l-- > 0;) {
@@ -113,18 +139,25 @@ void FittingTape<Real>::adjoint(const Tile& tile, Real* moments_adjoint) {
         set_copies_adjoint(layer, tile.n, k.adjoint.data() + from, before);
         layer.backward.add_product(tile.n, k.z_adjoint.data() + from, step, 1, before, layer.step_in());
     }
+}
+
+// The part's share of the adjoints of inputs, and what they mean for the moments of its group.
+template <class Real>
+void FittingTape<Real>::inputs_adjoint(const Part& part, Real* moments_adjoint) {
     const PackedLayer<Real>& first = net_.layers.front();
-    const std::int64_t from = tile.first * first.step(), n_row = n_rows * net_.channels;
-    std::fill_n(moments_adjoint + tile.first * n_row, tile.n * n_row, Real(0));
-    for (std::size_t c = 0; c < net_.chunks.size(); ++c) {
+    const Tile& group = part.group;
+    const std::int64_t from = group.first * first.step();
+    Real* own = moments_sum_.own(part, moments_adjoint, n_row());
+    for (int c = 0; c < static_cast<int>(net_.chunks.size()); ++c) {
+        if (!part.share.takes(c)) continue;
         const Chunk<Real>& chunk = net_.chunks[c];
         const int width = padded<Real>(chunk.width);
-        Real* y = inputs_adjoint_[c].data() + tile.first * width;
-        std::fill_n(y, static_cast<std::int64_t>(tile.n) * width, Real(0));
-        chunk.backward.add_product(tile.n, kept_[0].z_adjoint.data() + from, first.step(), 1, y, width);
+        Real* y = inputs_adjoint_[c].data() + group.first * width;
+        std::fill_n(y, static_cast<std::int64_t>(group.n) * width, Real(0));
+        chunk.backward.add_product(group.n, kept_[0].z_adjoint.data() + from, first.step(), 1, y, width);
         if (first.skip)
-            chunk.skip_backward.add_product(tile.n, kept_[0].adjoint.data() + from, first.step(), 1, y, width);
-        if (chunk.is_features) net_.gather(chunk, x_.moments, y, tile.first, tile.n, moments_adjoint);
+            chunk.skip_backward.add_product(group.n, kept_[0].adjoint.data() + from, first.step(), 1, y, width);
+        if (chunk.is_features) net_.gather(chunk, x_.moments + group.first * n_row(), y, 0, group.n, own);
     }
 }
 
@@ -142,22 +175,25 @@ void FittingTape<Real>::gradient(const Real* seeds, const Real* tangent, int thr
     }
     const int n_pieces = gradients[0].w ? static_cast<int>(pieces_.size()) : 0;
     const int n_parts = n_pieces + static_cast<int>(blocks.size());
-#pragma omp parallel num_threads(threads)
-    {
-        thread_local Scratch scratch;
-#pragma omp for schedule(static)
-        for (int t = 0; t < n_tiles_; ++t) {
-            forward_tangent(tile(t), tangent, scratch);
-            adjoint_tangent(tile(t), seeds, tangent, scratch, moments_bar);
-        }
-#pragma omp for schedule(dynamic, 1)
-        for (int part = 0; part < n_parts; ++part) {
-            if (part < n_pieces) {
-                first_weights(pieces_[part], tangent, scratch, add, gradients[0].w);
-            } else {
-                const Block& b = blocks[part - n_pieces];
-                weight_rows(b.layer, b.first, b.last, scratch, add, gradients[b.layer].w);
-            }
+    tiling_.run(
+        [&](const Part& part) {
+            const auto fill = [&](const Chunk<Real>& chunk, Real* inputs) {
+                if (!chunk.is_features) return false;  // other inputs do not change
+                net_.fill_tangent(chunk, x_.moments, tangent, part.group.first, part.group.n, inputs);
+                return true;
+            };
+            first_product(part, fill, kept_[0].tangent.data());
+        },
+        [&](const Part& part) { forward_tangent(part), adjoint_tangent(part.tile, seeds); },
+        [&](const Part& part) { inputs_adjoint_tangent(part, tangent, moments_bar); },
+        [&](const Part& part) { moments_sum_.finish(part, moments_bar, n_row()); });
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
+    for (int part = 0; part < n_parts; ++part) {
+        if (part < n_pieces) {
+            first_weights(pieces_[part], tangent, add, gradients[0].w);
+        } else {
+            const Block& b = blocks[part - n_pieces];
+            weight_rows(b.layer, b.first, b.last, add, gradients[b.layer].w);
         }
     }
     for (std::size_t l = 0; l < gradients.size(); ++l) {
@@ -165,7 +201,7 @@ void FittingTape<Real>::gradient(const Real* seeds, const Real* tangent, int thr
         const auto sum_tiles = [&](const std::vector<Real>& sums, Real* out) {
             for (int k = 0; out && k < net_.layers[l].n_out; ++k) {
                 Real sum = add ? out[k] : Real(0);
-                for (int t = 0; t < n_tiles_; ++t) sum += sums[t * step + k];
+                for (int t = 0; t < tiling_.n_tiles(); ++t) sum += sums[t * step + k];
                 out[k] = sum;
             }
         };
@@ -176,28 +212,20 @@ void FittingTape<Real>::gradient(const Real* seeds, const Real* tangent, int thr
 
 // `curvature` becomes p·act″·ż, with which alone it is needed.
 template <class Real>
-void FittingTape<Real>::forward_tangent(const Tile& tile, const Real* tangent, Scratch& scratch) {
+void FittingTape<Real>::forward_tangent(const Part& part) {
+    const Tile& tile = part.tile;
     for (std::size_t l = 0; l < kept_.size(); ++l) {
         const PackedLayer<Real>& layer = net_.layers[l];
         Kept& k = kept_[l];
         const int step = layer.step();
         const std::int64_t from = tile.first * step, size = static_cast<std::int64_t>(tile.n) * step;
-        Real *dot = k.tangent.data() + from, *skipped = nullptr;
-        std::fill_n(dot, size, Real(0));
+        Real* dot = k.tangent.data() + from;
         const Real* before = l > 0 ? kept_[l - 1].tangent.data() + tile.first * layer.step_in() : nullptr;
-        if (l > 0) {
-            layer.forward.add_product(tile.n, before, layer.step_in(), 1, dot, step);
+        if (l == 0) {
+            z_sum_.finish(part, k.tangent.data(), step);
         } else {
-            if (layer.skip) {
-                skipped = sized(scratch.next, size);
-                std::fill_n(skipped, size, Real(0));
-            }
-            const auto fill = [&](const Chunk<Real>& chunk, Real* inputs) {
-                if (!chunk.is_features) return false;  // other inputs do not change
-                net_.fill_tangent(chunk, x_.moments, tangent, tile.first, tile.n, inputs);
-                return true;
-            };
-            add_first_product(net_, tile.n, fill, scratch.chunk, dot, skipped);
+            std::fill_n(dot, size, Real(0));
+            layer.forward.add_product(tile.n, before, layer.step_in(), 1, dot, step);
         }
         const Real *adjoint = k.adjoint.data() + from, *slope = k.slope.data() + from;
         Real* curvature = k.curvature.data() + from;
@@ -217,8 +245,8 @@ void FittingTape<Real>::forward_tangent(const Tile& tile, const Real* tangent, S
         }
         if (l > 0)
             add_copies(layer, tile.n, before, dot);
-        else if (skipped)
-            for (std::int64_t i = 0; i < size; ++i) dot[i] += skipped[i];
+        else
+            add_skipped(part, k.tangent.data());
     }
 }
 
@@ -250,21 +278,15 @@ void FittingTape<Real>::layer_adjoint(const Tile& tile, int l, Real* q) {
     k.right[1][tile.index].pack_rows(tile.n, layer.n_out, rows_of(k.z_adjoint.data() + from));
 }
 
+// The first layer's adjoints by value are left in `q_output_` and `q_z_`.
 template <class Real>
-void FittingTape<Real>::adjoint_tangent(const Tile& tile, const Real* seeds, const Real* tangent, Scratch& scratch,
-                                        Real* moments_bar) {
+void FittingTape<Real>::adjoint_tangent(const Tile& tile, const Real* seeds) {
+    Scratch<Real>& scratch = Scratch<Real>::own();
     const int last = net_.layers.back().step();
     Real* q = sized(scratch.q, static_cast<std::size_t>(tile.n) * last);
     for (int i = 0; i < tile.n; ++i) std::fill_n(q + i * last, last, seeds[tile.first + i]);
-    const PackedLayer<Real>& first = net_.layers.front();
-    std::vector<Real>& skipped = scratch.other;  // the adjoint of the first layer's output
-    for (std::size_t l = kept_.size(); l-- > 0;) {
+    for (std::size_t l = kept_.size(); --l > 0;) {
         const PackedLayer<Real>& layer = net_.layers[l];
-        if (l == 0) {
-            if (layer.skip) skipped.assign(q, q + static_cast<std::size_t>(tile.n) * layer.step());
-            layer_adjoint(tile, 0, q);
-            break;
-        }
         Real* next = sized(scratch.next, static_cast<std::size_t>(tile.n) * layer.step_in());
         set_copies_adjoint(layer, tile.n, q, next);
         layer_adjoint(tile, static_cast<int>(l), q);
@@ -272,19 +294,33 @@ void FittingTape<Real>::adjoint_tangent(const Tile& tile, const Real* seeds, con
         std::swap(scratch.q, scratch.next);
         q = scratch.q.data();
     }
-    const std::int64_t n_row = n_rows * net_.channels;
-    std::fill_n(moments_bar + tile.first * n_row, tile.n * n_row, Real(0));
-    for (std::size_t c = 0; c < net_.chunks.size(); ++c) {
+    const int step = net_.layers.front().step();
+    const std::int64_t from = tile.first * step, size = static_cast<std::int64_t>(tile.n) * step;
+    if (net_.layers.front().skip) std::copy_n(q, size, q_output_.data() + from);
+    layer_adjoint(tile, 0, q);
+    std::copy_n(q, size, q_z_.data() + from);
+}
+
+// As `inputs_adjoint`, of S.
+template <class Real>
+void FittingTape<Real>::inputs_adjoint_tangent(const Part& part, const Real* tangent, Real* moments_bar) {
+    const PackedLayer<Real>& first = net_.layers.front();
+    const Tile& group = part.group;
+    const std::int64_t from = group.first * first.step();
+    Real* own = moments_sum_.own(part, moments_bar, n_row());
+    for (int c = 0; c < static_cast<int>(net_.chunks.size()); ++c) {
         const Chunk<Real>& chunk = net_.chunks[c];
-        if (!chunk.is_features) continue;
+        if (!chunk.is_features || !part.share.takes(c)) continue;
         const int width = padded<Real>(chunk.width);
-        Real* y = sized(scratch.chunk, static_cast<std::size_t>(tile.n) * width);
-        std::fill_n(y, static_cast<std::size_t>(tile.n) * width, Real(0));
-        chunk.backward.add_product(tile.n, q, first.step(), 1, y, width);
-        if (first.skip) chunk.skip_backward.add_product(tile.n, skipped.data(), first.step(), 1, y, width);
-        net_.gather(chunk, x_.moments, y, tile.first, tile.n, moments_bar);
+        const std::int64_t size = static_cast<std::int64_t>(group.n) * width;
+        Real* y = sized(Scratch<Real>::own().chunk, size);
+        std::fill_n(y, size, Real(0));
+        chunk.backward.add_product(group.n, q_z_.data() + from, first.step(), 1, y, width);
+        if (first.skip) chunk.skip_backward.add_product(group.n, q_output_.data() + from, first.step(), 1, y, width);
+        const std::int64_t at = group.first * n_row();
+        net_.gather(chunk, x_.moments + at, y, 0, group.n, own);
         // Ė is bilinear in the moments and their tangent.
-        net_.gather(chunk, tangent, inputs_adjoint_[c].data() + tile.first * width, tile.first, tile.n, moments_bar);
+        net_.gather(chunk, tangent + at, inputs_adjoint_[c].data() + group.first * width, 0, group.n, own);
     }
 }
 
@@ -299,13 +335,13 @@ void FittingTape<Real>::add_weight_rows(int l, int tile, int rows, const Real* x
 
 // The rows of the first layer's weight gradient that belong to some of its inputs.
 template <class Real>
-void FittingTape<Real>::first_weights(const Chunk<Real>& piece, const Real* tangent, Scratch& scratch, bool add,
-                                      Real* w) {
+void FittingTape<Real>::first_weights(const Chunk<Real>& piece, const Real* tangent, bool add, Real* w) {
+    Scratch<Real>& scratch = Scratch<Real>::own();
     const int step = net_.layers.front().step(), width = padded<Real>(piece.width);
     Real* sum = sized(scratch.q, static_cast<std::size_t>(piece.width) * step);
     std::fill_n(sum, static_cast<std::size_t>(piece.width) * step, Real(0));
-    for (int t = 0; t < n_tiles_; ++t) {
-        const Tile tile = this->tile(t);
+    for (int t = 0; t < tiling_.n_tiles(); ++t) {
+        const Tile tile = tiling_.tile(t);
         const std::size_t size = static_cast<std::size_t>(tile.n) * width;
         Real *inputs = sized(scratch.chunk, size), *dots = sized(scratch.other, size);
         net_.fill(piece, x_, tile.first, tile.n, inputs);
@@ -318,13 +354,13 @@ void FittingTape<Real>::first_weights(const Chunk<Real>& piece, const Real* tang
 
 // Rows first … last − 1 of another layer's weight gradient.
 template <class Real>
-void FittingTape<Real>::weight_rows(int l, int first, int last, Scratch& scratch, bool add, Real* w) {
+void FittingTape<Real>::weight_rows(int l, int first, int last, bool add, Real* w) {
     const PackedLayer<Real>& layer = net_.layers[l];
     const int step = layer.step(), width = layer.step_in(), rows = last - first;
-    Real* sum = sized(scratch.q, static_cast<std::size_t>(rows) * step);
+    Real* sum = sized(Scratch<Real>::own().q, static_cast<std::size_t>(rows) * step);
     std::fill_n(sum, static_cast<std::size_t>(rows) * step, Real(0));
-    for (int t = 0; t < n_tiles_; ++t) {
-        const std::int64_t from = tile(t).first * width + first;
+    for (int t = 0; t < tiling_.n_tiles(); ++t) {
+        const std::int64_t from = tiling_.tile(t).first * width + first;
         add_weight_rows(l, t, rows, kept_[l - 1].value.data() + from, kept_[l - 1].tangent.data() + from, width, sum);
     }
     for (int i = 0; i < rows; ++i) {

@@ -43,31 +43,31 @@ class FittingTape {
         std::vector<Real> bias_sums, idt_sums;     // gradients of each tile
         std::vector<PackedMatrix<Real>> right[2];  // of each tile: adjoints of z by value (q) and by tangent (p)
     };
-    struct Scratch {
-        std::vector<Real> chunk, other, q, next;
-    };
-    struct Tile {
-        std::int64_t first;
-        int n, index;
-    };
 
-    void forward(const Tile& tile, Scratch& scratch);
-    void adjoint(const Tile& tile, Real* moments_adjoint);
-    void forward_tangent(const Tile& tile, const Real* tangent, Scratch& scratch);
-    void adjoint_tangent(const Tile& tile, const Real* seeds, const Real* tangent, Scratch& scratch, Real* moments_bar);
+    template <class Fill>
+    void first_product(const Part& part, Fill&& fill, Real* z);
+    void forward(const Part& part);
+    void add_skipped(const Part& part, Real* output);
+    void adjoint(const Tile& tile);
+    void inputs_adjoint(const Part& part, Real* moments_adjoint);
+    void forward_tangent(const Part& part);
+    void adjoint_tangent(const Tile& tile, const Real* seeds);
     void layer_adjoint(const Tile& tile, int l, Real* q);
-    void first_weights(const Chunk<Real>& piece, const Real* tangent, Scratch& scratch, bool add, Real* w);
-    void weight_rows(int l, int first, int last, Scratch& scratch, bool add, Real* w);
+    void inputs_adjoint_tangent(const Part& part, const Real* tangent, Real* moments_bar);
+    void first_weights(const Chunk<Real>& piece, const Real* tangent, bool add, Real* w);
+    void weight_rows(int l, int first, int last, bool add, Real* w);
     void add_weight_rows(int l, int tile, int rows, const Real* x, const Real* x_dot, int width, Real* sum) const;
-    Tile tile(int index) const;
+    std::int64_t n_row() const { return n_rows * net_.channels; }  // moments of an atom
 
     PackedNet<Real> net_;
     std::vector<Chunk<Real>> pieces_;
     std::vector<Kept> kept_;
     std::vector<std::vector<Real>> inputs_adjoint_;  // ∂E/∂input of each chunk (n, padded width)
+    // Of the first layer (n, padded n_out): copies by a skip connection, adjoints by value of z and of the output.
+    std::vector<Real> skipped_, q_z_, q_output_;
+    SharedSum<Real> z_sum_, skipped_sum_, moments_sum_;
     NetInputs<Real> x_{};
-    std::int64_t n_ = 0;
-    int n_tiles_ = 0;
+    Tiling tiling_{0, 1, 1};
 };
 
 }  // namespace dphpc

@@ -67,10 +67,10 @@ class PackedMatrix {
     template <class Row>
     void pack_rows(int depth_, int width_, Row&& row) {
         resize(depth_, width_);
-        for_panels([&](Real* panel, int first, int n) {
-            for (int k = 0; k < depth; ++k) {
-                const auto element = row(k);
-                for (int j = 0; j < n; ++j) panel[k * columns + j] = element(first + j);
+        for_panels(panels_.data(), [&](Real* panel, int first, int part, int column, int n) {
+            for (int k = 0; k < part; ++k) {
+                const auto element = row(first + k);
+                for (int j = 0; j < n; ++j) panel[k * columns + j] = element(column + j);
             }
         });
     }
@@ -79,10 +79,10 @@ class PackedMatrix {
     template <class Column>
     void pack_columns(int depth_, int width_, Column&& column) {
         resize(depth_, width_);
-        for_panels([&](Real* panel, int first, int n) {
+        for_panels(panels_.data(), [&](Real* panel, int first, int part, int from, int n) {
             for (int j = 0; j < n; ++j) {
-                const auto element = column(first + j);
-                for (int k = 0; k < depth; ++k) panel[k * columns + j] = element(k);
+                const auto element = column(from + j);
+                for (int k = 0; k < part; ++k) panel[k * columns + j] = element(first + k);
             }
         });
     }
@@ -91,23 +91,20 @@ class PackedMatrix {
     void add_product(int rows, const Real* a, std::int64_t row_step, std::int64_t depth_step, Real* c,
                      std::int64_t c_step) const {
         using B = ProductBlock<Real>;
-        for (int first = 0; first < depth; first += B::depth) {
-            const int part = std::min(B::depth, depth - first);
-            for (int j = 0; j < width; j += B::columns) {
-                const Real* panel = panels_.data() + (static_cast<std::size_t>(j / B::columns) * depth + first) * B::columns;
-                const Real* left = a + first * depth_step;
-                // The next panel comes from far: a slice of it is fetched beside every block of rows.
-                const Real* next = panel + static_cast<std::size_t>(depth) * B::columns;
-                const int slice = j + B::columns < width ? part * B::columns * B::rows / std::max(rows, 1) : 0;
-                int i = 0;
-                for (; i + B::rows <= rows; i += B::rows, next += slice) {
-                    for (int l = 0; l < slice; l += 64 / static_cast<int>(sizeof(Real))) __builtin_prefetch(next + l, 0, 2);
-                    add_block<B::rows>(left + i * row_step, row_step, depth_step, panel, part, c + i * c_step + j, c_step);
-                }
-                add_last_rows<B::rows - 1>(rows - i, left + i * row_step, row_step, depth_step, panel, part,
-                                           c + i * c_step + j, c_step);
+        for_panels(panels_.data(), [&](const Real* panel, int first, int part, int column, int) {
+            const Real* left = a + first * depth_step;
+            Real* out = c + column;
+            // The next panel comes from far: a slice of it is fetched beside every block of rows.
+            const Real* next = panel + static_cast<std::size_t>(part) * columns;
+            const int slice = part * columns * B::rows / std::max(rows, 1);
+            int i = 0;
+            for (; i + B::rows <= rows; i += B::rows, next += slice) {
+                for (int l = 0; l < slice; l += 64 / static_cast<int>(sizeof(Real))) __builtin_prefetch(next + l, 0, 2);
+                add_block<B::rows>(left + i * row_step, row_step, depth_step, panel, part, out + i * c_step, c_step);
             }
-        }
+            add_last_rows<B::rows - 1>(rows - i, left + i * row_step, row_step, depth_step, panel, part, out + i * c_step,
+                                       c_step);
+        });
     }
 
   private:
@@ -118,15 +115,17 @@ class PackedMatrix {
         panels_.resize(static_cast<std::size_t>(depth) * padded<Real>(width));  // what fills up the last panel is not read
     }
 
-    // Calls work(panel, first column, number of columns).
-    template <class Work>
-    void for_panels(Work&& work) {
-        Real* panel = panels_.data();
-        for (int first = 0; first < width; first += columns, panel += static_cast<std::size_t>(depth) * columns)
-            work(panel, first, std::min(columns, width - first));
+    // Calls work(panel, its first row, its rows, its first column, its columns) in the order of memory.
+    template <class Pointer, class Work>
+    void for_panels(Pointer panel, Work&& work) const {
+        for (int first = 0; first < depth; first += ProductBlock<Real>::depth) {
+            const int part = std::min(ProductBlock<Real>::depth, depth - first);
+            for (int column = 0; column < width; column += columns, panel += static_cast<std::size_t>(part) * columns)
+                work(panel, first, part, column, std::min(columns, width - column));
+        }
     }
 
-    std::vector<Real> panels_;  // (width / columns, depth, columns)
+    std::vector<Real> panels_;  // parts of the depth one after the other, each (width / columns, part, columns)
 };
 
 }  // namespace dphpc

@@ -59,6 +59,27 @@ def test_native_agrees(name, widths, dtype, tolerance):
             np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max(initial=1.0))
 
 
+@pytest.mark.parametrize("widths", [[48, 48], [1603]])  # without and with a skip connection of the first layer
+@pytest.mark.parametrize("threads", [2, 3, 4])
+def test_threads_that_share_inputs_agree_with_one(widths, threads):
+    rng = np.random.default_rng(5)
+    channels, axis, n = 100, 16, 37
+    net = initial_network([channels * axis + 3, *widths], "tanh", rng, resnet_dt=True, output=1)
+    moments, tangent = 0.1 * rng.normal(size=(2, n, 4, channels))
+    columns, seeds = rng.normal(size=(n, 3)), rng.normal(size=n)
+
+    def results(threads: int) -> list[np.ndarray]:
+        set_threads(threads)
+        tape = native.FittingTape(net, channels, axis)
+        tape.repack()
+        gradients = {key: np.zeros_like(value) for key, value in net.parameters()}
+        energies, adjoint = tape.energy_and_adjoint(moments, columns)
+        return [energies, adjoint, tape.gradient(seeds, tangent, gradients), *gradients.values()]
+
+    for one, several in zip(results(1), results(threads), strict=True):
+        np.testing.assert_allclose(several, one, rtol=0, atol=1e-13 * np.abs(one).max())  # measured 2e-15
+
+
 def test_repack_takes_new_weights():
     net = network([12, 24], 0, "tanh", np.float64)
     tape = native.FittingTape(net, CHANNELS, AXIS)
