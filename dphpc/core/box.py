@@ -128,8 +128,10 @@ class Box:
     def fractional(self, positions: Floats, axis: int) -> Floats:
         """One fractional coordinate (n,) of positions (n, 3), whose bits depend on the atom's own position alone."""
         # A matrix product may round an atom differently in another place of the array.
-        inverse, offset = self.inverse[:, axis], positions - self.origin
-        return offset[:, 0] * inverse[0] + offset[:, 1] * inverse[1] + offset[:, 2] * inverse[2]
+        first, *others = ((positions[:, k] - self.origin[k]) * self.inverse[k, axis] for k in range(3))
+        for part in others:
+            first += part
+        return first
 
     def to_cartesian(self, fractional: Floats) -> Floats:
         """Cartesian positions (n, 3) in Å of fractional coordinates (n, 3)."""

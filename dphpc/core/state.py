@@ -106,18 +106,19 @@ class State:
         self.resize(len(index), 0)
 
     def append_local(self, rows: NDArray) -> None:
-        """Add atoms (a structured array of the migrating fields); there must be no ghosts."""
+        """Add atoms (a structured array of fields); there must be no ghosts."""
         assert self.n_ghost == 0
+        assert rows.dtype.names is not None
         old = self.n_local
         self.resize(old + len(rows), 0)
-        for f in MIGRATING:
-            getattr(self, f.name)[old:] = rows[f.name]
+        for name in rows.dtype.names:
+            getattr(self, name)[old:] = rows[name]
 
-    def reorder_ghosts(self, order: NDArray[np.integer]) -> None:
-        """Let ghost k be the present ghost order[k]; of the fields that ghosts carry."""
+    def set_ghosts(self, rows: NDArray) -> None:
+        """Let the ghosts be these (a structured array of the fields that ghosts carry)."""
+        self.resize(self.n_local, len(rows))
         for f in GHOSTED:
-            ghosts = getattr(self, f.name)[self.n_local :]
-            ghosts[...] = ghosts[order]
+            getattr(self, f.name)[self.n_local :] = rows[f.name]
 
     def wrapped(self) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
         """Positions (n_local, 3) inside the box along its periodic directions, and the images that belong to them."""

@@ -336,20 +336,15 @@ class Engine:
 
     def _divide(self) -> None:
         """Which atoms can be evaluated without ghosts of other ranks, and which cannot."""
-        state, box = self.state, self.state.box
+        state = self.state
         if self.comm.size == 1:  # ghosts are there at once; all atoms in one go
             self.inner, self.outer = [], [np.arange(state.n_local, dtype=np.int32)]
             return
-        inner = np.ones(state.n_local, bool)
-        for axis in range(3):
-            if self.domain.grid[axis] > 1:
-                low, high = self.domain.interval(axis)
-                x, width = box.fractional(state.positions[: state.n_local], axis), self.reach / box.heights[axis]
-                inner &= (x > low + width) & (x < high - width)
-        centers = np.flatnonzero(inner).astype(np.int32)
+        outer = self.domain.outside(state.positions[: state.n_local], self.domain.interior(self.reach))
+        centers = np.flatnonzero(~outer).astype(np.int32)
         n_parts = min(max(len(centers) // FEWEST, 1), PIECES)
         self.inner = [part for part in np.array_split(centers, n_parts) if len(part)]
-        self.outer = [np.flatnonzero(~inner).astype(np.int32)]
+        self.outer = [np.flatnonzero(outer).astype(np.int32)]
 
     @property
     def work(self) -> NDArray[np.float64]:

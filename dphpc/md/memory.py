@@ -25,8 +25,8 @@ PROCESS_BYTES = 300e6
 WORK_BYTES = 24 + 8
 """Of the engine for each local atom: its position at the last rebuild, and how far from there it is."""
 
-GHOST_BYTES = 4 + 24 + 24 + 8 + 8 + 4
-"""Of the halo for each ghost: index to send, displacement, message buffer; place, group and owner on the way back."""
+GHOST_BYTES = 4 + 24 + 24
+"""Of the halo for each ghost: index to send, displacement, message buffer."""
 
 SEARCH_BYTES = 56
 """Of the neighbor search for each local atom and ghost, while it runs."""

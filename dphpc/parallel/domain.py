@@ -7,15 +7,27 @@ bricks.  Along a direction that does not repeat, the outermost bricks reach to i
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dphpc.core.box import Box
-from dphpc.parallel.comm import NOBODY
+from dphpc.core.state import pieces
 
 Grid = tuple[int, int, int]
+Intervals = list[tuple[float, float]]
+"""Of fractional coordinates, one along each direction."""
+
+
+@dataclass(frozen=True)
+class Image:
+    """A brick near another one: places (3,) on from that, its rank, and whole boxes (3,) that it stands away."""
+
+    offset: tuple[int, ...]
+    rank: int
+    shift: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -46,27 +58,42 @@ class Domain:
         """This brick's place in the grid."""
         return tuple(int(c) for c in np.unravel_index(self.rank, self.grid))
 
-    def interval(self, axis: int) -> tuple[float, float]:
-        """The brick's faces along one direction, as fractional coordinates."""
-        c = self.coordinates[axis]
-        return float(self.cuts[axis][c]), float(self.cuts[axis][c + 1])
+    def interval(self, axis: int, offset: int = 0) -> tuple[float, float]:
+        """The faces of this brick, or of one so many places on, along one direction, as fractional coordinates."""
+        shift, c = divmod(self.coordinates[axis] + offset, self.grid[axis])
+        return float(self.cuts[axis][c] + shift), float(self.cuts[axis][c + 1] + shift)
+
+    @property
+    def own(self) -> Intervals:
+        """The fractional coordinates that this rank owns: those of its brick, beyond the grid's ends without limit."""
+        ends = zip(self.grid, self.coordinates, map(self.interval, range(3)), strict=True)
+        return [(low if c else -math.inf, high if c + 1 < g else math.inf) for g, c, (low, high) in ends]
+
+    def interior(self, reach: float, *, images: bool = False) -> Intervals:
+        """Fractional coordinates farther than `reach` (Å) from bricks of other ranks, with `images` from own ones, too.
+
+        Where there is no such place an interval begins behind its end.
+        """
+        intervals = []
+        for axis in range(3):
+            (low, high), width = self.interval(axis), reach / self.box.heights[axis]
+            near = self.grid[axis] > 1 or (images and self.box.periodic[axis])
+            intervals.append((low + width, high - width) if near else (-math.inf, math.inf))
+        return intervals
+
+    def outside(self, positions: NDArray[np.float64], intervals: Intervals) -> NDArray[np.bool_]:
+        """(n,) which positions (n, 3) have a fractional coordinate that is not in its interval (low ≤ x < high)."""
+        outside = np.zeros(len(positions), bool)
+        for piece in pieces(len(positions)):
+            for axis, (low, high) in enumerate(intervals):
+                if low > -math.inf or high < math.inf:
+                    x = self.box.fractional(positions[piece], axis)
+                    outside[piece] |= ~((x >= low) & (x < high))
+        return outside
 
     def place(self, fractional: NDArray[np.float64], axis: int) -> NDArray[np.intp]:
         """Coordinate in the grid of the brick that owns each fractional coordinate (n,)."""
         return np.searchsorted(self.cuts[axis][1:-1], fractional, side="right")
-
-    def partner(self, axis: int, distance: int) -> int:
-        """The rank `distance` bricks away along a direction, or `NOBODY` beyond an open face."""
-        where = list(self.coordinates)
-        where[axis] += distance
-        if not self.box.periodic[axis] and not 0 <= where[axis] < self.grid[axis]:
-            return NOBODY
-        where[axis] %= self.grid[axis]
-        return int(np.ravel_multi_index(where, self.grid))
-
-    def crosses(self, axis: int, direction: int) -> bool:
-        """Whether a step to the next brick (`direction` ±1) passes the end of the box."""
-        return self.coordinates[axis] == (self.grid[axis] - 1 if direction > 0 else 0)
 
     def hops(self, axis: int, reach: float) -> int:
         """How many bricks away atoms within `reach` (Å) of a brick can be; the same on all ranks."""
@@ -76,15 +103,18 @@ class Domain:
         hops = int(np.ceil(reach / self.box.heights[axis] / thinnest))
         return hops if self.box.periodic[axis] else min(hops, self.grid[axis] - 1)
 
-    def around(self, reach: float) -> list[int]:
-        """Ranks that may have atoms within `reach` (Å) of this brick, without this one; each is in the other's list."""
-        near = []
-        for axis, c in enumerate(self.coordinates):
-            g, hops = self.grid[axis], self.hops(axis, reach)
-            places = range(c - hops, c + hops + 1)
-            near.append({p % g for p in places} if self.box.periodic[axis] else {p for p in places if 0 <= p < g})
-        ranks = {int(np.ravel_multi_index(place, self.grid)) for place in itertools.product(*near)}
-        return sorted(ranks - {self.rank})
+    def images(self, reach: float) -> list[Image]:
+        """Bricks around that may have atoms within `reach` (Å) of this one; of any two, each is in the other's list.
+
+        What is the first in one list's order, from low to high places, is the last in the other's.
+        """
+        images, own, hops = [], self.coordinates, [self.hops(axis, reach) for axis in range(3)]
+        for offset in itertools.product(*(range(-n, n + 1) for n in hops)):
+            ways = [divmod(c + k, g) for c, k, g in zip(own, offset, self.grid, strict=True)]
+            shift, (x, y, z) = zip(*ways, strict=True)
+            if any(offset) and all(p or not n for p, n in zip(self.box.periodic, shift, strict=True)):
+                images.append(Image(offset, (x * self.grid[1] + y) * self.grid[2] + z, shift))
+        return images
 
     def ghost_ratio(self, reach: float) -> float:
         """Ghosts per local atom that a uniform density would give a brick of average size."""

@@ -1,29 +1,29 @@
 """Ghosts: copies of the atoms around a rank's brick, from other ranks or from the far side of the box.
 
-`build_ghosts` finds them one direction at a time and passes on the ghosts of the directions before, so that six
-messages reach all 26 bricks around.  Where a brick is thinner than the reach, atoms travel several hops; a rank may be
-its own neighbor, through the box's end, any number of times (a small cell with many images is no special case).
+In `build_ghosts` each owner finds whose ghosts its atoms are: those of the 26 bricks around, or of more where bricks
+are thinner than the reach.  A rank may be its own neighbor, through the box's end, any number of times (a small cell
+with many images is no special case).  Only atoms near the brick's faces are looked at, so that whoever keeps the others
+elsewhere brings these alone.
 
-What is sent every step goes straight from owner to ghost, one message for each pair of ranks: ghosts stand in memory by
-their owners' ranks, so that messages arrive where they belong.  `start_refresh` and `start_reduce` leave the messages
-under way, while the caller works on atoms that need none of them.
+All messages go straight from owner to ghost, one for each pair of ranks: ghosts stand in memory by their owners' ranks,
+so that messages arrive where they belong.  `start_refresh` and `start_reduce` leave the messages under way, while the
+caller works on atoms that need none of them.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dphpc.core.state import GHOSTED, State, row_dtype
+from dphpc.core.state import GHOSTED, State
 from dphpc.parallel.comm import Communicator, Exchange
-from dphpc.parallel.domain import Domain
+from dphpc.parallel.domain import Domain, Image
 from dphpc.parallel.flight import Flight
-from dphpc.parallel.migrate import exchange_rows
-
-_ORIGIN = (("shift", np.int32, (3,)), ("home", np.int32, ()), ("index", np.int32, ()))
 
 
 @dataclass(frozen=True)
@@ -87,15 +87,64 @@ class Halo:
 
         Local atoms must be wrapped and in their owner's brick (`migrate`).
         """
-        n = self._n_local = state.n_local
-        state.resize(n, 0)
-        origin = np.zeros(n, np.dtype(list(_ORIGIN)))
-        origin["home"], origin["index"] = self.comm.rank, np.arange(n)
-        for axis in range(3):
-            origin = self._build_along(axis, state, origin, reach)
-        self._address(state, origin[n:], reach)
-        # Until here ghosts carry their owner's position: one expression forms a ghost's, whatever its route.
+        state.resize(state.n_local, 0)
+        places = np.flatnonzero(self.domain.outside(state.positions, self.domain.interior(reach, images=True)))
+        self.attach_ghosts(state, state.rows(GHOSTED, places), places, reach)
+
+    def attach_ghosts(self, state: State, border: NDArray, places: NDArray[np.integer], reach: float) -> None:
+        """As `build_ghosts`, of the atoms near a face alone: the state's own ones are not looked at; collective.
+
+        Parameters
+        ----------
+        border
+            (n,) rows of the fields that ghosts carry, of the local atoms outside of `Domain.interior` with `images`.
+        places
+            (n,) where these stand among the local atoms.
+        """
+        images, near = self.domain.images(reach), self._near(border["positions"], reach)
+        self._partners = sorted({image.rank for image in images} - {self.comm.rank})
+        ranks = [self.comm.rank, *self._partners]
+        of_ranks = [[image for image in images if image.rank == rank] for rank in ranks]
+        chosen = [list(map(near, of_rank)) for of_rank in of_ranks]
+        sent = [np.array(list(map(len, of_rank)), np.int64) for of_rank in chosen]
+        received = self._swap(sent)
+        self._send_bounds, self._ghost_bounds = (
+            np.cumsum([0, *(n.sum() for n in counts)]) for counts in (sent, received)
+        )
+        index = np.concatenate([np.zeros(0, np.intp), *itertools.chain(*chosen)])
+        self._send = places[index].astype(np.int32)
+        packed, ghosts = border[index], np.empty(self._ghost_bounds[-1], border.dtype)
+        ghosts[: self._ghost_bounds[1]] = packed[: self._send_bounds[1]]
+        self.comm.post(self._parts(packed, self._send_bounds), self._parts(ghosts, self._ghost_bounds)).wait()
+        # This brick is its images' image on the way back, and their last is the first of it.
+        shifts = [image.shift for of_rank in of_ranks for image in reversed(of_rank)]
+        vectors = np.array(shifts, np.float64).reshape(-1, 3) @ state.box.matrix
+        self._displacements = np.repeat(vectors, np.concatenate(received), axis=0)
+        state.set_ghosts(ghosts)
+        self._n_local = state.n_local
+        # One expression forms a ghost's position, here and whenever it follows its owner.
         self._displace(state, slice(None))
+
+    def _near(self, positions: NDArray[np.float64], reach: float) -> Callable[[Image], NDArray[np.intp]]:
+        """What says where those of the positions stand that are within reach of an image's brick."""
+        near: dict[tuple[int, int], NDArray[np.bool_]] = {}
+        for axis in range(3):
+            x, width = self.domain.box.fractional(positions, axis), reach / self.domain.box.heights[axis]
+            for k in range(1, self.domain.hops(axis, reach) + 1):
+                near[axis, k] = x > self.domain.interval(axis, k)[0] - width
+                near[axis, -k] = x < self.domain.interval(axis, -k)[1] + width
+
+        def places(image: Image) -> NDArray[np.intp]:
+            return np.flatnonzero(np.logical_and.reduce([near[along] for along in enumerate(image.offset) if along[1]]))
+
+        return places
+
+    def _swap(self, counts: list[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
+        """Tell each partner its numbers and learn as many."""
+        others = [counts[0], *map(np.empty_like, counts[1:])]
+        ways = (list(zip(self._partners, way[1:], strict=True)) for way in (counts, others))
+        self.comm.post(*ways).wait()
+        return others
 
     def start_refresh(self, state: State) -> Flight:
         """Begin to bring the ghosts' positions up to date; local atoms must stay until it has landed.  Collective."""
@@ -151,70 +200,6 @@ class Halo:
         pieces = zip(self._partners, bounds[1:-1].tolist(), bounds[2:].tolist(), strict=True)
         return [(rank, array[first:last]) for rank, first, last in pieces if last > first]
 
-    # How ghosts are found.
-
-    def _build_along(self, axis: int, state: State, origin: NDArray, reach: float) -> NDArray:
-        """Exchange in both senses of one direction; returns where all atoms so far come from."""
-        low, high = self.domain.interval(axis)
-        width = reach / state.box.heights[axis]
-        start = state.n_all
-        coordinate = _coordinate(state, origin, axis, 0)
-        parts = [origin]
-        for direction in (1, -1):
-            candidates, where = np.arange(start), coordinate
-            for _ in range(self.domain.hops(axis, reach)):
-                near = where > high - width if direction > 0 else where < low + width
-                first = state.n_all
-                received = self._hop(axis, direction, state, candidates[near], parts)
-                parts.append(received)
-                candidates = np.arange(first, state.n_all)
-                where = _coordinate(state, received, axis, first)
-        return np.concatenate(parts)
-
-    def _hop(self, axis: int, direction: int, state: State, send: NDArray[np.int64], origins: list[NDArray]) -> NDArray:
-        """Send atoms one brick on, append what arrives as ghosts and return where it comes from."""
-        rows = np.empty(len(send), row_dtype(GHOSTED, *_ORIGIN))
-        for f in GHOSTED:
-            rows[f.name] = getattr(state, f.name)[send]
-        origin = _take(origins, send)
-        for name, *_ in _ORIGIN:
-            rows[name] = origin[name]
-        if self.domain.crosses(axis, direction):
-            rows["shift"][:, axis] -= direction
-        to, source = self.domain.partner(axis, direction), self.domain.partner(axis, -direction)
-        received = exchange_rows(self.comm, rows, to, source)
-        first = state.n_all
-        state.resize(state.n_local, state.n_ghost + len(received))
-        for f in GHOSTED:
-            getattr(state, f.name)[first:] = received[f.name]
-        arrived = np.empty(len(received), origin.dtype)
-        for name, *_ in _ORIGIN:
-            arrived[name] = received[name]
-        return arrived
-
-    def _address(self, state: State, origin: NDArray, reach: float) -> None:
-        """Sort the ghosts by owner, tell each owner which of its atoms are ghosts here, and learn the same."""
-        partners = self._partners = self.domain.around(reach)
-        ranks = np.array([self.comm.rank, *partners])
-        place = np.argsort(ranks)
-        of_ghost = place[np.searchsorted(ranks, origin["home"], sorter=place)]
-        order = np.argsort(of_ghost, kind="stable")
-        state.reorder_ghosts(order)
-        origin = origin[order]
-        self._displacements = origin["shift"] @ state.box.matrix
-        counts = np.bincount(of_ghost, minlength=len(ranks))
-        self._ghost_bounds = np.concatenate(([0], np.cumsum(counts)))
-        wanted = np.zeros(len(ranks), np.int64)
-        wanted[0] = counts[0]
-        self.comm.post(
-            [(rank, counts[k + 1 : k + 2]) for k, rank in enumerate(partners)],
-            [(rank, wanted[k + 1 : k + 2]) for k, rank in enumerate(partners)],
-        ).wait()
-        self._send_bounds = np.concatenate(([0], np.cumsum(wanted)))
-        index, self._send = np.ascontiguousarray(origin["index"]), np.empty(wanted.sum(), np.int32)
-        self._send[: wanted[0]] = index[: counts[0]]
-        self.comm.post(self._parts(index, self._ghost_bounds), self._parts(self._send, self._send_bounds)).wait()
-
     def _view(self, array: NDArray) -> NDArray:
         """The persistent buffer as one row of the array's shape and type for each atom that is sent."""
         n = len(self._send)
@@ -227,16 +212,3 @@ class Halo:
 def _columns(array: NDArray) -> NDArray:
     """(k, n) view of an array (n, …) with k numbers in each row."""
     return array.reshape(len(array), math.prod(array.shape[1:])).T
-
-
-def _coordinate(state: State, origin: NDArray, axis: int, first: int) -> NDArray[np.float64]:
-    """Fractional coordinate along `axis` of the atoms from `first` on, which stand shifted from their owners."""
-    return state.box.fractional(state.positions[first : first + len(origin)], axis) + origin["shift"][:, axis]
-
-
-def _take(parts: list[NDArray], index: NDArray[np.int64]) -> NDArray:
-    """Rows of an array that is held in parts; `index` ascends."""
-    bounds = np.cumsum([0, *(len(p) for p in parts)])
-    cuts = np.searchsorted(index, bounds)
-    taken = [p[index[a:b] - start] for p, start, a, b in zip(parts, bounds[:-1], cuts[:-1], cuts[1:], strict=True)]
-    return np.concatenate(taken)

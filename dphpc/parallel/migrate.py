@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dphpc.core.errors import RunError
-from dphpc.core.state import MIGRATING, State
+from dphpc.core.state import MIGRATING, State, pieces
 from dphpc.parallel.comm import Communicator
 from dphpc.parallel.domain import Domain
 
@@ -14,13 +14,26 @@ from dphpc.parallel.domain import Domain
 def migrate(state: State, domain: Domain, comm: Communicator) -> None:
     """Wrap the local atoms into the box and give each to its owner, however far away; collective.
 
-    Drops the ghosts.  One direction after the other; messages go only to bricks as far away as some
-    atom of some rank has to travel.
+    Drops the ghosts.
     """
     state.resize(state.n_local, 0)
     wrap_(state)
     if domain.grid == (1, 1, 1):
         return
+    leaves = domain.outside(state.positions, domain.own)
+    moving = State(state.box)
+    moving.append_local(state.rows(MIGRATING, np.flatnonzero(leaves)))
+    deal(moving, domain, comm)
+    if leaves.any():
+        state.keep_local(np.flatnonzero(~leaves))
+    state.append_local(moving.rows(MIGRATING, np.arange(moving.n_local)))
+
+
+def deal(state: State, domain: Domain, comm: Communicator) -> None:
+    """Give wrapped atoms that are to leave to their owners, and let the state have those that come; collective.
+
+    One direction after the other; messages go only to bricks as far away as some atom of some rank has to travel.
+    """
     distances = _distances_in_use(state, domain, comm)
     for axis in range(3):
         target = _target(state, domain, axis)
@@ -35,8 +48,11 @@ def migrate(state: State, domain: Domain, comm: Communicator) -> None:
 
 def wrap_(state: State) -> None:
     """Move local atoms into the box along its periodic directions and count that in `images`."""
-    n = state.n_local
-    state.positions[:n], state.images[:n] = state.wrapped()
+    for piece in pieces(state.n_local):
+        shifts = state.box.wrap_shifts(state.positions[piece])
+        out = np.flatnonzero(shifts.any(axis=1))
+        state.positions[piece][out] -= shifts[out] @ state.box.matrix
+        state.images[piece][out] += shifts[out]
 
 
 def check_count(state: State, expected: int, comm: Communicator) -> None:
@@ -66,13 +82,14 @@ def exchange_rows(comm: Communicator, rows: NDArray, to: int, source: int) -> ND
 def sort_spatially(state: State, domain: Domain, cell: float) -> None:
     """Order the local atoms by cells of about `cell` Å, so that neighbors are near in memory; no ghosts then."""
     key = np.zeros(state.n_local, np.int64)
-    for axis in range(3):
-        low, high = domain.interval(axis)
-        n_cells = max(1, int((high - low) * state.box.heights[axis] / cell))
-        fractional = state.box.fractional(state.positions[: state.n_local], axis)
-        place = ((fractional - low) * (n_cells / (high - low))).astype(np.int64)
-        key *= n_cells
-        key += np.clip(place, 0, n_cells - 1)
+    for piece in pieces(state.n_local):
+        for axis in range(3):
+            low, high = domain.interval(axis)
+            n_cells = max(1, int((high - low) * state.box.heights[axis] / cell))
+            fractional = state.box.fractional(state.positions[piece], axis)
+            place = ((fractional - low) * (n_cells / (high - low))).astype(np.int64)
+            key[piece] *= n_cells
+            key[piece] += np.clip(place, 0, n_cells - 1)
     state.keep_local(np.argsort(key, kind="stable"))
 
 
