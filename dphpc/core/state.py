@@ -5,6 +5,7 @@ Migration, halo, restart and output iterate over `FIELDS`: a new per-atom field 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,9 +53,9 @@ def pieces(n: int) -> list[slice]:
     return [slice(first, min(first + PIECE, n)) for first in range(0, n, PIECE)]
 
 
-def row_dtype(fields: tuple[Field, ...], *extra: tuple[str, type, tuple[int, ...]]) -> np.dtype:
+def row_dtype(fields: Sequence[Field]) -> np.dtype:
     """One atom's fields side by side, as messages carry them."""
-    return np.dtype([(f.name, f.dtype, f.shape) for f in fields] + list(extra))
+    return np.dtype([(f.name, f.dtype, f.shape) for f in fields])
 
 
 class State:

@@ -2,8 +2,10 @@
 
 In a window (see md/card_engine.py) ranks exchange ghosts in each step, through pinned memory and MPI, while the card is
 at atoms that are near none of another rank; the host waits for messages, not for the card.  When the list has had its
-day, the next step is one of the host's: atoms come down and are dealt out, ghosts are found, all go up, and the card
-builds the list.  Its forces are the card's, too; where that noted trouble the host evaluates them, to say what it is.
+day, the next step is done by itself.  The card wraps atoms, finds those that leave their brick, orders those that stay
+or come, finds those near its faces, and builds the list; only atoms that leave or are near a face come down, only those
+that come and ghosts go up.  The first time it is the host that deals them out, and all go up.  Forces are the card's;
+where it noted trouble the host evaluates them, to say what it is.
 """
 
 from __future__ import annotations
@@ -15,10 +17,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dphpc.core.device import Array
+from dphpc.core.state import GHOSTED, MIGRATING, Field, State, row_dtype
 from dphpc.md.card_engine import MOVED, CardEngine
-from dphpc.md.engine import OWN_PAIRS, Engine
+from dphpc.md.engine import OWN_PAIRS, SORT_CELL, Engine
 from dphpc.ops.neighbors.contract import Neighbors
 from dphpc.parallel.comm import Communicator
+from dphpc.parallel.migrate import deal
 from dphpc.potential.contract import Potential, card_of
 
 if TYPE_CHECKING:
@@ -77,12 +82,12 @@ class RankEngine(CardEngine):
             self._launch()
             return
         self._since += 1
-        if self._has_list():
-            self.card.bring(self.state, "positions", "velocities")
         if self._must_rebuild():
             self._rebuild()
         self._here = False
         if not self._evaluate_on_card():
+            self._bring_all()
+            Engine._divide(self)
             self._evaluate(self.halo.start_refresh(self.state))
             self.card.put_forces(self.state.forces[: self.state.n_local])
             self.window.saw(np.sqrt(self.moved2), self._since)
@@ -93,32 +98,86 @@ class RankEngine(CardEngine):
         return self._key is not None
 
     def _must_rebuild(self) -> bool:
-        return super()._must_rebuild() or self._due
+        """See `Engine._must_rebuild`; the card says how far atoms went, the host who flew away."""
+        if not self._has_list():
+            return True
+        with self.timers("neighbor"):
+            self.device.fill(self._report[MOVED], 0)
+            self.card.note_displacement(self._report[MOVED])
+            moved2 = self.device.download(self._report[MOVED]).view(np.float64)
+            _, some_are_wild = self._agree_on_moves(float(moved2[0]))
+        if some_are_wild:
+            self._bring_all()
+            return super()._must_rebuild()
+        return self._due or self.moved2 >= (0.5 * self.skin) ** 2
+
+    def _bring_all(self) -> None:
+        """Let the host have what it needs to do the step itself."""
+        self._here = False
+        self.to_host()
+        self._here = False  # the step goes on
+        self.host.note_positions(self.device.download(self.card.built_at))
+
+    def _deal(self) -> None:
+        """See `Engine._deal`; but for the first list on the card."""
+        if not self._has_list():
+            super()._deal()
+            self.host.take_up()
+            return
+        card, box, n = self.card, self.state.box, self.card.n_local
+        self.ghosts.wrap_(box, card.positions[:n], card.images)
+        leave = self.ghosts.places(self.ghosts.outside(box, card.positions[:n], self.domain.own))
+        moving = State(box)
+        moving.append_local(self._rows(MIGRATING, leave))
+        deal(moving, self.domain, self.comm)
+        card.append(moving)
+        intervals = [self.domain.interval(axis) for axis in range(3)]
+        order = self.ghosts.spatial_order(box, card.positions, SORT_CELL, intervals, last=leave)
+        card.keep_local(order[: n - len(leave) + moving.n_local])
+        self.state.resize(card.n_local, 0)
+        self._told = self._here = False
+
+    def _find_ghosts(self) -> None:
+        """Of the atoms near the brick's faces, where the host knows no others."""
+        if self._told:
+            super()._find_ghosts()
+            return
+        positions = self.card.positions[: self.card.n_local]
+        border = self.domain.interior(self.reach, images=True)
+        near = self.ghosts.places(self.ghosts.outside(self.state.box, positions, border))
+        self.halo.attach_ghosts(self.state, self._rows(GHOSTED, near), self.device.download(near), self.reach)
+
+    def _rows(self, fields: Sequence[Field], places: Array) -> NDArray:
+        """As `State.rows`, of the card's atoms at places (n,) int32."""
+        rows = np.empty(len(places), row_dtype(fields))
+        for f in fields:
+            found = self.card.room.buffer(f"rows of {f.name}", (len(places), *f.shape), f.dtype)
+            self.ghosts.take(getattr(self.card, f.name), places, found)
+            rows[f.name] = self.device.download(found)
+        return rows
 
     def _find_neighbors(self) -> int:
-        """Bring the atoms to the card, which builds the list."""
+        """Bring the ghosts, and atoms that it has not, to the card, which builds the list."""
         state, card = self.state, self.card
-        card.take_up(state)
+        if self._told:
+            card.take_up(state)
+        else:
+            card.set_ghosts(state)
         self.card_halo.follow(self.halo.routes, state.n_local)
-        places = card.positions, card.types, card.ids, state.n_local, state.n_all, self.reach
-        found = self.search.build(*places)
+        found = self.search.build(card.positions, card.types, card.ids, state.n_local, state.n_all, self.reach)
         self._use(found.offsets, found.indices)
         self._due = False
         return found.n_pairs
 
     def _divide(self) -> None:
         """See `Engine._divide`; whole tiles of inner atoms are parts of their own, which costs nothing."""
-        super()._divide()
-        outer = np.ones(self.state.n_local, np.int32)
-        for part in self.inner:
-            outer[part] = 0
-        types, n_types = self.state.types[: self.state.n_local], len(self.masses)
-        counts, inner = (np.bincount(of, minlength=n_types) for of in (types, types[outer == 0]))
-        rows = self._on_card.rows
+        card, n = self.card, self.card.n_local
+        outer = self.ghosts.outside(self.state.box, card.positions[:n], self.domain.interior(self.reach))
+        order, counts = self.ghosts.parts(card.types[:n], outer, len(self.masses))
+        rows, inner = self._on_card.rows, counts[:, 0]
         tiles = inner // rows
         first, last = (tiles + 1) // 2 * rows, tiles // 2 * rows
-        keys = self.card.room.up("keys", 2 * types + outer, np.int32)
-        self._on_card.place(np.array((first, last, counts - first - last)), self.ghosts.order(keys, 2 * n_types))
+        self._on_card.place(np.array((first, last, counts.sum(axis=1) - first - last)), order)
 
     def _launch(self) -> None:
         """Forces, energy and virial at the present positions, and what is to be noted; collective."""

@@ -28,7 +28,7 @@ from dphpc.ops.motion.reference import HostMoves
 from dphpc.ops.neighbors.contract import Neighbors
 from dphpc.ops.neighbors.native import build_neighbors
 from dphpc.parallel.balance import balanced, imbalance
-from dphpc.parallel.comm import Communicator, agree
+from dphpc.parallel.comm import Communicator, agree, together
 from dphpc.parallel.domain import Domain
 from dphpc.parallel.flight import Flight
 from dphpc.parallel.halo import Halo
@@ -284,16 +284,17 @@ class Engine:
             return True
         with self.timers("neighbor"):
             moved2 = self.host.moved2()
-            largest = float(moved2.max(initial=0.0))
-            # A NaN fails the comparison too.
-            wild = not largest < max(self.reach, 10.0 * self.skin) ** 2
-            asked = self.asked_to_stop  # whether to end is agreed here: it costs one number more in this message
-            flags = self.comm.allreduce(np.array([0.0 if wild else largest, float(wild), asked]), "max")
-            self.stop = int(flags[2])
-            if flags[1]:
+            wild, some_are = self._agree_on_moves(float(moved2.max(initial=0.0)))
+            if some_are:
                 agree(self.comm, self._wild_atom(moved2) if wild else None)
-            self.moved2 = float(flags[0])
             return self.moved2 >= (0.5 * self.skin) ** 2
+
+    def _agree_on_moves(self, moved2: float) -> tuple[bool, bool]:
+        """Whether an atom of this rank, and of some rank, flew away, by its largest square; also whether to stop."""
+        wild = not moved2 < max(self.reach, 10.0 * self.skin) ** 2  # a NaN fails the comparison too
+        flags = self.comm.allreduce(np.array([0.0 if wild else moved2, float(wild), self.asked_to_stop]), "max")
+        self.moved2, self.stop = float(flags[0]), int(flags[2])
+        return wild, bool(flags[1])
 
     def _rebuild(self) -> None:
         self._build()
@@ -304,34 +305,37 @@ class Engine:
     def _build(self) -> None:
         """Atoms to their owners, then ghosts and neighbors."""
         with self.timers("halo"):
-            migrate(self.state, self.domain, self.comm)
+            self._deal()
             try:
                 check_count(self.state, self.n_atoms, self.comm)
             except RunError as lost:
                 raise self._located(lost) from None
-            sort_spatially(self.state, self.domain, SORT_CELL)
         self._search()
+
+    def _deal(self) -> None:
+        """Atoms to their owners, and in order."""
+        migrate(self.state, self.domain, self.comm)
+        sort_spatially(self.state, self.domain, SORT_CELL)
 
     def _search(self) -> None:
         """Ghosts and neighbors of the local atoms as they stand."""
         self._neighbors = None  # frees the old list before the new one is made
         with self.timers("halo"):
-            self.halo.build_ghosts(self.state, self.reach)
+            self._find_ghosts()
         with self.timers("neighbor"):
-            error: Exception | None = None
-            try:
+            with together(self.comm):
                 self.n_pairs = self._find_neighbors()
-            except (DphpcError, MemoryError) as caught:
-                error = caught
-            agree(self.comm, error)
-            self.host.take_up()
-            self.host.note_positions()
             self._divide()
+
+    def _find_ghosts(self) -> None:
+        self.halo.build_ghosts(self.state, self.reach)
 
     def _find_neighbors(self) -> int:
         """The list's length."""
         state = self.state
         self._neighbors = build_neighbors(state.positions, state.types, state.ids, state.n_local, self.reach)
+        self.host.take_up()
+        self.host.note_positions()
         return self._neighbors.n_pairs
 
     def _divide(self) -> None:
@@ -359,13 +363,14 @@ class Engine:
     def _move_planes(self) -> bool:
         """Give all ranks equal work, where they are far from it; whether planes moved."""
         with self.timers("neighbor"):
-            work = self.work * self._slowness()
-            if imbalance(float(work.sum()), self.comm) < UNBALANCED:
+            slowness = self._slowness()
+            if imbalance(self.total_work * slowness, self.comm) < UNBALANCED:
                 return False
-            state, box = self.state, self.state.box
-            fractional = [box.fractional(state.positions[: state.n_local], axis) for axis in range(3)]
-            thinnest = 0.25 * self.reach / box.heights
-            self.domain = balanced(self.domain, fractional, work, thinnest.tolist(), self.comm)
+            self.to_host()
+            box, positions = self.state.box, self.state.positions[: self.state.n_local]
+            fractional = [box.fractional(positions, axis) for axis in range(3)]
+            thinnest = (0.25 * self.reach / box.heights).tolist()
+            self.domain = balanced(self.domain, fractional, self.work * slowness, thinnest, self.comm)
             self.halo = Halo(self.domain, self.comm)
             return True
 

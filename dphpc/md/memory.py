@@ -11,7 +11,6 @@ from dphpc.core.device import Device
 from dphpc.core.errors import InputError
 from dphpc.core.memory import memory_available
 from dphpc.core.state import FIELDS
-from dphpc.ops.card import ORDER_BYTES
 from dphpc.ops.ghosts import cuda as card_ghosts
 from dphpc.ops.neighbors import cuda as card_search
 from dphpc.parallel import card_halo
@@ -48,8 +47,11 @@ CARD_ROUTE_BYTES = 4 + 24
 KEPT_BYTES = 8 + 4 + 12
 """Of a local atom while atoms are put in order: id, type and images."""
 
-PART_BYTES = 4 + ORDER_BYTES
-"""Of a local atom of several ranks while it is told which part it belongs to."""
+PART_BYTES = 4 + 4
+"""Of a local atom of several ranks while it is told whether it is near a face, and which part it belongs to."""
+
+BORDER_BYTES = 4 + 36
+"""Of an atom near a face on its way to the host, place and fields, counted for each ghost: there are more of these."""
 
 CARD_CALL_BYTES = 24 + 4 + 24
 """Of an atom or ghost for each model that is called from the host: position, type, sum of forces.  A list comes with
@@ -136,8 +138,8 @@ def _card_room(device: Device, neighbors: float, ghosts: float, models: int, com
         of_ghost = CARD_GHOST_BYTES + CARD_ROUTE_BYTES
         more += card_ghosts.memory_per_atom(ghosts) + HEAD_ROOM * KEPT_BYTES
     else:
-        of_ghost = CARD_GHOST_BYTES + card_halo.CARD_GHOST_BYTES
-        more += HEAD_ROOM * PART_BYTES
+        of_ghost = CARD_GHOST_BYTES + card_halo.CARD_GHOST_BYTES + BORDER_BYTES
+        more += card_ghosts.memory_per_atom(0.0) + HEAD_ROOM * (KEPT_BYTES + PART_BYTES)
     per_atom = HEAD_ROOM * (CARD_ATOM_BYTES + ghosts * of_ghost + models * of_model) + more
     cards = comm.allgather((platform.node(), device.name))
     free = device.free_memory() / cards.count(cards[comm.rank]) - CARD_BYTES * models

@@ -24,6 +24,11 @@ struct Bins {
     long long n[3];
 };
 
+// Of a brick: fractional coordinates from `low` on, below `high`.
+struct Faces {
+    double low[3], high[3];
+};
+
 // As Box.fractional of dphpc/core/box.py, to the last bit.
 __device__ inline double fractional(const Box& box, const double* position, int axis) {
     double offset[3];
@@ -63,6 +68,44 @@ form_keys(const Box box, const Bins bins, int n, const double* positions, long l
         key = key * bins.n[d] + (!(place > 0.0) ? 0 : place < last ? static_cast<long long>(place) : last);
     }
     keys[i] = key;
+}
+
+// keys of the atoms at places (n).
+extern "C" __global__ void __launch_bounds__(BLOCK) set_keys(int n, const int* places, long long key, long long* keys) {
+    const long long i = my_place();
+    if (i < n) keys[places[i]] = key;
+}
+
+// marks (n): 1 for atoms outside.
+extern "C" __global__ void __launch_bounds__(BLOCK)
+mark_outside(const Box box, const Faces faces, int n, const double* positions, int* marks) {
+    const long long i = my_place();
+    if (i >= n) return;
+    bool inside = true;
+    for (int d = 0; d < 3; ++d) {
+        const double x = fractional(box, positions + 3 * i, d);
+        inside = inside && x >= faces.low[d] && x < faces.high[d];
+    }
+    marks[i] = !inside;
+}
+
+// places of marks (n); offsets (n) are their running sums.
+extern "C" __global__ void __launch_bounds__(BLOCK)
+list_marked(int n, const int* marks, const Count* offsets, int* places) {
+    const long long i = my_place();
+    if (i < n && marks[i]) places[offsets[i]] = static_cast<int>(i);
+}
+
+// keys (n) by type and mark, and how many atoms have each: counts (n_keys), which were 0.
+extern "C" __global__ void __launch_bounds__(BLOCK)
+form_parts(int n, int n_keys, const int* types, const int* marks, int* keys, Count* counts) {
+    const long long i = my_place();
+    const int key = i < n ? 2 * types[i] + marks[i] : n_keys;
+    if (i < n) keys[i] = key;
+    for (int k = 0; k < n_keys; ++k) {
+        const int alike = __popcll(lanes_where(key == k));
+        if (threadIdx.x % WARP == 0 && alike) add(counts + k, alike);
+    }
 }
 
 // How many images an atom has below and above it along a direction: as many as Halo.build_ghosts makes hops with it.

@@ -176,6 +176,42 @@ def test_spatial_order_of_a_brick(device):
     assert np.array_equal(expected, state.ids)
 
 
+@pytest.mark.parametrize("name", ["triclinic", "slab", "corner"])
+def test_who_is_outside_of_a_brick(device, name):
+    box, state = system(name)
+    wrap_(state)
+    ops, positions = CudaGhosts(device), on_card(device, state.positions, np.float64)
+    for rank in range(12):
+        domain = Domain.even(box, 12, rank)
+        for intervals in (domain.own, domain.interior(2.0), domain.interior(2.0, images=True)):
+            marks = ops.outside(box, positions, intervals)
+            expected = domain.outside(state.positions, intervals)
+            assert np.array_equal(device.download(marks), expected)
+            assert np.array_equal(device.download(ops.places(marks)), np.flatnonzero(expected))
+
+
+def test_some_atoms_come_last(device):
+    box, state = system("cube")
+    wrap_(state)
+    ops, positions = CudaGhosts(device), on_card(device, state.positions, np.float64)
+    plain = device.download(ops.spatial_order(box, positions, 3.0)).copy()
+    last = np.array([0, 3, 50], np.int32)
+    order = device.download(ops.spatial_order(box, positions, 3.0, last=on_card(device, last, np.int32)))
+    assert np.array_equal(order[-3:], last)
+    assert np.array_equal(order[:-3], plain[~np.isin(plain, last)])
+
+
+@pytest.mark.parametrize("n", [0, 1, 1000])
+def test_parts_of_types(device, n):
+    rng = np.random.default_rng(4)
+    types, marks = rng.integers(0, 3, n), rng.integers(0, 2, n)
+    for _ in range(2):  # whatever the last one left behind
+        given = (on_card(device, values, np.int32) for values in (types, marks))
+        order, counts = CudaGhosts(device).parts(*given, 4)
+        assert np.array_equal(device.download(order), np.lexsort((np.arange(n), marks, types)))
+        assert np.array_equal(counts.ravel(), np.bincount(2 * types + marks, minlength=8))
+
+
 def test_forces_of_ghosts_are_added_to_their_owners(device, tmp_path):
     rng = np.random.default_rng(3)
     values, index = rng.integers(-(2**52), 2**52, (500, 3)), rng.integers(0, 40, 500)

@@ -9,7 +9,7 @@ import pytest
 
 from dphpc.core.box import Box
 from dphpc.core.exact_sum import no_sum, total
-from dphpc.core.state import State
+from dphpc.core.state import GHOSTED, MIGRATING, State
 from dphpc.ops.motion.cuda import CudaMoves
 from dphpc.ops.motion.reference import HostMoves
 from tests.ops.emulation.device import EmulatedDevice
@@ -170,3 +170,28 @@ def test_what_was_kept_comes_back(device):
             same(device, state, card)
     card.fetch_account(bath)
     assert bath.scalars[0] == 0.75 * kinetic, "what the bath took before it went back does not count"
+
+
+def some_of(state, index, n_ghost=0):
+    """A state with the local atoms at index and some ghosts."""
+    some = State(state.box)
+    some.append_local(state.rows(MIGRATING, index))
+    some.set_ghosts(state.rows(GHOSTED, np.arange(n_ghost)))
+    return some
+
+
+@pytest.mark.parametrize("more", [0, 5, N])
+def test_atoms_come_and_go(device, more):
+    """With room for them or without."""
+    state, _, card = both(device)
+    card.append(some_of(state, np.arange(more)))
+    order = np.random.default_rng(1).permutation(N + more)[: N - 20].astype(np.int32)
+    there = device.zeros(len(order), np.int32)
+    device.upload(order, there)
+    card.keep_local(there)
+    after = some_of(state, order % N, GHOSTS)
+    card.set_ghosts(after)
+    for f in MIGRATING:
+        found = device.download(getattr(card, f.name))
+        assert np.array_equal(found, getattr(after, f.name)[: after.n_all if f in GHOSTED else after.n_local]), f.name
+    assert np.array_equal(device.download(card.built_at), after.positions[: after.n_local])

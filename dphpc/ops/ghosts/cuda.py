@@ -22,6 +22,7 @@ WHOLE = ((0.0, 1.0), (0.0, 1.0), (0.0, 1.0))
 # The structs of kernels/cuda/ghosts.cu.
 _BOX = np.dtype([("matrix", "f8", 9), ("inverse", "f8", 9), ("origin", "f8", 3), ("periodic", "i4", 3)], align=True)
 _SHELL = np.dtype([("near_high", "f8", 3), ("near_low", "f8", 3), ("hops", "i4", 3)], align=True)
+_FACES = np.dtype([("low", "f8", 3), ("high", "f8", 3)], align=True)
 _BINS = np.dtype([("low", "f8", 3), ("scale", "f8", 3), ("n", "i8", 3)], align=True)
 
 
@@ -69,7 +70,12 @@ class CudaGhosts:
         self._launch("wrap", n, _struct(box), np.int32(n), positions, images)
 
     def spatial_order(
-        self, box: Box, positions: Array, cell: float, intervals: Sequence[tuple[float, float]] = WHOLE
+        self,
+        box: Box,
+        positions: Array,
+        cell: float,
+        intervals: Sequence[tuple[float, float]] = WHOLE,
+        last: Array | None = None,
     ) -> Array:
         """(n,) int32, the order that `sort_spatially` gives the atoms of a brick: `take` applies it; see `order`.
 
@@ -79,6 +85,8 @@ class CudaGhosts:
             Å.
         intervals
             The brick's faces along each direction, as fractional coordinates.
+        last
+            (m,) int32, atoms that come behind all others.
         """
         low, high = np.array(intervals).T
         n_cells = np.maximum(1, ((high - low) * box.heights / cell).astype(np.int64))
@@ -86,11 +94,56 @@ class CudaGhosts:
         n = len(positions)
         keys = self.buffers.get("keys", (n,), np.int64)
         self._launch("form_keys", n, _struct(box), bins, np.int32(n), positions, keys)
-        return self.order(keys, math.prod(n_cells.tolist()))
+        n_keys = math.prod(n_cells.tolist())
+        if last is not None:
+            self._launch("set_keys", len(last), np.int32(len(last)), last, np.int64(n_keys), keys)
+            n_keys += 1
+        return self.order(keys, n_keys)
 
     def order(self, keys: Array, n_keys: int) -> Array:
         """(n,) int32, the atoms of key 0, then of key 1, …, as `stable_order`; the next order takes its memory."""
         return stable_order(self.device, self.buffers, keys, n_keys)
+
+    def outside(self, box: Box, positions: Array, intervals: Sequence[tuple[float, float]]) -> Array:
+        """(n,) int32, 1 for positions (n, 3) that are outside of the intervals as `Domain.outside` has it, else 0.
+
+        The next takes its memory.
+        """
+        n = len(positions)
+        marks = self.buffers.get("marks", (n,), np.int32)
+        faces = np.array([tuple(np.transpose(intervals))], _FACES)
+        self._launch("mark_outside", n, _struct(box), faces, np.int32(n), positions, marks)
+        return marks
+
+    def places(self, marks: Array) -> Array:
+        """(m,) int32, ascending: where marks (n,) int32 are 1; the next take its memory.  Waits for the card."""
+        n = len(marks)
+        offsets = self.buffers.get("offsets", (n + 2,), np.int64)
+        running_sums(self.device, self.buffers, self._text, marks, offsets)
+        places = self.buffers.get("places", (int(self.device.download(offsets[n : n + 1])[0]),), np.int32)
+        self._launch("list_marked", n, np.int32(n), marks, offsets, places)
+        return places
+
+    def parts(self, types: Array, marks: Array, n_types: int) -> tuple[Array, NDArray[np.int64]]:
+        """The order of atoms by type and, of a type, by marks of 0 and 1; and how many there are.  Waits for the card.
+
+        Parameters
+        ----------
+        types, marks
+            (n,) int32.
+
+        Returns
+        -------
+        (n,) int32, see `order`, and (n_types, 2) of the host.
+        """
+        n = len(types)
+        keys, counts = (
+            self.buffers.get("keys of parts", (n,), np.int32),
+            self.buffers.get("parts", (2 * n_types,), np.int64),
+        )
+        self.device.fill(counts, 0)
+        self._launch("form_parts", n, np.int32(n), np.int32(2 * n_types), types, marks, keys, counts)
+        return self.order(keys, 2 * n_types), self.device.download(counts).reshape(n_types, 2)
 
     def room(self, n_local: int, n_rows: int) -> Images:
         """Room for images of so many atoms, which `find_images` is to find."""

@@ -10,7 +10,7 @@ import numpy as np
 from dphpc.core.device import Array, Device
 from dphpc.core.exact_sum import no_sum
 from dphpc.core.random import Stream
-from dphpc.core.state import FIELDS, Field, State
+from dphpc.core.state import FIELDS, GHOSTED, MIGRATING, Field, State
 from dphpc.core.units import ACCELERATION, BOLTZMANN_EV_PER_K, KINETIC
 from dphpc.ops.kernel_text import kernel_text
 from dphpc.ops.motion.contract import Account, Bath, Combine, Floats
@@ -89,6 +89,29 @@ class CudaMoves:
             self._lay_aside(FIELDS)
             self._make_room(n_all)
             self._put_back(FIELDS)
+
+    def append(self, state: State) -> None:
+        """Put a state's atoms behind the local ones, without forces; ghosts are to follow."""
+        n, before = self.n_local, [(f.name, getattr(self, f.name)) for f in MIGRATING]
+        self.n_local += state.n_local
+        self._make_room(self.n_local)
+        for name, old in before:
+            array = getattr(self, name)
+            self.device.copy(old[:n], array[:n])  # it has moved where there was too little room
+            if state.n_local:
+                self.device.upload(getattr(state, name)[: state.n_local], array[n:])
+
+    def keep_local(self, order: Array) -> None:
+        """Let the local atoms be those at order (n,) int32, in that order, without ghosts; see `put_in_order`."""
+        self.n_local = len(order)
+        self._make_room(self.n_local)
+        self.put_in_order(order)
+
+    def set_ghosts(self, state: State) -> None:
+        """Let the ghosts be those of a state that has as many local atoms."""
+        self.reserve(state.n_all)
+        for f in GHOSTED if state.n_ghost else ():
+            self.device.upload(getattr(state, f.name)[self.n_local :], getattr(self, f.name)[self.n_local :])
 
     def put_in_order(self, order: Array) -> None:
         """Sort the local atoms, order (n_local,) int32; the neighbor list is of where they are, ghosts are to follow.

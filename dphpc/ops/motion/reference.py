@@ -122,9 +122,9 @@ class HostMoves:
 
     # How far atoms are from where the neighbor list found them.
 
-    def note_positions(self) -> None:
-        """The neighbor list is of the present positions."""
-        self._built_at[...] = self._state.positions[: self._state.n_local]
+    def note_positions(self, positions: Floats | None = None) -> None:
+        """The neighbor list is of the present positions, or of others (n_local, 3)."""
+        self._built_at[...] = self._state.positions[: self._state.n_local] if positions is None else positions
 
     def moved2(self) -> NDArray[np.float64]:
         """(n_local,) Å²: squared displacement since `note_positions`."""
