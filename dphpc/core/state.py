@@ -96,14 +96,14 @@ class State:
         """The atoms at `index` as a structured array of `fields`."""
         rows = np.empty(len(index), row_dtype(fields))
         for f in fields:
-            rows[f.name] = getattr(self, f.name)[index]
+            rows[f.name] = getattr(self, f.name).take(index, axis=0)  # several times as fast as array[index]
         return rows
 
     def keep_local(self, index: NDArray[np.integer]) -> None:
         """Let the local atoms be those at `index`, in that order, without ghosts."""
         for f in MIGRATING:
             array = getattr(self, f.name)
-            array[: len(index)] = array[index]
+            array[: len(index)] = array.take(index, axis=0)
         self.resize(len(index), 0)
 
     def append_local(self, rows: NDArray) -> None:

@@ -112,8 +112,8 @@ class Halo:
             np.cumsum([0, *(n.sum() for n in counts)]) for counts in (sent, received)
         )
         index = np.concatenate([np.zeros(0, np.intp), *itertools.chain(*chosen)])
-        self._send = places[index].astype(np.int32)
-        packed, ghosts = border[index], np.empty(self._ghost_bounds[-1], border.dtype)
+        self._send = places.take(index).astype(np.int32)
+        packed, ghosts = border.take(index), np.empty(self._ghost_bounds[-1], border.dtype)
         ghosts[: self._ghost_bounds[1]] = packed[: self._send_bounds[1]]
         self.comm.post(self._parts(packed, self._send_bounds), self._parts(ghosts, self._ghost_bounds)).wait()
         # This brick is its images' image on the way back, and their last is the first of it.

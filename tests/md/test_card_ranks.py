@@ -9,13 +9,14 @@ import pytest
 
 from dphpc.core.errors import RunError
 from dphpc.core.state import GHOSTED, MIGRATING, State
-from dphpc.md import memory
+from dphpc.md import engine, memory
 from dphpc.md.card_engine import CardEngine
 from dphpc.md.card_ranks import BORDER, FIRST, LAST, RankEngine
 from dphpc.md.engine import OWN_PAIRS, SORT_CELL, Engine
 from dphpc.md.integrators import VelocityVerlet
 from dphpc.ops.neighbors.native import build_neighbors
 from dphpc.parallel.comm import Communicator
+from dphpc.parallel.domain import Domain
 from dphpc.parallel.halo import Halo
 from dphpc.parallel.migrate import migrate, sort_spatially
 from tests.md.test_card_engine import NVE, ROWS, Runs, equal, kind_of, let_fly, runs_in_one_folder, short_table
@@ -143,6 +144,21 @@ def test_a_table_that_has_to_be_extended(
     )
     if comm.rank == 0:
         equal(found, runs(CardEngine, emulated, **plan))
+    comm.barrier()
+
+
+def test_planes_move_while_atoms_are_on_the_cards(
+    runs: Runs, comm: Communicator, emulated: EmulatedDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "BALANCE_EVERY", 1)
+    monkeypatch.setattr(engine, "UNBALANCED", -1.0)
+    found = runs(kind_of(comm), emulated, comm, **LONG)
+    if comm.size > 1:
+        own, even = runs.engine.domain, Domain.even(runs.engine.domain.box, comm.size, comm.rank)
+        assert not all(map(np.array_equal, own.cuts, even.cuts))
+        assert_the_lists_are_the_hosts(runs.engine)
+    if comm.rank == 0:
+        equal(found, runs(CardEngine, emulated, **LONG))
     comm.barrier()
 
 
