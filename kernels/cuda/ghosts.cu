@@ -1,5 +1,5 @@
-// Atoms of a rank that has the whole box: wrapped, sorted, and their periodic images; and what moves between atoms and
-// ghosts on any number of ranks.  Defined in front of this text: WARP and BLOCK.
+// Atoms of a rank: wrapped, sorted, and told apart by where in its brick they are; the periodic images of one that has the
+// whole box; and what moves between atoms and ghosts on any number of ranks.  Defined in front of this text: WARP and BLOCK.
 #include "block.h"
 #include "exact.h"
 #include "scan.h"
