@@ -145,6 +145,11 @@ class Box:
                 shifts[:, axis] = np.floor(self.fractional(positions, axis))
         return shifts
 
+    def wrapped(self, positions: Floats, images: NDArray[np.int32]) -> tuple[Floats, NDArray[np.int32]]:
+        """The positions moved into the box along its periodic directions, and the images (n, 3) that belong to them."""
+        shifts = self.wrap_shifts(positions)
+        return positions - shifts @ self.matrix, images + shifts
+
     def wrap(self, positions: Floats) -> Floats:
         """The positions moved into the box along its periodic directions."""
         return positions - self.wrap_shifts(positions) @ self.matrix

@@ -123,8 +123,7 @@ class State:
 
     def wrapped(self) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
         """Positions (n_local, 3) inside the box along its periodic directions, and the images that belong to them."""
-        shifts = self.box.wrap_shifts(self.positions[: self.n_local])
-        return self.positions[: self.n_local] - shifts @ self.box.matrix, self.images[: self.n_local] + shifts
+        return self.box.wrapped(self.positions[: self.n_local], self.images[: self.n_local])
 
     def _reserve(self, n: int) -> None:
         # An eighth of head-room keeps buffers in place from one rebuild to the next.

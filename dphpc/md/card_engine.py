@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from dphpc.core.device import Array
 from dphpc.core.exact_sum import FORCE_LIMIT, FORCE_SPACING
 from dphpc.core.state import State, pieces
+from dphpc.md.deferred import Deferred
 from dphpc.md.engine import SORT_CELL, Engine
 from dphpc.md.window import Window
 from dphpc.ops.energy.card import VIRIAL_SLOTS, CardSums, CardSystem, virial_parts
@@ -72,6 +73,7 @@ class CardEngine(Engine):
         self._on_card, self.device = self.potential, self.potential.device
         self.moves = self.card = CudaMoves(self.device, self.masses, self.spacing, alone=self.comm.size == 1)
         self.window, self.thrown_away = Window(0.5 * self.skin), 0
+        self.deferred = Deferred(self.timers, at_once=False)
         self.ghosts, self.search = CudaGhosts(self.device), CudaNeighbors(self.device)
         self.card_halo = CardHalo(self.comm, self.ghosts, gpu_aware_mpi)
         self._counts = self._count_types()
@@ -168,12 +170,19 @@ class CardEngine(Engine):
         Engine.advance(self, integrator, temperatures)
         self._unseen = False
         self._since += len(temperatures)
+        self._work_meanwhile()
         if self._all_is_well():
             return True
         self.thrown_away += 1
         self.card.restore()
         self.step, self._since = step, since
         return False
+
+    def _work_meanwhile(self) -> None:
+        """What the host has put off, for as long as the card is at the window."""
+        launched = self.device.mark()
+        while not launched.done and self.deferred.piece():
+            pass
 
     def _begin_window(self) -> None:
         self.card.keep()
@@ -302,12 +311,20 @@ class CardEngine(Engine):
         """Forces, energy and virial at the present positions, and what is to be noted; nothing is waited for."""
         with self.timers("force"):
             self._replay(self._launch_all)
+        if (
+            not self._is_recorded
+        ):  # so launches soon wait for the card, and little is left of the window after the last one
+            self.deferred.piece()
+
+    @property
+    def _is_recorded(self) -> bool:
+        return self.card.n_local <= MOST_RECORDED
 
     def _replay(self, work: Callable[[], None], *numbers: Hashable) -> None:
-        if self.card.n_local > MOST_RECORDED:
-            work()
-        else:
+        if self._is_recorded:
             self.device.replay((self._key, self._on_card.version(), numbers), work)
+        else:
+            work()
 
     def _launch_all(self) -> None:
         self.card.note_displacement(self._report[MOVED])

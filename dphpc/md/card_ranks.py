@@ -94,6 +94,9 @@ class RankEngine(CardEngine):
 
     # How it is done.
 
+    def _work_meanwhile(self) -> None:
+        """See `CardEngine._work_meanwhile`; ranks do it together, a piece a step, whatever their cards are at."""
+
     def _has_list(self) -> bool:
         return self._key is not None
 
@@ -193,6 +196,7 @@ class RankEngine(CardEngine):
         self._land(flight)
         with self.timers("force"):
             self._take_forces()
+        self.deferred.piece()  # the card is at the last part
 
     def _launch_part(self, part: int) -> None:
         with self.timers("force"):

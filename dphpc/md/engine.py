@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from dphpc.core.errors import DphpcError, RunError
 from dphpc.core.exact_sum import FORCE_LIMIT, FORCE_SPACING, round_to, total
 from dphpc.core.state import State
+from dphpc.md.deferred import Deferred
 from dphpc.md.timers import Timers
 from dphpc.ops.motion.contract import Account, Bath, Moves
 from dphpc.ops.motion.reference import HostMoves
@@ -85,6 +86,8 @@ class Engine:
         Steps done since the run's first structure, and ps.
     host, moves
         Moves of the atoms in `state`, and those of a step, which are the same here.
+    deferred
+        What the host has still to do for steps that have been.
     outputs
         Energy and virial of this rank's atoms at the positions of the last `update_forces`.
     inner, outer
@@ -123,6 +126,7 @@ class Engine:
         self.reach = potential.cutoff + skin
         self.halo = Halo(domain, comm)
         self.timers = Timers()
+        self.deferred = Deferred(self.timers)
         self.step, self.clock = 0, (0, 0.0)
         self.outputs = Outputs(state.forces)
         self.rebuilds, self.in_flight = 0, np.zeros(2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,8 +60,10 @@ def collect(
     write: Callable[[int, Part], None],
     close: Callable[[], None],
     n_writers: int = 1,
-) -> Exception | None:
+) -> Generator[None, None, Exception | None]:
     """Hand all atoms to `write` on the first `n_writers` ranks, in slabs, and call `close` there; collective.
+
+    It pauses after each slab, on all ranks as often.
 
     Returns
     -------
@@ -74,6 +76,7 @@ def collect(
                 write(first, part)
             except Exception as caught:
                 error = caught
+        yield
     if comm.rank < n_writers:
         try:
             close()

@@ -22,15 +22,15 @@ _TABLE = (
 
 
 @contextmanager
-def writing(path: str, engine: Engine) -> Iterator[None]:
-    """Name the file, and the restart to go on from, where the system refuses to write inside."""
+def writing(path: str, engine: Engine, step: int | None = None) -> Iterator[None]:
+    """Name the file, and the restart to go on from, where the system refuses to write inside; of the present step."""
     try:
         yield
     except OSError as error:
         last = f"; the last good restart is {engine.last_restart}" if engine.last_restart else ""
         raise RunError(
             f"the output cannot be written: {error.strerror or error}",
-            where=f"{path}, step {engine.step}", remedy=f"check space and permissions{last}",
+            where=f"{path}, step {engine.step if step is None else step}", remedy=f"check space and permissions{last}",
         ) from None  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from dphpc.core.box import Box
 from dphpc.core.errors import DataError
 from dphpc.core.state import RESTARTED
 from dphpc.md.config import RESTART_SUFFIXES, Stage
+from dphpc.md.deferred import at_once
 from dphpc.md.engine import Engine
 from dphpc.md.gather import collect
 from dphpc.md.hdf5 import with_room
@@ -112,7 +113,7 @@ def write_restart(
         for name, rows in part.items():
             draft.file["atoms"][name][before : before + len(rows)] = rows
 
-    error = collect(state.ids[:n], fields, comm, add, draft.close, draft.n_writers)
+    error = at_once(collect(state.ids[:n], fields, comm, add, draft.close, draft.n_writers))
     with draft.step():
         if error is not None:
             raise error

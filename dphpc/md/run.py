@@ -186,9 +186,10 @@ class Run:
         engine.rebuilds, engine.in_flight = 0, np.zeros(2)
         started = time.perf_counter()
         with stop_signals(self._ask):
-            self._write(integrator, first=True)
-            if not self._must_end():
-                integrator = self._steps(integrator)
+            with engine.deferred.finished(self.comm):
+                self._write(integrator, first=True)
+                if not self._must_end():
+                    integrator = self._steps(integrator)
             if s.restart and self.saved_at != engine.step:
                 self._write_restart(integrator)
             return self._finish(time.perf_counter() - started)
@@ -251,10 +252,9 @@ class Run:
             now.discard("restart")
         if not now:
             return
-        if now != {"thermo"}:
-            engine.to_host(lists="deviation" in now)
         thermo = measure(engine, integrator, self.bath)
         if "deviation" in now and self.deviation and (not first or self.fresh["deviation"]):
+            engine.to_host(lists=True)
             self.deviation.write(engine, thermo.potential_eV)
         with engine.timers("output"):
             if "thermo" in now:
@@ -267,6 +267,7 @@ class Run:
             if "trajectory" in now and s.trajectory and (not first or self.fresh["trajectory"]):
                 write_frame(self.trajectory, engine, s.trajectory, thermo.potential_eV)
             if "restart" in now:
+                engine.deferred.finish()  # the restart tells how far files are written
                 self._try_restart(integrator)
 
     def _try_restart(self, integrator: Integrator) -> None:

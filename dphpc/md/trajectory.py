@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from dphpc.core.box import Box
 from dphpc.md.config import Trajectory
+from dphpc.md.deferred import Work
 from dphpc.md.engine import Engine
 from dphpc.md.gather import Part, collect
 from dphpc.md.hdf5 import has_room, n_writers, open_to_fill, with_room
@@ -73,7 +74,7 @@ def write_frame(
     energy: float,
     info: Mapping[str, float] | None = None,
 ) -> None:
-    """Write the present atoms as a frame; collective.
+    """Write the present atoms as a frame, or begin to: `engine.deferred` goes on with it; collective.
 
     Parameters
     ----------
@@ -84,28 +85,37 @@ def write_frame(
     info
         More for the comment line of an extxyz frame.
     """
-    state, n = engine.state, engine.state.n_local
-    positions, images = state.wrapped()
+    names = ["types", "positions", "images", *["velocities"] * settings.velocities, *["forces"] * settings.forces]
+    frame = Frame(engine.step, engine.time, engine.state.box, engine.n_atoms, energy, names, info or {})
+    engine.deferred.begin(_written(writer, engine, settings, frame))
+
+
+def _written(writer: FrameWriter | None, engine: Engine, settings: Trajectory, frame: Frame) -> Work:
+    """The work of it; collective."""
+    comm, box = engine.comm, frame.box
+    snapshot = engine.moves.snapshot(("ids", *frame.fields))
+    yield
+    fields = snapshot()
+    ids, raw = fields.pop("ids"), (fields["positions"], fields["images"])
+    positions, images = box.wrapped(*raw)
     if settings.unwrap:
-        positions, images = positions + images @ state.box.matrix, np.zeros_like(images)
-    fields: dict[str, NDArray] = {"types": state.types[:n], "positions": positions, "images": images}
-    fields |= {"velocities": state.velocities[:n]} if settings.velocities else {}
-    fields |= {"forces": state.forces[:n]} if settings.forces else {}
-    with together(engine.comm), writing(settings.file, engine):
-        if writer is not None and engine.comm.rank == 0:
-            writer.begin(Frame(engine.step, engine.time, state.box, engine.n_atoms, energy, fields, info or {}))
+        positions, images = positions + images @ box.matrix, np.zeros_like(images)
+    fields |= {"positions": positions, "images": images}
+    with together(comm), writing(settings.file, engine, frame.step):
+        if writer is not None and comm.rank == 0:
+            writer.begin(frame)
 
     def add(first: int, part: Part) -> None:
         assert writer is not None
-        with writing(settings.file, engine):
+        with writing(settings.file, engine, frame.step):
             writer.add(first, part)
 
     def end() -> None:
         assert writer is not None
-        with writing(settings.file, engine):
+        with writing(settings.file, engine, frame.step):
             writer.end()
 
-    agree(engine.comm, collect(state.ids[:n], fields, engine.comm, add, end, _n_writers(settings, engine.comm)))
+    agree(comm, (yield from collect(ids, fields, comm, add, end, _n_writers(settings, comm))))
 
 
 def open_trajectory(

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from dphpc.core.errors import RunError
+from dphpc.md.deferred import at_once
 from dphpc.md.gather import collect, slabs
 from dphpc.parallel.comm import Communicator, agree
 
@@ -49,10 +50,10 @@ def test_what_one_rank_cannot_write_keeps_none_waiting(comm: Communicator) -> No
         if comm.rank == last:
             raise OSError("full")
 
-    error = collect(ids, {}, comm, write, lambda: closed.append(1), comm.size)
+    error = at_once(collect(ids, {}, comm, write, lambda: closed.append(1), comm.size))
     assert closed == [1]
     assert isinstance(error, OSError) == (comm.rank == last)
     with pytest.raises((OSError, RunError), match="full"):
         agree(comm, error)
-    error = collect(ids, {}, comm, lambda first, part: None, lambda: write(0, {}), comm.size)
+    error = at_once(collect(ids, {}, comm, lambda first, part: None, lambda: write(0, {}), comm.size))
     assert isinstance(error, OSError) == (comm.rank == last)

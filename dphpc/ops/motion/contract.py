@@ -5,7 +5,7 @@ Sums over atoms are in the parts of `core.exact_sum`, so that they do not depend
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Protocol
 
 import numpy as np
@@ -15,6 +15,9 @@ Floats = NDArray[np.float64]
 
 Combine = Callable[[Floats], Floats]
 """Adds an array up over all ranks; collective."""
+
+Snapshot = Callable[[], dict[str, NDArray]]
+"""Gives fields of the local atoms as they were when it was made, as soon as they are here."""
 
 
 class Account(Protocol):
@@ -67,4 +70,8 @@ class Moves(Protocol):
 
     def kinetic_tensor(self) -> Floats:
         """(3, 3, 3) eV: Σ m v ⊗ v of these atoms, in parts."""
+        ...
+
+    def snapshot(self, fields: Collection[str]) -> Snapshot:
+        """Fields of `core.state.State`, good until atoms move on the host or the next snapshot is made."""
         ...

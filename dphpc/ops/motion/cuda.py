@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
+from dphpc.core.buffers import Buffers
 from dphpc.core.device import Array, Device
 from dphpc.core.exact_sum import no_sum
 from dphpc.core.random import Stream
 from dphpc.core.state import FIELDS, GHOSTED, MIGRATING, Field, State
 from dphpc.core.units import ACCELERATION, BOLTZMANN_EV_PER_K, KINETIC
 from dphpc.ops.kernel_text import kernel_text
-from dphpc.ops.motion.contract import Account, Bath, Combine, Floats
+from dphpc.ops.motion.contract import Account, Bath, Combine, Floats, Snapshot
 from dphpc.ops.workspace import NULL, Workspace
 
 BLOCK = 256
@@ -64,7 +65,7 @@ class CudaMoves:
         definitions = {"WARP": device.warp, "BLOCK": BLOCK, "FIELDS": len(FIELDS), "KINETIC": repr(KINETIC)}
         self._text = kernel_text("motion.cu", **definitions)
         self._bath_text = kernel_text("thermostats.cu", BOLTZMANN=repr(BOLTZMANN_EV_PER_K))
-        self.room = Workspace(device)
+        self.room, self._pinned = Workspace(device), Buffers(device.pinned)
         self._mass, self._inverse = self.room.new(masses), self.room.new(ACCELERATION / masses)
         self._parts, self._factor = device.zeros(3, np.float64), device.zeros(1, np.float64)
         self._account: Account | None = None
@@ -212,6 +213,22 @@ class CudaMoves:
             grid = 9 * min(-(-self.n_local // BLOCK), MOST_BLOCKS // 9)
             self.device.launch(self._text, "add_kinetic_tensor", grid, BLOCK, self._atoms, sums)
         return np.ascontiguousarray(np.moveaxis(self.device.download(sums).reshape(3, 3, len(no_sum())), -1, 0))
+
+    def snapshot(self, fields: Collection[str]) -> Snapshot:
+        """See `contract.Moves.snapshot`; the card copies them between what it was told before and what comes next."""
+        copies: dict[str, Array] = {}
+        for name in fields:
+            array = getattr(self, name)[: self.n_local]
+            copies[name] = self._pinned.get(name, array.shape, array.dtype)
+            if self.n_local:
+                self.device.start_download(array, copies[name])
+        arrived = self.device.mark()
+
+        def when_here() -> dict[str, Array]:
+            arrived.synchronize()
+            return copies
+
+        return when_here
 
     # What an evaluation of forces needs beside.
 

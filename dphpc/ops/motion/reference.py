@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -11,7 +12,7 @@ from dphpc.core.exact_sum import exact_sum, no_sum, round_to, total
 from dphpc.core.random import Stream, normals
 from dphpc.core.state import State, pieces
 from dphpc.core.units import ACCELERATION, BOLTZMANN_EV_PER_K, KINETIC
-from dphpc.ops.motion.contract import Account, Bath, Combine, Floats
+from dphpc.ops.motion.contract import Account, Bath, Combine, Floats, Snapshot
 from dphpc.ops.threads import get_threads
 
 
@@ -95,6 +96,11 @@ class HostMoves:
             momentum = v * self._of(mass, piece)
             parts += np.stack([exact_sum(momentum * v[:, axis, None]) for axis in range(3)], axis=1)
         return parts
+
+    def snapshot(self, fields: Collection[str]) -> Snapshot:
+        """See `contract.Moves.snapshot`; nothing is copied."""
+        atoms = {name: getattr(self._state, name)[: self._state.n_local] for name in fields}
+        return lambda: atoms
 
     def draw_velocities(self, temperature: float, seed: int) -> None:
         """v = √(kT/m) ξ; an atom's depends on seed and id alone."""

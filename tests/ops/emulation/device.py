@@ -154,6 +154,7 @@ class EmulatedDevice:
 
     def start_download(self, array, to):
         self._not_in_a_graph()
+        self.downloaded += array.nbytes
         self._under_way.append((array.copy(), to))
 
     def mark(self):
