@@ -60,6 +60,9 @@ them; the model that drives the run is so called where the host has to see what 
 HEAD_ROOM = 9 / 8
 """Of arrays that keep their memory."""
 
+SNAPSHOT_BYTES = HEAD_ROOM * (8 + 4 + 12 + 24 + 24 + 24)
+"""On the host for each local atom of a card, while a frame is written: id, type, images, position, velocity, force."""
+
 
 @dataclass(frozen=True)
 class CardRoom:

@@ -19,7 +19,7 @@ from dphpc.core.units import FS
 from dphpc.md.card_ranks import engine_for
 from dphpc.md.config import MdConfig, Stage
 from dphpc.md.integrators import Integrator, VelocityVerlet
-from dphpc.md.memory import estimate, refuse_if_too_large
+from dphpc.md.memory import SNAPSHOT_BYTES, estimate, refuse_if_too_large
 from dphpc.md.observables import HEADER, Thermo, bath_energy, degrees_of_freedom, measure
 from dphpc.md.output import Screen, TableFile, writing
 from dphpc.md.restart import Checkpoint, write_restart
@@ -124,6 +124,7 @@ class Run:
         s, comm, places = self.settings, self.comm, placement(self.comm, self.n_threads)
         more = self.deviation.memory_per_atom() if self.deviation else 0.0
         reach, card, models = self.potential.cutoff + s.skin_A, card_of(self.potential), 1
+        more += SNAPSHOT_BYTES if card and (s.trajectory or s.deviation) else 0.0
         models += len(self.deviation.models) if self.deviation else 0
         needed = estimate(n_atoms, domain, self.potential, reach, comm, more, card, models)
         self.screen.say(*header(s, self.potential, n_atoms, domain, places, needed, warning, self.device))
