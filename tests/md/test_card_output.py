@@ -196,6 +196,7 @@ def test_ranks_write_the_frames_of_one(
     plan = {**asked(runs, name, every=6, steps=12), "replicate": [1, 1, 4]}
     runs(kind_of(comm), emulated, comm, **plan)
     assert runs.engine.rebuilds >= 1
+    comm.barrier()  # all have read its restart file
     if comm.rank == 0:
         if comm.size > 1 and done:
             of_six = [told for _, step, told in done if step == 6]
