@@ -4,12 +4,14 @@
     python benchmarks/card.py --model water_c.dp --structure water.lmp --types O H --name card_water
     python benchmarks/card.py --random 16:64 32:128 64:256 --replicate 50 --precision float32 --name card_diamond
     python benchmarks/card.py --replicate 155 --precision float32 --steps 20 --name card_largest
+    python benchmarks/card.py --replicate 3 49 --precision float64 --frames 10 100 --name card_output
 
 Ceilings are measured first: a large copy, and the matrix products of the fitting net's layers.  Each size runs twice,
 the first time for what is done once; with `--steps` once, for so many.  A run's start is all before its first step:
 kernels compiled, atoms dealt out and brought to the card, the first list and forces.  `--profile` adds a run under
 CUPTI (PyTorch's profiler) for each kernel's time.  `--random` takes diamond, with 158 neighbors inside 6 Å, and models
-of random weights by the widths of embedding and fitting net.
+of random weights by the widths of embedding and fitting net.  `--frames` adds runs with a trajectory's frame every so
+many steps: what one adds to the run, and how long the host works for it, which it would add if the card waited.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from harness import ROOT, store
 
 import dphpc
 from dphpc.core.memory import peak_memory
+from dphpc.md.result import MDResult
 from dphpc.md.run import run_md
 from dphpc.model.descriptor import SeE2A
 from dphpc.model.dp_model import DPModel
@@ -115,13 +118,30 @@ def profiled(config: dict[str, Any]) -> list[dict[str, Any]]:
     return [{"kernel": k[:60], "calls": n, "us_a_call": t / n, "ms": t / 1e3} for k, n, t in rows if t > 0]
 
 
+def with_frames(args: argparse.Namespace, config: dict[str, Any], plain: MDResult) -> list[dict[str, Any]]:
+    """The same run with a frame every so many steps, beside one without: milliseconds of a frame."""
+    rows = []
+    for every, suffix in itertools.product(args.frames, args.formats):
+        with tempfile.TemporaryDirectory() as folder, silent():
+            path = Path(folder) / f"frames.{suffix}"
+            result = run_md(config | {"trajectory": {"every": every, "file": str(path)}})
+            n = plain.steps // every + 1
+            added, worked = result.seconds - plain.seconds, result.phases["output"] - plain.phases["output"]
+            rows.append({
+                "every": every, "format": suffix, "frames": n, "rate": result.atom_steps_per_second,
+                "added_ms": 1e3 * added / n, "host_ms": 1e3 * worked / n, "bytes": path.stat().st_size // n,
+            })  # fmt: skip
+    return rows
+
+
 def measured(args: argparse.Namespace, replicate: int, precision: str) -> dict[str, Any]:
     """One size."""
     began, row, steps = time.perf_counter(), {}, args.steps
     with silent() as said:
         if not steps:
             first = run_md(settings(args, replicate, precision, 30))
-            steps = int(np.clip(args.seconds * first.steps / first.seconds, 50, 20000))
+            least = max([50, *(2 * every for every in args.frames)])
+            steps = int(np.clip(args.seconds * first.steps / first.seconds, least, 20000))
             row["first_rate"] = first.atom_steps_per_second
         start = time.perf_counter()
         result = run_md(settings(args, replicate, precision, steps))
@@ -134,6 +154,7 @@ def measured(args: argparse.Namespace, replicate: int, precision: str) -> dict[s
         "card_bytes": pool.total_bytes(), "host_bytes": peak_memory(),
         "said": [line for line in said.getvalue().splitlines() if line.startswith(("card:", "memory:"))],
     }  # fmt: skip
+    row["frames"] = with_frames(args, settings(args, replicate, precision, steps), result)
     if args.profile:
         pool.free_all_blocks()
         row["kernels"] = profiled(settings(args, replicate, precision, 40))
@@ -153,6 +174,8 @@ def main() -> None:
     parser.add_argument("--skin", type=float, default=1.0)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measured run, about")
     parser.add_argument("--steps", type=int, help="of one run of each size, in place of two")
+    parser.add_argument("--frames", type=int, nargs="+", default=[], metavar="STEPS")
+    parser.add_argument("--formats", nargs="+", default=["h5md", "extxyz"], choices=["h5md", "extxyz", "dump"])
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--name", default="card_silicon")
     args = parser.parse_args()
@@ -178,6 +201,11 @@ def main() -> None:
                 sep="\n",
                 flush=True,
             )
+            for of in row["frames"]:
+                print(
+                    f"{of['format']:>12} every {of['every']:5} steps: {of['rate']:13,.0f} atom-step/s, a frame adds "
+                    f"{of['added_ms']:.2f} ms, for which the host works {of['host_ms']:.2f} ms"
+                )
             for kernel in row.get("kernels", [])[:12]:
                 ms, calls, each = (kernel[key] for key in ("ms", "calls", "us_a_call"))
                 print(f"{ms:12.2f} ms {calls:7} × {each:10.1f} µs  {kernel['kernel']}")

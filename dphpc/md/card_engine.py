@@ -11,6 +11,9 @@ A window ends where its `Window` expects the list to have had its day.  The engi
 wraps and orders them, finds their images and builds the list on the card, before the next window begins; also where one
 was thrown away for nothing but its list, and when the run begins.  The host builds the same list, from the same
 positions, once it has to know.  Several ranks have the engine of md/card_ranks.py.
+
+What a window ends with stands, whatever becomes of the next: frames are copied in between, and written while the card is
+at the next.
 """
 
 from __future__ import annotations
