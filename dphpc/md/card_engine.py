@@ -12,8 +12,8 @@ wraps and orders them, finds their images and builds the list on the card, befor
 was thrown away for nothing but its list, and when the run begins.  The host builds the same list, from the same
 positions, once it has to know.  Several ranks have the engine of md/card_ranks.py.
 
-What a window ends with stands, whatever becomes of the next: frames are copied in between, and written while the card is
-at the next.
+What a window ends with stands, whatever becomes of the next: frames are copied in between, and written while the card
+is at the next.
 """
 
 from __future__ import annotations
@@ -314,9 +314,7 @@ class CardEngine(Engine):
         """Forces, energy and virial at the present positions, and what is to be noted; nothing is waited for."""
         with self.timers("force"):
             self._replay(self._launch_all)
-        if (
-            not self._is_recorded
-        ):  # so launches soon wait for the card, and little is left of the window after the last one
+        if not self._is_recorded:  # launches wait for the card: after the last one little is left of the window
             self.deferred.piece()
 
     @property

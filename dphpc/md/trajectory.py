@@ -96,8 +96,7 @@ def _written(writer: FrameWriter | None, engine: Engine, settings: Trajectory, f
     snapshot = engine.moves.snapshot(("ids", *frame.fields))
     yield
     fields = snapshot()
-    ids, raw = fields.pop("ids"), (fields["positions"], fields["images"])
-    positions, images = box.wrapped(*raw)
+    ids, (positions, images) = fields.pop("ids"), box.wrapped(fields["positions"], fields["images"])
     if settings.unwrap:
         positions, images = positions + images @ box.matrix, np.zeros_like(images)
     fields |= {"positions": positions, "images": images}

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from dphpc.core.device import Device
 from dphpc.core.errors import RunError
 from dphpc.md import card_engine, gather, memory, run
 from dphpc.md.card_engine import CardEngine
@@ -68,21 +69,19 @@ def log(patch: pytest.MonkeyPatch, runs: Runs) -> list[tuple[str, int, int]]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_files_have_the_same_bytes(
-    runs: Runs, emulated: EmulatedDevice, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_files_have_the_same_bytes(runs: Runs, device: Device, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     found = []
     with monkeypatch.context() as patch:
         patch.setattr(card_engine, "Deferred", lambda timers, at_once: Deferred(timers))
-        runs(CardEngine, emulated, **asked(runs, name))
+        runs(CardEngine, device, **asked(runs, name))
         found.append(written(runs, name))
     for haste in (1.25, 0.1):
         with looks(monkeypatch, 16, haste):
-            runs(CardEngine, emulated, **asked(runs, name))
+            runs(CardEngine, device, **asked(runs, name))
         assert runs.engine.rebuilds >= 2
         assert runs.engine.thrown_away >= (3 if haste < 1 else 0), "steps behind a frame are done again"
         found.append(written(runs, name))
-    runs(Engine, emulated, **asked(runs, name))
+    runs(Engine, device, **asked(runs, name))
     found.append(written(runs, name))
     assert len(found[0]) > 7 * 8 * 100
     assert all(other == found[0] for other in found[1:])

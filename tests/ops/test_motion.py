@@ -93,6 +93,20 @@ def test_kinetic_tensor(device):
     assert np.array_equal(card.kinetic_tensor(), host.kinetic_tensor())
 
 
+def test_a_snapshot_is_of_the_atoms_as_they_were(device):
+    state, host, card = both(device)
+    names = ("ids", "types", "positions", "images", "velocities")
+    before = {name: getattr(state, name)[: state.n_local].copy() for name in names}
+    snapshot = card.snapshot(names)
+    card.drift(1e-3)  # what comes next does not wait for the copies
+    for found in (snapshot(), host.snapshot(names)()):
+        assert list(found) == list(names)
+        for name, values in before.items():
+            assert np.array_equal(found[name], values)
+            assert found[name].dtype == values.dtype
+    assert np.abs(card.snapshot(("positions",))()["positions"] - before["positions"]).max() > 0.0
+
+
 class Halving:
     """Keeps account of the kinetic energy it met; on a card Bussi's kernel does, for these inputs."""
 
