@@ -26,6 +26,13 @@ STYLES = {
 }  # fmt: skip
 """Columns of an atom style; x stands for x, y and z, after which three image flags may follow."""
 
+OTHER_STYLES = (
+    "amoeba", "apip", "body", "bpm/sphere", "dielectric", "dipole", "dpd", "edpd", "electron", "ellipsoid", "hybrid",
+    "line", "mdpd", "mesont", "oxdna", "peri", "rheo", "rheo/thermal", "smd", "sph", "sphere", "spin", "tdpd",
+    "template", "tri", "wavepacket",
+)  # fmt: skip
+"""LAMMPS' other styles: their columns must not be taken for those of a style above."""
+
 SECTIONS = (
     "Atoms", "Velocities", "Masses", "Ellipsoids", "Lines", "Triangles", "Bodies", "Bonds", "Angles", "Dihedrals",
     "Impropers", "Atom Type Labels", "Bond Type Labels", "Angle Type Labels", "Dihedral Type Labels",
@@ -217,6 +224,12 @@ class _Reader:
     def _style(self, hint: str, words: list[str]) -> str:
         if hint in STYLES:
             return hint
+        if hint in OTHER_STYLES:
+            raise self._error(
+                f"atom style '{hint}' is not read",
+                f"one of {', '.join(STYLES)}",
+                "convert the file, for instance to atomic",
+            )
         n = len(words)
         if n in (5, 8):
             return "atomic"
