@@ -133,10 +133,6 @@ class Box:
             first += part
         return first
 
-    def to_cartesian(self, fractional: Floats) -> Floats:
-        """Cartesian positions (n, 3) in Å of fractional coordinates (n, 3)."""
-        return fractional @ self.matrix + self.origin
-
     def wrap_shifts(self, positions: Floats) -> NDArray[np.int32]:
         """(n, 3) whole cells by which each position lies outside the box, 0 where not periodic."""
         shifts = np.zeros((len(positions), 3), np.int32)

@@ -30,6 +30,8 @@ RESTART_SUFFIXES = (".h5", ".hdf5", ".restart")
 """By which a structure is known to be a restart file."""
 
 Kelvin = Annotated[float, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**60)]
+"""As `core.random` takes it."""
 
 
 def _thermostat(value: Any) -> Any:
@@ -49,7 +51,7 @@ class Velocities(Config):
     """Initial velocities, drawn at a temperature."""
 
     temperature_K: Kelvin
-    seed: NonNegativeInt = 1
+    seed: Seed = 1
 
 
 class Stage(Config):
@@ -68,14 +70,16 @@ class Stage(Config):
     @model_validator(mode="after")
     def _check(self) -> Stage:
         if self.ensemble == "nve":
-            for key in ("thermostat", "temperature_K"):
-                if getattr(self, key) is not None:
+            for key in ("thermostat", "temperature_K", "damping_fs", "chain_length"):
+                if key in self.model_fields_set and getattr(self, key) is not None:
                     raise ValueError(f"'{key}' has no meaning in an nve stage: remove it or write ensemble: nvt")
             return self
         if self.thermostat is None:
             raise ValueError(f"an nvt stage needs 'thermostat': one of {', '.join(THERMOSTATS)}")
         if self.temperature_K is None:
             raise ValueError("an nvt stage needs 'temperature_K': a number, or [start, end]")
+        if self.thermostat != "nose-hoover" and "chain_length" in self.model_fields_set:
+            raise ValueError(f"'chain_length' has no meaning for {self.thermostat}: remove it")
         if self.thermostat != "langevin" and min(self.temperatures) <= 0:
             raise ValueError(f"{self.thermostat} needs a temperature above 0 K")
         return self
@@ -205,7 +209,7 @@ class MdConfig(Config):
     timestep_fs: PositiveFloat = 0.5
     velocities: Velocities | None = None
     stages: Annotated[list[Stage], Field(min_length=1)]
-    seed: NonNegativeInt = 1
+    seed: Seed = 1
     """Of the thermostats."""
     model_inputs: ModelInputs = Field(default_factory=ModelInputs)
     thermo: Thermo = Field(default_factory=Thermo)
@@ -233,16 +237,30 @@ class MdConfig(Config):
         return names
 
     @model_validator(mode="after")
+    def _damping_is_in_fs(self) -> MdConfig:
+        for stage in self.stages:
+            if stage.ensemble == "nvt" and stage.damping_fs < self.timestep_fs:
+                raise ValueError(
+                    f"'damping_fs' is {stage.damping_fs:g}, less than a timestep ({self.timestep_fs:g} fs): it is in "
+                    "femtoseconds, LAMMPS' Tdamp of 0.1 ps is 100"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _files_differ(self) -> MdConfig:
-        outputs = [o.file for o in (self.thermo, self.trajectory, self.restart) if o is not None and o.file]
-        committee = [name for name in (self.model, *(self.deviation.models if self.deviation else [])) if name]
-        for name in committee:
-            if committee.count(name) > 1:
+        named = [o.file for o in (self.thermo, self.trajectory, self.restart) if o is not None and o.file]
+        named += self.deviation.files if self.deviation else []
+        models = [name for name in (self.model, *(self.deviation.models if self.deviation else [])) if name]
+        # One file may have many names: ./a.dp, folder/../a.dp, a link.
+        outputs, committee = [Path(name).resolve() for name in named], [Path(name).resolve() for name in models]
+        structure = Path(self.structure).resolve()
+        own_restart = Path(self.restart.file).resolve() if self.restart else None
+        for name, path in zip(models, committee, strict=True):
+            if committee.count(path) > 1:
                 raise ValueError(f"'{name}' is in the committee twice: 'deviation' names the models beside 'model'")
-        outputs += self.deviation.files if self.deviation else []
-        for name in outputs:
-            if outputs.count(name) > 1:
+        for name, path in zip(named, outputs, strict=True):
+            if outputs.count(path) > 1:
                 raise ValueError(f"two outputs would write to '{name}'")
-            if name in committee or (name == self.structure and name != (self.restart and self.restart.file)):
+            if path in committee or (path == structure and path != own_restart):
                 raise ValueError(f"an output would overwrite the input '{name}'")
         return self

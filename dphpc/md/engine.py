@@ -1,9 +1,8 @@
 """The engine: atoms of one rank, their forces, and the elementary moves that integrators are made of.
 
-A step of dynamics is `kick` and `drift` in the integrator's order with `update_forces` between them.
-`update_forces` looks whether some atom of some rank has moved half the skin; only then do atoms
-migrate, ghosts and neighbors get built anew, otherwise ghosts just follow their owners.  Atoms far enough
-from the brick's faces are evaluated while ghosts, and then forces on ghosts, are under way.
+A step of dynamics is `kick` and `drift` in the integrator's order with `update_forces` between them, which looks whether
+some atom of some rank has moved half the skin; only then do atoms migrate, ghosts and neighbors get built anew, otherwise
+ghosts follow their owners.  Atoms far from the brick's faces are evaluated while ghosts, then forces on them, are under way.
 
 A deterministic engine gives the same bits on any number of ranks and threads and through restarts.  Positions and box
 are multiples of one power of two, so that shifts by box vectors and differences of positions are exact and it does not
@@ -82,8 +81,8 @@ class Engine:
 
     Attributes
     ----------
-    step, time
-        Steps done since the run's first structure, and ps.
+    step, time, moving
+        Steps done since the run's first structure, ps, and whether one of this run was begun.
     host, moves
         Moves of the atoms in `state`, and those of a step, which are the same here.
     deferred
@@ -122,20 +121,17 @@ class Engine:
         balance: bool = False,
     ) -> None:
         self.state, self.domain, self.comm, self.potential = state, domain, comm, potential
-        self.timestep, self.skin = timestep, skin
-        self.reach = potential.cutoff + skin
-        self.halo = Halo(domain, comm)
-        self.timers = Timers()
+        self.timestep, self.skin, self.reach = timestep, skin, potential.cutoff + skin
+        self.halo, self.timers = Halo(domain, comm), Timers()
         self.deferred = Deferred(self.timers)
         self.step, self.clock = 0, (0, 0.0)
         self.outputs = Outputs(state.forces)
-        self.rebuilds, self.in_flight = 0, np.zeros(2)
+        self.rebuilds, self.n_pairs, self.in_flight, self.moving = 0, 0, np.zeros(2), False
         self.deterministic, self.balance = deterministic, balance
         self.asked_to_stop, self.stop, self.moved2 = 0, 0, 0.0
         self.last_restart: str | None = None
         self.n_atoms = int(comm.allreduce(np.array([state.n_local], np.int64))[0])
         self._neighbors: Neighbors | None = None
-        self.n_pairs = 0
         self.inner: list[NDArray[np.int32]] = []
         self.outer: list[NDArray[np.int32]] = []
         self._busy = np.zeros(2)  # seconds of force evaluation since the last look at the balance, and the work done
@@ -206,6 +202,7 @@ class Engine:
 
     def advance(self, integrator: Integrator, temperatures: Sequence[float]) -> None:
         """As many steps as target temperatures (K); collective."""
+        self.moving = True
         for temperature in temperatures:
             integrator.step(self, temperature)
             self.step += 1
@@ -394,10 +391,10 @@ class Engine:
 
     def _located(self, error: DphpcError) -> RunError:
         """The error with step and restart file added."""
-        where = f"step {self.step + 1}, {self.time + self.timestep:.6g} ps"
-        where += f"; {error.where}" if error.where else ""
-        remedy = error.remedy or "try a shorter timestep_fs; look for atoms that overlap or leave what the model knows"
-        last = self.last_restart
+        step, time, last = self.step + self.moving, self.time + self.moving * self.timestep, self.last_restart
+        where = f"step {step}, {time:.6g} ps" + (f"; {error.where}" if error.where else "")
+        shorter = "try a shorter timestep_fs; " * self.moving
+        remedy = error.remedy or f"{shorter}look for atoms that overlap or leave what the model knows"
         remedy += f"; the last good restart is {last}" if last else "; no restart file was written yet"
         located = RunError(error.what, where=where, expected=error.expected, remedy=remedy)
         located.agreed, located.speaks = error.agreed, error.speaks

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import html
+from array import array
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dphpc.md.observables import COLUMNS, Thermo
+from dphpc.md.observables import COLUMNS
 
 
 @dataclass
@@ -18,7 +19,7 @@ class MDResult:
     Attributes
     ----------
     thermo
-        Column of thermo.csv to its values, of this run.
+        Column of thermo.csv to its values, of this run; the same on all ranks.
     files
         What was written: "thermo", "trajectory", "restart" to a path.
     seconds
@@ -94,6 +95,7 @@ class MDResult:
         return f"<table>{body}</table>"
 
 
-def columns_of(rows: list[Thermo]) -> dict[str, NDArray]:
-    """Thermo lines as arrays by column."""
-    return {name: np.array([getattr(row, name) for row in rows]) for name in COLUMNS}
+def columns_of(values: array[float]) -> dict[str, NDArray]:
+    """The values of thermo lines, one after the other, as arrays by column."""
+    columns = dict(zip(COLUMNS, np.array(values).reshape(-1, len(COLUMNS)).T, strict=True))
+    return columns | {"step": columns["step"].astype(np.int64)}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import signal
 import time
+from array import array
 from collections.abc import Mapping
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from dphpc.md.card_ranks import engine_for
 from dphpc.md.config import MdConfig, Stage
 from dphpc.md.integrators import Integrator, VelocityVerlet
 from dphpc.md.memory import SNAPSHOT_BYTES, estimate, refuse_if_too_large
-from dphpc.md.observables import HEADER, Thermo, bath_energy, degrees_of_freedom, measure
+from dphpc.md.observables import HEADER, bath_energy, degrees_of_freedom, measure
 from dphpc.md.output import Screen, TableFile, writing
 from dphpc.md.restart import Checkpoint, write_restart
 from dphpc.md.result import MDResult, columns_of
@@ -117,7 +119,6 @@ class Run:
             draw_velocities(self.engine, settings.velocities.temperature_K, settings.velocities.seed)
         elif settings.velocities is None and not start.has_velocities:
             self.screen.say("velocities: all atoms start at rest (none in the run file, none in the structure)")
-        self._open_outputs()
 
     def _describe(self, n_atoms: int, domain: Domain, warning: str | None) -> None:
         """The run's header; refuses a run that does not fit into memory."""
@@ -157,7 +158,7 @@ class Run:
         s = self.settings
         self.thermo_file: TableFile | None = None
         self.trajectory: FrameWriter | None = None
-        self.rows: list[Thermo] = []
+        self.rows = array("d")  # of thermo, on rank 0: a run may have millions
         old = self.checkpoint.files if self.checkpoint else {}
         self.fresh = {"thermo": True, "trajectory": True, "deviation": True}
         at = from_first(self.comm, lambda: _resume_at(s.trajectory.file, old) if s.trajectory else None)
@@ -178,6 +179,7 @@ class Run:
         """All steps that are left."""
         engine, s = self.engine, self.settings
         engine.update_forces()
+        self._open_outputs()  # not before: what cannot be evaluated leaves the files of an earlier run
         integrator = self._integrator(s.stages[self.stage])
         if self.saved:
             integrator.load(self.saved)
@@ -191,8 +193,11 @@ class Run:
                 self._write(integrator, first=True)
                 if not self._must_end():
                     integrator = self._steps(integrator)
-            if s.restart and self.saved_at != engine.step:
-                self._write_restart(integrator)
+                if s.restart and self.saved_at != engine.step:
+                    engine.deferred.finish()  # the restart tells how far files are written
+                    self._write_restart(integrator)
+                # Behind the restart: a run that goes on from there leaves out what no interval asks for.
+                self._write(integrator, last=True)
             return self._finish(time.perf_counter() - started)
 
     def _steps(self, integrator: Integrator) -> Integrator:
@@ -245,10 +250,16 @@ class Run:
         step = self.engine.step
         return min((every - step % every for every in self._intervals().values()), default=1 << 30)
 
-    def _write(self, integrator: Integrator, first: bool = False) -> None:
-        """Whatever output is due at this step; `first` is the state before the first step."""
+    def _write(self, integrator: Integrator, first: bool = False, last: bool = False) -> None:
+        """Whatever output is due at this step; `first` is the state before the first step.
+
+        Or, with `last`, thermo and trajectory where they are not due.
+        """
         s, engine = self.settings, self.engine
-        now = {what for what, every in self._intervals().items() if engine.step % every == 0}
+        intervals = self._intervals()
+        now = {what for what, every in intervals.items() if engine.step % every == 0}
+        if last:
+            now = {"thermo", "trajectory"} & intervals.keys() - now
         if first:
             now.discard("restart")
         if not now:
@@ -259,7 +270,8 @@ class Run:
             self.deviation.write(engine, thermo.potential_eV)
         with engine.timers("output"):
             if "thermo" in now:
-                self.rows.append(thermo)
+                if self.comm.rank == 0:
+                    self.rows.extend(astuple(thermo))
                 self.screen.row(thermo)
                 with together(self.comm):
                     if self.thermo_file and s.thermo.file and (not first or self.fresh["thermo"]):
@@ -311,9 +323,10 @@ class Run:
         done = self.screen.done
         above = self.deviation.exceeded if self.deviation else None
         flown, waited = self.comm.allreduce(engine.in_flight)
+        columns = columns_of(self.comm.bcast(self.rows))
         result = MDResult(
             engine.n_atoms, self.comm.size, done, engine.time, s.timestep_fs, seconds,
-            dict(engine.timers.seconds), engine.rebuilds, {k: v for k, v in files.items() if v}, columns_of(self.rows),
+            dict(engine.timers.seconds), engine.rebuilds, {k: v for k, v in files.items() if v}, columns,
             stopped_by=engine.stop if done < self.n_steps else 0,
             stopped_above=above if done < self.n_steps else None,
             imbalance=imbalance(engine.total_work, self.comm),

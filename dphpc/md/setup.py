@@ -67,8 +67,16 @@ def with_own_restart(settings: MdConfig) -> MdConfig:
 
 
 def load_potential(path: str, settings: MdConfig, device: Device | None) -> Potential:
-    """A model as the run file wants it evaluated, on a card or on the CPU."""
-    return DeepPotential.from_file(path, settings.precision, settings.model_inputs.fparam, device)
+    """A model as the run file wants it evaluated, on a card or on the CPU.
+
+    Raises
+    ------
+    InputError
+        It cannot be evaluated so.
+    """
+    potential = DeepPotential.from_file(path, settings.precision, settings.model_inputs.fparam, device)
+    potential.require_ready(deterministic=settings.deterministic)
+    return potential
 
 
 def load_monitor(settings: MdConfig, driving: Potential, device: Device | None) -> DeviationMonitor | None:
@@ -105,6 +113,7 @@ def read_start(
                     _require_same_plan(checkpoint, s)
             else:
                 source = read_structure(s.structure, s.type_map, s.periodic)
+            source.require_named(s.type_map, s.structure)
             source = source.with_types_of(type_map, s.structure)
             masses = masses_of(type_map, s.masses, source.masses, source.present)
             box = on_grid(source.box, s.replicate) if s.deterministic else source.box

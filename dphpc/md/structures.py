@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,11 +18,24 @@ from numpy.typing import NDArray
 from dphpc.core.box import Box
 from dphpc.core.errors import DataError, DphpcError, InputError, did_you_mean
 from dphpc.core.state import RESTARTED, State, row_dtype
+from dphpc.md.config import RESTART_SUFFIXES
 from dphpc.md.lammps_data import LammpsData, read_lammps_data
 from dphpc.parallel.comm import Communicator
 from dphpc.parallel.domain import Domain
 
+_log = logging.getLogger(__name__)
+
 ROWS = row_dtype(RESTARTED)
+UNUSUAL_MASS = 0.1
+"""Fraction by which a mass may differ from the element's before a run says so."""
+
+LAMMPS_SUFFIXES = (".lmp", ".data", ".lammps", ".lmpdat")
+FORMATS = (
+    f"by its name LAMMPS data ({', '.join(LAMMPS_SUFFIXES)}, data.*), extxyz (.extxyz, .xyz), "
+    f"POSCAR (POSCAR*, CONTCAR*, .poscar, .vasp), CIF (.cif) or a restart file ({', '.join(RESTART_SUFFIXES)})"
+)
+"""How a structure's name tells its format."""
+
 CHUNK = 1 << 18
 """Atoms read and dealt out at a time."""
 
@@ -70,6 +84,15 @@ class Source:
 
         return cls(box, species, species, len(rows), max_id, masses, has_velocities, read)
 
+    def require_named(self, type_map: Sequence[str] | None, where: str) -> None:
+        """Raise InputError where a run file's `type_map` lacks a species: a file's names are not changed by it."""
+        for name in self.present:
+            if type_map is not None and name not in type_map:
+                raise InputError(
+                    f"the structure names its species itself, '{name}' among them, which 'type_map' does not hold",
+                    where=where, expected=f"a type_map of {', '.join(self.present)}, or none",
+                )  # fmt: skip
+
     def with_types_of(self, type_map: Sequence[str], where: str) -> Source:
         """The same atoms with `types` counting `type_map`.
 
@@ -84,7 +107,7 @@ class Source:
                     f"the structure has species '{name}', which the model does not know",
                     where=where,
                     expected=f"species of the model: {', '.join(type_map)}",
-                    remedy=f"{did_you_mean(name, type_map)} check 'type_map' of the run file",
+                    remedy=f"check 'type_map' of the run file; {did_you_mean(name, type_map)}",
                 )
         known = {name: number for number, name in enumerate(type_map)}
         numbers = np.array([known.get(name, -1) for name in self.species], np.int32)
@@ -99,7 +122,7 @@ class Source:
 
 
 def read_structure(path: str, type_map: list[str] | None, periodic: list[bool] | None) -> Source:
-    """Read a structure file (not a restart), by its name: `.lmp`, `.data`, `data.*`: LAMMPS data; else what ASE reads.
+    """Read a structure file (not a restart), by its name: LAMMPS data, else what ASE reads.
 
     Raises
     ------
@@ -108,7 +131,7 @@ def read_structure(path: str, type_map: list[str] | None, periodic: list[bool] |
     """
     require_file(path, "structure")
     name = Path(path).name.lower()
-    if name.endswith((".lmp", ".data", ".lammps", ".lmpdat")) or name.startswith("data."):
+    if name.endswith(LAMMPS_SUFFIXES) or name.startswith("data."):
         source = _from_lammps(read_lammps_data(path), type_map, path)
     else:
         source = _from_ase(_read_ase(path), path)
@@ -182,7 +205,7 @@ def _read_ase(path: str) -> Atoms:
         raise DataError(
             f"the structure cannot be read: {str(error) or type(error).__name__}",
             where=path,
-            expected="LAMMPS data, extxyz, POSCAR, CIF or a restart file (.h5)",
+            expected=FORMATS,
         ) from None
     occupancies = atoms.info.get("occupancy", {}).values()
     if any(len(site) > 1 or sum(site.values()) < 1 for site in occupancies):
@@ -229,6 +252,10 @@ def masses_of(
     table = {name: float(atomic_masses[atomic_numbers[name]]) for name in type_map if name in atomic_numbers}
     masses = {**table, **from_file, **given}
     for name in present:
+        if name in table and name not in given and abs(masses[name] - table[name]) > UNUSUAL_MASS * table[name]:
+            _log.warning(
+                f"the structure gives '{name}' a mass of {masses[name]:g} u, the element has {table[name]:g} u"
+            )
         if not masses.get(name, 0.0) > 0.0:
             raise InputError(f"the mass of '{name}' is not known", remedy=f"add masses: {{{name}: …}} to the run file")
     return np.array([masses.get(name, np.nan) for name in type_map])

@@ -69,10 +69,9 @@ def load_committee(
     """
     card = find_device(device)
     potentials = [DeepPot(model, precision, card) for model in models]
-    first = potentials[0].get_type_map()
-    for k, dp in enumerate(potentials):
-        names = [str(m) if isinstance(m, (str, Path)) else f"model {i + 1}" for i, m in enumerate(models)]
-        require_types(dp.get_type_map(), names[k], first, names[0])
+    names = [str(m) if isinstance(m, (str, Path)) else f"model {i + 1}" for i, m in enumerate(models)]
+    for name, dp in zip(names, potentials, strict=True):
+        require_types(dp.get_type_map(), name, potentials[0].get_type_map(), names[0])
     return potentials
 
 

@@ -31,6 +31,7 @@ from dphpc.ops.neighbors.contract import Neighbors
 from dphpc.ops.se_a import native, reference
 from dphpc.ops.se_a.contract import Embedding, Environment, SeAParameters
 from dphpc.potential.contract import SAMPLE, Halo, Outputs
+from dphpc.potential.surroundings import nearest_pair
 
 _log = logging.getLogger(__name__)
 
@@ -95,7 +96,7 @@ class DeepPotential:
                 raise InputError(
                     "a network with kinks and without a table cannot be evaluated on a card",
                     where="model",
-                    remedy="compress the model (dphpc compress), or say device: cpu",
+                    remedy="say device: cpu, or compress the model with DeePMD-kit (dp compress)",
                 )
             self._energy_ops = self._card
         table = model.table or self._tabulated()
@@ -142,6 +143,18 @@ class DeepPotential:
             raise InputError(f"{len(values)} frame parameters given", expected=f"{wanted}, as the model was trained")
         return values
 
+    def require_ready(self, *, deterministic: bool) -> None:
+        """Look before a run for what `compute` would refuse at its first step.
+
+        Raises
+        ------
+        InputError
+            The model wants parameters that are not given, or cannot be evaluated to the last bit.
+        """
+        self._columns(1)
+        if deterministic and self._ops is reference:
+            raise reference_energy.not_reproducible()
+
     def memory_per_atom(self) -> float:
         """Bytes for each local atom beside the state and the list: features exist for tiles only.
 
@@ -186,9 +199,15 @@ class DeepPotential:
     def _columns(self, n_local: int) -> NDArray[np.float64] | None:
         fitting = self.model.fitting
         if fitting.numb_fparam and self.fparam is None:
-            raise InputError(f"the model takes {fitting.numb_fparam} frame parameters and none are given")
+            raise InputError(
+                f"the model takes {fitting.numb_fparam} frame parameters and none are given",
+                where="model", remedy="give them, in a run file as model_inputs: {fparam: [...]}",
+            )  # fmt: skip
         if fitting.numb_aparam:
-            raise InputError(f"the model takes {fitting.numb_aparam} parameters of each atom and none are given")
+            raise InputError(
+                f"the model takes {fitting.numb_aparam} parameters of each atom, which a run does not give",
+                where="model", expected="a model without numb_aparam",
+            )  # fmt: skip
         fparam = None if self.fparam is None else np.tile(self.fparam, (n_local, 1))
         return fitting.parameter_columns(fparam, None)
 
@@ -215,7 +234,7 @@ class DeepPotential:
                 # Some pair came nearer than the table reaches: what was added is wrong.
                 for array, before in kept:
                     array[...] = before
-                self._extend(s_max)
+                self._extend(s_max, state.positions, state.ids, neighbors)
                 return self.evaluate(state, neighbors, outputs, columns, centers)
 
     def _add_type(
@@ -310,22 +329,28 @@ class DeepPotential:
         inputs[:, self.model.descriptor.n_features :] = rows
         return self._networks[t](inputs)[:, 0].astype(np.float64)[which.ravel()]
 
-    def descriptors(self, env: Environment) -> NDArray[np.floating]:
-        """Features (n_centers, M·axis) of the environment's centers."""
-        return self._ops.features(self._moments(env), self.parameters.axis_neuron)
+    def descriptors(self, env: Environment, ids: NDArray[np.int64]) -> NDArray[np.floating]:
+        """Features (n_centers, M·axis) of the environment's centers; `ids` (n_all,) name atoms in messages."""
+        return self._ops.features(self._moments(env, ids), self.parameters.axis_neuron)
 
-    def _moments(self, env: Environment) -> NDArray[np.floating]:
+    def _moments(self, env: Environment, ids: NDArray[np.int64]) -> NDArray[np.floating]:
         moments, s_max = self._ops.moments(env, self.parameters, self._embedding)
         if s_max > self._table.upper:
-            self._extend(s_max)
+            self._extend(s_max, env.positions, ids, env.neighbors)
             moments, _ = self._ops.moments(env, self.parameters, self._embedding)
         return moments
 
-    def _extend(self, s_max: float) -> None:
+    def _extend(
+        self, s_max: float, positions: NDArray[np.float64], ids: NDArray[np.int64], neighbors: Neighbors
+    ) -> None:
         """Continue the table from the networks: a pair came nearer than any before."""
         assert isinstance(self._table, RadialTable)
         d = self.model.descriptor
         if not s_max <= d.s_range(R_OVERLAP)[1]:
-            raise RunError(f"two atoms are nearer than {R_OVERLAP} Å", remedy="check the structure and the time step")
+            i, j = nearest_pair(positions, neighbors)
+            raise RunError(
+                f"atoms {ids[i]} and {ids[j]} are nearer than {R_OVERLAP} Å",
+                remedy="check the structure and the time step",
+            )
         # A few percent more, so that a slowly approaching pair does not extend the table at every step.
         self._set_table(self._table.extended(d.networks, s_max + 0.05 * abs(s_max)))

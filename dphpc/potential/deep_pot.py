@@ -160,7 +160,7 @@ class DeepPot:
             around = Surroundings.of(positions, box, kinds, self.get_rcut())
             centers = np.arange(len(positions), dtype=np.int32)
             env = Environment(around.state.positions, around.state.types, around.neighbors, centers)
-            result.append(self.potential.descriptors(env).astype(np.float64))
+            result.append(self.potential.descriptors(env, around.state.ids).astype(np.float64))
         return np.stack(result)
 
     def _frames(

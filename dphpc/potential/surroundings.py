@@ -66,6 +66,14 @@ class Surroundings:
         return fold_ghosts(array, self.owners, self.state.n_local)
 
 
+def nearest_pair(positions: Floats, neighbors: Neighbors) -> tuple[int, int]:
+    """Places of an atom and the neighbor of its that are nearer than any others; positions (n_all, 3) Å."""
+    first = np.repeat(np.arange(len(neighbors.offsets) - 1), np.diff(neighbors.offsets))
+    distances = np.linalg.norm(positions[neighbors.indices] - positions[first], axis=1)
+    k = int(np.argmin(distances))
+    return int(first[k]), int(neighbors.indices[k])
+
+
 class KeptSurroundings:
     """The surroundings of a structure whose atoms move: built anew only where they must be.
 

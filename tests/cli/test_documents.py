@@ -3,12 +3,13 @@
 import json
 import re
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import yaml
 
-from dphpc.core.config import parse_config
-from dphpc.md.config import MdConfig
+from dphpc.core.config import Config, parse_config
+from dphpc.md.config import Deviation, MdConfig, ModelInputs, Restart, Stage, Thermo, Trajectory, Velocities
 from dphpc.train.schema import parse_input
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,3 +49,15 @@ def test_example_training_inputs_are_valid(path: Path) -> None:
 def test_every_md_key_is_in_the_guide() -> None:
     page = (ROOT / "docs" / "md.md").read_text()
     assert not [key for key in MdConfig.model_fields if f"`{key}`" not in page]
+    # Sections are shown as they are written: in a table of their own, or as `{every: 10, …}`.
+    sections = {Velocities, Stage, Thermo, Trajectory, Restart, Deviation, ModelInputs}
+    assert sections == {kind for field in MdConfig.model_fields.values() for kind in _sections_in(field.annotation)}
+    keys = {key for section in sections for key in section.model_fields}
+    assert not [key for key in keys if not re.search(rf"`{key}`|\b{key}: ", page)]
+
+
+def _sections_in(annotation: Any) -> set[type[Config]]:
+    """The sections that a field's type is made of."""
+    if isinstance(annotation, type) and issubclass(annotation, Config):
+        return {annotation}
+    return set().union(*map(_sections_in, get_args(annotation)))

@@ -25,6 +25,8 @@ restart: {every: 1000, file: restart.h5}
 
 BASE: dict[str, Any] = {"structure": "a.lmp", "model": "m.dp", "stages": [{"ensemble": "nve", "steps": 1}]}
 
+NVT: dict[str, Any] = {"ensemble": "nvt", "thermostat": "nose-hoover", "temperature_K": 300, "steps": 5}
+
 
 def test_the_documented_input(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(ISSUE)
@@ -66,6 +68,17 @@ def test_thermostats_have_their_usual_names(name: str) -> None:
         ({"trajectory": {"file": "traj.xtc"}}, r"format of 'traj.xtc' is not clear.*\.extxyz"),
         ({"trajectory": {"file": "a.xyz"}, "thermo": {"file": "a.xyz"}}, r"two outputs would write to 'a.xyz'"),
         ({"trajectory": {"file": "a.lmp", "format": "lammps"}}, r"would overwrite the input 'a.lmp'"),
+        ({"trajectory": {"file": "./a.lmp", "format": "lammps"}}, r"would overwrite the input './a.lmp'"),
+        ({"trajectory": {"file": "b/../m.dp", "format": "lammps"}}, r"would overwrite the input 'b/../m.dp'"),
+        ({"trajectory": {"file": "x.h5md"}, "restart": {"file": "./r.h5"}, "thermo": {"file": "r.h5"}}, "two outputs"),
+        ({"deviation": {"models": ["./m.dp"]}}, r"is in the committee twice"),
+        ({"stages": [{"ensemble": "nve", "damping_fs": 50, "steps": 5}]}, r"'damping_fs' has no meaning in an nve"),
+        ({"stages": [{"ensemble": "nve", "chain_length": 3, "steps": 5}]}, r"'chain_length' has no meaning in an nve"),
+        ({"stages": [NVT | {"thermostat": "bussi", "chain_length": 3}]}, r"'chain_length' has no meaning for bussi"),
+        # LAMMPS' Tdamp in ps.
+        ({"stages": [NVT | {"damping_fs": 0.1}]}, r"'damping_fs' is 0.1, less than a timestep .*femtoseconds"),
+        ({"seed": 2**60}, r"'seed' has the wrong value .*less than"),
+        ({"velocities": {"temperature_K": 3, "seed": 2**60}}, r"'seed' has the wrong value .*less than"),
     ],
 )
 def test_mistakes_are_explained(changes: dict[str, Any], message: str) -> None:

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,18 @@ from ase.io import read, write
 
 import dphpc.md
 from dphpc.core.box import Box
+from dphpc.core.config import parse_config
 from dphpc.core.errors import DataError, InputError, RunError
 from dphpc.core.random import Stream, normals
 from dphpc.core.units import ACCELERATION, BOLTZMANN_EV_PER_K, KINETIC
+from dphpc.md.config import MdConfig
 from dphpc.md.observables import COLUMNS
-from dphpc.md.run import run_md
+from dphpc.md.run import Run, run_md
+from dphpc.model.model_file import write_model
 from dphpc.parallel.comm import Communicator
 from dphpc.potential.contract import Outputs
 from dphpc.potential.pair import LennardJones
+from tests.models import random_model
 from tests.parallel.conftest import all_pairs  # noqa: F401
 
 Make = Callable[..., dict[str, Any]]
@@ -118,8 +123,8 @@ def test_thermo_csv_and_screen(
         "step,time_ps,temperature_K,potential_eV,kinetic_eV,total_eV,conserved_eV,pressure_bar,pxx_bar,pyy_bar,"
         "pzz_bar,pxy_bar,pxz_bar,pyz_bar,volume_A3"
     )
-    assert values[:, 0].tolist() == [0, 5, 10, 15]
-    assert values[:, 1].tolist() == pytest.approx([0, 0.02, 0.04, 0.06], abs=1e-15)
+    assert values[:, 0].tolist() == [0, 5, 10, 15, 17]
+    assert values[:, 1].tolist() == pytest.approx([0, 0.02, 0.04, 0.06, 0.068], abs=1e-15)
     for column, name in zip(values.T, COLUMNS, strict=True):
         assert np.array_equal(column, result.thermo[name]), "the file gives the values back to the last bit"
     out = capsys.readouterr().out
@@ -170,6 +175,45 @@ def test_a_run_taken_up_again_equals_one_in_one_go(
         steps = [f.info["Step"] for f in read(folder / "part.extxyz", index=":", parallel=False)]
         assert steps == [0, 10, 20, 30, 40]
         assert (folder / "part.extxyz").read_bytes() == (folder / "whole.extxyz").read_bytes()
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("suffix", ["extxyz", "h5md"])
+def test_the_last_step_is_written_and_only_once(
+    comm: Communicator, config: Make, argon: LennardJones, suffix: str
+) -> None:
+    folder = Path(config()["structure"]).parent
+
+    def run(name: str, steps: int, **changes: Any) -> tuple[list[float], list[int]]:
+        trajectory = folder / f"{name}.{suffix}"
+        files = {
+            "thermo": {"every": 5, "file": str(folder / f"{name}.csv")},
+            "trajectory": {"every": 10, "file": str(trajectory)},
+            "restart": {"every": 1000, "file": str(folder / f"{name}.h5")},
+        }
+        plan = config(stages=[stage("langevin", 8) | {"temperature_K": 60}, stage("nve", steps - 8)], **files)
+        run_md(plan | changes, comm=comm, potential=argon, resume=True)
+        rows = table(files["thermo"]["file"])[1][:, 0].tolist()
+        if suffix == "h5md":
+            with h5py.File(trajectory) as file:
+                return rows, file["particles/all/position/step"][:].tolist()
+        return rows, [f.info["Step"] for f in read(trajectory, index=":", parallel=False)]
+
+    assert run("part", 13) == ([0, 5, 10, 13], [0, 10, 13])
+    # What no interval asked for stays out of a run that goes on: it gives the files of one in one go.
+    assert run("part", 23) == ([0, 5, 10, 15, 20, 23], [0, 10, 20, 23])
+    assert run("whole", 23) == ([0, 5, 10, 15, 20, 23], [0, 10, 20, 23])
+    for ending in ("csv", "extxyz") if suffix == "extxyz" else ("csv",):
+        assert (folder / f"part.{ending}").read_bytes() == (folder / f"whole.{ending}").read_bytes()
+    assert run("due", 20) == ([0, 5, 10, 15, 20], [0, 10, 20])
+
+
+@pytest.mark.mpi
+def test_thermo_is_kept_once_as_numbers(comm: Communicator, config: Make, argon: LennardJones) -> None:
+    run = Run(parse_config(MdConfig, config(model="unused")), comm, argon)
+    result = run.go()
+    assert len(run.rows.tobytes()) == (8 * 15 * 5 if comm.rank == 0 else 0)
+    assert comm.allgather(result.thermo["step"].tolist()) == [[0, 5, 10, 15, 20]] * comm.size
 
 
 class Killed:
@@ -249,24 +293,43 @@ def test_nan_and_wild_atoms_stop_the_run(comm: Communicator, config: Make, argon
 
 @pytest.mark.mpi
 def test_mistakes_are_found_by_all_before_the_run(comm: Communicator, config: Make, argon: LennardJones) -> None:
-    for changes, kind, message in [
-        ({"timestep_fsec": 1}, InputError, "did you mean 'timestep_fs'"),
-        ({"structure": "nothere.lmp"}, InputError, "no file 'nothere.lmp'"),
-        ({"masses": {"Xe": 1.0}}, InputError, "'masses' names 'Xe'"),
-        ({"replicate": [2000, 2000, 2000]}, InputError, r"32,000,000,000 atoms need .* GB on a node.*available"),
-    ]:
-        with pytest.raises(kind, match=message):
-            run_md(config(**changes), comm=comm, potential=argon)
-    with pytest.raises(InputError, match="'model' is missing"):
-        run_md(config(), comm=comm)
-    with pytest.raises(InputError, match="species 'Ar', which the model does not know"):
-        run_md(config(), comm=comm, potential=LennardJones(["Ne"]))
-    bad = Path(config()["structure"]).with_name("x.h5")
+    folder = Path(config()["structure"]).parent
+    bad, near, fparam, kinked = (folder / name for name in ("x.h5", "near.extxyz", "fparam.dp", "kinked.dp"))
     if comm.rank == 0:
         with h5py.File(bad, "w") as file:
             file["a"] = 1
-    with pytest.raises(DataError, match="no restart file of dphpc"):
-        run_md(config(structure=str(bad), replicate=None), comm=comm, potential=argon)
+        crystal = bulk("Ar", "fcc", a=5.4, cubic=True)
+        crystal.positions[1] = crystal.positions[0]
+        write(near, crystal, parallel=False)
+        for path, options in ((fparam, {"fitting": {"numb_fparam": 2}}), (kinked, {"activation": "relu"})):
+            write_model(replace(random_model(1, 1, **options), type_map=["Ar"]), path)
+    outputs = {name: str(folder / f"old.{name}") for name in ("csv", "extxyz", "h5")}
+    files = {
+        "thermo": {"file": outputs["csv"]},
+        "trajectory": {"file": outputs["extxyz"]},
+        "restart": {"file": outputs["h5"]},
+    }
+    run_md(config(**files), comm=comm, potential=argon)
+    before = {path: path.read_bytes() for path in sorted(folder.iterdir())}
+    for changes, potential, kind, message in [
+        ({"timestep_fsec": 1}, argon, InputError, "did you mean 'timestep_fs'"),
+        ({"structure": "nothere.lmp"}, argon, InputError, "no file 'nothere.lmp'"),
+        ({"masses": {"Xe": 1.0}}, argon, InputError, "'masses' names 'Xe'"),
+        ({"type_map": ["Xe"]}, argon, InputError, r"(?s)names its species itself, 'Ar'.*type_map of Ar, or none"),
+        ({"replicate": [2000] * 3}, argon, InputError, r"32,000,000,000 atoms need .* GB on a node.*available"),
+        ({}, None, InputError, "'model' is missing"),
+        ({}, LennardJones(["Ne"]), InputError, r"(?s)species 'Ar', which the model does not know.*; known are: Ne"),
+        ({"structure": str(bad), "replicate": None}, argon, DataError, "no restart file of dphpc"),
+        ({"model": str(fparam)}, None, InputError, r"(?s)takes 2 frame parameters.*model_inputs"),
+        ({"model": str(kinked)}, None, InputError, r"(?s)network with kinks.*deterministic: false"),
+        ({"structure": str(near)}, argon, RunError, r"(?s)0 Å apart.*step 0, 0 ps.*remedy:   look for atoms that"),
+    ]:
+        with pytest.raises(kind, match=message):
+            run_md(config(**files, **changes), comm=comm, potential=potential)
+    comm.barrier()
+    assert {path: path.read_bytes() for path in sorted(folder.iterdir())} == before
+    result = run_md(config(model=str(kinked), deterministic=False, stages=[stage("nve", 1)]), comm=comm)
+    assert result.steps == 1
 
 
 def test_the_package_is_callable_and_takes_files(config: Make, argon: LennardJones, tmp_path: Path) -> None:

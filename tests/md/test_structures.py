@@ -106,6 +106,9 @@ def test_a_type_map_in_the_wrong_order_is_noticed_by_the_masses(tmp_path: Path) 
         (HEADER + "\nAtoms # atomic\n\n1 1 0 0 x\n2 1 0 0 0\n3 1 1 1 1\n", "Atoms cannot be read"),
         (HEADER + "\nAtoms # full\n\n1 1 0 0 0\n", "style 'full' have 5 columns"),
         (HEADER + "\nAtoms\n\n1 1 1 1 1 1\n", "style is not clear from 6 columns"),
+        # As many columns as `full` has, and as `charge` with image flags.
+        (HEADER + "\nAtoms # sphere\n\n" + "1 1 2.0 1.0 0 0 0\n" * 3, "'sphere' is not read"),
+        (HEADER + "\nAtoms # dipole\n\n" + "1 1 0.5 0 0 0 1 0 0\n" * 3, "'dipole' is not read"),
         (HEADER.replace("1.0 11.0", "1.0 eleven"), "header line"),
         (HEADER.replace("3 atoms", "-3 atoms"), "announces -3 atoms"),
         (f"{HEADER}\nAtoms\n\n{ATOMS['atomic']}\nVelocities\n\n1 0 0 0\n2 0 0 0\n4 0 0 0\n", "different atoms"),
@@ -174,11 +177,22 @@ def test_what_a_run_cannot_do_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bad.cif").write_text("nonsense")
     with pytest.raises(DataError, match="cannot be read"):
         read_structure(str(tmp_path / "bad.cif"), None, None)
+    (tmp_path / "in.dat").write_text(f"{HEADER}\nAtoms # atomic\n\n{ATOMS['atomic']}")
+    with pytest.raises(DataError, match=r"by its name LAMMPS data \(\.lmp, .*data\.\*\), extxyz"):
+        read_structure(str(tmp_path / "in.dat"), None, None)
     atoms = bulk("Ar", cubic=True)
     atoms.set_constraint(FixAtoms([0]))
     write(tmp_path / "POSCAR", atoms, format="vasp")
     with pytest.raises(DataError, match="fixes atoms"):
         read_structure(str(tmp_path / "POSCAR"), None, None)
+
+
+def test_a_mass_unlike_its_elements_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    masses_of(["Si", "O"], {}, {"Si": 28.0, "O": 15.9994}, ["Si", "O"])
+    masses_of(["Si"], {"Si": 30.0}, {"Si": 15.999}, ["Si"])
+    assert not caplog.messages
+    masses_of(["Si"], {}, {"Si": 15.999}, ["Si"])
+    assert caplog.messages == ["the structure gives 'Si' a mass of 15.999 u, the element has 28.085 u"]
 
 
 def test_masses() -> None:

@@ -47,7 +47,7 @@ def lattice(box: Box, spacing: float, seed: int) -> np.ndarray:
     counts = np.maximum(1, (box.heights / spacing).astype(int))
     grid = np.stack(np.meshgrid(*(np.arange(c) / c for c in counts), indexing="ij"), axis=-1).reshape(-1, 3)
     jitter = np.random.default_rng(seed).uniform(-0.25, 0.25, grid.shape)
-    return box.to_cartesian(grid) + jitter
+    return grid @ box.matrix + box.origin + jitter
 
 
 def _systems() -> dict[str, tuple[Box, np.ndarray]]:

@@ -23,7 +23,7 @@ def lj() -> LennardJones:
 @pytest.fixture
 def positions() -> np.ndarray:
     grid = np.array([[0, 0, 0], [0.5, 0.1, 0.4], [0.1, 0.5, 0.6], [0.5, 0.5, 0.05], [0.6, 0.7, 0.6]])
-    return BOX.to_cartesian(grid)
+    return grid @ BOX.matrix + BOX.origin
 
 
 @pytest.fixture

@@ -107,8 +107,9 @@ def test_near_pairs_extend_the_table() -> None:
     h = 1e-6
     ends = dp.eval(np.concatenate([x, x]) + np.array([[[0, 0, 0], [h, 0, 0], [0, 0, 0]], [[0, 0, 0], [-h, 0, 0], [0, 0, 0]]]), None, [0, 1, 0])[0]  # fmt: skip  # noqa: E501
     assert -(ends[0, 0] - ends[1, 0]) / (2 * h) == pytest.approx(force[0, 1, 0], rel=1e-6)
-    with pytest.raises(RunError, match="nearer than"):
-        dp.eval(np.array([[[0.0, 0, 0], [0.01, 0, 0]]]), None, [0, 1])
+    for evaluate in (dp.eval, dp.eval_descriptor):
+        with pytest.raises(RunError, match=r"atoms 1 and 2 are nearer than 0\.05 Å"):
+            evaluate(np.array([[[0.0, 0, 0], [2.0, 0, 0], [2.01, 0, 0]]]), None, [0, 1, 0])
 
 
 def test_descriptor_is_invariant() -> None:

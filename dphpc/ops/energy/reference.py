@@ -24,6 +24,15 @@ def prepare(network: Network, channels: int, axis: int) -> Network:
     return network
 
 
+def not_reproducible() -> InputError:
+    """What to say where forces are to be the same to the last bit."""
+    return InputError(
+        "a network with kinks and without a table gives forces whose last bits depend on ranks and threads",
+        where="model",
+        remedy="set deterministic: false, or compress the model with DeePMD-kit (dp compress)",
+    )
+
+
 def energy_and_forces(
     env: Environment, p: SeAParameters, e: Embedding, net: Network, columns: Floats | None, out: Accumulators
 ) -> tuple[NDArray[np.float64], float]:
@@ -35,11 +44,7 @@ def energy_and_forces(
         A spacing of the forces is asked for: NumPy's products round differently in other places.
     """
     if out.force_spacing:
-        raise InputError(
-            "a network with kinks and without a table gives forces whose last bits depend on ranks and threads",
-            where="model",
-            remedy="compress the model (dphpc compress), or set deterministic: false",
-        )
+        raise not_reproducible()
     energies, largest = [np.zeros(0)], -np.inf
     for start in range(0, len(env.centers), TILE):
         tile = slice(start, start + TILE)
