@@ -10,7 +10,7 @@ import typer
 from dphpc.cli.app import command
 
 
-@command("plot", repeated=("--label",))
+@command("plot", repeated=("--label", "--pair"))
 def plot(
     arguments: Annotated[
         list[str],
@@ -23,11 +23,14 @@ def plot(
     ] = None,
     label: Annotated[list[str] | None, typer.Option("--label", help="Names of the files in the legend.")] = None,
     skip: Annotated[int, typer.Option("--skip", min=0, help="Frames left out at a trajectory's start (rdf).")] = 0,
+    pair: Annotated[
+        list[str] | None, typer.Option("--pair", help="Two species (rdf), as --pair O H; all atoms if not given.")
+    ] = None,
 ) -> None:
     """Draw lcurve.out, parity of `dphpc test -d`, thermo.csv, RDF or model_devi.out."""
     from dphpc.plots.draw import KINDS, draw
     from dphpc.plots.style import save
 
     kind = arguments[0] if arguments[0] in KINDS and len(arguments) > 1 else None
-    kind, figure = draw(kind, arguments[1 if kind else 0 :], label or (), skip)
+    kind, figure = draw(kind, arguments[1 if kind else 0 :], label or (), skip, pair or ())
     print(save(figure, output or Path(f"{kind}.png")))

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import h5py
+import numpy as np
 from matplotlib.figure import Figure
 
 from dphpc.core.box import Box
 from dphpc.core.errors import DataError, InputError, did_you_mean
 from dphpc.plots.curves import learning_curve, model_deviation, thermo
 from dphpc.plots.parity import DETAIL_FILES, parity, read_details
-from dphpc.plots.structure import Floats, radial_distribution, rdf
+from dphpc.plots.structure import Frame, radial_distribution, rdf
 from dphpc.plots.tables import read_table
 
 _HEADERS = {"rmse_": "lcurve", "devi_f": "devi", "temperature_K": "thermo"}
@@ -20,7 +22,9 @@ _HEADERS = {"rmse_": "lcurve", "devi_f": "devi", "temperature_K": "thermo"}
 STRUCTURES = (".extxyz", ".xyz", ".h5md", ".lammpstrj", ".dump", ".traj")
 
 
-def draw(kind: str | None, files: Sequence[str], labels: Sequence[str] = (), skip: int = 0) -> tuple[str, Figure]:
+def draw(
+    kind: str | None, files: Sequence[str], labels: Sequence[str] = (), skip: int = 0, pair: Sequence[str] = ()
+) -> tuple[str, Figure]:
     """Draw files as one figure.
 
     Parameters
@@ -33,6 +37,8 @@ def draw(kind: str | None, files: Sequence[str], labels: Sequence[str] = (), ski
         Names of the files in the legend; their paths where there are too few.
     skip
         Frames of each trajectory to leave out at its start (rdf).
+    pair
+        Two species (rdf); all atoms where empty.
 
     Returns
     -------
@@ -48,8 +54,10 @@ def draw(kind: str | None, files: Sequence[str], labels: Sequence[str] = (), ski
         raise InputError(f"no plot '{kind}'", remedy=did_you_mean(kind, KINDS))
     if kind in ("thermo", "devi") and len(files) > 1:
         raise InputError(f"{len(files)} files for a plot '{kind}'", expected="one file", remedy="draw them one by one")
+    if pair and (kind != "rdf" or len(pair) != 2):
+        raise InputError(f"a pair {' '.join(pair)} for a plot '{kind}'", expected="two species, and a plot 'rdf'")
     named = dict(zip([*labels, *_short(files)[len(labels) :]], files, strict=False))
-    return kind, KINDS[kind](named, skip)
+    return kind, KINDS[kind](named, skip, pair)
 
 
 def _short(files: Sequence[str]) -> list[str]:
@@ -78,54 +86,77 @@ def guess_kind(file: str) -> str:
     raise DataError(f"cannot tell what to plot from '{file}'", remedy=f"name it: dphpc plot {'|'.join(KINDS)} {file}")
 
 
-def read_frames(path: str, skip: int = 0) -> list[tuple[Floats, Box]]:
-    """Positions (n, 3) in Å and box of the frames of a trajectory that ASE reads.
+def read_frames(path: str, skip: int = 0) -> list[Frame]:
+    """The frames of a trajectory: H5MD as `dphpc md` writes it, or what ASE reads.
 
     Raises
     ------
     DataError
-        ASE cannot read it, or a frame has no periodic box.
+        It cannot be read, or a frame has no periodic box.
     """
     import ase.io
 
     if not Path(path).is_file():
         raise DataError(f"no file '{path}'")
+    if Path(path).suffix == ".h5md":
+        return _read_h5md(path, skip)
     try:
         frames = list(ase.io.iread(path, index=f"{skip}:", parallel=False))
     except Exception as error:  # ASE's readers raise whatever the file makes them
         raise DataError(f"ASE cannot read '{path}': {error}", expected="a trajectory such as extxyz") from error
     if not frames or not all(frame.pbc.all() for frame in frames):
-        raise DataError("no frames with a periodic box", where=path, remedy=f"it is read from frame {skip} on")
-    return [(frame.get_positions(), Box(frame.cell.array)) for frame in frames]
+        raise _no_frames(path, skip)
+    return [Frame(f.get_positions(), Box(f.cell.array), np.array(f.get_chemical_symbols())) for f in frames]
 
 
-def _learning(files: dict[str, str], skip: int) -> Figure:
+def _read_h5md(path: str, skip: int) -> list[Frame]:
+    try:
+        with h5py.File(path) as file:
+            atoms = file["particles/all"]
+            edges, boundary = np.array(atoms["box/edges"]), atoms["box"].attrs["boundary"]
+            names = {number: name for name, number in h5py.check_enum_dtype(atoms["species"].dtype).items()}
+            species = np.array([names[number] for number in atoms["species"][:].tolist()])
+            positions = atoms["position/value"][skip:]
+    except (OSError, LookupError, TypeError, AttributeError) as error:
+        raise DataError(f"cannot read '{path}': {error}", expected="H5MD as `dphpc md` writes it") from error
+    if not len(positions) or set(boundary) != {"periodic"}:
+        raise _no_frames(path, skip)
+    box = Box(np.diag(edges) if edges.ndim == 1 else edges)
+    return [Frame(frame, box, species) for frame in positions]
+
+
+def _no_frames(path: str, skip: int) -> DataError:
+    return DataError("no frames with a periodic box", where=path, remedy=f"it is read from frame {skip} on")
+
+
+def _learning(files: dict[str, str], *_: object) -> Figure:
     return learning_curve({label: read_table(file) for label, file in files.items()})
 
 
-def _parity(files: dict[str, str], skip: int) -> Figure:
+def _parity(files: dict[str, str], *_: object) -> Figure:
     return parity(read_details(list(files.values())))
 
 
-def _thermo(files: dict[str, str], skip: int) -> Figure:
+def _thermo(files: dict[str, str], *_: object) -> Figure:
     ((label, file),) = files.items()
     return thermo(read_table(file), label)
 
 
-def _deviation(files: dict[str, str], skip: int) -> Figure:
+def _deviation(files: dict[str, str], *_: object) -> Figure:
     ((label, file),) = files.items()
     return model_deviation(read_table(file), label)
 
 
-def _rdf(files: dict[str, str], skip: int) -> Figure:
-    return rdf({label: radial_distribution(read_frames(file, skip)) for label, file in files.items()})
+def _rdf(files: dict[str, str], skip: int, pair: Sequence[str]) -> Figure:
+    curves = {label: radial_distribution(read_frames(file, skip), pair=pair) for label, file in files.items()}
+    return rdf(curves, "–".join(pair))
 
 
-KINDS: dict[str, Callable[[dict[str, str], int], Figure]] = {
+KINDS: dict[str, Callable[[dict[str, str], int, Sequence[str]], Figure]] = {
     "lcurve": _learning,
     "parity": _parity,
     "thermo": _thermo,
     "rdf": _rdf,
     "devi": _deviation,
 }
-"""Kind of plot -> how it is drawn from {label: file} and the number of frames to skip."""
+"""Kind of plot -> how it is drawn from {label: file}, the number of frames to skip, and two species."""

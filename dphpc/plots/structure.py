@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -20,54 +21,72 @@ from dphpc.plots.style import COLORS, GREY, panels
 Floats = NDArray[np.float64]
 
 
-def radial_distribution(
-    frames: Iterable[tuple[Floats, Box]], *, r_max: float = 6.0, n_bins: int = 120
-) -> tuple[Floats, Floats]:
-    """g(r) of all atoms, averaged over frames.
+class Frame(NamedTuple):
+    """Positions (n, 3) in Å, their periodic box, and (n,) names of their species."""
 
-    g(r) = V/N² Σ_ij δ(r − r_ij) / 4πr², all images included, so `r_max` may exceed half the box.
+    positions: Floats
+    box: Box
+    species: NDArray[np.str_]
+
+
+def radial_distribution(
+    frames: Iterable[Frame], *, pair: Sequence[str] = (), r_max: float = 6.0, n_bins: int = 120
+) -> tuple[Floats, Floats]:
+    """g(r) of all atoms, or of two species, averaged over frames.
+
+    g(r) = V/(N_a N_b) Σ_ij δ(r − r_ij) / 4πr² of atoms i of species a and j of species b, all images included, so
+    `r_max` may exceed half the box.
 
     Parameters
     ----------
-    frames
-        Positions (n, 3) in Å and the periodic box of each frame.
+    pair
+        The two species; all atoms where empty.
 
     Returns
     -------
     r, g
         (n_bins,) Å, the middle of each bin, and (n_bins,).
+
+    Raises
+    ------
+    DataError
+        There are no frames, or no atoms of a species.
     """
     edges = np.linspace(0.0, r_max, n_bins + 1)
     shells = 4.0 / 3.0 * np.pi * np.diff(edges**3)
     total, n_frames = np.zeros(n_bins), 0
-    for positions, box in frames:
+    for positions, box, species in frames:
+        for name in pair:
+            if name not in species:
+                raise DataError(f"no atoms of species '{name}'", expected=f"two of {', '.join(np.unique(species))}")
+        first, second = (species == name for name in pair) if pair else (np.ones(len(species), bool),) * 2
         inside = box.wrap(positions)
-        owners, shifts = periodic_images(inside, box, r_max)
-        tree = cKDTree(np.concatenate([inside, inside[owners] + shifts @ box.matrix]))
-        within = cKDTree(inside).count_neighbors(tree, edges)
-        total += np.diff(within) * box.volume / (len(inside) ** 2 * shells)
+        owners, shifts = periodic_images(inside[second], box, r_max)
+        tree = cKDTree(np.concatenate([inside[second], inside[second][owners] + shifts @ box.matrix]))
+        # An atom that finds itself does so within 0 Å, which the difference leaves out.
+        within = cKDTree(inside[first]).count_neighbors(tree, edges)
+        total += np.diff(within) * box.volume / (first.sum() * second.sum() * shells)
         n_frames += 1
     if n_frames == 0:
         raise DataError("no frames to take a radial distribution function of")
-    total[0] = 0.0  # every atom finds itself at r = 0
     return 0.5 * (edges[1:] + edges[:-1]), total / n_frames
 
 
-def draw_rdf(ax: Axes, curves: Mapping[str, tuple[Floats, Floats]]) -> None:
-    """g(r) of one or more sources into axes; the first is drawn solid, the others dashed over it."""
+def draw_rdf(ax: Axes, curves: Mapping[str, tuple[Floats, Floats]], of: str = "") -> None:
+    """g(r) `of` a pair, of one or more sources, into axes; the first is drawn solid, the others dashed over it."""
     for i, (name, (r, g)) in enumerate(curves.items()):
         ax.plot(r, g, label=name, color=COLORS[i % len(COLORS)], lw=1.8, ls="-" if i == 0 else "--")
     ax.axhline(1.0, color=GREY, lw=0.8)
-    ax.set(title="Radial distribution function", xlabel="r (Å)", ylabel="g(r)")
+    ax.set(title="Radial distribution function", xlabel="r (Å)", ylabel=f"g(r) of {of}" if of else "g(r)")
     ax.set_xlim(0, max(r[-1] for r, _ in curves.values()))
     ax.set_ylim(bottom=0)
     ax.legend()
 
 
-def rdf(curves: Mapping[str, tuple[Floats, Floats]]) -> Figure:
+def rdf(curves: Mapping[str, tuple[Floats, Floats]], of: str = "") -> Figure:
     """A figure of `draw_rdf`; curves are label -> r (n,) in Å and g (n,)."""
     with panels(1, 1, size=(5.4, 3.8)) as (figure, (ax,)):
-        draw_rdf(ax, curves)
+        draw_rdf(ax, curves, of)
     return figure
 
 
@@ -143,10 +162,3 @@ def draw_equation_of_state(ax: Axes, curves: Mapping[str, tuple[Floats, Floats]]
         ax.plot(volumes, 1e3 * (energies - fit.e0), "o" if i == 0 else "s", color=color, ms=4, mfc="white")
     ax.set(title="Equation of state", xlabel="volume (Å³/atom)", ylabel="energy above minimum (meV/atom)")
     ax.legend()
-
-
-def equation_of_state(curves: Mapping[str, tuple[Floats, Floats]]) -> Figure:
-    """A figure of `draw_equation_of_state`."""
-    with panels(1, 1, size=(5.4, 3.8)) as (figure, (ax,)):
-        draw_equation_of_state(ax, curves)
-    return figure

@@ -8,10 +8,12 @@ import pytest
 from ase.build import bulk
 
 from dphpc.core.errors import DataError, InputError
-from dphpc.plots.draw import KINDS, draw, guess_kind
+from dphpc.md.run import run_md
+from dphpc.plots.draw import KINDS, draw, guess_kind, read_frames
 from dphpc.plots.parity import read_details
 from dphpc.plots.style import save
 from dphpc.plots.tables import read_table
+from dphpc.potential.pair import LennardJones
 
 LCURVE = """#  step      rmse_val    rmse_trn    rmse_e_val  rmse_e_trn    rmse_f_val  rmse_f_trn         lr
 # If there is no available reference data, rmse_*_{val,trn} will print nan
@@ -56,6 +58,34 @@ def test_every_kind_is_recognized_and_drawn(kind: str, files: dict[str, str], tm
     assert all(axes.get_ylabel() for axes in figure.axes)
     assert save(figure, tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
     assert save(figure, tmp_path / "out.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_trajectories_of_md_are_read_in_every_format(tmp_path: Path) -> None:
+    structure = tmp_path / "ar.extxyz"
+    atoms = bulk("Ar", cubic=True)
+    atoms.symbols[0] = "Ne"
+    ase.io.write(structure, atoms)
+    run = {
+        "structure": str(structure), "velocities": {"temperature_K": 60}, "timestep_fs": 2.0,
+        "stages": [{"ensemble": "nve", "steps": 4}], "thermo": {"file": None},
+    }  # fmt: skip
+    read = {}
+    for name in ("t.extxyz", "t.lammpstrj", "t.h5md"):
+        file = str(tmp_path / name)
+        run_md({**run, "trajectory": {"every": 2, "file": file}}, potential=LennardJones(["Ar", "Ne"]))
+        assert draw("rdf", [file], pair=("Ne", "Ar"))[1].axes[0].get_ylabel() == "g(r) of Ne–Ar"
+        read[name] = read_frames(file, skip=1)
+    for frames in read.values():
+        assert len(frames) == 2
+        for frame, wanted in zip(frames, read["t.extxyz"], strict=True):
+            assert frame.species.tolist() == ["Ne", "Ar", "Ar", "Ar"]
+            np.testing.assert_allclose(frame.positions, wanted.positions, atol=1e-7)  # written with 8 digits
+            np.testing.assert_allclose(frame.box.matrix, wanted.box.matrix)
+    with pytest.raises(DataError, match="no frames"):
+        read_frames(str(tmp_path / "t.h5md"), skip=3)
+    (tmp_path / "bad.h5md").write_text("x")
+    with pytest.raises(DataError, match="cannot read"):
+        read_frames(str(tmp_path / "bad.h5md"))
 
 
 def test_several_learning_curves_are_overlaid(files: dict[str, str], tmp_path: Path) -> None:
@@ -114,6 +144,12 @@ def test_wrong_requests_are_refused(files: dict[str, str], tmp_path: Path) -> No
         draw("parity", [str(tmp_path / "nothing")])
     with pytest.raises(DataError, match="no frames"):
         draw("rdf", [files["rdf"]], skip=3)
+    with pytest.raises(DataError, match=r"(?s)species 'O'.*two of Si"):
+        draw("rdf", [files["rdf"]], pair=("O", "Si"))
+    with pytest.raises(InputError, match="two species"):
+        draw("rdf", [files["rdf"]], pair=("Si",))
+    with pytest.raises(InputError, match="two species, and a plot 'rdf'"):
+        draw("thermo", [files["thermo"]], pair=("Si", "Si"))
     _, figure = draw("lcurve", [files["lcurve"]])
     with pytest.raises(InputError, match="cannot write"):
         save(figure, tmp_path / "out.doc")

@@ -2,32 +2,45 @@
 
 import numpy as np
 import pytest
+from ase import Atoms
 from ase.build import bulk
 from ase.neighborlist import neighbor_list
 
 from dphpc.core.box import Box
 from dphpc.core.errors import DataError
-from dphpc.plots.structure import EquationOfState, radial_distribution
+from dphpc.plots.structure import EquationOfState, Frame, radial_distribution
 
 
-def test_rdf_equals_counting_with_ase() -> None:
+@pytest.mark.parametrize("pair", [(), ("O", "H"), ("H", "O"), ("H", "H")])
+def test_rdf_equals_counting_with_ase(pair: tuple[str, ...]) -> None:
     rng = np.random.default_rng(1)
-    atoms = bulk("Si")  # two atoms, triclinic, r_max reaches many images
+    # Few atoms, triclinic, r_max reaches many images.
+    atoms = Atoms("HOH", cell=bulk("Si").cell, pbc=True)
     frames, counts = [], np.zeros(60)
     edges = np.linspace(0.0, 6.0, 61)
+    species = np.array(atoms.get_chemical_symbols())
+    first, second = (species == name for name in pair) if pair else [np.ones(3, bool)] * 2
     for _ in range(3):
-        atoms.positions = rng.normal(scale=4.0, size=(2, 3))  # far outside the cell too
-        frames.append((atoms.get_positions(), Box(atoms.cell.array)))
-        counts += np.histogram(neighbor_list("d", atoms, 6.0), edges)[0]
-    r, g = radial_distribution(frames, r_max=6.0, n_bins=60)
+        atoms.positions = rng.normal(scale=4.0, size=(3, 3))  # far outside the cell too
+        frames.append(Frame(atoms.get_positions(), Box(atoms.cell.array), species))
+        i, j, d = neighbor_list("ijd", atoms, 6.0)
+        counts += np.histogram(d[first[i] & second[j]], edges)[0]
+    r, g = radial_distribution(frames, pair=pair, r_max=6.0, n_bins=60)
     shells = 4.0 / 3.0 * np.pi * np.diff(edges**3)
-    np.testing.assert_allclose(g, counts / 3 / (4 / atoms.get_volume() * shells), atol=1e-12)  # measured 2e-15
+    expected = counts / 3 / (first.sum() * second.sum() / atoms.get_volume() * shells)
+    np.testing.assert_allclose(g, expected, atol=1e-12)  # measured 2e-15
     np.testing.assert_allclose(r, 0.5 * (edges[1:] + edges[:-1]))
+
+
+def test_rdf_shows_contacts_and_not_an_atom_itself() -> None:
+    positions = np.array([[1.0, 1.0, 1.0], [1.02, 1.0, 1.0], [4.0, 4.0, 4.0]])
+    _, g = radial_distribution([Frame(positions, Box(10.0 * np.eye(3)), np.array(["Si"] * 3))])
+    assert g[0] == pytest.approx(2 * 1000.0 / 9 / (4 / 3 * np.pi * 0.05**3))
 
 
 def test_rdf_of_an_ideal_gas_is_one() -> None:
     rng = np.random.default_rng(2)
-    frames = [(rng.random((400, 3)) * 12.0, Box(12.0 * np.eye(3))) for _ in range(5)]
+    frames = [Frame(rng.random((400, 3)) * 12.0, Box(12.0 * np.eye(3)), np.array(["Ar"] * 400)) for _ in range(5)]
     _, g = radial_distribution(frames, r_max=6.0, n_bins=12)
     np.testing.assert_allclose(g[3:], 1.0, atol=0.03)  # measured 0.011
 
