@@ -104,9 +104,14 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
 
 
 class _Console(logging.Handler):
-    """Messages to the standard error of the moment (a progress bar takes its place); INFO goes without its level."""
+    """Messages to the standard error of the moment (a progress bar takes its place); INFO goes without its level.
+
+    What is `on_screen` already goes into log files alone.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
+        if getattr(record, "on_screen", False):
+            return
         text = self.format(record)
         print(text if record.levelno == logging.INFO else f"{record.levelname}: {text}", file=sys.stderr)
 

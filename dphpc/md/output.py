@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from dphpc.core.errors import DataError, RunError
 from dphpc.md.engine import Engine
 from dphpc.md.observables import Thermo
+
+_log = logging.getLogger(__name__)
 
 _TABLE = (
     ("step", 10), ("time/ps", 11), ("T/K", 9), ("E_pot/eV", 16), ("E_kin/eV", 13), ("E_total/eV", 16),
@@ -80,10 +83,15 @@ class Screen:
         self._task = TaskID(0)
 
     def say(self, *lines: str) -> None:
-        """Print lines."""
+        """Print lines, unless the package's logging is to say less, and log them."""
         if self.quiet:
             return
         for line in lines:
+            level = logging.WARNING if line.startswith("warning:") else logging.INFO
+            if line:
+                _log.log(level, line, extra={"on_screen": True})
+            if level < logging.getLogger("dphpc").level:
+                continue
             if self._progress is not None:
                 self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
             else:

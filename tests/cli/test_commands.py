@@ -193,6 +193,13 @@ def test_md(run: Run, tmp_path: Path) -> None:
     np.testing.assert_array_equal(table["step"], [0, 2, 4])
     assert len(ase.io.read(tmp_path / "traj.extxyz", ":")) == 3
     assert run("plot", "thermo", "thermo.csv").stdout.strip() == "thermo.png"
+    done = run("md", "run.yaml", "-l", "md.log", "-v", "WARNING")
+    assert not done.stdout + done.stderr
+    assert not (tmp_path / "md.log").exists()
+    done = run("md", "run.yaml", "-l", "md.log")
+    assert done.stderr == ""
+    for line in (line for line in done.stdout.splitlines() if line):
+        assert f"dphpc.md.output INFO    {line}\n" in (tmp_path / "md.log").read_text()
     (tmp_path / "run.yaml").write_text(RUN_FILE.replace("timestep_fs", "timestep"))
     assert "did you mean 'timestep_fs'" in run("md", "run.yaml", status=1).stderr
 
