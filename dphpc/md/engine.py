@@ -1,8 +1,8 @@
 """The engine: atoms of one rank, their forces, and the elementary moves that integrators are made of.
 
-A step of dynamics is `kick` and `drift` in the integrator's order with `update_forces` between them, which looks whether
-some atom of some rank has moved half the skin; only then do atoms migrate, ghosts and neighbors get built anew, otherwise
-ghosts follow their owners.  Atoms far from the brick's faces are evaluated while ghosts, then forces on them, are under way.
+A step of dynamics is `kick` and `drift` in the integrator's order with `update_forces` between them.  That looks if some
+atom of some rank has moved half the skin; only then do atoms migrate, ghosts and neighbors get built anew, else ghosts
+follow their owners.  Atoms far from the brick's faces are evaluated while ghosts, then their forces, are under way.
 
 A deterministic engine gives the same bits on any number of ranks and threads and through restarts.  Positions and box
 are multiples of one power of two, so that shifts by box vectors and differences of positions are exact and it does not
@@ -364,8 +364,7 @@ class Engine:
     def _move_planes(self) -> bool:
         """Give all ranks equal work, where they are far from it; whether planes moved."""
         with self.timers("neighbor"):
-            slowness = self._slowness()
-            if imbalance(self.total_work * slowness, self.comm) < UNBALANCED:
+            if imbalance(self.total_work * (slowness := self._slowness()), self.comm) < UNBALANCED:
                 return False
             self.to_host()
             box, positions = self.state.box, self.state.positions[: self.state.n_local]
