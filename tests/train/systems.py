@@ -30,6 +30,15 @@ def write_system(folder: Path, n_atoms: int, n_frames: int, seed: int, *, virial
         np.save(target / "virial.npy", rng.normal(size=(n_frames, 9)))
 
 
+def write_padded(folder: Path) -> None:
+    """An npy/mixed system: frames of 12, 9 and 10 atoms, filled up to 12 with slots that hold none."""
+    write_system(folder, 12, 3, seed=4)
+    slots = np.tile(np.loadtxt(folder / "type.raw", dtype=int), (3, 1))
+    slots[1, 9:] = slots[2, 10:] = -1
+    np.save(folder / "set.000/real_atom_types.npy", slots)
+    np.savetxt(folder / "type.raw", np.zeros(12), fmt="%d")
+
+
 def small_input(**training: Any) -> dict[str, Any]:
     """An input for `a` and `b` (training) and `c` (validation) in the working directory."""
     return {

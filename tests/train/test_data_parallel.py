@@ -24,7 +24,7 @@ from dphpc.train.initial import initial_model
 from dphpc.train.schema import parse_input
 from dphpc.train.statistics import load_or_compute
 from dphpc.train.trainer import Trainer
-from tests.train.systems import small_input, write_systems
+from tests.train.systems import small_input, write_padded, write_systems
 
 BATCHES = [1, 2, 3, 5]
 HOROVOD = pytest.param("horovod", marks=pytest.mark.skipif(not find_spec("horovod"), reason="make horovod builds it"))
@@ -136,6 +136,21 @@ def test_restart_to_the_bit_and_on_another_number_of_ranks(comm: Communicator, f
         dphpc.train(given, comm=Serial(), restart="model.ckpt-5")
         for name, value in weights(Serial(), 12).items():
             np.testing.assert_allclose(whole[name], value, rtol=0, atol=1e-9 * np.abs(value).max(initial=1.0))
+
+
+def test_frames_of_unequal_size_are_divided(comm: Communicator, folder: Path) -> None:
+    if comm.rank == 0:
+        write_padded(folder / "mixed")
+    comm.barrier()
+    given = small_input(save_freq=12)
+    for section in ("training_data", "validation_data"):
+        given["training"][section] = {"systems": ["mixed"], "batch_size": 3}
+    dphpc.train(given, comm=comm)
+    ours = weights(comm, 12)
+    if comm.rank == 0:
+        dphpc.train(given, comm=Serial())
+        for name, value in weights(Serial(), 12).items():
+            np.testing.assert_allclose(ours[name], value, rtol=0, atol=1e-9 * np.abs(value).max(initial=1.0))
 
 
 def test_rates_go_with_ranks_for_a_batch_each(comm: Communicator, folder: Path) -> None:

@@ -115,10 +115,10 @@ class Dataset:
         indices = [int(i) for i in frames]
         values = [source.values(i) for i in indices]
         k, n = part
-        n_all = len(indices) * source.n_atoms
-        first, last = n_all * k // n, n_all * (k + 1) // n
+        ends = np.cumsum([0, *(len(source.types(i)) for i in indices)]).tolist()  # npy/mixed: frames of any size
+        first, last = ends[-1] * k // n, ends[-1] * (k + 1) // n
         geometries = [
-            self.geometry(system, i) if first < (m + 1) * source.n_atoms and m * source.n_atoms < last
+            self.geometry(system, i) if first < ends[m + 1] and ends[m] < last
             else Geometry.hollow(self.frame(system, i), self.rcut)
             for m, i in enumerate(indices)
         ]  # fmt: skip
