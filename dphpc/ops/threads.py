@@ -1,15 +1,18 @@
 """How many threads the native kernels use in this process.
 
-Nothing is set behind the user's back: programs call `set_threads` once at start.  Until then the kernels use
-`default_threads()` and NumPy's BLAS whatever its own start-up found.  After `set_threads` that BLAS has one thread: its
-products here are small, and the threads that wait for the next one would keep the cores from the kernels' threads.
+Nothing is set behind the user's back: programs call `set_threads` once at start, and functions that a user's program
+calls give back what they have set (`threads_restored`).  Until `set_threads` the kernels use `default_threads()` and
+NumPy's BLAS whatever its own start-up found.  Then that BLAS has one thread: its products here are small, and the
+threads that wait for the next one would keep the cores from the kernels' threads.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController, threadpool_limits
 
 from dphpc.core.cores import n_cores
 from dphpc.core.errors import InputError
@@ -52,6 +55,18 @@ def set_threads(n: int) -> None:
         raise InputError(f"{n} threads were asked for", expected="at least 1")
     _threads = n
     threadpool_limits(limits=1, user_api="blas")
+
+
+@contextmanager
+def threads_restored() -> Iterator[None]:
+    """A phase after which kernels and BLAS have the threads that they had before, whatever `set_threads` did in it."""
+    global _threads
+    before = _threads
+    with ThreadpoolController().select(user_api="blas").limit(limits=None):
+        try:
+            yield
+        finally:
+            _threads = before
 
 
 def get_threads() -> int:

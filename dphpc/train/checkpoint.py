@@ -20,9 +20,8 @@ from safetensors.numpy import save_file
 from dphpc.core.errors import InputError, ModelFileError
 from dphpc.model.dp_model import DPModel
 from dphpc.model.radial_table import Grid
-from dphpc.train.initial import initial_model, set_model_arrays
+from dphpc.train.initial import model_of
 from dphpc.train.schema import TrainInput, parse_input
-from dphpc.train.statistics import Statistics
 
 FORMAT = 1
 SUFFIX = ".safetensors"
@@ -60,14 +59,7 @@ class Checkpoint:
 
     def model(self) -> DPModel:
         """The model with the checkpoint's weights."""
-        n = self.config.model.n_types
-        scales = ("fparam_avg", "fparam_inv_std", "aparam_avg", "aparam_inv_std")
-        placeholder = Statistics(
-            np.zeros(n), np.ones((n, 2)), np.zeros(n), np.ones(n), *(self.arrays.get(f"fitting.{s}") for s in scales)
-        )
-        model = initial_model(self.config.model, placeholder, 0, self.min_distance)
-        set_model_arrays(model, self.arrays, "checkpoint")
-        return model
+        return model_of(self.config.model, self.arrays, "checkpoint", self.min_distance)
 
     def save(self, path: Path) -> None:
         """Write the file under a temporary name and rename it."""
@@ -153,21 +145,33 @@ class CheckpointFolder:
 
     `<save_dir or folder of save_ckpt>/<save_ckpt>-<step>.safetensors`; `<save_ckpt>.safetensors` links to the
     newest and the file `checkpoint` names it; the `max_keep` newest are kept.
+
+    Parameters
+    ----------
+    restart
+        Step that the run goes on from, None for a new one.
+
+    Attributes
+    ----------
+    others
+        Steps of checkpoints that another run left here: all that a new run finds, the later ones that a restarted one
+        finds.  They stay, but for those that this run writes again.
     """
 
-    def __init__(self, prefix: str, save_dir: str | None, max_keep: int) -> None:
+    def __init__(self, prefix: str, save_dir: str | None, max_keep: int, restart: int | None = None) -> None:
         self.prefix = Path(prefix)
         self.folder = Path(save_dir) if save_dir else self.prefix.parent
         self.max_keep = max_keep
         if self.prefix.is_dir():
             raise InputError(f"'{prefix}' is a folder", where="training/save_ckpt", expected="a file name")
+        self.others = {step for step in self._steps() if restart is None or step > restart}
 
     def path(self, step: int) -> Path:
         """File of the checkpoint at a step."""
         return self.folder / f"{self.prefix.name}-{step}{SUFFIX}"
 
     def save(self, checkpoint: Checkpoint) -> Path:
-        """Write a checkpoint, make it the newest, remove the ones beyond `max_keep` and those of later steps."""
+        """Write a checkpoint, make it the newest, remove this run's beyond `max_keep`."""
         path = self.path(checkpoint.step)
         checkpoint.save(path)
         link = self.prefix.with_name(self.prefix.name + SUFFIX)
@@ -179,17 +183,13 @@ class CheckpointFolder:
         pointer = Path(f".{POINTER}.{os.getpid()}")
         pointer.write_text(f"{path}\n", encoding="utf-8")
         os.replace(pointer, POINTER)
-        self._prune(checkpoint.step)
+        self.others.discard(checkpoint.step)
+        for step in sorted(self._steps() - self.others)[: -self.max_keep]:
+            self.path(step).unlink(missing_ok=True)
         return path
 
-    def _prune(self, step: int) -> None:
-        steps = {self._step_of(path): path for path in self.folder.glob(f"{self.prefix.name}-*{SUFFIX}")}
-        known = {s: path for s, path in steps.items() if s is not None}
-        for s in [s for s in known if s > step]:  # left by a longer run in this folder
-            known.pop(s).unlink(missing_ok=True)
-        for s in sorted(known)[: -self.max_keep]:
-            known[s].unlink(missing_ok=True)
-
-    def _step_of(self, path: Path) -> int | None:
-        number = path.name[len(self.prefix.name) + 1 : -len(SUFFIX)]
-        return int(number) if number.isdigit() else None
+    def _steps(self) -> set[int]:
+        """Steps of the checkpoints that are there."""
+        names = [path.name.removesuffix(SUFFIX) for path in self.folder.glob(f"{self.prefix.name}-*{SUFFIX}")]
+        numbers = [name[len(self.prefix.name) + 1 :] for name in names]
+        return {int(number) for number in numbers if number.isdecimal()}

@@ -131,6 +131,21 @@ def model_arrays(model: DPModel) -> dict[str, NDArray[Any]]:
     return arrays
 
 
+def model_of(
+    config: ModelConfig, arrays: dict[str, NDArray[Any]], source: str, min_distance: float | None = None
+) -> DPModel:
+    """A model whose weights and statistics are these arrays, as `model_arrays` gives them.
+
+    Raises
+    ------
+    InputError
+        `source` lacks an array, or one has another shape: it is another model.
+    """
+    model = initial_model(config, Statistics.neutral(config), 0, min_distance)
+    set_model_arrays(model, arrays, source)
+    return model
+
+
 def set_model_arrays(model: DPModel, arrays: dict[str, NDArray[Any]], source: str) -> None:
     """Overwrite a model's arrays, in place for the weights.
 

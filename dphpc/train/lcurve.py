@@ -22,6 +22,7 @@ class LearningCurve:
     def __init__(self, path: Path, keep_until: int | None = None) -> None:
         kept = _lines_until(path, keep_until) if keep_until is not None and path.is_file() else []
         self._has_header = bool(kept)
+        path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("w", encoding="utf-8", buffering=1)
         self._file.writelines(kept)
         self._file.flush()

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from dphpc.core.device import find_device
 from dphpc.core.errors import DphpcError, InputError
 from dphpc.model.dp_model import DPModel
 from dphpc.model.model_file import read_model
-from dphpc.ops.threads import default_threads, set_threads
+from dphpc.ops.threads import default_threads, set_threads, threads_restored
 from dphpc.parallel.back_ends import DataParallel
 from dphpc.parallel.comm import Communicator, Serial, ends_together, from_first, together, world
 from dphpc.parallel.gradients import gradient_sum
@@ -26,7 +26,7 @@ from dphpc.parallel.placement import placement, ranks_on_same_cores
 from dphpc.parallel.process_group import slurm_ranks
 from dphpc.train.checkpoint import POINTER, SUFFIX, Checkpoint, find_checkpoint
 from dphpc.train.data import Dataset
-from dphpc.train.initial import initial_model, model_arrays, set_model_arrays
+from dphpc.train.initial import initial_model, model_arrays, model_of
 from dphpc.train.neighbor_stat import neighbor_stat, resolve_sel, sel_warnings
 from dphpc.train.parameters import torch_device
 from dphpc.train.result import TrainResult
@@ -40,6 +40,18 @@ log = logging.getLogger("dphpc.train")
 PathLike = str | Path
 
 
+@contextlib.contextmanager
+def _threads_restored() -> Iterator[None]:
+    """A phase after which kernels, BLAS and torch have the threads that they had before."""
+    before = torch.get_num_threads()
+    with threads_restored():
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+
+@_threads_restored()
 def train(
     input: PathLike | Mapping[str, Any] | TrainInput,
     *,
@@ -86,7 +98,7 @@ def train(
     with ends_together(comm):
         with together(comm):
             if restart is not None and init_model is not None:
-                raise InputError("restart and init_model exclude each other", remedy="use one of them")
+                raise InputError("--restart and --init-model exclude each other", remedy="use one of them")
         if resume and from_first(comm, lambda: Path(POINTER).is_file()):
             restart, init_model = ".", None  # what a first part began from is in its checkpoints
         config = from_first(comm, lambda: _read(input))
@@ -98,27 +110,28 @@ def train(
         _use_threads(threads, comm)
         with together(comm):
             checkpoint = None if restart is None else Checkpoint.load(find_checkpoint(restart))
+            source = None if init_model is None else _read_any_model(init_model)
         config = comm.bcast(_with_seed(config, checkpoint))
         with together(comm):
             training, validation = _load_data(config)
             config = _with_steps(config, training, comm.size)
         config, min_distance = from_first(comm, lambda: _with_sel(config, training, checkpoint, skip_neighbor_stat))
-        if checkpoint is None:
-            statistics = from_first(comm, lambda: _statistics(config, training))
+        model = None
         with together(comm):
-            if output is not None and comm.rank == 0:
-                write_input(config, output)
             if checkpoint is not None:
                 model = _restarted(config, checkpoint)
-            else:
-                model = _new_model(config, statistics, min_distance, init_model)
+            elif source is not None:
+                model = _with_weights_of(source, config, min_distance, str(init_model))
+        if model is None:
+            model = _new_model(config, from_first(comm, lambda: _statistics(config, training)), min_distance)
         with together(comm):
             place = torch_device(device)
         with gradient_sum(config.dphpc.data_parallel, comm, config.dphpc.gradient_compression, place) as gradients:
             with together(comm):
                 trainer = Trainer(config, model, training, validation, checkpoint, comm, gradients, device)
-            for line in _summary(trainer):
-                log.info("%s", line)
+                if output is not None and comm.rank == 0:  # last: a refused run overwrites nothing
+                    write_input(config, output)
+            _introduce(trainer)
             result = trainer.run()
         for name, value in result.rows():
             log.info("%s: %s", name, value)
@@ -227,19 +240,16 @@ def _statistics(config: TrainInput, training: Dataset) -> Statistics:
     return load_or_compute(training, config.model, t.stat_file, t.stat_file_mode, batch_sizes=sizes)
 
 
-def _new_model(
-    config: TrainInput, statistics: Statistics, min_distance: float | None, source: PathLike | None
-) -> DPModel:
+def _new_model(config: TrainInput, statistics: Statistics, min_distance: float | None) -> DPModel:
     assert config.training.seed is not None, "resolved before"
-    model = initial_model(config.model, statistics, config.training.seed, min_distance)
-    if source is not None:
-        other = _read_any_model(source)
-        if other.type_map != model.type_map:
-            raise InputError(
-                f"the model's type_map is {other.type_map}", where=str(source), expected=f"{model.type_map}"
-            )
-        set_model_arrays(model, model_arrays(other), str(source))
-    return model
+    return initial_model(config.model, statistics, config.training.seed, min_distance)
+
+
+def _with_weights_of(other: DPModel, config: TrainInput, min_distance: float | None, where: str) -> DPModel:
+    """The input's model with another's weights, statistics and biases: it needs no statistics of the data."""
+    if other.type_map != config.model.type_map:
+        raise InputError(f"the model's type_map is {other.type_map}", where=where, expected=f"{config.model.type_map}")
+    return model_of(config.model, model_arrays(other), where, min_distance)
 
 
 def _read_any_model(source: PathLike) -> DPModel:
@@ -278,6 +288,14 @@ def _restarted(config: TrainInput, checkpoint: Checkpoint) -> DPModel:
             expected=f"more than {checkpoint.step} (it is {config.training.numb_steps})",
         )  # fmt: skip
     return checkpoint.model()
+
+
+def _introduce(trainer: Trainer) -> None:
+    for line in _summary(trainer):
+        log.info("%s", line)
+    if others := sorted(trainer.folder.others):
+        names = f"{trainer.folder.path(others[0])}" + (f" to -{others[-1]}" if len(others) > 1 else "")
+        log.warning("checkpoints of another training stay here (%s), but those of the same step are replaced", names)
 
 
 def _summary(trainer: Trainer) -> list[str]:

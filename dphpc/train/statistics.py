@@ -76,6 +76,16 @@ class Statistics:
         energy_std = np.full(n_types, moments.energy_std)
         return cls(davg, dstd, moments.energy_bias, energy_std, **parameters)
 
+    @classmethod
+    def neutral(cls, model: ModelConfig) -> Statistics:
+        """Statistics that change nothing."""
+        n, net = model.n_types, model.fitting_net
+        parameters: dict[str, Floats] = {}
+        for name, width in (("fparam", net.numb_fparam), ("aparam", net.numb_aparam)):
+            if width:
+                parameters |= {f"{name}_avg": np.zeros(width), f"{name}_inv_std": np.ones(width)}
+        return cls(np.zeros(n), np.ones((n, 2)), np.zeros(n), np.ones(n), **parameters)
+
 
 def compute_statistics(
     dataset: Dataset, model: ModelConfig, batch_sizes: Sequence[int] | NDArray[np.int64] | None = None
@@ -101,7 +111,7 @@ def load_or_compute(
         The file is damaged.
     """
     if stat_file is None:
-        return Statistics.of(compute_moments(dataset, model, sample_frames(dataset, model, batch_sizes)), model)
+        return compute_statistics(dataset, model, batch_sizes)
     path = Path(stat_file)
     moments = load_moments(path, model)
     if moments is not None:

@@ -113,7 +113,7 @@ class Trainer:
         self.sampler = Sampler.of(training, t.training_data, t.seed)
         if validation is not None and t.validation_data is not None:
             self.validation_sampler = Sampler.of(validation, t.validation_data, t.seed + VALIDATION_SEED)
-        self.folder = CheckpointFolder(t.save_ckpt, t.save_dir, self._max_keep())
+        self.folder = CheckpointFolder(t.save_ckpt, t.save_dir, self._max_keep(), restart.step if restart else None)
         self.step = 0
         self.in_flight = np.zeros(2)
         self._sums: Errors = {}

@@ -44,13 +44,29 @@ def test_round_trip(tmp_path: Path) -> None:
 def test_the_folder_keeps_the_newest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     folder = CheckpointFolder("out/model.ckpt", None, max_keep=2)
-    for step in (10, 30, 20, 40):  # 20: begun anew, so 30 is of another run
+    for step in (10, 20, 30, 40):
         folder.save(checkpoint(step))
     kept = sorted(path.name for path in Path("out").iterdir())
-    assert kept == ["model.ckpt-20.safetensors", "model.ckpt-40.safetensors", "model.ckpt.safetensors"]
+    assert kept == ["model.ckpt-30.safetensors", "model.ckpt-40.safetensors", "model.ckpt.safetensors"]
     assert find_checkpoint(".") == Path("out/model.ckpt-40.safetensors")
-    assert find_checkpoint("out/model.ckpt-20") == Path("out/model.ckpt-20.safetensors")
+    assert find_checkpoint("out/model.ckpt-30") == Path("out/model.ckpt-30.safetensors")
     assert Checkpoint.load(find_checkpoint("out/model.ckpt")).step == 40
+
+
+@pytest.mark.parametrize(("restart", "left"), [(None, [10, 20, 30, 40]), (20, [30, 40])])
+def test_the_folder_keeps_what_another_run_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restart: int | None, left: list[int]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for step in (10, 20, 30, 40):
+        checkpoint(step).save(Path(f"model.ckpt-{step}.safetensors"))
+    folder = CheckpointFolder("model.ckpt", None, max_keep=2, restart=restart)
+    assert sorted(folder.others) == left
+    for step in (25, 30, 35):
+        folder.save(checkpoint(step))
+    kept = {path.name for path in Path().glob("model.ckpt-*")}
+    assert kept == {f"model.ckpt-{step}.safetensors" for step in {*left, 30, 35}}
+    assert find_checkpoint(".") == Path("model.ckpt-35.safetensors")
 
 
 def test_damaged_files_say_so(tmp_path: Path) -> None:

@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 import dphpc
 from dphpc.core.errors import InputError, RunError
 from dphpc.model.model_file import read_model
+from dphpc.ops.threads import get_threads, set_threads
 from dphpc.potential.deep_pot import DeepPot
 from dphpc.train.checkpoint import Checkpoint, find_checkpoint
 from dphpc.train.data import Batch
@@ -223,8 +225,46 @@ def test_users_mistakes() -> None:
         dphpc.train(other, init_model="model.ckpt-12")
     with pytest.raises(InputError, match="neighbor statistics"):
         dphpc.train(small_input(), skip_neighbor_stat=True)
-    with pytest.raises(InputError, match="exclude each other"):
+    with pytest.raises(InputError, match="--restart and --init-model exclude each other"):
         dphpc.train(small_input(), restart=".", init_model=".")
+
+
+def test_a_refused_run_overwrites_nothing() -> None:
+    dphpc.train(small_input())
+    written, other = Path("out.json").read_text(), small_input(numb_steps=20, stat_file="stat.hdf5")
+    other["model"]["fitting_net"]["neuron"] = [8]
+    for options in ({"restart": "."}, {"init_model": "model.ckpt"}, {"data_parallel": "mpii"}):
+        with pytest.raises(InputError):
+            dphpc.train(other, **options)
+        assert Path("out.json").read_text() == written
+        assert not Path("stat.hdf5").exists()
+
+
+def test_another_trainings_checkpoints_stay(caplog: pytest.LogCaptureFixture) -> None:
+    dphpc.train(small_input())
+    assert "stay here" not in caplog.text
+    before = state("model.ckpt-8.safetensors")
+    dphpc.train(small_input(numb_steps=6, save_freq=3, seed=8))
+    assert "of another training stay here (model.ckpt-4.safetensors to -12)" in caplog.text
+    assert same(state("model.ckpt-8.safetensors"), before)
+    assert Path("checkpoint").read_text().strip() == "model.ckpt-6.safetensors"
+
+
+def test_files_may_be_in_new_folders() -> None:
+    given = small_input(numb_steps=2, disp_file="new/lc.out", save_ckpt="ckpt/model")
+    dphpc.train(given, output="made/out.json")
+    assert Path("new/lc.out").is_file()
+    assert Path("made/out.json").is_file()
+
+
+def test_threads_are_as_before() -> None:
+    blas = [lib for lib in threadpool_info() if lib["user_api"] == "blas"]
+    set_threads(3)
+    with threadpool_limits(2, user_api="blas"):
+        dphpc.train({**small_input(numb_steps=1), "dphpc": {"n_threads": 1}})
+        assert get_threads() == 3
+        assert [lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"] == [2] * len(blas)
+    assert blas
 
 
 def test_a_run_that_diverges_stops_and_names_the_step() -> None:

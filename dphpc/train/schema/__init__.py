@@ -96,10 +96,13 @@ def parse_input(mapping: Mapping[str, Any], *, source: str = "input") -> TrainIn
 def write_input(config: TrainInput, path: str | Path) -> None:
     """Write `config` with all defaults as JSON (`out.json`), in one piece.
 
-    Keys without a value are left out: DeePMD-kit refuses null for some of them.
+    Keys without a value are left out, and the section `dphpc` where it is all defaults: DeePMD-kit refuses null for
+    some keys, and sections that it does not know.
     """
     path = Path(path)
-    text = json.dumps(config.model_dump(mode="json", exclude_none=True), indent=4)
+    ours = {"dphpc"} if config.dphpc == DphpcConfig() else set()
+    text = json.dumps(config.model_dump(mode="json", exclude_none=True, exclude=ours), indent=4)
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text + "\n", encoding="utf-8")
     temporary.replace(path)
