@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from dphpc.cli.app import command, progress_bar
-from dphpc.core.errors import InputError, did_you_mean
 
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, or auto: a card where there is one.")]
 
@@ -21,7 +20,7 @@ def evaluate(
         Path | None, typer.Option("--datafile", "-f", help="File with one system a line, in place of -s.")
     ] = None,
     n_frames: Annotated[int, typer.Option("--numb-test", "-n", help="Frames of each system; 0 means all.")] = 0,
-    seed: Annotated[int, typer.Option("--rand-seed", "-r", help="Seed of --shuffle-test.")] = 1,
+    seed: Annotated[int, typer.Option("--rand-seed", "-r", min=0, help="Seed of --shuffle-test.")] = 1,
     shuffle: Annotated[bool, typer.Option("--shuffle-test", help="Take frames at random.")] = False,
     detail_prefix: Annotated[
         Path | None, typer.Option("--detail-file", "-d", help="Prefix of files with every label and prediction.")
@@ -64,16 +63,6 @@ def show_model(
     ] = None,
 ) -> None:
     """What a model file holds."""
-    from dphpc.model.model_file import read_model
-    from dphpc.model.show import attributes as facts_of
-    from dphpc.model.show import summary
+    from dphpc.model.show import show
 
-    read = read_model(model)
-    if not attributes:
-        print(summary(read))
-        return
-    facts = facts_of(read)
-    for name in attributes:
-        if name not in facts:
-            raise InputError(f"the model has no attribute '{name}'", remedy=did_you_mean(name, facts))
-        print(f"{name}: {facts[name]}")
+    print(show(model, attributes))

@@ -75,7 +75,7 @@ def compress(
     Raises
     ------
     InputError
-        A step or factor that makes no table.
+        A step or factor that makes no table, or one of more than `MAX_INTERVALS`.
     ModelFileError
         The activation is too rough for a smooth table.
     """
@@ -85,7 +85,7 @@ def compress(
             f"a network with activation '{d.activation_function}' has kinks and cannot be tabulated exactly",
             remedy="use the model uncompressed, or train with tanh, gelu or silu",
         )
-    if (step is not None and step <= 0) or extrapolate < 1.0:
+    if (step is not None and not step > 0) or not extrapolate >= 1.0:
         raise InputError("the table would be empty", expected="step > 0 and extrapolate >= 1")
     nearest = model.min_nbor_dist or DEFAULT_DISTANCE
     lower, upper = d.s_range(nearest)
@@ -98,6 +98,7 @@ def compress(
             far = fitted_table(networks, upper, end, tolerance, MAX_INTERVALS)[0].grids[0]
             grid = replace(grid, step_coarse=far.step_fine, n_coarse=far.n_fine)
     else:
+        _require_wide(step, lower, upper, end)
         grid = Grid.uniform(lower, upper, max(1, int(np.ceil((upper - lower) / step))))
         error_g, error_slope = RadialTable.from_networks(networks, grid).error(networks)
         coarse = COARSENING * grid.step_fine
@@ -115,6 +116,13 @@ def compress(
         error_beyond=max(table.error(networks)) if grid.n_coarse else 0.0,
     )
     return replace(model, table=table), report
+
+
+def _require_wide(step: float, lower: float, upper: float, end: float) -> None:
+    """Refuse a step that makes more than `MAX_INTERVALS` intervals inside or beyond."""
+    least = max(upper - lower, (end - upper) / COARSENING) / MAX_INTERVALS
+    if step < least:
+        raise InputError(f"the step {step:g} is too small", where="--step", expected=f"at least {least:.2g}")
 
 
 def compress_file(

@@ -114,22 +114,20 @@ def initial_network(
     rng: np.random.Generator,
     *,
     resnet_dt: bool = False,
-    resnet: bool = True,
     output: int | None = None,
-    output_bias: float = 0.0,
 ) -> Network:
     """A network with random weights as DeePMD-kit draws them.
 
-    W ~ N(0, 1/(n_in+n_out)), b ~ N(0, 1), idt ~ N(0.1, 0.001²); a final linear layer of width `output`
-    has b ~ N(output_bias, 1).  `widths` starts with the input width.
+    W ~ N(0, 1/(n_in+n_out)), b ~ N(0, 1), idt ~ N(0.1, 0.001²); `output` is the width of a final linear layer.
+    `widths` starts with the input width.
     """
     layers = []
     for n_in, n_out in pairwise(widths):
         w = rng.normal(0.0, 1.0 / np.sqrt(n_in + n_out), (n_in, n_out))
-        with_dt = resnet_dt and resnet and n_out in (n_in, 2 * n_in)
+        with_dt = resnet_dt and n_out in (n_in, 2 * n_in)
         idt = rng.normal(0.1, 0.001, n_out) if with_dt else None
-        layers.append(Layer(w, rng.normal(0.0, 1.0, n_out), idt, activation_function, resnet))
+        layers.append(Layer(w, rng.normal(0.0, 1.0, n_out), idt, activation_function, True))
     if output is not None:
         w = rng.normal(0.0, 1.0 / np.sqrt(widths[-1] + output), (widths[-1], output))
-        layers.append(Layer(w, rng.normal(output_bias, 1.0, output), None, "linear", False))
+        layers.append(Layer(w, rng.normal(0.0, 1.0, output), None, "linear", False))
     return Network(layers)

@@ -71,5 +71,5 @@ def show(path: str | Path, names: list[str] | None = None) -> str:
     facts = attributes(model)
     for name in names:
         if name not in facts:
-            raise InputError(f"unknown attribute '{name}'", remedy=did_you_mean(name, facts))
+            raise InputError(f"the model has no attribute '{name}'", remedy=did_you_mean(name, facts))
     return "\n".join(f"{name}: {facts[name]}" for name in names)

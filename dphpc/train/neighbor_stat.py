@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dphpc.core.errors import DataError
+from dphpc.core.errors import DataError, InputError
 from dphpc.train.data.batch import Geometry
 from dphpc.train.data.dataset import Dataset, open_systems
 from dphpc.train.data.storage import find_stores
@@ -80,9 +80,13 @@ def neighbor_stat_of(
 
     Raises
     ------
+    InputError
+        `rcut` is no length.
     DataError
         A system is missing, damaged or inconsistent, or the systems name no types.
     """
+    if not 0.0 < rcut < math.inf:
+        raise InputError(f"rcut is {rcut:g}", where="--rcut", expected="a positive length in Å")
     names = list(type_map) if type_map else common_type_map(paths, base)
     dataset = Dataset(open_systems(paths, names, base=base), names, rcut, cache_bytes=0)
     return neighbor_stat(dataset), names
@@ -105,10 +109,21 @@ def common_type_map(paths: Sequence[str], base: Path | None = None) -> list[str]
 
 
 def resolve_sel(model: ModelConfig, stat: NeighborStat) -> ModelConfig:
-    """The model with `sel` as numbers: `auto` takes the largest counts times the factor, rounded up to 4."""
+    """The model with `sel` as numbers: `auto` takes the largest counts times the factor, rounded up to 4.
+
+    Raises
+    ------
+    InputError
+        It is `auto`, and no atom has a neighbor.
+    """
     sel = model.descriptor.sel
     if not isinstance(sel, str):
         return model
+    if not stat.max_neighbors.any():
+        raise InputError(
+            f"no atom of the data has a neighbor within rcut, {stat.rcut:g} Å", where="model/descriptor/rcut",
+            expected="a length in Å", remedy="make it larger; with 'sel' as numbers the data are taken as they are",
+        )  # fmt: skip
     factor = auto_sel_factor(sel)
     numbers = [4 * ((int(n * factor) + 3) // 4) for n in stat.max_neighbors.tolist()]
     return model.updated(descriptor=model.descriptor.updated(sel=numbers))

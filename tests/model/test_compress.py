@@ -33,3 +33,5 @@ def test_refusals() -> None:
         compress(random_model(0, activation="relu"))
     with pytest.raises(InputError, match="empty"):
         compress(random_model(0), step=-1.0)
+    with pytest.raises(InputError, match=r"the step 0.0001 is too small\n.*\n  expected: at least 0\.000"):
+        compress(random_model(0), step=1e-4)

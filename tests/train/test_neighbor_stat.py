@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dphpc.core.errors import DataError
+from dphpc.core.errors import DataError, InputError
 from dphpc.train.data import Dataset, open_systems
 from dphpc.train.neighbor_stat import neighbor_stat, neighbor_stat_of, resolve_sel, sel_warnings
 from dphpc.train.schema import ModelConfig
@@ -83,5 +83,11 @@ def test_auto_sel_and_warnings(folder: Path) -> None:
         assert numbers == [4 * -(-int(n * factor) // 4) for n in stat.max_neighbors.tolist()]
     model = ModelConfig.model_validate({**section, "descriptor": {**section["descriptor"], "sel": [1, 99, 0]}})
     assert resolve_sel(model, stat) is model
+    auto = ModelConfig.model_validate({**section, "descriptor": {**section["descriptor"], "sel": "auto"}})
+    with pytest.raises(InputError, match=r"no atom of the data has a neighbor within rcut, 0\.6 Å"):
+        resolve_sel(auto, neighbor_stat_of(["."], 0.6, base=folder)[0])
+    for rcut in (-1.0, 0.0, np.nan):
+        with pytest.raises(InputError, match="rcut is"):
+            neighbor_stat_of(["."], rcut, base=folder)
     (warning,) = sel_warnings(model, stat)
     assert "sel of type O is 1" in warning

@@ -108,6 +108,7 @@ def test_out_json_reads_back_the_same(tmp_path: Path) -> None:
     written = json.loads((tmp_path / "out.json").read_text())
     assert written["model"]["descriptor"]["rcut_smth"] == 0.5
     assert "numb_epoch" not in written["training"]
+    assert "dphpc" not in written  # DeePMD-kit would refuse it
     assert [p.name for p in tmp_path.iterdir()] == ["out.json"]
 
 
@@ -142,6 +143,11 @@ def test_out_json_reads_back_the_same(tmp_path: Path) -> None:
         ("model/pair_exclude_types", [[0, 2]], "model", "types 0 to 1"),
         ("model/fitting_net/trainable", [True], "model/fitting_net", "one per layer is 4"),
         ("model/type_map", ["O", "O"], "model/type_map", "more than once"),
+        ("model/descriptor/seed", -1, "model/descriptor/seed", "greater than or equal to 0"),
+        ("model/fitting_net/seed", -1, "model/fitting_net/seed", "greater than or equal to 0"),
+        ("training/seed", 2**64, "training/seed", "less than"),
+        ("learning_rate/stop_lr", 2e-3, "learning_rate", r"stop_lr \(0.002\) is above start_lr \(0.001\)"),
+        ("learning_rate", {"start_lr": 1e-3, "stop_lr_ratio": 2}, "learning_rate", "stop_lr_ratio"),
         ("training/numb_epoch", 2, "training", "one of them"),
         ("training/stat_file_mode", "read", "training", "needs stat_file"),
         ("loss/f_use_norm", True, "loss", "acts only with"),

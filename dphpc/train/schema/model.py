@@ -16,6 +16,7 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**60)]
 TypePairs = list[tuple[NonNegativeInt, NonNegativeInt]]
 
 _PRECISIONS = {
@@ -85,7 +86,7 @@ class DescriptorConfig(Config):
     type_one_side: bool = False
     precision: Precision = "default"
     trainable: bool = True
-    seed: int | None = None
+    seed: Seed | None = None
     exclude_types: TypePairs = Field(default=[])
     env_protection: NonNegative = 0.0
     set_davg_zero: bool = False
@@ -162,7 +163,7 @@ class FittingConfig(Config):
     resnet_dt: bool = True
     trainable: bool | list[bool] = True
     rcond: Annotated[float, Field(ge=0)] | None = None
-    seed: int | None = None
+    seed: Seed | None = None
     atom_ener: list[float | None] = Field(default=[])
 
     @field_validator("type", mode="before")

@@ -39,6 +39,10 @@ class _LearningRate(Config):
             raise ValueError("stop_lr and stop_lr_ratio exclude each other: keep one")
         if self.warmup_steps and self.warmup_ratio is not None:
             raise ValueError("warmup_steps and warmup_ratio exclude each other: keep one")
+        if (self.stop_lr or 0.0) > self.start_lr:
+            raise ValueError(f"stop_lr ({self.stop_lr:g}) is above start_lr ({self.start_lr:g})")
+        if (self.stop_lr_ratio or 0.0) > 1.0:
+            raise ValueError(f"stop_lr_ratio ({self.stop_lr_ratio:g}) is above 1")
         return self
 
 

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from dphpc.core.config import Config
 from dphpc.parallel.back_ends import Compression, DataParallel
-from dphpc.train.schema.model import NonNegative, NonNegativeInt, Positive, PositiveInt
+from dphpc.train.schema.model import NonNegative, NonNegativeInt, Positive, PositiveInt, Seed
 
 Probability = Annotated[float, Field(le=1)]
 
@@ -138,7 +138,7 @@ class TrainingConfig(Config):
     validation_data: ValidationDataConfig | None = None
     numb_steps: NonNegativeInt | None = None
     numb_epoch: Positive | None = None
-    seed: NonNegativeInt | None = None
+    seed: Seed | None = None
     disp_file: str = "lcurve.out"
     disp_freq: PositiveInt = 1000
     save_freq: PositiveInt = 1000
