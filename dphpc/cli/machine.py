@@ -31,7 +31,6 @@ PACKAGES = (
     "safetensors",
 )
 OPTIONAL = {
-    "lmdb": ("reading lmdb data", "pip install lmdb"),
     "tensorboard": ("training curves in TensorBoard", "pip install 'dphpc[tensorboard]'"),
 }
 

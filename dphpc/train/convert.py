@@ -15,7 +15,7 @@ import numpy as np
 
 from dphpc.core.errors import DataError, InputError, did_you_mean
 from dphpc.train.data.dataset import open_systems
-from dphpc.train.data.storage import HDF5_MARK, find_stores
+from dphpc.train.data.storage import HDF5_MARK, find_stores, is_lmdb
 from dphpc.train.data.system import FrameInputs
 from dphpc.train.data.writer import Configuration, write_systems
 from dphpc.train.neighbor_stat import common_type_map
@@ -33,6 +33,9 @@ _BY_NAME = (
     ("*.lmp", "lammps/lmp"),
 )
 """dpdata's formats by file name; ASE guesses the others."""
+
+_LMDB = "deepmd/lmdb"
+"""dpdata's name of the format that holds many systems in one file."""
 
 _DPDATA_LABELS = {"energies": "energy", "forces": "force", "virials": "virial"}
 
@@ -130,6 +133,8 @@ def read_configurations(path: Path, input_format: str | None = None) -> Iterator
 
 
 def _guess(path: Path) -> str:
+    if is_lmdb(path):
+        return _LMDB
     if path.is_dir() or path.suffix in (".h5", ".hdf5") or HDF5_MARK in str(path):
         return "deepmd"
     return next((fmt for pattern, fmt in _BY_NAME if fnmatch(path.name, pattern)), "ase")
@@ -154,7 +159,6 @@ def _from_deepmd(path: str) -> Iterator[Configuration]:
 
 
 def _from_dpdata(path: Path, name: str) -> Iterator[Configuration]:
-    import dpdata
     from dpdata.format import Format
 
     known = Format.get_formats()
@@ -167,17 +171,26 @@ def _from_dpdata(path: Path, name: str) -> Iterator[Configuration]:
     noise = io.StringIO()  # dpdata prints what it finds odd
     try:
         with contextlib.redirect_stdout(noise):
-            try:
-                system: Any = dpdata.LabeledSystem(str(path), fmt=name)
-            except NotImplementedError:  # a format without labels
-                system = dpdata.System(str(path), fmt=name)
+            systems = _dpdata_systems(str(path), name)
     except Exception as error:  # dpdata's readers raise whatever comes: IndexError, ValueError, AssertionError, …
         raise DataError(
             f"dpdata cannot read this as {name}: {type(error).__name__}: {error}",
             where=str(path),
             remedy="check that the calculation ended and that the format is right (--format)",
         ) from error
-    yield from _of_dpdata(system.data)
+    for system in systems:
+        yield from _of_dpdata(system.data)
+
+
+def _dpdata_systems(path: str, name: str) -> list[Any]:
+    import dpdata
+
+    if name == _LMDB:
+        return list(dpdata.MultiSystems().load_systems_from_file(path, fmt=name))
+    try:
+        return [dpdata.LabeledSystem(path, fmt=name)]
+    except NotImplementedError:  # a format without labels
+        return [dpdata.System(path, fmt=name)]
 
 
 def _of_dpdata(data: dict[str, Any]) -> Iterator[Configuration]:
@@ -200,7 +213,15 @@ def _from_ase(path: Path, ase_format: str | None) -> Iterator[Configuration]:
             where=str(path),
             remedy="name the format (--format): one of dpdata's, or ase/<format>",
         ) from error
-    for atoms in frames:
+    for i, atoms in enumerate(frames):
+        if atoms.pbc.any() and not (atoms.pbc.all() and atoms.cell.rank == 3):
+            directions = " ".join("FT"[int(p)] for p in atoms.pbc)
+            raise DataError(
+                f"frame {i} does not repeat along three vectors (pbc {directions}, {atoms.cell.rank} cell vectors)",
+                where=str(path),
+                expected="DeePMD-kit's systems repeat in all directions or in none",
+                remedy='a slab that was computed with a vacuum: give it that cell and pbc "T T T"',
+            )
         cell = np.array(atoms.cell) if atoms.pbc.any() else None
         yield Configuration(atoms.get_chemical_symbols(), atoms.get_positions(), cell, _ase_labels(atoms))
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import dpdata
 import numpy as np
 import pytest
 from ase import Atoms
@@ -95,6 +96,41 @@ def test_open_boundaries(tmp_path: Path) -> None:
     assert (tmp_path / "out/nopbc").exists()
     assert not (tmp_path / "out/set.000/box.npy").exists()
     assert not open_systems(["out"], ["O", "H"], base=tmp_path)[0].periodic
+
+
+@pytest.mark.parametrize(("pbc", "c"), [([True, True, False], 9.0), ([True, True, False], 0.0), (True, 0.0)])
+def test_frames_that_repeat_in_some_directions_only(tmp_path: Path, pbc: list[bool] | bool, c: float) -> None:
+    slab = Atoms("OHH", [[0, 0, 4], [1, 0, 4], [0, 1, 4]], cell=np.diag([5.0, 5.0, c]), pbc=pbc)
+    write(tmp_path / "slab.traj", [atoms_frames()[0], slab])  # extxyz keeps no cell without volume
+    with pytest.raises(DataError, match="frame 1 does not repeat along three vectors"):
+        convert(tmp_path / "slab.traj", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["data.lmdb", "data"])
+def test_lmdb_through_dpdata(tmp_path: Path, name: str) -> None:
+    frames = by_energy(open_systems([str(f) for f in written(tmp_path)], ["H", "O"]))
+    systems = dpdata.MultiSystems()
+    for folder in written(tmp_path):
+        systems.append(dpdata.LabeledSystem(str(folder), fmt="deepmd/npy"))
+    systems.to("deepmd/lmdb", str(tmp_path / name))
+    with pytest.raises(DataError, match="LMDB data are not read") as caught:
+        open_systems([name], ["H", "O"], base=tmp_path)
+    assert caught.value.remedy == f"dphpc data convert {name} FOLDER"
+    convert(tmp_path / name, tmp_path / "out")
+    found = by_energy(open_systems(["out"], ["H", "O"], base=tmp_path))
+    assert found.keys() == frames.keys()
+    for energy, (system, i) in found.items():
+        before = frames[energy]
+        np.testing.assert_allclose(system.frame(i).forces, before[0].frame(before[1]).forces, atol=1e-6)
+
+
+def written(folder: Path) -> list[Path]:
+    """Two npy systems of different sizes."""
+    if not (folder / "npy").exists():
+        write(folder / "in.extxyz", atoms_frames())
+        convert(folder / "in.extxyz", folder / "npy", type_map=["H", "O"])
+    return sorted((folder / "npy").iterdir())
 
 
 def test_labels_that_differ_make_other_systems(tmp_path: Path) -> None:

@@ -142,24 +142,29 @@ def find_stores(
 def _expand(entry: str, patterns: list[str] | None, base: Path) -> list[tuple[str, Store]]:
     file, mark, group = entry.partition(HDF5_MARK)
     path = base / file
-    if path.is_dir() and ".lmdb" not in path.suffix and not (path / "data.mdb").is_file():
-        folders = _folders(path, patterns)
-        names = [str(Path(file) / folder.relative_to(path)) for folder in folders]
-        result: list[tuple[str, Store]] = [(n, FolderStore(f)) for n, f in zip(names, folders, strict=True)]
-    elif path.is_file():
-        groups = _groups(path, group if mark else "")
-        result = [(f"{file}{HDF5_MARK}/{g}", GroupStore(path, g)) for g in groups]
-    elif path.exists():
-        raise DataError("LMDB data are not supported by dphpc yet", where=entry, remedy="dphpc data convert")
-    else:
+    if not path.exists():
         raise DataError(
             "the data system does not exist",
             where=str(path),
             remedy=f"relative paths count from {base.resolve()}; check 'systems' in the input",
         )
+    if is_lmdb(path):
+        raise DataError("LMDB data are not read", where=entry, remedy=f"dphpc data convert {file} FOLDER")
+    if path.is_dir():
+        folders = _folders(path, patterns)
+        names = [str(Path(file) / folder.relative_to(path)) for folder in folders]
+        result: list[tuple[str, Store]] = [(n, FolderStore(f)) for n, f in zip(names, folders, strict=True)]
+    else:
+        groups = _groups(path, group if mark else "")
+        result = [(f"{file}{HDF5_MARK}/{g}", GroupStore(path, g)) for g in groups]
     if not result:
         raise DataError("holds no data system", where=entry, expected="type.raw and set.*/coord.npy in it or below it")
     return result
+
+
+def is_lmdb(path: Path) -> bool:
+    """Whether this is a data set of DeePMD-kit in LMDB, which `dphpc data convert` reads through dpdata."""
+    return path.suffix == ".lmdb" or (path / "data.mdb").is_file()
 
 
 def _folders(path: Path, patterns: list[str] | None) -> list[Path]:
