@@ -14,7 +14,9 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from dphpc.core.errors import DphpcError
-from dphpc.parallel.launch import launched_rank
+from dphpc.parallel.launch import launched_rank, launched_size
+
+log = logging.getLogger("dphpc.cli")
 
 LOG_LEVELS = {"0": "ERROR", "1": "WARNING", "2": "INFO", "3": "DEBUG"}
 """dp's numbers for logging's levels."""
@@ -35,7 +37,9 @@ repeated_options: dict[str, tuple[str, ...]] = {}
 """Command -> its options that take several values after one flag, as `dp` has them (`-t O H`)."""
 
 
-def command(name: str, *, repeated: Sequence[str] = (), to: typer.Typer = app) -> Callable[[Callable[..., None]], Any]:
+def command(
+    name: str, *, repeated: Sequence[str] = (), to: typer.Typer = app, parallel: bool = False
+) -> Callable[[Callable[..., None]], Any]:
     """Register a function as the command `name`, with dp's logging flags and `--debug` added.
 
     Parameters
@@ -44,6 +48,8 @@ def command(name: str, *, repeated: Sequence[str] = (), to: typer.Typer = app) -
         Flags of this command that take several values, such as `-t O H`.
     to
         The group the command goes into.
+    parallel
+        Several ranks run it together.  Of any other command the first rank does the work, and the rest end.
     """
     if repeated:
         repeated_options[name] = tuple(repeated)
@@ -52,6 +58,10 @@ def command(name: str, *, repeated: Sequence[str] = (), to: typer.Typer = app) -
         @functools.wraps(function)
         def run(*args: Any, log_level: str, log_path: Path | None, debug: bool, **kwargs: Any) -> None:
             _start_logging(log_level, log_path)
+            if not parallel and launched_size() > 1:
+                if launched_rank() > 0:
+                    return
+                log.warning("%d ranks were started: one does the work", launched_size())
             try:
                 function(*args, **kwargs)
             except (DphpcError, OSError, KeyboardInterrupt) as error:

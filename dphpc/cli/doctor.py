@@ -5,7 +5,7 @@ from __future__ import annotations
 from dphpc.cli.app import command
 
 
-@command("doctor")
+@command("doctor", parallel=True)
 def doctor() -> None:
     """What this machine offers, what is missing, and how to get it."""
     from rich.console import Console

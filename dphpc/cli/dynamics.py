@@ -10,7 +10,7 @@ import typer
 from dphpc.cli.app import command
 
 
-@command("md")
+@command("md", parallel=True)
 def md(
     input: Annotated[Path, typer.Argument(metavar="RUN", help="Run file, YAML or JSON.")],
     resume: Annotated[

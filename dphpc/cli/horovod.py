@@ -27,7 +27,7 @@ def install() -> None:
     horovod_wheel.install(horovod_wheel.find_or_build())
 
 
-@command("test", to=group)
+@command("test", to=group, parallel=True)
 def test() -> None:
     """Add up numbers of all ranks by Horovod and by MPI: `mpirun -n 2 dphpc horovod test`."""
     from dphpc.parallel.comm import agree, world

@@ -96,15 +96,15 @@ def slurm(
 
 def _check(job: Job, input: Path, chained: bool) -> None:
     """Find a mistake in the input now, and not when the job has waited for its turn."""
-    if job is Job.train:
-        from dphpc.train.schema import load_input
+    if job is Job.md:
+        from dphpc.md.setup import read_settings
 
-        load_input(input)
+        read_settings(input, has_potential=False, resume=chained)
         return
-    from dphpc.core.config import load_config
-    from dphpc.md.config import MdConfig
-    from dphpc.md.setup import with_own_restart
+    from dphpc.train.data.storage import find_stores
+    from dphpc.train.schema import load_input
 
-    settings = load_config(MdConfig, input)
-    if chained:
-        with_own_restart(settings)
+    t = load_input(input).training
+    for data in (t.training_data, t.validation_data):
+        if data is not None:
+            find_stores(data.systems, data.rglob_patterns)

@@ -11,7 +11,7 @@ from dphpc.cli.app import command
 from dphpc.parallel.back_ends import DataParallel
 
 
-@command("train")
+@command("train", parallel=True)
 def train_model(
     input: Annotated[Path, typer.Argument(metavar="INPUT", help="Training input, JSON or YAML.")],
     init_model: Annotated[

@@ -149,6 +149,14 @@ def test_test_and_model_devi(run: Run, data: Path, tmp_path: Path) -> None:
         assert "unknown device 'gpu'" in run(*command, "-s", "data", "--device", "gpu", status=1).stderr
 
 
+def test_one_rank_does_the_work_of_one(data: Path, tmp_path: Path, mpirun: list[str]) -> None:
+    command = [*mpirun, "-n", "2", sys.executable, "-m", "dphpc", "test", "-m", "model.dp", "-s", "data"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("# all 1 systems") == 1
+    assert done.stderr.count("2 ranks were started: one does the work") == 1
+
+
 def test_neighbor_stat_takes_several_types(run: Run, data: Path) -> None:
     done = run("neighbor-stat", "-s", "data", "-r", "4.0", "-t", "O", "H")
     counts = next(line for line in done.stdout.splitlines() if line.startswith("max_nbor_size"))

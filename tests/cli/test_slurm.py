@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_commands import RUN_FILE
+from tests.cli.test_commands import RUN_FILE, TRAINING, write_md_inputs
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -18,6 +19,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 @pytest.fixture
 def slurm(tmp_path: Path) -> Run:
     """`slurm("md", "run.yaml")` is `dphpc slurm md run.yaml` on a machine without Slurm."""
+    write_md_inputs(tmp_path)
     (tmp_path / "run.yaml").write_text(RUN_FILE + "restart: {every: 100}\n")
 
     def start(*arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
@@ -60,4 +62,9 @@ def test_mistakes_are_found_before_anything_is_written(slurm: Run, tmp_path: Pat
     assert "did you mean 'timestep_fs'" in slurm("md", "run.yaml", "--scaling", status=1).stderr
     (tmp_path / "input.json").write_text('{"modell": {}}')
     assert "did you mean 'model'" in slurm("train", "input.json", status=1).stderr
+    (tmp_path / "input.json").write_text(json.dumps(TRAINING))
+    assert "data system does not exist" in slurm("train", "input.json", status=1).stderr
+    (tmp_path / "run.yaml").write_text(RUN_FILE)
+    (tmp_path / "model.dp").unlink()
+    assert "model.dp" in slurm("md", "run.yaml", "--scaling", status=1).stderr
     assert not list(tmp_path.glob("*.slurm"))

@@ -1,0 +1,3 @@
+"""Ranks for the tests of commands."""
+
+from tests.parallel.conftest import mpirun  # noqa: F401
