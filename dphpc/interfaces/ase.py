@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,8 @@ class DPHPC(Calculator):
         A `.dp` or `.yaml` file, or a model in memory; or several with the same types: the first one gives the
         results, and all of them `deviation`.
     type_map
-        Element of each of the model's types, where the names in the model are no element symbols.
+        Element of each of the model's types, where the names in the model are no element symbols; or the type of each
+        element, as `type_dict` of DeePMD-kit's calculator: `{"O": 0, "H": 1}`.
     precision
         `float64` (default), `mixed`, `tf32` or `float32`.
     skin
@@ -53,7 +54,8 @@ class DPHPC(Calculator):
         (numb_fparam,) and (natoms, numb_aparam) or (numb_aparam,), where the model wants them; `set(fparam=…)`
         changes them.
     threads
-        Threads of this process (kernels and BLAS) from now on; as they are if not given.
+        Threads of this process's kernels from now on, as they are if not given.  NumPy's BLAS then has one, in the
+        whole process, as threads of its own that wait for work would keep cores from the kernels.
     device
         `cpu` (default), `cuda`, or `auto`: a card where there is one.
 
@@ -88,7 +90,7 @@ class DPHPC(Calculator):
         self,
         model: Model | Sequence[Model],
         *,
-        type_map: Sequence[str] | None = None,
+        type_map: Sequence[str] | Mapping[str, int] | None = None,
         precision: str = "float64",
         skin: float = 1.0,
         fparam: ArrayLike | None = None,
@@ -102,7 +104,7 @@ class DPHPC(Calculator):
         if threads is not None:
             set_threads(threads)
         self.models = load_committee(models, precision, device)
-        self.elements = list(type_map) if type_map is not None else self.models[0].get_type_map()
+        self.elements = self.models[0].get_type_map() if type_map is None else _by_type(type_map)
         self._type_of = _type_of(self.elements, self.models[0].get_ntypes())
         self.surroundings = KeptSurroundings(max(dp.get_rcut() for dp in self.models), skin)
         self.deviation: dict[str, float] = {}
@@ -158,6 +160,18 @@ class DPHPC(Calculator):
                 remedy="where the model has other names for its types, say type_map=[element of each type]",
             )  # fmt: skip
         return types
+
+
+def _by_type(type_map: Sequence[str] | Mapping[str, int]) -> list[str]:
+    """The element of each type."""
+    if not isinstance(type_map, Mapping):
+        return list(type_map)
+    elements = sorted(type_map, key=type_map.__getitem__)
+    if [type_map[name] for name in elements] != list(range(len(elements))):
+        raise InputError(
+            f"type_map is {dict(type_map)}", expected=f"types 0 to {len(elements) - 1}, each of one element"
+        )
+    return elements
 
 
 def _type_of(elements: Sequence[str], n_types: int) -> NDArray[np.int32]:

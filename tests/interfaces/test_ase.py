@@ -235,7 +235,8 @@ def test_types_go_by_element() -> None:
     atoms = structure()
     swapped = atoms.copy()
     swapped.symbols[:] = [{"O": "C", "H": "Si"}[s] for s in atoms.get_chemical_symbols()]
-    assert fresh(swapped, type_map=["C", "Si"]).results["energy"] == fresh(atoms).results["energy"]
+    for type_map in (["C", "Si"], {"Si": 1, "C": 0}):  # the latter as DeePMD-kit's type_dict
+        assert fresh(swapped, type_map=type_map).results["energy"] == fresh(atoms).results["energy"]
 
 
 @pytest.mark.parametrize(
@@ -267,6 +268,7 @@ def test_a_bad_structure_is_refused_and_a_good_one_taken_again(change: object, k
         (MODEL, {"skin": -1.0}, "skin"),
         (MODEL, {"type_map": ["O"]}, "names 1 elements"),
         (MODEL, {"type_map": ["O", "O"]}, "twice"),
+        (MODEL, {"type_map": {"O": 1, "H": 2}}, "types 0 to 1"),
         (MODEL, {"precision": "half"}, "precision"),
         (MODEL, {"threads": 0}, "threads"),
     ],
