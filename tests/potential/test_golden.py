@@ -52,13 +52,13 @@ def test_deepmd_numbers(model: str, structure: str) -> None:
         n_atoms = case["atom_types"].shape[-1]
         per_atom = np.abs(found["energy"] - case["energy"][()]).max() / n_atoms
         # Measured: 8e-15 eV an atom in float64, 4e-7 in float32.
-        assert per_atom < (1e-5 if single else 1e-10)
+        assert per_atom < (4e-6 if single else 1e-13)
         for name in ("force", "virial", "atom_energy", "atom_virial"):
             expected = case[name][()]
             largest = max(np.abs(expected).max(), 1e-3)
             error = np.abs(found[name] - expected.reshape(found[name].shape)).max() / largest
-            # Measured: 3e-13 in float64, 1e-5 in float32 (DeePMD-kit rounds positions before it subtracts them).
-            assert error < (1.5e-5 if single else 1e-9), (name, error)
+            # Measured: 7e-12 in float64, 1e-5 in float32 (DeePMD-kit rounds positions before it subtracts them).
+            assert error < (1.5e-5 if single else 3e-11), (name, error)
 
 
 def test_beyond_a_foreign_table_the_network_is_evaluated() -> None:
