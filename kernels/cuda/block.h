@@ -7,7 +7,7 @@ using Count = long long;  // whole multiples of a spacing: their sums are exact 
 
 template <class T>
 __device__ inline T lane_below(T value, int distance) {
-#if defined(__HIP_PLATFORM_AMD__)
+#if defined(__HIP__)
     return __shfl_down(value, distance);
 #else
     return __shfl_down_sync(0xffffffffu, value, distance);
@@ -16,7 +16,7 @@ __device__ inline T lane_below(T value, int distance) {
 
 template <class T>
 __device__ inline T lane_across(T value, int distance) {
-#if defined(__HIP_PLATFORM_AMD__)
+#if defined(__HIP__)
     return __shfl_xor(value, distance);
 #else
     return __shfl_xor_sync(0xffffffffu, value, distance);
@@ -25,7 +25,7 @@ __device__ inline T lane_across(T value, int distance) {
 
 // Bit i: whether lane i says so.
 __device__ inline unsigned long long lanes_where(bool so) {
-#if defined(__HIP_PLATFORM_AMD__)
+#if defined(__HIP__)
     return __ballot(so);
 #else
     return __ballot_sync(0xffffffffu, so);
@@ -52,6 +52,17 @@ __device__ inline double block_max(double value, double* room) {
     return value;
 }
 
+// One of two elements of an array in registers.
+template <class T>
+__device__ inline T either(bool first, const T& a, const T& b) {
+#if defined(__HIP__)
+    const T x = a, y = b;  // or clang chooses between places, and so that there are some keeps the array in memory
+    return first ? x : y;
+#else
+    return first ? a : b;
+#endif
+}
+
 // Sums over every `lanes` neighboring lanes, each of n values: where it can be, one half of the lanes goes on with one half
 // of the values.  Returns the first of those, `folded(lanes, n)` in number, whose sums this lane has in the end; of lanes
 // that have the same, `keeps` is true on the first.
@@ -70,7 +81,8 @@ __device__ inline int fold(T* values) {
             const bool upper = threadIdx.x & distance;
 #pragma unroll
             for (int i = 0; i < half; ++i) {
-                const T given = upper ? values[i] : values[i + half], kept = upper ? values[i + half] : values[i];
+                const T given = either(upper, values[i], values[i + half]);
+                const T kept = either(upper, values[i + half], values[i]);
                 values[i] = kept + lane_across(given, distance);
             }
             return (upper ? half : 0) + fold<distance, half>(values);

@@ -21,7 +21,9 @@ struct Described {
 
 // Blocks of a multiprocessor at a time: while one waits for memory, others work; but with float64's Ā, 4 keep more of the
 // table in the nearest cache.  Compilers for cards before Hopper spill registers with more.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+#if defined(__HIP__)  // there this is no number of blocks, and a compute unit's shared memory holds two to five
+constexpr int n_describing = 1, n_exerting = 1;
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 constexpr int n_describing = sizeof(Real) == 8 ? 5 : 8, n_exerting = sizeof(Real) == 8 ? 4 : 8;
 #else
 constexpr int n_describing = sizeof(Real) == 8 ? 4 : 6, n_exerting = n_describing;

@@ -3,7 +3,7 @@
 
 namespace dphpc {
 
-#if defined(__HIP_PLATFORM_AMD__)
+#if defined(__HIP__)
 #pragma clang fp contract(off)
 __device__ inline double times(double a, double b) { return a * b; }
 __device__ inline double plus(double a, double b) { return a + b; }

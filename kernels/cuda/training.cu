@@ -230,7 +230,11 @@ sort_pairs(const System system, int n, int n_intervals, const int* intervals, Co
             __syncthreads();
             Count* place = places + (key < 0 ? 0 : key) * static_cast<long long>(gridDim.x) + blockIdx.x;
             int before = 0, after = 0;  // those of the same interval
-            for (int k = 0; key >= 0 && k < BLOCK; ++k) (k < me ? before : after) += keys[k] == key && k != me;
+            for (int k = 0; key >= 0 && k < BLOCK; ++k) {
+                const bool same = keys[k] == key && k != me;
+                if (k < me) before += same;
+                else after += same;
+            }
             if (key >= 0) {
                 const Count to = *place + before;
                 order[to] = static_cast<int>(first + me), rows[to] = row;
