@@ -186,7 +186,8 @@ def accelerator() -> list[Finding]:
     listing = _run("nvidia-smi", "--query-gpu=name,memory.total,driver_version,compute_cap", "--format=csv,noheader")
     gpus = listing.splitlines() if listing else []
     findings = [Finding("GPU", gpu, True) for gpu in gpus] or [Finding("GPU", "none that nvidia-smi shows")]
-    cupy = next((f"{p} {_version(p)}" for p in ("cupy-cuda12x", "cupy-cuda13x", "cupy") if _version(p)), None)
+    names = "cupy-cuda12x", "cupy-cuda13x", "cupy-rocm-7-0", "cupy"
+    cupy = next((f"{p} {_version(p)}" for p in names if _version(p)), None)
     if cupy:
         code = "import cupy; print(cupy.cuda.runtime.getDeviceCount(), cupy.cuda.runtime.runtimeGetVersion())"
         seen = _python(code)

@@ -1,6 +1,7 @@
 """Matrix products of a card by cuBLAS itself.
 
-CuPy calls the same library, but refuses to while a graph is recorded, and takes some 15 µs a call.
+CuPy calls the same library, but refuses to while a graph is recorded, and takes some 15 µs a call.  With ROCm, CuPy's
+own products are taken, which are hipBLAS'; it is only told to add up in a fixed order.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ _STATUS = {
 }  # fmt: skip
 _NO_MEMORY = (1, 3)
 _DEFAULT_ALGORITHM, _TF32 = -1, 77
+_NO_ATOMICS = 0  # HIPBLAS_ATOMICS_NOT_ALLOWED of hipblas.h
 _ZEROS, _ONES = {"d": c_double(0), "f": c_float(0)}, {"d": c_double(1), "f": c_float(1)}
 # By a type's character: cudaDataType, cublasComputeType_t, and where 0 and 1 of that type lie.
 _KINDS = {
@@ -52,6 +54,21 @@ def cublas_of(file: str) -> ctypes.CDLL | None:
     """
     library = ctypes.CDLL(file)
     return library if all(hasattr(library, name) for name in _ARGUMENTS) else None
+
+
+def fix_order_of(hipblas: ctypes.CDLL, handle: int) -> None:
+    """Have products of a handle of hipBLAS add up in the same order every time.
+
+    Raises
+    ------
+    RunError
+        hipBLAS reports a failure.
+    """
+    function = hipblas.hipblasSetAtomicsMode
+    function.argtypes, function.restype = (c_void_p, c_int), c_int
+    status = function(handle, _NO_ATOMICS)
+    if status:
+        raise RunError(f"hipblasSetAtomicsMode of hipBLAS failed with status {status}")
 
 
 def row_step(x: Array) -> int:

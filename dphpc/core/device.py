@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import shutil
 from collections.abc import Hashable, Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -9,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dphpc.core.cublas import Cublas, cublas_of
+from dphpc.core.cublas import Cublas, cublas_of, fix_order_of
 from dphpc.core.errors import InputError, RunError
 from dphpc.core.graphs import Graphs, Work, recorded
 
@@ -17,6 +19,9 @@ DEVICES = ("cpu", "cuda", "auto")
 
 TF32_CARDS = ((8, 0), (9, 0), (10, 0), (10, 3))
 """Compute capabilities of cards whose TF32 is more than six times as fast as float32: A100, H100, H200, B200, B300."""
+
+MOST_HIP_THREADS = 2**32 - 1
+"""Of one launch, all blocks together."""
 
 Array = Any
 """An array in a device's memory, with `shape`, `size`, `reshape`, `fill` and slices as NumPy's."""
@@ -133,8 +138,8 @@ class Device(Protocol):
 class Cupy:
     """The card with an index.
 
-    Where CuPy is not linked with cuBLAS, as with ROCm, its own products are taken; as it does not record them, `replay`
-    then calls `work` each time.
+    Where CuPy is not linked with cuBLAS, as with ROCm, its own products are taken, which are hipBLAS'; as it does not
+    record them, `replay` then calls `work` each time.
     """
 
     def __init__(self, index: int) -> None:
@@ -158,6 +163,9 @@ class Cupy:
         properties = cupy.cuda.runtime.getDeviceProperties(index)
         self.name = f"card {index}, {properties['name'].decode()}"
         self.warp = int(properties["warpSize"])
+        self._is_hip = bool(cupy.cuda.runtime.is_hip)
+        if self._is_hip:
+            fix_order_of(ctypes.CDLL(linked.__file__), cupy.cuda.device.get_cublas_handle())
         self.has_tf32 = library is not None and (properties["major"], properties["minor"]) in TF32_CARDS
 
     def zeros(self, size: int, dtype: Any) -> Array:
@@ -211,7 +219,7 @@ class Cupy:
                 self._cupy.cuda.get_current_stream().ptr, a, b, out,
                 transposed=transposed, left_transposed=left_transposed, add=add, tf32=tf32,
             )  # fmt: skip
-        else:
+        elif out.size:
             left, right = ("T" if t else "N" for t in (left_transposed, transposed))
             self._gemm(left, right, a, b, out=out, beta=float(add))
 
@@ -235,7 +243,12 @@ class Cupy:
         return event
 
     def launch(self, text: str, kernel: str, grid: int, block: int, *arguments: Any) -> None:
-        """See `Device.launch`."""
+        """See `Device.launch`; RunError for more threads than HIP starts at a time."""
+        if self._is_hip and grid * block > MOST_HIP_THREADS:
+            raise RunError(
+                f"{self.name} cannot start {grid} times {block} threads: HIP starts fewer than 2³² at a time",
+                remedy="give a card fewer atoms: run on more of them",
+            )
         function = self._functions.get((text, kernel))
         if function is None:
             module = self._modules.get(text)
@@ -306,6 +319,11 @@ def find_device(choice: str, rank_on_node: int = 0) -> Device | None:
     n_cards, missing = _cards()
     if not n_cards and choice == "auto":
         return None
+    if n_cards and _lacks_hipcc():
+        raise InputError(
+            f"device '{choice}' cannot be had: CuPy for ROCm compiles with the help of hipcc, which is not in PATH",
+            expected="ROCm with its compiler", remedy="export PATH=/opt/rocm/bin:$PATH, or say device: cpu",
+        )  # fmt: skip
     if n_cards:
         try:
             return Cupy(rank_on_node % n_cards)
@@ -314,7 +332,8 @@ def find_device(choice: str, rank_on_node: int = 0) -> Device | None:
     raise InputError(
         f"device '{choice}' cannot be had: {missing}",
         expected="CuPy, CUDA's libraries, and a card that its driver shows (nvidia-smi)",
-        remedy="pip install 'dphpc[cuda]' (or 'dphpc[cuda13]') on a machine with a card, or say device: cpu",
+        remedy="pip install 'dphpc[cuda]' (or 'dphpc[cuda13]'; AMD's cards: cupy-rocm-7-0) on a machine with a card, "
+        "or say device: cpu",
     )
 
 
@@ -330,6 +349,13 @@ def _cards() -> tuple[int, str]:
         return int(cupy.cuda.runtime.getDeviceCount()), "CuPy sees no card"
     except Exception as error:  # of the driver: each kind of failure has a class of its own
         return 0, f"CuPy sees no card ({error})"
+
+
+def _lacks_hipcc() -> bool:
+    """Whether CuPy is ROCm's and would fail when the first kernel is compiled."""
+    import cupy
+
+    return bool(cupy.cuda.runtime.is_hip) and shutil.which("hipcc") is None
 
 
 def _last_line(error: Exception) -> str:

@@ -52,15 +52,11 @@ __device__ inline double block_max(double value, double* room) {
     return value;
 }
 
-// One of two elements of an array in registers.
+// One of two elements of an array in registers.  Without a function clang chooses between places, for which it keeps the
+// array in memory.
 template <class T>
 __device__ inline T either(bool first, const T& a, const T& b) {
-#if defined(__HIP__)
-    const T x = a, y = b;  // or clang chooses between places, and so that there are some keeps the array in memory
-    return first ? x : y;
-#else
     return first ? a : b;
-#endif
 }
 
 // Sums over every `lanes` neighboring lanes, each of n values: where it can be, one half of the lanes goes on with one half
@@ -90,11 +86,11 @@ __device__ inline int fold(T* values) {
     }
 }
 
-__device__ constexpr int folded(int lanes, int n) {
+__host__ __device__ constexpr int folded(int lanes, int n) {
     return lanes == 1 ? n : folded(lanes / 2, n % 2 ? n : n / 2);
 }
 
-__device__ constexpr int same_lanes(int lanes, int n) {
+__host__ __device__ constexpr int same_lanes(int lanes, int n) {
     return lanes == 1 ? 1 : n % 2 ? lanes : same_lanes(lanes / 2, n / 2);
 }
 

@@ -204,7 +204,7 @@ struct Moments {
     }
 };
 
-__device__ constexpr int power_of_two(int n) { return n <= 1 ? 1 : 2 * power_of_two((n + 1) / 2); }
+__host__ __device__ constexpr int power_of_two(int n) { return n <= 1 ? 1 : 2 * power_of_two((n + 1) / 2); }
 
 // Lanes that share the channels of a run: few, as the sum over lanes costs as much for one run as for eight.
 constexpr int back_width = width == 4 && sizeof(Real) == 8 ? 2 : width;  // more would not fit into registers

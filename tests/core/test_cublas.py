@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dphpc.core.cublas import WORKSPACE, Cublas, cublas_of, row_step
+from dphpc.core.cublas import WORKSPACE, Cublas, cublas_of, fix_order_of, row_step
 from dphpc.core.errors import RunError
 
 
@@ -170,3 +170,18 @@ def test_the_library_is_the_one_that_another_is_linked_with(library, tmp_path):
     address = [ctypes.cast(x.cublasGemmEx, ctypes.c_void_p).value for x in (found, library)]
     assert address[0] == address[1]
     assert cublas_of(str(built(tmp_path / "without.so", another))) is None
+
+
+def test_hipblas_is_told_to_keep_an_order(tmp_path):
+    source = tmp_path / "hipblas.cpp"
+    source.write_text(
+        "static int mode = 1;"
+        'extern "C" int hipblasSetAtomicsMode(void *handle, int to) { return handle ? mode = to, 0 : 1; }'
+        'extern "C" int mode_now() { return mode; }'
+    )
+    hipblas = ctypes.CDLL(str(built(tmp_path / "hipblas.so", source)))
+    with pytest.raises(RunError, match="hipblasSetAtomicsMode of hipBLAS failed with status 1"):
+        fix_order_of(hipblas, 0)
+    assert hipblas.mode_now() == 1
+    fix_order_of(hipblas, 1 << 40)  # a handle is an address
+    assert hipblas.mode_now() == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -36,6 +37,16 @@ def test_a_card_that_cannot_be_had(no_cupy):
 def test_an_unknown_device():
     with pytest.raises(InputError, match="unknown device 'gpu'"):
         find_device("gpu")
+
+
+def test_rocm_without_its_compiler(monkeypatch, tmp_path):
+    """CuPy would fail at the first kernel; what is played is what it says of itself."""
+    runtime = SimpleNamespace(is_hip=True, getDeviceCount=lambda: 1)
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=SimpleNamespace(runtime=runtime)))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for choice in ("cuda", "auto"):
+        with pytest.raises(InputError, match="hipcc, which is not in PATH"):
+            find_device(choice)
 
 
 def test_processes_of_a_node_take_its_cards_in_turn(card):

@@ -150,6 +150,12 @@ def test_equal_keys_stay_in_their_order(device, n, n_keys, dtype):
         assert np.array_equal(order, np.argsort(keys, kind="stable"))
 
 
+def test_warps_of_64_threads(tmp_path):
+    device, keys = EmulatedDevice(tmp_path, warp=64), np.random.default_rng(9).integers(0, 40, 3000)
+    order = device.download(stable_order(device, Buffers(device.zeros), on_card(device, keys, np.int64), 40))
+    assert np.array_equal(order, np.argsort(keys, kind="stable"))
+
+
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_spatial_order(device, name):
     box, state = system(name)
