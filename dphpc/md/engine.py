@@ -1,6 +1,6 @@
 """The engine: atoms of one rank, their forces, and the elementary moves that integrators are made of.
 
-A step of dynamics is `kick` and `drift` in the integrator's order with `update_forces` between them.  That looks if some
+A step of dynamics is `kick` and `drift` in the integrator's order with `update_forces` between them.  That looks if an
 atom of some rank has moved half the skin; only then do atoms migrate, ghosts and neighbors get built anew, else ghosts
 follow their owners.  Atoms far from the brick's faces are evaluated while ghosts, then their forces, are under way.
 

@@ -31,7 +31,7 @@ from dphpc.md.structures import deal, replicated
 from dphpc.md.thermostats import Bussi, Langevin, NoseHoover
 from dphpc.md.trajectory import FrameWriter, open_trajectory, write_frame
 from dphpc.md.velocities import draw_velocities
-from dphpc.ops.threads import default_threads, set_threads
+from dphpc.ops.threads import default_threads, set_threads, threads_restored
 from dphpc.parallel.balance import imbalance
 from dphpc.parallel.comm import Communicator, ends_together, from_first, together, world
 from dphpc.parallel.domain import Domain
@@ -39,6 +39,7 @@ from dphpc.parallel.placement import placement, ranks_on_same_cores
 from dphpc.potential.contract import Potential, card_of
 
 
+@threads_restored()
 def run_md(
     config: str | Path | Mapping[str, Any],
     *,
