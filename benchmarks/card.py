@@ -152,7 +152,7 @@ def measured(args: argparse.Namespace, replicate: int, precision: str) -> dict[s
         "ms_a_step": 1e3 * result.seconds / steps, "rebuilds": result.rebuilds, "phases": result.phases,
         "start_s": end - start - result.seconds, "whole_s": end - began,
         "card_bytes": pool.total_bytes(), "host_bytes": peak_memory(),
-        "said": [line for line in said.getvalue().splitlines() if line.startswith(("card:", "memory:"))],
+        "said": [line for line in said.getvalue().splitlines() if line.startswith(("GPU:", "memory:"))],
     }  # fmt: skip
     row["frames"] = with_frames(args, settings(args, replicate, precision, steps), result)
     if args.profile:

@@ -29,8 +29,8 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="DeePMD-kit's commands and flags work here: [bold]dp --pt train input.json[/bold] becomes "
-    "[bold]dphpc train input.json[/bold]; --pt, --tf and the like are accepted and change nothing.",
+    epilog="The commonly used commands and flags of DeePMD-kit work here: [bold]dp --pt train input.json[/bold] "
+    "becomes [bold]dphpc train input.json[/bold]; --pt, --tf and the like are accepted and change nothing.",
 )
 
 repeated_options: dict[str, tuple[str, ...]] = {}

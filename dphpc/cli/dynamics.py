@@ -18,7 +18,7 @@ def md(
     ] = False,
     device: Annotated[
         str | None,
-        typer.Option("--device", help="cpu, cuda, or auto: a card where there is one; the run file's if not given."),
+        typer.Option("--device", help="cpu, cuda, or auto: a GPU where there is one; the run file's if not given."),
     ] = None,
 ) -> None:
     """Molecular dynamics; on several ranks as `mpirun -n N dphpc md run.yaml`.

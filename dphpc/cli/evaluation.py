@@ -9,7 +9,7 @@ import typer
 
 from dphpc.cli.app import command, progress_bar
 
-Device = Annotated[str, typer.Option("--device", help="cpu, cuda, or auto: a card where there is one.")]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda, or auto: a GPU where there is one.")]
 
 
 @command("test")

@@ -113,7 +113,7 @@ def processor() -> list[Finding]:
         openmp = "with OpenMP" if _native.has_openmp else "without OpenMP"
         findings.append(Finding("native kernels", f"instruction set {_native.isa}, {openmp}", True))
     except ImportError as error:
-        remedy = "apt install g++ (or module load gcc), then: pip install --force-reinstall --no-deps dphpc"
+        remedy = "apt install g++ (or module load gcc), then in the checkout: pip install --force-reinstall --no-deps ."
         findings.append(Finding("native kernels", f"not built ({error})", False, remedy))
     asked = os.environ.get("OMP_NUM_THREADS")
     findings.append(Finding("OMP_NUM_THREADS", asked or "not set: a process takes its share of the cores"))

@@ -19,7 +19,7 @@ log = logging.getLogger("dphpc.slurm")
 RESOURCES: dict[str, tuple[str, type, str]] = {
     "nodes": ("-N", int, "Machines."),
     "ntasks_per_node": ("", int, "Ranks on each."),
-    "gpus_per_node": ("--gpus", int, "Cards on each, of a rank each: the job runs with --device cuda."),
+    "gpus_per_node": ("--gpus", int, "GPUs on each, one rank per GPU: the job runs with --device cuda."),
     "cpus_per_task": ("-c", int, "Threads of a rank."),
     "time": ("-t", str, "Time of one part, as in 1-12:00:00 or 30 (minutes)."),
     "partition": ("-p", str, "The queue."),

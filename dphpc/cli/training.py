@@ -36,9 +36,7 @@ def train_model(
     ] = None,
     device: Annotated[
         str | None,
-        typer.Option(
-            "--device", help="cpu, cuda, or auto: a card where there is one; the input's choice if not given."
-        ),
+        typer.Option("--device", help="cpu, cuda, or auto: a GPU where there is one; the input's choice if not given."),
     ] = None,
 ) -> None:
     """Train a model; on several ranks as `mpirun -n N dphpc train INPUT`."""

@@ -184,5 +184,5 @@ class Cublas:
 def _failure(name: str, status: int) -> RunError:
     return RunError(
         f"{name} of cuBLAS failed with status {status} ({_STATUS.get(status, 'unknown')})",
-        remedy="end what else runs on the card, or take fewer atoms at a time" if status in _NO_MEMORY else None,
+        remedy="end what else runs on the GPU, or take fewer atoms at a time" if status in _NO_MEMORY else None,
     )

@@ -161,7 +161,7 @@ class Cupy:
         if cupy.cuda.get_current_stream() == cupy.cuda.Stream.null:
             cupy.cuda.Stream(non_blocking=False).use()
         properties = cupy.cuda.runtime.getDeviceProperties(index)
-        self.name = f"card {index}, {properties['name'].decode()}"
+        self.name = f"GPU {index}, {properties['name'].decode()}"
         self.warp = int(properties["warpSize"])
         self._is_hip = bool(cupy.cuda.runtime.is_hip)
         if self._is_hip:
@@ -331,8 +331,8 @@ def find_device(choice: str, rank_on_node: int = 0) -> Device | None:
             missing = f"CuPy lacks a library of CUDA's: {_last_line(error)}"
     raise InputError(
         f"device '{choice}' cannot be had: {missing}",
-        expected="CuPy, CUDA's libraries, and a card that its driver shows (nvidia-smi)",
-        remedy="pip install 'dphpc[cuda]' (or 'dphpc[cuda13]'; AMD's cards: cupy-rocm-7-0) on a machine with a card, "
+        expected="CuPy, CUDA's libraries, and a GPU that its driver shows (nvidia-smi)",
+        remedy="pip install 'dphpc[cuda]' (or 'dphpc[cuda13]'; AMD's GPUs: cupy-rocm-7-0) on a machine with a GPU, "
         "or say device: cpu",
     )
 
@@ -346,9 +346,9 @@ def _cards() -> tuple[int, str]:
             return 0, "CuPy is not installed"
         return 0, f"CuPy is installed and cannot be imported: {_last_line(error)}"
     try:
-        return int(cupy.cuda.runtime.getDeviceCount()), "CuPy sees no card"
+        return int(cupy.cuda.runtime.getDeviceCount()), "CuPy sees no GPU"
     except Exception as error:  # of the driver: each kind of failure has a class of its own
-        return 0, f"CuPy sees no card ({error})"
+        return 0, f"CuPy sees no GPU ({error})"
 
 
 def _lacks_hipcc() -> bool:

@@ -74,7 +74,7 @@ class CardRoom:
 
     def __str__(self) -> str:
         return (
-            f"{self.free / 1e9:.1f} GB of a card free for each rank, {self.per_atom / 1e3:.2f} kB/atom: "
+            f"{self.free / 1e9:.1f} GB of GPU memory free for each rank, {self.per_atom / 1e3:.2f} kB/atom: "
             f"room for about {self.atoms:,} atoms"
         )
 
@@ -163,8 +163,8 @@ def refuse_if_too_large(needed: Estimate, n_atoms: int) -> None:
         )
     if needed.card and n_atoms > needed.card.atoms:
         raise InputError(
-            f"{n_atoms:,} atoms do not fit onto the cards",
-            where=f"card: {needed.card}",
-            expected=f"at most about {needed.card.atoms:,} atoms on these cards",
-            remedy="use more cards or a smaller 'replicate'; ignore_memory_limit: true starts all the same",
+            f"{n_atoms:,} atoms do not fit into the GPUs' memory",
+            where=f"GPU: {needed.card}",
+            expected=f"at most about {needed.card.atoms:,} atoms on these GPUs",
+            remedy="use more GPUs or a smaller 'replicate'; ignore_memory_limit: true starts all the same",
         )

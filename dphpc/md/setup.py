@@ -151,8 +151,8 @@ def header(
         f"structure: {s.structure}{replicate}: {n_atoms:,} atoms in {lengths} Å ({sides})",
         f"model:     {s.model or type(potential).__name__} ({', '.join(potential.type_map)}), "
         f"{s.precision}, cutoff {potential.cutoff:g} + skin {s.skin_A:g} Å",
-        *([f"device:    {device.name if device else 'cpu, no card that CuPy sees'}"] if s.device != "cpu" else []),
-        *([f"card:      {needed.card}"] if needed.card else []),
+        *([f"device:    {device.name if device else 'cpu, no GPU that CuPy sees'}"] if s.device != "cpu" else []),
+        *([f"GPU:       {needed.card}"] if needed.card else []),
         *(f"committee: {1 + len(d.models)} models, compared every {d.every} steps" for d in [s.deviation] if d),
         f"memory:    {needed}",
         *(f"warning:   {text}" for text in (places.warning(), warning) if text),

@@ -84,7 +84,7 @@ class TorchSum:
 
     def describe(self) -> str:
         """See `GradientSum.describe`."""
-        how = "NCCL" if self.between_cards else "Gloo, as ranks share a card" if self._shared else "Gloo"
+        how = "NCCL" if self.between_cards else "Gloo, as ranks share a GPU" if self._shared else "Gloo"
         return f"torch.distributed ({how})"
 
     def close(self) -> None:

@@ -94,7 +94,7 @@ class DeepPotential:
         if self._card is not None:
             if by_reference:
                 raise InputError(
-                    "a network with kinks and without a table cannot be evaluated on a card",
+                    "a network with kinks and without a table cannot be evaluated on a GPU",
                     where="model",
                     remedy="say device: cpu, or compress the model with DeePMD-kit (dp compress)",
                 )

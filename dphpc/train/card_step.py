@@ -61,9 +61,9 @@ def require_for_card(model: DPModel) -> None:
             "a smooth one: tanh",
         )
     elif networks[0].n_out > MOST_CHANNELS:
-        problem = f"the embedding net has {networks[0].n_out} outputs", f"at most {MOST_CHANNELS} on a card"
+        problem = f"the embedding net has {networks[0].n_out} outputs", f"at most {MOST_CHANNELS} on a GPU"
     elif len(dtypes) > 1:
-        problem = "descriptor and fitting_net have different precisions", "one for both on a card"
+        problem = "descriptor and fitting_net have different precisions", "one for both on a GPU"
     if problem is not None:
         raise InputError(problem[0], where="model", expected=problem[1], remedy="or --device cpu")
 

@@ -222,7 +222,7 @@ def _zeros(n: int, dtype: str, device: Device | None) -> tuple[Tensor, Array]:
         what = str(error).splitlines()[0]
         raise InputError(
             f"torch {torch.__version__} cannot use {device.name}: {what}", where="dphpc/device",
-            expected="a torch that is built for the card", remedy="pip install one (pytorch.org), or --device cpu",
+            expected="a torch that is built for this GPU", remedy="pip install one (pytorch.org), or --device cpu",
         ) from None  # fmt: skip
 
 

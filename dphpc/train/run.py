@@ -305,7 +305,7 @@ def _summary(trainer: Trainer) -> list[str]:
         lines += ["validation data:", *trainer.validation_sampler.summary()]
     lines.append(f"parameters: {trainer.parameters.n_values}; seed: {t.seed}")
     if trainer.config.dphpc.device != "cpu":
-        lines.append(f"device: {trainer.device.name if trainer.device else 'cpu, no card that CuPy sees'}")
+        lines.append(f"device: {trainer.device.name if trainer.device else 'cpu, no GPU that CuPy sees'}")
     lines += [trainer.describe(), f"optimizer: {trainer.optimizer.describe()}"]
     if trainer.comm.size > 1:
         what = "divide each step's batch" if trainer.config.dphpc.batch == "global" else "have a batch each"

@@ -335,9 +335,7 @@ class Trainer:
 
 def _require_for_card(config: TrainInput, model: DPModel) -> None:
     if config.dphpc.embedding == "network":
-        raise InputError(
-            "a card trains through the table", where="dphpc/embedding", expected='"table", or device "cpu"'
-        )
+        raise InputError("a GPU trains through the table", where="dphpc/embedding", expected='"table", or device "cpu"')
     require_for_card(model)
 
 

@@ -1,4 +1,4 @@
-// Full neighbor lists in linear time by cells over the bounding box of all atoms, ghosts included.
+// Full neighbor lists by cells over the bounding box of all atoms, ghosts included.
 #pragma once
 
 #include <cstdint>

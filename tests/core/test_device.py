@@ -54,7 +54,7 @@ def test_processes_of_a_node_take_its_cards_in_turn(card):
 
     n = cupy.cuda.runtime.getDeviceCount()
     assert find_device("cuda", n).name == card.name
-    assert all(find_device("cuda", k).name.startswith(f"card {k}, ") for k in range(n))
+    assert all(find_device("cuda", k).name.startswith(f"GPU {k}, ") for k in range(n))
 
 
 def test_copies_that_are_not_waited_for(device):

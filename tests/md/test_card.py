@@ -82,4 +82,4 @@ def test_a_card_that_is_not_there(tmp_path, monkeypatch, capsys):
     with pytest.raises(InputError, match="unknown device 'gpu'"):
         run_md(settings, device="gpu")
     run_md({**settings, "device": "cuda"}, device="auto")
-    assert "device:    cpu, no card that CuPy sees" in capsys.readouterr().out
+    assert "device:    cpu, no GPU that CuPy sees" in capsys.readouterr().out

@@ -340,7 +340,7 @@ def short_table(patch: pytest.MonkeyPatch) -> None:
 def test_the_cards_memory_is_what_was_said(runs, emulated, capsys):
     runs(CardEngine, emulated, replicate=[3, 3, 2], stages=[{**NVE, "steps": 2}])
     said = re.search(
-        r"card: +(\S+) GB of a card free for each rank, (\S+) kB/atom: room for about", capsys.readouterr().out
+        r"GPU: +(\S+) GB of GPU memory free for each rank, (\S+) kB/atom: room for about", capsys.readouterr().out
     )
     assert said
     assert float(said[1]) == pytest.approx((emulated.free_memory() - memory.CARD_BYTES) / 1e9, abs=0.06)
@@ -357,9 +357,9 @@ def test_the_cards_memory_is_what_was_said(runs, emulated, capsys):
 
 def test_a_run_that_does_not_fit_onto_the_card(runs, emulated, monkeypatch):
     monkeypatch.setattr(emulated, "free_memory", lambda: memory.CARD_BYTES + 12_000)
-    with pytest.raises(InputError, match="8 atoms do not fit onto the cards") as caught:
+    with pytest.raises(InputError, match="8 atoms do not fit into the GPUs' memory") as caught:
         runs(CardEngine, emulated)
-    assert "at most about 2 atoms on these cards" in str(caught.value)
+    assert "at most about 2 atoms on these GPUs" in str(caught.value)
     runs(CardEngine, emulated, ignore_memory_limit=True, stages=[{**NVE, "steps": 1}])
 
 

@@ -136,7 +136,7 @@ def test_a_gradient_that_is_not_finite_is_seen_a_step_later(folder, plays_a_card
 def test_what_a_card_does_not_do_ends_the_run_before_it_starts(folder, plays_a_card) -> None:
     with pytest.raises(InputError, match="through the table"):
         dphpc.train({**given(), "dphpc": {"embedding": "network"}}, device="cuda")
-    with pytest.raises(InputError, match="LKF does not run on a card"):
+    with pytest.raises(InputError, match="LKF does not run on a GPU"):
         dphpc.train({**given(), "optimizer": {"type": "LKF"}}, device="cuda")
     kinked = given()
     kinked["model"]["descriptor"]["activation_function"] = "relu"
@@ -158,7 +158,7 @@ def test_no_card(folder, monkeypatch, caplog, capsys) -> None:
     assert ended.value.code == 1
     assert "CuPy is not installed" in capsys.readouterr().err
     dphpc.train("input.json", device="auto")
-    assert "device: cpu, no card that CuPy sees" in caplog.text
+    assert "device: cpu, no GPU that CuPy sees" in caplog.text
 
 
 def test_a_torch_that_cannot_use_the_card(emulated, monkeypatch) -> None:

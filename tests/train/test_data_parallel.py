@@ -52,7 +52,7 @@ def new_trainer(given: dict[str, Any], comm: Communicator, gradients: Any = None
     given["model"]["descriptor"]["sel"] = [40, 40]
     config = parse_input(given)
     data = Dataset.load(config.training.training_data, config.model)
-    statistics = load_or_compute(data, config.model, None, "auto", batch_sizes=np.array([2, 2]))
+    statistics = load_or_compute(data, config.model, batch_sizes=np.array([2, 2]))
     model = initial_model(config.model, statistics, 7, None)
     return Trainer(config, model, data, None, None, comm, gradients)
 

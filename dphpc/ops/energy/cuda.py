@@ -99,7 +99,7 @@ class CudaEnergy:
         if channels > MOST_CHANNELS:
             raise InputError(
                 f"the embedding net has {channels} outputs", where="model",
-                expected=f"at most {MOST_CHANNELS} on a card", remedy="say device: cpu",
+                expected=f"at most {MOST_CHANNELS} on a GPU", remedy="say device: cpu",
             )  # fmt: skip
         dtype = network.layers[0].w.dtype
         return DeviceNet([self._layer(layer) for layer in layers_of(network)], dtype, channels, axis, self.tile)

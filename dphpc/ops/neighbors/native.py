@@ -1,4 +1,4 @@
-"""Neighbor search in linear time by cells: the compiled kernel."""
+"""Neighbor search by cells: the compiled kernel."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ def build_neighbors(
 ) -> Neighbors:
     """See `contract.BuildNeighbors`.
 
-    The time is linear in the number of atoms at bounded density.  Rows do not depend on the number of threads.
+    The search is linear in the number of atoms at bounded density; before it one thread sorts atoms and ghosts by type
+    and id.  Rows do not depend on the number of threads.
     Scratch: 56 bytes for each local atom and ghost.
 
     Raises

@@ -30,9 +30,7 @@ def make_optimizer(config: TrainInput, parameters: Parameters) -> Optimizer:
     """
     t = config.training
     if isinstance(config.optimizer, LkfConfig) and parameters.device is not None:
-        raise InputError(
-            "LKF does not run on a card yet", where="optimizer/type", remedy="another one, or --device cpu"
-        )
+        raise InputError("LKF does not run on a GPU yet", where="optimizer/type", remedy="another one, or --device cpu")
     if not isinstance(config.optimizer, LkfConfig):
         rule = make_rule(config, parameters)
         if isinstance(rule, Adam) and parameters.device is not None and not t.gradient_max_norm:

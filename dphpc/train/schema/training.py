@@ -178,14 +178,14 @@ class DphpcConfig(Config):
         some 1e-7 eV in an atom's energy and 1e-6 eV/Å in forces, far below a trained model's errors; large weights
         would need 16 times the knots for 1e-9.
     device
-        What trains: "cpu", "cuda", or "auto", a card where there is one.  A node's ranks take its cards in turn.
+        What trains: "cpu", "cuda", or "auto", a GPU where there is one.  A node's ranks take its GPUs in turn.
     n_threads
         Threads of the native kernels; 0 takes all cores.
     cache_mb
         Memory for the neighbor lists of frames, in MiB; frames beyond it are rebuilt when drawn.
     data_parallel
         What adds up gradients between ranks: "mpi", "torch" (torch.distributed) or "horovod"; "auto" is "mpi", and
-        "torch" for gradients on cards.
+        "torch" for gradients on GPUs.
     batch
         Of several ranks.  "global": `batch_size` is a step's, which ranks divide among them, so that a training is the
         same on any number of ranks.  "per_rank": every rank draws `batch_size` frames of its own, as in DeePMD-kit;
