@@ -247,7 +247,7 @@ class Cupy:
         if self._is_hip and grid * block > MOST_HIP_THREADS:
             raise RunError(
                 f"{self.name} cannot start {grid} times {block} threads: HIP starts fewer than 2³² at a time",
-                remedy="give a card fewer atoms: run on more of them",
+                remedy="give a GPU fewer atoms: run on more of them",
             )
         function = self._functions.get((text, kernel))
         if function is None:
