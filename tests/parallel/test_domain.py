@@ -38,7 +38,7 @@ def test_a_brick_owns_what_is_placed_in_it() -> None:
     fractional[:300, 1] *= 9.0
     fractional[300:600, 1] -= 9.0
     fractional[:3] = 0.0, 0.5, 1.0
-    positions = box.to_cartesian(fractional)
+    positions = box.origin + fractional @ box.matrix
     owners = np.zeros(len(positions), int)
     for rank in range(12):
         domain = Domain.even(box, 12, rank)
