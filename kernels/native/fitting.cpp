@@ -140,14 +140,18 @@ void PackedNet<Real>::fill_tangent(const Chunk<Real>& chunk, const Real* moments
             std::fill_n(inputs, chunk.width, Real(0));
             continue;
         }
+        const Real* a = moments + i * n_rows * channels;
+        const Real *b = a + channels, *c = b + channels, *d = c + channels;
+        const Real* a_dot = tangent + i * n_rows * channels;
+        const Real *b_dot = a_dot + channels, *c_dot = b_dot + channels, *d_dot = c_dot + channels;
         Real* out = inputs;
         for (int k = chunk.first; k < chunk.last; ++k) {
-            for (int r = 0; r < n_rows; ++r) {
-                const Real *row = moments + (i * n_rows + r) * channels, *dot = tangent + (i * n_rows + r) * channels;
-                const Real row_k = row[k], dot_k = dot[k], keep = r > 0;
+            const Real ak = a[k], bk = b[k], ck = c[k], dk = d[k];
+            const Real ak_dot = a_dot[k], bk_dot = b_dot[k], ck_dot = c_dot[k], dk_dot = d_dot[k];
 #pragma omp simd
-                for (int m = k; m < channels; ++m) out[m - k] = keep * out[m - k] + (dot_k * row[m] + row_k * dot[m]);
-            }
+            for (int m = k; m < channels; ++m)
+                out[m - k] = ak_dot * a[m] + bk_dot * b[m] + ck_dot * c[m] + dk_dot * d[m] + ak * a_dot[m] +
+                             bk * b_dot[m] + ck * c_dot[m] + dk * d_dot[m];
             out += channels - k;
         }
     }
@@ -157,19 +161,21 @@ template <class Real>
 void PackedNet<Real>::gather(const Chunk<Real>& chunk, const Real* moments, const Real* y, std::int64_t from, int n,
                              Real* moments_adjoint) const {
     for (std::int64_t i = from; i < from + n; ++i, y += padded<Real>(chunk.width)) {
+        const Real* a = moments + i * n_rows * channels;
+        const Real *b = a + channels, *c = b + channels, *d = c + channels;
+        Real* a_bar = moments_adjoint + i * n_rows * channels;
+        Real *b_bar = a_bar + channels, *c_bar = b_bar + channels, *d_bar = c_bar + channels;
         const Real* at = y;
         for (int k = chunk.first; k < chunk.last; ++k) {
-            for (int r = 0; r < n_rows; ++r) {
-                const Real* row = moments + (i * n_rows + r) * channels;
-                Real *out = moments_adjoint + (i * n_rows + r) * channels, sum = 0;
-                const Real row_k = row[k];
-#pragma omp simd reduction(+ : sum)
-                for (int m = k; m < channels; ++m) {
-                    sum += at[m - k] * row[m];
-                    out[m] += at[m - k] * row_k;
-                }
-                out[k] += sum;
+            const Real ak = a[k], bk = b[k], ck = c[k], dk = d[k];
+            Real a_sum = 0, b_sum = 0, c_sum = 0, d_sum = 0;
+#pragma omp simd reduction(+ : a_sum, b_sum, c_sum, d_sum)
+            for (int m = k; m < channels; ++m) {
+                const Real bar = at[m - k];
+                a_sum += bar * a[m], b_sum += bar * b[m], c_sum += bar * c[m], d_sum += bar * d[m];
+                a_bar[m] += bar * ak, b_bar[m] += bar * bk, c_bar[m] += bar * ck, d_bar[m] += bar * dk;
             }
+            a_bar[k] += a_sum, b_bar[k] += b_sum, c_bar[k] += c_sum, d_bar[k] += d_sum;
             at += channels - k;
         }
     }
