@@ -112,7 +112,7 @@ class CardStep(TableStep):
         """
         centers = Centers.of(batch, self.model)
         env = self._ops.frames.joined(batch.geometries, centers.atoms)
-        used = self._networks_of(batch, [t for t, _ in centers.blocks])
+        used = self._networks_of(batch.present, centers.types)
         columns = parameter_columns(self.model, batch)
         on_card = None if columns is None else self._work.up("columns", columns[centers.atoms], self._ops.dtype)
         while True:

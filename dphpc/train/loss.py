@@ -86,6 +86,8 @@ class EnergyLoss:
 
     def counted(self, batch: Batch) -> NDArray[np.bool_]:
         """(n_local,) which atoms have an energy."""
+        if not self._no_energy:
+            return np.ones(batch.n_local, bool)
         return ~np.isin(batch.types[: batch.n_local], self._no_energy)
 
     def _add_e(self, terms: _Terms, prediction: Prediction, prefactor: float) -> None:

@@ -8,7 +8,7 @@ by −ε·V̄: one forward and reverse pass for E, F and V, one tangent forward 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -84,14 +84,15 @@ class Centers:
     atoms: NDArray[np.int32]
     blocks: list[tuple[int, slice]]
 
+    @property
+    def types(self) -> tuple[int, ...]:
+        """Theirs, in order."""
+        return tuple(t for t, _ in self.blocks)
+
     @classmethod
     def of(cls, batch: Batch, model: DPModel) -> Centers:
         """Centers of a batch that this rank evaluates."""
-        own = batch.own
-        types = batch.types[own]
-        allowed = [t for t in range(model.n_types) if t not in model.atom_exclude_types]
-        groups = [(t, own.start + np.flatnonzero(types == t)) for t in allowed]
-        groups = [(t, atoms) for t, atoms in groups if len(atoms)]
+        groups = [(t, atoms) for t, atoms in batch.own_of_type.items() if t not in model.atom_exclude_types]
         ends = np.cumsum([0, *(len(atoms) for _, atoms in groups)])
         blocks = [(t, slice(int(a), int(b))) for (t, _), a, b in zip(groups, ends, ends[1:], strict=False)]
         atoms = np.concatenate([atoms for _, atoms in groups]) if groups else np.zeros(0, int)
@@ -123,6 +124,7 @@ class TableStep:
         self._vacuum = {t: self._tape(t) for t in types if model.fitting.subtracts_vacuum(t)}
         self._fresh = False
         self._table: Table | None = None
+        self._used: dict[tuple[tuple[int, ...], tuple[int, ...]], tuple[int, ...]] = {}
 
     def _tape(self, t: int) -> Any:
         """A tape of a type's fitting net."""
@@ -143,8 +145,8 @@ class TableStep:
 
     def pays(self, batch: Batch, n_pairs: int) -> bool:
         """Whether a batch of so many pairs, on all ranks, pays for tables: a knot costs as much as some two pairs."""
-        types = set(batch.types[: batch.n_local].tolist()) - self.model.atom_exclude_types
-        return n_pairs >= 2 * (self.grid.n_intervals + 1) * len(self._networks_of(batch, sorted(types)))
+        types = tuple(t for t in batch.present if t not in self.model.atom_exclude_types)
+        return n_pairs >= 2 * (self.grid.n_intervals + 1) * len(self._networks_of(batch.present, types))
 
     def weights_changed(self) -> None:
         """To be called when the weights have changed: they are read anew before the next pass."""
@@ -165,17 +167,18 @@ class TableStep:
             self.grid = Grid.uniform(self.grid.lower, self.grid.upper, 2 * self.grid.n_intervals)
         return error
 
-    def _networks_of(self, batch: Batch, center_types: Sequence[int]) -> tuple[int, ...]:
+    def _networks_of(self, present: tuple[int, ...], center_types: tuple[int, ...]) -> tuple[int, ...]:
         """Indices of the embedding networks that centers ask for, by their pairs and their missing slots."""
-        p = self.se_a
-        present = np.zeros(len(p.sel), bool)
-        present[batch.types[: batch.n_local]] = True
-        wanted = {
-            int(p.network[c, t])
-            for c in center_types
-            for t in np.flatnonzero((p.sel > 0) & (present | bool(p.davg[c])))
-        }
-        return tuple(sorted(wanted)) or (0,)
+        p, key = self.se_a, (present, center_types)
+        if key not in self._used:
+            neighbors = np.isin(np.arange(len(p.sel)), present)
+            wanted = {
+                int(p.network[c, t])
+                for c in center_types
+                for t in np.flatnonzero((p.sel > 0) & (neighbors | bool(p.davg[c])))
+            }
+            self._used[key] = tuple(sorted(wanted)) or (0,)
+        return self._used[key]
 
     def _table_for(self, used: tuple[int, ...]) -> Table:
         """The table of the networks `used`; it and the fitting nets' products are of the present weights."""
@@ -226,7 +229,7 @@ class TableStep:
         """
         centers = Centers.of(batch, self.model)
         env = Environment(batch.positions, batch.types, batch.neighbors, centers.atoms)
-        table, moments = self._moments(env, self._networks_of(batch, [t for t, _ in centers.blocks]))
+        table, moments = self._moments(env, self._networks_of(batch.present, centers.types))
         columns = parameter_columns(self.model, batch)
         atom_energy = np.zeros(batch.n_local)
         moments_adjoint = np.empty_like(moments)

@@ -15,11 +15,11 @@ from tests.models import random_structure
 def random_batch(model: DPModel, sizes: tuple[int, ...] = (12, 20, 7), seed: int = 0) -> Batch:
     """Periodic frames of these sizes, the last one open; labels and parameters are random."""
     rng = np.random.default_rng(seed)
-    geometries, labels = [], []
+    frames = []
     for k, n in enumerate(sizes):
         x, cell, types = random_structure(n, length=5.5 + 0.3 * k, seed=seed + k, n_types=model.n_types)
         box = Box(cell) if k + 1 < len(sizes) else Box.around(x)
-        geometries.append(Geometry.of(Frame(box.wrap(x), types, box), model.descriptor.rcut))
+        geometry = Geometry.of(Frame(box.wrap(x), types, box), model.descriptor.rcut)
         values = {
             "energy": rng.normal(), "forces": rng.normal(size=(n, 3)), "virial": rng.normal(size=(3, 3)),
             "atom_ener": rng.normal(size=n), "atom_pref": rng.uniform(0.5, 2.0, n),
@@ -28,8 +28,8 @@ def random_batch(model: DPModel, sizes: tuple[int, ...] = (12, 20, 7), seed: int
             values["fparam"] = rng.normal(size=model.fitting.numb_fparam)
         if model.fitting.numb_aparam:
             values["aparam"] = rng.normal(size=(n, model.fitting.numb_aparam))
-        labels.append(values)
-    return join(geometries, labels)
+        frames.append(Batch.of(geometry, values))
+    return join(frames)
 
 
 def random_seeds(batch: Batch, seed: int = 0) -> LossGradient:

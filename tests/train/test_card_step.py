@@ -15,7 +15,7 @@ from dphpc.ops.se_a import cuda
 from dphpc.ops.workspace import ALIGNMENT
 from dphpc.train.card_step import CardStep, require_for_card
 from dphpc.train.data import Frame, Geometry
-from dphpc.train.data.batch import join
+from dphpc.train.data.batch import Batch, join
 from dphpc.train.parameters import Parameters
 from dphpc.train.step import Prediction, TableStep
 from tests.models import random_model, random_structure
@@ -115,7 +115,7 @@ def test_frames_of_a_shape_share_graphs(device) -> None:
     types, frames = random_structure(12, n_types=cpu.model.n_types)[2], []
     for seed in range(4):
         x, cell, _ = random_structure(12, length=5.5, seed=seed)
-        frames.append(join([Geometry.of(Frame(x, types, Box(cell)), cpu.model.descriptor.rcut)], [{}]))
+        frames.append(Batch.of(Geometry.of(Frame(x, types, Box(cell)), cpu.model.descriptor.rcut), {}))
     assert len({len(f.neighbors.indices) for f in frames}) > 2
     other = random_batch(cpu.model, (9, 5), seed=9)
     asked = []
@@ -189,7 +189,7 @@ def test_frames_stay_on_the_card_while_they_fit(emulated) -> None:
     for batch in frames:
         assert uploaded(batch) > batch.neighbors.indices.nbytes + batch.positions.nbytes
     centers = 8 * 15 + 8 * 3 + 11 * 8 + 4 * ALIGNMENT  # with their frame, and its place
-    together = join([g for batch in frames for g in batch.geometries], [{}] * 3)
+    together = join(frames)
     assert uploaded(together) <= 8 * 36 + 8 * 3 + 11 * 8 * 3 + 4 * ALIGNMENT
     assert all(uploaded(batch) <= centers for batch in frames)
     card._ops.frames.most_bytes = card._ops.frames.nbytes

@@ -12,7 +12,7 @@ from dphpc.core.box import Box
 from dphpc.core.errors import DataError
 from dphpc.ops.neighbors.contract import Neighbors
 from dphpc.train.data import Batch, Dataset, FrameInputs, System, open_systems
-from dphpc.train.data.batch import GeometryCache
+from dphpc.train.data.batch import FrameCache
 from dphpc.train.schema import DataConfig, ModelConfig, parse_input
 from tests.train.data_systems import TRICLINIC, TYPE_MAP, make_system, two_systems, write_npy
 from tests.train.test_schema import WATER
@@ -297,8 +297,8 @@ def test_fold_gives_ghost_forces_to_their_owners(folder: Path) -> None:
 
 def test_cache_stays_within_its_bytes(folder: Path) -> None:
     dataset = load(folder)
-    g = [dataset.geometry(0, i) for i in range(3)]
-    cache, built = GeometryCache(g[0].nbytes + g[1].nbytes + 1), []
+    g = [dataset.batch(0, [i]) for i in range(3)]
+    cache, built = FrameCache(g[0].nbytes + g[1].nbytes + 1), []
 
     def get(i: int) -> None:
         cache.get(i, lambda: built.append(i) or g[i])  # type: ignore[func-returns-value]

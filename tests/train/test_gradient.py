@@ -179,6 +179,6 @@ def test_networks_of_absent_types_cost_nothing_and_change_nothing(davg_zero: boo
     ours, theirs = gradients(table, random_seeds(batch)), gradients(network, random_seeds(batch))
     assert max(relative(ours[name], theirs[name]) for name in ours) < 1e-10
     centers = Centers.of(batch, model)
-    used = table._networks_of(batch, [t for t, _ in centers.blocks])
+    used = table._networks_of(batch.present, centers.types)
     assert len(used) == (4 if davg_zero else 6)  # of 9: two center types, two or three neighbor types
     assert not any(np.any(g) for name, g in ours.items() if name.startswith("descriptor.networks.1."))

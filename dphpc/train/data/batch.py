@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,7 +18,8 @@ from dphpc.train.data.system import Frame
 
 Floats = NDArray[np.float64]
 
-LABEL_NAMES = ("energy", "forces", "virial", "atom_ener", "atom_pref", "fparam", "aparam")
+FRAME_LABELS = ("energy", "virial", "fparam")
+ATOM_LABELS = ("forces", "atom_ener", "atom_pref", "aparam")
 
 
 @dataclass(frozen=True)
@@ -72,16 +73,16 @@ def _volume(frame: Frame) -> float:
     return frame.box.volume if any(frame.box.periodic) else 0.0
 
 
-class GeometryCache:
-    """Geometries by key, the least recently used dropped when `max_bytes` is exceeded."""
+class FrameCache:
+    """Batches of one frame by key, the least recently used dropped when `max_bytes` is exceeded."""
 
     def __init__(self, max_bytes: float) -> None:
         self.max_bytes = max_bytes
         self.nbytes = 0
-        self._entries: OrderedDict[Hashable, Geometry] = OrderedDict()
+        self._entries: OrderedDict[Hashable, Batch] = OrderedDict()
 
-    def get(self, key: Hashable, build: Callable[[], Geometry]) -> Geometry:
-        """The geometry of `key`, built if it is not at hand."""
+    def get(self, key: Hashable, build: Callable[[], Batch]) -> Batch:
+        """The frame of `key`, built if it is not at hand."""
         entry = self._entries.get(key)
         if entry is not None:
             self._entries.move_to_end(key)
@@ -133,6 +134,17 @@ class Batch:
     aparam: Floats | None = None
     part: tuple[int, int] | None = None
 
+    @classmethod
+    def of(cls, geometry: Geometry, values: Mapping[str, Any]) -> Batch:
+        """One frame; `values` are its labels as `System.values` gives them."""
+        n = geometry.n_local
+        labels: dict[str, Any] = {name: np.array([values[name]], np.float64) for name in FRAME_LABELS if name in values}
+        labels |= {name: values[name] for name in ATOM_LABELS if name in values}
+        return cls(
+            natoms=np.array([n]), frame=np.zeros(n, np.int32), frame_offsets=np.array([0, n]),
+            volume=np.array([geometry.volume]), geometries=(geometry,), **labels,
+        )  # fmt: skip
+
     # Joined when first asked for: a card puts frames together that it has.
 
     @cached_property
@@ -179,6 +191,17 @@ class Batch:
         parts = [*zip(arrays, self.geometries, strict=True)]
         return np.concatenate([*(a[: g.n_local] for a, g in parts), *(a[g.n_local :] for a, g in parts)])
 
+    @cached_property
+    def present(self) -> tuple[int, ...]:
+        """Types of the local atoms, in order."""
+        return tuple(np.unique(self.types[: self.n_local]).tolist())
+
+    @cached_property
+    def own_of_type(self) -> dict[int, NDArray[np.intp]]:
+        """The local atoms that this rank evaluates, by type."""
+        types = self.types[self.own]
+        return {t: self.own.start + np.flatnonzero(types == t) for t in np.unique(types).tolist()}
+
     @property
     def own(self) -> slice:
         """The local atoms that this rank evaluates."""
@@ -214,31 +237,29 @@ class Batch:
         """Whether the frames have boxes (all of a system's frames do, or none)."""
         return bool((self.volume > 0).all())
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of the frames and their labels."""
+        labels = (getattr(self, name) for name in (*FRAME_LABELS, *ATOM_LABELS))
+        return sum(g.nbytes for g in self.geometries) + sum(a.nbytes for a in labels if a is not None)
+
     def fold(self, forces: Floats) -> Floats:
         """(n_local, 3): forces (n_all, 3) with every ghost's share given to its owner."""
         return fold_ghosts(forces, self.owner, self.n_local)
 
 
-def join(geometries: Sequence[Geometry], values: Sequence[dict[str, Any]]) -> Batch:
-    """One batch of these frames; `values` are their labels as `System.values` gives them.
-
-    A label that any frame lacks is None.
-    """
-    natoms = np.array([g.n_local for g in geometries], np.int64)
-    offsets = np.zeros(len(geometries) + 1, np.int64)
-    np.cumsum(natoms, out=offsets[1:])
-    labels: dict[str, Any] = {name: _stack(name, values) for name in LABEL_NAMES if all(name in v for v in values)}
+def join(frames: Sequence[Batch]) -> Batch:
+    """One batch of these; a label that any of them lacks is None."""
+    if len(frames) == 1:
+        return frames[0]
+    natoms = np.concatenate([f.natoms for f in frames])
+    labels = {name: [getattr(f, name) for f in frames] for name in (*FRAME_LABELS, *ATOM_LABELS)}
+    joined: dict[str, Any] = {n: np.concatenate(of) for n, of in labels.items() if all(a is not None for a in of)}
     return Batch(
         natoms=natoms,
-        frame=np.repeat(np.arange(len(geometries), dtype=np.int32), natoms),
-        frame_offsets=offsets,
-        volume=np.array([g.volume for g in geometries]),
-        geometries=tuple(geometries),
-        **labels,
+        frame=np.repeat(np.arange(len(natoms), dtype=np.int32), natoms),
+        frame_offsets=np.concatenate(([0], np.cumsum(natoms))),
+        volume=np.concatenate([f.volume for f in frames]),
+        geometries=tuple(g for f in frames for g in f.geometries),
+        **joined,
     )
-
-
-def _stack(name: str, values: Sequence[dict[str, Any]]) -> Floats:
-    if name in ("energy", "virial", "fparam"):
-        return np.array([v[name] for v in values], np.float64)
-    return np.concatenate([v[name] for v in values])

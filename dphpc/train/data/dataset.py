@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from dphpc.core.errors import DataError
-from dphpc.train.data.batch import Batch, Geometry, GeometryCache, join
+from dphpc.train.data.batch import Batch, FrameCache, Geometry, join
 from dphpc.train.data.storage import find_stores
 from dphpc.train.data.system import Frame, FrameInputs, System
 from dphpc.train.schema import DataConfig, ModelConfig
@@ -42,7 +42,7 @@ class Dataset:
         self.systems = list(systems)
         self.type_map = list(type_map)
         self.rcut = rcut
-        self._cache = GeometryCache(cache_bytes)
+        self._cache = FrameCache(cache_bytes)
 
     @classmethod
     def load(
@@ -104,7 +104,7 @@ class Dataset:
         DataError
             Two atoms stand at one place.
         """
-        return self._cache.get((system, index), lambda: self._build(system, index))
+        return self._one(system, index).geometries[0]
 
     def batch(self, system: int, frames: Sequence[int] | np.ndarray, part: tuple[int, int] = (0, 1)) -> Batch:
         """These frames of a system as one batch, of whose atoms the k-th of n equal parts is to be evaluated.
@@ -113,16 +113,22 @@ class Dataset:
         """
         source = self.systems[system]
         indices = [int(i) for i in frames]
-        values = [source.values(i) for i in indices]
         k, n = part
+        if n == 1:
+            return join([self._one(system, i) for i in indices])
         ends = np.cumsum([0, *(len(source.types(i)) for i in indices)]).tolist()  # npy/mixed: frames of any size
         first, last = ends[-1] * k // n, ends[-1] * (k + 1) // n
-        geometries = [
-            self.geometry(system, i) if first < ends[m + 1] and ends[m] < last
-            else Geometry.hollow(self.frame(system, i), self.rcut)
+        batches = [
+            self._one(system, i) if first < ends[m + 1] and ends[m] < last
+            else Batch.of(Geometry.hollow(self.frame(system, i), self.rcut), source.values(i))
             for m, i in enumerate(indices)
         ]  # fmt: skip
-        return replace(join(geometries, values), part=(first, last))
+        return replace(join(batches), part=(first, last))
+
+    def _one(self, system: int, index: int) -> Batch:
+        """A frame by itself, kept for the next time."""
+        values = self.systems[system].values
+        return self._cache.get((system, index), lambda: Batch.of(self._build(system, index), values(index)))
 
     def _build(self, system: int, index: int) -> Geometry:
         source = self.systems[system]
