@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
 from ase import Atoms, units
 from ase.calculators.calculator import PropertyNotImplementedError
+from ase.calculators.socketio import SocketClient, SocketIOCalculator
 from ase.filters import FrechetCellFilter
 from ase.io import read, write
 from ase.md.verlet import VelocityVerlet
@@ -294,3 +296,22 @@ def test_ase_relaxes_cells_and_finds_phonons(tmp_path: Path) -> None:
     # Three translations at rest (rounding in the differences); silicon's optical modes lie near 64 meV.
     assert abs(np.sort(abs(frequencies))[:3]).max() < 1.0
     assert 50.0 < frequencies.max() < 75.0
+
+
+def test_i_pi_and_its_like_are_served_through_a_socket(tmp_path: Path) -> None:
+    """ASE plays i-PI: atoms move and the cell changes there, energies, forces and virials come from here."""
+    atoms, served = structure(), structure()
+    served.calc = DPHPC(MODEL)
+    name = f"dphpc_{tmp_path.name}_{id(atoms)}"
+    with SocketIOCalculator(unixsocket=name, timeout=60) as atoms.calc:
+        driver = Thread(target=lambda: SocketClient(unixsocket=name).run(served, use_stress=True), daemon=True)
+        driver.start()
+        for factor in (1.0, 1.02):
+            atoms.set_cell(atoms.cell * factor, scale_atoms=True)
+            atoms.rattle(0.05, seed=1)
+            expected = fresh(atoms).results
+            assert atoms.get_potential_energy() == pytest.approx(expected["energy"], rel=1e-12)
+            np.testing.assert_allclose(atoms.get_forces(), expected["forces"], atol=1e-11)
+            np.testing.assert_allclose(atoms.get_stress(), expected["stress"], atol=1e-12)
+    driver.join(timeout=60)
+    assert not driver.is_alive()
