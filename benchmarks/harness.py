@@ -8,6 +8,7 @@ import platform
 import re
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -102,6 +103,12 @@ def run(command: Sequence[str | Path], cwd: Path, env: dict[str, str] | None = N
     if done.returncode:
         raise SystemExit(f"{' '.join(map(str, command))} failed:\n{done.stdout[-3000:]}")
     return done.stdout
+
+
+def launcher() -> str:
+    """What starts ranks of the MPI that mpi4py was installed for, up to their number."""
+    own = Path(sys.prefix) / "mpirun"
+    return f"{own.read_text().strip()} -n" if own.is_file() else "mpirun -n"
 
 
 def store(name: str, **content: Any) -> Path:

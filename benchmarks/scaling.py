@@ -27,7 +27,7 @@ from typing import Any, get_args
 
 import numpy as np
 from communication import BYTES, Network, Overlap, Work, arithmetic, predict, shell
-from harness import RESULTS, ROOT, run, store
+from harness import RESULTS, ROOT, launcher, run, store
 from jobs import RANK, Case, Jobs, draw_efficiency, in_turns
 from matplotlib.axes import Axes
 from training import prepared
@@ -284,9 +284,7 @@ def parsed() -> argparse.Namespace:
     both.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4, 8], help="the first is the reference")
     both.add_argument("--threads", type=int, default=1, help="of a rank")
     both.add_argument("--repeat", type=int, default=3)
-    own = Path(sys.prefix) / "mpirun"
-    default = f"{own.read_text().strip()} -n" if own.is_file() else "mpirun -n"
-    both.add_argument("--mpirun", default=default, help='launcher up to the number of ranks: "srun --mpi=pmix -n"')
+    both.add_argument("--mpirun", default=launcher(), help='launcher up to the number of ranks: "srun --mpi=pmix -n"')
     one = commands.add_parser("md", parents=[both], help="MD")
     one.add_argument("--model", type=Path, default=SILICON / "silicon.dp", help="uncompressed .dp model")
     one.add_argument("--structure", type=Path, default=SILICON / "si8.poscar")
