@@ -42,13 +42,24 @@ def compare_models(
     system: Annotated[str, typer.Option("--system", "-s", help="System, or directory searched for systems.")] = ".",
     output: Annotated[Path, typer.Option("--output", "-o", help="Table of deviations.")] = Path("model_devi.out"),
     frequency: Annotated[int, typer.Option("--frequency", "-f", help="Steps between the system's frames.")] = 1,
+    real_error: Annotated[bool, typer.Option("--real_error", help="Deviations from the system's labels.")] = False,
+    atomic: Annotated[bool, typer.Option("--atomic", help="Columns for the force of each atom, too.")] = False,
+    relative: Annotated[
+        float | None, typer.Option("--relative", help="Divide those of forces by their magnitude plus this, in eV/Å.")
+    ] = None,
+    relative_v: Annotated[
+        float | None,
+        typer.Option("--relative_v", help="Divide those of virials by their magnitude plus this, in eV per atom."),
+    ] = None,
     device: Device = "cpu",
 ) -> None:
     """How far several models disagree on the frames of a system."""
+    from dphpc.potential.committee import Measure
     from dphpc.train.evaluate import model_devi
 
+    measure = Measure(atomic, relative, relative_v, real_error)
     with progress_bar("comparing models") as progress:
-        model_devi(models, system, output, frequency, progress, device=device)
+        model_devi(models, system, output, frequency, progress, measure=measure, device=device)
     print(output)
 
 

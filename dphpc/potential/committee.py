@@ -6,7 +6,9 @@ its standard deviation over the models.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,38 +25,98 @@ COLUMNS = ("max_devi_v", "min_devi_v", "avg_devi_v", "max_devi_f", "min_devi_f",
 Floats = NDArray[np.float64]
 
 
-def deviation(energies: Floats, forces: Floats, virials: Floats) -> Floats:
-    """The seven `COLUMNS` of one frame.
+@dataclass(frozen=True)
+class Measure:
+    """What of a committee `dphpc model-devi` measures.
 
-    Parameters
+    Attributes
     ----------
-    energies, forces, virials
-        Of each model: (n_models,) eV, (n_models, natoms, 3) eV/Å, (n_models, 9) eV.
+    atomic
+        Add the deviation of each atom's force to the columns.
+    relative, relative_v
+        eV/Å and eV per atom: deviations of forces and virials are divided by their magnitude plus this level,
+        as in Zeng et al., J. Chem. Phys. 159, 054801 (2023), Eqs. (71) and (72).
+    real_error
+        Deviations are those from a reference, the data's labels, not those from the models' mean.
 
-    Returns
-    -------
-    (7,): virials and energy per atom; max and min of the virial over components, avg its norm/3.
+    Raises
+    ------
+    InputError
+        A level below 0, or one that is no number.
     """
-    n = forces.shape[1]
-    f = force_deviation(forces)
-    return np.array([*virial_deviation(virials, n), f.max(), f.min(), f.mean(), np.std(energies / n)])
+
+    atomic: bool = False
+    relative: float | None = None
+    relative_v: float | None = None
+    real_error: bool = False
+
+    def __post_init__(self) -> None:
+        for name, level in (("--relative", self.relative), ("--relative_v", self.relative_v)):
+            if level is not None and not 0 <= level < math.inf:
+                raise InputError(f"a level of {level:g}", where=name, expected="a number, 0 or above")
 
 
-def force_deviation(forces: Floats) -> Floats:
-    """(natoms,) eV/Å, of each model's forces (n_models, natoms, 3)."""
-    return np.linalg.norm(np.std(forces, axis=0), axis=-1)
+PLAIN = Measure()
 
 
-def virial_deviation(virials: Floats, n_atoms: int) -> tuple[float, float, float]:
-    """Max, min and avg in eV per atom, of each model's virial (n_models, 9)."""
-    v = np.std(virials / n_atoms, axis=0)
+@dataclass(frozen=True)
+class Reference:
+    """Labels of a frame: eV, (natoms, 3) eV/Å, (9,) eV; a virial of NaN makes the virial's columns NaN."""
+
+    energy: float
+    forces: Floats
+    virial: Floats
+
+
+def force_deviation(forces: Floats, reference: Floats | None = None, level: float | None = None) -> Floats:
+    """(natoms,) eV/Å, of each model's forces (n_models, natoms, 3); `reference` (natoms, 3)."""
+    f = np.linalg.norm(_spread(forces, reference), axis=-1)
+    return f if level is None else f / (_magnitude(forces, reference) + level)
+
+
+def virial_deviation(
+    virials: Floats, n_atoms: int, reference: Floats | None = None, level: float | None = None
+) -> tuple[float, float, float]:
+    """Max, min and avg (norm/3) in eV per atom, of each model's virial (n_models, 9); `reference` (9,)."""
+    virials, reference = virials / n_atoms, None if reference is None else reference / n_atoms
+    v = _spread(virials, reference)
+    if level is not None:
+        v /= _magnitude(virials, reference) + level
     return float(v.max()), float(v.min()), float(np.linalg.norm(v)) / 3.0
 
 
-def deviation_of(outputs: Sequence[Outputs]) -> Floats:
-    """The seven `COLUMNS` of one frame from what each model gave for it (forces of the atoms, no ghosts)."""
-    energies = np.array([out.energy for out in outputs])
-    return deviation(energies, np.array([o.forces for o in outputs]), np.array([o.virial.ravel() for o in outputs]))
+def _spread(values: Floats, reference: Floats | None) -> Floats:
+    """Root mean square over the models about their mean, or about a reference."""
+    return np.std(values, axis=0) if reference is None else np.sqrt(np.mean((values - reference) ** 2, axis=0))
+
+
+def _magnitude(values: Floats, reference: Floats | None) -> Floats:
+    """Norm of the models' mean, or of the reference."""
+    return np.linalg.norm(np.mean(values, axis=0) if reference is None else reference, axis=-1)
+
+
+def deviation_of(outputs: Sequence[Outputs], measure: Measure = PLAIN, reference: Reference | None = None) -> Floats:
+    """The seven `COLUMNS` of one frame from what each model gave for it (forces of the atoms, no ghosts).
+
+    Parameters
+    ----------
+    reference
+        What deviations are taken from, in place of the models' mean.
+
+    Returns
+    -------
+    (7,), or (7 + natoms,) if `atomic`: virials and energy per atom.
+    """
+    energies, forces = np.array([out.energy for out in outputs]), np.array([out.forces for out in outputs])
+    virials, n = np.array([out.virial.ravel() for out in outputs]), forces.shape[1]
+    if reference is None:
+        e, f = np.std(energies / n), force_deviation(forces, level=measure.relative)
+        v = virial_deviation(virials, n, level=measure.relative_v)
+    else:
+        e = _spread(energies / n, np.array(reference.energy / n))
+        f = force_deviation(forces, reference.forces, measure.relative)
+        v = virial_deviation(virials, n, reference.virial, measure.relative_v)
+    return np.array([*v, f.max(), f.min(), f.mean(), e, *(f if measure.atomic else ())])
 
 
 def load_committee(
@@ -84,9 +146,10 @@ def require_types(type_map: Sequence[str], name: str, first: Sequence[str], name
 
 
 def append_model_devi(path: Path, system: str, steps: NDArray[np.int64], rows: Floats) -> None:
-    """Append the frames of one system, rows (n, 7), to a `model_devi.out` file."""
+    """Append the frames of one system, rows (n, 7) or (n, 7 + natoms), to a `model_devi.out` file."""
+    columns = COLUMNS if rows.shape[1] == len(COLUMNS) else (*COLUMNS, "atm_devi_f(N)")
     with path.open("a") as file:
-        file.write(f"# {system}\n" + table_header(COLUMNS))
+        file.write(f"# {system}\n" + table_header(columns))
         for step, row in zip(steps, rows, strict=True):
             file.write(table_line(step, row))
 

@@ -10,7 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dphpc.core.errors import DataError, InputError
-from dphpc.potential.committee import append_model_devi, deviation_of, load_committee
+from dphpc.potential.committee import (
+    COLUMNS,
+    PLAIN,
+    Measure,
+    Reference,
+    append_model_devi,
+    deviation_of,
+    load_committee,
+)
 from dphpc.potential.deep_pot import DeepPot
 from dphpc.potential.surroundings import Surroundings
 from dphpc.train.data.dataset import open_systems
@@ -197,6 +205,7 @@ def model_devi(
     frequency: int = 1,
     progress: Callable[[int, int], None] | None = None,
     *,
+    measure: Measure = PLAIN,
     device: str = "cpu",
 ) -> Floats:
     """Deviations of several models on the frames of systems, written in DeePMD-kit's columns.
@@ -205,45 +214,76 @@ def model_devi(
     ----------
     frequency
         Steps between two frames of a system: the first column counts by it.
+    measure
+        Relative deviations, deviations from the labels, each atom's deviation as well.
     device
         `cpu`, `cuda` or `auto`, as `DeepPot` has it.
 
     Returns
     -------
-    (n_frames, 7): `committee.COLUMNS` of all frames.
+    (n_frames, 7): `committee.COLUMNS` of all frames; those of each atom stand in the file only.
 
     Raises
     ------
     InputError
-        Fewer than two models, or models with different type maps.
+        Fewer than two models (one will do for `real_error`), or models with different type maps.
+    DataError
+        A system without the labels that `real_error` needs.
     """
-    if len(models) < 2:
+    if len(models) < (1 if measure.real_error else 2):
         raise InputError(f"{len(models)} model given", expected="two or more: -m A.dp B.dp")
     potentials = load_committee(models, device=device)
     opened = _systems(potentials[0], systems)
+    if measure.real_error:
+        for system in opened:
+            _require_labels(system, virial=measure.relative_v is not None)
     total, path = sum(s.n_frames for s in opened), Path(output)
     collected: list[Floats] = []
     path.write_text("")
+    done = 0
     for system in opened:
-        rows = []
-        for frame in _frames(system):
-            rows.append(_deviation(potentials, frame, system.periodic))
+        # Frames of npy/mixed may have fewer atoms than the largest: NaN stands for the others.
+        rows = np.full((system.n_frames, len(COLUMNS) + (system.n_atoms if measure.atomic else 0)), np.nan)
+        for row, frame in zip(rows, _frames(system), strict=True):
+            values = _deviation(potentials, frame, system.periodic, measure)
+            row[: len(values)] = values
+            done += 1
             if progress:
-                progress(len(rows) + sum(len(part) for part in collected), total)
-        collected.append(np.array(rows))
-        append_model_devi(path, system.name, np.arange(len(rows)) * frequency, collected[-1])
+                progress(done, total)
+        collected.append(rows[:, : len(COLUMNS)])
+        append_model_devi(path, system.name, np.arange(len(rows)) * frequency, rows)
     return np.concatenate(collected)
 
 
-def _deviation(potentials: Sequence[DeepPot], frame: Frame, periodic: bool) -> Floats:
-    """(7,) `committee.COLUMNS` of a frame; one list, of the largest cutoff, serves all models."""
+def _require_labels(system: System, virial: bool) -> None:
+    """Raise DataError unless a system has energies and forces, and virials if they are needed."""
+    needed = {"energy": "energy.npy", "forces": "force.npy"} | ({"virial": "virial.npy"} if virial else {})
+    missing = [file for label, file in needed.items() if label not in system.labels]
+    if missing:
+        raise DataError(
+            f"no {' and no '.join(missing)}, from which --real_error is to be taken",
+            where=system.name,
+            expected=", ".join(needed.values()),
+            remedy="leave out --real_error, or label the system",
+        )
+
+
+def _reference(frame: Frame, periodic: bool) -> Reference:
+    """The labels of a frame; NaN in place of a virial that it has not."""
+    assert frame.energy is not None and frame.forces is not None
+    virial = np.full(9, np.nan) if frame.virial is None or not periodic else frame.virial.ravel()
+    return Reference(frame.energy, frame.forces, virial)
+
+
+def _deviation(potentials: Sequence[DeepPot], frame: Frame, periodic: bool, measure: Measure) -> Floats:
+    """`committee.deviation_of` a frame; one list, of the largest cutoff, serves all models."""
     cutoff = max(dp.get_rcut() for dp in potentials)
     around = Surroundings.of(frame.positions, frame.box if periodic else None, frame.types, cutoff)
     outputs = []
     for dp in potentials:
         columns = dp.parameter_columns(1, len(frame.types), frame.fparam, frame.aparam)
         outputs.append(dp.evaluate(around, None if columns is None else columns[0]))
-    return deviation_of(outputs)
+    return deviation_of(outputs, measure, _reference(frame, periodic) if measure.real_error else None)
 
 
 def _frames(system: System) -> Iterator[Frame]:

@@ -9,6 +9,7 @@ import pytest
 
 from dphpc.core.errors import DataError, InputError
 from dphpc.model.model_file import write_model
+from dphpc.potential.committee import Measure
 from dphpc.potential.deep_pot import DeepPot
 from dphpc.train.evaluate import model_devi
 from dphpc.train.evaluate import test as evaluate
@@ -95,3 +96,67 @@ def test_model_deviation_needs_like_models(labelled: Path) -> None:
         model_devi([labelled / "a.dp"], str(labelled / "data"), labelled / "out")
     with pytest.raises(InputError, match="type map"):
         model_devi([labelled / "a.dp", labelled / "one_type.dp"], str(labelled / "data"), labelled / "out")
+
+
+@pytest.mark.parametrize("real_error", [False, True])
+@pytest.mark.parametrize(("relative", "relative_v"), [(None, None), (0.5, None), (None, 0.1)])
+def test_measures_of_model_deviation(
+    labelled: Path, real_error: bool, relative: float | None, relative_v: float | None
+) -> None:
+    measure = Measure(True, relative, relative_v, real_error)
+    output, models = labelled / "model_devi.out", [labelled / "a.dp", labelled / "b.dp"]
+    rows = model_devi(models, str(labelled / "data"), output, measure=measure)
+    files = labelled / "data" / "set.000"
+    x, cells, energy, force, virial = (
+        np.load(files / f"{name}.npy") for name in ("coord", "box", "energy", "force", "virial")
+    )
+    types = np.loadtxt(labelled / "data" / "type.raw", dtype=int)
+    e, f, v = (np.array(k) for k in zip(*(DeepPot(model).eval(x, cells, types) for model in models), strict=True))
+    e, v = e[..., 0] / N_ATOMS, v / N_ATOMS
+    if real_error:
+        e0, f0, v0 = energy.ravel() / N_ATOMS, force.reshape(N_FRAMES, N_ATOMS, 3), virial.reshape(-1, 9) / N_ATOMS
+    else:
+        e0, f0, v0 = (sum(k) / 2 for k in (e, f, v))
+    devi_e, devi_f, devi_v = (np.sqrt(((k - k0) ** 2).sum(axis=0) / 2) for k, k0 in ((e, e0), (f, f0), (v, v0)))
+    devi_f = np.sqrt((devi_f**2).sum(axis=-1))
+    if relative is not None:
+        devi_f /= np.sqrt((f0**2).sum(axis=-1)) + relative
+    if relative_v is not None:
+        devi_v /= np.sqrt((v0**2).sum(axis=-1, keepdims=True)) + relative_v
+    expected = np.column_stack(
+        (
+            *(devi_v.max(axis=1), devi_v.min(axis=1), np.sqrt((devi_v**2).sum(axis=1)) / 3),
+            *(devi_f.max(axis=1), devi_f.min(axis=1), devi_f.sum(axis=1) / N_ATOMS),
+            *(devi_e, devi_f),
+        )
+    )
+    assert rows == pytest.approx(expected[:, :7], rel=1e-9)
+    assert np.loadtxt(output)[:, 1:] == pytest.approx(expected, rel=1e-5)
+    assert output.read_text().splitlines()[1].split()[-1] == "atm_devi_f(N)"
+
+
+def test_real_error_without_virials(labelled: Path) -> None:
+    (labelled / "data" / "set.000" / "virial.npy").unlink()
+    output = labelled / "out"
+    with pytest.raises(DataError, match=r"no virial.npy"):
+        model_devi(
+            [labelled / "a.dp"], str(labelled / "data"), output, measure=Measure(relative_v=1.0, real_error=True)
+        )
+    assert not output.exists()
+    # One model has an error, though no deviation from itself: 0.02 eV/Å in each component, 0.3 eV.
+    rows = model_devi([labelled / "a.dp"], str(labelled / "data"), output, measure=Measure(real_error=True))
+    assert np.isnan(rows[:, :3]).all()
+    assert rows[:, 3:6] == pytest.approx(0.02 * np.sqrt(3))
+    assert rows[:, 6] == pytest.approx(0.3 / N_ATOMS)
+
+
+def test_impossible_measures_are_refused(labelled: Path) -> None:
+    for name in ("energy", "force"):
+        (labelled / "data" / "set.000" / f"{name}.npy").unlink()
+    output = labelled / "out"
+    with pytest.raises(DataError, match=r"no energy.npy and no force.npy"):
+        model_devi([labelled / "a.dp"], str(labelled / "data"), output, measure=Measure(real_error=True))
+    assert not output.exists()
+    for level in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(InputError, match="--relative_v"):
+            Measure(relative_v=level)
