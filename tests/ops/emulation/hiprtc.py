@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from tests.ops.emulation.nvrtc import read
+
 OPTIONS = ("-std=c++17", "-fcuda-flush-denormals-to-zero")
 """Those of `Cupy.launch`, and what CuPy adds to them."""
 
@@ -41,8 +43,8 @@ def compile_object(text: str, architecture: str, *options: str) -> bytes:
     try:
         failed = hiprtc.hiprtcCompileProgram(program, len(raw), (ctypes.c_char_p * len(raw))(*raw))
         if failed:
-            raise RuntimeError(_read(hiprtc.hiprtcGetProgramLogSize, hiprtc.hiprtcGetProgramLog, program).decode())
-        return _read(hiprtc.hiprtcGetCodeSize, hiprtc.hiprtcGetCode, program)
+            raise RuntimeError(read(hiprtc.hiprtcGetProgramLogSize, hiprtc.hiprtcGetProgramLog, program).decode())
+        return read(hiprtc.hiprtcGetCodeSize, hiprtc.hiprtcGetCode, program)
     finally:
         hiprtc.hiprtcDestroyProgram(ctypes.byref(program))
 
@@ -85,11 +87,3 @@ def _tool(name: str) -> str | None:
         return None
     folder = Path(subprocess.run([config, "--hipclangpath"], check=True, capture_output=True, text=True).stdout.strip())
     return next((str(path) for path in (folder / name, *sorted(folder.glob(f"{name}-[0-9]*"))) if path.exists()), None)
-
-
-def _read(size_of, copy, program) -> bytes:
-    size = ctypes.c_size_t()
-    assert size_of(program, ctypes.byref(size)) == 0
-    buffer = ctypes.create_string_buffer(size.value)
-    assert copy(program, buffer) == 0
-    return buffer.raw

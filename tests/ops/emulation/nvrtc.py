@@ -22,13 +22,13 @@ class Resources:
 def compile_cubin(text: str, architecture: str) -> tuple[bytes, dict[str, Resources]]:
     """The program for one architecture (`sm_90`), and what its kernels take; raises RuntimeError with the log."""
     with _compiled(text, architecture, "--ptxas-options=-v") as (nvrtc, program, log):
-        return _read(nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN, program), _resources(log)
+        return read(nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN, program), _resources(log)
 
 
 def compile_ptx(text: str) -> str:
     """The program in NVIDIA's assembly language, for any card from sm_70 on."""
     with _compiled(text, "compute_70") as (nvrtc, program, _):
-        return _read(nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX, program).decode()
+        return read(nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX, program).decode()
 
 
 @contextmanager
@@ -38,7 +38,7 @@ def _compiled(text: str, architecture: str, *options: str):
     assert nvrtc.nvrtcCreateProgram(ctypes.byref(program), text.encode(), b"kernel.cu", 0, None, None) == 0
     try:
         failed = nvrtc.nvrtcCompileProgram(program, len(raw), (ctypes.c_char_p * len(raw))(*raw))
-        log = _read(nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog, program).decode()
+        log = read(nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog, program).decode()
         if failed:
             raise RuntimeError(log)
         yield nvrtc, program, log
@@ -52,7 +52,8 @@ def _library() -> ctypes.CDLL:
     return ctypes.CDLL(str(path))
 
 
-def _read(size_of, copy, program) -> bytes:
+def read(size_of, copy, program) -> bytes:
+    """What a run-time compiler has of a program: its size is asked for, then it is copied."""
     size = ctypes.c_size_t()
     assert size_of(program, ctypes.byref(size)) == 0
     buffer = ctypes.create_string_buffer(size.value)
