@@ -32,12 +32,6 @@ struct LayerView {
     Activation activation;
 };
 
-template <class Real>
-Real* sized(std::vector<Real>& buffer, std::size_t n) {
-    if (buffer.size() < n) buffer.resize(n);
-    return buffer.data();
-}
-
 // What a net takes: moments (n, 4, M), and columns (n, n_columns) beside the features.
 template <class Real>
 struct NetInputs {

@@ -12,6 +12,13 @@
 
 namespace dphpc {
 
+// Room for n values at least, kept from one use to the next.
+template <class Real>
+Real* sized(std::vector<Real>& buffer, std::size_t n) {
+    if (buffer.size() < n) buffer.resize(n);
+    return buffer.data();
+}
+
 // The kernel's block of the result: `rows` × (3 vectors), whose sums stay in registers.
 template <class Real>
 struct ProductBlock {

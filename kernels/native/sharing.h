@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "parallel.h"
+#include "product.h"
 
 namespace dphpc {
 
@@ -89,12 +90,7 @@ class SharedSum {
     // Zeros for the rows of the part's group.
     Real* own(const Part& part, Real* result, std::int64_t width) {
         const std::int64_t size = part.group.n * width;
-        Real* rows = result + part.group.first * width;
-        if (part.share.index > 0) {
-            std::vector<Real>& memory = others_[part.tile.index];
-            if (static_cast<std::int64_t>(memory.size()) < size) memory.resize(size);
-            rows = memory.data();
-        }
+        Real* rows = part.share.index == 0 ? result + part.group.first * width : sized(others_[part.tile.index], size);
         std::fill_n(rows, size, Real(0));
         return rows;
     }
