@@ -85,7 +85,7 @@ def virial_deviation(
     return float(v.max()), float(v.min()), float(np.linalg.norm(v)) / 3.0
 
 
-def _spread(values: Floats, reference: Floats | None) -> Floats:
+def _spread(values: Floats, reference: Floats | float | None) -> Floats:
     """Root mean square over the models about their mean, or about a reference."""
     return np.std(values, axis=0) if reference is None else np.sqrt(np.mean((values - reference) ** 2, axis=0))
 
@@ -109,13 +109,12 @@ def deviation_of(outputs: Sequence[Outputs], measure: Measure = PLAIN, reference
     """
     energies, forces = np.array([out.energy for out in outputs]), np.array([out.forces for out in outputs])
     virials, n = np.array([out.virial.ravel() for out in outputs]), forces.shape[1]
-    if reference is None:
-        e, f = np.std(energies / n), force_deviation(forces, level=measure.relative)
-        v = virial_deviation(virials, n, level=measure.relative_v)
-    else:
-        e = _spread(energies / n, np.array(reference.energy / n))
-        f = force_deviation(forces, reference.forces, measure.relative)
-        v = virial_deviation(virials, n, reference.virial, measure.relative_v)
+    energy, of_atoms, virial = (
+        (None, None, None) if reference is None else (reference.energy / n, reference.forces, reference.virial)
+    )
+    e = _spread(energies / n, energy)
+    f = force_deviation(forces, of_atoms, measure.relative)
+    v = virial_deviation(virials, n, virial, measure.relative_v)
     return np.array([*v, f.max(), f.min(), f.mean(), e, *(f if measure.atomic else ())])
 
 
