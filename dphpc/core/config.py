@@ -9,13 +9,16 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from dphpc.core.errors import InputError, did_you_mean, nearest
+
+Seed = Annotated[int, Field(ge=0, lt=2**60)]
+"""As `core.random` takes it."""
 
 MAX_INPUT_BYTES = 16 * 2**20
 MAX_REPORTED = 10

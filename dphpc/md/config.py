@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from dphpc.core.config import Config
+from dphpc.core.config import Config, Seed
 from dphpc.core.errors import did_you_mean
 
 THERMOSTATS = ("nose-hoover", "langevin", "bussi")
@@ -30,8 +30,6 @@ RESTART_SUFFIXES = (".h5", ".hdf5", ".restart")
 """By which a structure is known to be a restart file."""
 
 Kelvin = Annotated[float, Field(ge=0)]
-Seed = Annotated[int, Field(ge=0, lt=2**60)]
-"""As `core.random` takes it."""
 
 
 def _thermostat(value: Any) -> Any:

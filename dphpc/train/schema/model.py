@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from dphpc.core.config import Config
+from dphpc.core.config import Config, Seed
 from dphpc.core.errors import InputError
 from dphpc.model.activations import activation
 
@@ -16,7 +16,6 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
-Seed = Annotated[int, Field(ge=0, lt=2**60)]
 TypePairs = list[tuple[NonNegativeInt, NonNegativeInt]]
 
 _PRECISIONS = {

@@ -7,9 +7,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from dphpc.core.config import Config
+from dphpc.core.config import Config, Seed
 from dphpc.parallel.back_ends import Compression, DataParallel
-from dphpc.train.schema.model import NonNegative, NonNegativeInt, Positive, PositiveInt, Seed
+from dphpc.train.schema.model import NonNegative, NonNegativeInt, Positive, PositiveInt
 
 Probability = Annotated[float, Field(le=1)]
 
