@@ -9,8 +9,8 @@ results either way: the card's moves are the same, and so are its forces, which 
 
 A window ends where its `Window` expects the list to have had its day.  The engine of a rank that has all atoms then
 wraps and orders them, finds their images and builds the list on the card, before the next window begins; also where one
-was thrown away for nothing but its list, and when the run begins.  The host builds the same list, from the same
-positions, once it has to know.  Several ranks have the engine of md/card_ranks.py.
+was thrown away for nothing but its list, which is then done again in shorter ones, and when the run begins.  The host
+builds the same list, from the same positions, once it has to know.  Several ranks have the engine of md/card_ranks.py.
 
 What a window ends with stands, whatever becomes of the next: frames are copied in between, and written while the card
 is at the next.
@@ -30,7 +30,7 @@ from dphpc.core.exact_sum import FORCE_LIMIT, FORCE_SPACING
 from dphpc.core.state import State, pieces
 from dphpc.md.deferred import Deferred
 from dphpc.md.engine import SORT_CELL, Engine
-from dphpc.md.window import Window
+from dphpc.md.window import Window, most_steps
 from dphpc.ops.energy.card import VIRIAL_SLOTS, CardSums, CardSystem, virial_parts
 from dphpc.ops.ghosts.cuda import CudaGhosts, Images, rounded_up
 from dphpc.ops.motion.cuda import CudaMoves
@@ -75,7 +75,7 @@ class CardEngine(Engine):
         assert self.potential.device is not None
         self._on_card, self.device = self.potential, self.potential.device
         self.moves = self.card = CudaMoves(self.device, self.masses, self.spacing, alone=self.comm.size == 1)
-        self.window, self.thrown_away = Window(0.5 * self.skin), 0
+        self.window, self.thrown_away = Window(0.5 * self.skin, most_steps(self.n_atoms)), 0
         self.deferred = Deferred(self.timers, at_once=False)
         self.ghosts, self.search = CudaGhosts(self.device), CudaNeighbors(self.device)
         self.card_halo = CardHalo(self.comm, self.ghosts, gpu_aware_mpi)
@@ -126,19 +126,28 @@ class CardEngine(Engine):
 
     def advance(self, integrator: Integrator, temperatures: Sequence[float]) -> None:
         """See `Engine.advance`."""
-        self._here = False
-        if self.window.steps == 0:
-            self._build_on_card()
-        # The first step, of which nothing is known, is a window, too.
-        while self.window.steps > 1 or self.window.pace is None:
-            if self._pass_window(integrator, temperatures):
-                self.card.fetch_account(integrator)
-                return
-            if not (self._outrun and self._since):
+        self._here, left = False, list(temperatures)
+        most = len(left)  # steps of a window
+        while left:
+            if self.window.steps == 0:
+                self._build_on_card()
+            n = min(most, self.window.steps)
+            # The first step, of which nothing is known, is a window, too.
+            if n == 0 or (self.window.steps == 1 and self.window.pace is not None):
                 break
-            self._build_on_card()
-        super().advance(integrator, temperatures)
-        self.card.fetch_account(integrator)
+            if self._pass_window(integrator, left[:n]):
+                del left[:n]
+                most = len(left)
+                self.card.fetch_account(integrator)
+            elif not self._outrun:
+                break
+            elif self._since:
+                self._build_on_card()
+            else:
+                most = n // 2  # not even a new list lasts as long
+        if left:
+            super().advance(integrator, left)
+            self.card.fetch_account(integrator)
 
     def _begin(self) -> bool:
         """The first list and forces on the card; whether they stand, else the host has to see why."""

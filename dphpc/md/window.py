@@ -5,8 +5,16 @@ from __future__ import annotations
 MOST = 16
 """Steps: what a look costs is then spread over enough of them."""
 
+MOST_OF_FEW, FEW_ATOMS = 64, 50_000
+"""Of so few atoms a look takes as long as one or two steps."""
+
 HASTE = 1.25
 """How much faster than so far atoms may become without a step being done twice."""
+
+
+def most_steps(n_atoms: int) -> int:
+    """Steps from look to look in a run of so many atoms: a fraction of a second, that a signal may have to wait."""
+    return MOST_OF_FEW if n_atoms <= FEW_ATOMS else MOST
 
 
 class Window:

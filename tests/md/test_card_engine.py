@@ -138,7 +138,7 @@ def test_thermostats_are_the_hosts(runs, device):
 def looks(patch: pytest.MonkeyPatch, most: int, haste: float = window.HASTE) -> Iterator[None]:
     """Windows of at most so many steps, and how much faster atoms may become in them."""
     with patch.context() as p:
-        p.setattr(card_engine, "Window", lambda reach: window.Window(reach, most))
+        p.setattr(card_engine, "most_steps", lambda n_atoms: most)
         p.setattr(window, "HASTE", haste)
         yield
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dphpc.md.window import HASTE, MOST, Window
+from dphpc.md.window import FEW_ATOMS, HASTE, MOST, MOST_OF_FEW, Window, most_steps
 
 
 def test_nothing_is_known_at_first() -> None:
@@ -34,3 +34,8 @@ def test_a_new_list_lasts_as_long_as_the_last() -> None:
     window.saw(0.45, 9)
     window.saw(0.0, 0)
     assert window.steps == 8
+
+
+def test_a_signal_waits_no_longer_for_many_atoms() -> None:
+    assert most_steps(FEW_ATOMS) == MOST_OF_FEW
+    assert most_steps(FEW_ATOMS + 1) == MOST
