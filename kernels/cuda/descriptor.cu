@@ -19,14 +19,17 @@ struct Described {
     int n_columns;
 };
 
-// Blocks of a multiprocessor at a time: while one waits for memory, others work; but with float64's Ā, 4 keep more of the
-// table in the nearest cache.  Compilers for cards before Hopper spill registers with more.
+// Blocks of 128 threads that a multiprocessor has at a time: while one waits for memory, others work; but with float64's Ā, 4
+// keep more of the table in the nearest cache.  Compilers for cards before Hopper spill registers with more.
 #if defined(__HIP__)  // there this is no number of blocks, and a compute unit's shared memory holds two to five
 constexpr int n_describing = 1, n_exerting = 1;
-#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-constexpr int n_describing = sizeof(Real) == 8 ? 5 : 8, n_exerting = sizeof(Real) == 8 ? 4 : 8;
 #else
-constexpr int n_describing = sizeof(Real) == 8 ? 4 : 6, n_exerting = n_describing;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+constexpr int most_describing = sizeof(Real) == 8 ? 5 : 8, most_exerting = sizeof(Real) == 8 ? 4 : 8;
+#else
+constexpr int most_describing = sizeof(Real) == 8 ? 4 : 6, most_exerting = most_describing;
+#endif
+constexpr int n_describing = most_describing * 128 / BLOCK, n_exerting = most_exerting * 128 / BLOCK;
 #endif
 
 // D = Aᵀ·A[:, :AXIS] of moments (CHANNELS, 4) in shared memory, the first of n_in inputs.

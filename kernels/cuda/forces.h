@@ -56,7 +56,7 @@ constexpr int n_own = 12;  // the force on the center and a virial
 struct Exerting {
     Runs runs;
     Real by_run[most_runs * n_weights];
-    Pair pairs[BLOCK];  // each thread's own: in registers they would be in the way of sums over channels
+    Pair pairs[most_pairs];  // each thread's own: in registers they would be in the way of sums over channels
 };
 
 // Adds the forces and virials of an atom's pairs, given ∂E/∂A (4, CHANNELS) in shared memory: to neighbors, or where
@@ -67,10 +67,11 @@ __device__ inline void exert_pairs(const System& system, const Descriptor& d, in
     const int me = threadIdx.x;
     Reader reader(system, atom);
     Runs& runs = room.runs;
+    const int slot = me < most_pairs ? me : 0;  // only the first n threads have a pair
     while (const int n = reader.gather(system, d, near, nullptr)) {
         int place;
         double unused = 0.0;
-        const int n_runs = reader.order(system, d, n, near, runs, room.pairs[me], place, unused);
+        const int n_runs = reader.order(system, d, n, near, runs, room.pairs[slot], place, unused);
         if (owners && me < n) room.pairs[me].neighbor = owners[room.pairs[me].neighbor];
         for (int first = 0; first < n_runs; first += most_runs) {
             const int n_here = n_runs - first < most_runs ? n_runs - first : most_runs;

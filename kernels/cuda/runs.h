@@ -1,8 +1,8 @@
 // The pairs of a block's atom in runs: those that share an interval of a table, whose coefficients are read once.
 //
 // Pairs of a run are summed before the channels on the way forward, and after them on the way back (moment_weights.h).
-// A block takes up to BLOCK pairs inside the cutoff at a time; they are ordered by interval, and as the list has them
-// within one, so that all sums have a fixed order.
+// A block takes up to `most_pairs` inside the cutoff at a time, one a thread; they are ordered by interval, and as the list
+// has them within one, so that all sums have a fixed order.
 #pragma once
 
 #include "block.h"
@@ -10,7 +10,8 @@
 
 namespace dphpc {
 
-constexpr int most_runs = 48;  // whose weights are at hand at a time
+constexpr int most_pairs = BLOCK < 128 ? BLOCK : 128;  // at hand at a time
+constexpr int most_runs = BLOCK > 128 ? 96 : 48;       // of them, whose weights are at hand at a time
 
 // Of channels that lie side by side a thread takes so many.
 constexpr int width = CHANNELS % 4 == 0 ? 4 : 1;
@@ -29,16 +30,16 @@ __device__ inline Together<T, n> together(const T* values) {
 
 // In shared memory: pairs that were found inside the cutoff.
 struct Near {
-    int places[2 * BLOCK];  // in the atom's list
+    int places[most_pairs + BLOCK];  // in the atom's list
     int counts[BLOCK / WARP];
 };
 
 // In shared memory: the pairs at hand.
 struct Runs {
-    Terms terms[BLOCK];           // in order
-    alignas(16) int keys[BLOCK];  // of each pair its place in the order; later of each place its run
-    int starts[BLOCK + 1];        // where each run begins
-    int intervals[BLOCK];         // of each run
+    Terms terms[most_pairs];           // in order
+    alignas(16) int keys[most_pairs];  // of each pair its place in the order; later of each place its run
+    int starts[most_pairs + 1];        // where each run begins
+    int intervals[most_pairs];         // of each run
 };
 
 // How many of the block's threads before this one say so, and in `total` how many of all.
@@ -67,10 +68,10 @@ struct Reader {
         : atom(atom), type(system.types[atom]), neighbors(system.indices + system.offsets[atom]),
           size(static_cast<int>(system.offsets[atom + 1] - system.offsets[atom])), next(0), pending(0) {}
 
-    // Looks for pairs inside the cutoff until there are BLOCK of them or no more; returns how many are at hand.  Slots
+    // Looks for pairs inside the cutoff until there are `most_pairs` or no more; returns how many are at hand.  Slots
     // that they take in a descriptor, where those are counted, are no longer free.
     __device__ int gather(const System& system, const Descriptor& d, Near& near, int* free_slots) {
-        while (pending < BLOCK && next < size) {
+        while (pending < most_pairs && next < size) {
             const int place = next + static_cast<int>(threadIdx.x);
             bool inside = false;
             if (place < size) {
@@ -88,7 +89,7 @@ struct Reader {
             next += BLOCK;
         }
         __syncthreads();
-        return pending < BLOCK ? pending : BLOCK;
+        return pending < most_pairs ? pending : most_pairs;
     }
 
     // Lets go of the n pairs at hand.
@@ -107,12 +108,12 @@ struct Reader {
                          double& largest) const {
         const int me = threadIdx.x;
         Terms mine;
-        runs.keys[me] = 0x7fffffff;  // behind all others
+        if (me < most_pairs) runs.keys[me] = 0x7fffffff;  // behind all others
         if (me < n) {
             pair.neighbor = neighbors[near.places[me]];
             pair.other = system.types[pair.neighbor];
             form_pair(d, type, displacement(system, d, atom, pair.neighbor, pair.x), pair, mine, largest);
-            runs.keys[me] = mine.interval * BLOCK + me;  // by interval, then as in the list
+            runs.keys[me] = mine.interval * most_pairs + me;  // by interval, then as in the list
         }
         __syncthreads();
         place = 0;

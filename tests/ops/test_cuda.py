@@ -13,8 +13,8 @@ from dphpc.model.activations import _PLAIN
 from dphpc.ops.energy import native, reference, tiles
 from dphpc.ops.energy.card import CardSums, CardSystem, virial_parts
 from dphpc.ops.energy.contract import Accumulators
-from dphpc.ops.energy.cuda import BLOCK, MOST_CHANNELS, CudaEnergy
-from dphpc.ops.energy.tiles import Group, tile_rows
+from dphpc.ops.energy.cuda import MOST_CHANNELS, CudaEnergy
+from dphpc.ops.energy.tiles import BLOCK, FEW_ATOMS, WIDE_BLOCK, WIDE_CHANNELS, Group, block_of, tile_rows
 from dphpc.ops.neighbors.reference import build_neighbors
 from tests.ops.emulation.device import EmulatedDevice
 from tests.ops.test_energy import evaluate, fitting_net, usable
@@ -25,9 +25,16 @@ FINE = 2.0**-52
 TILE = 16
 
 
-def compare(device, case, net, columns=None, tolerance=1e-12, tile=TILE):
+class Wide(CudaEnergy):
+    """With blocks as for few atoms."""
+
+    def prepare(self, *arguments):
+        return replace(super().prepare(*arguments), block=WIDE_BLOCK)
+
+
+def compare(device, case, net, columns=None, tolerance=1e-12, tile=TILE, kind=CudaEnergy):
     """Asserts that a card's results are the reference's, each relative to the largest of what is added."""
-    got = evaluate(CudaEnergy(device, tile), case, net, columns, spacing=FINE)
+    got = evaluate(kind(device, tile), case, net, columns, spacing=FINE)
     expected = evaluate(reference, case, net, columns)
     for k, (a, b) in enumerate(zip(got, expected, strict=True)):
         start = 1.0 if k in (2, 4) else 3.0 if k == 3 else 0.0  # what `evaluate` adds to
@@ -44,7 +51,8 @@ def test_card_agrees(device, se_a_case, variant, dtype, tolerance):
     columns = np.random.default_rng(1).normal(size=(len(case.env.centers), 3)).astype(dtype)
     compare(device, case, fitting_net(case, 3, dtype=dtype), columns, tolerance)
     if variant == "plain":
-        compare(device, case, fitting_net(case, dtype=dtype), None, tolerance)
+        for kind in (CudaEnergy, Wide):
+            compare(device, case, fitting_net(case, dtype=dtype), None, tolerance, kind=kind)
 
 
 @pytest.mark.parametrize("columns", [False, True])
@@ -77,9 +85,10 @@ def crowded(case):
     return replace(case, env=env, p=replace(case.p, rcut=6.5))
 
 
-def test_more_neighbors_than_a_block_has_threads(device, se_a_case):
+@pytest.mark.parametrize("kind", [CudaEnergy, Wide])
+def test_more_neighbors_than_a_block_has_threads(device, se_a_case, kind):
     case = crowded(usable(se_a_case, "plain"))
-    compare(device, case, fitting_net(case))
+    compare(device, case, fitting_net(case), kind=kind)
 
 
 def test_the_largest_argument_of_each_atom(device, se_a_case):
@@ -268,6 +277,11 @@ def test_types_share_batches(device, se_a_case, monkeypatch, dtype, most, n_all)
     assert np.array_equal(forces.reshape(-1, 3) * FINE, out.forces)
     assert np.array_equal(virial_parts(virial, FINE).sum(axis=0), out.virial.sum(axis=0))
     assert np.array_equal(found, energy)
+
+
+def test_threads_of_an_atom():
+    assert block_of(FEW_ATOMS, WIDE_CHANNELS) == WIDE_BLOCK
+    assert block_of(FEW_ATOMS + 1, WIDE_CHANNELS) == block_of(FEW_ATOMS, WIDE_CHANNELS + 1) == BLOCK
 
 
 def test_rows_of_a_tile(emulated, se_a_case):

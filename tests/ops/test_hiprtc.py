@@ -11,7 +11,8 @@ import pytest
 from dphpc.core.units import BOLTZMANN_EV_PER_K, KINETIC
 from dphpc.ops import card
 from dphpc.ops.card import KEYS
-from dphpc.ops.energy.cuda import BLOCK, MOST_CHANNELS
+from dphpc.ops.energy.cuda import MOST_CHANNELS
+from dphpc.ops.energy.tiles import BLOCK, WIDE_BLOCK
 from dphpc.ops.kernel_text import kernel_text
 from dphpc.ops.motion.cuda import BLOCK as BLOCK_OF_MOVES
 from dphpc.ops.neighbors.cuda import ROOM
@@ -27,10 +28,12 @@ SHARED = 64 * 1024
 """Of a block."""
 
 
-def descriptor(name: str, real: str, warp: int, shape: tuple[int, int, int] = (100, 16, 2), parts: int = 1) -> str:
+def descriptor(
+    name: str, real: str, warp: int, shape: tuple[int, int, int] = (100, 16, 2), parts: int = 1, block: int = BLOCK
+) -> str:
     channels, axis, n_types = shape
     return kernel_text(
-        name, Real=real, CHANNELS=channels, AXIS=axis, N_TYPES=n_types, PARTS=parts, WARP=warp, BLOCK=BLOCK
+        name, Real=real, CHANNELS=channels, AXIS=axis, N_TYPES=n_types, PARTS=parts, WARP=warp, BLOCK=block
     )
 
 
@@ -39,6 +42,7 @@ def texts(warp: int) -> Iterator[tuple[str, str]]:
     for real in REAL.values():
         one = {"Real": real}
         yield "descriptor.cu", descriptor("descriptor.cu", real, warp)
+        yield "descriptor.cu", descriptor("descriptor.cu", real, warp, block=WIDE_BLOCK)
         yield "training.cu", descriptor("training.cu", real, warp)
         yield "fitting.cu", kernel_text("fitting.cu", PARTS=1, **one)
         yield "fitting_tape.cu", kernel_text("fitting_tape.cu", **one)

@@ -24,15 +24,12 @@ from dphpc.model.networks import Network
 from dphpc.ops.arguments import layers_of
 from dphpc.ops.energy.card import VIRIAL_SLOTS, CardSums, CardSystem, add_found
 from dphpc.ops.energy.contract import Accumulators
-from dphpc.ops.energy.tiles import SPLIT_ATOMS, TILE, DeviceNet, Group, Layer, Part, batches, tile_rows
+from dphpc.ops.energy.tiles import BLOCK, SPLIT_ATOMS, TILE, DeviceNet, Group, Layer, Part, batches, block_of, tile_rows
 from dphpc.ops.kernel_text import kernel_text
 from dphpc.ops.neighbors.contract import Neighbors
 from dphpc.ops.se_a.contract import Embedding, Environment, Floats, SeAParameters
 from dphpc.ops.structs import EXERTED, SYSTEM, descriptor_struct, grid_structs, struct
 from dphpc.ops.workspace import Workspace
-
-BLOCK = 128
-"""Threads for an atom."""
 
 MOST_CHANNELS = 512
 """Whose moments fit into a block's shared memory, in float64."""
@@ -105,8 +102,9 @@ class CudaEnergy:
         return DeviceNet([self._layer(layer) for layer in layers_of(network)], dtype, channels, axis, self.tile)
 
     def tiled(self, net: DeviceNet, n: int, n_all: int) -> DeviceNet:
-        """The net with products for so many atoms of its type, and of all types, in the whole run."""
-        net = replace(net, parts=3 if net.layers[0].ahead is not None and n_all >= SPLIT_ATOMS else 1)
+        """The net with blocks and products for so many atoms of its type, and of all types, in the whole run."""
+        parts = 3 if net.layers[0].ahead is not None and n_all >= SPLIT_ATOMS else 1
+        net = replace(net, parts=parts, block=block_of(n_all, net.channels))
         return replace(net, rows=min(tile_rows(n), net.most_rows))
 
     def _layer(self, layer: tuple[Any, ...]) -> Layer:
@@ -216,7 +214,7 @@ class CudaEnergy:
         net, n_rows = groups[0].net, sum(group.n_rows for group in groups)
         text = kernel_text(
             "descriptor.cu", Real=net.real, CHANNELS=net.channels, AXIS=net.axis, N_TYPES=len(p.sel),
-            PARTS=net.parts, WARP=self.device.warp, BLOCK=BLOCK,
+            PARTS=net.parts, WARP=self.device.warp, BLOCK=net.block,
         )  # fmt: skip
         struct = np.array([tuple(map(self.workspace.address, arrays))], SYSTEM)
         energies = self.workspace.buffer("energies", (n_rows,), net.dtype)
@@ -240,7 +238,7 @@ class CudaEnergy:
         system["centers"] += 4 * first
         given, grid = (system, work.descriptor), last_atom - first
         described = (address(moments), address(inputs), address(work.largest[first:]), address(columns), net.n_columns)
-        self.device.launch(work.text, "describe", grid, BLOCK, *given, np.array([described], _DESCRIBED))
+        self.device.launch(work.text, "describe", grid, net.block, *given, np.array([described], _DESCRIBED))
         widest = net.parts * max(part.net.widest for part in batch)
 
         def fit(part: Part) -> None:
@@ -258,7 +256,7 @@ class CudaEnergy:
             address(moments), address(by_inputs), address(t.forces), address(t.virial), address(t.atom_virial),
             address(t.trouble), 1.0 / t.spacing, PAIR_FORCE_LIMIT * t.spacing, net.n_columns, VIRIAL_SLOTS,
         )  # fmt: skip
-        self.device.launch(work.text, "exert", grid, BLOCK, *given, np.array([exerted], EXERTED))
+        self.device.launch(work.text, "exert", grid, net.block, *given, np.array([exerted], EXERTED))
 
     def _fit(
         self, part: Part, inputs: Array, by_inputs: Array, energies: Array, array: Callable[[str, int], Array]

@@ -17,6 +17,12 @@ TILE = 2048
 FEWEST_ROWS, MOST_ROWS = 64, 16384
 """Of a tile; the latter of a batch, too."""
 
+BLOCK, WIDE_BLOCK = 128, 256
+"""Threads for an atom; the latter in a run of few."""
+
+FEW_ATOMS, WIDE_CHANNELS = 1024, 256
+"""Of such a run: blocks of the former would leave most of a card idle; with more channels, shared memory ends."""
+
 SHARES = 8
 """Tiles of a type with many atoms, at least: so many ranks have a whole one each."""
 
@@ -43,7 +49,10 @@ class Layer:
 
 @dataclass(frozen=True)
 class DeviceNet:
-    """A fitting net in a card's memory; `rows` are those of its products, whose left factors have `parts` (1 or 3)."""
+    """A fitting net in a card's memory, and how its atoms share the card.
+
+    `rows` are those of its products, whose left factors have `parts` (1 or 3); `block` threads take an atom's pairs.
+    """
 
     layers: list[Layer]
     dtype: np.dtype
@@ -51,6 +60,7 @@ class DeviceNet:
     axis: int
     rows: int
     parts: int = 1
+    block: int = BLOCK
 
     @property
     def n_columns(self) -> int:
@@ -119,6 +129,11 @@ def tile_rows(n: int) -> int:
     """
     share = n if n <= TILE else max(-(-n // SHARES), TILE)
     return min(max(1 << (share - 1).bit_length(), FEWEST_ROWS), MOST_ROWS)
+
+
+def block_of(n_all: int, channels: int) -> int:
+    """Threads of a block for an atom, of so many in the whole run: the same on all ranks, as sums' order depends on it."""
+    return WIDE_BLOCK if n_all <= FEW_ATOMS and channels <= WIDE_CHANNELS else BLOCK
 
 
 def batches(groups: Sequence[Group]) -> Iterator[list[Part]]:

@@ -202,6 +202,7 @@ class EmulatedDevice:
                 "-Wall",
                 "-Wno-unknown-pragmas",
                 "-fPIC",
+                "-fvisibility=hidden",  # texts have functions of the same names, and these their shared memory
                 "-shared",
             ]
             subprocess.run([compiler, *flags, "-o", library, source], check=True)

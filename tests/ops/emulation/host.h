@@ -206,6 +206,6 @@ inline long long __double_as_longlong(double x) {
 }
 
 #define HOST_KERNEL(name) \
-    extern "C" bool run_##name(void** arguments, unsigned grid, unsigned block) { \
-        return host::launch(dphpc::name, arguments, grid, block);                 \
+    extern "C" __attribute__((visibility("default"))) bool run_##name(void** arguments, unsigned grid, unsigned block) { \
+        return host::launch(dphpc::name, arguments, grid, block);                                                     \
     }
