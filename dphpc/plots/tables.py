@@ -14,9 +14,14 @@ from dphpc.core.errors import DataError
 
 Table = dict[str, NDArray[np.float64]]
 
+OF_EACH_ATOM = "atm_devi_f(N)"
+"""The last name of a model_devi.out with each atom's deviation: it stands for as many columns as a system has atoms."""
+
 
 def read_table(path: Path | str) -> Table:
     """Columns by name: a CSV with a header row, or numbers below comment lines of which one names the columns.
+
+    Columns of single atoms are left out.
 
     Raises
     ------
@@ -32,6 +37,9 @@ def read_table(path: Path | str) -> Table:
         with _opened(path) as lines:
             comments = itertools.takewhile(lambda line: line.startswith("#"), lines)
             headers = [line.lstrip("#").split() for line in comments]
+        for header in headers:
+            if header[-1:] == [OF_EACH_ATOM]:  # rows of several systems have different lengths: one atom's is read
+                return dict(zip(header[:-1], read_rows(path, n_columns=len(header)).T, strict=False))
         rows = read_rows(path)
     names = next((names for names in reversed(headers) if len(names) == rows.shape[1]), None)
     if names is None:
@@ -43,18 +51,21 @@ def read_table(path: Path | str) -> Table:
     return dict(zip(names, rows.T, strict=True))
 
 
-def read_rows(path: Path | str, *, skip: int = 0, separator: str | None = None) -> NDArray[np.float64]:
-    """(rows, columns) numbers of a text file; lines that begin with # are comments.
+def read_rows(
+    path: Path | str, *, skip: int = 0, separator: str | None = None, n_columns: int | None = None
+) -> NDArray[np.float64]:
+    """(rows, columns) numbers of a text file, of its first `n_columns` if given; lines that begin with # are comments.
 
     Raises
     ------
     DataError
-        Something in it is no number, or there are no rows.
+        Something in it is no number, a row is too short, or there are no rows.
     """
+    columns = None if n_columns is None else range(n_columns)
     try:
         with warnings.catch_warnings(), _opened(path) as lines:
             warnings.simplefilter("ignore", UserWarning)  # an empty file is reported below
-            rows = np.loadtxt(lines, skiprows=skip, delimiter=separator, ndmin=2)
+            rows = np.loadtxt(lines, skiprows=skip, delimiter=separator, usecols=columns, ndmin=2)
     except ValueError as error:
         raise DataError(f"not a table of numbers: {error}", where=str(path)) from error
     if rows.size == 0:

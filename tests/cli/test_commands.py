@@ -19,6 +19,8 @@ from dphpc.cli.main import main
 from dphpc.model.model_file import write_model
 from dphpc.parallel.comm import world
 from dphpc.plots.tables import read_table
+from dphpc.potential.committee import Measure
+from dphpc.train.evaluate import model_devi
 from tests.models import random_model, random_structure
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -147,6 +149,19 @@ def test_test_and_model_devi(run: Run, data: Path, tmp_path: Path) -> None:
     assert "two or more" in run("model-devi", "-m", "model.dp", "-s", "data", status=1).stderr
     for command in (["test", "-m", "model.dp"], ["model-devi", "-m", "model.dp", "other.dp"]):
         assert "unknown device 'gpu'" in run(*command, "-s", "data", "--device", "gpu", status=1).stderr
+
+
+def test_measures_of_model_devi(run: Run, data: Path, tmp_path: Path) -> None:
+    flags = "--atomic", "--relative", "0.5", "--relative_v", "0.1", "--real_error"
+    models = "model.dp", "other.dp"
+    assert run("model-devi", "-m", *models, "-s", "data", *flags).stdout.strip() == "model_devi.out"
+    measure = Measure(atomic=True, relative=0.5, relative_v=0.1, real_error=True)
+    rows = model_devi([tmp_path / m for m in models], str(data), tmp_path / "api.out", measure=measure)
+    written = np.loadtxt(tmp_path / "model_devi.out")
+    assert written.shape == (3, 8 + 24)
+    assert written[:, 1:8] == pytest.approx(rows, rel=1e-5)
+    assert written[:, 8:].max(axis=1) == pytest.approx(rows[:, 3], rel=1e-5)
+    assert run("plot", "model_devi.out").stdout.strip() == "devi.png"
 
 
 def test_one_rank_does_the_work_of_one(data: Path, tmp_path: Path, mpirun: list[str]) -> None:

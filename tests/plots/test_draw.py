@@ -115,6 +115,24 @@ def test_columns_are_found_below_any_comments(files: dict[str, str]) -> None:
     assert read_table(files["thermo"])["pressure_bar"][4] == 40.0
 
 
+def test_deviations_of_each_atom_are_left_out(tmp_path: Path) -> None:
+    path, names = tmp_path / "model_devi.out", DEVI.splitlines()[1]
+    header = f"{names}      atm_devi_f(N)\n"
+    systems = {"one": (2, "1.0e-02 3.0e-01"), "three": (0, "1.0e-02 2.0e-02 nan")}  # of two atoms and of three
+    frame = "4.0e-02 1.0e-03 2.0e-02 3.0e-01 1.0e-02 8.0e-02 1.0e-03"
+    path.write_text("".join(f"# {s}\n{header}{step} {frame} {atoms}\n" for s, (step, atoms) in systems.items()))
+    table = read_table(path)
+    assert list(table) == names.lstrip("#").split()
+    np.testing.assert_array_equal(table["step"], [2, 0])
+    np.testing.assert_array_equal(table["devi_e"], 1e-3)
+    assert draw(None, [str(path)])[0] == "devi"
+    text = path.read_text()
+    for damaged in (text.replace(" 1.0e-02 3.0e-01\n", "\n"), text[:-40]):  # no atom's column, a row cut off
+        path.write_text(damaged)
+        with pytest.raises(DataError, match="not a table of numbers"):
+            read_table(path)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
