@@ -91,9 +91,12 @@ def neighbor_statistics(
     type_map: Annotated[
         list[str] | None, typer.Option("--type-map", "-t", help="Species, as in -t O H; the data's own if not given.")
     ] = None,
+    mixed_type: Annotated[
+        bool, typer.Option("--mixed-type", help="Count neighbors of all types together: one number.")
+    ] = False,
 ) -> None:
     """Smallest distance and largest numbers of neighbors in data (for `sel`)."""
     from dphpc.train.neighbor_stat import neighbor_stat_of
 
-    stat, names = neighbor_stat_of([system], rcut, type_map)
+    stat, names = neighbor_stat_of([system], rcut, type_map, mixed_type=mixed_type)
     print("\n".join([f"type_map: {names}", *stat.lines()]))

@@ -27,7 +27,7 @@ class NeighborStat:
     min_distance
         Å, shortest distance between two atoms; inf if no atom has a neighbor within rcut.
     max_neighbors
-        (ntypes,) most neighbors of a type that any atom has within rcut.
+        (ntypes,) most neighbors of a type that any atom has within rcut; (1,) most neighbors of all types together.
     lonely
         Systems in which some frame has no neighbors at all.
     """
@@ -52,8 +52,10 @@ class NeighborStat:
         ]
 
 
-def neighbor_stat(dataset: Dataset, rcut: float | None = None) -> NeighborStat:
+def neighbor_stat(dataset: Dataset, rcut: float | None = None, mixed_type: bool = False) -> NeighborStat:
     """Statistics of all frames within `rcut` (Å; the data set's own cutoff if None).
+
+    With `mixed_type` neighbors of all types are counted together.
 
     Raises
     ------
@@ -62,19 +64,24 @@ def neighbor_stat(dataset: Dataset, rcut: float | None = None) -> NeighborStat:
     """
     rcut = dataset.rcut if rcut is None else rcut
     other = dataset if rcut == dataset.rcut else Dataset(dataset.systems, dataset.type_map, rcut, cache_bytes=0)
-    shortest, most = math.inf, np.zeros(dataset.n_types, np.int64)
+    shortest, most = math.inf, np.zeros(1 if mixed_type else dataset.n_types, np.int64)
     lonely: list[str] = []
     for s, system in enumerate(other.systems):
         for i in range(system.n_frames):
             distance, counts = _of_frame(other.geometry(s, i), other.n_types)
-            shortest, most = min(shortest, distance), np.maximum(most, counts)
+            counts = counts.sum(axis=1, keepdims=True) if mixed_type else counts
+            shortest, most = min(shortest, distance), np.maximum(most, counts.max(axis=0))
             if math.isinf(distance) and system.name not in lonely:
                 lonely.append(system.name)
     return NeighborStat(shortest, most, rcut, tuple(lonely))
 
 
 def neighbor_stat_of(
-    paths: Sequence[str], rcut: float, type_map: Sequence[str] | None = None, base: Path | None = None
+    paths: Sequence[str],
+    rcut: float,
+    type_map: Sequence[str] | None = None,
+    base: Path | None = None,
+    mixed_type: bool = False,
 ) -> tuple[NeighborStat, list[str]]:
     """Statistics of the systems that `paths` name, and the type map used: the systems' own if None is given.
 
@@ -89,7 +96,7 @@ def neighbor_stat_of(
         raise InputError(f"rcut is {rcut:g}", where="--rcut", expected="a positive length in Å")
     names = list(type_map) if type_map else common_type_map(paths, base)
     dataset = Dataset(open_systems(paths, names, base=base), names, rcut, cache_bytes=0)
-    return neighbor_stat(dataset), names
+    return neighbor_stat(dataset, mixed_type=mixed_type), names
 
 
 def common_type_map(paths: Sequence[str], base: Path | None = None) -> list[str]:
@@ -142,12 +149,12 @@ def sel_warnings(model: ModelConfig, stat: NeighborStat) -> list[str]:
 
 
 def _of_frame(g: Geometry, n_types: int) -> tuple[float, NDArray[np.int64]]:
-    """Shortest distance (inf without pairs) and largest count of neighbors of each type."""
+    """Shortest distance (inf without pairs) and each atom's number of neighbors of each type, (natoms, ntypes)."""
     n = g.neighbors
     if n.n_pairs == 0:
-        return math.inf, np.zeros(n_types, np.int64)
+        return math.inf, np.zeros((g.n_local, n_types), np.int64)
     centers = np.repeat(np.arange(g.n_local), np.diff(n.offsets))
     displacements = g.positions[n.indices] - g.positions[centers]
     shortest = float(np.sqrt(np.einsum("ij,ij->i", displacements, displacements).min()))
     counts = np.bincount(centers * n_types + g.types[n.indices], minlength=g.n_local * n_types)
-    return shortest, counts.reshape(g.n_local, n_types).max(axis=0)
+    return shortest, counts.reshape(g.n_local, n_types)

@@ -176,6 +176,8 @@ def test_neighbor_stat_takes_several_types(run: Run, data: Path) -> None:
     done = run("neighbor-stat", "-s", "data", "-r", "4.0", "-t", "O", "H")
     counts = next(line for line in done.stdout.splitlines() if line.startswith("max_nbor_size"))
     assert len(counts.split(":")[1].strip(" []").split()) == 2
+    mixed = run("neighbor-stat", "-s", "data", "-r", "4.0", "--mixed-type").stdout.splitlines()[-1]
+    assert len(mixed.split(":")[1].strip(" []").split()) == 1
     assert "does not exist" in run("neighbor-stat", "-s", "nowhere", "-r", "4.0", status=1).stderr
 
 

@@ -21,8 +21,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def brute_force(folder: Path, rcut: float) -> tuple[float, np.ndarray]:
-    shortest, most = np.inf, np.zeros(3, int)
+def brute_force(folder: Path, rcut: float, mixed_type: bool = False) -> tuple[float, np.ndarray]:
+    shortest, most = np.inf, np.zeros(1 if mixed_type else 3, int)
     for system in open_systems(["."], TYPE_MAP, base=folder):
         for i in range(system.n_frames):
             f = system.frame(i)
@@ -31,15 +31,17 @@ def brute_force(folder: Path, rcut: float) -> tuple[float, np.ndarray]:
             d = np.linalg.norm(f.positions[None, :, None] + shifts - f.positions[:, None, None], axis=-1)
             d[d == 0.0] = np.inf
             near = (d < rcut).sum(axis=2)
-            counts = np.stack([near[:, f.types == t].sum(axis=1) for t in range(3)], axis=1)
+            kinds = [f.types >= 0] if mixed_type else [f.types == t for t in range(3)]
+            counts = np.stack([near[:, kind].sum(axis=1) for kind in kinds], axis=1)
             shortest, most = min(shortest, d.min()), np.maximum(most, counts.max(axis=0))
     return shortest, most
 
 
+@pytest.mark.parametrize("mixed_type", [False, True])
 @pytest.mark.parametrize("rcut", [2.6, 4.0, 6.5])
-def test_equals_all_distances(folder: Path, rcut: float) -> None:
-    stat, names = neighbor_stat_of(["."], rcut, base=folder)
-    shortest, most = brute_force(folder, rcut)
+def test_equals_all_distances(folder: Path, rcut: float, mixed_type: bool) -> None:
+    stat, names = neighbor_stat_of(["."], rcut, base=folder, mixed_type=mixed_type)
+    shortest, most = brute_force(folder, rcut, mixed_type)
     np.testing.assert_allclose(stat.min_distance, shortest, rtol=1e-12)
     np.testing.assert_array_equal(stat.max_neighbors, most)
     assert names == TYPE_MAP
@@ -51,12 +53,16 @@ def test_another_cutoff_than_the_data_sets(folder: Path) -> None:
 
 
 @pytest.mark.skipif(not WATER.is_dir(), reason="the water data of ../shared are not on this machine")
-def test_prints_what_dp_neighbor_stat_prints() -> None:
-    """Lines of `dp --pt neighbor-stat -r 6.0 -t O H` on data_3 and data_0; 3.2.0 printed these numbers for all four."""
-    stat, _ = neighbor_stat_of(["data_0"], 6.0, ["O", "H"], base=WATER)
-    assert stat.lines()[1] == (
-        "Neighbor statistics: training data with maximum neighbor size: [38 72] (cutoff radius: 6.000000)"
-    )
+@pytest.mark.parametrize(("mixed_type", "counts"), [(False, "[38 72]"), (True, "[105]")])
+def test_prints_what_dp_neighbor_stat_prints(mixed_type: bool, counts: str) -> None:
+    """Lines of `dp --pt neighbor-stat -r 6.0 -t O H` on data_0, without and with `--mixed-type`, by 3.2.0."""
+    stat, _ = neighbor_stat_of(["data_0"], 6.0, ["O", "H"], base=WATER, mixed_type=mixed_type)
+    assert stat.lines() == [
+        "Neighbor statistics: training data with minimal neighbor distance: 0.892452",
+        f"Neighbor statistics: training data with maximum neighbor size: {counts} (cutoff radius: 6.000000)",
+        "min_nbor_dist: 0.892452",
+        f"max_nbor_size: {counts}",
+    ]
 
 
 def test_lonely_atoms_are_named(tmp_path: Path) -> None:
