@@ -25,6 +25,9 @@ def evaluate(
     detail_prefix: Annotated[
         Path | None, typer.Option("--detail-file", "-d", help="Prefix of files with every label and prediction.")
     ] = None,
+    atomic: Annotated[
+        bool, typer.Option("--atomic", "-a", help="Errors of the atoms' energies, too: labels atom_ener.npy.")
+    ] = False,
     device: Device = "cpu",
 ) -> None:
     """Errors of a model on labelled data."""
@@ -32,7 +35,8 @@ def evaluate(
 
     systems = system if datafile is None else datafile.read_text().split()
     with progress_bar("testing") as progress:
-        report = test(model, systems, n_frames, detail_prefix, seed if shuffle else None, progress, device=device)
+        chosen = seed if shuffle else None
+        report = test(model, systems, n_frames, detail_prefix, chosen, progress, atomic=atomic, device=device)
     print(report)
 
 

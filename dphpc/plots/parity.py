@@ -21,6 +21,7 @@ DETAIL_FILES = {
     ".e_peratom.out": ("Energy", "meV/atom", 1e3, True),
     ".f.out": ("Force", "eV/Å", 1.0, False),
     ".v_peratom.out": ("Virial", "eV/atom", 1.0, False),
+    ".ae.out": ("Energy of an atom", "eV", 1.0, True),
     ".e.out": ("Energy of a frame", "eV", 1.0, True),
     ".v.out": ("Virial of a frame", "eV", 1.0, False),
 }
@@ -66,7 +67,7 @@ def read_details(paths: Sequence[Path | str]) -> list[Parity]:
     """
     files = [Path(p) for p in paths]
     if len(files) == 1 and not any(files[0].name.endswith(ending) for ending in DETAIL_FILES):
-        candidates = [Path(f"{files[0]}{ending}") for ending in list(DETAIL_FILES)[:3]]
+        candidates = [Path(f"{files[0]}{ending}") for ending in list(DETAIL_FILES)[:4]]
         files = [file for file in candidates if file.exists()]
         if not files:
             raise DataError(

@@ -19,10 +19,11 @@ from dphpc.potential.committee import (
     deviation_of,
     load_committee,
 )
+from dphpc.potential.contract import Outputs
 from dphpc.potential.deep_pot import DeepPot
 from dphpc.potential.surroundings import Surroundings
 from dphpc.train.data.dataset import open_systems
-from dphpc.train.data.system import Frame, FrameInputs, System
+from dphpc.train.data.system import LABELS, Frame, FrameInputs, System
 
 Floats = NDArray[np.float64]
 
@@ -33,8 +34,9 @@ _DETAILS = {
     "f": [f"{side}_f{x}" for side in ("data", "pred") for x in "xyz"],
     "v": [f"{side}_v{c}" for side in ("data", "pred") for c in _COMPONENTS],
     "v_peratom": [f"{side}_v{c}" for side in ("data", "pred") for c in _COMPONENTS],
+    "ae": ["data_ae", "pred_ae"],
 }
-"""Columns of the files that `-d PREFIX` writes, as `dp test` names them: PREFIX.e.out, …"""
+"""Columns of the files that `-d PREFIX` writes, as `dp test` names them: PREFIX.e.out, …; it has no PREFIX.ae.out."""
 
 _NAMES = {
     "e": ("Energy", "", "eV"),
@@ -42,6 +44,7 @@ _NAMES = {
     "f": ("Force ", "", "eV/Å"),
     "v": ("Virial", "", "eV"),
     "v_peratom": ("Virial", "/Natoms", "eV"),
+    "ae": ("Atomic ener", "", "eV"),
 }
 """Words of the printed errors, as `dp test` sets them."""
 
@@ -108,6 +111,7 @@ def test(
     shuffle_seed: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     *,
+    atomic: bool = False,
     device: str = "cpu",
 ) -> TestReport:
     """Errors of a model's energies, forces and virials on labelled frames.
@@ -119,30 +123,37 @@ def test(
     n_frames
         Frames of each system; 0 means all.
     detail_prefix
-        Write every label and prediction to `PREFIX.e.out`, `.e_peratom.out`, `.f.out`, `.v.out`, `.v_peratom.out`.
+        Write every label and prediction to `PREFIX.e.out`, `.e_peratom.out`, `.f.out`, `.v.out`, `.v_peratom.out`,
+        `.ae.out`.
     shuffle_seed
         Draw the frames at random with this seed, not from the first on.
     progress
         Called with the frames done and their total.
+    atomic
+        Errors of the atoms' energies, too; every system needs these labels.
     device
         `cpu`, `cuda` or `auto`, as `DeepPot` has it.
 
     Raises
     ------
     DataError, ModelFileError
-        Missing or damaged files, or a system without any label.
+        Missing or damaged files, a system without any label, or without those that `atomic` needs.
     """
     dp = DeepPot(model, device=device)
     opened = _systems(dp, systems)
+    for system in opened:
+        if atomic:
+            _require_labels(system, ["atom_ener"], "--atomic")
+        elif not system.labels & {"energy", "forces", "virial"}:
+            raise DataError("the system has no labels to test against", where=system.name, expected="energy.npy, …")
     chosen = [_choose(s.n_frames, n_frames, shuffle_seed) for s in opened]
     total, done = sum(map(len, chosen)), 0
     report = TestReport({}, {})
     for system, indices in zip(opened, chosen, strict=True):
-        if not system.labels & {"energy", "forces", "virial"}:
-            raise DataError("the system has no labels to test against", where=system.name, expected="energy.npy, …")
         errors = Errors()
         for index in indices:
-            _compare(dp, system.frame(int(index)), errors, periodic=system.periodic)
+            frame = system.frame(int(index))
+            _compare(frame, _predict(dp, frame, system.periodic), errors, system.periodic, atomic)
             done += 1
             if progress:
                 progress(done, total)
@@ -164,26 +175,33 @@ def _choose(available: int, wanted: int, seed: int | None) -> NDArray[np.int64]:
     return order[:wanted] if wanted > 0 else order
 
 
-def _predict(dp: DeepPot, frame: Frame, periodic: bool) -> tuple[float, Floats, Floats]:
-    """Energy, forces (n, 3) and virial (9,) of a frame."""
-    cell = frame.box.matrix[None] if periodic else None
-    energy, force, virial = dp.eval(frame.positions[None], cell, frame.types, fparam=frame.fparam, aparam=frame.aparam)
-    return float(energy[0, 0]), force[0], virial[0]
+def _predict(dp: DeepPot, frame: Frame, periodic: bool) -> Outputs:
+    """Energy, forces, virial and atomic energies of a frame."""
+    box = frame.box if periodic else None
+    around = Surroundings.of(frame.positions, box, frame.types, dp.get_rcut())
+    return dp.evaluate(around, _parameters(dp, frame))
 
 
-def _compare(dp: DeepPot, frame: Frame, errors: Errors, periodic: bool) -> None:
+def _parameters(dp: DeepPot, frame: Frame) -> Floats | None:
+    """A frame's (natoms, numb_fparam + numb_aparam), None where the model takes none."""
+    columns = dp.parameter_columns(1, len(frame.types), frame.fparam, frame.aparam)
+    return None if columns is None else columns[0]
+
+
+def _compare(frame: Frame, predicted: Outputs, errors: Errors, periodic: bool, atomic: bool) -> None:
     n = len(frame.types)
-    energy, force, virial = _predict(dp, frame, periodic)
     if frame.energy is not None:
-        pair = np.array([[frame.energy]]), np.array([[energy]])
+        pair = np.array([[frame.energy]]), np.array([[predicted.energy]])
         errors.add("e", *pair)
         errors.add("e_peratom", pair[0] / n, pair[1] / n)
     if frame.forces is not None:
-        errors.add("f", frame.forces, force)
+        errors.add("f", frame.forces, predicted.forces)
     if frame.virial is not None and periodic:
-        label = frame.virial.reshape(1, 9)
-        errors.add("v", label, virial[None])
-        errors.add("v_peratom", label / n, virial[None] / n)
+        label, virial = frame.virial.reshape(1, 9), predicted.virial.reshape(1, 9)
+        errors.add("v", label, virial)
+        errors.add("v_peratom", label / n, virial / n)
+    if atomic and frame.atom_ener is not None and predicted.atom_energy is not None:
+        errors.add("ae", frame.atom_ener[:, None], predicted.atom_energy[:, None])
 
 
 def _write_details(report: TestReport, prefix: Path) -> None:
@@ -235,8 +253,9 @@ def model_devi(
     potentials = load_committee(models, device=device)
     opened = _systems(potentials[0], systems)
     if measure.real_error:
+        virial = [] if measure.relative_v is None else ["virial"]
         for system in opened:
-            _require_labels(system, virial=measure.relative_v is not None)
+            _require_labels(system, ["energy", "forces", *virial], "--real_error")
     total, path = sum(s.n_frames for s in opened), Path(output)
     collected: list[Floats] = []
     path.write_text("")
@@ -255,16 +274,15 @@ def model_devi(
     return np.concatenate(collected)
 
 
-def _require_labels(system: System, virial: bool) -> None:
-    """Raise DataError unless a system has energies and forces, and virials if they are needed."""
-    needed = {"energy": "energy.npy", "forces": "force.npy"} | ({"virial": "virial.npy"} if virial else {})
-    missing = [file for label, file in needed.items() if label not in system.labels]
+def _require_labels(system: System, labels: Sequence[str], flag: str) -> None:
+    """Raise DataError unless a system has the labels that a flag needs."""
+    missing = [LABELS[label].file for label in labels if label not in system.labels]
     if missing:
         raise DataError(
-            f"no {' and no '.join(missing)}, from which --real_error is to be taken",
+            f"no {' and no '.join(missing)}, which {flag} needs",
             where=system.name,
-            expected=", ".join(needed.values()),
-            remedy="leave out --real_error, or label the system",
+            expected=", ".join(LABELS[label].file for label in labels),
+            remedy=f"leave out {flag}, or label the system",
         )
 
 
@@ -279,10 +297,7 @@ def _deviation(potentials: Sequence[DeepPot], frame: Frame, periodic: bool, meas
     """`committee.deviation_of` a frame; one list, of the largest cutoff, serves all models."""
     cutoff = max(dp.get_rcut() for dp in potentials)
     around = Surroundings.of(frame.positions, frame.box if periodic else None, frame.types, cutoff)
-    outputs = []
-    for dp in potentials:
-        columns = dp.parameter_columns(1, len(frame.types), frame.fparam, frame.aparam)
-        outputs.append(dp.evaluate(around, None if columns is None else columns[0]))
+    outputs = [dp.evaluate(around, _parameters(dp, frame)) for dp in potentials]
     return deviation_of(outputs, measure, _reference(frame, periodic) if measure.real_error else None)
 
 

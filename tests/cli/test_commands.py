@@ -151,6 +151,15 @@ def test_test_and_model_devi(run: Run, data: Path, tmp_path: Path) -> None:
         assert "unknown device 'gpu'" in run(*command, "-s", "data", "--device", "gpu", status=1).stderr
 
 
+def test_test_of_atomic_energies(run: Run, data: Path, tmp_path: Path) -> None:
+    command = "test", "-m", "model.dp", "-s", "data", "-d", "detail", "-a"
+    assert "no atom_ener.npy" in run(*command, status=1).stderr
+    np.save(data / "set.000" / "atom_ener.npy", np.zeros((3, 24)))
+    assert "Atomic ener RMSE" in run(*command).stdout
+    assert np.loadtxt(tmp_path / "detail.ae.out").shape == (3 * 24, 2)
+    assert run("plot", "detail").stdout.strip() == "parity.png"
+
+
 def test_measures_of_model_devi(run: Run, data: Path, tmp_path: Path) -> None:
     flags = "--atomic", "--relative", "0.5", "--relative_v", "0.1", "--real_error"
     models = "model.dp", "other.dp"

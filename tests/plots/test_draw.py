@@ -105,6 +105,8 @@ def test_parity_measures_the_error(files: dict[str, str]) -> None:
     assert quantities[0].rmse == pytest.approx(250.0)  # meV
     assert quantities[1].rmse == pytest.approx(0.25)
     assert quantities[1].mae == pytest.approx(0.25)
+    np.savetxt(f"{files['parity']}.ae.out", [[-1.0, -1.5], [-2.0, -1.5]], header="data/one: data_ae pred_ae")
+    assert read_details([files["parity"]])[3].rmse == pytest.approx(0.5)
 
 
 def test_columns_are_found_below_any_comments(files: dict[str, str]) -> None:

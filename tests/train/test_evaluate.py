@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,40 @@ def test_a_part_of_the_frames(labelled: Path) -> None:
     shuffled = evaluate(labelled / "a.dp", str(labelled / "data"), shuffle_seed=0).total.table("e")
     assert shuffled is not None
     assert sorted(np.diff(shuffled, axis=1).ravel()) == pytest.approx([-0.3, -0.3, 0.3])
+
+
+@pytest.mark.parametrize("only", [False, True])
+def test_errors_of_atomic_energies(labelled: Path, only: bool) -> None:
+    model, files, prefix = labelled / "a.dp", labelled / "data" / "set.000", labelled / "detail"
+    with pytest.raises(DataError, match=r"(?s)no atom_ener\.npy, which --atomic needs.*data"):
+        evaluate(model, str(labelled / "data"), atomic=True)
+    x, cells = (np.load(files / f"{name}.npy") for name in ("coord", "box"))
+    types = np.loadtxt(labelled / "data" / "type.raw", dtype=int)
+    energies = DeepPot(model).eval(x, cells, types, atomic=True)[3].reshape(N_FRAMES, N_ATOMS)
+    error = np.where(np.arange(N_ATOMS) % 2, 0.1, 0.3)  # RMSE √0.05
+    np.save(files / "atom_ener.npy", energies + error)
+    if only:
+        for name in ("energy", "force", "virial"):
+            (files / f"{name}.npy").unlink()
+    report = evaluate(model, str(labelled / "data"), detail_prefix=prefix, atomic=True)
+    assert report.total.measures("ae") == pytest.approx((0.2, np.sqrt(0.05)))
+    assert (report.total.table("e") is None) == only
+    assert "Atomic ener MAE    : 2.000000e-01 eV\nAtomic ener RMSE   : 2.236068e-01 eV" in str(report)
+    rows = np.loadtxt(labelled / "detail.ae.out")
+    assert rows == pytest.approx(np.column_stack([(energies + error).ravel(), energies.ravel()]))
+    if not only:
+        assert evaluate(model, str(labelled / "data")).total.table("ae") is None
+
+
+def test_labels_are_looked_for_before_the_first_frame(labelled: Path) -> None:
+    shutil.copytree(labelled / "data", labelled / "more")
+    for name in ("energy", "force", "virial"):
+        (labelled / "more" / "set.000" / f"{name}.npy").unlink()
+    done: list[int] = []
+    systems = [str(labelled / name) for name in ("data", "more")]
+    with pytest.raises(DataError, match=r"(?s)no labels.*more"):
+        evaluate(labelled / "a.dp", systems, progress=lambda i, _: done.append(i))
+    assert not done
 
 
 def test_unlabelled_system_is_refused(labelled: Path) -> None:
