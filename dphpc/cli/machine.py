@@ -125,7 +125,7 @@ def processor() -> list[Finding]:
     return findings
 
 
-def _lines(path: str) -> list[str]:
+def _lines(path: str | Path) -> list[str]:
     try:
         return Path(path).read_text().splitlines()
     except OSError:
@@ -181,31 +181,65 @@ def _ranks() -> list[Finding]:
     ]
 
 
-def accelerator() -> list[Finding]:
+def accelerator(root: Path = Path("/")) -> list[Finding]:
     """GPUs and what drives them."""
     listing = _run("nvidia-smi", "--query-gpu=name,memory.total,driver_version,compute_cap", "--format=csv,noheader")
-    gpus = listing.splitlines() if listing else []
-    findings = [Finding("GPU", gpu, True) for gpu in gpus] or [Finding("GPU", "none that nvidia-smi shows")]
+    nvidia, amd = listing.splitlines() if listing else [], amd_gpus(root / "sys")
+    findings = [Finding("GPU", gpu, True) for gpu in (*nvidia, *amd)]
+    if amd and not os.access(root / "dev/kfd", os.R_OK | os.W_OK):
+        remedy = "usermod -aG render USER, as root; for a container, --device=/dev/kfd --device=/dev/dri"
+        findings.append(Finding("/dev/kfd", "not there, or not for this account", False, remedy))
+    none = Finding("GPU", "none that nvidia-smi or the driver amdgpu shows")
+    return [*(findings or [none]), *_cupy(bool(nvidia), bool(amd))]
+
+
+def amd_gpus(sysfs: Path) -> list[str]:
+    """AMD's GPUs, as the driver amdgpu lists them even where ROCm is not installed: name, memory, instruction set."""
+    gpus = []
+    for node in sorted(sysfs.glob("class/kfd/kfd/topology/nodes/*"), key=lambda node: int(node.name)):
+        values = dict(line.split(maxsplit=1) for line in _lines(node / "properties"))
+        major, rest = divmod(int(values.get("gfx_target_version", 0)), 10000)
+        if not major:  # a processor, or a GPU that this container may not see
+            continue
+        device = sysfs / f"class/drm/renderD{values['drm_render_minor']}/device"
+        name = "".join(_lines(device / "product_name")) or "AMD, unnamed"
+        memory = [f"{int(size) // 2**20} MiB" for size in _lines(device / "mem_info_vram_total")]
+        gpus.append(", ".join([name, *memory, f"gfx{major}{rest // 100:x}{rest % 100:x}"]))
+    return gpus
+
+
+def _cupy(nvidia: bool, amd: bool) -> list[Finding]:
+    """CuPy, whose GPUs it is for, and what it needs to compile kernels."""
     names = "cupy-cuda12x", "cupy-cuda13x", "cupy-rocm-7-0", "cupy"
     cupy = next((f"{p} {_version(p)}" for p in names if _version(p)), None)
-    if cupy:
-        code = "import cupy; print(cupy.cuda.runtime.getDeviceCount(), cupy.cuda.runtime.runtimeGetVersion())"
-        seen = _python(code)
-        findings.append(Finding("CuPy", f"{cupy}, sees {seen.split()[0] if seen else 'no'} GPUs", bool(seen)))
-    else:
-        missing = False if gpus else None
-        findings.append(Finding("CuPy", "not here", missing, "pip install 'dphpc[cuda]'" if gpus else ""))
+    if not cupy:
+        install = "pip install 'dphpc[cuda]'" if nvidia else "pip install cupy-rocm-7-0" if amd else ""
+        return [Finding("CuPy", "not here", False if nvidia else None, install)]
+    seen = _python(
+        "import cupy\nruntime = cupy.cuda.runtime\ntry: n = runtime.getDeviceCount()\nexcept Exception: n = 0\n"
+        "print('ROCm' if runtime.is_hip else 'CUDA', n)"
+    )
+    if not seen:
+        return [Finding("CuPy", f"{cupy}, could not be imported", False)]
+    kind, count = seen.split()
+    findings = [Finding("CuPy", f"{cupy}, for {kind}, sees {count} GPUs", count != "0")]
+    if kind == "ROCm" and not shutil.which("hipcc"):
+        lacks = "not in PATH; CuPy for ROCm compiles with its help"
+        findings.append(Finding("hipcc", lacks, False, "export PATH=/opt/rocm/bin:$PATH"))
     return findings
 
 
 def training() -> list[Finding]:
     """torch and the ways to train on several ranks."""
-    code = "import torch; print(torch.version.cuda or 'no CUDA', torch.cuda.device_count(), torch.get_num_threads())"
+    code = (
+        "import torch; v = torch.version; n = torch.cuda.device_count(), torch.get_num_threads(); "
+        "print(f'CUDA {v.cuda}' if v.cuda else f'ROCm {v.hip}' if v.hip else 'no CUDA', *n)"
+    )
     seen = _python(code) if _version("torch") else None
     findings = [Finding("torch", f"{_version('torch')}, could not be imported", False, "pip install torch")]
     if seen:
-        cuda, count, threads = seen.rsplit(maxsplit=2)
-        findings = [Finding("torch", f"{_version('torch')}: {cuda}, {count} GPUs, {threads} threads", True)]
+        kind, count, threads = seen.rsplit(maxsplit=2)
+        findings = [Finding("torch", f"{_version('torch')}: {kind}, {count} GPUs, {threads} threads", True)]
     horovod = _version("horovod")
     findings.append(Finding("Horovod", horovod or "not here; optional", bool(horovod) or None, "dphpc horovod install"))
     return findings
