@@ -132,7 +132,7 @@ def tile_rows(n: int) -> int:
 
 
 def block_of(n_all: int, channels: int) -> int:
-    """Threads of a block for an atom, of so many in the whole run: the same on all ranks, as sums' order depends on it."""
+    """Threads for an atom of so many in the whole run: the same on all ranks, as the order of sums depends on it."""
     return WIDE_BLOCK if n_all <= FEW_ATOMS and channels <= WIDE_CHANNELS else BLOCK
 
 
