@@ -1,30 +1,33 @@
 // What stands between the matrix products of a fitting net, forward and back.
 //
-// Defined in front of this text: Real, and PARTS, of which rows of a product's left factor consist (parts.h).
+// Defined in front of this text: Real, PARTS, of which rows of a product's left factor consist (parts.h), WARP and BLOCK.
 #include "layer.h"
 #include "parts.h"
+#include "sums.h"
 
 namespace dphpc {
 
-// z (n, n_out): x·w, afterwards ∂y/∂z; x (n, n_in) in parts; y (n, n_out), is set, in parts but for the last layer's.
-extern "C" __global__ void activate(const Layer layer, long long n, Real* z, const Real* x, Real* y, int is_last) {
+// An output of a layer in y, from what the weights make of a row x of its input, in parts; ∂y/∂z as the result.
+__device__ inline Real output(const Layer& layer, int column, Real z, const Real* x, Real& y) {
+    Real slope = act(layer, layer.bias ? z + layer.bias[column] : z, y);
+    if (layer.idt) y *= layer.idt[column], slope *= layer.idt[column];
+    if (layer.skip) y += whole(x, layer.n_in, column % layer.n_in);
+    return slope;
+}
+
+// z (n, n_out): x·w, afterwards ∂y/∂z; x (n, n_in) in parts; y (n, n_out), is set, in parts.
+extern "C" __global__ void activate(const Layer layer, long long n, Real* z, const Real* x, Real* y) {
     const long long i = my_element();
     if (i >= n * layer.n_out) return;
     const Place at = place_of(i, layer.n_out);
-    Real value, slope = act(layer, layer.bias ? z[i] + layer.bias[at.column] : z[i], value);
-    if (layer.idt) value *= layer.idt[at.column], slope *= layer.idt[at.column];
-    if (layer.skip) value += whole(x + at.row * (PARTS * layer.n_in), layer.n_in, at.column % layer.n_in);
-    z[i] = slope;
-    if (is_last) {
-        y[i] = value;
-    } else {
-        lay_parts(y + at.row * (PARTS * layer.n_out), layer.n_out, at.column, value);
-    }
+    Real value;
+    z[i] = output(layer, at.column, z[i], x + at.row * (PARTS * layer.n_in), value);
+    lay_parts(y + at.row * (PARTS * layer.n_out), layer.n_out, at.column, value);
 }
 
 // adjoint (n, n_in) of a layer's input holds what comes through the weights: adds what comes by the skip connection from
-// the adjoint of its output (n, n_out), which is 1 where null.  Its product with the slope (n, n_in) of the layer before
-// is laid down in parts, where there is such a layer.
+// the adjoint of its output (n, n_out).  Its product with the slope (n, n_in) of the layer before is laid down in parts,
+// where there is such a layer.
 extern "C" __global__ void pass_back(const Layer layer, long long n, const Real* output_adjoint, Real* adjoint,
                                      const Real* slope, Real* factor) {
     const long long i = my_element();
@@ -33,6 +36,54 @@ extern "C" __global__ void pass_back(const Layer layer, long long n, const Real*
     if (!slope) return;
     const Place at = place_of(i, layer.n_in);
     lay_parts(factor + at.row * (PARTS * layer.n_in), layer.n_in, at.column, slope[i] * sum);
+}
+
+// What the last layer reads and leaves; the twin of this and the next is in dphpc/ops/energy/cuda.py.
+struct Rows {
+    const Real* w;      // (n_in, 1)
+    const Real* x;      // (n, n_in) in parts
+    const Real* slope;  // (n, n_in) of the layer before, or null
+    Real* energies;     // (n)
+    Real* adjoint;      // (n, n_in) of x, or null
+    Real* factor;       // (n, n_in) in parts: its product with the slope, where there is one
+};
+
+// What energies are added to, and what must not pass unseen.
+struct Tally {
+    double* sum;            // (3) in the parts of exact_sum.h; null where nobody asks for it
+    const double* largest;  // (n), as `describe` leaves them
+    Count* trouble;
+    double shift, upper;  // of each energy; of `largest`
+};
+
+// The last layer, forward and back: it has one output, whose adjoint is 1.  A warp has a row at a time, which it adds up
+// in an order that depends on nothing but n_in.  Each lane reads of x what it writes of the adjoint: they may be one.
+extern "C" __global__ void __launch_bounds__(BLOCK)
+last_layer(const Layer layer, long long n, const Rows rows, const Tally tally) {
+    const int lane = threadIdx.x % WARP, n_in = layer.n_in;
+    ExactSum own;
+    bool bad = false;
+    for (long long row = my_first() / WARP; row < n; row += n_threads() / WARP) {
+        const Real* x = rows.x + row * (PARTS * n_in);
+        Real energy, z = Real(0);
+        for (int k = lane; k < n_in; k += WARP) z += whole(x, n_in, k) * rows.w[k];
+        fold<WARP, 1>(&z);
+        const Real slope = output(layer, 0, z, x, energy);
+        for (int k = lane; k < n_in; k += WARP) {
+            const long long i = row * n_in + k;
+            const Real sum = with_skip(layer, i, nullptr, slope * rows.w[k]);
+            if (rows.slope) lay_parts(rows.factor + row * (PARTS * n_in), n_in, k, rows.slope[i] * sum);
+            if (rows.adjoint) rows.adjoint[i] = sum;
+        }
+        if (lane > 0) continue;
+        rows.energies[row] = energy;
+        if (!tally.sum) continue;
+        const double shifted = static_cast<double>(energy) + tally.shift;
+        bad = bad || !(fabs(shifted) < 1.0 / 0.0) || tally.largest[row] > tally.upper;
+        own.add(shifted);
+    }
+    if (bad) *tally.trouble = 1;
+    if (tally.sum) add_warps_parts(own, tally.sum);
 }
 
 }  // namespace dphpc

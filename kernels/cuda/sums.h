@@ -18,4 +18,17 @@ __device__ inline void add_parts(const ExactSum& own, double* sum) {
     }
 }
 
+// The same of what the first thread of each warp has; the block meets.
+__device__ inline void add_warps_parts(const ExactSum& own, double* sum) {
+    __shared__ double room[ExactSum::parts][BLOCK / WARP];
+    const int k = threadIdx.x;
+    if (k % WARP == 0)
+        for (int part = 0; part < ExactSum::parts; ++part) room[part][k / WARP] = own.part[part];
+    __syncthreads();
+    if (k >= ExactSum::parts) return;
+    double total = 0.0;
+    for (int w = 0; w < BLOCK / WARP; ++w) total += room[k][w];
+    if (total != 0.0) atomicAdd(sum + k, total);
+}
+
 }  // namespace dphpc

@@ -192,7 +192,7 @@ def test_a_step_is_a_graph_with_new_lists_too(runs, emulated):
     moving._build_on_card()
     assert emulated.asked[before:] == ["graph"], "nor is what builds a list"
     assert asked.count("graph") >= 60
-    assert "tally" not in asked, "what a window launches is not launched one by one again"
+    assert "last_layer" not in asked, "what a window launches is not launched one by one again"
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from dphpc.ops.energy.tiles import BLOCK, WIDE_BLOCK
 from dphpc.ops.kernel_text import kernel_text
 from dphpc.ops.motion.cuda import BLOCK as BLOCK_OF_MOVES
 from dphpc.ops.neighbors.cuda import ROOM
+from dphpc.ops.structs import ELEMENTWISE
 from dphpc.ops.workspace import REAL
 from tests.ops.emulation.hiprtc import assembly, compile_object, missing, resources
 
@@ -37,6 +38,10 @@ def descriptor(
     )
 
 
+def fitting(real: str, warp: int, parts: int = 1) -> str:
+    return kernel_text("fitting.cu", Real=real, PARTS=parts, WARP=warp, BLOCK=ELEMENTWISE)
+
+
 def texts(warp: int) -> Iterator[tuple[str, str]]:
     """Each with its name, in all types of numbers that are asked for."""
     for real in REAL.values():
@@ -44,13 +49,12 @@ def texts(warp: int) -> Iterator[tuple[str, str]]:
         yield "descriptor.cu", descriptor("descriptor.cu", real, warp)
         yield "descriptor.cu", descriptor("descriptor.cu", real, warp, block=WIDE_BLOCK)
         yield "training.cu", descriptor("training.cu", real, warp)
-        yield "fitting.cu", kernel_text("fitting.cu", PARTS=1, **one)
+        yield "fitting.cu", fitting(real, warp)
         yield "fitting_tape.cu", kernel_text("fitting_tape.cu", **one)
         yield "adam.cu", kernel_text("adam.cu", **one)
         yield "knots.cu", kernel_text("knots.cu", Real="double", Table=real)
-        yield "tally.cu", kernel_text("tally.cu", WARP=warp, BLOCK=BLOCK, **one)
     yield "descriptor.cu", descriptor("descriptor.cu", "float", warp, parts=3)
-    yield "fitting.cu", kernel_text("fitting.cu", Real="float", PARTS=3)
+    yield "fitting.cu", fitting("float", warp, parts=3)
     moves = {"WARP": warp, "BLOCK": BLOCK_OF_MOVES}
     yield "motion.cu", kernel_text("motion.cu", FIELDS=6, KINETIC=repr(KINETIC), **moves)
     yield "thermostats.cu", kernel_text("thermostats.cu", BOLTZMANN=repr(BOLTZMANN_EV_PER_K))

@@ -28,7 +28,7 @@ from dphpc.ops.energy.tiles import BLOCK, SPLIT_ATOMS, TILE, DeviceNet, Group, L
 from dphpc.ops.kernel_text import kernel_text
 from dphpc.ops.neighbors.contract import Neighbors
 from dphpc.ops.se_a.contract import Embedding, Environment, Floats, SeAParameters
-from dphpc.ops.structs import EXERTED, SYSTEM, descriptor_struct, grid_structs, struct
+from dphpc.ops.structs import ELEMENTWISE, EXERTED, SYSTEM, descriptor_struct, grid_structs, struct
 from dphpc.ops.workspace import Workspace
 
 MOST_CHANNELS = 512
@@ -43,8 +43,10 @@ PAIR_FORCE_LIMIT = 2.0**54
 TF32_BITS = np.uint32(0xFFFFE000)
 """Of float32, those that TF32 has, too."""
 
-# The struct of kernels/cuda/descriptor.cu that no other text takes.
+# The structs of kernels/cuda/descriptor.cu and fitting.cu that no other text takes.
 _DESCRIBED = struct("p moments", "p inputs", "p largest", "p columns", "i4 n_columns")
+_ROWS = struct("p w", "p x", "p slope", "p energies", "p adjoint", "p factor")
+_TALLY = struct("p sum", "p largest", "p trouble", "f8 shift", "f8 upper")
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class _Work:
     columns: Array | None
     energies: Array
     largest: Array
+    upper: float  # what of `largest` is no trouble
     sums: CardSums
 
 
@@ -180,14 +183,7 @@ class CudaEnergy:
         columns
             (n_rows, n_columns) in the nets' precision.
         """
-        work, device, first = self._work(system, centers, p, e, groups, columns, sums), self.device, 0
-        self._evaluate_all(work, groups)
-        text = kernel_text("tally.cu", Real=groups[0].net.real, WARP=device.warp, BLOCK=BLOCK)
-        for group in groups:
-            numbers = np.int64(group.n), np.float64(group.shift), np.float64(e.table.upper)
-            grid, found = min(-(-group.n // BLOCK), MOST_BLOCKS), (work.energies[first:], work.largest[first:])
-            device.launch(text, "tally", grid, BLOCK, *found, *numbers, sums.energy, sums.trouble)
-            first += group.n_rows
+        self._evaluate_all(self._work(system, centers, p, e, groups, columns, sums), groups)
 
     def list_of(self, neighbors: Neighbors) -> tuple[Array, Array]:
         """Offsets and indices of the host's list on the card, where they stay until another list is met."""
@@ -219,7 +215,7 @@ class CudaEnergy:
         struct = np.array([tuple(map(self.workspace.address, arrays))], SYSTEM)
         energies = self.workspace.buffer("energies", (n_rows,), net.dtype)
         largest = self.workspace.buffer("largest", (n_rows,), np.float64)
-        return _Work(text, struct, self._descriptor(p, e), columns, energies, largest, sums)
+        return _Work(text, struct, self._descriptor(p, e), columns, energies, largest, e.table.upper, sums)
 
     def _evaluate_all(self, work: _Work, groups: Sequence[Group]) -> None:
         for batch in batches(groups):
@@ -239,7 +235,7 @@ class CudaEnergy:
         given, grid = (system, work.descriptor), last_atom - first
         described = (address(moments), address(inputs), address(work.largest[first:]), address(columns), net.n_columns)
         self.device.launch(work.text, "describe", grid, net.block, *given, np.array([described], _DESCRIBED))
-        widest = net.parts * max(part.net.widest for part in batch)
+        widest, t = net.parts * max(part.net.widest for part in batch), work.sums
 
         def fit(part: Part) -> None:
             start, end = part.first - first, part.last - first
@@ -248,10 +244,11 @@ class CudaEnergy:
                 whole = self.workspace.buffer(name, (rows * widest,), net.dtype)[start * widest : end * widest]
                 return whole[: (end - start) * width].reshape(end - start, width)
 
-            self._fit(part, inputs[start:end], by_inputs[start:end], work.energies[part.first : part.last], array)
+            found, energies = (a[part.first : part.last] for a in (work.largest, work.energies))
+            tally = address(t.energy), address(found), address(t.trouble), part.shift, work.upper
+            self._fit(part, inputs[start:end], by_inputs[start:end], energies, np.array([tally], _TALLY), array)
 
         self.device.beside([partial(fit, part) for part in batch])
-        t = work.sums
         exerted = (
             address(moments), address(by_inputs), address(t.forces), address(t.virial), address(t.atom_virial),
             address(t.trouble), 1.0 / t.spacing, PAIR_FORCE_LIMIT * t.spacing, net.n_columns, VIRIAL_SLOTS,
@@ -259,42 +256,54 @@ class CudaEnergy:
         self.device.launch(work.text, "exert", grid, net.block, *given, np.array([exerted], EXERTED))
 
     def _fit(
-        self, part: Part, inputs: Array, by_inputs: Array, energies: Array, array: Callable[[str, int], Array]
+        self,
+        part: Part,
+        inputs: Array,
+        by_inputs: Array,
+        energies: Array,
+        tally: NDArray,
+        array: Callable[[str, int], Array],
     ) -> None:
         """Energies (rows,) of inputs (rows, parts·n_in) and their derivative (rows, n_in) by those of the atoms.
 
         `array` gives its rows of arrays (rows, width) by name.
         """
         net, n, of_each = part.net, np.int64(part.n), self.workspace.of_each
-        text, parts = kernel_text("fitting.cu", Real=net.real, PARTS=net.parts), net.parts
-        x, slopes = inputs, []
-        for k, layer in enumerate(net.layers):
-            z = array(f"slope{k}", layer.n_out)
-            is_last = k + 1 == len(net.layers)
-            y = energies if is_last else array(f"value{k % 2}", parts * layer.n_out)
+        text = kernel_text("fitting.cu", Real=net.real, PARTS=net.parts, WARP=self.device.warp, BLOCK=ELEMENTWISE)
+        x, slopes, parts = inputs, [], net.parts
+        *hidden, last = net.layers
+        for k, layer in enumerate(hidden):
+            z, y = array(f"slope{k}", layer.n_out), array(f"value{k % 2}", parts * layer.n_out)
             self._product(net, x, layer.w if parts == 1 else layer.ahead, z)
-            of_each(text, "activate", part.n * layer.n_out, layer.struct, n, z, x, y, np.int32(is_last))
+            of_each(text, "activate", part.n * layer.n_out, layer.struct, n, z, x, y)
             slopes.append(z)
             x = y
-        above: Array | None = None  # the adjoint of a layer's output: 1 for the last
-        factor = slopes[-1]
-        for k, layer in reversed(list(enumerate(net.layers))):
-            adjoint = array(f"adjoint{k % 2}", layer.n_in) if k else by_inputs
-            below = slopes[k - 1] if k else None
-            w = layer.w if factor.shape[1] == layer.n_out else layer.back  # the last layer's slopes are whole
-            self._product(net, factor, w, adjoint, transposed=True)
-            if below is not None:
-                factor = below if parts == 1 else array("factor", parts * layer.n_in)
+
+        def back(k: int) -> tuple[Array, Array | None, Array | None]:
+            """For the adjoint of a layer's input, the slope of the layer before, and for their product."""
+            if k == 0:
+                return by_inputs, None, None
+            n_in, slope = net.layers[k].n_in, slopes[k - 1]
+            return array(f"adjoint{k % 2}", n_in), slope, slope if parts == 1 else array("factor", parts * n_in)
+
+        above, below, factor = back(len(hidden))
+        kept = above if not hidden or hidden[-1].skip else None
+        arrays = last.w, x, below, energies, kept, factor
+        rows = np.array([tuple(map(self.workspace.address, arrays))], _ROWS)
+        grid = min(-(-part.n * self.device.warp // ELEMENTWISE), MOST_BLOCKS)
+        self.device.launch(text, "last_layer", grid, ELEMENTWISE, last.struct, n, rows, tally)
+        for k, layer in reversed(list(enumerate(hidden))):
+            adjoint, below, product = back(k)
+            self._product(net, factor, layer.w if parts == 1 else layer.back, adjoint, transposed=True)
             if layer.skip or below is not None:
-                of_each(text, "pass_back", part.n * layer.n_in, layer.struct, n, above, adjoint, below, factor)
-            above = adjoint
+                of_each(text, "pass_back", part.n * layer.n_in, layer.struct, n, above, adjoint, below, product)
+            above, factor = adjoint, product
 
     def _product(self, net: DeviceNet, x: Array, w: Array, out: Array, *, transposed: bool = False) -> None:
         """`out` = x·w or x·wᵀ, a tile of rows at a time."""
-        in_pieces = net.parts > 1 and x.shape[1] > 1
         for first in range(0, len(x), net.rows):
             rows = slice(first, first + net.rows)
-            self.device.product(x[rows], w, out[rows], transposed=transposed, tf32=in_pieces)
+            self.device.product(x[rows], w, out[rows], transposed=transposed, tf32=net.parts > 1)
 
     def _uploaded(self, env: Environment) -> CardSystem:
         positions, types = (

@@ -120,6 +120,7 @@ class Part:
     first: int
     last: int
     n: int
+    shift: float
 
 
 def tile_rows(n: int) -> int:
@@ -148,7 +149,7 @@ def batches(groups: Sequence[Group]) -> Iterator[list[Part]]:
                 yield batch
                 batch, room = [], group.net.most_rows
             n_rows = min(max(room // rows, 1), -(-n // rows)) * rows
-            batch.append(Part(group.net, first, first + n_rows, min(n, n_rows)))
+            batch.append(Part(group.net, first, first + n_rows, min(n, n_rows), group.shift))
             first, n = first + n_rows, n - n_rows
     if batch:
         yield batch
