@@ -56,8 +56,18 @@ struct Tally {
     double shift, upper;  // of each energy; of `largest`
 };
 
+constexpr int n_ahead = 8;  // numbers that a lane asks for before it waits for the first
+
+// Of n numbers those from `from` on that are WARP apart, and 0 beyond.
+template <class Number>
+__device__ inline void gather(int from, int n, const Number& number, Real* to) {
+#pragma unroll
+    for (int c = 0; c < n_ahead; ++c) to[c] = from + c * WARP < n ? number(from + c * WARP) : Real(0);
+}
+
 // The last layer, forward and back: it has one output, whose adjoint is 1.  A warp has a row at a time, which it adds up
-// in an order that depends on nothing but n_in.  Each lane reads of x what it writes of the adjoint: they may be one.
+// in an order that depends on nothing but n_in.  Each lane reads of x what it writes of the adjoint: they may be one, and
+// so may slope and factor.
 extern "C" __global__ void __launch_bounds__(BLOCK)
 last_layer(const Layer layer, long long n, const Rows rows, const Tally tally) {
     const int lane = threadIdx.x % WARP, n_in = layer.n_in;
@@ -65,15 +75,25 @@ last_layer(const Layer layer, long long n, const Rows rows, const Tally tally) {
     bool bad = false;
     for (long long row = my_first() / WARP; row < n; row += n_threads() / WARP) {
         const Real* x = rows.x + row * (PARTS * n_in);
-        Real energy, z = Real(0);
-        for (int k = lane; k < n_in; k += WARP) z += whole(x, n_in, k) * rows.w[k];
+        const auto weight = [&](int k) { return rows.w[k]; };
+        const auto slope_below = [&](int k) { return rows.slope ? rows.slope[row * n_in + k] : Real(0); };
+        Real energy, z = Real(0), weights[n_ahead], values[n_ahead];
+        for (int from = lane; from < n_in; from += n_ahead * WARP) {
+            gather(from, n_in, weight, weights);
+            gather(from, n_in, [&](int k) { return whole(x, n_in, k); }, values);
+            for (int c = 0; c < n_ahead; ++c) z += values[c] * weights[c];
+        }
         fold<WARP, 1>(&z);
         const Real slope = output(layer, 0, z, x, energy);
-        for (int k = lane; k < n_in; k += WARP) {
-            const long long i = row * n_in + k;
-            const Real sum = with_skip(layer, i, nullptr, slope * rows.w[k]);
-            if (rows.slope) lay_parts(rows.factor + row * (PARTS * n_in), n_in, k, rows.slope[i] * sum);
-            if (rows.adjoint) rows.adjoint[i] = sum;
+        for (int from = lane; from < n_in; from += n_ahead * WARP) {
+            gather(from, n_in, weight, weights);
+            gather(from, n_in, slope_below, values);
+#pragma unroll
+            for (int c = 0, k = from; c < n_ahead && k < n_in; ++c, k += WARP) {
+                const Real sum = with_skip(layer, row * n_in + k, nullptr, slope * weights[c]);
+                if (rows.factor) lay_parts(rows.factor + row * (PARTS * n_in), n_in, k, values[c] * sum);
+                if (rows.adjoint) rows.adjoint[row * n_in + k] = sum;
+            }
         }
         if (lane > 0) continue;
         rows.energies[row] = energy;

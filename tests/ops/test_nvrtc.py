@@ -55,8 +55,9 @@ def test_nothing_spills_and_several_blocks_fit(architecture, real, parts):
     fitting = kernel_text("fitting.cu", Real=real, PARTS=parts, WARP=32, BLOCK=ELEMENTWISE)
     program, kernels = compile_cubin(fitting, architecture)
     assert set(kernels) == {"activate", "pass_back", "last_layer"}
-    print({k: v.registers for k, v in kernels.items()})
-    assert all(taken.spilled == 0 and taken.registers <= 40 for taken in kernels.values())  # measured 32
+    assert all(taken.spilled == 0 for taken in kernels.values())
+    assert kernels.pop("last_layer").registers <= 80  # three blocks; measured 73, in float32 62
+    assert all(taken.registers <= 40 for taken in kernels.values())  # measured 32
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
