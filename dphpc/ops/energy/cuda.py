@@ -266,7 +266,7 @@ class CudaEnergy:
     ) -> None:
         """Energies (rows,) of inputs (rows, parts·n_in) and their derivative (rows, n_in) by those of the atoms.
 
-        `array` gives its rows of arrays (rows, width) by name.
+        `tally` says where the energies are added up; `array` gives its rows of arrays (rows, width) by name.
         """
         net, n, of_each = part.net, np.int64(part.n), self.workspace.of_each
         text = kernel_text("fitting.cu", Real=net.real, PARTS=net.parts, WARP=self.device.warp, BLOCK=ELEMENTWISE)
