@@ -1,19 +1,10 @@
 // What stands between the matrix products of a fitting net, forward and back.
 //
 // Defined in front of this text: Real, PARTS, of which rows of a product's left factor consist (parts.h), WARP and BLOCK.
-#include "layer.h"
-#include "parts.h"
+#include "output.h"
 #include "sums.h"
 
 namespace dphpc {
-
-// An output of a layer in y, from what the weights make of a row x of its input, in parts; ∂y/∂z as the result.
-__device__ inline Real output(const Layer& layer, int column, Real z, const Real* x, Real& y) {
-    Real slope = act(layer, layer.bias ? z + layer.bias[column] : z, y);
-    if (layer.idt) y *= layer.idt[column], slope *= layer.idt[column];
-    if (layer.skip) y += whole(x, layer.n_in, column % layer.n_in);
-    return slope;
-}
 
 // z (n, n_out): x·w, afterwards ∂y/∂z; x (n, n_in) in parts; y (n, n_out), is set, in parts.
 extern "C" __global__ void activate(const Layer layer, long long n, Real* z, const Real* x, Real* y) {

@@ -11,7 +11,7 @@ import pytest
 from dphpc.core.units import BOLTZMANN_EV_PER_K, KINETIC
 from dphpc.ops import card
 from dphpc.ops.card import KEYS
-from dphpc.ops.energy.cuda import MOST_CHANNELS
+from dphpc.ops.energy.cuda import FEW_ROWS_SHAPE, MOST_CHANNELS
 from dphpc.ops.energy.tiles import BLOCK, WIDE_BLOCK
 from dphpc.ops.kernel_text import kernel_text
 from dphpc.ops.motion.cuda import BLOCK as BLOCK_OF_MOVES
@@ -50,6 +50,7 @@ def texts(warp: int) -> Iterator[tuple[str, str]]:
         yield "descriptor.cu", descriptor("descriptor.cu", real, warp, block=WIDE_BLOCK)
         yield "training.cu", descriptor("training.cu", real, warp)
         yield "fitting.cu", fitting(real, warp)
+        yield "few_rows.cu", kernel_text("few_rows.cu", PARTS=1, **one, **FEW_ROWS_SHAPE)
         yield "fitting_tape.cu", kernel_text("fitting_tape.cu", **one)
         yield "adam.cu", kernel_text("adam.cu", **one)
         yield "knots.cu", kernel_text("knots.cu", Real="double", Table=real)

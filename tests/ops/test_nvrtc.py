@@ -9,7 +9,7 @@ import pytest
 from dphpc.core.units import BOLTZMANN_EV_PER_K, KINETIC
 from dphpc.ops import card
 from dphpc.ops.card import KEYS
-from dphpc.ops.energy.cuda import MOST_CHANNELS
+from dphpc.ops.energy.cuda import FEW_ROWS_SHAPE, MOST_CHANNELS
 from dphpc.ops.energy.tiles import BLOCK, WIDE_BLOCK, WIDE_CHANNELS
 from dphpc.ops.kernel_text import kernel_text
 from dphpc.ops.neighbors.cuda import ROOM
@@ -68,6 +68,13 @@ def test_wide_blocks_spill_nothing(architecture, real, channels):
     for taken in kernels.values():
         assert taken.spilled <= 32  # around the calls of float64's division and square root
         assert taken.shared <= SHARED
+def test_two_blocks_of_few_rows_fit(architecture, real):
+    _, kernels = compile_cubin(kernel_text("few_rows.cu", Real=real, PARTS=1, **FEW_ROWS_SHAPE), architecture)
+    assert set(kernels) == {"layer_ahead", "layer_back"}
+    for taken in kernels.values():
+        assert taken.spilled == 0
+        assert REGISTERS // (taken.registers * FEW_ROWS_SHAPE["BLOCK"]) >= 2  # measured 114 at most
+        assert taken.shared <= SHARED  # measured 32,768
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -29,7 +29,10 @@ from dphpc.ops.kernel_text import kernel_text
 from dphpc.ops.neighbors.contract import Neighbors
 from dphpc.ops.se_a.contract import Embedding, Environment, Floats, SeAParameters
 from dphpc.ops.structs import ELEMENTWISE, EXERTED, SYSTEM, descriptor_struct, grid_structs, struct
-from dphpc.ops.workspace import Workspace
+from dphpc.ops.workspace import NULL, Workspace
+
+FEW_ROWS_SHAPE = {"ROWS": 16, "COLUMNS": 32, "DEPTH": 64, "BLOCK": 256}
+"""See kernels/cuda/few_rows.cu."""
 
 MOST_CHANNELS = 512
 """Whose moments fit into a block's shared memory, in float64."""
@@ -274,8 +277,11 @@ class CudaEnergy:
         *hidden, last = net.layers
         for k, layer in enumerate(hidden):
             z, y = array(f"slope{k}", layer.n_out), array(f"value{k % 2}", parts * layer.n_out)
-            self._product(net, x, layer.w if parts == 1 else layer.ahead, z)
-            of_each(text, "activate", part.n * layer.n_out, layer.struct, n, z, x, y)
+            if net.few:
+                self._launch_few(part, "layer_ahead", layer, layer.n_out, x, z, y)
+            else:
+                self._product(net, x, layer.w if parts == 1 else layer.ahead, z)
+                of_each(text, "activate", part.n * layer.n_out, layer.struct, n, z, x, y)
             slopes.append(z)
             x = y
 
@@ -294,10 +300,21 @@ class CudaEnergy:
         self.device.launch(text, "last_layer", grid, ELEMENTWISE, last.struct, n, rows, tally)
         for k, layer in reversed(list(enumerate(hidden))):
             adjoint, below, product = back(k)
-            self._product(net, factor, layer.w if parts == 1 else layer.back, adjoint, transposed=True)
-            if layer.skip or below is not None:
-                of_each(text, "pass_back", part.n * layer.n_in, layer.struct, n, above, adjoint, below, product)
+            if net.few:
+                self._launch_few(part, "layer_back", layer, layer.n_in, factor, above, adjoint, below, product)
+            else:
+                self._product(net, factor, layer.w if parts == 1 else layer.back, adjoint, transposed=True)
+                if layer.skip or below is not None:
+                    of_each(text, "pass_back", part.n * layer.n_in, layer.struct, n, above, adjoint, below, product)
             above, factor = adjoint, product
+
+    def _launch_few(self, part: Part, kernel: str, layer: Layer, width: int, *arrays: Array | None) -> None:
+        """Start a kernel of few_rows.cu that makes (n, width)."""
+        shape = FEW_ROWS_SHAPE
+        text = kernel_text("few_rows.cu", Real=part.net.real, PARTS=1, **shape)
+        grid = -(-part.n // shape["ROWS"]) * -(-width // shape["COLUMNS"])
+        given = (NULL if a is None else a for a in arrays)
+        self.device.launch(text, kernel, grid, shape["BLOCK"], layer.struct, layer.w, np.int64(part.n), *given)
 
     def _product(self, net: DeviceNet, x: Array, w: Array, out: Array, *, transposed: bool = False) -> None:
         """`out` = x·w or x·wᵀ, a tile of rows at a time."""

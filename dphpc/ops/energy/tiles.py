@@ -23,6 +23,9 @@ BLOCK, WIDE_BLOCK = 128, 256
 FEW_ATOMS, WIDE_CHANNELS = 1024, 256
 """Of such a run: blocks of the former would leave most of a card idle; with more channels, shared memory ends."""
 
+FEW_ROWS = 256
+"""Up to so many rows of a tile a layer is one launch of our own in place of a product and what follows it."""
+
 SHARES = 8
 """Tiles of a type with many atoms, at least: so many ranks have a whole one each."""
 
@@ -76,6 +79,11 @@ class DeviceNet:
     def widest(self) -> int:
         """Outputs of a layer, at most."""
         return max(layer.n_out for layer in self.layers)
+
+    @property
+    def few(self) -> bool:
+        """Whether a tile has few rows."""
+        return self.parts == 1 and self.rows <= FEW_ROWS
 
     @property
     def most_rows(self) -> int:

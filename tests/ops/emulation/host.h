@@ -121,6 +121,18 @@ bool launch(void (*kernel)(Types...), void** arguments, unsigned grid, unsigned 
     return launch(kernel, arguments, grid, block, std::index_sequence_for<Types...>());
 }
 
+// What mma.m8n8k4 does with a warp's elements: sums += a·b, a (8, 4) and b (4, 8).
+inline void multiply_add(double (&sums)[2], double a, double b) {
+    static std::vector<std::pair<double, double>> given(1024);
+    const unsigned first = current / 32 * 32, row = current % 32 / 4, column = current % 4 * 2;
+    given[current] = {a, b};
+    wait_at(At::warp);
+    for (unsigned k = 0; k < 4; ++k)
+        for (unsigned i = 0; i < 2; ++i)
+            sums[i] += given[first + row * 4 + k].first * given[first + (column + i) * 4 + k].second;
+    wait_at(At::warp);
+}
+
 }  // namespace host
 
 #define threadIdx (host::Index{host::current})
