@@ -32,6 +32,12 @@ class Wide(CudaEnergy):
         return replace(super().prepare(*arguments), block=WIDE_BLOCK)
 
 
+@pytest.fixture(params=[0, tiles.FEW_ROWS], ids=["products", "few rows"])
+def layers_by(request, monkeypatch):
+    """Layers by matrix products, and each by a kernel of our own."""
+    monkeypatch.setattr(tiles, "FEW_ROWS", request.param)
+
+
 def compare(device, case, net, columns=None, tolerance=1e-12, tile=TILE, kind=CudaEnergy):
     """Asserts that a card's results are the reference's, each relative to the largest of what is added."""
     got = evaluate(kind(device, tile), case, net, columns, spacing=FINE)
@@ -45,6 +51,7 @@ def compare(device, case, net, columns=None, tolerance=1e-12, tile=TILE, kind=Cu
             assert np.array_equal(a, b)
 
 
+@pytest.mark.usefixtures("layers_by")
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-12), (np.float32, 2e-5)])  # measured 1e-13, 1e-6
 def test_card_agrees(device, se_a_case, variant, dtype, tolerance):
     case = usable(se_a_case, variant, dtype=dtype)
@@ -115,6 +122,7 @@ def test_displacements_rounded_to_float32(device, se_a_case):
     compare(device, replace(case, p=replace(case.p, round_displacements=True)), fitting_net(case))
 
 
+@pytest.mark.usefixtures("layers_by")
 @pytest.mark.parametrize("name", [*_PLAIN, "silut", "custom_silu:0.1"])
 def test_every_activation_with_and_without_a_bias(device, se_a_case, name):
     case = usable(se_a_case, "plain")
@@ -125,12 +133,14 @@ def test_every_activation_with_and_without_a_bias(device, se_a_case, name):
     compare(device, case, net, tolerance=3e-11)  # measured 4e-12: softplus; others 1e-13
 
 
+@pytest.mark.usefixtures("layers_by")
 @pytest.mark.parametrize("factor", [1, 2])
 def test_skip_connection_around_the_first_layer(device, se_a_case, factor):
     case = usable(se_a_case, "plain")
     compare(device, case, fitting_net(case, widths=(factor * case.e.table.n_channels * case.p.axis_neuron, 16)))
 
 
+@pytest.mark.usefixtures("layers_by")
 def test_a_single_layer_and_a_skip_to_the_energy(device, se_a_case):
     case = usable(se_a_case, "plain")
     compare(device, case, fitting_net(case, widths=()))
@@ -140,6 +150,7 @@ def test_a_single_layer_and_a_skip_to_the_energy(device, se_a_case):
     compare(device, case, net)
 
 
+@pytest.mark.usefixtures("layers_by")
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 def test_bits_do_not_depend_on_order_or_company(device, se_a_case, dtype):
     case = usable(se_a_case, "wide", dtype=dtype)
@@ -241,6 +252,7 @@ def test_lists_that_32_bits_cannot_count(device, se_a_case, monkeypatch):
     assert np.abs(found[0][0]).max() > 0
 
 
+@pytest.mark.usefixtures("layers_by")
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize(("most", "n_all"), [(16384, 47), (32, 47), (16384, 10**6)])
 def test_types_share_batches(device, se_a_case, monkeypatch, dtype, most, n_all):

@@ -70,7 +70,7 @@ def compare(device, layer: Layer, n: int, tolerance: float) -> None:
         assert (got[n] == UNSET).all(), "a row beyond the last is written to"
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-14), (np.float32, 5e-6)])  # measured
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-14), (np.float32, 3e-6)])  # measured 7e-16, 2e-7
 @pytest.mark.parametrize("widths", WIDTHS)
 def test_layers_of_all_shapes(device, widths, dtype, tolerance):
     for n in (1, 2, 15, 16, 17, 20):
@@ -81,7 +81,7 @@ def test_layers_of_all_shapes(device, widths, dtype, tolerance):
 def test_all_activations_with_and_without_factors(device, name):
     for idt in (True, False):
         layer = layer_of(7, 14, name, idt=idt)
-        compare(device, layer, 5, 1e-14)
+        compare(device, layer, 5, 1e-14)  # measured 4e-16
         layer.b = None
         compare(device, layer, 5, 1e-14)
 
