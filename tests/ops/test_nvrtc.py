@@ -68,6 +68,8 @@ def test_wide_blocks_spill_nothing(architecture, real, channels):
     for taken in kernels.values():
         assert taken.spilled <= 32  # around the calls of float64's division and square root
         assert taken.shared <= SHARED
+
+
 def test_two_blocks_of_few_rows_fit(architecture, real):
     _, kernels = compile_cubin(kernel_text("few_rows.cu", Real=real, PARTS=1, **FEW_ROWS_SHAPE), architecture)
     assert set(kernels) == {"layer_ahead", "layer_back"}

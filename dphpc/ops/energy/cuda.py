@@ -24,7 +24,7 @@ from dphpc.model.networks import Network
 from dphpc.ops.arguments import layers_of
 from dphpc.ops.energy.card import VIRIAL_SLOTS, CardSums, CardSystem, add_found
 from dphpc.ops.energy.contract import Accumulators
-from dphpc.ops.energy.tiles import BLOCK, SPLIT_ATOMS, TILE, DeviceNet, Group, Layer, Part, batches, block_of, tile_rows
+from dphpc.ops.energy.tiles import SPLIT_ATOMS, TILE, DeviceNet, Group, Layer, Part, batches, block_of, tile_rows
 from dphpc.ops.kernel_text import kernel_text
 from dphpc.ops.neighbors.contract import Neighbors
 from dphpc.ops.se_a.contract import Embedding, Environment, Floats, SeAParameters
