@@ -70,6 +70,8 @@ def test_wide_blocks_spill_nothing(architecture, real, channels):
         assert taken.shared <= SHARED
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("real", ["double", "float"])
 def test_two_blocks_of_few_rows_fit(architecture, real):
     _, kernels = compile_cubin(kernel_text("few_rows.cu", Real=real, PARTS=1, **FEW_ROWS_SHAPE), architecture)
     assert set(kernels) == {"layer_ahead", "layer_back"}
