@@ -337,15 +337,11 @@ class CardEngine(Engine):
             work()
 
     def _launch_all(self) -> None:
-        self.card.note_displacement(self._report[MOVED])
+        self.card.note_displacement(self._report[MOVED], cleared=self._of_step)
         self.card_halo.refresh(self.card.positions)
-        self._launch_sums()
+        self._on_card.launch(self._system, self._sums)
         self.card_halo.reduce(self._totals)
         self._take_forces()
-
-    def _launch_sums(self) -> None:
-        self.device.fill(self._of_step, 0)
-        self._on_card.launch(self._system, self._sums)
 
     @property
     def _totals(self) -> Array:

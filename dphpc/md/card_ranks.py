@@ -184,7 +184,7 @@ class RankEngine(CardEngine):
 
     def _launch(self) -> None:
         """Forces, energy and virial at the present positions, and what is to be noted; collective."""
-        self.card.note_displacement(self._report[MOVED])
+        self.card.note_displacement(self._report[MOVED], cleared=self._of_step)
         with self.timers("halo"):
             flight = self.card_halo.start_refresh(self.card.positions)
         self._launch_part(FIRST)
@@ -200,9 +200,4 @@ class RankEngine(CardEngine):
 
     def _launch_part(self, part: int) -> None:
         with self.timers("force"):
-            self._replay(partial(self._add_part, part), part)
-
-    def _add_part(self, part: int) -> None:
-        if part == FIRST:
-            self.device.fill(self._of_step, 0)
-        self._on_card.launch(self._system, self._sums, part)
+            self._replay(partial(self._on_card.launch, self._system, self._sums, part), part)

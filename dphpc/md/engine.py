@@ -160,10 +160,10 @@ class Engine:
         with self.timers("integrate"):
             self.moves.kick(dt)
 
-    def drift(self, dt: float) -> None:
-        """x += dt v."""
+    def drift(self, dt: float, kick: float = 0.0) -> None:
+        """x += dt v, after v += kick f/m."""
         with self.timers("integrate"):
-            self.moves.drift(dt)
+            self.moves.drift(dt, kick)
 
     def rescale(self, bath: Bath, inputs: NDArray[np.float64], *, measured: bool = True) -> None:
         """v *= what the bath answers to the kinetic energy, or to NaN where that need not be `measured`; collective."""

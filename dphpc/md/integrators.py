@@ -73,7 +73,6 @@ class VelocityVerlet:
 
 def _kick_drift_kick(engine: Engine) -> None:
     dt = engine.timestep
-    engine.kick(0.5 * dt)
-    engine.drift(dt)
+    engine.drift(dt, kick=0.5 * dt)
     engine.update_forces()
     engine.kick(0.5 * dt)

@@ -230,8 +230,7 @@ class Langevin:
 
 
 def _kick_drift(engine: Engine) -> None:
-    engine.kick(0.5 * engine.timestep)
-    engine.drift(0.5 * engine.timestep)
+    engine.drift(0.5 * engine.timestep, kick=0.5 * engine.timestep)
 
 
 def _drift_kick(engine: Engine) -> None:

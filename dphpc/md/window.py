@@ -8,8 +8,11 @@ MOST = 16
 MOST_OF_FEW, FEW_ATOMS = 64, 50_000
 """Of so few atoms a look takes as long as one or two steps."""
 
-HASTE = 1.25
+HASTE = 1.5
 """How much faster than so far atoms may become without a step being done twice."""
+
+WORTH_A_LOOK = 4
+"""Of the steps of a new list one in so many: where fewer are left, a look costs as much as the list that it saves."""
 
 
 def most_steps(n_atoms: int) -> int:
@@ -43,7 +46,7 @@ class Window:
     def steps(self) -> int:
         """Steps until the next look; 0 where the list should rather be built anew, 1 where nothing is known."""
         fresh, left = self._within(self.reach), self._within(self.reach - self.moved)
-        return 0 if left < 2 <= fresh else max(left, 1)
+        return 0 if left < max(fresh // WORTH_A_LOOK, 2) <= fresh else max(left, 1)
 
     @property
     def fresh(self) -> int:

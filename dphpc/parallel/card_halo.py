@@ -109,7 +109,7 @@ class CardHalo:
         return flight
 
     def start_reduce(self, forces: Array) -> Flight:
-        """Begin to add the ghosts' part of forces (n_all, 3) int64 to the owners' and to zero it; collective.
+        """Begin to add the ghosts' part of forces (n_all, 3) int64 to the owners'; collective.
 
         What is launched until it has landed may add to forces, but not to those of other ranks' atoms.
         """
@@ -118,7 +118,6 @@ class CardHalo:
         def finish(received: Array) -> None:
             self.ops.add(received, self._send[own:], forces)
             self.ops.add(ghosts[:own], self._send[:own], forces)
-            self.ops.device.fill(ghosts, 0)
 
         return self._back.start(ghosts[own:], finish)
 

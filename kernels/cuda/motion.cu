@@ -36,18 +36,23 @@ extern "C" __global__ void __launch_bounds__(BLOCK) copy_rows(const Atoms atoms,
     }
 }
 
-extern "C" __global__ void __launch_bounds__(BLOCK) kick(const Atoms atoms, double dt) {
-    for (long long i = my_first(); i < 3 * atoms.n; i += n_threads()) {
-        const double per_force = times(dt, atoms.inverse[atoms.types[i / 3]]);
-        atoms.velocities[i] = plus(atoms.velocities[i], times(atoms.forces[i], per_force));
-    }
+// Number i of the velocities, kicked.
+__device__ inline double kicked(const Atoms& atoms, double dt, long long i) {
+    const double per_force = times(dt, atoms.inverse[atoms.types[i / 3]]);
+    return atoms.velocities[i] = plus(atoms.velocities[i], times(atoms.forces[i], per_force));
 }
 
-// Displacements are rounded before they are added; a spacing of 0 leaves them.
-extern "C" __global__ void __launch_bounds__(BLOCK) drift(const Atoms atoms, double dt, double spacing) {
+extern "C" __global__ void __launch_bounds__(BLOCK) kick(const Atoms atoms, double dt) {
+    for (long long i = my_first(); i < 3 * atoms.n; i += n_threads()) kicked(atoms, dt, i);
+}
+
+// After a kick, if any.  Displacements are rounded before they are added; a spacing of 0 leaves them.
+extern "C" __global__ void __launch_bounds__(BLOCK) drift(const Atoms atoms, double kick, double dt, double spacing) {
     const RoundTo rounded(spacing);
-    for (long long i = my_first(); i < 3 * atoms.n; i += n_threads())
-        atoms.positions[i] = plus(atoms.positions[i], rounded(times(atoms.velocities[i], dt)));
+    for (long long i = my_first(); i < 3 * atoms.n; i += n_threads()) {
+        const double v = kick != 0.0 ? kicked(atoms, kick, i) : atoms.velocities[i];
+        atoms.positions[i] = plus(atoms.positions[i], rounded(times(v, dt)));
+    }
 }
 
 extern "C" __global__ void __launch_bounds__(BLOCK) scale(const Atoms atoms, const double* factor) {
@@ -130,8 +135,10 @@ extern "C" __global__ void __launch_bounds__(BLOCK) randomize(const Atoms atoms,
 }
 
 // largest is raised to the largest squared displacement since the list was built, as the bits of a double, which order as
-// the numbers do; those of what is not a number come last.
-extern "C" __global__ void __launch_bounds__(BLOCK) note_displacement(const Atoms atoms, unsigned long long* largest) {
+// the numbers do; those of what is not a number come last.  By the way, n words are cleared.
+extern "C" __global__ void __launch_bounds__(BLOCK)
+note_displacement(const Atoms atoms, unsigned long long* largest, Count* cleared, long long n) {
+    for (long long i = my_first(); i < n; i += n_threads()) cleared[i] = 0;
     unsigned long long own = 0;
     for (long long i = my_first(); i < atoms.n; i += n_threads()) {
         double moved2 = 0.0;

@@ -69,12 +69,15 @@ def test_kick_and_drift(device, spacing):
     for moves in (host, card):
         moves.kick(1e-3)
         moves.drift(5e-4)
+        moves.drift(3e-4, kick=2e-3)
         moves.kick(2e-3)
     same(device, state, card)
     card.bring(state, "positions")
-    largest = device.zeros(1, np.int64)
-    card.note_displacement(largest)
+    largest, cleared = device.zeros(1, np.int64), device.zeros(5000, np.int64)
+    device.upload(np.arange(5000), cleared)
+    card.note_displacement(largest, cleared[1:])
     assert device.download(largest).view(np.float64)[0] == pytest.approx(host.moved2().max(), rel=1e-14)
+    assert not device.download(cleared).any()
 
 
 @pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf])

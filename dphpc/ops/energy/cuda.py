@@ -31,7 +31,7 @@ from dphpc.ops.se_a.contract import Embedding, Environment, Floats, SeAParameter
 from dphpc.ops.structs import ELEMENTWISE, EXERTED, SYSTEM, descriptor_struct, grid_structs, struct
 from dphpc.ops.workspace import NULL, Workspace
 
-FEW_ROWS_SHAPE = {"ROWS": 16, "COLUMNS": 32, "DEPTH": 64, "BLOCK": 256}
+FEW_ROWS_SHAPE = {"ROWS": 8, "COLUMNS": 32, "DEPTH": 64, "BLOCK": 256}
 """See kernels/cuda/few_rows.cu."""
 
 MOST_CHANNELS = 512
@@ -277,7 +277,7 @@ class CudaEnergy:
         *hidden, last = net.layers
         for k, layer in enumerate(hidden):
             z, y = array(f"slope{k}", layer.n_out), array(f"value{k % 2}", parts * layer.n_out)
-            if net.few:
+            if net.is_small(layer):
                 self._launch_few(part, "layer_ahead", layer, layer.n_out, x, z, y)
             else:
                 self._product(net, x, layer.w if parts == 1 else layer.ahead, z)
@@ -300,7 +300,7 @@ class CudaEnergy:
         self.device.launch(text, "last_layer", grid, ELEMENTWISE, last.struct, n, rows, tally)
         for k, layer in reversed(list(enumerate(hidden))):
             adjoint, below, product = back(k)
-            if net.few:
+            if net.is_small(layer):
                 self._launch_few(part, "layer_back", layer, layer.n_in, factor, above, adjoint, below, product)
             else:
                 self._product(net, factor, layer.w if parts == 1 else layer.back, adjoint, transposed=True)

@@ -20,11 +20,11 @@ FEWEST_ROWS, MOST_ROWS = 64, 16384
 BLOCK, WIDE_BLOCK = 128, 256
 """Threads for an atom; the latter in a run of few."""
 
-FEW_ATOMS, WIDE_CHANNELS = 1024, 256
+FEW_ATOMS, WIDE_CHANNELS = 384, 256
 """Of such a run: blocks of the former would leave most of a card idle; with more channels, shared memory ends."""
 
-FEW_ROWS = 256
-"""Up to so many rows of a tile a layer is one launch of our own in place of a product and what follows it."""
+FEW_ROWS, FEW_TERMS = 256, 512
+"""Up to so many rows of a tile, inputs and outputs a layer is a kernel of our own, not a product and what follows it."""
 
 SHARES = 8
 """Tiles of a type with many atoms, at least: so many ranks have a whole one each."""
@@ -80,10 +80,9 @@ class DeviceNet:
         """Outputs of a layer, at most."""
         return max(layer.n_out for layer in self.layers)
 
-    @property
-    def few(self) -> bool:
-        """Whether a tile has few rows."""
-        return self.parts == 1 and self.rows <= FEW_ROWS
+    def is_small(self, layer: Layer) -> bool:
+        """Whether a layer of a tile is one launch of our own."""
+        return self.parts == 1 and self.rows <= FEW_ROWS and max(layer.n_in, layer.n_out) <= FEW_TERMS
 
     @property
     def most_rows(self) -> int:

@@ -50,8 +50,8 @@ class Moves(Protocol):
         """v += dt f/m."""
         ...
 
-    def drift(self, dt: float) -> None:
-        """x += dt v, in a deterministic run by whole multiples of a spacing."""
+    def drift(self, dt: float, kick: float = 0.0) -> None:
+        """x += dt v, in a deterministic run by whole multiples of a spacing, after v += kick f/m."""
         ...
 
     def rescale(self, bath: Bath, inputs: Floats, combine: Combine, *, measured: bool) -> None:

@@ -183,9 +183,9 @@ class CudaMoves:
         """See `contract.Moves.kick`."""
         self._launch("kick", np.float64(dt))
 
-    def drift(self, dt: float) -> None:
+    def drift(self, dt: float, kick: float = 0.0) -> None:
         """See `contract.Moves.drift`."""
-        self._launch("drift", np.float64(dt), self._spacing)
+        self._launch("drift", np.float64(kick), np.float64(dt), self._spacing)
 
     def rescale(self, bath: Bath, inputs: Floats, combine: Combine, *, measured: bool) -> None:
         """See `contract.Moves.rescale`; a single thread answers for the bath."""
@@ -232,9 +232,13 @@ class CudaMoves:
 
     # What an evaluation of forces needs beside.
 
-    def note_displacement(self, largest: Array) -> None:
-        """Raise `largest` (1,), the bits of a float64, to the largest squared displacement (Å²) of the list's atoms."""
-        self._launch("note_displacement", largest)
+    def note_displacement(self, largest: Array, cleared: Array | None = None) -> None:
+        """Raise `largest` (1,), the bits of a float64, to the largest squared displacement (Å²) of the list's atoms.
+
+        By the way, words of 64 bits are `cleared`.
+        """
+        n, words = (0, NULL) if cleared is None else (cleared.size, cleared)
+        self._launch("note_displacement", largest, words, np.int64(n))
 
     def take_forces(self, totals: Array, spacing: float, limit: float, trouble: Array) -> None:
         """Forces from whole multiples (3·n_all,) of a spacing; `trouble` becomes 1 if one reaches the limit (eV/Å)."""

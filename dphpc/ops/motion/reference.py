@@ -50,8 +50,10 @@ class HostMoves:
         for piece in self._pieces:
             self._state.velocities[piece] += self._state.forces[piece] * self._of(per_force, piece)
 
-    def drift(self, dt: float) -> None:
+    def drift(self, dt: float, kick: float = 0.0) -> None:
         """See `contract.Moves.drift`."""
+        if kick:
+            self.kick(kick)
         for piece in self._pieces:
             moved = self._state.velocities[piece] * dt
             if self._spacing:
