@@ -24,7 +24,7 @@ FEW_ATOMS, WIDE_CHANNELS = 384, 256
 """Of such a run: blocks of the former would leave most of a card idle; with more channels, shared memory ends."""
 
 FEW_ROWS, FEW_TERMS = 256, 512
-"""Up to so many rows of a tile, inputs and outputs a layer is a kernel of our own, not a product and what follows it."""
+"""Up to so many rows of a tile, inputs and outputs a layer is a kernel of our own, not a product and what follows."""
 
 SHARES = 8
 """Tiles of a type with many atoms, at least: so many ranks have a whole one each."""
