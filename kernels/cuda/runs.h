@@ -13,8 +13,9 @@ namespace dphpc {
 constexpr int most_pairs = BLOCK < 128 ? BLOCK : 128;  // at hand at a time
 constexpr int most_runs = BLOCK > 128 ? 96 : 48;       // of them, whose weights are at hand at a time
 
-// Of channels that lie side by side a thread takes so many.
+// A thread takes so many channels, in pieces of 16 bytes: threads side by side read pieces side by side.
 constexpr int width = CHANNELS % 4 == 0 ? 4 : 1;
+constexpr int piece = width == 4 ? 16 / sizeof(Real) : 1;
 constexpr int n_slots = CHANNELS / width;
 
 template <class T, int n>
@@ -163,10 +164,10 @@ struct Moments {
     static constexpr int n_turns = (n_slots + BLOCK - 1) / BLOCK;
     Real sum[n_turns][n_rows][width] = {};
 
-    // The channels of a turn begin at…; beyond the last for threads that have none.
+    // The first channel of a turn; beyond the last for threads that have none.  Pieces are n_slots pieces apart.
     __device__ static int channel(int turn) {
         const int slot = n_groups == 1 ? static_cast<int>(threadIdx.x) + turn * BLOCK : threadIdx.x % n_slots;
-        return slot < n_slots && group() < n_groups ? slot * width : CHANNELS;
+        return slot < n_slots && group() < n_groups ? slot * piece : CHANNELS;
     }
 
     __device__ static int group() { return n_groups == 1 ? 0 : threadIdx.x / n_slots; }
@@ -180,12 +181,15 @@ struct Moments {
                 const Real *c = coefficients_of(runs, d, first + run) + m, *w = weights + run * n_weights;
 #pragma unroll
                 for (int k = 0; k < n_powers; ++k) {
-                    const auto g = together<width>(c + k * CHANNELS);
                     const auto by_row = together<n_rows>(w + k * n_rows);
 #pragma unroll
-                    for (int a = 0; a < n_rows; ++a)
+                    for (int first = 0; first < width; first += piece) {
+                        const auto g = together<piece>(c + k * CHANNELS + first * n_slots);
 #pragma unroll
-                        for (int i = 0; i < width; ++i) sum[turn][a][i] += by_row.of[a] * g.of[i];
+                        for (int a = 0; a < n_rows; ++a)
+#pragma unroll
+                            for (int i = 0; i < piece; ++i) sum[turn][a][first + i] += by_row.of[a] * g.of[i];
+                    }
                 }
             }
         }
@@ -200,7 +204,8 @@ struct Moments {
 #pragma unroll
             for (int a = 0; a < n_rows; ++a)
 #pragma unroll
-                for (int i = 0; i < width; ++i) partial[(group() * n_rows + a) * CHANNELS + m + i] = sum[turn][a][i];
+                for (int i = 0; i < width; ++i)
+                    partial[(group() * n_rows + a) * CHANNELS + m + i / piece * piece * n_slots + i % piece] = sum[turn][a][i];
         }
     }
 };
@@ -208,9 +213,8 @@ struct Moments {
 __host__ __device__ constexpr int power_of_two(int n) { return n <= 1 ? 1 : 2 * power_of_two((n + 1) / 2); }
 
 // Lanes that share the channels of a run: few, as the sum over lanes costs as much for one run as for eight.
-constexpr int back_width = width == 4 && sizeof(Real) == 8 ? 2 : width;  // more would not fit into registers
-constexpr int n_back_slots = CHANNELS / back_width;
-constexpr int run_lanes = power_of_two(n_back_slots) < 4 ? power_of_two(n_back_slots) : 4;
+constexpr int n_pieces = CHANNELS / piece;
+constexpr int run_lanes = power_of_two(n_pieces) < 4 ? power_of_two(n_pieces) : 4;
 
 // B (n, 6, 4) of each of n runs: Σ_m c_k[m]·Ā[a][m].
 __device__ inline void form_run_sums(const Runs& runs, const Descriptor& d, int first, int n, const Real* adjoint,
@@ -222,17 +226,17 @@ __device__ inline void form_run_sums(const Runs& runs, const Descriptor& d, int 
         Real sum[n_weights] = {};
         if (run < n) {
             const Real* c = coefficients_of(runs, d, first + run);
-            for (int slot = lane; slot < n_back_slots; slot += run_lanes) {
-                Together<Real, back_width> bar[n_rows];
+            for (int p = lane; p < n_pieces; p += run_lanes) {
+                Together<Real, piece> bar[n_rows];
 #pragma unroll
-                for (int a = 0; a < n_rows; ++a) bar[a] = together<back_width>(adjoint + a * CHANNELS + slot * back_width);
+                for (int a = 0; a < n_rows; ++a) bar[a] = together<piece>(adjoint + a * CHANNELS + p * piece);
 #pragma unroll
                 for (int k = 0; k < n_powers; ++k) {
-                    const auto g = together<back_width>(c + k * CHANNELS + slot * back_width);
+                    const auto g = together<piece>(c + k * CHANNELS + p * piece);
 #pragma unroll
                     for (int a = 0; a < n_rows; ++a)
 #pragma unroll
-                        for (int i = 0; i < back_width; ++i) sum[k * n_rows + a] += g.of[i] * bar[a].of[i];
+                        for (int i = 0; i < piece; ++i) sum[k * n_rows + a] += g.of[i] * bar[a].of[i];
                 }
             }
         }

@@ -31,7 +31,7 @@ from dphpc.ops.se_a.contract import Embedding, Environment, Floats, SeAParameter
 from dphpc.ops.structs import ELEMENTWISE, EXERTED, SYSTEM, descriptor_struct, grid_structs, struct
 from dphpc.ops.workspace import NULL, Workspace
 
-FEW_ROWS_SHAPE = {"ROWS": 8, "COLUMNS": 32, "DEPTH": 64, "BLOCK": 256}
+FEW_ROWS_SHAPE = {"ROWS": 8, "COLUMNS": 16, "DEPTH": 64, "BLOCK": 256}
 """See kernels/cuda/few_rows.cu."""
 
 MOST_CHANNELS = 512
