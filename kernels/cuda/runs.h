@@ -11,7 +11,7 @@
 namespace dphpc {
 
 constexpr int most_pairs = BLOCK < 128 ? BLOCK : 128;  // at hand at a time
-constexpr int most_runs = BLOCK > 128 ? 96 : 48;       // of them, whose weights are at hand at a time
+constexpr int most_runs = 48;                          // of them, whose weights are at hand at a time
 
 // A thread takes so many channels, in pieces of 16 bytes: threads side by side read pieces side by side.
 constexpr int width = CHANNELS % 4 == 0 ? 4 : 1;
@@ -212,9 +212,11 @@ struct Moments {
 
 __host__ __device__ constexpr int power_of_two(int n) { return n <= 1 ? 1 : 2 * power_of_two((n + 1) / 2); }
 
-// Lanes that share the channels of a run: few, as the sum over lanes costs as much for one run as for eight.
-constexpr int n_pieces = CHANNELS / piece;
-constexpr int run_lanes = power_of_two(n_pieces) < 4 ? power_of_two(n_pieces) : 4;
+// Lanes that share the channels of a run: so many that an atom's runs are at hand at once, and no more, as the sum over lanes
+// costs as much for one run as for eight.
+constexpr int usual_runs = sizeof(Real) == 8 ? 32 : 16;  // in water 27, and 13 with float32's coarser table
+constexpr int n_pieces = CHANNELS / piece, most_lanes = BLOCK / usual_runs;
+constexpr int run_lanes = power_of_two(n_pieces) < most_lanes ? power_of_two(n_pieces) : most_lanes;
 
 // B (n, 6, 4) of each of n runs: Σ_m c_k[m]·Ā[a][m].
 __device__ inline void form_run_sums(const Runs& runs, const Descriptor& d, int first, int n, const Real* adjoint,
