@@ -87,7 +87,6 @@ def test_arrays_may_be_longer_than_the_system(built: tuple[State, Halo], card_ha
     there = on_card(device, np.ones((state.n_all + 5, 3)), np.int64)
     card_halo.reduce(there)
     forces = device.download(there)
-    assert not forces[state.n_local : state.n_all].any()
     assert (forces[state.n_all :] == 1).all()
 
 
