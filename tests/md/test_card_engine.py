@@ -65,6 +65,7 @@ class Runs:
         self.patch.setattr(cuda, "tile_rows", lambda n: ROWS)
         self.patch.setattr(tiles, "MOST_ROWS", MOST_ROWS)
         self.patch.setattr(tiles, "FEWEST_ROWS", ROWS)
+        self.patch.setattr(tiles, "FEW_ATOMS", -1)  # emulated, half as many threads take half the time
         self.potential = DeepPotential.from_file(self.model, device=device)
         if device is not None:
             self.potential.expect(np.zeros(len(self.potential.type_map), np.int64))  # as a CardEngine does

@@ -83,15 +83,16 @@ def test_nothing_goes_to_scratch_memory(architecture):
     for name, text in texts(ARCHITECTURES[architecture]):
         program = compile_object(text, architecture)
         assert program.startswith(b"\x7fELF")
+        n_blocks = 1 if f"#define BLOCK {WIDE_BLOCK}" in text else 2  # that fit
         for kernel, taken in resources(program).items():
             print(f"{architecture} {name} {kernel}: {taken}")
+            assert taken.shared <= SHARED // n_blocks, kernel  # measured 30,464, of wide blocks 36,840
             found.setdefault(kernel, []).append(taken)
     assert {"describe", "exert", "forces", "table_adjoint", "fill_rows", "randomize", "nose_hoover"} < set(found)
     for kernel, all_taken in found.items():
         for taken in all_taken:
             assert taken.scratch == 0, kernel
             assert taken.registers <= 192, kernel  # measured: 168 of 256 in `tangent` on gfx1030, 128 elsewhere
-            assert taken.shared <= SHARED // 2, kernel  # two blocks fit; measured 30,464
 
 
 @compiled
