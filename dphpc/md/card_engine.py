@@ -9,8 +9,9 @@ results either way: the card's moves are the same, and so are its forces, which 
 
 A window ends where its `Window` expects the list to have had its day.  The engine of a rank that has all atoms then
 wraps and orders them, finds their images and builds the list on the card, before the next window begins; also where one
-was thrown away for nothing but its list, which is then done again in shorter ones, and when the run begins.  The host
-builds the same list, from the same positions, once it has to know.  Several ranks have the engine of md/card_ranks.py.
+was thrown away for nothing but its list, and when the run begins.  A window that even a new list does not last for is
+done again in shorter ones.  The host builds the same list, from the same positions, once it has to know.  Several ranks
+have the engine of md/card_ranks.py.
 
 What a window ends with stands, whatever becomes of the next: frames are copied in between, and written while the card
 is at the next.

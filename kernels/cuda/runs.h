@@ -183,12 +183,12 @@ struct Moments {
                 for (int k = 0; k < n_powers; ++k) {
                     const auto by_row = together<n_rows>(w + k * n_rows);
 #pragma unroll
-                    for (int first = 0; first < width; first += piece) {
-                        const auto g = together<piece>(c + k * CHANNELS + first * n_slots);
+                    for (int from = 0; from < width; from += piece) {
+                        const auto g = together<piece>(c + k * CHANNELS + from * n_slots);
 #pragma unroll
                         for (int a = 0; a < n_rows; ++a)
 #pragma unroll
-                            for (int i = 0; i < piece; ++i) sum[turn][a][first + i] += by_row.of[a] * g.of[i];
+                            for (int i = 0; i < piece; ++i) sum[turn][a][from + i] += by_row.of[a] * g.of[i];
                     }
                 }
             }

@@ -77,8 +77,8 @@ def test_two_blocks_of_few_rows_fit(architecture, real):
     assert set(kernels) == {"layer_ahead", "layer_back"}
     for taken in kernels.values():
         assert taken.spilled == 0
-        assert REGISTERS // (taken.registers * FEW_ROWS_SHAPE["BLOCK"]) >= 2  # measured 114 at most
-        assert taken.shared <= SHARED  # measured 32,768
+        assert REGISTERS // (taken.registers * FEW_ROWS_SHAPE["BLOCK"]) >= 2  # measured 64 at most
+        assert taken.shared <= SHARED  # measured 14,592
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
