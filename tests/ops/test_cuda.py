@@ -306,6 +306,19 @@ def test_rows_of_a_tile(emulated, se_a_case):
     assert ops.tiled(prepared, 10**7, 10**7).rows == prepared.most_rows == 2048, "such a net has room for fewer"
 
 
+@pytest.mark.parametrize("parts", [1, 3])
+def test_a_batch_takes_what_is_counted(emulated, se_a_case, parts):
+    case = usable(se_a_case, "plain", dtype=np.float32)
+    net, ops = fitting_net(case, widths=(12, 12, 12), dtype=np.float32), CudaEnergy(emulated, in_pieces=parts > 1)
+    prepared = ops.tiled(ops.prepare(net, case.e.table.n_channels, case.p.axis_neuron), 1, 10**6)
+    assert prepared.parts == parts
+    out = Accumulators(np.zeros((len(case.env.positions), 3)), np.zeros((3, 3, 3)), force_spacing=FINE)
+    ops.energy_and_forces(case.env, case.p, case.e, prepared, None, out)
+    of_batch = "moments", "inputs", "by_inputs", "slope", "value", "adjoint", "factor"
+    taken = sum(array.nbytes for name, array in ops.workspace.buffers._kept.items() if name.startswith(of_batch))
+    assert taken == pytest.approx(9 / 8 * prepared.rows * prepared.row_bytes, rel=1e-3)  # with head-room
+
+
 @pytest.mark.parametrize("what", ["energy", "table", "force"])
 def test_trouble_on_the_card_is_kept(device, se_a_case, what):
     case = usable(se_a_case, "plain")

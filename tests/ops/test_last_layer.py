@@ -57,11 +57,11 @@ def fitted(
         device.upload(values, array[:n])
         return array
 
-    def array(name: str, width: int) -> Any:
+    def array(name: str, width: int, parts: int) -> Any:
         growths, found = ops.workspace.growths, ops.workspace.buffer(name, (n_rows * parts * prepared.widest,), dtype)
         if ops.workspace.growths != growths:
             device.fill(found, np.nan)
-        return found[: n_rows * width].reshape(n_rows, width)
+        return found[: n_rows * parts * width].reshape(n_rows, parts * width)
 
     x = up(inputs)
     by_inputs = x

@@ -238,13 +238,14 @@ class CudaEnergy:
         given, grid = (system, work.descriptor), last_atom - first
         described = (address(moments), address(inputs), address(work.largest[first:]), address(columns), net.n_columns)
         self.device.launch(work.text, "describe", grid, net.block, *given, np.array([described], _DESCRIBED))
-        widest, t = net.parts * max(part.net.widest for part in batch), work.sums
+        widest, t = max(part.net.widest for part in batch), work.sums
 
         def fit(part: Part) -> None:
             start, end = part.first - first, part.last - first
 
-            def array(name: str, width: int) -> Array:
-                whole = self.workspace.buffer(name, (rows * widest,), net.dtype)[start * widest : end * widest]
+            def array(name: str, n: int, parts: int) -> Array:
+                most, width = parts * widest, parts * n
+                whole = self.workspace.buffer(name, (rows * most,), net.dtype)[start * most : end * most]
                 return whole[: (end - start) * width].reshape(end - start, width)
 
             found, energies = (a[part.first : part.last] for a in (work.largest, work.energies))
@@ -265,18 +266,18 @@ class CudaEnergy:
         by_inputs: Array,
         energies: Array,
         tally: NDArray,
-        array: Callable[[str, int], Array],
+        array: Callable[[str, int, int], Array],
     ) -> None:
         """Energies (rows,) of inputs (rows, parts·n_in) and their derivative (rows, n_in) by those of the atoms.
 
-        `tally` says where the energies are added up; `array` gives its rows of arrays (rows, width) by name.
+        `tally` says where the energies are added up; `array` gives arrays (rows, parts·n) by name, n and parts.
         """
         net, n, of_each = part.net, np.int64(part.n), self.workspace.of_each
         text = kernel_text("fitting.cu", Real=net.real, PARTS=net.parts, WARP=self.device.warp, BLOCK=ELEMENTWISE)
         x, slopes, parts = inputs, [], net.parts
         *hidden, last = net.layers
         for k, layer in enumerate(hidden):
-            z, y = array(f"slope{k}", layer.n_out), array(f"value{k % 2}", parts * layer.n_out)
+            z, y = array(f"slope{k}", layer.n_out, 1), array(f"value{k % 2}", layer.n_out, parts)
             if net.is_small(layer):
                 self._launch_few(part, "layer_ahead", layer, layer.n_out, x, z, y)
             else:
@@ -290,7 +291,7 @@ class CudaEnergy:
             if k == 0:
                 return by_inputs, None, None
             n_in, slope = net.layers[k].n_in, slopes[k - 1]
-            return array(f"adjoint{k % 2}", n_in), slope, slope if parts == 1 else array("factor", parts * n_in)
+            return array(f"adjoint{k % 2}", n_in, 1), slope, slope if parts == 1 else array("factor", n_in, parts)
 
         above, below, factor = back(len(hidden))
         kept = above if not hidden or hidden[-1].skip else None

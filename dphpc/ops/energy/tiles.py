@@ -85,13 +85,18 @@ class DeviceNet:
         return self.parts == 1 and self.rows <= FEW_ROWS and max(layer.n_in, layer.n_out) <= FEW_TERMS
 
     @property
-    def most_rows(self) -> int:
-        """Of a batch: a power of two."""
+    def row_bytes(self) -> int:
+        """Of a row in a batch's arrays."""
         inputs, n_layers = self.layers[0].n_in, len(self.layers)
-        numbers = 4 * self.channels + inputs + (n_layers + 4) * self.widest
+        numbers = 4 * self.channels + inputs + (n_layers + 3) * self.widest  # hidden slopes, two values, two adjoints
         if self.parts > 1:  # of inputs, two layers' values and a factor
             numbers += self.parts * inputs + (3 * self.parts - 2) * self.widest
-        fitting = BATCH_BYTES // (numbers * self.dtype.itemsize)
+        return numbers * self.dtype.itemsize
+
+    @property
+    def most_rows(self) -> int:
+        """Of a batch: a power of two."""
+        fitting = BATCH_BYTES // self.row_bytes
         return max(min(1 << fitting.bit_length() >> 1, MOST_ROWS), FEWEST_ROWS)
 
 
