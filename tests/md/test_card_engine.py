@@ -370,6 +370,9 @@ def test_a_run_that_does_not_fit_onto_the_card(runs, emulated, monkeypatch):
 def test_any_number_of_ranks_gives_the_same_bits(comm, emulated, tmp_path, monkeypatch, gpu_aware_mpi):
     if comm.size > 4:
         pytest.skip("eight ranks that each play a card take half a minute on two cores")
+    if gpu_aware_mpi:  # with the blocks and layers of many atoms, too
+        monkeypatch.setattr(tiles, "FEW_ATOMS", 0)
+        monkeypatch.setattr(tiles, "FEW_ROWS", 0)
     several = runs_in_one_folder(comm, tmp_path, monkeypatch)
     plan = {"stages": ALL, "replicate": [2, 1, 1]}
     found = several(kind_of(comm), emulated, comm, gpu_aware_mpi=gpu_aware_mpi, **plan)

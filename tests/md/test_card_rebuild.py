@@ -232,6 +232,20 @@ def test_a_list_that_is_outrun_is_built_anew_and_no_host_takes_over(runs, emulat
     assert not steps
 
 
+@pytest.mark.parametrize("runs", [skewed], indirect=True)
+@pytest.mark.parametrize("thermostat", ["nose-hoover", "langevin"])
+def test_a_thermostat_goes_back_with_the_window_that_is_thrown_away(runs, emulated, monkeypatch, thermostat):
+    """To where the windows before have left it, some of which were of the same steps that were asked for."""
+    stage = {"ensemble": "nvt", "thermostat": thermostat, "temperature_K": 3000, "damping_fs": 50, "steps": 30}
+    plan = {"stages": [stage], "skin_A": 0.5, "thermo": {"every": 30, "file": None}}
+    expected = runs(CardEngine, emulated, **plan)
+    steps = host_steps(monkeypatch)
+    monkeypatch.setattr(md_window, "HASTE", 1e-3)
+    equal(runs(CardEngine, emulated, **plan), expected)
+    assert runs.engine.thrown_away >= 3
+    assert not steps
+
+
 @pytest.mark.parametrize("runs", [small], indirect=True)
 def test_an_atom_that_flies_away_is_named_in_its_step(runs, emulated, monkeypatch):
     let_fly(monkeypatch, 41)
