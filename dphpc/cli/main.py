@@ -54,7 +54,7 @@ def _repeat_flags(arguments: list[str]) -> list[str]:
     result: list[str] = []
     flag = ""
     for i, argument in enumerate(arguments):
-        if argument.startswith("-"):
+        if argument.startswith("-") and not argument.lstrip("-.")[:1].isdigit():  # -93.5 is a value
             flag = argument if argument in repeated_options.get(name, ()) else ""
         elif flag and arguments[i - 1] != flag:
             result.append(flag)

@@ -1,13 +1,13 @@
-"""dphpc train, freeze, compress, neighbor-stat."""
+"""dphpc train, freeze, compress, change-bias, neighbor-stat."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from dphpc.cli.app import command
+from dphpc.cli.app import command, progress_bar
 from dphpc.parallel.back_ends import DataParallel
 
 
@@ -82,6 +82,38 @@ def compress_model(
     from dphpc.model.compress import compress_file
 
     print(compress_file(input, output, step=step, extrapolate=extrapolate))
+
+
+@command("change-bias", repeated=("-s", "--system", "-b", "--bias-value"))
+def change_energy_bias(
+    input: Annotated[Path, typer.Argument(metavar="INPUT", help="Model file, checkpoint, or folder of checkpoints.")],
+    system: Annotated[
+        list[str] | None,
+        typer.Option("--system", "-s", help="Systems, or directories searched for them; . if none."),
+    ] = None,
+    datafile: Annotated[
+        Path | None, typer.Option("--datafile", "-f", help="File with one system a line, in place of -s.")
+    ] = None,
+    bias_value: Annotated[
+        list[float] | None, typer.Option("--bias-value", "-b", help="Energy of each type in eV, in place of data.")
+    ] = None,
+    n_frames: Annotated[int, typer.Option("--numb-batch", "-n", min=0, help="Frames of each system; 0 means all.")] = 0,
+    mode: Annotated[
+        Literal["change", "set"],
+        typer.Option("--mode", "-m", help="Fit what the model misses of the energies, or the energies themselves."),
+    ] = "change",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The new model; INPUT_updated if not given.")
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="cpu, cuda, or auto: a GPU where there is one.")] = "cpu",
+) -> None:
+    """Change the energy of each type in a model to fit labelled data, or to given values."""
+    from dphpc.train.bias import change_bias
+
+    systems = system if datafile is None else datafile.read_text().split()
+    with progress_bar("predicting") as progress:
+        written = change_bias(input, systems, mode, bias_value, n_frames, output, progress, device)
+    print(written)
 
 
 @command("neighbor-stat", repeated=("-t", "--type-map"))

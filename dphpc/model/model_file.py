@@ -25,6 +25,9 @@ from dphpc.model.radial_table import Grid, RadialTable
 
 _log = logging.getLogger(__name__)
 
+MODEL_SUFFIXES = (".dp", ".yaml", ".yml")
+"""Endings of model files."""
+
 _DTYPES = {"default": "float64", "double": "float64", "float64": "float64", "single": "float32", "float32": "float32"}
 _NEWEST = {"Model": 2, "Descriptor": 3, "Fitting": 4}
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dphpc.core.errors import DataError, InputError
+from dphpc.model.dp_model import DPModel
 from dphpc.potential.committee import (
     COLUMNS,
     PLAIN,
@@ -140,7 +141,7 @@ def test(
         Missing or damaged files, a system without any label, or without those that `atomic` needs.
     """
     dp = DeepPot(model, device=device)
-    opened = _systems(dp, systems)
+    opened = systems_for(dp.model, systems)
     for system in opened:
         if atomic:
             _require_labels(system, ["atom_ener"], "--atomic")
@@ -153,7 +154,7 @@ def test(
         errors = Errors()
         for index in indices:
             frame = system.frame(int(index))
-            _compare(frame, _predict(dp, frame, system.periodic), errors, system.periodic, atomic)
+            _compare(frame, predict(dp, frame, system.periodic), errors, system.periodic, atomic)
             done += 1
             if progress:
                 progress(done, total)
@@ -163,11 +164,12 @@ def test(
     return report
 
 
-def _systems(dp: DeepPot, systems: str | Sequence[str]) -> list[System]:
-    fitting = dp.model.fitting
+def systems_for(model: DPModel, systems: str | Sequence[str]) -> list[System]:
+    """Open systems with the model's type map and the parameters that it takes; raises DataError."""
+    fitting = model.fitting
     default = None if fitting.default_fparam is None else tuple(fitting.default_fparam)
     inputs = FrameInputs(fitting.numb_fparam, fitting.numb_aparam, default)
-    return open_systems([systems] if isinstance(systems, str) else systems, dp.get_type_map(), inputs)
+    return open_systems([systems] if isinstance(systems, str) else systems, list(model.type_map), inputs)
 
 
 def _choose(available: int, wanted: int, seed: int | None) -> NDArray[np.int64]:
@@ -175,7 +177,7 @@ def _choose(available: int, wanted: int, seed: int | None) -> NDArray[np.int64]:
     return order[:wanted] if wanted > 0 else order
 
 
-def _predict(dp: DeepPot, frame: Frame, periodic: bool) -> Outputs:
+def predict(dp: DeepPot, frame: Frame, periodic: bool) -> Outputs:
     """Energy, forces, virial and atomic energies of a frame."""
     box = frame.box if periodic else None
     around = Surroundings.of(frame.positions, box, frame.types, dp.get_rcut())
@@ -251,7 +253,7 @@ def model_devi(
     if len(models) < (1 if measure.real_error else 2):
         raise InputError(f"{len(models)} model given", expected="two or more: -m A.dp B.dp")
     potentials = load_committee(models, device=device)
-    opened = _systems(potentials[0], systems)
+    opened = systems_for(potentials[0].model, systems)
     if measure.real_error:
         virial = [] if measure.relative_v is None else ["virial"]
         for system in opened:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dphpc.core.errors import InputError
-from dphpc.model.model_file import write_model
+from dphpc.model.model_file import MODEL_SUFFIXES, write_model
 from dphpc.train.checkpoint import Checkpoint, find_checkpoint
 
 
@@ -20,7 +20,7 @@ def freeze(checkpoint_or_dir: str | Path = ".", output: str | Path = "frozen_mod
         There is no checkpoint, or it is damaged.
     """
     output = Path(output)
-    if output.suffix not in (".dp", ".yaml", ".yml"):
+    if output.suffix not in MODEL_SUFFIXES:
         raise InputError(
             f"'{output}' names no model file that can be written", expected="a name ending in .dp or .yaml"
         )

@@ -7,7 +7,7 @@ neighbor types pooled, with one deviation for x, y and z; the energy bias is the
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -157,7 +157,9 @@ def compute_moments(dataset: Dataset, model: ModelConfig, frames: Sequence[tuple
         for name, found in parameters.items():
             if name in values:
                 found.append(np.atleast_2d(values[name]))
-    bias, std = energy_bias(np.array(energies), np.array(counts, np.float64).reshape(-1, model.n_types), model)
+    counted = np.array(counts, np.float64).reshape(-1, model.n_types)
+    net = model.fitting_net
+    bias, std = energy_bias(np.array(energies), counted, net.atom_ener, model.atom_exclude_types, net.rcond)
     sums = {name: _moments(np.concatenate(found)) for name, found in parameters.items() if found}
     return Moments(radial, angular, bias, std, **sums)
 
@@ -199,7 +201,13 @@ def environment_moments(geometries: Iterator[Geometry], model: ModelConfig) -> t
     return radial, angular
 
 
-def energy_bias(energies: Floats, counts: Floats, model: ModelConfig) -> tuple[Floats, float]:
+def energy_bias(
+    energies: Floats,
+    counts: Floats,
+    atom_ener: Sequence[float | None] = (),
+    excluded: Iterable[int] = (),
+    rcond: float | None = None,
+) -> tuple[Floats, float]:
     """Energy of each type (ntypes,), eV, and the deviation of what is left.
 
     Least squares with the smallest norm and `rcond`.  Types that `atom_ener` names have that energy, so that an
@@ -210,16 +218,21 @@ def energy_bias(energies: Floats, counts: Floats, model: ModelConfig) -> tuple[F
     ----------
     energies, counts
         (n,) eV and (n, ntypes) atoms of each type.
+    atom_ener
+        (ntypes,) eV or None; empty if no type's energy is given.
+    excluded
+        Types whose atoms get no energy.
     """
+    n_types = counts.shape[1]
     if len(energies) == 0:
-        return np.zeros(model.n_types), 0.0
+        return np.zeros(n_types), 0.0
     counts = counts.copy()
-    counts[:, model.atom_exclude_types] = 0.0
-    given = np.array([np.nan if e is None else e for e in model.fitting_net.atom_ener or [None] * model.n_types], float)
+    counts[:, list(excluded)] = 0.0
+    given = np.array([np.nan if e is None else e for e in atom_ener or [None] * n_types], float)
     fixed = ~np.isnan(given)
     rest = energies - counts[:, fixed] @ given[fixed]
     free = counts * ~fixed
-    bias = np.linalg.lstsq(free, rest, rcond=model.fitting_net.rcond)[0]
+    bias = np.linalg.lstsq(free, rest, rcond=rcond)[0]
     std = float((rest - free @ bias).std())
     bias[fixed] = given[fixed]
     return bias, std

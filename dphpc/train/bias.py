@@ -1,0 +1,169 @@
+"""`dphpc change-bias`: the energy bias of a model fitted to other data; a fine-tuning begins with it, too."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from dphpc.core.device import Device
+from dphpc.core.errors import DataError, InputError
+from dphpc.model.dp_model import DPModel
+from dphpc.model.model_file import MODEL_SUFFIXES, read_model, write_model
+from dphpc.potential.deep_pot import DeepPot
+from dphpc.train.checkpoint import SUFFIX, Checkpoint, find_checkpoint
+from dphpc.train.data.system import System
+from dphpc.train.evaluate import predict, systems_for
+from dphpc.train.initial import model_arrays
+from dphpc.train.statistics import energy_bias, spread
+
+log = logging.getLogger("dphpc.train")
+
+Floats = NDArray[np.float64]
+Mode = Literal["change", "set"]
+
+
+def change_bias(
+    model: str | Path,
+    systems: str | Sequence[str] | None = None,
+    mode: Mode = "change",
+    values: Sequence[float] | None = None,
+    n_frames: int = 0,
+    output: str | Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    device: str = "cpu",
+) -> Path:
+    """Write a model or checkpoint again with another energy bias.
+
+    Parameters
+    ----------
+    model
+        A `.dp` or `.yaml` file, a checkpoint, or the folder of a training.
+    systems
+        A labelled system, a folder to be searched, `file.hdf5#/group`, or several of them; the working directory if
+        neither they nor `values` are given.
+    mode
+        As `fitted_bias` has it.
+    values
+        (ntypes,) eV, the bias itself in place of data.
+    n_frames
+        Frames of each system, spread evenly through it; 0 means all.
+    output
+        `.dp`, `.yaml`, or, of a checkpoint, `.safetensors`; `NAME_updated` with the ending of `model` if None.
+    progress
+        Called with the frames predicted and their total.
+    device
+        `cpu`, `cuda` or `auto`, as `DeepPot` has it.
+
+    Returns
+    -------
+    The file written.
+
+    Raises
+    ------
+    InputError
+        The arguments do not go together.
+    DataError, ModelFileError
+        Missing or damaged files, elements that the model does not know, a system without energies.
+    """
+    if values is not None and systems is not None:
+        raise InputError("both systems and values of the bias are given", remedy="use one of -s (or -f) and -b")
+    if mode not in get_args(Mode):
+        raise InputError(f"'{mode}' is no mode", expected="change or set")
+    source = Path(model)
+    source = source if source.suffix in MODEL_SUFFIXES else find_checkpoint(source)
+    checkpoint = None if source.suffix in MODEL_SUFFIXES else Checkpoint.load(source)
+    target = _target(source, output)
+    before = read_model(source) if checkpoint is None else checkpoint.model()
+    if values is not None:
+        bias = _given_bias(before, values)
+    else:
+        opened = systems_for(before, "." if systems is None else systems)
+        for system in opened:
+            if "energy" not in system.labels:
+                raise DataError(
+                    "no energy.npy, which the bias is fitted to", where=system.name,
+                    remedy="leave the system out, or give the bias itself with -b",
+                )  # fmt: skip
+        frames = [(s, int(i)) for s in opened for i in spread(s.n_frames, n_frames or s.n_frames)]
+        bias = fitted_bias(before, frames, mode, progress, device)
+    after = with_bias(before, bias)
+    if checkpoint is not None and target.suffix == SUFFIX:
+        replace(checkpoint, arrays=model_arrays(after)).save(target)
+    else:
+        write_model(after, target)
+    return target
+
+
+def fitted_bias(
+    model: DPModel,
+    frames: Iterable[tuple[System, int]],
+    mode: Mode = "change",
+    progress: Callable[[int, int], None] | None = None,
+    device: str | Device | None = "cpu",
+) -> Floats:
+    """The energy bias (ntypes,), eV, that fits a model to frames with energies, by least squares over atom counts.
+
+    Mode "change" fits what the model's energies miss of the labels and adds it to the model's bias; a type that the
+    frames lack keeps its own.  Mode "set" fits the labels themselves, as a new training does; such a type gets 0.
+    Types that `atom_ener` names have that energy in both.
+
+    Parameters
+    ----------
+    frames
+        System and number of each frame.
+    progress
+        Called with the frames predicted and their total.
+    """
+    frames = list(frames)
+    dp = DeepPot(model, device=device) if mode == "change" else None
+    rest = np.zeros(len(frames))
+    counts = np.zeros((len(frames), model.n_types))
+    for k, (system, i) in enumerate(frames):
+        frame = system.frame(i)
+        assert frame.energy is not None, "the caller takes frames with energies only"
+        rest[k] = frame.energy - (predict(dp, frame, system.periodic).energy if dp else 0.0)
+        counts[k] = np.bincount(frame.types, minlength=model.n_types)
+        if progress:
+            progress(k + 1, len(frames))
+    given = model.fitting.atom_ener
+    if mode == "change":
+        given = [None if e is None else 0.0 for e in given]
+    fitted, _ = energy_bias(rest, counts, given, model.atom_exclude_types, model.fitting.rcond)
+    return fitted if mode == "set" else model.energy_bias + fitted
+
+
+def with_bias(model: DPModel, bias: ArrayLike) -> DPModel:
+    """A model with this energy bias (ntypes,), eV, in place of its own; the log says both."""
+    new = np.array(bias, np.float64)
+    old, names = model.energy_bias, " ".join(model.type_map)
+    log.info("energy bias of %s in eV: %s, before: %s", names, *(" ".join(f"{e:.8g}" for e in b) for b in (new, old)))
+    return replace(model, fitting=replace(model.fitting, bias_atom_e=np.zeros(model.n_types)), out_bias=new)
+
+
+def _given_bias(model: DPModel, values: Sequence[float]) -> Floats:
+    bias = np.array(values, np.float64)
+    if bias.shape != (model.n_types,) or not np.isfinite(bias).all():
+        raise InputError(
+            f"the bias is {' '.join(f'{e:g}' for e in bias.ravel())}", where="-b",
+            expected=f"{model.n_types} finite numbers, for {' '.join(model.type_map)}",
+        )  # fmt: skip
+    return bias
+
+
+def _target(source: Path, output: str | Path | None) -> Path:
+    """Where the result goes; refused before the work if it cannot be written there."""
+    target = source.with_stem(f"{source.stem}_updated") if output is None else Path(output)
+    endings = MODEL_SUFFIXES if source.suffix in MODEL_SUFFIXES else (*MODEL_SUFFIXES, SUFFIX)
+    if target.suffix not in endings:
+        raise InputError(
+            f"'{target}' names no file that can be written", expected=f"a name ending in {', '.join(endings)}"
+        )
+    if not target.parent.is_dir():
+        raise InputError(f"there is no folder '{target.parent}' to write '{target.name}' to", remedy="make it first")
+    return target
