@@ -20,6 +20,13 @@ def train_model(
             "--init-model", "-i", "--init-frz-model", "-f", help="Start from this checkpoint's or model's weights."
         ),
     ] = None,
+    finetune: Annotated[
+        Path | None,
+        typer.Option("--finetune", "-t", help="The same, with the energies of types fitted to the training data."),
+    ] = None,
+    use_pretrain_script: Annotated[
+        bool, typer.Option("--use-pretrain-script", help="Take descriptor and fitting_net from that model.")
+    ] = False,
     restart: Annotated[Path | None, typer.Option("--restart", "-r", help="Continue this checkpoint's run.")] = None,
     resume: Annotated[
         bool, typer.Option("--continue", help="Restart from this folder's newest checkpoint, if there is one.")
@@ -43,8 +50,9 @@ def train_model(
     from dphpc.train.run import train
 
     result = train(
-        input, restart=restart, resume=resume, init_model=init_model, skip_neighbor_stat=skip_neighbor_stat,
-        output=output, data_parallel=data_parallel, device=device,
+        input, restart=restart, resume=resume, init_model=init_model, finetune=finetune,
+        use_pretrain_script=use_pretrain_script, skip_neighbor_stat=skip_neighbor_stat, output=output,
+        data_parallel=data_parallel, device=device,
     )  # fmt: skip
     if result.interrupted:  # what follows in a script must not take this for a trained model
         raise typer.Exit(128 + result.stopped_by)

@@ -76,6 +76,37 @@ def initial_model(config: ModelConfig, statistics: Statistics, seed: int, min_di
     )
 
 
+def model_section(model: DPModel) -> dict[str, Any]:
+    """The input's `model` section that makes a model of this shape, without seeds."""
+    d, f = model.descriptor, model.fitting
+    descriptor = (
+        "rcut", "rcut_smth", "axis_neuron", "activation_function", "resnet_dt", "type_one_side", "precision",
+        "env_protection", "set_davg_zero", "trainable",
+    )  # fmt: skip
+    fitting = (
+        "numb_fparam", "numb_aparam", "default_fparam", "activation_function", "precision", "resnet_dt", "rcond",
+        "trainable",
+    )  # fmt: skip
+    atom_ener = f.atom_ener if any(e is not None for e in f.atom_ener) else []
+    return {
+        "type_map": list(model.type_map),
+        "pair_exclude_types": sorted(model.pair_exclude_types),
+        "atom_exclude_types": sorted(model.atom_exclude_types),
+        "descriptor": {
+            "type": "se_e2_a",
+            **{key: getattr(d, key) for key in descriptor},
+            "sel": list(d.sel),
+            "neuron": [layer.w.shape[1] for layer in d.networks[0].layers],
+            "exclude_types": sorted(d.exclude_types),
+        },
+        "fitting_net": {
+            **{key: getattr(f, key) for key in fitting},
+            "neuron": [layer.w.shape[1] for layer in f.networks[0].layers[:-1]],
+            "atom_ener": list(atom_ener),
+        },
+    }
+
+
 def _fitting(config: ModelConfig, networks: list[Network], statistics: Statistics) -> EnergyFitting:
     f = config.fitting_net
     scales: dict[str, Any] = {

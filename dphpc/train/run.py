@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from dphpc.core.config import parse_config
+from dphpc.core.config import parse_config, read_mapping
 from dphpc.core.device import find_device
 from dphpc.core.errors import DphpcError, InputError
 from dphpc.model.dp_model import DPModel
-from dphpc.model.model_file import read_model
+from dphpc.model.model_file import MODEL_SUFFIXES, read_model
 from dphpc.ops.threads import default_threads, set_threads, threads_restored
 from dphpc.parallel.back_ends import DataParallel
 from dphpc.parallel.comm import Communicator, Serial, ends_together, from_first, together, world
@@ -24,8 +24,10 @@ from dphpc.parallel.gradients import gradient_sum
 from dphpc.parallel.launch import launched_size, without_mpi
 from dphpc.parallel.placement import placement, ranks_on_same_cores
 from dphpc.parallel.process_group import slurm_ranks
+from dphpc.train.bias import with_bias
 from dphpc.train.checkpoint import POINTER, SUFFIX, Checkpoint, find_checkpoint
 from dphpc.train.data import Dataset
+from dphpc.train.finetune import changes, shaped_as, shifted_bias, with_section_of
 from dphpc.train.initial import initial_model, model_arrays, model_of
 from dphpc.train.neighbor_stat import neighbor_stat, resolve_sel, sel_warnings
 from dphpc.train.parameters import torch_device
@@ -58,6 +60,8 @@ def train(
     restart: PathLike | None = None,
     resume: bool = False,
     init_model: PathLike | None = None,
+    finetune: PathLike | None = None,
+    use_pretrain_script: bool = False,
     skip_neighbor_stat: bool = False,
     output: PathLike | None = "out.json",
     comm: Communicator | None = None,
@@ -77,6 +81,10 @@ def train(
         Restart from the newest checkpoint of the working directory where there is one; else start anew.
     init_model
         A checkpoint or model file whose weights, statistics and biases are taken; optimizer and schedule start anew.
+    finetune
+        The same, and the energy bias is fitted to what the model misses of the training data's energies.
+    use_pretrain_script
+        Take the input's `model/descriptor` and `model/fitting_net` from that model.
     skip_neighbor_stat
         Do not look through the data for the smallest distance and the numbers of neighbors.
     output
@@ -97,31 +105,38 @@ def train(
         comm = _ranks(input, options.get("data_parallel"))
     with ends_together(comm):
         with together(comm):
-            if restart is not None and init_model is not None:
-                raise InputError("--restart and --init-model exclude each other", remedy="use one of them")
+            _require_one_start({"--restart": restart, "--init-model": init_model, "--finetune": finetune})
         if resume and from_first(comm, lambda: Path(POINTER).is_file()):
-            restart, init_model = ".", None  # what a first part began from is in its checkpoints
-        config = from_first(comm, lambda: _read(input))
+            restart, init_model, finetune = ".", None, None  # what a first part began from is in its checkpoints
+        with together(comm):
+            checkpoint = None if restart is None else Checkpoint.load(find_checkpoint(restart))
+            path = finetune if init_model is None else init_model
+            source = None if path is None else _read_any_model(path)
+            script = _script(checkpoint, source) if use_pretrain_script else None
+        config = from_first(comm, lambda: _read(input, script))
         with together(comm):
             config = config.updated(dphpc=_with_options(config.dphpc, options))
             _require_divisible(config, comm)
             device = find_device(config.dphpc.device, comm.node_rank)
             threads = config.dphpc.n_threads or default_threads(ranks_on_same_cores(comm))
         _use_threads(threads, comm)
-        with together(comm):
-            checkpoint = None if restart is None else Checkpoint.load(find_checkpoint(restart))
-            source = None if init_model is None else _read_any_model(init_model)
         config = comm.bcast(_with_seed(config, checkpoint))
         with together(comm):
             training, validation = _load_data(config)
             config = _with_steps(config, training, comm.size)
+            if finetune is not None and source is not None:
+                config = shaped_as(source, config, str(finetune))
         config, min_distance = from_first(comm, lambda: _with_sel(config, training, checkpoint, skip_neighbor_stat))
         model = None
         with together(comm):
             if checkpoint is not None:
                 model = _restarted(config, checkpoint)
             elif source is not None:
-                model = _with_weights_of(source, config, min_distance, str(init_model))
+                model = _with_weights_of(source, config, min_distance, str(path))
+        if finetune is not None and model is not None:
+            pretrained = model
+            bias = from_first(comm, lambda: shifted_bias(pretrained, config, training, device))
+            model = with_bias(model, bias)
         if model is None:
             model = _new_model(config, from_first(comm, lambda: _statistics(config, training)), min_distance)
         with together(comm):
@@ -150,10 +165,31 @@ def _ranks(given: PathLike | Mapping[str, Any] | TrainInput, data_parallel: Data
     return world()
 
 
-def _read(given: PathLike | Mapping[str, Any] | TrainInput) -> TrainInput:
+def _require_one_start(starts: Mapping[str, PathLike | None]) -> None:
+    given = [flag for flag, path in starts.items() if path is not None]
+    if len(given) > 1:
+        raise InputError(f"{' and '.join(given)} exclude each other", remedy="use one of them")
+
+
+def _script(checkpoint: Checkpoint | None, source: DPModel | None) -> DPModel:
+    """The model that `--use-pretrain-script` means."""
+    model = source if checkpoint is None else checkpoint.model()
+    if model is None:
+        raise InputError("--use-pretrain-script without a model", remedy="name one with --finetune or --init-model")
+    return model
+
+
+def _read(given: PathLike | Mapping[str, Any] | TrainInput, script: DPModel | None = None) -> TrainInput:
+    """The input, its descriptor and fitting net those of the model `script` if one is given."""
+    if script is None:
+        if isinstance(given, TrainInput):
+            return given
+        return parse_input(given) if isinstance(given, Mapping) else load_input(given)
     if isinstance(given, TrainInput):
-        return given
-    return parse_input(given) if isinstance(given, Mapping) else load_input(given)
+        given = given.model_dump(mode="json", exclude_none=True)
+    source = "input" if isinstance(given, Mapping) else str(given)
+    mapping = given if isinstance(given, Mapping) else read_mapping(given)
+    return parse_input(with_section_of(script, mapping), source=source)
 
 
 def _with_options(section: DphpcConfig, options: Mapping[str, Any]) -> DphpcConfig:
@@ -254,7 +290,7 @@ def _with_weights_of(other: DPModel, config: TrainInput, min_distance: float | N
 
 def _read_any_model(source: PathLike) -> DPModel:
     path = Path(source)
-    if path.suffix in (".dp", ".yaml", ".yml"):
+    if path.suffix in MODEL_SUFFIXES:
         return read_model(path)
     return Checkpoint.load(find_checkpoint(path)).model()
 
@@ -264,16 +300,7 @@ def _restarted(config: TrainInput, checkpoint: Checkpoint) -> DPModel:
     assert config.training.numb_steps is not None, "resolved before"
     old = checkpoint.config.model
     new = config.model
-    changed = [
-        f"model/{section}/{key}"
-        for section in ("descriptor", "fitting_net")
-        for key, value in getattr(new, section).model_dump().items()
-        if key not in ("seed", "precision") and value != getattr(old, section).model_dump()[key]
-    ]
-    changed += [
-        f"model/{key}" for key in ("type_map", "pair_exclude_types", "atom_exclude_types")
-        if getattr(new, key) != getattr(old, key)
-    ]  # fmt: skip
+    changed = list(changes(new, old, ("seed", "precision")))
     for section in ("descriptor", "fitting_net"):
         if getattr(new, section).numpy_precision != getattr(old, section).numpy_precision:
             changed.append(f"model/{section}/precision")

@@ -1,0 +1,89 @@
+"""Fine-tuning: what an input and a trained model must have in common, and the bias that the training begins with."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dphpc.core.config import parse_config
+from dphpc.core.device import Device
+from dphpc.core.errors import InputError
+from dphpc.model.dp_model import DPModel
+from dphpc.train.bias import fitted_bias
+from dphpc.train.data import Dataset
+from dphpc.train.initial import model_section
+from dphpc.train.sampler import Sampler
+from dphpc.train.schema import ModelConfig, TrainInput
+from dphpc.train.statistics import sample_frames
+
+FREE = ("seed", "precision", "trainable", "rcond", "set_davg_zero", "default_fparam")
+"""Keys that a fine-tuning may change: with the same weights the potential stays the same."""
+
+
+def with_section_of(model: DPModel, given: Mapping[str, Any]) -> dict[str, Any]:
+    """An input with the descriptor and the fitting net of a model, whatever its own say of them.
+
+    The input still says what is trainable, as with `dp`, and all else of its section `model`.
+    """
+    section = _mapping(given.get("model"))
+    own = model_section(model)
+    for name in ("descriptor", "fitting_net"):
+        own[name]["trainable"] = _mapping(section.get(name)).get("trainable", True)
+    rest = {key: value for key, value in section.items() if key not in ("descriptor", "fitting_net")}
+    return {**given, "model": {**own, **rest}}
+
+
+def shaped_as(model: DPModel, config: TrainInput, where: str) -> TrainInput:
+    """The input of a fine-tuning, with the model's `sel` where it gives no numbers.
+
+    Raises
+    ------
+    InputError
+        With the model's weights the input would make another potential; `where` is the model's file.
+    """
+    new, old = config.model, parse_config(ModelConfig, model_section(model), source=where)
+    if isinstance(new.descriptor.sel, str):
+        new = new.updated(descriptor=new.descriptor.updated(sel=old.descriptor.sel))
+    if changed := changes(new, old, FREE):
+        raise InputError(
+            f"the input differs from the model to be fine-tuned in {', '.join(changed)}", where=where,
+            expected="; ".join(f"{key} {value}" for key, value in changed.items()),
+            remedy="restore these values; --use-pretrain-script takes descriptor and fitting_net from the model",
+        )  # fmt: skip
+    return config.updated(model=new)
+
+
+def shifted_bias(model: DPModel, config: TrainInput, training: Dataset, device: Device | None) -> NDArray[np.float64]:
+    """The model's energy bias (ntypes,), eV, fitted to the frames that a new training takes its statistics from."""
+    sizes = Sampler.of(training, config.training.training_data, config.training.seed).batch_sizes
+    frames = [(training.systems[s], i) for s, i in sample_frames(training, config.model, sizes)]
+    return fitted_bias(model, [(system, i) for system, i in frames if "energy" in system.labels], device=device)
+
+
+def changes(new: ModelConfig, old: ModelConfig, free: Collection[str]) -> dict[str, Any]:
+    """Keys of what shapes a model, `free` ones left out, whose values differ, with the old value."""
+    sections = {"model": (new, old)} | {
+        f"model/{name}": (getattr(new, name), getattr(old, name)) for name in ("descriptor", "fitting_net")
+    }
+    shared = ("type_map", "pair_exclude_types", "atom_exclude_types")
+    return {
+        f"{where}/{key}": getattr(b, key)
+        for where, (a, b) in sections.items()
+        for key in (shared if where == "model" else type(a).model_fields)
+        if key not in free and _plain(key, getattr(a, key)) != _plain(key, getattr(b, key))
+    }
+
+
+def _plain(key: str, value: Any) -> Any:
+    """A value in the one form of all that mean the same: excluded types in any order, no energy given."""
+    if key.endswith("exclude_types"):
+        return {frozenset(t) if isinstance(t, tuple) else t for t in value}
+    return [] if key == "atom_ener" and all(e is None for e in value) else value
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    """The value if it is a mapping, else an empty one: what is wrong with it is said when the input is checked."""
+    return value if isinstance(value, Mapping) else {}
