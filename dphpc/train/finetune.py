@@ -45,14 +45,15 @@ def shaped_as(model: DPModel, config: TrainInput, where: str) -> TrainInput:
         With the model's weights the input would make another potential; `where` is the model's file.
     """
     new, old = config.model, parse_config(ModelConfig, model_section(model), source=where)
-    if isinstance(new.descriptor.sel, str):
-        new = new.updated(descriptor=new.descriptor.updated(sel=old.descriptor.sel))
-    if changed := changes(new, old, FREE):
+    takes_sel = isinstance(new.descriptor.sel, str)
+    if changed := changes(new, old, (*FREE, "sel") if takes_sel else FREE):
         raise InputError(
             f"the input differs from the model to be fine-tuned in {', '.join(changed)}", where=where,
             expected="; ".join(f"{key} {value}" for key, value in changed.items()),
             remedy="restore these values; --use-pretrain-script takes descriptor and fitting_net from the model",
         )  # fmt: skip
+    if takes_sel:
+        new = new.updated(descriptor=new.descriptor.updated(sel=old.descriptor.sel))
     return config.updated(model=new)
 
 

@@ -16,7 +16,7 @@ from ase import Atoms
 
 from dphpc import DeepPot, __version__
 from dphpc.cli.main import main
-from dphpc.model.model_file import write_model
+from dphpc.model.model_file import read_model, write_model
 from dphpc.parallel.comm import world
 from dphpc.plots.tables import read_table
 from dphpc.potential.committee import Measure
@@ -179,6 +179,39 @@ def test_one_rank_does_the_work_of_one(data: Path, tmp_path: Path, mpirun: list[
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("# all 1 systems") == 1
     assert done.stderr.count("2 ranks were started: one does the work") == 1
+
+
+def test_change_bias(run: Run, data: Path, tmp_path: Path) -> None:
+    before = read_model(tmp_path / "model.dp").energy_bias
+    done = run("--pt", "change-bias", "model.dp", "-s", "data")
+    assert done.stdout.strip() == "model_updated.dp"
+    assert "energy bias of O H in eV" in done.stderr
+    after = read_model(tmp_path / "model_updated.dp").energy_bias
+    assert after == pytest.approx(before + 0.01, abs=1e-9)  # 0.24 eV over 24 atoms
+    run("change-bias", "model.dp", "-s", "data/one", "data", "-n", "1", "-m", "change", "-o", "twice.yaml")
+    assert read_model(tmp_path / "twice.yaml").energy_bias == pytest.approx(after, abs=1e-9)
+    (tmp_path / "systems.txt").write_text("data/one\n")
+    run("change-bias", "model.dp", "-f", "systems.txt", "-m", "set", "-o", "set.dp")
+    assert read_model(tmp_path / "set.dp").energy_bias != pytest.approx(after, abs=1e-3)
+    run("change-bias", "model.dp", "-b", "-93.57", "-.5", "-o", "given.dp")
+    assert np.array_equal(read_model(tmp_path / "given.dp").energy_bias, [-93.57, -0.5])
+    assert "2 finite numbers" in run("change-bias", "model.dp", "-b", "-93.57", status=1).stderr
+    assert "shift" in run("change-bias", "model.dp", "-s", "data", "-m", "shift", status=2).stderr
+    (data / "set.000/energy.npy").unlink()
+    assert "no energy.npy" in run("change-bias", "model.dp", "-s", "data", status=1).stderr
+
+
+def test_finetune(run: Run, data: Path, tmp_path: Path) -> None:
+    begin = json.loads(json.dumps(TRAINING)) | {"model": {"type_map": ["O", "H"], "descriptor": {}}}
+    begin["training"]["numb_steps"] = 0
+    (tmp_path / "input.json").write_text(json.dumps(begin))
+    done = run("--pt", "train", "input.json", "-t", "model.dp", "--use-pretrain-script")
+    assert "energy bias of O H in eV" in done.stderr
+    run("freeze", "-o", "f.dp")
+    old, new = (read_model(tmp_path / name).energy_bias for name in ("model.dp", "f.dp"))
+    assert new == pytest.approx(old + 0.01, abs=1e-9)
+    message = run("train", "input.json", "--finetune", "model.dp", "--init-model", "model.dp", status=1).stderr
+    assert "exclude each other" in message
 
 
 def test_neighbor_stat_takes_several_types(run: Run, data: Path) -> None:
