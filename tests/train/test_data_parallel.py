@@ -124,6 +124,21 @@ def test_weights_are_those_of_mpi(comm: Communicator, folder: Path, kind: Any) -
         np.testing.assert_allclose(found[1][name], value, rtol=0, atol=atol)
 
 
+def test_a_fine_tuning_begins_as_on_one_rank(comm: Communicator, folder: Path) -> None:
+    dphpc.train(small_input(numb_steps=2, save_ckpt="first", seed=3), comm=comm)
+    dphpc.train(small_input(numb_steps=0), comm=comm, finetune="first-2")
+    ours, first = weights(comm, 0), Checkpoint.load(Path("first-2.safetensors")).arrays
+    assert np.abs(ours["out_bias"] - first["out_bias"]).max() > 1e-3
+    other = small_input()
+    other["model"]["descriptor"]["rcut"] = 4.5
+    with pytest.raises(InputError, match="differs"):
+        dphpc.train(other, comm=comm, finetune="first-2")
+    if comm.rank == 0:
+        dphpc.train(small_input(numb_steps=0), comm=Serial(), finetune="first-2")
+        for name, value in weights(Serial(), 0).items():
+            np.testing.assert_array_equal(ours[name], value)
+
+
 def test_restart_to_the_bit_and_on_another_number_of_ranks(comm: Communicator, folder: Path) -> None:
     given = small_input(save_freq=5)
     dphpc.train(given, comm=comm)

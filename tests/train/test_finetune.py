@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -109,10 +110,15 @@ def test_the_pretrained_models_section(model: DPModel, given: dict[str, Any], fl
 
 def test_a_models_section_makes_a_model_of_its_shape() -> None:
     options = {"numb_fparam": 2, "numb_aparam": 1, "atom_ener": [None, -1.5], "default_fparam": [0.5, 1.0]}
-    for other in (random_model(1), random_model(2, one_side=True, resnet_dt=True, fitting=options)):
+    excluding = {"exclude_types": frozenset({(0, 1)}), "set_davg_zero": True, "env_protection": 0.1}
+    two = random_model(1, **excluding), random_model(2, one_side=True, resnet_dt=True, fitting=options)
+    for other in two:
         config = ModelConfig.model_validate(model_section(other))
         again = initial_model(config, Statistics.neutral(config), 0)
         assert model_section(again) == model_section(other)
+        for field in fields(other.descriptor):
+            if field.name not in ("networks", "davg", "dstd"):
+                assert getattr(again.descriptor, field.name) == getattr(other.descriptor, field.name)
         shapes = [{k: v.shape for k, v in model_arrays(m).items()} for m in (again, other)]
         assert shapes[0].items() >= {k: v for k, v in shapes[1].items() if "_avg" not in k and "_std" not in k}.items()
 
