@@ -25,6 +25,9 @@ from dphpc.train.schema import TrainInput, parse_input
 
 FORMAT = 1
 SUFFIX = ".safetensors"
+FOREIGN = (".pt", ".pth", ".pb")
+"""Endings of DeePMD-kit's checkpoints and frozen models."""
+
 POINTER = "checkpoint"
 """File beside the run that names the newest checkpoint, as DeePMD-kit writes it."""
 
@@ -123,9 +126,14 @@ def find_checkpoint(path: str | Path) -> Path:
     Raises
     ------
     ModelFileError
-        There is none.
+        There is none, or it is one of DeePMD-kit's.
     """
     path = Path(path)
+    if path.suffix in FOREIGN and path.is_file():
+        raise ModelFileError(
+            f"'{path.suffix}' files are not read", where=str(path), expected=f"a model .dp or .yaml, or {SUFFIX}",
+            remedy=f"make a model of it with DeePMD-kit: dp convert-backend {path.name} {path.stem}.dp",
+        )  # fmt: skip
     if path.is_dir():
         pointer = path / POINTER
         if not pointer.is_file():

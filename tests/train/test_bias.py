@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import dphpc
-from dphpc.core.errors import DataError, InputError
+from dphpc.core.errors import DataError, InputError, ModelFileError
 from dphpc.model.dp_model import DPModel
 from dphpc.model.model_file import read_model, write_model
 from dphpc.potential.deep_pot import DeepPot
@@ -133,6 +133,11 @@ def test_users_mistakes(model: DPModel) -> None:
         change_bias("m.dp", "a", output="m.safetensors")
     with pytest.raises(InputError, match="no folder 'new'"):
         change_bias("m.dp", "a", output="new/m.dp")
+    Path("frozen.pth").touch()
+    with pytest.raises(
+        ModelFileError, match=r"(?s)'\.pth' files are not read.*dp convert-backend frozen\.pth frozen\.dp"
+    ):
+        change_bias("frozen.pth", "a")
     Path("b/set.000/energy.npy").unlink()
     seen: list[int] = []
     with pytest.raises(DataError, match=r"(?s)no energy\.npy.*where: +b"):
