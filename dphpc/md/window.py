@@ -6,7 +6,7 @@ MOST = 16
 """Steps: what a look costs is then spread over enough of them."""
 
 MOST_OF_FEW, FEW_ATOMS = 64, 50_000
-"""Of so few atoms a look takes as long as one or two steps."""
+"""Of so few atoms steps are short, of hundreds shorter than a look."""
 
 HASTE = 1.5
 """How much faster than so far atoms may become without a step being done twice."""
