@@ -33,6 +33,10 @@ app = typer.Typer(
     "becomes [bold]dphpc train input.json[/bold]; --pt, --tf and the like are accepted and change nothing.",
 )
 
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda, or auto: a GPU where there is one.")]
+
+DataFile = Annotated[Path | None, typer.Option("--datafile", "-f", help="File with one system a line, in place of -s.")]
+
 repeated_options: dict[str, tuple[str, ...]] = {}
 """Command -> its options that take several values after one flag, as `dp` has them (`-t O H`)."""
 

@@ -7,18 +7,14 @@ from typing import Annotated
 
 import typer
 
-from dphpc.cli.app import command, progress_bar
-
-Device = Annotated[str, typer.Option("--device", help="cpu, cuda, or auto: a GPU where there is one.")]
+from dphpc.cli.app import DataFile, Device, command, progress_bar
 
 
 @command("test")
 def evaluate(
     model: Annotated[Path, typer.Option("--model", "-m", help="Model file.")] = Path("frozen_model.dp"),
     system: Annotated[str, typer.Option("--system", "-s", help="System, or directory searched for systems.")] = ".",
-    datafile: Annotated[
-        Path | None, typer.Option("--datafile", "-f", help="File with one system a line, in place of -s.")
-    ] = None,
+    datafile: DataFile = None,
     n_frames: Annotated[int, typer.Option("--numb-test", "-n", help="Frames of each system; 0 means all.")] = 0,
     seed: Annotated[int, typer.Option("--rand-seed", "-r", min=0, help="Seed of --shuffle-test.")] = 1,
     shuffle: Annotated[bool, typer.Option("--shuffle-test", help="Take frames at random.")] = False,

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from dphpc.cli.app import command, progress_bar
+from dphpc.cli.app import DataFile, Device, command, progress_bar
 from dphpc.parallel.back_ends import DataParallel
 
 
@@ -99,9 +99,7 @@ def change_energy_bias(
         list[str] | None,
         typer.Option("--system", "-s", help="Systems, or directories searched for them; . if none."),
     ] = None,
-    datafile: Annotated[
-        Path | None, typer.Option("--datafile", "-f", help="File with one system a line, in place of -s.")
-    ] = None,
+    datafile: DataFile = None,
     bias_value: Annotated[
         list[float] | None, typer.Option("--bias-value", "-b", help="Energy of each type in eV, in place of data.")
     ] = None,
@@ -113,7 +111,7 @@ def change_energy_bias(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The new model; INPUT_updated if not given.")
     ] = None,
-    device: Annotated[str, typer.Option("--device", help="cpu, cuda, or auto: a GPU where there is one.")] = "cpu",
+    device: Device = "cpu",
 ) -> None:
     """Change the energy of each type in a model to fit labelled data, or to given values."""
     from dphpc.train.bias import change_bias

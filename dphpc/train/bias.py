@@ -75,9 +75,10 @@ def change_bias(
         raise InputError("both systems and values of the bias are given", remedy="use one of -s (or -f) and -b")
     if mode not in get_args(Mode):
         raise InputError(f"'{mode}' is no mode", expected="change or set")
-    source = Path(model)
-    source = source if source.suffix in MODEL_SUFFIXES else find_checkpoint(source)
-    checkpoint = None if source.suffix in MODEL_SUFFIXES else Checkpoint.load(source)
+    source, checkpoint = Path(model), None
+    if source.suffix not in MODEL_SUFFIXES:
+        source = find_checkpoint(source)
+        checkpoint = Checkpoint.load(source)
     target = _target(source, output)
     before = read_model(source) if checkpoint is None else checkpoint.model()
     if values is not None:
