@@ -49,6 +49,7 @@ class Runs:
         self.folder, self.patch = folder, monkeypatch
         self.engine: Any = None
         self.model = SILICON
+        self.few_atoms = -1  # with wide blocks; emulated, half as many threads take half the time
         self.velocities = {"temperature_K": 1500, "seed": 3}
         if not (folder / "si.extxyz").exists():
             write(folder / "si.extxyz", bulk("Si", "diamond", a=5.43, cubic=True), parallel=False)
@@ -65,7 +66,7 @@ class Runs:
         self.patch.setattr(cuda, "tile_rows", lambda n: ROWS)
         self.patch.setattr(tiles, "MOST_ROWS", MOST_ROWS)
         self.patch.setattr(tiles, "FEWEST_ROWS", ROWS)
-        self.patch.setattr(tiles, "FEW_ATOMS", -1)  # emulated, half as many threads take half the time
+        self.patch.setattr(tiles, "FEW_ATOMS", self.few_atoms)
         self.potential = DeepPotential.from_file(self.model, device=device)
         if device is not None:
             self.potential.expect(np.zeros(len(self.potential.type_map), np.int64))  # as a CardEngine does
@@ -370,10 +371,11 @@ def test_a_run_that_does_not_fit_onto_the_card(runs, emulated, monkeypatch):
 def test_any_number_of_ranks_gives_the_same_bits(comm, emulated, tmp_path, monkeypatch, gpu_aware_mpi):
     if comm.size > 4:
         pytest.skip("eight ranks that each play a card take half a minute on two cores")
-    if gpu_aware_mpi:  # with the blocks and layers of many atoms, too
-        monkeypatch.setattr(tiles, "FEW_ATOMS", 0)
-        monkeypatch.setattr(tiles, "FEW_ROWS", 0)
     several = runs_in_one_folder(comm, tmp_path, monkeypatch)
+    if gpu_aware_mpi:  # with the layers of many atoms, too
+        monkeypatch.setattr(tiles, "FEW_ROWS", 0)
+    else:
+        several.few_atoms = tiles.FEW_ATOMS
     plan = {"stages": ALL, "replicate": [2, 1, 1]}
     found = several(kind_of(comm), emulated, comm, gpu_aware_mpi=gpu_aware_mpi, **plan)
     assert (several.engine.card_halo.host_nbytes < 100) == (gpu_aware_mpi or comm.size == 1)
