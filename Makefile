@@ -13,6 +13,8 @@ MPI ?= auto
 RANKS ?= 1 2 3 4 8
 # And those on which the tests of the decomposition alone run.
 WIDE_RANKS ?= 6 12 16
+# Processes that share the tests without MPI; auto: one a core.
+PROCESSES ?= auto
 # Seconds after which they are given up on one number of ranks.
 MPI_SECONDS ?= 900
 # Further flags for pip, e.g. an index that has CPU-only builds of torch.
@@ -62,8 +64,9 @@ lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# One process a core, of one thread each: tests that are about threads say how many they want.
 test-serial: $(STAMP)
-	$(BIN)/python -m pytest -q -m "($(WHICH)) and not mpi"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(PROCESSES) -m "($(WHICH)) and not mpi"
 
 # Ranks that wait for one that failed would wait for ever: hence the time limit.
 test-mpi: $(STAMP)
