@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -24,5 +25,10 @@ def layers_of(network: Network) -> list[tuple[Any, ...]]:
 
 def gradients_of(network: Network, gradients: Mapping[str, NDArray[np.floating]]) -> list[tuple[Any, ...]]:
     """Each layer's arrays for w, b and idt from those by the names of `Network.parameters`; None if left out."""
-    indices = range(len(network.layers))
-    return [tuple(gradients.get(f"layers.{i}.{name}") for name in ("w", "b", "idt")) for i in indices]
+    return [tuple(gradients.get(name) for name in names) for names in _names(len(network.layers))]
+
+
+@lru_cache
+def _names(n_layers: int) -> list[tuple[str, ...]]:
+    """Of each layer's w, b and idt."""
+    return [tuple(f"layers.{i}.{name}" for name in ("w", "b", "idt")) for i in range(n_layers)]

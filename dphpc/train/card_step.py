@@ -20,10 +20,9 @@ from dphpc.ops.se_a.cuda import CudaSeA, Described
 from dphpc.ops.se_a.cuda_frames import CardEnvironment
 from dphpc.ops.se_a.cuda_knots import CudaKnotTable
 from dphpc.ops.workspace import Kind, Parcel, Workspace
-from dphpc.train.data import Batch
+from dphpc.train.data import Batch, Centers
 from dphpc.train.parameters import Parameters
 from dphpc.train.step import (
-    Centers,
     LossGradient,
     Prediction,
     Table,
@@ -110,7 +109,7 @@ class CardStep(TableStep):
         RunError
             Two atoms are too close for the table, or the force of a pair is beyond what is summed.
         """
-        centers = Centers.of(batch, self.model)
+        centers = batch.centers.without(self.model.atom_exclude_types)
         env = self._ops.frames.joined(batch.geometries, centers.atoms)
         used = self._networks_of(batch.present, centers.types)
         columns = parameter_columns(self.model, batch)

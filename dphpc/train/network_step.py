@@ -18,7 +18,7 @@ from dphpc.ops.se_a.autograd import network_moments
 from dphpc.ops.se_a.contract import Environment, SeAParameters
 from dphpc.train.data import Batch
 from dphpc.train.parameters import Parameters
-from dphpc.train.step import Centers, LossGradient, Prediction, parameter_columns
+from dphpc.train.step import LossGradient, Prediction, parameter_columns
 
 
 class _Kept(NamedTuple):
@@ -54,7 +54,7 @@ class NetworkStep:
         return Prediction(*(t.detach().numpy() for t in (energy, total, -slope[0], -slope[1])))
 
     def _atom_energy(self, batch: Batch, positions: Tensor, strain: Tensor) -> Tensor:
-        centers = Centers.of(batch, self.model)
+        centers = batch.centers.without(self.model.atom_exclude_types)
         env = Environment(batch.positions, batch.types, batch.neighbors, centers.atoms)
         strain = strain[torch.from_numpy(batch.frame[centers.atoms]).long()]
         moments = network_moments(env, self.se_a, self.parameters.descriptor_networks, positions, strain)

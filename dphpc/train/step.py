@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from dphpc.ops.fitting.native import FittingTape
 from dphpc.ops.se_a import native as se_a
 from dphpc.ops.se_a.contract import Embedding, Environment, SeAParameters
 from dphpc.ops.se_a.knots import KnotTable
-from dphpc.train.data import Batch
+from dphpc.train.data import Batch, Centers
 from dphpc.train.parameters import Parameters
 
 Doubles = NDArray[np.float64]
@@ -75,28 +76,6 @@ class LossGradient:
         if self.virial is None:
             return np.zeros((len(frames), 3, 3))
         return -self.virial[frames]
-
-
-@dataclass(frozen=True)
-class Centers:
-    """The atoms that have an energy, ordered by type, and the rows of each type."""
-
-    atoms: NDArray[np.int32]
-    blocks: list[tuple[int, slice]]
-
-    @property
-    def types(self) -> tuple[int, ...]:
-        """Theirs, in order."""
-        return tuple(t for t, _ in self.blocks)
-
-    @classmethod
-    def of(cls, batch: Batch, model: DPModel) -> Centers:
-        """Centers of a batch that this rank evaluates."""
-        groups = [(t, atoms) for t, atoms in batch.own_of_type.items() if t not in model.atom_exclude_types]
-        ends = np.cumsum([0, *(len(atoms) for _, atoms in groups)])
-        blocks = [(t, slice(int(a), int(b))) for (t, _), a, b in zip(groups, ends, ends[1:], strict=False)]
-        atoms = np.concatenate([atoms for _, atoms in groups]) if groups else np.zeros(0, int)
-        return cls(atoms.astype(np.int32), blocks)
 
 
 class TableStep:
@@ -227,7 +206,7 @@ class TableStep:
         RunError
             Two atoms are too close for the table.
         """
-        centers = Centers.of(batch, self.model)
+        centers = batch.centers.without(self.model.atom_exclude_types)
         env = Environment(batch.positions, batch.types, batch.neighbors, centers.atoms)
         table, moments = self._moments(env, self._networks_of(batch.present, centers.types))
         columns = parameter_columns(self.model, batch)
@@ -315,7 +294,7 @@ class Table:
     p: SeAParameters
     knots: Any
 
-    @property
+    @cached_property
     def embedding(self) -> Embedding:
         """As the CPU's operations take it."""
         return Embedding(RadialTable((self.grid,) * len(self.used), self.knots.coefficients), self.knots.empty)

@@ -1,8 +1,11 @@
-// One step of Adam or AdamW; formulas in dphpc/ops/adam/contract.py.
+// One step of Adam or AdamW, and the gradient's norm; formulas in dphpc/ops/adam/contract.py.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <numeric>
+#include <vector>
 
 #include "parallel.h"
 
@@ -33,6 +36,22 @@ void adam_step(const AdamStep& s, std::int64_t n, const Real* gradient, [[maybe_
         second[i] = beta2 * second[i] + (Real(1) - beta2) * (g * g);
         value[i] = keep * value[i] - step * first[i] / (std::sqrt(second[i]) / correction2 + epsilon);
     }
+}
+
+// Σ x² of n values: the same bits with any number of threads.
+template <class Real>
+double squared_norm(std::int64_t n, const Real* x, [[maybe_unused]] int threads) {
+    const std::int64_t n_parts = (n + worth_sharing - 1) / worth_sharing;
+    std::vector<double> parts(n_parts);
+#pragma omp parallel for schedule(static) num_threads(threads) if (n_parts > 1)
+    for (std::int64_t part = 0; part < n_parts; ++part) {
+        const std::int64_t first = part * worth_sharing, last = std::min(n, first + worth_sharing);
+        double sum = 0.0;
+#pragma omp simd reduction(+ : sum)
+        for (std::int64_t i = first; i < last; ++i) sum += static_cast<double>(x[i]) * static_cast<double>(x[i]);
+        parts[part] = sum;
+    }
+    return std::accumulate(parts.begin(), parts.end(), 0.0);
 }
 
 }  // namespace dphpc

@@ -22,6 +22,13 @@ void bind_precision(nb::handle sub) {
                       first.data(), second.data());
         },
         "settings"_a, "gradient"_a, "threads"_a, "value"_a.noconvert(), "first"_a.noconvert(), "second"_a.noconvert());
+    m.def(
+        "squared_norm",
+        [](Array<const Real> values, int threads) {
+            nb::gil_scoped_release release;
+            return squared_norm(static_cast<std::int64_t>(values.size()), values.data(), threads);
+        },
+        "values"_a, "threads"_a);
 }
 
 }  // namespace

@@ -32,3 +32,19 @@ def test_three_ways_agree(decoupled, dtype, tolerance):
     for value in values:
         np.testing.assert_allclose(value, peer.detach().numpy(), rtol=0, atol=tolerance)
     np.testing.assert_allclose(moments[0], moments[1], rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_the_norm_has_the_same_bits_on_any_number_of_threads(dtype):
+    values = np.random.default_rng(5).normal(size=100_003).astype(dtype)
+    found = []
+    for n_threads in (1, 2, 3):
+        set_threads(n_threads)
+        found.append(native.squared_norm(values))
+    assert found[0] == pytest.approx(reference.squared_norm(values), rel=1e-13)  # measured 3e-16
+    assert found == found[:1] * 3
+    set_threads(2)
+    assert native.squared_norm(values[:0]) == 0.0
+    large = np.full(3, 1e30, dtype)  # whose squares float32 does not hold
+    assert native.squared_norm(large) == pytest.approx(3.0 * float(large[0]) ** 2)
+    assert not np.isfinite(native.squared_norm(np.array([1.0, np.nan], dtype)))

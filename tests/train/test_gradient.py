@@ -12,7 +12,7 @@ from dphpc.model.dp_model import DPModel
 from dphpc.model.radial_table import Grid
 from dphpc.train.network_step import NetworkStep
 from dphpc.train.parameters import Parameters
-from dphpc.train.step import Centers, LossGradient, Prediction, TableStep
+from dphpc.train.step import LossGradient, Prediction, TableStep
 from tests.models import random_model
 from tests.train.batches import random_batch, random_seeds
 
@@ -178,7 +178,7 @@ def test_networks_of_absent_types_cost_nothing_and_change_nothing(davg_zero: boo
     assert relative(first.forces, second.forces) < 1e-10
     ours, theirs = gradients(table, random_seeds(batch)), gradients(network, random_seeds(batch))
     assert max(relative(ours[name], theirs[name]) for name in ours) < 1e-10
-    centers = Centers.of(batch, model)
+    centers = batch.centers.without(model.atom_exclude_types)
     used = table._networks_of(batch.present, centers.types)
     assert len(used) == (4 if davg_zero else 6)  # of 9: two center types, two or three neighbor types
     assert not any(np.any(g) for name, g in ours.items() if name.startswith("descriptor.networks.1."))

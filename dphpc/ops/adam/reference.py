@@ -16,3 +16,8 @@ def adam_step(s: AdamStep, gradient: Floats, value: Floats, first: Floats, secon
         value *= 1.0 - s.rate * s.decay
     root = np.sqrt(second / (1.0 - s.beta2**s.count)) + s.epsilon
     value -= s.rate * first / (1.0 - s.beta1**s.count) / root
+
+
+def squared_norm(values: Floats) -> float:
+    """See `contract.AdamOps.squared_norm`."""
+    return float(np.square(values, dtype=np.float64).sum())

@@ -42,20 +42,19 @@ class FittingTape:
     Parameters
     ----------
     network
-        Read again by each `repack`; its shapes stay.
+        Its arrays are read again by each `repack`.
     channels, axis
         Of the descriptor: the first channels·axis inputs are its features.
     """
 
     def __init__(self, network: Network, channels: int, axis: int) -> None:
-        self.network = network
-        layers = layers_of(network)
+        self.network, self._layers = network, layers_of(network)
         self.dtype = network.layers[0].w.dtype
-        self._tape = kernels_of(self.dtype).FittingTape(layers, channels, axis)
+        self._tape = kernels_of(self.dtype).FittingTape(self._layers, channels, axis)
 
     def repack(self) -> None:
         """Take the network's present weights."""
-        self._tape.repack(layers_of(self.network), get_threads())
+        self._tape.repack(self._layers, get_threads())
 
     def energy_and_adjoint(self, moments: Floats, columns: Floats | None = None) -> tuple[Floats, Floats]:
         """E (n,) and ∂E/∂A (n, 4, M) for moments A (n, 4, M) and inputs beside the features (n, n_columns)."""

@@ -34,22 +34,24 @@ class KnotTable:
     Parameters
     ----------
     networks
-        Of equal shapes and of any one precision, which the table has too; everything between is float64.  They are
-        read by each `update`.
+        Of equal shapes and of any one precision, which the table has too; everything between is float64.  Their
+        arrays are read again by each `update`.
 
     Attributes
     ----------
     coefficients
         (n_networks, n_intervals, 6, M), as in `RadialTable`.
     empty
-        (ntypes, ntypes, M), `SeE2A.empty_slots` of that table.
+        (ntypes, ntypes, M), `SeE2A.empty_slots` of that table; both keep their memory.
     """
 
     def __init__(self, networks: Sequence[Network], p: SeAParameters, grid: Grid) -> None:
         self._networks, self._knots, self._steps = networks, grid.knots, grid.steps
+        self._layers = [layers_of(net) for net in networks]
         dtype = networks[0].layers[0].w.dtype
         self._tape = kernels_of(dtype).KnotTape()
         self.coefficients = np.empty((len(networks), grid.n_intervals, 6, networks[0].n_out), dtype)
+        self.empty = np.empty((*p.network.shape, networks[0].n_out), dtype)
         s0 = -p.davg / p.dstd[:, 0]
         index, t = grid.locate(s0)
         self._slots = p.network, index[:, None]
@@ -59,10 +61,8 @@ class KnotTable:
 
     def update(self) -> None:
         """Take the networks' present weights."""
-        layers = [layers_of(net) for net in self._networks]
-        self._tape.table(layers, self._knots, self._steps, get_threads(), self.coefficients)
-        slots = np.einsum("ctkm,ck->ctm", self.coefficients[self._slots], self._powers) * self._taken
-        self.empty = slots.astype(self.coefficients.dtype)
+        self._tape.table(self._layers, self._knots, self._steps, get_threads(), self.coefficients)
+        self.empty[...] = np.einsum("ctkm,ck->ctm", self.coefficients[self._slots], self._powers) * self._taken
 
     def backward(self, coefficients: Doubles, empty: Doubles, gradients: Sequence[Gradients]) -> None:
         """Set each network's `gradients`, given those of `coefficients` (changed in place) and `empty`.

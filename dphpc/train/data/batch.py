@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -71,6 +71,31 @@ class Geometry:
 def _volume(frame: Frame) -> float:
     """Å³, 0 for an open system."""
     return frame.box.volume if any(frame.box.periodic) else 0.0
+
+
+@dataclass(frozen=True)
+class Centers:
+    """Atoms that are evaluated, ordered by type, and the rows of each type."""
+
+    atoms: NDArray[np.int32]
+    blocks: list[tuple[int, slice]]
+
+    @property
+    def types(self) -> tuple[int, ...]:
+        """Theirs, in order."""
+        return tuple(t for t, _ in self.blocks)
+
+    @classmethod
+    def of(cls, groups: Mapping[int, NDArray[np.integer]]) -> Centers:
+        """The atoms of each type."""
+        ends = np.cumsum([0, *(len(atoms) for atoms in groups.values())]).tolist()
+        blocks = [(t, slice(a, b)) for t, a, b in zip(groups, ends, ends[1:], strict=False)]
+        return cls(np.concatenate([np.zeros(0, np.int32), *groups.values()]).astype(np.int32), blocks)
+
+    def without(self, types: Container[int]) -> Centers:
+        """Those that are of none of some types."""
+        kept = {t: self.atoms[rows] for t, rows in self.blocks if t not in types}
+        return self if len(kept) == len(self.blocks) else Centers.of(kept)
 
 
 class FrameCache:
@@ -197,10 +222,10 @@ class Batch:
         return tuple(np.unique(self.types[: self.n_local]).tolist())
 
     @cached_property
-    def own_of_type(self) -> dict[int, NDArray[np.intp]]:
-        """The local atoms that this rank evaluates, by type."""
+    def centers(self) -> Centers:
+        """The local atoms that this rank evaluates."""
         types = self.types[self.own]
-        return {t: self.own.start + np.flatnonzero(types == t) for t in np.unique(types).tolist()}
+        return Centers.of({t: self.own.start + np.flatnonzero(types == t) for t in np.unique(types).tolist()})
 
     @property
     def own(self) -> slice:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dphpc.core.errors import RunError
+from dphpc.ops.adam.native import squared_norm
 from dphpc.train.data import Batch
 from dphpc.train.loss import EnergyLoss, LossResult
 from dphpc.train.optimizers.protocol import Engine, State, finite, require_names
@@ -99,9 +100,7 @@ class GradientOptimizer:
 
 def _square(x: Tensor) -> float:
     """Σ x²."""
-    square = float(torch.dot(x, x))
-    # a float32 sum of squares may overflow
-    return square if math.isfinite(square) else float(torch.linalg.vector_norm(x, dtype=torch.float64)) ** 2
+    return squared_norm(x.numpy()) if x.is_cpu else float(torch.linalg.vector_norm(x, dtype=torch.float64)) ** 2
 
 
 def is_matrix(name: str, value: Tensor) -> bool:
