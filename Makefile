@@ -31,6 +31,8 @@ export OMPI_ALLOW_RUN_AS_ROOT := 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
 export OMPI_MCA_rmaps_base_oversubscribe := 1
 export PRTE_MCA_rmaps_default_mapping_policy := :oversubscribe
+# MPICH's ranks sleep while they wait: with more of them than cores, tests take a third less.
+export MPIR_CVAR_ENABLE_HEAVY_YIELD := 1
 
 .PHONY: help install demo test test-all horovod-wheel horovod lint test-serial test-mpi clean distclean
 

@@ -30,7 +30,7 @@ NOBODY = -1
 
 
 class Exchange(Protocol):
-    """Messages under way."""
+    """Messages under way; to be waited for also where they were seen to be there."""
 
     def ready(self) -> bool:
         """Whether all have been sent and received; asking drives them on."""

@@ -33,9 +33,9 @@ class Flight:
 
     def land(self) -> None:
         """Wait for them and put what they bring into its place."""
+        before = time.perf_counter()
+        self._exchange.wait()
         if not self._there:
-            before = time.perf_counter()
-            self._exchange.wait()
             now = time.perf_counter()
             self._there, self.seconds, self.blocked = True, now - self.started, now - before
         self._finish()

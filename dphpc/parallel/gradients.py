@@ -132,7 +132,8 @@ class HorovodSum:
 
     def start(self, values: Tensor) -> Exchange:
         """See `GradientSum.start`."""
-        # Horovod pairs the ranks' tensors by name, and remembers names: a step's are those of the step before.
+        # Horovod pairs the ranks' tensors by name, and remembers names: a step's are those of the step before, as all
+        # ranks wait for the sums that they have open after the last of them has begun.
         handle = self._hvd.allreduce_async_(values, op=self._hvd.Sum, name=f"dphpc.{self._n_open}")
         self._n_open += 1
         return Then(HorovodHandle(self._hvd, handle), self._closed)

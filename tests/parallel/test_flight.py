@@ -13,13 +13,14 @@ class After:
     """There some seconds after it was started."""
 
     def __init__(self, seconds: float) -> None:
-        self._end = time.perf_counter() + seconds
+        self._end, self.ended = time.perf_counter() + seconds, False
 
     def ready(self) -> bool:
         return time.perf_counter() >= self._end
 
     def wait(self) -> None:
         time.sleep(max(0.0, self._end - time.perf_counter()))
+        self.ended = True
 
 
 def test_time_behind_work_and_time_waited() -> None:
@@ -33,11 +34,13 @@ def test_time_behind_work_and_time_waited() -> None:
     assert flight.blocked == pytest.approx(0.1, abs=0.08)
 
 
-def test_what_was_seen_to_be_there_is_not_waited_for() -> None:
-    flight = Flight(After(0.05))
+def test_what_was_seen_to_be_there_blocks_nobody_and_is_ended_all_the_same() -> None:
+    messages = After(0.05)
+    flight = Flight(messages)
     time.sleep(0.1)
     flight.poll()
     time.sleep(0.2)
     flight.land()
+    assert messages.ended
     assert flight.blocked == 0.0
     assert 0.05 <= flight.seconds < 0.25

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import numpy as np
 import pytest
 import torch
 
+from dphpc.parallel.back_ends import DataParallel
 from dphpc.parallel.comm import Communicator
+from dphpc.parallel.flight import Flight
 from dphpc.parallel.gradients import MpiSum, ShortSum, ThroughHost, gradient_sum, one_card_each
+
+HOROVOD = pytest.param("horovod", marks=pytest.mark.skipif(not find_spec("horovod"), reason="make horovod builds it"))
 
 
 @pytest.mark.mpi
@@ -21,6 +27,18 @@ def test_a_cards_gradients_go_through_the_host_where_mpi_adds_them(comm: Communi
     expected = comm.size * (comm.size + 1) / 2
     assert torch.all(values == expected)
     assert sums.describe() == "MPI through the host"
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("kind", ["mpi", "torch", HOROVOD])
+def test_sums_that_were_seen_to_be_there_come_back_too(comm: Communicator, kind: DataParallel) -> None:
+    values = torch.full((5,), float(comm.rank + 1), dtype=torch.float64)
+    with gradient_sum(kind, comm) as library:
+        flight = Flight(ThroughHost(library).start(values))
+        while not flight.seconds:
+            flight.poll()
+        flight.land()
+    assert torch.all(values == comm.size * (comm.size + 1) / 2)
 
 
 @pytest.mark.mpi
