@@ -86,6 +86,29 @@ extern "C" __global__ void __launch_bounds__(BLOCK) add_kinetic_tensor(const Ato
     add_parts(own, sums + 3 * component);
 }
 
+// v = keep·v + push·f
+extern "C" __global__ void __launch_bounds__(BLOCK) steer(const Atoms atoms, double keep, double push) {
+    for (long long i = my_first(); i < 3 * atoms.n; i += n_threads())
+        atoms.velocities[i] = plus(times(atoms.velocities[i], keep), times(push, atoms.forces[i]));
+}
+
+// a·b of atom i, in the order of the reference.
+__device__ inline double product_of(const double* a, const double* b, long long i) {
+    a += 3 * i, b += 3 * i;
+    return plus(plus(times(a[0], b[0]), times(a[1], b[1])), times(a[2], b[2]));
+}
+
+// sums (3, 3) += f·v, v² and f² in parts, one of them for every third block.
+extern "C" __global__ void __launch_bounds__(BLOCK) add_descent(const Atoms atoms, double* sums) {
+    const unsigned which = blockIdx.x % 3;
+    const double* a = which == 1 ? atoms.velocities : atoms.forces;
+    const double* b = which == 2 ? atoms.forces : atoms.velocities;
+    ExactSum own;
+    for (long long i = blockIdx.x / 3 * BLOCK + threadIdx.x; i < atoms.n; i += gridDim.x / 3 * BLOCK)
+        own.add(product_of(a, b, i));
+    add_parts(own, sums + 3 * which);
+}
+
 // Random numbers of dphpc/core/random.py.
 struct Words {
     unsigned c[4];
@@ -134,8 +157,33 @@ extern "C" __global__ void __launch_bounds__(BLOCK) randomize(const Atoms atoms,
     add_parts(own, taken);
 }
 
-// largest is raised to the largest squared displacement since the list was built, as the bits of a double, which order as
-// the numbers do; those of what is not a number come last.  By the way, n words are cleared.
+// largest is raised to a number that is not negative, as the bits of a double, which order as the numbers do; those of
+// what is not a number come last.  All threads of a warp take part.
+__device__ inline void raise_to(unsigned long long* largest, unsigned long long own) {
+    for (int distance = WARP / 2; distance > 0; distance /= 2) {
+        const unsigned long long other = lane_below(own, distance);
+        own = other > own ? other : own;
+    }
+    if (threadIdx.x % WARP == 0 && own > 0) atomicMax(largest, own);
+}
+
+__device__ inline unsigned long long larger(unsigned long long bits, double value) {
+    const unsigned long long other = static_cast<unsigned long long>(__double_as_longlong(value));
+    return other > bits ? other : bits;
+}
+
+// largest (2) is raised to the largest v² and f² of an atom.
+extern "C" __global__ void __launch_bounds__(BLOCK) note_largest(const Atoms atoms, unsigned long long* largest) {
+    unsigned long long speed2 = 0, force2 = 0;
+    for (long long i = my_first(); i < atoms.n; i += n_threads()) {
+        speed2 = larger(speed2, product_of(atoms.velocities, atoms.velocities, i));
+        force2 = larger(force2, product_of(atoms.forces, atoms.forces, i));
+    }
+    raise_to(largest, speed2);
+    raise_to(largest + 1, force2);
+}
+
+// largest is raised to the largest squared displacement since the list was built.  By the way, n words are cleared.
 extern "C" __global__ void __launch_bounds__(BLOCK)
 note_displacement(const Atoms atoms, unsigned long long* largest, Count* cleared, long long n) {
     for (long long i = my_first(); i < n; i += n_threads()) cleared[i] = 0;
@@ -146,14 +194,9 @@ note_displacement(const Atoms atoms, unsigned long long* largest, Count* cleared
             const double d = atoms.positions[3 * i + a] - atoms.built_at[3 * i + a];
             moved2 = plus(moved2, times(d, d));
         }
-        const unsigned long long bits = static_cast<unsigned long long>(__double_as_longlong(moved2));
-        own = bits > own ? bits : own;
+        own = larger(own, moved2);
     }
-    for (int distance = WARP / 2; distance > 0; distance /= 2) {
-        const unsigned long long other = lane_below(own, distance);
-        own = other > own ? other : own;
-    }
-    if (threadIdx.x % WARP == 0 && own > 0) atomicMax(largest, own);
+    raise_to(largest, own);
 }
 
 // Forces from whole numbers of a spacing; trouble where one reaches the limit.

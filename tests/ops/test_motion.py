@@ -56,8 +56,9 @@ def test_pieces_change_no_bit(monkeypatch):
         host.kick(1e-3)
         host.drift(5e-4)
         host.randomize_velocities(account, 0.9, 300.0, 3, 7)
+        host.steer(0.9, 0.3)
         sums = host.kinetic_energy(), host.kinetic_tensor(), host.momentum(), host.moved2(), account.scalars
-        found.append([state.positions, state.velocities, *sums])
+        found.append([state.positions, state.velocities, *sums, host.descent_sums(), host.largest_squares()])
     for whole, by_piece in zip(*found, strict=True):
         assert np.array_equal(whole, by_piece)
         assert np.abs(whole).max() > 0.0
@@ -78,6 +79,29 @@ def test_kick_and_drift(device, spacing):
     card.note_displacement(largest, cleared[1:])
     assert device.download(largest).view(np.float64)[0] == pytest.approx(host.moved2().max(), rel=1e-14)
     assert not device.download(cleared).any()
+
+
+@pytest.mark.parametrize("keep", [0.75, 0.0])
+def test_velocities_are_steered_towards_the_forces(device, keep):
+    state, host, card = both(device)
+    v, f = state.velocities[:N].copy(), state.forces[:N]
+    for moves in (host, card):
+        moves.steer(keep, 3.0 * keep)
+    same(device, state, card)
+    np.testing.assert_allclose(state.velocities[:N], keep * (v + 3.0 * f), rtol=1e-12, atol=1e-12)
+    card.put_velocities(v)
+    host.put_velocities(v)
+    same(device, state, card)
+
+
+def test_what_a_minimizer_asks_for(device):
+    state, host, card = both(device)
+    sums, v, f = host.descent_sums(), state.velocities[:N], state.forces[:N]
+    assert np.array_equal(card.descent_sums(), sums)
+    np.testing.assert_allclose(total(sums), [(f * v).sum(), (v * v).sum(), (f * f).sum()], rtol=1e-13)
+    largest = host.largest_squares()
+    assert np.array_equal(card.largest_squares(), largest)
+    assert largest.tolist() == pytest.approx([(v**2).sum(axis=1).max(), (f**2).sum(axis=1).max()], rel=1e-14)
 
 
 @pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf])
@@ -157,7 +181,8 @@ def test_the_blocks_may_come_in_any_order(tmp_path):
         account = Account()
         card.randomize_velocities(account, 0.5, 300.0, 1, 1)
         card.fetch_account(account)
-        found.append([account.scalars, card.kinetic_tensor(), device.download(card.velocities)])
+        sums = card.kinetic_tensor(), card.descent_sums(), card.largest_squares()
+        found.append([account.scalars, *sums, device.download(card.velocities)])
     for other in found[1:]:
         for a, b in zip(other, found[0], strict=True):
             assert np.array_equal(a, b)

@@ -68,6 +68,22 @@ class Moves(Protocol):
         """
         ...
 
+    def put_velocities(self, velocities: Floats) -> None:
+        """Velocities (n_local, 3) from the host."""
+        ...
+
+    def steer(self, keep: float, push: float) -> None:
+        """v = keep·v + push·f."""
+        ...
+
+    def descent_sums(self) -> Floats:
+        """(3, 3): Σ f·v, Σ v² and Σ f² of these atoms, in parts."""
+        ...
+
+    def largest_squares(self) -> Floats:
+        """(2,): the largest v² and the largest f² of these atoms."""
+        ...
+
     def kinetic_tensor(self) -> Floats:
         """(3, 3, 3) eV: Σ m v ⊗ v of these atoms, in parts."""
         ...

@@ -33,7 +33,7 @@ _MOVING = [f for f in FIELDS if f.name in ("positions", "velocities", "forces")]
 
 
 class CudaMoves:
-    """See `contract.Moves`; nothing waits for the card but `kinetic_tensor`, and `rescale` on several ranks.
+    """See `contract.Moves`; nothing waits for the card but what gives numbers, and `rescale` on several ranks.
 
     Parameters
     ----------
@@ -204,6 +204,30 @@ class CudaMoves:
         key, spread = (seed << 4) | int(Stream.LANGEVIN), np.sqrt(1.0 - keep * keep)
         noise = np.array([(key, step, keep, spread, BOLTZMANN_EV_PER_K * temperature)], _NOISE)
         self._launch("randomize", noise, self._scalars_of(account))
+
+    def put_velocities(self, velocities: Floats) -> None:
+        """See `contract.Moves.put_velocities`."""
+        self.device.upload(velocities, self.velocities)
+
+    def steer(self, keep: float, push: float) -> None:
+        """See `contract.Moves.steer`."""
+        self._launch("steer", np.float64(keep), np.float64(push))
+
+    def descent_sums(self) -> Floats:
+        """See `contract.Moves.descent_sums`."""
+        sums = self.room.buffer("descent", (9,), np.float64)
+        sums.fill(0)
+        if self.n_local:
+            grid = 3 * min(-(-self.n_local // BLOCK), MOST_BLOCKS // 3)
+            self.device.launch(self._text, "add_descent", grid, BLOCK, self._atoms, sums)
+        return np.ascontiguousarray(self.device.download(sums).reshape(3, len(no_sum())).T)
+
+    def largest_squares(self) -> Floats:
+        """See `contract.Moves.largest_squares`."""
+        largest = self.room.buffer("largest", (2,), np.int64)
+        largest.fill(0)
+        self._launch("note_largest", largest)
+        return self.device.download(largest).view(np.float64)
 
     def kinetic_tensor(self) -> Floats:
         """See `contract.Moves.kinetic_tensor`."""

@@ -82,6 +82,33 @@ class HostMoves:
             velocities += noise
         account.scalars += before - self.kinetic_energy()
 
+    def put_velocities(self, velocities: Floats) -> None:
+        """See `contract.Moves.put_velocities`."""
+        self._state.velocities[: self._state.n_local] = velocities
+
+    def steer(self, keep: float, push: float) -> None:
+        """See `contract.Moves.steer`."""
+        for piece in self._pieces:
+            velocities = self._state.velocities[piece]
+            velocities *= keep
+            velocities += push * self._state.forces[piece]
+
+    def descent_sums(self) -> Floats:
+        """See `contract.Moves.descent_sums`."""
+        parts = no_sum(3)
+        for piece in self._pieces:
+            v, f = self._state.velocities[piece], self._state.forces[piece]
+            parts += exact_sum(np.stack([_rows(f, v), _rows(v, v), _rows(f, f)], axis=1))
+        return parts
+
+    def largest_squares(self) -> Floats:
+        """See `contract.Moves.largest_squares`."""
+        largest = np.zeros(2)
+        for piece in self._pieces:
+            v, f = self._state.velocities[piece], self._state.forces[piece]
+            np.maximum(largest, [_rows(v, v).max(initial=0.0), _rows(f, f).max(initial=0.0)], out=largest)
+        return largest
+
     def kinetic_energy(self) -> Floats:
         """(3,) eV, of these atoms, in parts."""
         half_mass, parts = 0.5 * KINETIC * self._masses, no_sum()
@@ -141,3 +168,9 @@ class HostMoves:
             moved = self._state.positions[piece] - self._built_at[piece]
             np.einsum("ij,ij->i", moved, moved, out=squares[piece])
         return squares
+
+
+def _rows(a: Floats, b: Floats) -> Floats:
+    """(n,) a·b of each atom, in one order on all back ends."""
+    product = a * b
+    return np.asarray(product[:, 0] + product[:, 1] + product[:, 2])
