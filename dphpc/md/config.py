@@ -29,6 +29,12 @@ FORMATS = {".extxyz": "extxyz", ".xyz": "extxyz", ".dump": "lammps", ".lammpstrj
 RESTART_SUFFIXES = (".h5", ".hdf5", ".restart")
 """By which a structure is known to be a restart file."""
 
+STAGE_KEYS = {
+    "nvt": ("thermostat", "temperature_K", "damping_fs", "chain_length"),
+    "minimize": ("force_tolerance_eV_A", "max_move_A"),
+}
+"""Keys that only stages of one ensemble have."""
+
 Kelvin = Annotated[float, Field(ge=0)]
 
 
@@ -53,10 +59,11 @@ class Velocities(Config):
 
 
 class Stage(Config):
-    """A number of steps in one ensemble."""
+    """A number of steps in one ensemble, or towards a minimum of the energy."""
 
-    ensemble: Annotated[Literal["nve", "nvt"], BeforeValidator(_lower)]
+    ensemble: Annotated[Literal["nve", "nvt", "minimize"], BeforeValidator(_lower)]
     steps: NonNegativeInt
+    """Of a minimization, the most it may take."""
     thermostat: Annotated[Literal["nose-hoover", "langevin", "bussi"] | None, BeforeValidator(_thermostat)] = None
     temperature_K: Kelvin | Annotated[list[Kelvin], Field(min_length=2, max_length=2)] | None = None
     """A number, or [start, end] of a linear ramp."""
@@ -64,13 +71,19 @@ class Stage(Config):
     """Time constant: the period of Nosé–Hoover's oscillation / 2π, Langevin's 1/γ, Bussi's τ."""
     chain_length: PositiveInt = 3
     """Nosé–Hoover thermostats in the chain."""
+    force_tolerance_eV_A: PositiveFloat = 0.01
+    """A minimization has converged when no atom's force is longer."""
+    max_move_A: PositiveFloat = 0.1
+    """No atom goes farther in a step of a minimization."""
 
     @model_validator(mode="after")
     def _check(self) -> Stage:
-        if self.ensemble == "nve":
-            for key in ("thermostat", "temperature_K", "damping_fs", "chain_length"):
+        for ensemble, keys in STAGE_KEYS.items():
+            for key in keys if ensemble != self.ensemble else ():
                 if key in self.model_fields_set and getattr(self, key) is not None:
-                    raise ValueError(f"'{key}' has no meaning in an nve stage: remove it or write ensemble: nvt")
+                    own = f"a{'n' * self.ensemble.startswith('n')} {self.ensemble}"
+                    raise ValueError(f"'{key}' has no meaning in {own} stage: remove it or write ensemble: {ensemble}")
+        if self.ensemble != "nvt":
             return self
         if self.thermostat is None:
             raise ValueError(f"an nvt stage needs 'thermostat': one of {', '.join(THERMOSTATS)}")
@@ -100,6 +113,8 @@ class Stage(Config):
         """A stage in a few words."""
         if self.ensemble == "nve":
             return f"nve, {self.steps} steps"
+        if self.ensemble == "minimize":
+            return f"minimize (FIRE, to forces of {self.force_tolerance_eV_A:g} eV/Å), at most {self.steps} steps"
         start, end = self.temperatures
         target = f"{start:g} K" if start == end else f"{start:g} → {end:g} K"
         return f"nvt ({self.thermostat}, {target}, damping {self.damping_fs:g} fs), {self.steps} steps"

@@ -20,10 +20,12 @@ class Integrator(Protocol):
     """Moves an engine's atoms by one step, in some ensemble.
 
     `frozen` counts the degrees of freedom that stay at rest (the center of mass's three); `scalars` are the
-    numbers that change with the steps.
+    numbers that change with the steps.  Velocities are the atoms' own if it is `dynamic`, else they are at rest for all
+    who look, whatever it moves them by.
     """
 
     frozen: int
+    dynamic: bool
     scalars: NDArray[np.float64]
 
     def step(self, engine: Engine, temperature: float) -> None:
@@ -52,6 +54,7 @@ class VelocityVerlet:
     """The microcanonical ensemble (NVE); Swope et al., J. Chem. Phys. 76, 637 (1982)."""
 
     frozen = 3
+    dynamic = True
     bath_is_local = False
     scalars = np.zeros(0)
 

@@ -7,7 +7,7 @@ from dataclasses import astuple, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dphpc.core.exact_sum import PARTS, total
+from dphpc.core.exact_sum import PARTS, no_sum, total
 from dphpc.core.units import BOLTZMANN_EV_PER_K, EV_PER_A3_IN_BAR
 from dphpc.md.engine import Engine
 from dphpc.md.integrators import Integrator
@@ -70,10 +70,11 @@ def measure(engine: Engine, integrator: Integrator, bath_before: NDArray[np.floa
         (3,) eV that thermostats of earlier stages took: keeps the conserved energy continuous.
     """
     out = engine.outputs
+    kinetic_parts = engine.local_kinetic_tensor() if integrator.dynamic else no_sum(3, 3)
     parts = (
         out.energy_parts[:, None],
         out.virial_parts.reshape(PARTS, 9),
-        engine.local_kinetic_tensor().reshape(PARTS, 9),
+        kinetic_parts.reshape(PARTS, 9),
     )
     sums = total(engine.comm.allreduce(np.concatenate(parts, axis=1)))
     potential, virial, kinetic_tensor = float(sums[0]), sums[1:10].reshape(3, 3), sums[10:].reshape(3, 3)

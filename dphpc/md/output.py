@@ -37,6 +37,16 @@ def writing(path: str, engine: Engine, step: int | None = None) -> Iterator[None
         ) from None  # fmt: skip
 
 
+def resume_at(path: str, written: dict[str, int]) -> int | None:
+    """How far an output file of the run before the restart is to be kept, None if there is none."""
+    at = written.get(path)
+    if at is None or not Path(path).is_file():
+        return None
+    if not path.endswith(".h5md") and Path(path).stat().st_size < at:
+        return None
+    return at
+
+
 class TableFile:
     """Lines under a header; `resume_at` bytes of an old file are kept, None begins anew."""
 
@@ -121,8 +131,17 @@ class Screen:
         if self._progress is not None:
             self._progress.update(self._task, completed=self.done)
 
-    def row(self, t: Thermo) -> None:
-        """A line of the table, with the rate since the last one and the time left."""
+    def leave_out(self, steps: int) -> None:
+        """Steps need not be done."""
+        self.n_steps -= steps
+        if self._progress is not None:
+            self._progress.update(self._task, total=self.n_steps)
+
+    def row(self, t: Thermo, force: float | None = None) -> None:
+        """A line of the table, with the rate since the last one and the time left.
+
+        In a minimization, where nothing is conserved, with the longest `force` (eV/Å) in its place.
+        """
         now = time.perf_counter()
         steps, seconds = self.done - self._last_done, now - self._last_time
         rate = f"{steps * self.n_atoms / seconds:.4g}" if steps and seconds else "-"
@@ -130,9 +149,10 @@ class Screen:
         if self.done and now > self._started:
             left = duration((self.n_steps - self.done) * (now - self._started) / self.done)
         self._last_done, self._last_time = self.done, now
+        conserved = f"{t.conserved_eV:.6f}" if force is None else f"F_max {force:.4g}"
         values = (
             f"{t.step}", f"{t.time_ps:.6g}", f"{t.temperature_K:.2f}", f"{t.potential_eV:.6f}", f"{t.kinetic_eV:.6f}",
-            f"{t.total_eV:.6f}", f"{t.conserved_eV:.6f}", f"{t.pressure_bar:.2f}", rate, left,
+            f"{t.total_eV:.6f}", conserved, f"{t.pressure_bar:.2f}", rate, left,
         )  # fmt: skip
         self.say(" ".join(f"{value:>{width}}" for value, (_, width) in zip(values, _TABLE, strict=True)))
 

@@ -29,6 +29,9 @@ from dphpc.md.structures import ROWS, Source
 FORMAT = "dphpc restart"
 VERSION = 2
 
+STAGE_DEFAULTS = {key: field.default for key, field in Stage.model_fields.items() if not field.is_required()}
+"""What a stage does of which a file, written before there were such keys, does not tell."""
+
 
 @dataclass
 class Checkpoint:
@@ -58,6 +61,10 @@ class Checkpoint:
     bath: list[float]
     files: dict[str, int] = field(default_factory=dict)
     integrator: Saved = field(default_factory=dict)
+
+    def minimizes(self, since: int) -> bool:
+        """Whether its stages from `since` to the present one are minimizations, whose velocities are not the atoms'."""
+        return all(stage["ensemble"] == "minimize" for stage in self.stages[since : self.stage + 1])
 
     def position_in(self, stages: list[Stage]) -> tuple[int, int] | None:
         """(stage, steps done of it) at which to go on with `stages`, or None if they are a new plan.
@@ -169,6 +176,7 @@ def read_restart(path: str) -> tuple[Source, Checkpoint, str | None]:
         box = Box(file["box"][:], tuple(meta.pop("periodic")), file["origin"][:])
         saved = {name: data[:] for name, data in file.get("integrator", {}).items()}
         n_atoms, max_id = len(file["atoms/ids"]), int(file["atoms/ids"][-1])
+    meta["stages"] = [STAGE_DEFAULTS | stage for stage in meta["stages"]]
     species, present, masses = meta.pop("species"), meta.pop("present"), meta.pop("masses")
     checkpoint = Checkpoint(**{**meta, "clock": tuple(meta["clock"])}, integrator=saved)
 

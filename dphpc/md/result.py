@@ -32,13 +32,17 @@ class MDResult:
         Number of the signal that ended the run before its last step, or 0.
     stopped_above
         eV/Å: the committee's largest force deviation, where that ended the run before its last step.
+    simulated_ps
+        Of `time_ps` what this run added.
+    converged
+        Whether the last minimization did, None if none came to its end.
     """
 
     n_atoms: int
     n_ranks: int
     steps: int
     time_ps: float
-    timestep_fs: float
+    simulated_ps: float
     seconds: float
     phases: dict[str, float]
     rebuilds: int
@@ -48,6 +52,7 @@ class MDResult:
     imbalance: float = 0.0
     hidden: float | None = None
     stopped_above: float | None = None
+    converged: bool | None = None
 
     @property
     def atom_steps_per_second(self) -> float:
@@ -57,16 +62,17 @@ class MDResult:
     @property
     def ns_per_day(self) -> float:
         """Simulated nanoseconds a day."""
-        return self.steps * self.timestep_fs * 1e-6 * 86400.0 / self.seconds if self.seconds else 0.0
+        return self.simulated_ps * 1e-3 * 86400.0 / self.seconds if self.seconds else 0.0
 
     def summary(self) -> list[str]:
         """Lines for the end of a run."""
         if not self.steps:
             return ["no steps were done"]
         share = ", ".join(f"{name} {100.0 * s / self.seconds:.1f} %" for name, s in self.phases.items())
+        pace = f", {self.ns_per_day:.4g} ns/day" if self.simulated_ps else ""  # time stands still in a minimization
         return [
             f"{self.steps} steps of {self.n_atoms:,} atoms in {self.seconds:.2f} s: "
-            f"{self.atom_steps_per_second:,.0f} atom-steps/s, {self.ns_per_day:.4g} ns/day",
+            f"{self.atom_steps_per_second:,.0f} atom-steps/s{pace}",
             f"time: {share}; {self.rebuilds} neighbor rebuilds",
             *self._ranks(),
             *(f"{what}: {path}" for what, path in self.files.items()),

@@ -22,8 +22,9 @@ from dphpc.md.card_ranks import engine_for
 from dphpc.md.config import MdConfig, Stage
 from dphpc.md.integrators import Integrator, VelocityVerlet
 from dphpc.md.memory import SNAPSHOT_BYTES, estimate, refuse_if_too_large
+from dphpc.md.minimize import Fire
 from dphpc.md.observables import HEADER, bath_energy, degrees_of_freedom, measure
-from dphpc.md.output import Screen, TableFile, writing
+from dphpc.md.output import Screen, TableFile, resume_at, writing
 from dphpc.md.restart import Checkpoint, write_restart
 from dphpc.md.result import MDResult, columns_of
 from dphpc.md.setup import header, load_monitor, load_potential, read_settings, read_start
@@ -116,9 +117,9 @@ class Run:
             fewest, most = comm.allreduce(np.array([state.n_local, -state.n_local]), "min") * [1, -1]
             self.screen.say(f"atoms:     {fewest:,} to {most:,} a rank")
         self._plan()
-        if settings.velocities is not None and self.checkpoint is None:
-            draw_velocities(self.engine, settings.velocities.temperature_K, settings.velocities.seed)
-        elif settings.velocities is None and not start.has_velocities:
+        if settings.stages[self.stage].ensemble != "minimize":
+            self._start_moving()
+        if settings.velocities is None and not start.has_velocities:
             self.screen.say("velocities: all atoms start at rest (none in the run file, none in the structure)")
 
     def _describe(self, n_atoms: int, domain: Domain, warning: str | None) -> None:
@@ -140,6 +141,8 @@ class Run:
         self.stage, self.stage_step, self.bath = 0, 0, no_sum()
         self.saved_at: int | None = None
         self.saved: dict[str, NDArray] = {}
+        self.to_draw, self.at_rest = s.velocities, False
+        self.converged: bool | None = None
         if old is not None:
             step0, time0, dt = old.clock
             engine.step, self.bath = old.step, np.array(old.bath)
@@ -150,10 +153,23 @@ class Run:
                 (self.stage, self.stage_step), self.saved = where, old.integrator
             plan = f"going on in stage {self.stage + 1} after {self.stage_step} of its steps" if where else "new stages"
             self.screen.say(f"restart:   at step {engine.step}, {engine.time:.6g} ps; {plan}")
-            if s.velocities is not None:
+            self.at_rest = old.minimizes(since=0 if where else old.stage)
+            lost = self.at_rest or (where is None and s.stages[0].ensemble == "minimize")
+            if s.velocities is not None and not lost:
+                self.to_draw = None
                 self.screen.say("velocities: from the restart file; the run file's 'velocities' is not used")
-        self.n_steps = sum(stage.steps for stage in s.stages[self.stage :]) - self.stage_step
-        self.screen = Screen(engine.n_atoms, self.n_steps, self.screen.quiet)
+        self.begun = engine.time
+        n_steps = sum(stage.steps for stage in s.stages[self.stage :]) - self.stage_step
+        self.screen = Screen(engine.n_atoms, n_steps, self.screen.quiet)
+
+    def _start_moving(self) -> None:
+        """Before the first step of dynamics: velocities that are to be drawn, else none after a minimization."""
+        if self.to_draw is not None:
+            draw_velocities(self.engine, self.to_draw.temperature_K, self.to_draw.seed)
+        elif self.at_rest:
+            self.screen.say("velocities: all atoms start at rest (none in the run file, and minimized before)")
+            self.engine.host.scale_velocities(0.0)
+        self.to_draw = None
 
     def _open_outputs(self) -> None:
         s = self.settings
@@ -162,18 +178,18 @@ class Run:
         self.rows = array("d")  # of thermo, on rank 0: a run may have millions
         old = self.checkpoint.files if self.checkpoint else {}
         self.fresh = {"thermo": True, "trajectory": True, "deviation": True}
-        at = from_first(self.comm, lambda: _resume_at(s.trajectory.file, old) if s.trajectory else None)
+        at = from_first(self.comm, lambda: resume_at(s.trajectory.file, old) if s.trajectory else None)
         with together(self.comm):
             if s.trajectory:
                 self.trajectory = open_trajectory(s.trajectory, self.potential.type_map, self.masses, at, self.comm)
                 self.fresh["trajectory"] = at is None
             if self.comm.rank == 0:
                 if s.thermo.file:
-                    at = _resume_at(s.thermo.file, old)
+                    at = resume_at(s.thermo.file, old)
                     self.thermo_file, self.fresh["thermo"] = TableFile(s.thermo.file, HEADER, at), at is None
                 if self.deviation and s.deviation:
-                    self.fresh["deviation"] = _resume_at(s.deviation.file, old) is None
-                    self.deviation.open(self.potential.type_map, self.masses, lambda path: _resume_at(path, old))
+                    self.fresh["deviation"] = resume_at(s.deviation.file, old) is None
+                    self.deviation.open(self.potential.type_map, self.masses, lambda path: resume_at(path, old))
         self.fresh = self.comm.bcast(self.fresh)
 
     def go(self) -> MDResult:
@@ -184,6 +200,7 @@ class Run:
         integrator = self._integrator(s.stages[self.stage])
         if self.saved:
             integrator.load(self.saved)
+            self.saved = {}
         self.screen.start()
         for phase in engine.timers.seconds:
             engine.timers.seconds[phase] = 0.0
@@ -207,8 +224,9 @@ class Run:
         while True:
             stage = stages[self.stage]
             self.screen.say(f"stage {self.stage + 1} of {len(stages)}: {stage.title}")
-            while self.stage_step < stage.steps:
-                n = engine.steps_ahead(min(stage.steps - self.stage_step, self._steps_to_output()))
+            while self._goes_on(integrator):
+                most = min(stage.steps - self.stage_step, self._steps_to_output()) if integrator.dynamic else 1
+                n = engine.steps_ahead(most)
                 done = self.stage_step
                 engine.advance(integrator, [stage.temperature(k) for k in range(done + 1, done + n + 1)])
                 self.stage_step += n
@@ -216,11 +234,26 @@ class Run:
                 self._write(integrator)
                 if self._must_end():
                     return integrator
+            if isinstance(integrator, Fire):
+                self.converged = integrator.converged
+                self.screen.say(integrator.outcome(engine))
             if self.stage + 1 == len(stages):
                 return integrator
             self.bath += bath_energy(engine, integrator)
-            self.stage, self.stage_step = self.stage + 1, 0
+            self.stage, self.stage_step, self.at_rest = self.stage + 1, 0, not integrator.dynamic
+            if self.at_rest and stages[self.stage].ensemble != "minimize":
+                engine.to_host()
+                self._start_moving()
+                engine.moves.put_velocities(engine.state.velocities[: engine.state.n_local])
             integrator = self._integrator(stages[self.stage])
+
+    def _goes_on(self, integrator: Integrator) -> bool:
+        """Whether steps of the stage are left; a minimization needs none when it has converged."""
+        left = self.settings.stages[self.stage].steps - self.stage_step
+        if isinstance(integrator, Fire) and integrator.converged:
+            self.screen.leave_out(left)
+            return False
+        return left > 0
 
     def _must_end(self) -> bool:
         return bool(self.engine.stop) or (self.deviation is not None and self.deviation.exceeded is not None)
@@ -231,6 +264,11 @@ class Run:
     def _integrator(self, stage: Stage) -> Integrator:
         dof = degrees_of_freedom(self.engine.n_atoms, VelocityVerlet.frozen)
         damping, seed = stage.damping_fs * FS, self.settings.seed
+        if stage.ensemble == "minimize":
+            fire = Fire(stage.force_tolerance_eV_A, stage.max_move_A)
+            if not self.saved:
+                fire.begin(self.engine)
+            return fire
         match stage.thermostat:
             case "nose-hoover":
                 return NoseHoover(dof, stage.temperature(0), damping, stage.chain_length)
@@ -273,7 +311,7 @@ class Run:
             if "thermo" in now:
                 if self.comm.rank == 0:
                     self.rows.extend(astuple(thermo))
-                self.screen.row(thermo)
+                self.screen.row(thermo, integrator.force if isinstance(integrator, Fire) else None)
                 with together(self.comm):
                     if self.thermo_file and s.thermo.file and (not first or self.fresh["thermo"]):
                         with writing(s.thermo.file, engine):
@@ -326,10 +364,11 @@ class Run:
         flown, waited = self.comm.allreduce(engine.in_flight)
         columns = columns_of(self.comm.bcast(self.rows))
         result = MDResult(
-            engine.n_atoms, self.comm.size, done, engine.time, s.timestep_fs, seconds,
+            engine.n_atoms, self.comm.size, done, engine.time, engine.time - self.begun, seconds,
             dict(engine.timers.seconds), engine.rebuilds, {k: v for k, v in files.items() if v}, columns,
-            stopped_by=engine.stop if done < self.n_steps else 0,
-            stopped_above=above if done < self.n_steps else None,
+            stopped_by=engine.stop if done < self.screen.n_steps else 0,
+            stopped_above=above if done < self.screen.n_steps else None,
+            converged=self.converged,
             imbalance=imbalance(engine.total_work, self.comm),
             hidden=1.0 - waited / flown if self.comm.size > 1 and flown else None,
         )  # fmt: skip
@@ -343,17 +382,7 @@ class Run:
         """What a run that ended before its last step says last."""
         by = f"max_devi_f = {result.stopped_above:.4g} eV/Å" if result.stopped_above is not None else ""
         by = by or signal.Signals(result.stopped_by).name
-        what = f"stopped by {by} after {result.steps} of {self.n_steps} steps"
+        what = f"stopped by {by} after {result.steps} of {self.screen.n_steps} steps"
         if not self.settings.restart:
             return f"{what}; no restart was written: the run file has no 'restart'"
         return f"{what}; go on with structure: {self.settings.restart.file} (step {self.engine.step})"
-
-
-def _resume_at(path: str, written: dict[str, int]) -> int | None:
-    """How far an output file of the run before the restart is to be kept, None if there is none."""
-    at = written.get(path)
-    if at is None or not Path(path).is_file():
-        return None
-    if not path.endswith(".h5md") and Path(path).stat().st_size < at:
-        return None
-    return at

@@ -205,6 +205,7 @@ class Langevin:
     """
 
     frozen = 0
+    dynamic = True
     bath_is_local = True
 
     def __init__(self, damping: float, seed: int) -> None:

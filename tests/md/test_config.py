@@ -27,6 +27,8 @@ BASE: dict[str, Any] = {"structure": "a.lmp", "model": "m.dp", "stages": [{"ense
 
 NVT: dict[str, Any] = {"ensemble": "nvt", "thermostat": "nose-hoover", "temperature_K": 300, "steps": 5}
 
+MINIMIZE: dict[str, Any] = {"ensemble": "minimize", "steps": 5}
+
 
 def test_the_documented_input(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(ISSUE)
@@ -59,7 +61,7 @@ def test_thermostats_have_their_usual_names(name: str) -> None:
         ({"precision": "double"}, r"'float64', 'mixed', 'tf32' or 'float32'"),
         ({"stages": [{"ensemble": "nvt", "steps": 5}]}, r"nvt stage needs 'thermostat'"),
         ({"stages": [{"ensemble": "nvt", "thermostat": "bussi", "steps": 5}]}, r"needs 'temperature_K'"),
-        ({"stages": [{"ensemble": "npt", "steps": 5}]}, r"'nve' or 'nvt'"),
+        ({"stages": [{"ensemble": "npt", "steps": 5}]}, r"'nve', 'nvt' or 'minimize'"),
         (
             {"stages": [{"ensemble": "nvt", "thermostat": "langvin", "temperature_K": 1, "steps": 5}]},
             r"unknown thermostat 'langvin': did you mean 'langevin'",
@@ -75,6 +77,19 @@ def test_thermostats_have_their_usual_names(name: str) -> None:
         ({"stages": [{"ensemble": "nve", "damping_fs": 50, "steps": 5}]}, r"'damping_fs' has no meaning in an nve"),
         ({"stages": [{"ensemble": "nve", "chain_length": 3, "steps": 5}]}, r"'chain_length' has no meaning in an nve"),
         ({"stages": [NVT | {"thermostat": "bussi", "chain_length": 3}]}, r"'chain_length' has no meaning for bussi"),
+        (
+            {"stages": [{"ensemble": "nve", "max_move_A": 0.2, "steps": 5}]},
+            r"no meaning in an nve .*ensemble: minimize",
+        ),
+        ({"stages": [NVT | {"force_tolerance_eV_A": 1}]}, r"'force_tolerance_eV_A' has no meaning in an nvt stage"),
+        ({"stages": [MINIMIZE | {"temperature_K": 300}]}, r"'temperature_K' has no meaning in a minimize .*nvt"),
+        ({"stages": [MINIMIZE | {"force_tolerance_eV_A": 0}]}, r"'force_tolerance_eV_A'.*greater than 0"),
+        ({"stages": [MINIMIZE | {"max_move_A": -0.1}]}, r"'max_move_A'.*greater than 0"),
+        (
+            {"stages": [MINIMIZE | {"force_tolerance": 0.1}]},
+            r"'force_tolerance' is not .*did you mean 'force_tolerance_eV_A'",
+        ),
+        ({"stages": [{"ensemble": "minimize"}]}, r"'steps'"),
         # LAMMPS' Tdamp in ps.
         ({"stages": [NVT | {"damping_fs": 0.1}]}, r"'damping_fs' is 0.1, less than a timestep .*femtoseconds"),
         ({"seed": 2**60}, r"'seed' has the wrong value .*less than"),

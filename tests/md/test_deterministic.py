@@ -87,6 +87,26 @@ def test_argon_on_ranks(name: str, argon: LennardJones, config: Config, compared
 
 
 @pytest.mark.mpi
+@pytest.mark.parametrize("after", [[], [THERMOSTATS["langevin"]]], ids=["half way", "then langevin"])
+def test_a_minimization(
+    after: list[dict[str, Any]],
+    argon: LennardJones,
+    config: Config,
+    comm: Communicator,
+    tmp_path: Path,
+    compared: Callable[..., None],
+) -> None:
+    path = Path(comm.bcast(str(tmp_path))) / "rattled.extxyz"
+    if comm.rank == 0:
+        atoms = bulk("Ar", "fcc", a=5.4, cubic=True) * (9, 2, 2)
+        atoms.rattle(0.3, seed=1)
+        write(path, atoms, parallel=False)
+    comm.barrier()
+    first = {"ensemble": "minimize", "steps": 200 if after else 30}
+    compared(config(structure=str(path), replicate=None, stages=[first, *after]), argon)
+
+
+@pytest.mark.mpi
 @pytest.mark.parametrize("periodic", [(True, True, True), (True, True, False)], ids=["triclinic", "slab"])
 def test_a_skewed_cell(
     periodic: tuple[bool, bool, bool],

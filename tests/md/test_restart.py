@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from dphpc.core.errors import DataError, RunError
+from dphpc.md.config import Stage
 from dphpc.md.restart import read_restart
 from dphpc.md.run import run_md
 from dphpc.md.sealed import damage_of, previous_of
@@ -90,6 +91,18 @@ def test_a_chain_of_runs_killed_at_any_moment(config: Make, argon: LennardJones,
     assert frames_of(tmp_path / "part.extxyz") == part[:, 0].tolist()
     # The restarts sort atoms anew: rounding, which the dynamics lets grow.
     np.testing.assert_allclose(part[:60], rows_of(tmp_path / "whole.csv")[:60], rtol=1e-7, atol=1e-7)
+
+
+def test_a_file_of_before_there_were_some_keys(
+    config: Make, argon: LennardJones, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, nve = config(**outputs(tmp_path)), {"ensemble": "nve", "steps": 4}
+    with monkeypatch.context() as patch:
+        dump = Stage.model_dump
+        patch.setattr(Stage, "model_dump", lambda self: {k: v for k, v in dump(self).items() if "move" not in k})
+        run_md(run | {"stages": [nve]}, potential=argon)
+    again = run | {"stages": [{**nve, "steps": 6}], "structure": run["restart"]["file"], "replicate": [1, 1, 1]}
+    assert run_md(again, potential=argon).steps == 2
 
 
 @pytest.mark.mpi

@@ -1,0 +1,137 @@
+"""Energy minimization, by steps of an engine as dynamics has them.
+
+FIRE 2.0: Bitzek et al., Phys. Rev. Lett. 97, 170201 (2006), as corrected by Guénolé et al., Comput. Mater. Sci. 175,
+109584 (2020), with the numbers that LAMMPS has.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dphpc.core.exact_sum import no_sum, total
+from dphpc.core.units import ACCELERATION
+from dphpc.md.engine import Engine
+from dphpc.md.integrators import Saved
+
+DELAY = 20
+"""Steps downhill before Δt grows; also those at the beginning in which it does not shrink."""
+
+GROW, SHRINK = 1.1, 0.5
+"""Factors of Δt."""
+
+LONGEST, SHORTEST = 10.0, 0.02
+"""Timesteps of the run that Δt may be."""
+
+ALPHA, ALPHA_SHRINK = 0.25, 0.99
+"""How much of their velocity atoms turn into the forces' direction in a step, and how that dwindles downhill."""
+
+
+class Fire:
+    """Atoms slide downhill, ever faster and ever more along the forces; where it goes uphill all stop.
+
+    All atoms have the mean mass m: where the minimum is does not depend on masses, and with one for all the bonds of
+    hydrogen are less stiff beside what moves slowly (192 atoms of water take 205 steps, with their own masses 323).
+    Velocities are the minimizer's own; none is left when it has converged.
+
+    Parameters
+    ----------
+    tolerance
+        eV/Å: it has converged when no atom's force is longer.
+    max_move
+        Å, farther than which no atom goes in a step.
+    """
+
+    frozen = 3
+    bath_is_local = False
+    dynamic = False
+    scalars = np.zeros(0)
+
+    def __init__(self, tolerance: float, max_move: float) -> None:
+        self.tolerance, self.max_move = tolerance, max_move
+        self.pace, self.alpha = 1.0, ALPHA  # Δt in timesteps of the run
+        self.steps, self.downhill = 0, 0  # of all, and since it went uphill
+        self.moved = 0.0  # ps, of the last move
+        self.force = math.nan  # eV/Å, the longest
+        self.mass = math.nan  # u
+
+    def step(self, engine: Engine, temperature: float) -> None:
+        """F·v < 0: x −= ½Δt v, v = 0;  else v += Δt F/m, v = (1 − α) v + α |v| F/|F|, x += Δt v;  F = F(x)."""
+        engine.clock = engine.step + 1, engine.time  # which stands still
+        with engine.timers("integrate"):
+            power, v2, f2 = total(engine.comm.allreduce(engine.moves.descent_sums())).tolist()
+        self.steps += 1
+        if power < 0.0:
+            self._turn_back(engine)
+        else:
+            self._descend(engine, math.sqrt(v2 / f2) if f2 else 0.0)
+        engine.update_forces()
+        self._look(engine)
+
+    def begin(self, engine: Engine) -> None:
+        """Before the first step: stop all atoms, and look at their forces; collective."""
+        engine.to_host()
+        self.mass = float(engine.momentum()[3]) / engine.n_atoms
+        engine.host.scale_velocities(0.0)
+        engine.moves.steer(0.0, 0.0)
+        self._look(engine)
+
+    @property
+    def converged(self) -> bool:
+        """Whether no force is longer than the tolerance."""
+        return self.force <= self.tolerance
+
+    def outcome(self, engine: Engine) -> str:
+        """What to say at its end; collective."""
+        energy = float(total(engine.comm.allreduce(engine.outputs.energy_parts)))
+        values = f"after {self.steps} steps: E_pot {energy:.6f} eV, F_max {self.force:.4g} eV/Å"
+        if self.converged:
+            return f"minimized: converged {values}"
+        return f"warning:   the minimization has not converged {values}, not {self.tolerance:g}"
+
+    def bath_energy(self) -> NDArray[np.float64]:
+        """No account is kept of the energy taken."""
+        return no_sum()
+
+    def save(self) -> Saved:
+        """All its numbers."""
+        numbers = self.pace, self.alpha, self.steps, self.downhill, self.moved, self.force, self.mass
+        return {"fire": np.array(numbers, np.float64)}
+
+    def load(self, saved: Saved) -> None:
+        """All its numbers."""
+        self.pace, self.alpha, steps, downhill, self.moved, self.force, self.mass = saved["fire"].tolist()
+        self.steps, self.downhill = int(steps), int(downhill)
+
+    def _turn_back(self, engine: Engine) -> None:
+        engine.drift(-0.5 * self.moved)
+        with engine.timers("integrate"):
+            engine.moves.steer(0.0, 0.0)
+        self.alpha, self.downhill = ALPHA, 0
+        if self.steps > DELAY:
+            self.pace = max(SHRINK * self.pace, SHORTEST)
+
+    def _descend(self, engine: Engine, turn: float) -> None:
+        """`turn` is |v|/|F|."""
+        self.downhill += 1
+        if self.downhill > DELAY:
+            self.pace, self.alpha = min(GROW * self.pace, LONGEST), ALPHA_SHRINK * self.alpha
+        dt, keep = self.pace * engine.timestep, 1.0 - self.alpha
+        with engine.timers("integrate"):
+            engine.moves.steer(keep, keep * dt * ACCELERATION / self.mass + self.alpha * turn)
+            speed = self._largest(engine)[0]
+        self.moved = min(dt, self.max_move / speed) if speed else dt
+        engine.drift(self.moved)
+
+    def _look(self, engine: Engine) -> None:
+        with engine.timers("integrate"):
+            self.force = self._largest(engine)[1]
+            if self.converged:
+                engine.moves.steer(0.0, 0.0)
+
+    @staticmethod
+    def _largest(engine: Engine) -> list[float]:
+        """Å/ps and eV/Å, of an atom of some rank."""
+        return np.sqrt(engine.comm.allreduce(engine.moves.largest_squares(), "max")).tolist()
