@@ -177,7 +177,8 @@ class CardEngine(Engine):
 
     def _pass_window(self, integrator: Integrator, temperatures: Sequence[float]) -> bool:
         """Steps without a look; whether they stand, else all is as it was before.  Collective."""
-        step, since = self.step, self._since
+        before = self.step, self.clock, self._since
+        saved = integrator.save()
         self.device.replay((self._key, self.card.room.growths), self._begin_window)
         self._unseen = True
         Engine.advance(self, integrator, temperatures)
@@ -188,7 +189,8 @@ class CardEngine(Engine):
             return True
         self.thrown_away += 1
         self.card.restore()
-        self.step, self._since = step, since
+        self.step, self.clock, self._since = before
+        integrator.load(saved)
         return False
 
     def _work_meanwhile(self) -> None:

@@ -1,0 +1,78 @@
+"""Minimizations of atoms that live on a card: the host's results, on any number of ranks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ase.build import bulk
+from ase.io import write
+
+from dphpc.md.card_engine import CardEngine
+from dphpc.md.engine import Engine
+from dphpc.parallel.comm import Communicator
+from tests.md.test_card_engine import ALL, NVE, Runs, equal, kind_of, looks, runs_in_one_folder
+from tests.ops.emulation.device import EmulatedDevice
+
+MINIMIZE = {"ensemble": "minimize", "steps": 14}
+
+
+@pytest.fixture
+def runs(comm: Communicator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
+    """Of silicon whose atoms are not in their places."""
+    if comm.size > 4:
+        pytest.skip("so many cards take minutes to be played")
+    runs = runs_in_one_folder(comm, tmp_path, monkeypatch)
+    if comm.rank == 0:
+        atoms = bulk("Si", "diamond", a=5.43, cubic=True)
+        atoms.rattle(0.15, seed=2)
+        write(runs.folder / "rattled.extxyz", atoms, parallel=False)
+    comm.barrier()
+    return runs
+
+
+def plan(runs: Runs, *stages: dict[str, Any]) -> dict[str, Any]:
+    return {"structure": str(runs.folder / "rattled.extxyz"), "stages": list(stages)}
+
+
+@pytest.mark.parametrize("before", [[], [{**NVE, "steps": 4}]], ids=["first", "after dynamics"])
+def test_a_minimization_is_the_hosts(runs: Runs, device: Any, before: list[dict[str, Any]]) -> None:
+    stages = {**plan(runs, *before, MINIMIZE, ALL[2] | {"steps": 5}), "skin_A": 0.1}
+    card, host = (runs(kind, device, **stages) for kind in (CardEngine, Engine))
+    for name, values in host.items():
+        np.testing.assert_allclose(card[name], values, rtol=1e-9, atol=1e-9, err_msg=name)
+    assert (host["kinetic_eV"][-1] > 1.0) != bool(before), "velocities are drawn for the first dynamics alone"
+
+
+def test_its_end_is_the_hosts(runs: Runs, emulated: EmulatedDevice) -> None:
+    found = []
+    for kind in (CardEngine, Engine):
+        found.append(runs(kind, emulated, **plan(runs, {**MINIMIZE, "steps": 300, "force_tolerance_eV_A": 0.2})))
+        assert runs.result.converged
+        assert not found[-1]["velocities"].any()
+    equal(*found)
+
+
+def test_a_step_that_is_done_again_is_done_from_the_same_state(
+    runs: Runs, emulated: EmulatedDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, thrown_away = [], []
+    for haste in (1.25, 0.02):  # at the second, lists that had their day are used
+        with looks(monkeypatch, 16, haste):
+            found.append(runs(CardEngine, emulated, **plan(runs, {**MINIMIZE, "steps": 40}), skin_A=0.15))
+        thrown_away.append(runs.engine.thrown_away)
+    assert thrown_away[1] > thrown_away[0]
+    equal(*found)
+
+
+@pytest.mark.mpi
+def test_any_number_of_ranks_minimizes_with_the_same_bits(
+    runs: Runs, comm: Communicator, emulated: EmulatedDevice
+) -> None:
+    stages = {**plan(runs, MINIMIZE, {**NVE, "steps": 3}), "replicate": [2, 1, 1]}
+    found = runs(kind_of(comm), emulated, comm, **stages)
+    if comm.rank == 0:
+        equal(found, runs(CardEngine, emulated, **stages))
+    comm.barrier()
