@@ -33,8 +33,8 @@ class Fire:
     """Atoms slide downhill, ever faster and ever more along the forces; where it goes uphill all stop.
 
     All atoms have the mean mass m: where the minimum is does not depend on masses, and with one for all the bonds of
-    hydrogen are less stiff beside what moves slowly (192 atoms of water take 205 steps, with their own masses 323).
-    Velocities are the minimizer's own; none is left when it has converged.
+    hydrogen are less stiff beside what moves slowly (192 atoms of water take 205 steps to 0.05 eV/Å, with
+    their own masses 323).  Velocities are the minimizer's own; none is left when it has converged.
 
     Parameters
     ----------

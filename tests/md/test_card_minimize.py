@@ -55,6 +55,18 @@ def test_its_end_is_the_hosts(runs: Runs, emulated: EmulatedDevice) -> None:
     equal(*found)
 
 
+def test_it_goes_on_in_the_middle_with_the_same_bits(runs: Runs, emulated: EmulatedDevice) -> None:
+    whole = runs(CardEngine, emulated, **plan(runs, MINIMIZE))
+    runs(CardEngine, emulated, **plan(runs, {**MINIMIZE, "steps": 6}))
+    half = runs.folder / "half.h5"
+    (runs.folder / "restart.h5").rename(half)
+    rest = runs(CardEngine, emulated, **{**plan(runs, MINIMIZE), "structure": str(half)})
+    assert runs.result.steps == 8
+    for name in ("positions", "velocities", "images"):
+        assert np.array_equal(rest[name], whole[name])
+        assert whole[name].any()
+
+
 def test_a_step_that_is_done_again_is_done_from_the_same_state(
     runs: Runs, emulated: EmulatedDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:

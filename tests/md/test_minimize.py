@@ -69,7 +69,7 @@ def test_a_crystal_goes_back_to_its_places(
     result = run_md(rattled(trajectory=trajectory), comm=comm, potential=argon)
     thermo = result.thermo
     assert thermo["potential_eV"][0] > lattice + 0.9
-    assert thermo["potential_eV"][-1] == pytest.approx(lattice, abs=1e-6)  # measured 2e-8
+    assert thermo["potential_eV"][-1] == pytest.approx(lattice, abs=3e-6)  # measured 9e-7
     assert result.converged
     assert 20 < result.steps < MINIMIZE["steps"]
     assert thermo["step"][-1] == result.steps
@@ -101,8 +101,8 @@ def test_silicon_ends_where_ase_ends(tmp_path: Path, monkeypatch: pytest.MonkeyP
     search = BFGS(atoms, logfile=None)
     search.run(fmax=1e-3, steps=200)
     assert result.converged
-    assert result.steps < 100  # measured 68; ASE's BFGS takes 14
-    assert result.thermo["potential_eV"][-1] == pytest.approx(atoms.get_potential_energy(), abs=1e-5)  # measured 5e-7
+    assert result.steps < 150  # measured 86; ASE's BFGS takes 16
+    assert result.thermo["potential_eV"][-1] == pytest.approx(atoms.get_potential_energy(), abs=2e-6)  # measured 2e-7
 
 
 def test_where_it_is_converged_nothing_is_done(config: Make, argon: LennardJones) -> None:
