@@ -178,7 +178,7 @@ class CardEngine(Engine):
     def _pass_window(self, integrator: Integrator, temperatures: Sequence[float]) -> bool:
         """Steps without a look; whether they stand, else all is as it was before.  Collective."""
         before = self.step, self.clock, self._since
-        saved = integrator.save()
+        saved = None if integrator.dynamic else integrator.save()  # a thermostat's numbers are the card's to restore
         self.device.replay((self._key, self.card.room.growths), self._begin_window)
         self._unseen = True
         Engine.advance(self, integrator, temperatures)
@@ -190,7 +190,8 @@ class CardEngine(Engine):
         self.thrown_away += 1
         self.card.restore()
         self.step, self.clock, self._since = before
-        integrator.load(saved)
+        if saved is not None:
+            integrator.load(saved)
         return False
 
     def _work_meanwhile(self) -> None:
