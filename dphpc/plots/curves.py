@@ -70,6 +70,8 @@ def draw_loss(ax: Axes, runs: Mapping[str, Table], kind: str) -> None:
 def thermo(table: Table, label: str = "") -> Figure:
     """Temperature, energies, drift of the conserved quantity and pressure of an MD run over time.
 
+    Over steps where time stands still, as in a minimization.
+
     Parameters
     ----------
     table
@@ -80,7 +82,9 @@ def thermo(table: Table, label: str = "") -> Figure:
     missing = {"time_ps", "temperature_K", "total_eV", "conserved_eV", "pressure_bar"} - set(table)
     if missing:
         raise DataError(f"no column {', '.join(sorted(missing))}", expected="the columns of dphpc md's thermo.csv")
-    time = table["time_ps"]
+    time, unit = table["time_ps"], "time (ps)"
+    if "step" in table and not np.ptp(time):
+        time, unit = table["step"], "step"
     with panels(2, 2, size=(4.6, 2.9), sharex=True) as (figure, (top, energy, drift, pressure)):
         figure.suptitle(label, fontsize=11, x=0.01, ha="left")
         top.plot(time, table["temperature_K"], color=COLORS[3])
@@ -92,9 +96,9 @@ def thermo(table: Table, label: str = "") -> Figure:
         energy.margins(y=0.18)
         energy.legend(ncols=3, loc="upper center")
         drift.plot(time, 1e3 * (table["conserved_eV"] - table["conserved_eV"][0]), color=COLORS[2])
-        drift.set(title="Conserved quantity", xlabel="time (ps)", ylabel="change since start (meV)")
+        drift.set(title="Conserved quantity", xlabel=unit, ylabel="change since start (meV)")
         pressure.plot(time, GPA_PER_BAR * table["pressure_bar"], color=COLORS[4])
-        pressure.set(title="Pressure", xlabel="time (ps)", ylabel="P (GPa)")
+        pressure.set(title="Pressure", xlabel=unit, ylabel="P (GPa)")
     return figure
 
 

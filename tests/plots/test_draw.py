@@ -151,6 +151,18 @@ def test_damaged_tables_are_refused(text: str, message: str, tmp_path: Path) -> 
         read_table(path)
 
 
+def test_where_time_stands_still_steps_are_shown(files: dict[str, str]) -> None:
+    for still, label in ((False, "time (ps)"), (True, "step")):
+        if still:
+            head, *rows = Path(files["thermo"]).read_text().splitlines()
+            rows = [",".join((step, "0", *rest)) for step, _, *rest in (row.split(",") for row in rows)]
+            Path(files["thermo"]).write_text("\n".join((head, *rows, "")))
+        _, figure = draw(None, [files["thermo"]])
+        last = figure.axes[-1]
+        assert last.get_xlabel() == label
+        assert list(last.lines[0].get_xdata())[-1] == pytest.approx(4 if still else 0.004)
+
+
 def test_wrong_requests_are_refused(files: dict[str, str], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="neither a file nor a kind"):
         draw(None, ["lcurv"])
