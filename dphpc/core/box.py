@@ -121,6 +121,17 @@ class Box:
         """The box with vectors and origin at multiples of a power of two."""
         return replace(self, matrix=round_to(self.matrix, spacing), origin=round_to(self.origin, spacing))
 
+    def replicated(self, replicate: Sequence[int]) -> Box:
+        """The box repeated along its vectors."""
+        return replace(self, matrix=self.matrix * np.array(replicate)[:, None])
+
+    def on_grid(self, replicate: Sequence[int] = (1, 1, 1)) -> Box:
+        """The nearest box whose repeated one has vectors at multiples of its own `spacing`."""
+        spacing = self.replicated(replicate).spacing
+        box = self.rounded(spacing)
+        # Rounding may bring the box to the next power of two.
+        return box if box.replicated(replicate).spacing == spacing else box.on_grid(replicate)
+
     def to_fractional(self, positions: Floats) -> Floats:
         """Fractional coordinates (n, 3) of Cartesian positions (n, 3)."""
         return (positions - self.origin) @ self.inverse
@@ -133,13 +144,25 @@ class Box:
             first += part
         return first
 
-    def wrap_shifts(self, positions: Floats) -> NDArray[np.int32]:
-        """(n, 3) whole cells by which each position lies outside the box, 0 where not periodic."""
+    def wrap_shifts(self, positions: Floats, tolerance: float = 0.0) -> NDArray[np.int32]:
+        """(n, 3) whole cells by which each position lies outside the box, 0 where not periodic.
+
+        With a tolerance, a fraction of the box, what is so little below a face counts as on it: then a position on a
+        face has one answer, whichever face it is.
+        """
         shifts = np.zeros((len(positions), 3), np.int32)
         for axis in range(3):
             if self.periodic[axis]:
-                shifts[:, axis] = np.floor(self.fractional(positions, axis))
+                shifts[:, axis] = np.floor(self.fractional(positions, axis) + tolerance)
         return shifts
+
+    def carried_to(self, box: Box, positions: Floats) -> Floats:
+        """Where another box has the fractional coordinates of positions (n, 3); bits are each position's own."""
+        carried = np.empty_like(positions)
+        a, b, c = (self.fractional(positions, axis) for axis in range(3))
+        for k, ((ak, bk, ck), corner) in enumerate(zip(box.matrix.T, box.origin, strict=True)):
+            carried[:, k] = a * ak + b * bk + c * ck + corner
+        return carried
 
     def wrapped(self, positions: Floats, images: NDArray[np.int32]) -> tuple[Floats, NDArray[np.int32]]:
         """The positions moved into the box along its periodic directions, and the images (n, 3) that belong to them."""

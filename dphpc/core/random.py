@@ -26,6 +26,7 @@ class Stream(IntEnum):
     VELOCITIES = 0
     LANGEVIN = 1
     BUSSI = 2
+    BAROSTAT = 3
 
 
 def philox(counter: tuple[Words, ...], key: tuple[int, int]) -> tuple[Words, ...]:

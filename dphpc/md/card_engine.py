@@ -121,6 +121,13 @@ class CardEngine(Engine):
         self.card.put_forces(self.state.forces[: self.state.n_local])
         self.window.saw(np.sqrt(self.moved2) if self._since else 0.0, self._since)
 
+    def rescale_box(self, factors: NDArray[np.float64]) -> None:
+        """See `Engine.rescale_box`; on the host, from which the atoms go to the card as when the run began."""
+        self.to_host()
+        super().rescale_box(factors)
+        self.card.spacing = np.float64(self.spacing)
+        self._key = self._grid = self._neighbors = None
+
     def steps_ahead(self, limit: int) -> int:
         """See `Engine.steps_ahead`: up to the next look."""
         return min(limit, self.window.steps or self.window.fresh)
@@ -253,7 +260,7 @@ class CardEngine(Engine):
         self._sums = CardSums(totals, report[_VIRIAL], report[_TROUBLE], energy=report[_ENERGY])
         arrays = offsets, indices, totals, report
         addresses = tuple(map(self.device.address, arrays))
-        self._key = self._own, card.where, len(card.positions), self.card_halo.ways, addresses
+        self._key = self._own, card.where, len(card.positions), self.card_halo.ways, addresses, self.spacing
         self._since, self.moved2 = 0, 0.0
 
     def _build_on_card(self) -> None:

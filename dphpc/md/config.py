@@ -29,11 +29,18 @@ FORMATS = {".extxyz": "extxyz", ".xyz": "extxyz", ".dump": "lammps", ".lammpstrj
 RESTART_SUFFIXES = (".h5", ".hdf5", ".restart")
 """By which a structure is known to be a restart file."""
 
-STAGE_KEYS = {
-    "nvt": ("thermostat", "temperature_K", "damping_fs", "chain_length"),
+_THERMOSTAT_KEYS = ("thermostat", "temperature_K", "damping_fs", "chain_length")
+_BAROSTAT_KEYS = (
+    "barostat", "pressure_bar", "pressure_damping_fs", "compressibility_per_bar", "barostat_every", "coupling"
+)  # fmt: skip
+STAGE_KEYS: dict[str, tuple[str, ...]] = {
+    "nve": (),
+    "nvt": _THERMOSTAT_KEYS,
+    "npt": (*_THERMOSTAT_KEYS, *_BAROSTAT_KEYS),
     "minimize": ("force_tolerance_eV_A", "max_move_A"),
 }
-"""Keys that only stages of one ensemble have."""
+"""Ensembles, and keys that stages of them alone have."""
+BAROSTAT_ALIASES = {"c_rescale": "c-rescale", "crescale": "c-rescale", "scr": "c-rescale"}
 
 Kelvin = Annotated[float, Field(ge=0)]
 
@@ -45,6 +52,10 @@ def _thermostat(value: Any) -> Any:
     if name not in THERMOSTATS:
         raise ValueError(f"unknown thermostat '{value}': {did_you_mean(name, [*THERMOSTATS, *THERMOSTAT_ALIASES])}")
     return name
+
+
+def _barostat(value: Any) -> Any:
+    return BAROSTAT_ALIASES.get(value.lower(), value.lower()) if isinstance(value, str) else value
 
 
 def _lower(value: Any) -> Any:
@@ -61,7 +72,7 @@ class Velocities(Config):
 class Stage(Config):
     """A number of steps in one ensemble, or towards a minimum of the energy."""
 
-    ensemble: Annotated[Literal["nve", "nvt", "minimize"], BeforeValidator(_lower)]
+    ensemble: Annotated[Literal["nve", "nvt", "npt", "minimize"], BeforeValidator(_lower)]
     steps: NonNegativeInt
     """Of a minimization, the most it may take."""
     thermostat: Annotated[Literal["nose-hoover", "langevin", "bussi"] | None, BeforeValidator(_thermostat)] = None
@@ -75,20 +86,34 @@ class Stage(Config):
     """A minimization has converged when no atom's force is longer."""
     max_move_A: PositiveFloat = 0.1
     """No atom goes farther in a step of a minimization."""
+    barostat: Annotated[Literal["c-rescale"], BeforeValidator(_barostat)] = "c-rescale"
+    pressure_bar: float | Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
+    """A number, or [start, end] of a linear ramp."""
+    pressure_damping_fs: PositiveFloat = 1000.0
+    """Time constant of the volume."""
+    compressibility_per_bar: PositiveFloat = 4.5e-5
+    """About the material's: where it is, the volume has that time constant.  Water's."""
+    barostat_every: PositiveInt = 10
+    """Steps between two moves of the box."""
+    coupling: Annotated[Literal["isotropic", "anisotropic"], BeforeValidator(_lower)] = "isotropic"
+    """One factor for all directions, or lengths that are free of each other."""
 
     @model_validator(mode="after")
     def _check(self) -> Stage:
-        for ensemble, keys in STAGE_KEYS.items():
-            for key in keys if ensemble != self.ensemble else ():
-                if key in self.model_fields_set and getattr(self, key) is not None:
-                    own = f"a{'n' * self.ensemble.startswith('n')} {self.ensemble}"
-                    raise ValueError(f"'{key}' has no meaning in {own} stage: remove it or write ensemble: {ensemble}")
-        if self.ensemble != "nvt":
+        own_keys = STAGE_KEYS[self.ensemble]
+        for key in (key for keys in STAGE_KEYS.values() for key in keys if key not in own_keys):
+            if key in self.model_fields_set and getattr(self, key) is not None:
+                here = f"a{'n' * self.ensemble.startswith('n')} {self.ensemble}"
+                others = " or ".join(ensemble for ensemble, keys in STAGE_KEYS.items() if key in keys)
+                raise ValueError(f"'{key}' has no meaning in {here} stage: remove it or write ensemble: {others}")
+        if self.ensemble in ("nve", "minimize"):
             return self
         if self.thermostat is None:
-            raise ValueError(f"an nvt stage needs 'thermostat': one of {', '.join(THERMOSTATS)}")
+            raise ValueError(f"an {self.ensemble} stage needs 'thermostat': one of {', '.join(THERMOSTATS)}")
         if self.temperature_K is None:
-            raise ValueError("an nvt stage needs 'temperature_K': a number, or [start, end]")
+            raise ValueError(f"an {self.ensemble} stage needs 'temperature_K': a number, or [start, end]")
+        if self.ensemble == "npt" and self.pressure_bar is None:
+            raise ValueError("an npt stage needs 'pressure_bar': a number, or [start, end]")
         if self.thermostat != "nose-hoover" and "chain_length" in self.model_fields_set:
             raise ValueError(f"'chain_length' has no meaning for {self.thermostat}: remove it")
         if self.thermostat != "langevin" and min(self.temperatures) <= 0:
@@ -98,15 +123,23 @@ class Stage(Config):
     @property
     def temperatures(self) -> tuple[float, float]:
         """Temperature at the stage's beginning and end in K."""
-        t = self.temperature_K
-        if t is None:
-            return 0.0, 0.0
-        return (t[0], t[1]) if isinstance(t, list) else (t, t)
+        return _ends(self.temperature_K)
 
     def temperature(self, step: int) -> float:
         """Temperature in K after `step` steps of the stage."""
-        start, end = self.temperatures
+        return self._between(self.temperatures, step)
+
+    def pressure(self, step: int) -> float:
+        """Pressure in bar after `step` steps of the stage."""
+        return self._between(_ends(self.pressure_bar), step)
+
+    def _between(self, ends: tuple[float, float], step: int) -> float:
+        start, end = ends
         return start + (end - start) * (step / self.steps if self.steps else 0.0)
+
+    def steps_to_barostat(self, step: int) -> int:
+        """Steps until the box moves, or a great many, after `step` steps of the stage."""
+        return self.barostat_every - step % self.barostat_every if self.ensemble == "npt" else 1 << 30
 
     @property
     def title(self) -> str:
@@ -115,9 +148,20 @@ class Stage(Config):
             return f"nve, {self.steps} steps"
         if self.ensemble == "minimize":
             return f"minimize (FIRE, to forces of {self.force_tolerance_eV_A:g} eV/Å), at most {self.steps} steps"
-        start, end = self.temperatures
-        target = f"{start:g} K" if start == end else f"{start:g} → {end:g} K"
-        return f"nvt ({self.thermostat}, {target}, damping {self.damping_fs:g} fs), {self.steps} steps"
+        bath = f"{self.thermostat}, {_ramp(self.temperatures, 'K')}, damping {self.damping_fs:g} fs"
+        if self.ensemble == "npt":
+            bath += f"; {self.coupling} {self.barostat}, {_ramp(_ends(self.pressure_bar), 'bar')}"
+            bath += f", damping {self.pressure_damping_fs:g} fs"
+        return f"{self.ensemble} ({bath}), {self.steps} steps"
+
+
+def _ends(value: float | list[float] | None) -> tuple[float, float]:
+    start, end = value if isinstance(value, list) else (value or 0.0, value or 0.0)
+    return start, end
+
+
+def _ramp(ends: tuple[float, float], unit: str) -> str:
+    return " → ".join(f"{end:g}" for end in dict.fromkeys(ends)) + f" {unit}"
 
 
 class Thermo(Config):
@@ -252,10 +296,16 @@ class MdConfig(Config):
     @model_validator(mode="after")
     def _damping_is_in_fs(self) -> MdConfig:
         for stage in self.stages:
-            if stage.ensemble == "nvt" and stage.damping_fs < self.timestep_fs:
+            if stage.ensemble in ("nvt", "npt") and stage.damping_fs < self.timestep_fs:
                 raise ValueError(
                     f"'damping_fs' is {stage.damping_fs:g}, less than a timestep ({self.timestep_fs:g} fs): it is in "
                     "femtoseconds, LAMMPS' Tdamp of 0.1 ps is 100"
+                )
+            interval = stage.barostat_every * self.timestep_fs
+            if stage.ensemble == "npt" and stage.pressure_damping_fs < interval:
+                raise ValueError(
+                    f"'pressure_damping_fs' is {stage.pressure_damping_fs:g}, less than 'barostat_every' timesteps "
+                    f"({interval:g} fs): it is in femtoseconds, LAMMPS' Pdamp of 1 ps is 1000"
                 )
         return self
 

@@ -13,16 +13,18 @@ of another power of two and sums over atoms are exact, so that their order does 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dphpc.core.errors import DphpcError, RunError
-from dphpc.core.exact_sum import FORCE_LIMIT, FORCE_SPACING, round_to, total
+from dphpc.core.exact_sum import FORCE_SPACING, round_to, total
 from dphpc.core.state import State
 from dphpc.md.deferred import Deferred
 from dphpc.md.timers import Timers
+from dphpc.md.trouble import located, too_large, wild_atom
 from dphpc.ops.motion.contract import Account, Bath, Moves
 from dphpc.ops.motion.reference import HostMoves
 from dphpc.ops.neighbors.contract import Neighbors
@@ -75,7 +77,7 @@ class Engine:
     skin
         Å that the neighbor list reaches beyond the cutoff.
     deterministic
-        Same bits for any number of ranks and threads; the box must be `on_grid`.
+        Same bits for any number of ranks and threads; the box must be one `on_grid`.
     balance
         Move the planes between bricks so that all have equal work.
 
@@ -129,6 +131,7 @@ class Engine:
         self.rebuilds, self.n_pairs, self.in_flight, self.moving = 0, 0, np.zeros(2), False
         self.deterministic, self.balance = deterministic, balance
         self.asked_to_stop, self.stop, self.moved2 = 0, 0, 0.0
+        self._stretch = np.ones(3)  # of the box along x, y, z since the neighbor list was built
         self.last_restart: str | None = None
         self.n_atoms = int(comm.allreduce(np.array([state.n_local], np.int64))[0])
         self._neighbors: Neighbors | None = None
@@ -174,6 +177,21 @@ class Engine:
         """v = keep·v + √((1 − keep²) kT/m) ξ; the account takes the difference of kinetic energies."""
         with self.timers("integrate"):
             self.moves.randomize_velocities(account, keep, temperature, seed, self.step + 1)
+
+    def rescale_box(self, factors: NDArray[np.float64]) -> None:
+        """Box and positions ×= factors (3,) along x, y, z, velocities ÷= factors; forces are to be brought up to date.
+
+        The factors are the same on all ranks; the box repeats in all directions, and its corner stays where it is.
+        """
+        with self.timers("integrate"):
+            box = replace(self.state.box, matrix=self.state.box.matrix * factors)
+            if self.deterministic:
+                box = box.on_grid()  # a box that outgrows its grid gets the next, as a restart in it would
+                self.spacing = box.spacing
+            self.host.strain(box, factors, self.spacing)
+            self.state.box, self.domain = box, replace(self.domain, box=box)
+            self.halo.follow_box(self.domain)
+            self._stretch = self._stretch * factors
 
     def repeat(self, moves: Callable[[Engine], None]) -> None:
         """Moves of this engine that follow from its timestep alone, so that a card may be told them all at once."""
@@ -244,7 +262,7 @@ class Engine:
         self._busy += self.timers.seconds["force"] - before, self.total_work
         with self.timers("wait"):
             # Without this the others would go on with forces that never came.
-            agree(self.comm, error or self._too_large())
+            agree(self.comm, error or too_large(self))
 
     def _compute(self, parts: list[NDArray[np.int32]], meanwhile: Flight | None = None) -> Exception | None:
         """Evaluate atoms, looking after messages between the parts; what went wrong is returned."""
@@ -253,7 +271,7 @@ class Engine:
                 try:
                     self.potential.compute(self.state, self.neighbors, self.halo, self.outputs, centers)
                 except Exception as caught:
-                    return self._located(caught) if isinstance(caught, DphpcError) else caught
+                    return located(self, caught) if isinstance(caught, DphpcError) else caught
                 if meanwhile:
                     meanwhile.poll()
         return None
@@ -263,19 +281,6 @@ class Engine:
             flight.land()
         self.in_flight += flight.seconds, flight.blocked
         self.timers.move(flight.blocked, "halo", "wait")
-
-    def _too_large(self) -> RunError | None:
-        """What to say where a force is not finite, or too large for exact sums."""
-        forces = self.state.forces[: self.state.n_local]
-        largest = float(np.abs(forces).max(initial=0.0))
-        if largest < FORCE_LIMIT or (not self.deterministic and np.isfinite(largest)):
-            return None
-        atom = int(self.state.ids[np.argmax(np.where(np.isnan(forces), np.inf, np.abs(forces)).max(axis=1))])
-        if not np.isfinite(largest):
-            return self._located(RunError(f"the force on atom {atom} is not a finite number"))
-        limit = f"less than {FORCE_LIMIT:g} eV/Å in a deterministic run"
-        remedy = "look for atoms that overlap, or set deterministic: false"
-        return self._located(RunError(f"the force on atom {atom} is {largest:.3g} eV/Å", expected=limit, remedy=remedy))
 
     def _has_list(self) -> bool:
         return self._neighbors is not None
@@ -287,8 +292,16 @@ class Engine:
             moved2 = self.host.moved2()
             wild, some_are = self._agree_on_moves(float(moved2.max(initial=0.0)))
             if some_are:
-                agree(self.comm, self._wild_atom(moved2) if wild else None)
-            return self.moved2 >= (0.5 * self.skin) ** 2
+                agree(self.comm, wild_atom(self, moved2) if wild else None)
+            return self.moved2 >= self._slack**2
+
+    @property
+    def _slack(self) -> float:
+        """Å that an atom may be away from its place in the neighbor list, which has been strained with the box.
+
+        Of two atoms within the cutoff the places were within (cutoff + 2 slack)/stretch ≤ reach when it was built.
+        """
+        return max(0.5 * (self.skin - (1.0 - float(self._stretch.min())) * self.reach), 0.0)
 
     def _agree_on_moves(self, moved2: float) -> tuple[bool, bool]:
         """Whether an atom of this rank, and of some rank, flew away, by its largest square; also whether to stop."""
@@ -310,7 +323,7 @@ class Engine:
             try:
                 check_count(self.state, self.n_atoms, self.comm)
             except RunError as lost:
-                raise self._located(lost) from None
+                raise located(self, lost) from None
         self._search()
 
     def _deal(self) -> None:
@@ -337,6 +350,7 @@ class Engine:
         self._neighbors = build_neighbors(state.positions, state.types, state.ids, state.n_local, self.reach)
         self.host.take_up()
         self.host.note_positions()
+        self._stretch = np.ones(3)
         return self._neighbors.n_pairs
 
     def _divide(self) -> None:
@@ -381,20 +395,3 @@ class Engine:
         own = seconds / work if work else 0.0
         mean = self.comm.allreduce(np.array([own]))[0] / self.comm.size
         return float(np.clip(own / mean, 0.5, 2.0)) if own else 1.0
-
-    def _wild_atom(self, moved2: NDArray[np.float64]) -> RunError:
-        worst = int(np.argmax(np.where(np.isnan(moved2), np.inf, moved2)))
-        atom, far = int(self.state.ids[worst]), np.sqrt(moved2[worst])
-        what = f"atom {atom} flew {far:.3g} Å within a step or two"
-        return self._located(RunError(what if far < np.inf else f"the position of atom {atom} is not a finite number"))
-
-    def _located(self, error: DphpcError) -> RunError:
-        """The error with step and restart file added."""
-        step, time, last = self.step + self.moving, self.time + self.moving * self.timestep, self.last_restart
-        where = f"step {step}, {time:.6g} ps" + (f"; {error.where}" if error.where else "")
-        shorter = "try a shorter timestep_fs; " * self.moving
-        remedy = error.remedy or f"{shorter}look for atoms that overlap or leave what the model knows"
-        remedy += f"; the last good restart is {last}" if last else "; no restart file was written yet"
-        located = RunError(error.what, where=where, expected=error.expected, remedy=remedy)
-        located.agreed, located.speaks = error.agreed, error.speaks
-        return located

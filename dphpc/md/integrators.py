@@ -41,6 +41,10 @@ class Integrator(Protocol):
 
     bath_is_local: bool
 
+    def forget(self) -> None:
+        """Another has changed the velocities: what is known of them is of no use."""
+        ...
+
     def save(self) -> Saved:
         """What a restart needs."""
         ...
@@ -65,6 +69,9 @@ class VelocityVerlet:
     def bath_energy(self) -> NDArray[np.float64]:
         """There is no bath."""
         return no_sum()
+
+    def forget(self) -> None:
+        """Nothing is known."""
 
     def save(self) -> Saved:
         """Nothing."""

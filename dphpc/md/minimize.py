@@ -95,6 +95,9 @@ class Fire:
         """No account is kept of the energy taken."""
         return no_sum()
 
+    def forget(self) -> None:
+        """It looks at velocities and forces in each step."""
+
     def save(self) -> Saved:
         """All its numbers."""
         numbers = self.pace, self.alpha, self.steps, self.downhill, self.moved, self.force, self.mass

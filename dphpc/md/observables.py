@@ -7,7 +7,7 @@ from dataclasses import astuple, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dphpc.core.exact_sum import PARTS, no_sum, total
+from dphpc.core.exact_sum import PARTS, total
 from dphpc.core.units import BOLTZMANN_EV_PER_K, EV_PER_A3_IN_BAR
 from dphpc.md.engine import Engine
 from dphpc.md.integrators import Integrator
@@ -61,23 +61,29 @@ def bath_energy(engine: Engine, integrator: Integrator) -> NDArray[np.float64]:
     return engine.comm.allreduce(own) if integrator.bath_is_local else own
 
 
+def mechanics(engine: Engine) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
+    """Potential energy in eV, Σ m v ⊗ v and the virial, (3, 3) eV each, of all atoms; collective."""
+    out = engine.outputs
+    parts = (
+        out.energy_parts[:, None],
+        out.virial_parts.reshape(PARTS, 9),
+        engine.local_kinetic_tensor().reshape(PARTS, 9),
+    )
+    sums = total(engine.comm.allreduce(np.concatenate(parts, axis=1)))
+    return float(sums[0]), sums[10:].reshape(3, 3), sums[1:10].reshape(3, 3)
+
+
 def measure(engine: Engine, integrator: Integrator, bath_before: NDArray[np.float64]) -> Thermo:
     """The present values; collective.
 
     Parameters
     ----------
     bath_before
-        (3,) eV that thermostats of earlier stages took: keeps the conserved energy continuous.
+        (3,) eV that thermostats of earlier stages, and barostats, took: keeps the conserved energy continuous.
     """
-    out = engine.outputs
-    kinetic_parts = engine.local_kinetic_tensor() if integrator.dynamic else no_sum(3, 3)
-    parts = (
-        out.energy_parts[:, None],
-        out.virial_parts.reshape(PARTS, 9),
-        kinetic_parts.reshape(PARTS, 9),
-    )
-    sums = total(engine.comm.allreduce(np.concatenate(parts, axis=1)))
-    potential, virial, kinetic_tensor = float(sums[0]), sums[1:10].reshape(3, 3), sums[10:].reshape(3, 3)
+    potential, kinetic_tensor, virial = mechanics(engine)
+    if not integrator.dynamic:
+        kinetic_tensor = np.zeros((3, 3))
     kinetic = 0.5 * float(np.trace(kinetic_tensor))
     box = engine.state.box
     pressure = (kinetic_tensor + virial) / box.volume * EV_PER_A3_IN_BAR

@@ -46,7 +46,7 @@ class Checkpoint:
     stage, stage_step
         The stage it is in (from 0), and the steps of it that are done.
     bath
-        (3,) eV that thermostats of earlier stages, or Langevin's of this one, took.
+        (3,) eV that thermostats of earlier stages, or Langevin's of this one, and barostats took.
     files
         Output file to how far it was written (bytes, or frames).
     integrator
@@ -77,7 +77,8 @@ class Checkpoint:
             return None
         differs = {k for k in planned[here] if planned[here][k] != self.stages[here][k]}
         # A ramp that became longer is another ramp.
-        same = not differs or (differs == {"steps"} and not isinstance(planned[here]["temperature_K"], list))
+        ramps = any(isinstance(planned[here][key], list) for key in ("temperature_K", "pressure_bar"))
+        same = not differs or (differs == {"steps"} and not ramps)
         done_all = here == len(planned) - 1 and self.stage_step >= planned[here]["steps"]
         if not same or done_all or planned[here]["steps"] < self.stage_step:
             return None
@@ -178,6 +179,7 @@ def read_restart(path: str) -> tuple[Source, Checkpoint, str | None]:
         n_atoms, max_id = len(file["atoms/ids"]), int(file["atoms/ids"][-1])
     meta["stages"] = [STAGE_DEFAULTS | stage for stage in meta["stages"]]
     species, present, masses = meta.pop("species"), meta.pop("present"), meta.pop("masses")
+    meta["stages"] = [Stage.model_construct(**stage).model_dump() for stage in meta["stages"]]  # an older file's, too
     checkpoint = Checkpoint(**{**meta, "clock": tuple(meta["clock"])}, integrator=saved)
 
     def read(first: int, last: int) -> NDArray:

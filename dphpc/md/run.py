@@ -20,16 +20,16 @@ from dphpc.core.signals import stop_signals
 from dphpc.core.units import FS
 from dphpc.md.card_ranks import engine_for
 from dphpc.md.config import MdConfig, Stage
-from dphpc.md.integrators import Integrator, VelocityVerlet
+from dphpc.md.ensembles import barostat_of, integrator_of
+from dphpc.md.integrators import Integrator
 from dphpc.md.memory import SNAPSHOT_BYTES, estimate, refuse_if_too_large
 from dphpc.md.minimize import Fire
-from dphpc.md.observables import HEADER, bath_energy, degrees_of_freedom, measure
+from dphpc.md.observables import HEADER, bath_energy, measure
 from dphpc.md.output import Screen, TableFile, resume_at, writing
 from dphpc.md.restart import Checkpoint, write_restart
 from dphpc.md.result import MDResult, columns_of
-from dphpc.md.setup import header, load_monitor, load_potential, read_settings, read_start
-from dphpc.md.structures import deal, replicated
-from dphpc.md.thermostats import Bussi, Langevin, NoseHoover
+from dphpc.md.setup import header, load_monitor, load_potential, read_settings, read_start, require_box_for_pressure
+from dphpc.md.structures import deal
 from dphpc.md.trajectory import FrameWriter, open_trajectory, write_frame
 from dphpc.md.velocities import draw_velocities
 from dphpc.ops.threads import default_threads, set_threads, threads_restored
@@ -102,7 +102,9 @@ class Run:
             self.deviation = load_monitor(settings, self.potential, self.device)
         source, start = read_start(settings, self.potential.type_map, resumed, comm)
         self.checkpoint, self.masses = start.checkpoint, start.masses
-        box = replicated(start.box, settings.replicate)
+        with together(comm):
+            require_box_for_pressure(settings, start.box)
+        box = start.box.replicated(settings.replicate)
         n_atoms = start.n_atoms * int(np.prod(settings.replicate))
         domain = Domain.even(box, comm.size, comm.rank)
         self._describe(n_atoms, domain, start.warning)
@@ -223,13 +225,18 @@ class Run:
         engine, stages = self.engine, self.settings.stages
         while True:
             stage = stages[self.stage]
+            barostat = barostat_of(stage, engine.timestep, self.settings.seed)
             self.screen.say(f"stage {self.stage + 1} of {len(stages)}: {stage.title}")
             while self._goes_on(integrator):
-                most = min(stage.steps - self.stage_step, self._steps_to_output()) if integrator.dynamic else 1
-                n = engine.steps_ahead(most)
+                left = stage.steps - self.stage_step, stage.steps_to_barostat(self.stage_step)
+                n = engine.steps_ahead(min(*left, self._steps_to_output()) if integrator.dynamic else 1)
                 done = self.stage_step
                 engine.advance(integrator, [stage.temperature(k) for k in range(done + 1, done + n + 1)])
                 self.stage_step += n
+                if barostat and self.stage_step % stage.barostat_every == 0:
+                    integrator.forget()
+                    target = stage.temperature(self.stage_step), stage.pressure(self.stage_step)
+                    self.bath += barostat.move(engine, *target)
                 self.screen.tick(n)
                 self._write(integrator)
                 if self._must_end():
@@ -262,21 +269,10 @@ class Run:
         self.engine.asked_to_stop = number
 
     def _integrator(self, stage: Stage) -> Integrator:
-        dof = degrees_of_freedom(self.engine.n_atoms, VelocityVerlet.frozen)
-        damping, seed = stage.damping_fs * FS, self.settings.seed
-        if stage.ensemble == "minimize":
-            fire = Fire(stage.force_tolerance_eV_A, stage.max_move_A)
-            if not self.saved:
-                fire.begin(self.engine)
-            return fire
-        match stage.thermostat:
-            case "nose-hoover":
-                return NoseHoover(dof, stage.temperature(0), damping, stage.chain_length)
-            case "bussi":
-                return Bussi(dof, damping, seed)
-            case "langevin":
-                return Langevin(damping, seed)
-        return VelocityVerlet()
+        integrator = integrator_of(stage, self.engine.n_atoms, self.settings.seed)
+        if isinstance(integrator, Fire) and not self.saved:
+            integrator.begin(self.engine)
+        return integrator
 
     def _intervals(self) -> dict[str, int]:
         """Every how many steps what is written."""

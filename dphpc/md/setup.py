@@ -20,7 +20,7 @@ from dphpc.md.deviation import DeviationMonitor
 from dphpc.md.memory import Estimate
 from dphpc.md.restart import Checkpoint, is_restart, read_restart
 from dphpc.md.sealed import previous_of
-from dphpc.md.structures import Source, masses_of, on_grid, read_structure, require_file
+from dphpc.md.structures import Source, masses_of, read_structure, require_file
 from dphpc.parallel.comm import Communicator, together
 from dphpc.parallel.domain import Domain
 from dphpc.parallel.placement import Placement
@@ -116,11 +116,35 @@ def read_start(
             source.require_named(s.type_map, s.structure)
             source = source.with_types_of(type_map, s.structure)
             masses = masses_of(type_map, s.masses, source.masses, source.present)
-            box = on_grid(source.box, s.replicate) if s.deterministic else source.box
+            box = source.box.on_grid(s.replicate) if s.deterministic else source.box
             start = Start(box, source.n_atoms, masses, source.has_velocities, checkpoint, warning)
     start = comm.bcast(start)
     assert start is not None
     return source, start
+
+
+def require_box_for_pressure(settings: MdConfig, box: Box) -> None:
+    """Refuse constant pressure where the box does not repeat, or is skewed and its lengths are to be free.
+
+    Raises
+    ------
+    InputError
+        It is so, and a stage is npt.
+    """
+    npt = [n for n, stage in enumerate(settings.stages, 1) if stage.ensemble == "npt"]
+    if npt and not all(box.periodic):
+        sides = "".join("p" if p else "f" for p in box.periodic)
+        raise InputError(
+            f"constant pressure needs a box that repeats in all three directions, this one is {sides}",
+            where=f"{settings.structure}; stage {npt[0]}", expected="ppp", remedy="use nvt, or set periodic",
+        )  # fmt: skip
+    free = [n for n in npt if settings.stages[n - 1].coupling == "anisotropic"]
+    if free and np.count_nonzero(box.matrix - np.diag(np.diag(box.matrix))):
+        raise InputError(
+            "coupling: anisotropic is for box vectors along x, y and z, these are others",
+            where=f"{settings.structure}; stage {free[0]}",
+            expected="a diagonal cell", remedy="use coupling: isotropic",
+        )  # fmt: skip
 
 
 def _require_same_plan(checkpoint: Checkpoint, settings: MdConfig) -> None:

@@ -261,21 +261,6 @@ def masses_of(
     return np.array([masses.get(name, np.nan) for name in type_map])
 
 
-def replicated(box: Box, replicate: Sequence[int]) -> Box:
-    """The box of a structure repeated along its vectors."""
-    return replace(box, matrix=box.matrix * np.array(replicate)[:, None])
-
-
-def on_grid(box: Box, replicate: Sequence[int]) -> Box:
-    """The box whose repeated one has vectors at multiples of its own `spacing`, the nearest to the given one."""
-    while True:
-        spacing = replicated(box, replicate).spacing
-        box = box.rounded(spacing)
-        # Rounding may bring the box to the next power of two.
-        if replicated(box, replicate).spacing == spacing:
-            return box
-
-
 def deal(source: Source | None, replicate: Sequence[int], base: Box, domain: Domain, comm: Communicator) -> State:
     """Give each rank the atoms of its brick; collective.
 

@@ -66,6 +66,10 @@ class NoseHoover(VelocityVerlet):
         """The chain's energy, less the work that ramps did on it."""
         return np.array([self._chain_energy() - self.scalars[1], 0.0, 0.0])
 
+    def forget(self) -> None:
+        """The kinetic energy."""
+        self._take_up(np.array([*self.scalars[:2], np.nan]), self.positions, self.velocities)
+
     def save(self) -> Saved:
         """The chain."""
         return {
@@ -221,6 +225,9 @@ class Langevin:
     def bath_energy(self) -> NDArray[np.float64]:
         """Kinetic energy taken so far from the atoms this rank held."""
         return self.scalars
+
+    def forget(self) -> None:
+        """Nothing is known."""
 
     def save(self) -> Saved:
         """Nothing: the account is kept by the run, the random numbers follow from step and id."""

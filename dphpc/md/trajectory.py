@@ -30,8 +30,9 @@ from dphpc.parallel.comm import Communicator, agree, together
 CHUNK = 1 << 16
 """Atoms of a frame that stand together in an H5MD file."""
 
-ATOM_BYTES, FRAME_BYTES = 200, 1 << 18
-"""Of an H5MD frame at most: four fields of 84 bytes an atom, the rest of their chunks, and HDF5's own."""
+ATOM_BYTES, FRAME_BYTES, BOX_BYTES = 200, 1 << 18, 72
+"""Of an H5MD frame at most: four fields of 84 bytes an atom, the rest of their chunks, and HDF5's own;
+the boxes of the frames before, when the first other one comes."""
 
 
 @dataclass(frozen=True)
@@ -257,7 +258,7 @@ class H5mdWriter:
         """Note step and time, and make room for the atoms."""
         # Where the disk is full while it writes, HDF5 crashes: take the room before.  It gives back what is left over.
         with open(self.path, "r+b") as file:
-            os.posix_fallocate(file.fileno(), file.seek(0, os.SEEK_END), FRAME_BYTES + ATOM_BYTES * frame.n_atoms)
+            os.posix_fallocate(file.fileno(), file.seek(0, os.SEEK_END), self._bytes_of(frame))
         with h5py.File(self.path, "r+") as file:
             atoms = file.get("particles/all") or self._create(file, frame)
             for name, key in _H5MD_FIELDS.items():
@@ -267,6 +268,7 @@ class H5mdWriter:
                     if not has_room(values):  # of an older file
                         for first in range(0, frame.n_atoms, CHUNK):
                             values[self.frames, first : first + CHUNK] = 0
+            self._note_box(atoms, frame.box)
             for name, value in (("step", frame.step), ("time", frame.time_ps)):
                 atoms["position"][name].resize(self.frames + 1, axis=0)
                 atoms["position"][name][self.frames] = value
@@ -292,14 +294,33 @@ class H5mdWriter:
         """Frames written."""
         return self.frames
 
+    def _bytes_of(self, frame: Frame) -> int:
+        return FRAME_BYTES + ATOM_BYTES * frame.n_atoms + BOX_BYTES * self.frames
+
+    def _note_box(self, atoms: h5py.Group, box: Box) -> None:
+        """The edges stand once, as long as they are the same; then frame by frame, beside steps and times."""
+        group, now = atoms["box"], _edges(box)
+        if isinstance(group["edges"], h5py.Dataset):
+            first = group["edges"][...]
+            if np.array_equal(first, now):
+                return
+            del group["edges"]
+            shape = {"maxshape": (None, *now.shape), "chunks": (1024, *now.shape)}
+            values = group.create_dataset("edges/value", data=np.tile(first, (self.frames, *[1] * now.ndim)), **shape)
+            values.attrs["unit"] = "Angstrom"
+            for name in ("step", "time"):
+                group["edges"][name] = atoms["position"][name]
+        values = group["edges/value"]
+        values.resize(self.frames + 1, axis=0)
+        values[self.frames] = now
+
     def _create(self, file: h5py.File, frame: Frame) -> h5py.Group:
         n, box = frame.n_atoms, frame.box
         atoms = file.create_group("particles/all")
         edges = atoms.create_group("box")
         edges.attrs["dimension"] = 3
         edges.attrs["boundary"] = ["periodic" if p else "none" for p in box.periodic]
-        diagonal = np.diag(box.matrix)
-        edges["edges"] = diagonal if np.array_equal(np.diag(diagonal), box.matrix) else box.matrix
+        edges["edges"] = _edges(box)
         edges["edges"].attrs["unit"] = "Angstrom"
         for name, key in _H5MD_FIELDS.items():
             if key in frame.fields:
@@ -318,6 +339,12 @@ class H5mdWriter:
         atoms.create_dataset("id", (n,), np.int64, dcpl=with_room())
         atoms.create_dataset("mass", (n,), np.float64, dcpl=with_room()).attrs["unit"] = "u"
         return atoms
+
+
+def _edges(box: Box) -> NDArray[np.float64]:
+    """(3,) of a cuboid, else (3, 3)."""
+    diagonal = np.diag(box.matrix)
+    return diagonal if np.array_equal(np.diag(diagonal), box.matrix) else box.matrix
 
 
 _H5MD_FIELDS = {"position": "positions", "image": "images", "velocity": "velocities", "force": "forces"}

@@ -59,6 +59,7 @@ class Halo:
         self._send = np.zeros(0, np.int32)  # local atoms in the order of the ranks that have them as ghosts
         self._send_bounds = self._ghost_bounds = np.zeros(2, np.int64)  # of each partner, and of this rank itself
         self._partners: list[int] = []
+        self._shifts, self._n_shifted = np.zeros((0, 3)), np.zeros(0, np.int64)
         self._displacements = np.zeros((0, 3))
         self._buffer = np.zeros(0, np.uint8)
 
@@ -118,12 +119,17 @@ class Halo:
         self.comm.post(self._parts(packed, self._send_bounds), self._parts(ghosts, self._ghost_bounds)).wait()
         # This brick is its images' image on the way back, and their last is the first of it.
         shifts = [image.shift for of_rank in of_ranks for image in reversed(of_rank)]
-        vectors = np.array(shifts, np.float64).reshape(-1, 3) @ state.box.matrix
-        self._displacements = np.repeat(vectors, np.concatenate(received), axis=0)
+        self._shifts, self._n_shifted = np.array(shifts, np.float64).reshape(-1, 3), np.concatenate(received)
+        self.follow_box(self.domain)
         state.set_ghosts(ghosts)
         self._n_local = state.n_local
         # One expression forms a ghost's position, here and whenever it follows its owner.
         self._displace(state, slice(None))
+
+    def follow_box(self, domain: Domain) -> None:
+        """The box has other vectors, and this rank the same atoms of it: ghosts follow at their next refresh."""
+        self.domain = domain
+        self._displacements = np.repeat(self._shifts @ domain.box.matrix, self._n_shifted, axis=0)
 
     def _near(self, positions: NDArray[np.float64], reach: float) -> Callable[[Image], NDArray[np.intp]]:
         """What says where those of the positions stand that are within reach of an image's brick."""

@@ -113,7 +113,9 @@ def _read_h5md(path: str, skip: int) -> list[Frame]:
     try:
         with h5py.File(path) as file:
             atoms = file["particles/all"]
-            edges, boundary = np.array(atoms["box/edges"]), atoms["box"].attrs["boundary"]
+            edges, boundary = atoms["box/edges"], atoms["box"].attrs["boundary"]
+            changing = isinstance(edges, h5py.Group)  # frame by frame, as of constant pressure
+            edges = np.array(edges["value"] if changing else [edges] * len(atoms["position/value"]))[skip:]
             names = {number: name for name, number in h5py.check_enum_dtype(atoms["species"].dtype).items()}
             species = np.array([names[number] for number in atoms["species"][:].tolist()])
             positions = atoms["position/value"][skip:]
@@ -121,8 +123,8 @@ def _read_h5md(path: str, skip: int) -> list[Frame]:
         raise DataError(f"cannot read '{path}': {error}", expected="H5MD as `dphpc md` writes it") from error
     if not len(positions) or set(boundary) != {"periodic"}:
         raise _no_frames(path, skip)
-    box = Box(np.diag(edges) if edges.ndim == 1 else edges)
-    return [Frame(frame, box, species) for frame in positions]
+    boxes = [Box(np.diag(e) if e.ndim == 1 else e) for e in edges]
+    return [Frame(frame, box, species) for frame, box in zip(positions, boxes, strict=True)]
 
 
 def _no_frames(path: str, skip: int) -> DataError:

@@ -18,7 +18,7 @@ from ase.build import bulk
 from ase.io import write
 
 from dphpc.core.errors import InputError, RunError
-from dphpc.md import card_engine, engine, memory, run, window
+from dphpc.md import card_engine, memory, run, trouble, window
 from dphpc.md.card_engine import CardEngine
 from dphpc.md.card_ranks import RankEngine
 from dphpc.md.engine import Engine
@@ -305,7 +305,7 @@ def test_a_run_that_is_continued_has_the_same_bits(runs, emulated, monkeypatch, 
 @pytest.mark.parametrize("what", ["force", "overlap"])
 def test_what_ends_a_run_ends_it_in_the_same_step(runs, emulated, monkeypatch, what):
     if what == "force":
-        for module in (engine, card_engine):
+        for module in (trouble, card_engine):
             monkeypatch.setattr(module, "FORCE_LIMIT", 2.0)
     else:
         short_table(monkeypatch)

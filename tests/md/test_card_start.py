@@ -11,7 +11,7 @@ from ase.io import write
 
 from dphpc.core.errors import RunError
 from dphpc.core.state import State
-from dphpc.md import card_engine, engine, run
+from dphpc.md import card_engine, engine, run, trouble
 from dphpc.md.card_engine import CardEngine
 from dphpc.md.engine import Engine
 from dphpc.potential import deep
@@ -104,7 +104,7 @@ def test_what_is_wrong_with_a_structure_is_said_as_by_the_host(runs, emulated, m
         return state
 
     monkeypatch.setattr(run, "deal", spoiled)
-    for module in (engine, card_engine):
+    for module in (trouble, card_engine):
         monkeypatch.setattr(module, "FORCE_LIMIT", 1.0)
     said = []
     for kind in (CardEngine, Engine):

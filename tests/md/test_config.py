@@ -28,6 +28,7 @@ BASE: dict[str, Any] = {"structure": "a.lmp", "model": "m.dp", "stages": [{"ense
 NVT: dict[str, Any] = {"ensemble": "nvt", "thermostat": "nose-hoover", "temperature_K": 300, "steps": 5}
 
 MINIMIZE: dict[str, Any] = {"ensemble": "minimize", "steps": 5}
+NPT: dict[str, Any] = NVT | {"ensemble": "npt", "pressure_bar": 1}
 
 
 def test_the_documented_input(tmp_path: Path) -> None:
@@ -48,6 +49,16 @@ def test_thermostats_have_their_usual_names(name: str) -> None:
     assert [config.stages[0].temperature(k) for k in (0, 5, 10)] == [100, 200, 300]
 
 
+def test_a_pressure_may_be_a_ramp_and_may_be_below_zero() -> None:
+    stage = NPT | {"pressure_bar": [-1000, 1000], "barostat": "C-rescale", "steps": 10}
+    (made,) = parse_config(MdConfig, {**BASE, "stages": [stage]}).stages
+    assert [made.pressure(k) for k in (0, 5, 10)] == [-1000, 0, 1000]
+    assert [made.steps_to_barostat(k) for k in (0, 7, 10)] == [10, 3, 10]
+    assert made.title == (
+        "npt (nose-hoover, 300 K, damping 100 fs; isotropic c-rescale, -1000 → 1000 bar, damping 1000 fs), 10 steps"
+    )
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -61,7 +72,22 @@ def test_thermostats_have_their_usual_names(name: str) -> None:
         ({"precision": "double"}, r"'float64', 'mixed', 'tf32' or 'float32'"),
         ({"stages": [{"ensemble": "nvt", "steps": 5}]}, r"nvt stage needs 'thermostat'"),
         ({"stages": [{"ensemble": "nvt", "thermostat": "bussi", "steps": 5}]}, r"needs 'temperature_K'"),
-        ({"stages": [{"ensemble": "npt", "steps": 5}]}, r"'nve', 'nvt' or 'minimize'"),
+        ({"stages": [{"ensemble": "nph", "steps": 5}]}, r"'nve', 'nvt', 'npt' or 'minimize'"),
+        ({"stages": [{"ensemble": "npt", "steps": 5}]}, r"npt stage needs 'thermostat'"),
+        ({"stages": [NVT | {"ensemble": "npt"}]}, r"npt stage needs 'pressure_bar'"),
+        ({"stages": [NPT | {"barostat": "berendsen"}]}, r"'c-rescale'"),
+        ({"stages": [NPT | {"pressure_bar": [1, 2, 3]}]}, r"'pressure_bar"),
+        ({"stages": [NPT | {"compressibility_per_bar": 0}]}, r"greater than 0"),
+        ({"stages": [NPT | {"coupling": "xyz"}]}, r"'isotropic' or 'anisotropic'"),
+        ({"stages": [NPT | {"barostat_every": 0}]}, r"greater than 0|greater than or equal to 1"),
+        ({"stages": [NPT | {"ensemble": "nvt"}]}, r"'pressure_bar' has no meaning in an nvt stage.*ensemble: npt"),
+        ({"stages": [{"ensemble": "nve", "barostat_every": 5, "steps": 5}]}, r"'barostat_every' has no meaning"),
+        # LAMMPS' Pdamp in ps.
+        (
+            {"stages": [NPT | {"pressure_damping_fs": 1}]},
+            r"less than 'barostat_every' timesteps \(5 fs\).*femtoseconds",
+        ),
+        ({"stages": [NPT | {"damping_fs": 0.1}]}, r"'damping_fs' is 0.1, less than a timestep"),
         (
             {"stages": [{"ensemble": "nvt", "thermostat": "langvin", "temperature_K": 1, "steps": 5}]},
             r"unknown thermostat 'langvin': did you mean 'langevin'",

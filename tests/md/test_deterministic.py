@@ -19,11 +19,18 @@ from dphpc.potential.pair import LennardJones
 Config = Callable[..., dict[str, Any]]
 SILICON = Path(__file__).parents[2] / "examples" / "silicon" / "silicon.dp"
 
+NPT: dict[str, Any] = {
+    "ensemble": "npt", "temperature_K": 160, "pressure_bar": 2000, "pressure_damping_fs": 100, "barostat_every": 4,
+    "compressibility_per_bar": 1e-4, "steps": 24,
+}  # fmt: skip
 THERMOSTATS: dict[str, dict[str, Any]] = {
     "nve": {"ensemble": "nve", "steps": 24},
     "nose-hoover": {"ensemble": "nvt", "thermostat": "nose-hoover", "temperature_K": 160, "steps": 24},
     "bussi": {"ensemble": "nvt", "thermostat": "bussi", "temperature_K": 160, "steps": 24},
     "langevin": {"ensemble": "nvt", "thermostat": "langevin", "temperature_K": 160, "steps": 24},
+    "npt": NPT | {"thermostat": "langevin"},
+    "npt, anisotropic": NPT | {"thermostat": "bussi", "coupling": "anisotropic"},
+    "npt, nose-hoover": NPT | {"thermostat": "nose-hoover"},
 }
 
 
@@ -42,7 +49,7 @@ def outputs_of(folder: Path, n: int) -> list[Any]:
 
 
 def equal(a: list[Any], b: list[Any]) -> bool:
-    same = all(np.array_equal(x, b[-1][name]) for name, x in a[-1].items())
+    same = all(np.array_equal(x, b[-1][name], equal_nan=True) for name, x in a[-1].items())
     return same and a[:-1] == b[:-1]
 
 
@@ -107,9 +114,14 @@ def test_a_minimization(
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("periodic", [(True, True, True), (True, True, False)], ids=["triclinic", "slab"])
+@pytest.mark.parametrize(
+    ("periodic", "ensemble"),
+    [((True, True, True), "nve"), ((True, True, False), "nve"), ((True, True, True), "npt")],
+    ids=["triclinic", "slab", "npt"],
+)
 def test_a_skewed_cell(
     periodic: tuple[bool, bool, bool],
+    ensemble: str,
     argon: LennardJones,
     config: Config,
     comm: Communicator,
@@ -125,10 +137,38 @@ def test_a_skewed_cell(
     comm.barrier()
     compared(
         config(
-            structure=str(path), replicate=[6, 5, 4], velocities={"temperature_K": 160}, stages=[THERMOSTATS["nve"]]
+            structure=str(path), replicate=[6, 5, 4], velocities={"temperature_K": 160}, stages=[THERMOSTATS[ensemble]]
         ),
         argon,
     )
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize(("length", "pressure", "later"), [(16.05, 9000, False), (17.0, 3000, True)])
+def test_a_box_that_passes_a_power_of_two(
+    length: float,
+    pressure: float,
+    later: bool,
+    argon: LennardJones,
+    config: Config,
+    comm: Communicator,
+    tmp_path: Path,
+    compared: Callable[..., None],
+) -> None:
+    """Where the spacing of positions changes, before the restart in the middle or after it."""
+    path = Path(comm.bcast(str(tmp_path))) / "large.extxyz"
+    if comm.rank == 0:
+        write(path, bulk("Ar", "fcc", a=length / 3, cubic=True), parallel=False)
+    comm.barrier()
+    squeezed = THERMOSTATS["npt"] | {"pressure_bar": pressure}
+    compared(
+        config(structure=str(path), replicate=[3, 3, 3], stages=[squeezed], velocities={"temperature_K": 160}), argon
+    )
+    if comm.rank == 0:
+        boxes = [atoms_of(str(path.parent / f"restart{n}.h5"))["box"][0, 0] for n in (1, 0)]
+        assert boxes[1] < 16.0
+        assert (boxes[0] > 16.0) == later
+    comm.barrier()
 
 
 @pytest.mark.mpi

@@ -1,4 +1,4 @@
-"""Each thermostat samples the canonical ensemble: judged by `physical_validation`."""
+"""Thermostats sample the canonical, barostats the isothermal-isobaric ensemble: judged by `physical_validation`."""
 
 from collections.abc import Callable
 
@@ -6,8 +6,13 @@ import numpy as np
 import physical_validation as pv
 import pytest
 
+from dphpc.core.exact_sum import no_sum
+from dphpc.core.units import BOLTZMANN_EV_PER_K, EV_PER_A3_IN_BAR
+from dphpc.md.barostats import CellRescaling
 from dphpc.md.engine import Engine
 from dphpc.md.observables import degrees_of_freedom, measure
+from dphpc.potential.pair import LennardJones
+from tests.md.test_barostats import STIFF, EngineOf, constant_pressure
 from tests.md.test_integrators import thermostat
 
 UNITS = pv.data.UnitData(
@@ -57,3 +62,85 @@ def test_thermostats_sample_the_canonical_ensemble(engine_of: Callable[..., Engi
     # The ratio of two canonical distributions gives the temperature difference back.
     (deviation,) = pv.ensemble.check(low, high, total_energy=False, verbosity=0, bootstrap_seed=1)
     assert abs(deviation) < 4
+
+
+def volumes_of_a_gas(engine_of: EngineOf, n_steps: int) -> tuple[np.ndarray, float, float]:
+    """Volumes of 32 free atoms at constant pressure, and their mean and variance by theory."""
+    kelvin, dt = 300.0, 0.02
+    gas = LennardJones(["Ar"], epsilon=1e-12, sigma=1e-3, cutoff=2.0, cutoff_smooth=1.0)
+    engine = engine_of(n=2, temperature=kelvin, timestep=dt, potential=gas)
+    kT, n = BOLTZMANN_EV_PER_K * kelvin, engine.n_atoms
+    pressure = n * kT / engine.state.box.volume
+    barostat = CellRescaling(40 * dt, 1.0 / pressure, dt, seed=6)
+    integrator = thermostat("langevin", engine, damping=2 * dt)
+    rows = constant_pressure(engine, integrator, barostat, 1, n_steps, kelvin, pressure * EV_PER_A3_IN_BAR)
+    # V^N e^(−PV/kT): a gamma distribution.
+    return np.array([row.volume_A3 for row in rows[100:]]), (n + 1) * kT / pressure, (n + 1) * (kT / pressure) ** 2
+
+
+@pytest.mark.slow
+def test_volumes_of_a_gas_are_distributed_as_theory_says(engine_of: EngineOf) -> None:
+    volumes, mean, variance = volumes_of_a_gas(engine_of, 20_000)
+    independent = len(volumes) / 80
+    assert abs(volumes.mean() - mean) < 4.0 * np.sqrt(variance / independent)
+    assert abs(volumes.var() / variance - 1.0) < 4.0 * np.sqrt(2.0 / independent)
+
+
+@pytest.mark.slow
+def test_volume_and_shape_have_their_share_of_kT(engine_of: EngineOf) -> None:
+    """⟨(q − ⟨q⟩)·f⟩ = −kT for each of the box's three degrees of freedom, of which two are the shape's."""
+    engine, every, bar = engine_of(n=2), 2, 500.0
+    barostat = CellRescaling(0.2, STIFF, 2 * every * engine.timestep, seed=5, anisotropic=True)
+    integrator, kT = thermostat("bussi", engine, 0.1), BOLTZMANN_EV_PER_K * 60.0
+    roots, forces, logs, stresses = [], [], [], []
+    for k in range(22_000):
+        engine.advance(integrator, [60.0])
+        if k % every == 0:
+            integrator.forget()
+            barostat.move(engine, 60.0, bar)
+        if k >= 2000 and k % 4 == 1:
+            row, lengths = measure(engine, integrator, no_sum()), np.log(np.diag(engine.state.box.matrix))
+            root, excess = np.sqrt(row.volume_A3), (row.pressure_bar - bar) / EV_PER_A3_IN_BAR
+            roots.append(root)
+            forces.append(2.0 * root * excess + kT / root)
+            logs.append(lengths - lengths.mean())
+            diagonal = np.array([row.pxx_bar, row.pyy_bar, row.pzz_bar]) / EV_PER_A3_IN_BAR
+            stresses.append(row.volume_A3 * (diagonal - diagonal.mean()))
+    for coordinate, force, n in ((roots, forces, 1), (logs, stresses, 2)):
+        q, f = (np.array(values).reshape(len(values), -1) for values in (coordinate, force))
+        shares = -((q - q.mean(axis=0)) * f).sum(axis=1) / (n * kT)
+        blocks = shares.reshape(20, -1).mean(axis=1)
+        error = blocks.std() / np.sqrt(20)
+        print(f"share {blocks.mean():.3f} ± {error:.3f}")
+        assert abs(blocks.mean() - 1.0) < 4.0 * error
+        assert error < 0.2, "enough of them to tell"
+
+
+@pytest.mark.slow
+def test_it_samples_constant_pressure(engine_of: EngineOf) -> None:
+    """The ratio of two distributions of energy and volume gives the differences of temperature and pressure back."""
+    samples, every = [], 5
+    for kelvin, bar in ((60.0, 500.0), (64.0, 700.0)):
+        engine = engine_of(n=2, temperature=kelvin)
+        barostat = CellRescaling(0.3, STIFF, every * engine.timestep, seed=5)
+        integrator = thermostat("bussi", engine, 0.1, kelvin)
+        rows = constant_pressure(engine, integrator, barostat, every, 30_000, kelvin, bar)
+        rows = rows[3000::20]
+        assert np.mean([r.pressure_bar for r in rows]) == pytest.approx(bar, abs=60.0)
+        n = engine.n_atoms
+        potential, kinetic = (np.array([getattr(r, key) for r in rows]) for key in ("potential_eV", "kinetic_eV"))
+        system = pv.data.SystemData(
+            natoms=n, nconstraints=0, ndof_reduction_tra=3, ndof_reduction_rot=0, mass=np.full(n, 39.95)
+        )
+        samples.append(
+            pv.data.SimulationData(
+                units=UNITS, system=system, dt=engine.timestep,
+                ensemble=pv.data.EnsembleData("NPT", natoms=n, pressure=bar, temperature=kelvin),
+                observables=pv.data.ObservableData(
+                    kinetic_energy=kinetic, potential_energy=potential, total_energy=kinetic + potential,
+                    volume=np.array([r.volume_A3 for r in rows]),
+                ),
+            )
+        )  # fmt: skip
+    deviations = pv.ensemble.check(*samples, total_energy=False, verbosity=0, bootstrap_seed=1)
+    assert np.abs(deviations).max() < 4  # standard errors

@@ -11,7 +11,7 @@ from ase.units import fs
 from dphpc.core.box import Box
 from dphpc.core.errors import DataError, DphpcError, InputError
 from dphpc.md.lammps_data import read_lammps_data
-from dphpc.md.structures import deal, masses_of, read_structure, replicated
+from dphpc.md.structures import deal, masses_of, read_structure
 from dphpc.parallel.comm import Serial
 from dphpc.parallel.domain import Domain
 
@@ -212,7 +212,7 @@ def test_replicas_are_dealt_out_once_each(tmp_path: Path, n_ranks: int, replicat
     fractional = [[0, 0, 0], [0.5, 0.5, 0.5], [1.25, -0.5, 1.25]]
     atoms = Atoms("Ar3", scaled_positions=fractional, cell=[[6, 0, 0], [2, 5, 0], [1, 1, 7]], pbc=True)
     source = read_structure(_written(tmp_path, atoms), None, None)
-    box = replicated(source.box, replicate)
+    box = source.box.replicated(replicate)
     states = [deal(source, replicate, source.box, Domain.even(box, n_ranks, rank), Serial()) for rank in range(n_ranks)]
     ids = np.concatenate([s.ids for s in states])
     assert sorted(ids) == list(range(1, 3 * int(np.prod(replicate)) + 1))

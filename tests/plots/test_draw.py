@@ -60,14 +60,18 @@ def test_every_kind_is_recognized_and_drawn(kind: str, files: dict[str, str], tm
     assert save(figure, tmp_path / "out.pdf").read_bytes().startswith(b"%PDF")
 
 
-def test_trajectories_of_md_are_read_in_every_format(tmp_path: Path) -> None:
+NPT = {"thermostat": "bussi", "temperature_K": 60, "pressure_bar": 9, "pressure_damping_fs": 9, "barostat_every": 2}
+
+
+@pytest.mark.parametrize("stage", [{"ensemble": "nve", "steps": 4}, {"ensemble": "npt", "steps": 4, **NPT}])
+def test_trajectories_of_md_are_read_in_every_format(stage: dict[str, object], tmp_path: Path) -> None:
     structure = tmp_path / "ar.extxyz"
     atoms = bulk("Ar", cubic=True)
     atoms.symbols[0] = "Ne"
     ase.io.write(structure, atoms)
     run = {
         "structure": str(structure), "velocities": {"temperature_K": 60}, "timestep_fs": 2.0,
-        "stages": [{"ensemble": "nve", "steps": 4}], "thermo": {"file": None},
+        "stages": [stage], "thermo": {"file": None},
     }  # fmt: skip
     read = {}
     for name in ("t.extxyz", "t.lammpstrj", "t.h5md"):

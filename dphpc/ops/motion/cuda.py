@@ -40,7 +40,7 @@ class CudaMoves:
     masses
         (ntypes,) u.
     spacing
-        Å, of which displacements are whole multiples; 0 for as they come.
+        Å, of which displacements are whole multiples; 0 for as they come.  An attribute, too.
     alone
         Whether this rank has all atoms.
 
@@ -61,7 +61,7 @@ class CudaMoves:
 
     def __init__(self, device: Device, masses: Floats, spacing: float, *, alone: bool) -> None:
         self.device, self.alone = device, alone
-        self._spacing = np.float64(spacing)
+        self.spacing = np.float64(spacing)
         definitions = {"WARP": device.warp, "BLOCK": BLOCK, "FIELDS": len(FIELDS), "KINETIC": repr(KINETIC)}
         self._text = kernel_text("motion.cu", **definitions)
         self._bath_text = kernel_text("thermostats.cu", BOLTZMANN=repr(BOLTZMANN_EV_PER_K))
@@ -185,7 +185,7 @@ class CudaMoves:
 
     def drift(self, dt: float, kick: float = 0.0) -> None:
         """See `contract.Moves.drift`."""
-        self._launch("drift", np.float64(kick), np.float64(dt), self._spacing)
+        self._launch("drift", np.float64(kick), np.float64(dt), self.spacing)
 
     def rescale(self, bath: Bath, inputs: Floats, combine: Combine, *, measured: bool) -> None:
         """See `contract.Moves.rescale`; a single thread answers for the bath."""

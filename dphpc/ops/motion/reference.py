@@ -8,12 +8,16 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
+from dphpc.core.box import Box
 from dphpc.core.exact_sum import exact_sum, no_sum, round_to, total
 from dphpc.core.random import Stream, normals
 from dphpc.core.state import State, pieces
 from dphpc.core.units import ACCELERATION, BOLTZMANN_EV_PER_K, KINETIC
 from dphpc.ops.motion.contract import Account, Bath, Combine, Floats, Snapshot
 from dphpc.ops.threads import get_threads
+
+ON_FACE = 1e-9
+"""Fraction of a box within which an atom may be on a face: rounding cannot tell on which side."""
 
 
 class HostMoves:
@@ -65,6 +69,21 @@ class HostMoves:
         """v *= factor."""
         velocities = self._state.velocities[: self._state.n_local]
         velocities *= factor
+
+    def strain(self, box: Box, factors: Floats, spacing: float) -> None:
+        """Positions follow from the state's box into another, velocities ÷= factors (3,); noted positions follow, too.
+
+        A position is carried as it stands inside the box, rounded to the new spacing, and put back into its image: so
+        it does not matter in which the atom stood.
+        """
+        old, self._spacing = self._state.box, spacing
+        for piece in self._pieces:
+            positions = self._state.positions[piece]
+            shifts = old.wrap_shifts(positions, ON_FACE)
+            inside = old.carried_to(box, positions - shifts @ old.matrix)
+            positions[...] = round_to(inside, spacing, out=inside) + shifts @ box.matrix
+            self._state.velocities[piece] /= factors
+            self._built_at[piece] = old.carried_to(box, self._built_at[piece])
 
     def rescale(self, bath: Bath, inputs: Floats, combine: Combine, *, measured: bool) -> None:
         """See `contract.Moves.rescale`."""

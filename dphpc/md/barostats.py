@@ -1,0 +1,115 @@
+"""The barostats of the isothermal-isobaric ensemble (NPT), beside any thermostat.
+
+Between two of their moves atoms have the steps of the thermostat's integrator in a box that stays.  A move is complete:
+forces are those of the new place, so that whatever is written then belongs together.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dphpc.core.errors import RunError
+from dphpc.core.exact_sum import exact_sum
+from dphpc.core.random import Stream, generator
+from dphpc.core.units import BOLTZMANN_EV_PER_K, EV_PER_A3_IN_BAR
+from dphpc.md.engine import Engine
+from dphpc.md.observables import mechanics
+from dphpc.md.trouble import located
+from dphpc.parallel.comm import agree
+
+LARGEST_CHANGE = 0.2
+"""Fraction of the volume, or of a length, in one move: what asks for more is not near the pressure it is to have."""
+
+Floats = NDArray[np.float64]
+
+
+class CellRescaling:
+    """Stochastic cell rescaling; Bernetti, Bussi, J. Chem. Phys. 153, 114107 (2020).
+
+    A coordinate q of the box takes an overdamped step, q' = q + μ f Δt + √(2 μ kT Δt) ξ, in the free energy F =
+    E + P₀V − kT ln λ, λ = √V, at constant fractional coordinates and momenta times lengths: f = −∂F/∂q, where the
+    pressure is that of observables.  For the volume q = λ and μ = β/4τ, the same everywhere; then V has the density
+    e^(−(E + P₀V)/kT).
+
+    With `anisotropic` every other move is one of the shape at constant volume: of the logarithms of three orthogonal
+    lengths (after Del Tatto et al., Appl. Sci. 12, 1139 (2022)), whose sum stays, with μ = β/3Vτ and f = V (P_ii − P).
+
+    Parameters
+    ----------
+    damping
+        τ in ps.
+    compressibility
+        β in Å³/eV; with τ, it sets the pace alone.
+    interval
+        Δt in ps, between two moves of the same kind.
+    seed
+        Of the random numbers, which depend on the step too.
+    """
+
+    def __init__(
+        self, damping: float, compressibility: float, interval: float, seed: int, *, anisotropic: bool = False
+    ) -> None:
+        self.damping, self.compressibility, self.interval = damping, compressibility, interval
+        self.seed, self.anisotropic = seed, anisotropic
+
+    def move(self, engine: Engine, temperature: float, pressure: float) -> Floats:
+        """Move the box, the atoms with it, towards a pressure (bar) at a temperature (K); collective.
+
+        Returns
+        -------
+        (3,) eV that the atoms gave, in the parts of `core.exact_sum`, by the theory of the effective energy: F less the
+        heat −kT ln(M(q→q')/M(q'→q)) of the step's probabilities M.  What total + bath loses is the move's own error.
+
+        Raises
+        ------
+        RunError
+            The box would change by more than `LARGEST_CHANGE`, or as `Engine.update_forces` says; on all ranks.
+        """
+        kT, target = BOLTZMANN_EV_PER_K * temperature, pressure / EV_PER_A3_IN_BAR
+        random = generator(self.seed, Stream.BAROSTAT, engine.step)
+        shape = self.anisotropic and bool(random.random() < 0.5)  # by lot: so no count of the moves has to be kept
+        old, force = engine.state.box.volume, _shape_force(engine) if shape else _volume_force(engine, kT, target)
+        pace = self.compressibility * self.interval / self.damping
+        pace *= 1.0 / (3.0 * old) if shape else 0.25
+        noise = random.standard_normal(len(force))
+        if shape:
+            noise -= noise.mean()
+        step = engine.comm.bcast(pace * force + np.sqrt(2.0 * pace * kT) * noise)
+        factors = np.exp(step) if shape else np.full(3, max(1.0 + step[0] / np.sqrt(old), 0.0) ** (2.0 / 3.0))
+        engine.moving = False
+        _refuse_leap(engine, factors - 1.0 if shape else factors[:1] ** 3 - 1.0, pressure)
+        engine.rescale_box(factors)
+        engine.update_forces()
+        new, new_force = engine.state.box.volume, _shape_force(engine) if shape else _volume_force(engine, kT, target)
+        given = 0.5 * (force + new_force) @ step + 0.25 * pace * (new_force @ new_force - force @ force)
+        given += target * (new - old) - 0.5 * kT * np.log(new / old)
+        return exact_sum(np.array([given]))
+
+
+def _volume_force(engine: Engine, kT: float, target: float) -> Floats:
+    """(1,) f = 2λ (P − P₀) + kT/λ of λ = √V, in eV/Å^(3/2), at a target pressure in eV/Å³; collective."""
+    _, kinetic, virial = mechanics(engine)
+    volume = engine.state.box.volume
+    pressure = float(np.trace(kinetic + virial)) / (3.0 * volume)
+    return np.array([2.0 * np.sqrt(volume) * (pressure - target) + kT / np.sqrt(volume)])
+
+
+def _shape_force(engine: Engine) -> Floats:
+    """(3,) f = V (P_ii − P) of the lengths' logarithms, in eV; collective."""
+    _, kinetic, virial = mechanics(engine)
+    diagonal = np.diag(kinetic + virial)
+    return diagonal - diagonal.mean()
+
+
+def _refuse_leap(engine: Engine, changes: Floats, pressure: float) -> None:
+    """Changes (n,) of the volume, or of the lengths, as fractions; collective."""
+    if (np.abs(changes) < LARGEST_CHANGE).all():  # a NaN fails the comparison too
+        return
+    worst, what = 100.0 * changes[np.argmax(np.abs(changes))], "the volume" if len(changes) == 1 else "a length"
+    error = RunError(
+        f"the barostat would change {what} by {worst:.3g} % in one move, to reach {pressure:g} bar",
+        expected=f"less than {100.0 * LARGEST_CHANGE:g} %",
+        remedy="begin with an nvt stage, or with a longer pressure_damping_fs or a smaller compressibility_per_bar",
+    )
+    agree(engine.comm, located(engine, error))

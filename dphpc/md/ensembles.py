@@ -1,0 +1,36 @@
+"""What moves the atoms and the box in a stage of a run."""
+
+from __future__ import annotations
+
+from dphpc.core.units import EV_PER_A3_IN_BAR, FS
+from dphpc.md.barostats import CellRescaling
+from dphpc.md.config import Stage
+from dphpc.md.integrators import Integrator, VelocityVerlet
+from dphpc.md.minimize import Fire
+from dphpc.md.observables import degrees_of_freedom
+from dphpc.md.thermostats import Bussi, Langevin, NoseHoover
+
+
+def integrator_of(stage: Stage, n_atoms: int, seed: int) -> Integrator:
+    """What moves so many atoms, at the beginning of the stage."""
+    if stage.ensemble == "minimize":
+        return Fire(stage.force_tolerance_eV_A, stage.max_move_A)
+    dof, damping = degrees_of_freedom(n_atoms, VelocityVerlet.frozen), stage.damping_fs * FS
+    match stage.thermostat:
+        case "nose-hoover":
+            return NoseHoover(dof, stage.temperature(0), damping, stage.chain_length)
+        case "bussi":
+            return Bussi(dof, damping, seed)
+        case "langevin":
+            return Langevin(damping, seed)
+    return VelocityVerlet()
+
+
+def barostat_of(stage: Stage, timestep: float, seed: int) -> CellRescaling | None:
+    """What moves the box, in a run of a timestep in ps; None where it stays."""
+    if stage.ensemble != "npt":
+        return None
+    anisotropic = stage.coupling == "anisotropic"
+    interval = stage.barostat_every * timestep * (1 + anisotropic)  # of two kinds of moves each has half
+    compressibility, damping = stage.compressibility_per_bar * EV_PER_A3_IN_BAR, stage.pressure_damping_fs * FS
+    return CellRescaling(damping, compressibility, interval, seed, anisotropic=anisotropic)

@@ -1,0 +1,52 @@
+"""What is said of a run that cannot go on: which atom, at which step, and where to go on from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dphpc.core.errors import DphpcError, RunError
+from dphpc.core.exact_sum import FORCE_LIMIT
+
+if TYPE_CHECKING:
+    from dphpc.md.engine import Engine
+
+
+def too_large(engine: Engine) -> RunError | None:
+    """What to say where a force of this rank is not finite, or too large for exact sums."""
+    forces = engine.state.forces[: engine.state.n_local]
+    largest = float(np.abs(forces).max(initial=0.0))
+    if largest < FORCE_LIMIT or (not engine.deterministic and np.isfinite(largest)):
+        return None
+    atom = int(engine.state.ids[np.argmax(np.where(np.isnan(forces), np.inf, np.abs(forces)).max(axis=1))])
+    if not np.isfinite(largest):
+        return located(engine, RunError(f"the force on atom {atom} is not a finite number"))
+    limit = f"less than {FORCE_LIMIT:g} eV/Å in a deterministic run"
+    remedy = "look for atoms that overlap, or set deterministic: false"
+    what = f"the force on atom {atom} is {largest:.3g} eV/Å"
+    return located(engine, RunError(what, expected=limit, remedy=remedy))
+
+
+def wild_atom(engine: Engine, moved2: NDArray[np.float64]) -> RunError:
+    """What to say of the atom that moved farthest, by all squares (n_local,) in Å²."""
+    worst = int(np.argmax(np.where(np.isnan(moved2), np.inf, moved2)))
+    atom, far = int(engine.state.ids[worst]), np.sqrt(moved2[worst])
+    flew, lost = (
+        f"atom {atom} flew {far:.3g} Å within a step or two",
+        f"the position of atom {atom} is not a finite number",
+    )
+    return located(engine, RunError(flew if far < np.inf else lost))
+
+
+def located(engine: Engine, error: DphpcError) -> RunError:
+    """The error with step and restart file added."""
+    step, time, last = engine.step + engine.moving, engine.time + engine.moving * engine.timestep, engine.last_restart
+    where = f"step {step}, {time:.6g} ps" + (f"; {error.where}" if error.where else "")
+    shorter = "try a shorter timestep_fs; " * engine.moving
+    remedy = error.remedy or f"{shorter}look for atoms that overlap or leave what the model knows"
+    remedy += f"; the last good restart is {last}" if last else "; no restart file was written yet"
+    error_here = RunError(error.what, where=where, expected=error.expected, remedy=remedy)
+    error_here.agreed, error_here.speaks = error.agreed, error.speaks
+    return error_here
