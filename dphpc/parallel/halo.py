@@ -160,7 +160,10 @@ class Halo:
         return Flight(exchange, lambda: self._displace(state, slice(own, None)))
 
     def start_reduce(self, state: State) -> Flight:
-        """Begin to add the forces on ghosts to their owners'; ghosts' must stay until it has landed.  Collective."""
+        """Begin to add the forces on ghosts to their owners'; collective.
+
+        Those on other ranks' atoms must stay until it has landed; those on images of this rank's own are taken then.
+        """
         return self._start_reduce(state.forces)
 
     def refresh_ghosts(self, state: State) -> None:
@@ -189,11 +192,11 @@ class Halo:
 
     def _start_reduce(self, array: NDArray) -> Flight:
         buffer, ghosts = self._view(array), array[self._n_local :]
-        own = self._send_bounds[1]
-        buffer[:own] = ghosts[:own]
         exchange = self.comm.post(self._parts(ghosts, self._ghost_bounds), self._parts(buffer, self._send_bounds))
 
         def finish() -> None:
+            own = self._send_bounds[1]
+            buffer[:own] = ghosts[:own]
             # Column by column: NumPy adds single numbers several times faster than rows.
             for column, back in zip(_columns(array), _columns(buffer), strict=True):
                 np.add.at(column, self._send, back)

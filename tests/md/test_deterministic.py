@@ -12,6 +12,7 @@ import pytest
 from ase.build import bulk
 from ase.io import write
 
+from dphpc.md import engine
 from dphpc.md.run import run_md
 from dphpc.parallel.comm import Communicator, Serial
 from dphpc.potential.pair import LennardJones
@@ -90,6 +91,16 @@ def compared(comm: Communicator, tmp_path: Path) -> Callable[..., None]:
 @pytest.mark.mpi
 @pytest.mark.parametrize("name", THERMOSTATS)
 def test_argon_on_ranks(name: str, argon: LennardJones, config: Config, compared: Callable[..., None]) -> None:
+    compared(config(replicate=[9, 2, 2], stages=[THERMOSTATS[name]], velocities={"temperature_K": 160}), argon)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("name", ["nve", "npt, anisotropic"])
+def test_inner_atoms_part_by_part(
+    name: str, argon: LennardJones, config: Config, compared: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images of a rank's own atoms get forces also while those on other ranks' atoms are under way."""
+    monkeypatch.setattr(engine, "FEWEST", 8)
     compared(config(replicate=[9, 2, 2], stages=[THERMOSTATS[name]], velocities={"temperature_K": 160}), argon)
 
 
