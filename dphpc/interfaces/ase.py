@@ -108,7 +108,7 @@ class DPHPC(Calculator):
         self._type_of = _type_of(self.elements, self.models[0].get_ntypes())
         self.surroundings = KeptSurroundings(max(dp.get_rcut() for dp in self.models), skin)
         self.deviation: dict[str, float] = {}
-        super().__init__(fparam=fparam, aparam=aparam)
+        super().__init__(**_own({"fparam": fparam, "aparam": aparam}))
 
     def set(self, **kwargs: Any) -> dict[str, Any]:
         """Change `fparam` or `aparam`.
@@ -122,7 +122,7 @@ class DPHPC(Calculator):
             if name not in self.default_parameters:
                 remedy = "make a new calculator with it"
                 raise InputError(f"'{name}' cannot be set", expected="fparam or aparam", remedy=remedy)
-        return super().set(**kwargs)
+        return super().set(**_own(kwargs))
 
     def reset(self) -> None:
         """Forget the results; the neighbor list is kept, as it depends on the structure alone."""
@@ -160,6 +160,11 @@ class DPHPC(Calculator):
                 remedy="where the model has other names for its types, say type_map=[element of each type]",
             )  # fmt: skip
         return types
+
+
+def _own(parameters: Mapping[str, ArrayLike | None]) -> dict[str, Any]:
+    """Copies: ASE asks whether parameters have changed, which an array that the caller changes would hide."""
+    return {name: None if value is None else np.array(value, np.float64) for name, value in parameters.items()}
 
 
 def _by_type(type_map: Sequence[str] | Mapping[str, int]) -> list[str]:

@@ -16,7 +16,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from dphpc.parallel.comm import Communicator
+from dphpc.core.errors import RunError
+from dphpc.parallel.comm import Communicator, agree
 from dphpc.parallel.flight import Flight
 from dphpc.parallel.gradients import GradientSum
 from dphpc.train.data import Batch
@@ -41,12 +42,24 @@ class SharedStep:
         self._in_flight = in_flight
 
     def forward(self, batch: Batch) -> Prediction:
-        """The whole batch's energies, forces and virials, from each rank's `Batch.own` atoms."""
-        part = self._engine.forward(batch)
+        """The whole batch's energies, forces and virials, from each rank's `Batch.own` atoms.
+
+        Raises
+        ------
+        RunError
+            The engine of some rank did; on all.
+        """
+        part, error = Prediction.nothing(batch), None
+        try:
+            part = self._engine.forward(batch)
+        except RunError as caught:
+            error = caught
         arrays = (part.atom_energy, part.energy, part.forces, part.virial)
-        total = self._comm.allreduce(np.concatenate([a.ravel() for a in arrays]))
-        ends = np.cumsum([a.size for a in arrays])[:-1]
-        return Prediction(*(x.reshape(a.shape) for x, a in zip(np.split(total, ends), arrays, strict=True)))
+        total = self._comm.allreduce(np.concatenate([*(a.ravel() for a in arrays), [float(error is not None)]]))
+        if total[-1]:
+            agree(self._comm, error)
+        ends = np.cumsum([a.size for a in arrays])
+        return Prediction(*(x.reshape(a.shape) for x, a in zip(np.split(total, ends)[:-1], arrays, strict=True)))
 
     def backward(self, loss: LossGradient, done: Callable[[str], None] | None = None) -> None:
         """Set the gradients, summed over ranks, for the batch of the last `forward`.

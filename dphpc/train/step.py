@@ -50,6 +50,12 @@ class Prediction:
     forces: Doubles
     virial: Doubles
 
+    @classmethod
+    def nothing(cls, batch: Batch) -> Prediction:
+        """Zeros."""
+        n, n_frames = batch.n_local, batch.n_frames
+        return cls(np.zeros(n), np.zeros(n_frames), np.zeros((n, 3)), np.zeros((n_frames, 3, 3)))
+
 
 @dataclass(frozen=True)
 class LossGradient:

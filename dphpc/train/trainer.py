@@ -109,7 +109,7 @@ class Trainer:
         self._rate_factor = _rate_factor(config, self.comm.size) if self._per_rank else 1.0
         self.loss = EnergyLoss(config.loss, self.schedule.start_lr, model.atom_exclude_types)
         self.parameters = Parameters(model, device)
-        self.optimizer = make_optimizer(config, self.parameters)
+        self.optimizer = make_optimizer(config, self.parameters, self.comm)
         self.sampler = Sampler.of(training, t.training_data, t.seed)
         if validation is not None and t.validation_data is not None:
             self.validation_sampler = Sampler.of(validation, t.validation_data, t.seed + VALIDATION_SEED)

@@ -214,8 +214,10 @@ def test_parameters_are_passed_and_results_forgotten_when_they_change() -> None:
     fitting |= {"numb_aparam": 1, "aparam_avg": np.zeros(1), "aparam_inv_std": np.ones(1)}
     model, atoms = random_model(5, fitting=fitting), structure()
     types = [("O", "H").index(s) for s in atoms.get_chemical_symbols()]
-    atoms.calc = DPHPC(model, fparam=[0.1, 0.2], aparam=[0.3])
-    for fparam in ([0.1, 0.2], [0.4, -0.2]):
+    fparam = np.array([0.1, 0.2])
+    atoms.calc = DPHPC(model, fparam=fparam, aparam=[0.3])
+    for values in ([0.1, 0.2], [0.4, -0.2]):
+        fparam[...] = values  # the same array each time
         atoms.calc.set(fparam=fparam)
         energy = DeepPot(model).eval(atoms.positions, atoms.cell, types, fparam=fparam, aparam=[0.3])[0][0, 0]
         assert atoms.get_potential_energy() == pytest.approx(energy, rel=1e-13)

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 import torch
 
 import dphpc
-from dphpc.core.errors import DataError, InputError
+from dphpc.core.errors import DataError, InputError, RunError
 from dphpc.parallel.comm import Communicator, Serial
 from dphpc.parallel.gradients import MpiSum, difference_from_mpi, gradient_sum
 from dphpc.train.checkpoint import Checkpoint
@@ -86,6 +87,44 @@ def test_gradient_is_that_of_one_rank(comm: Communicator, folder: Path, kind: An
             got = gradient(ours, 0, frames, (comm.rank, comm.size))
             for a, b in zip(got, gradient(alone, 0, frames, (0, 1)), strict=True):
                 np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * np.abs(b).max())
+
+
+def test_an_error_of_one_rank_is_everybodys(comm: Communicator, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = new_trainer(small_input(), comm)
+    drawn = trainer._draw()
+    assert drawn is not None
+    if comm.rank == comm.size - 1:
+
+        def fail(_: Any) -> None:
+            raise RunError("two atoms are so close", remedy="remove the frame")
+
+        for engine in (trainer._table, trainer._network):
+            monkeypatch.setattr(engine, "forward", fail)
+    with pytest.raises(RunError) as caught:
+        trainer._train_one(drawn, 1e-3)
+    assert caught.value.what == "two atoms are so close"
+    assert "step 1, system" in str(caught.value.where)
+    assert comm.allgather(trainer.step) == [0] * comm.size
+
+
+def test_soap_has_the_bases_of_the_first_rank(
+    comm: Communicator, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    eigh = torch.linalg.eigh
+
+    def turned(x: torch.Tensor) -> Any:
+        """As on another processor: vectors of other signs."""
+        return SimpleNamespace(eigenvectors=(-1.0) ** comm.rank * eigh(x).eigenvectors)
+
+    monkeypatch.setattr(torch.linalg, "eigh", turned)
+    given = small_input(numb_steps=12)
+    given["optimizer"] = {"type": "SOAP", "precondition_frequency": 5}
+    trainer = new_trainer(given, comm)
+    trainer.run()
+    bases = {name: value.numpy() for name, value in trainer.optimizer.state().items() if name.startswith("basis")}
+    assert bases
+    for other in comm.allgather(bases):
+        assert all(np.array_equal(other[name], basis) for name, basis in bases.items())
 
 
 def test_gradient_of_a_batch_for_each_rank_is_the_mean(comm: Communicator, folder: Path) -> None:

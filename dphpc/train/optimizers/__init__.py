@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from dphpc.core.errors import InputError
+from dphpc.parallel.comm import Communicator, Serial
 from dphpc.train.optimizers.adam import Adam
 from dphpc.train.optimizers.gradient import GradientOptimizer, Rule
 from dphpc.train.optimizers.kalman import KalmanOptimizer
@@ -20,8 +21,13 @@ __all__ = ["Engine", "GradientOptimizer", "KalmanOptimizer", "Optimizer", "make_
 log = logging.getLogger("dphpc.train")
 
 
-def make_optimizer(config: TrainInput, parameters: Parameters) -> Optimizer:
+def make_optimizer(config: TrainInput, parameters: Parameters, comm: Communicator | None = None) -> Optimizer:
     """The optimizer that an input asks for; its seed and `numb_steps` are resolved.
+
+    Parameters
+    ----------
+    comm
+        The ranks that make the same steps.
 
     Raises
     ------
@@ -32,7 +38,7 @@ def make_optimizer(config: TrainInput, parameters: Parameters) -> Optimizer:
     if isinstance(config.optimizer, LkfConfig) and parameters.device is not None:
         raise InputError("LKF does not run on a GPU yet", where="optimizer/type", remedy="another one, or --device cpu")
     if not isinstance(config.optimizer, LkfConfig):
-        rule = make_rule(config, parameters)
+        rule = make_rule(config, parameters, comm or Serial())
         if isinstance(rule, Adam) and parameters.device is not None and not t.gradient_max_norm:
             return LateCheckOptimizer(rule, parameters)
         return GradientOptimizer(rule, parameters, t.gradient_max_norm)
@@ -49,13 +55,13 @@ def make_optimizer(config: TrainInput, parameters: Parameters) -> Optimizer:
     return KalmanOptimizer(config.optimizer, parameters, t.numb_steps, t.seed)
 
 
-def make_rule(config: TrainInput, parameters: Parameters) -> Rule:
+def make_rule(config: TrainInput, parameters: Parameters, comm: Communicator) -> Rule:
     """The rule of an optimizer that steps by the loss's gradient."""
     options = config.optimizer
     if isinstance(options, HybridMuonConfig):
         return HybridMuonRule(options, parameters)
     if isinstance(options, SoapConfig):
-        return SoapRule(options, parameters)
+        return SoapRule(options, parameters, comm)
     assert not isinstance(options, LkfConfig)
     betas = (options.adam_beta1, options.adam_beta2)
     decoupled = isinstance(options, AdamWConfig)

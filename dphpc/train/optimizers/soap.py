@@ -14,11 +14,13 @@ Q_R of six matrices (two products and one QR of 240×240 each side) and one prod
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from dphpc.parallel.comm import Communicator
 from dphpc.train.optimizers.adam import AdamRule
 from dphpc.train.optimizers.gradient import is_matrix, leaves
 from dphpc.train.optimizers.protocol import State
@@ -27,6 +29,13 @@ from dphpc.train.schema import SoapConfig
 
 EPSILON = 1e-8
 """Adam's."""
+
+Agree = Callable[[Tensor], Tensor]
+"""What rank 0 has of a tensor.
+
+Eigenvectors of eigenvalues that are alike, as the many zeros of first gradients are, follow from rounding, so from the
+number of threads and the processor: ranks would go different ways.
+"""
 
 
 @dataclass
@@ -70,20 +79,20 @@ class _Matrix:
         if self.right is not None:
             self.right.covariance.addmm_(gradient.T, gradient, beta=beta, alpha=1.0 - beta)
 
-    def start_bases(self) -> None:
+    def start_bases(self, agree: Agree) -> None:
         """Eigenvectors of the first products, largest eigenvalue first."""
         for side in (self.left, self.right):
             if side is not None:
-                side.basis.copy_(torch.linalg.eigh(side.covariance).eigenvectors.flip(1))
+                side.basis.copy_(agree(torch.linalg.eigh(side.covariance).eigenvectors.flip(1)))
 
-    def follow(self) -> None:
+    def follow(self, agree: Agree) -> None:
         """One power iteration on both sides; moments keep their eigenvectors."""
         if self.left is not None:
-            order, turn = _iterate(self.left)
+            order, turn = _iterate(self.left, agree)
             self.exp_avg.copy_(turn.T @ self.exp_avg)
             self.exp_avg_sq.copy_(self.exp_avg_sq[order])
         if self.right is not None:
-            order, turn = _iterate(self.right)
+            order, turn = _iterate(self.right, agree)
             self.exp_avg.copy_(self.exp_avg @ turn)
             self.exp_avg_sq.copy_(self.exp_avg_sq[:, order])
 
@@ -96,22 +105,28 @@ class _Matrix:
         return result
 
 
-def _iterate(side: Side) -> tuple[Tensor, Tensor]:
+def _iterate(side: Side, agree: Agree) -> tuple[Tensor, Tensor]:
     """Q ← qr(C·Q) with columns in the order of their eigenvalues; the order, and Q_oldᵀ·Q_new."""
     old = side.basis
     product = side.covariance @ old
-    order = torch.argsort((old * product).sum(0), descending=True, stable=True)
-    new = torch.linalg.qr(product[:, order]).Q
+    order = agree(torch.argsort((old * product).sum(0), descending=True, stable=True))
+    new = agree(torch.linalg.qr(product[:, order]).Q)
     turn = old.T @ new
     side.basis.copy_(new)
     return order, turn
 
 
 class SoapRule:
-    """SOAP for the weight matrices, Adam for the rest; weight decay is decoupled."""
+    """SOAP for the weight matrices, Adam for the rest; weight decay is decoupled.
 
-    def __init__(self, config: SoapConfig, parameters: Parameters) -> None:
-        self.config, self.n_steps = config, 0
+    Parameters
+    ----------
+    comm
+        Of the ranks that make the same steps: all have rank 0's bases.
+    """
+
+    def __init__(self, config: SoapConfig, parameters: Parameters, comm: Communicator) -> None:
+        self.config, self.n_steps, self._comm = config, 0, comm
         values = leaves(parameters)
         self._matrices = {
             name: _Matrix(value, config.max_precond_dim)
@@ -136,9 +151,9 @@ class SoapRule:
             assert gradient is not None
             matrix.accumulate(gradient, shampoo_beta)
             if first:
-                matrix.start_bases()
+                matrix.start_bases(self._agree)
             elif follow:
-                matrix.follow()
+                matrix.follow(self._agree)
             turned = matrix.to_basis(gradient)
             matrix.exp_avg.lerp_(turned, 1.0 - c.adam_beta1)
             matrix.exp_avg_sq.mul_(c.adam_beta2).addcmul_(turned, turned, value=1.0 - c.adam_beta2)
@@ -146,6 +161,10 @@ class SoapRule:
             matrix.value.mul_(1.0 - learning_rate * c.weight_decay)
             matrix.value.add_(update, alpha=-size)
         self._adam.step(learning_rate)
+
+    def _agree(self, x: Tensor) -> Tensor:
+        """See `Agree`."""
+        return x if self._comm.size == 1 else torch.from_numpy(self._comm.bcast(x.cpu().numpy())).to(x.device)
 
     def state(self) -> State:
         """`exp_avg.NAME` and `exp_avg_sq.NAME` (of matrices in their eigenbasis), `covariance_left.NAME`, …"""
