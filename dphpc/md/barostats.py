@@ -110,6 +110,6 @@ def _refuse_leap(engine: Engine, changes: Floats, pressure: float) -> None:
     error = RunError(
         f"the barostat would change {what} by {worst:.3g} % in one move, to reach {pressure:g} bar",
         expected=f"less than {100.0 * LARGEST_CHANGE:g} %",
-        remedy="begin with an nvt stage, or with a longer pressure_damping_fs or a smaller compressibility_per_bar",
+        remedy="a smaller compressibility_per_bar, a longer pressure_damping_fs, or an nvt stage first",
     )
     agree(engine.comm, located(engine, error))

@@ -92,6 +92,7 @@ class CardEngine(Engine):
         self._here = True  # whether `state` is that of the present step
         self._behind = False  # whether the card has built a list since the host did
         self._told = True  # which atom of `state` is which on the card
+        self._looked_over = False  # whether the potential has seen atoms among their neighbors
         self._outrun = False  # whether the last window that was thrown away was so for its list alone
 
     def repeat(self, moves: Callable[[Engine], None]) -> None:
@@ -162,8 +163,10 @@ class CardEngine(Engine):
         with self.timers("halo"):
             self.card.take_up(self.state)
         self._build_on_card()
-        with self.timers("neighbor"):
-            self._on_card.look_over(*self._sample())
+        if not self._looked_over:
+            with self.timers("neighbor"):
+                self._on_card.look_over(*self._sample())
+            self._looked_over = True
         stands = self._evaluate_on_card()
         self._here, self._behind, self._told = not stands, stands, not stands
         return stands

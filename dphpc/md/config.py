@@ -40,6 +40,10 @@ STAGE_KEYS: dict[str, tuple[str, ...]] = {
     "minimize": ("force_tolerance_eV_A", "max_move_A"),
 }
 """Ensembles, and keys that stages of them alone have."""
+
+FEWEST_MOVES = 5
+"""Of the box, within its time constant: fewer would sample volumes that spread far too widely."""
+
 BAROSTAT_ALIASES = {"c_rescale": "c-rescale", "crescale": "c-rescale", "scr": "c-rescale"}
 
 Kelvin = Annotated[float, Field(ge=0)]
@@ -114,6 +118,10 @@ class Stage(Config):
             raise ValueError(f"an {self.ensemble} stage needs 'temperature_K': a number, or [start, end]")
         if self.ensemble == "npt" and self.pressure_bar is None:
             raise ValueError("an npt stage needs 'pressure_bar': a number, or [start, end]")
+        if self.ensemble == "npt" and 0 < self.steps < self.barostat_every:
+            raise ValueError(
+                f"the box would not move once in {self.steps} steps: 'barostat_every' is {self.barostat_every}"
+            )
         if self.thermostat != "nose-hoover" and "chain_length" in self.model_fields_set:
             raise ValueError(f"'chain_length' has no meaning for {self.thermostat}: remove it")
         if self.thermostat != "langevin" and min(self.temperatures) <= 0:
@@ -301,11 +309,11 @@ class MdConfig(Config):
                     f"'damping_fs' is {stage.damping_fs:g}, less than a timestep ({self.timestep_fs:g} fs): it is in "
                     "femtoseconds, LAMMPS' Tdamp of 0.1 ps is 100"
                 )
-            interval = stage.barostat_every * self.timestep_fs
-            if stage.ensemble == "npt" and stage.pressure_damping_fs < interval:
+            least = FEWEST_MOVES * stage.barostat_every * self.timestep_fs
+            if stage.ensemble == "npt" and stage.pressure_damping_fs < least:
                 raise ValueError(
-                    f"'pressure_damping_fs' is {stage.pressure_damping_fs:g}, less than 'barostat_every' timesteps "
-                    f"({interval:g} fs): it is in femtoseconds, LAMMPS' Pdamp of 1 ps is 1000"
+                    f"'pressure_damping_fs' is {stage.pressure_damping_fs:g}, less than {FEWEST_MOVES} times "
+                    f"'barostat_every' timesteps ({least:g} fs): it is in femtoseconds, LAMMPS' Pdamp of 1 ps is 1000"
                 )
         return self
 

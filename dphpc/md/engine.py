@@ -301,7 +301,8 @@ class Engine:
 
         Of two atoms within the cutoff the places were within (cutoff + 2 slack)/stretch ≤ reach when it was built.
         """
-        return max(0.5 * (self.skin - (1.0 - float(self._stretch.min())) * self.reach), 0.0)
+        shrunk = max(1.0 - float(self._stretch.min()), 0.0)  # in a box that has grown it stays: atoms fly away as ever
+        return max(0.5 * (self.skin - shrunk * self.reach), 0.0)
 
     def _agree_on_moves(self, moved2: float) -> tuple[bool, bool]:
         """Whether an atom of this rank, and of some rank, flew away, by its largest square; also whether to stop."""

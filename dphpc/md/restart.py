@@ -62,9 +62,10 @@ class Checkpoint:
     files: dict[str, int] = field(default_factory=dict)
     integrator: Saved = field(default_factory=dict)
 
-    def minimizes(self, since: int) -> bool:
-        """Whether its stages from `since` to the present one are minimizations, whose velocities are not the atoms'."""
-        return all(stage["ensemble"] == "minimize" for stage in self.stages[since : self.stage + 1])
+    @property
+    def minimizes(self) -> bool:
+        """Whether it is of a minimization, whose velocities are not the atoms'."""
+        return bool(self.stages[self.stage]["ensemble"] == "minimize")
 
     def position_in(self, stages: list[Stage]) -> tuple[int, int] | None:
         """(stage, steps done of it) at which to go on with `stages`, or None if they are a new plan.

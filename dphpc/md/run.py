@@ -121,7 +121,7 @@ class Run:
         self._plan()
         if settings.stages[self.stage].ensemble != "minimize":
             self._start_moving()
-        if settings.velocities is None and not start.has_velocities:
+        if settings.velocities is None and not start.has_velocities and not self.at_rest:
             self.screen.say("velocities: all atoms start at rest (none in the run file, none in the structure)")
 
     def _describe(self, n_atoms: int, domain: Domain, warning: str | None) -> None:
@@ -143,7 +143,7 @@ class Run:
         self.stage, self.stage_step, self.bath = 0, 0, no_sum()
         self.saved_at: int | None = None
         self.saved: dict[str, NDArray] = {}
-        self.to_draw, self.at_rest = s.velocities, False
+        self.at_rest = False  # whether velocities are a minimizer's, not the atoms'
         self.converged: bool | None = None
         if old is not None:
             step0, time0, dt = old.clock
@@ -155,23 +155,21 @@ class Run:
                 (self.stage, self.stage_step), self.saved = where, old.integrator
             plan = f"going on in stage {self.stage + 1} after {self.stage_step} of its steps" if where else "new stages"
             self.screen.say(f"restart:   at step {engine.step}, {engine.time:.6g} ps; {plan}")
-            self.at_rest = old.minimizes(since=0 if where else old.stage)
-            lost = self.at_rest or (where is None and s.stages[0].ensemble == "minimize")
-            if s.velocities is not None and not lost:
-                self.to_draw = None
+            self.at_rest = old.minimizes
+            if s.velocities is not None and not self.at_rest and s.stages[self.stage].ensemble != "minimize":
                 self.screen.say("velocities: from the restart file; the run file's 'velocities' is not used")
         self.begun = engine.time
         n_steps = sum(stage.steps for stage in s.stages[self.stage :]) - self.stage_step
         self.screen = Screen(engine.n_atoms, n_steps, self.screen.quiet)
 
     def _start_moving(self) -> None:
-        """Before the first step of dynamics: velocities that are to be drawn, else none after a minimization."""
-        if self.to_draw is not None:
-            draw_velocities(self.engine, self.to_draw.temperature_K, self.to_draw.seed)
+        """Before dynamics that neither a restart nor other dynamics precede: draw velocities, or have none."""
+        drawn = self.settings.velocities
+        if drawn is not None and (self.at_rest or self.checkpoint is None):
+            draw_velocities(self.engine, drawn.temperature_K, drawn.seed)
         elif self.at_rest:
             self.screen.say("velocities: all atoms start at rest (none in the run file, and minimized before)")
             self.engine.host.scale_velocities(0.0)
-        self.to_draw = None
 
     def _open_outputs(self) -> None:
         s = self.settings
@@ -246,6 +244,8 @@ class Run:
                 self.screen.say(integrator.outcome(engine))
             if self.stage + 1 == len(stages):
                 return integrator
+            if isinstance(integrator, Fire):
+                self._write(integrator, last=True)  # the minimum
             self.bath += bath_energy(engine, integrator)
             self.stage, self.stage_step, self.at_rest = self.stage + 1, 0, not integrator.dynamic
             if self.at_rest and stages[self.stage].ensemble != "minimize":
@@ -288,7 +288,7 @@ class Run:
     def _write(self, integrator: Integrator, first: bool = False, last: bool = False) -> None:
         """Whatever output is due at this step; `first` is the state before the first step.
 
-        Or, with `last`, thermo and trajectory where they are not due.
+        Or, with `last`, at an end, thermo and trajectory where they are not due.
         """
         s, engine = self.settings, self.engine
         intervals = self._intervals()

@@ -351,3 +351,16 @@ def test_an_older_restart_knows_no_pressure(config: Make, argon: LennardJones, t
     assert checkpoint.position_in([stage]) == (0, 4)
     longer = replace(checkpoint, stages=[Stage(**NPT | {"pressure_bar": [1, 2]}).model_dump()])
     assert longer.position_in([Stage(**NPT | {"pressure_bar": [1, 2], "steps": 40})]) is None
+
+
+def test_in_a_box_that_grows_no_atom_is_thought_to_fly_away(engine_of: EngineOf) -> None:
+    """Though the list would last, as all neighbors part."""
+    engine = engine_of(n=2, temperature=0.0)
+    engine.update_forces()
+    volume = engine.state.box.volume
+    for _ in range(450):
+        engine.rescale_box(np.full(3, 1.003))
+        engine.update_forces()
+        engine.state.velocities[0] = (1.0, 0.0, 0.0)
+        engine.drift(0.01)
+    assert engine.state.box.volume > 50 * volume

@@ -43,7 +43,7 @@ def test_a_minimization_is_the_hosts(runs: Runs, device: Any, before: list[dict[
     card, host = (runs(kind, device, **stages) for kind in (CardEngine, Engine))
     for name, values in host.items():
         np.testing.assert_allclose(card[name], values, rtol=1e-9, atol=1e-9, err_msg=name)
-    assert (host["kinetic_eV"][-1] > 1.0) != bool(before), "velocities are drawn for the first dynamics alone"
+    assert host["kinetic_eV"][-1] > 1.0, "velocities are drawn when dynamics begin"
 
 
 def test_its_end_is_the_hosts(runs: Runs, emulated: EmulatedDevice) -> None:

@@ -28,7 +28,7 @@ BASE: dict[str, Any] = {"structure": "a.lmp", "model": "m.dp", "stages": [{"ense
 NVT: dict[str, Any] = {"ensemble": "nvt", "thermostat": "nose-hoover", "temperature_K": 300, "steps": 5}
 
 MINIMIZE: dict[str, Any] = {"ensemble": "minimize", "steps": 5}
-NPT: dict[str, Any] = NVT | {"ensemble": "npt", "pressure_bar": 1}
+NPT: dict[str, Any] = NVT | {"ensemble": "npt", "pressure_bar": 1, "steps": 20}
 
 
 def test_the_documented_input(tmp_path: Path) -> None:
@@ -79,13 +79,14 @@ def test_a_pressure_may_be_a_ramp_and_may_be_below_zero() -> None:
         ({"stages": [NPT | {"pressure_bar": [1, 2, 3]}]}, r"'pressure_bar"),
         ({"stages": [NPT | {"compressibility_per_bar": 0}]}, r"greater than 0"),
         ({"stages": [NPT | {"coupling": "xyz"}]}, r"'isotropic' or 'anisotropic'"),
+        ({"stages": [NPT | {"steps": 9}]}, r"would not move once in 9 steps"),
         ({"stages": [NPT | {"barostat_every": 0}]}, r"greater than 0|greater than or equal to 1"),
         ({"stages": [NPT | {"ensemble": "nvt"}]}, r"'pressure_bar' has no meaning in an nvt stage.*ensemble: npt"),
         ({"stages": [{"ensemble": "nve", "barostat_every": 5, "steps": 5}]}, r"'barostat_every' has no meaning"),
         # LAMMPS' Pdamp in ps.
         (
             {"stages": [NPT | {"pressure_damping_fs": 1}]},
-            r"less than 'barostat_every' timesteps \(5 fs\).*femtoseconds",
+            r"less than 5 times 'barostat_every' timesteps \(25 fs\).*femtoseconds",
         ),
         ({"stages": [NPT | {"damping_fs": 0.1}]}, r"'damping_fs' is 0.1, less than a timestep"),
         (
