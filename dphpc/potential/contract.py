@@ -22,7 +22,8 @@ SAMPLE = 16384
 class Halo(Protocol):
     """What a potential may ask of the ranks around: per-atom arrays sent to ghosts, or summed back from them.
 
-    Arrays are (n_all, …), local atoms first.  Both are collective calls.
+    Arrays are (n_all, …), local atoms first.  Both are collective calls, not for `compute` on some of a rank's atoms:
+    then the engine's own messages are under way, and ranks do not have as many such calls.
     """
 
     def refresh(self, array: NDArray) -> None:

@@ -80,6 +80,8 @@ class Checkpoint:
         partial = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
             save_file(tensors, partial, metadata={"dphpc": json.dumps(head)})
+            with partial.open("rb+") as file:
+                os.fsync(file.fileno())  # else the name may outlive a failing machine's power, and the bytes not
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
