@@ -60,7 +60,7 @@ def test_every_kind_is_recognized_and_drawn(kind: str, files: dict[str, str], tm
     assert save(figure, tmp_path / "out.pdf").read_bytes().startswith(b"%PDF")
 
 
-NPT = {"thermostat": "bussi", "temperature_K": 60, "pressure_bar": 9, "pressure_damping_fs": 9, "barostat_every": 2}
+NPT = {"thermostat": "bussi", "temperature_K": 60, "pressure_bar": 9, "pressure_damping_fs": 20, "barostat_every": 2}
 
 
 @pytest.mark.parametrize("stage", [{"ensemble": "nve", "steps": 4}, {"ensemble": "npt", "steps": 4, **NPT}])
