@@ -23,6 +23,7 @@ from dphpc.ops.fitting.native import FittingTape
 from dphpc.ops.se_a import native as se_a
 from dphpc.ops.se_a.contract import Embedding, Environment, SeAParameters
 from dphpc.ops.se_a.knots import KnotTable
+from dphpc.parallel.comm import Communicator
 from dphpc.train.data import Batch, Centers
 from dphpc.train.parameters import Parameters
 
@@ -108,6 +109,7 @@ class TableStep:
         self._tapes = {t: self._tape(t) for t in types}
         self._vacuum = {t: self._tape(t) for t in types if model.fitting.subtracts_vacuum(t)}
         self._fresh = False
+        self._n_shared = grid.n_intervals  # which all ranks know of one another
         self._table: Table | None = None
         self._used: dict[tuple[tuple[int, ...], tuple[int, ...]], tuple[int, ...]] = {}
 
@@ -131,7 +133,14 @@ class TableStep:
     def pays(self, batch: Batch, n_pairs: int) -> bool:
         """Whether a batch of so many pairs, on all ranks, pays for tables: a knot costs as much as some two pairs."""
         types = tuple(t for t in batch.present if t not in self.model.atom_exclude_types)
-        return n_pairs >= 2 * (self.grid.n_intervals + 1) * len(self._networks_of(batch.present, types))
+        return n_pairs >= 2 * (self._n_shared + 1) * len(self._networks_of(batch.present, types))
+
+    def share_grid(self, comm: Communicator) -> None:
+        """Give all ranks the knots of all, where batches reached beyond those of some; collective."""
+        # Counts, not lengths: rounding would let ranks have one more or less.
+        n_fine, n_coarse = comm.allreduce(np.array([self.grid.n_fine, self.grid.n_coarse]), "max").tolist()
+        self.grid = replace(self.grid, n_fine=n_fine, n_coarse=n_coarse)
+        self._n_shared = self.grid.n_intervals
 
     def weights_changed(self) -> None:
         """To be called when the weights have changed: they are read anew before the next pass."""
@@ -142,14 +151,11 @@ class TableStep:
         networks = self.model.descriptor.networks
         return max(RadialTable.from_networks(networks, self.grid).error(networks))
 
-    def check_table(self, upper: float = -np.inf) -> float:
-        """Halve the table's intervals while it misses the tolerance; returns its error then.
-
-        The table reaches up to `upper` at least, so that ranks whose batches asked for different ends agree.
-        """
-        self.grid = self.grid.extended(upper)
+    def check_table(self) -> float:
+        """Halve the table's intervals while it misses the tolerance; returns its error then."""
         while (error := self.table_error()) > self.tolerance and self.grid.n_intervals < MAX_INTERVALS:
             self.grid = Grid.uniform(self.grid.lower, self.grid.upper, 2 * self.grid.n_intervals)
+        self._n_shared = self.grid.n_intervals
         return error
 
     def _networks_of(self, present: tuple[int, ...], center_types: tuple[int, ...]) -> tuple[int, ...]:

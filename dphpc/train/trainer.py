@@ -269,8 +269,8 @@ class Trainer:
         self, errors: Errors, rate: float, curve: LearningCurve | None, progress: TrainingProgress
     ) -> tuple[Errors, Errors | None]:
         if self._table is not None:
-            upper = self.comm.allreduce(np.array([self._table.grid.upper]), "max")[0]
-            error = self._table.check_table(upper)
+            self._table.share_grid(self.comm)
+            error = self._table.check_table()
             log.debug("radial table: %d intervals, largest error %.1e", self._table.grid.n_intervals, error)
         if self._sums:
             n = self._sums.pop("n")
@@ -317,6 +317,8 @@ class Trainer:
 
     def save(self) -> Path:
         """Write a checkpoint of the present state."""
+        if self._table is not None:
+            self._table.share_grid(self.comm)
         with together(self.comm):
             if self.comm.rank == 0:
                 self.folder.save(self.checkpoint())

@@ -107,6 +107,22 @@ def test_an_error_of_one_rank_is_everybodys(comm: Communicator, folder: Path, mo
     assert comm.allgather(trainer.step) == [0] * comm.size
 
 
+def test_a_rank_whose_batches_reach_farther_is_followed(comm: Communicator, folder: Path) -> None:
+    trainer = new_trainer(small_input(), comm)
+    table, drawn = trainer._table, trainer._draw()
+    assert table is not None
+    assert drawn is not None
+    n = table.grid.n_intervals
+    if comm.rank == comm.size - 1:
+        table.grid = table.grid.extended(table.grid.upper + 20.3 * table.grid.step_fine)
+    for n_pairs in (2 * n, 3 * n, 4 * n + 4, 5 * n):  # some of which pay for a table with the knots of one rank only
+        assert len(set(comm.allgather(table.pays(drawn.batch, n_pairs)))) == 1
+    trainer.save()
+    assert comm.allgather(table.grid) == [table.grid] * comm.size
+    assert table.grid.n_intervals == n + 21
+    assert Checkpoint.load(trainer.folder.path(0)).grid == table.grid
+
+
 def test_soap_has_the_bases_of_the_first_rank(
     comm: Communicator, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
