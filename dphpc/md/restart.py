@@ -29,9 +29,6 @@ from dphpc.md.structures import ROWS, Source
 FORMAT = "dphpc restart"
 VERSION = 2
 
-STAGE_DEFAULTS = {key: field.default for key, field in Stage.model_fields.items() if not field.is_required()}
-"""What a stage does of which a file, written before there were such keys, does not tell."""
-
 
 @dataclass
 class Checkpoint:
@@ -178,7 +175,6 @@ def read_restart(path: str) -> tuple[Source, Checkpoint, str | None]:
         box = Box(file["box"][:], tuple(meta.pop("periodic")), file["origin"][:])
         saved = {name: data[:] for name, data in file.get("integrator", {}).items()}
         n_atoms, max_id = len(file["atoms/ids"]), int(file["atoms/ids"][-1])
-    meta["stages"] = [STAGE_DEFAULTS | stage for stage in meta["stages"]]
     species, present, masses = meta.pop("species"), meta.pop("present"), meta.pop("masses")
     meta["stages"] = [Stage.model_construct(**stage).model_dump() for stage in meta["stages"]]  # an older file's, too
     checkpoint = Checkpoint(**{**meta, "clock": tuple(meta["clock"])}, integrator=saved)

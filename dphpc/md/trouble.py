@@ -33,11 +33,8 @@ def wild_atom(engine: Engine, moved2: NDArray[np.float64]) -> RunError:
     """What to say of the atom that moved farthest, by all squares (n_local,) in Å²."""
     worst = int(np.argmax(np.where(np.isnan(moved2), np.inf, moved2)))
     atom, far = int(engine.state.ids[worst]), np.sqrt(moved2[worst])
-    flew, lost = (
-        f"atom {atom} flew {far:.3g} Å within a step or two",
-        f"the position of atom {atom} is not a finite number",
-    )
-    return located(engine, RunError(flew if far < np.inf else lost))
+    flew = f"atom {atom} flew {far:.3g} Å within a step or two"
+    return located(engine, RunError(flew if far < np.inf else f"the position of atom {atom} is not a finite number"))
 
 
 def located(engine: Engine, error: DphpcError) -> RunError:

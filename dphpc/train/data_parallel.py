@@ -49,11 +49,11 @@ class SharedStep:
         RunError
             The engine of some rank did; on all.
         """
-        part, error = Prediction.nothing(batch), None
+        error = None
         try:
             part = self._engine.forward(batch)
         except RunError as caught:
-            error = caught
+            part, error = Prediction.nothing(batch), caught
         arrays = (part.atom_energy, part.energy, part.forces, part.virial)
         total = self._comm.allreduce(np.concatenate([*(a.ravel() for a in arrays), [float(error is not None)]]))
         if total[-1]:

@@ -9,6 +9,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from ase import Atoms
 from ase.build import bulk
 from ase.io import write
 
@@ -88,6 +89,20 @@ def compared(comm: Communicator, tmp_path: Path) -> Callable[..., None]:
     return compare
 
 
+@pytest.fixture
+def written(comm: Communicator, tmp_path: Path) -> Callable[[Atoms], str]:
+    """Writes a structure, for all ranks to read; returns its path."""
+    path = Path(comm.bcast(str(tmp_path))) / "structure.extxyz"
+
+    def make(atoms: Atoms) -> str:
+        if comm.rank == 0:
+            write(path, atoms, parallel=False)
+        comm.barrier()
+        return str(path)
+
+    return make
+
+
 @pytest.mark.mpi
 @pytest.mark.parametrize("name", THERMOSTATS)
 def test_argon_on_ranks(name: str, argon: LennardJones, config: Config, compared: Callable[..., None]) -> None:
@@ -110,18 +125,13 @@ def test_a_minimization(
     after: list[dict[str, Any]],
     argon: LennardJones,
     config: Config,
-    comm: Communicator,
-    tmp_path: Path,
+    written: Callable[[Atoms], str],
     compared: Callable[..., None],
 ) -> None:
-    path = Path(comm.bcast(str(tmp_path))) / "rattled.extxyz"
-    if comm.rank == 0:
-        atoms = bulk("Ar", "fcc", a=5.4, cubic=True) * (9, 2, 2)
-        atoms.rattle(0.3, seed=1)
-        write(path, atoms, parallel=False)
-    comm.barrier()
+    atoms = bulk("Ar", "fcc", a=5.4, cubic=True) * (9, 2, 2)
+    atoms.rattle(0.3, seed=1)
     first = {"ensemble": "minimize", "steps": 200 if after else 30}
-    compared(config(structure=str(path), replicate=None, stages=[first, *after]), argon)
+    compared(config(structure=written(atoms), replicate=None, stages=[first, *after]), argon)
 
 
 @pytest.mark.mpi
@@ -135,23 +145,14 @@ def test_a_skewed_cell(
     ensemble: str,
     argon: LennardJones,
     config: Config,
-    comm: Communicator,
-    tmp_path: Path,
+    written: Callable[[Atoms], str],
     compared: Callable[..., None],
 ) -> None:
-    path = Path(comm.bcast(str(tmp_path))) / "skewed.extxyz"
-    if comm.rank == 0:
-        atoms = bulk("Ar", "fcc", a=5.4)
-        atoms.rattle(0.05, seed=1)
-        atoms.pbc = periodic
-        write(path, atoms, parallel=False)
-    comm.barrier()
-    compared(
-        config(
-            structure=str(path), replicate=[6, 5, 4], velocities={"temperature_K": 160}, stages=[THERMOSTATS[ensemble]]
-        ),
-        argon,
-    )
+    atoms = bulk("Ar", "fcc", a=5.4)
+    atoms.rattle(0.05, seed=1)
+    atoms.pbc = periodic
+    run = {"replicate": [6, 5, 4], "velocities": {"temperature_K": 160}, "stages": [THERMOSTATS[ensemble]]}
+    compared(config(structure=written(atoms), **run), argon)
 
 
 @pytest.mark.mpi
@@ -163,20 +164,15 @@ def test_a_box_that_passes_a_power_of_two(
     argon: LennardJones,
     config: Config,
     comm: Communicator,
-    tmp_path: Path,
+    written: Callable[[Atoms], str],
     compared: Callable[..., None],
 ) -> None:
     """Where the spacing of positions changes, before the restart in the middle or after it."""
-    path = Path(comm.bcast(str(tmp_path))) / "large.extxyz"
-    if comm.rank == 0:
-        write(path, bulk("Ar", "fcc", a=length / 3, cubic=True), parallel=False)
-    comm.barrier()
+    path = written(bulk("Ar", "fcc", a=length / 3, cubic=True))
     squeezed = THERMOSTATS["npt"] | {"pressure_bar": pressure}
-    compared(
-        config(structure=str(path), replicate=[3, 3, 3], stages=[squeezed], velocities={"temperature_K": 160}), argon
-    )
+    compared(config(structure=path, replicate=[3, 3, 3], stages=[squeezed], velocities={"temperature_K": 160}), argon)
     if comm.rank == 0:
-        boxes = [atoms_of(str(path.parent / f"restart{n}.h5"))["box"][0, 0] for n in (1, 0)]
+        boxes = [atoms_of(str(Path(path).with_name(f"restart{n}.h5")))["box"][0, 0] for n in (1, 0)]
         assert boxes[1] < 16.0
         assert (boxes[0] > 16.0) == later
     comm.barrier()
@@ -185,14 +181,11 @@ def test_a_box_that_passes_a_power_of_two(
 @pytest.mark.mpi
 @pytest.mark.parametrize("precision", ["float64", "mixed"])
 def test_silicon_on_ranks_and_threads(
-    precision: str, comm: Communicator, tmp_path: Path, compared: Callable[..., None]
+    precision: str, written: Callable[[Atoms], str], compared: Callable[..., None]
 ) -> None:
-    path = Path(comm.bcast(str(tmp_path))) / "si.extxyz"
-    if comm.rank == 0:
-        write(path, bulk("Si", "diamond", a=5.43, cubic=True), parallel=False)
-    comm.barrier()
+    path = written(bulk("Si", "diamond", a=5.43, cubic=True))
     config = {
-        "structure": str(path), "model": str(SILICON), "replicate": [3, 2, 2], "precision": precision, "skin_A": 0.3,
+        "structure": path, "model": str(SILICON), "replicate": [3, 2, 2], "precision": precision, "skin_A": 0.3,
         "velocities": {"temperature_K": 1500, "seed": 3}, "stages": [{"ensemble": "nve", "steps": 18}], "n_threads": 1,
     }  # fmt: skip
     compared(config, n_threads=2)

@@ -215,12 +215,7 @@ class CudaMoves:
 
     def descent_sums(self) -> Floats:
         """See `contract.Moves.descent_sums`."""
-        sums = self.room.buffer("descent", (9,), np.float64)
-        sums.fill(0)
-        if self.n_local:
-            grid = 3 * min(-(-self.n_local // BLOCK), MOST_BLOCKS // 3)
-            self.device.launch(self._text, "add_descent", grid, BLOCK, self._atoms, sums)
-        return np.ascontiguousarray(self.device.download(sums).reshape(3, len(no_sum())).T)
+        return self._summed("add_descent", 3)
 
     def largest_squares(self) -> Floats:
         """See `contract.Moves.largest_squares`."""
@@ -231,12 +226,16 @@ class CudaMoves:
 
     def kinetic_tensor(self) -> Floats:
         """See `contract.Moves.kinetic_tensor`."""
-        sums = self.room.buffer("tensor", (27,), np.float64)
+        return self._summed("add_kinetic_tensor", 9).reshape(-1, 3, 3)
+
+    def _summed(self, kernel: str, n: int) -> Floats:
+        """(3, n) sums over these atoms, in parts, by a kernel every n-th block of which makes one of them."""
+        sums = self.room.buffer(f"sums of {kernel}", (n * len(no_sum()),), np.float64)
         sums.fill(0)
         if self.n_local:
-            grid = 9 * min(-(-self.n_local // BLOCK), MOST_BLOCKS // 9)
-            self.device.launch(self._text, "add_kinetic_tensor", grid, BLOCK, self._atoms, sums)
-        return np.ascontiguousarray(np.moveaxis(self.device.download(sums).reshape(3, 3, len(no_sum())), -1, 0))
+            grid = n * min(-(-self.n_local // BLOCK), MOST_BLOCKS // n)
+            self.device.launch(self._text, kernel, grid, BLOCK, self._atoms, sums)
+        return np.ascontiguousarray(self.device.download(sums).reshape(n, -1).T)
 
     def snapshot(self, fields: Collection[str]) -> Snapshot:
         """See `contract.Moves.snapshot`; the card copies them between what it was told before and what comes next."""
