@@ -29,7 +29,7 @@ def train_model(
     ] = False,
     restart: Annotated[Path | None, typer.Option("--restart", "-r", help="Continue this checkpoint's run.")] = None,
     resume: Annotated[
-        bool, typer.Option("--continue", help="Restart from this folder's newest checkpoint, if there is one.")
+        bool, typer.Option("--continue", help="Restart from the input's newest checkpoint, if there is one.")
     ] = False,
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the completed input is written.")] = Path(
         "out.json"

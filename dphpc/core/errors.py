@@ -6,8 +6,10 @@ message without a traceback.  `assert` is left for our own bugs.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 
 class DphpcError(Exception):
@@ -70,6 +72,18 @@ class ModelFileError(DphpcError):
 
 class RunError(DphpcError):
     """A run that had started cannot go on (NaN, lost atoms, a rank that failed)."""
+
+
+@contextlib.contextmanager
+def writing(path: str | Path, last: str | Path | None = None) -> Iterator[None]:
+    """Name the file, and the one to go on from, where the system refuses to write inside."""
+    try:
+        yield
+    except OSError as error:
+        remedy = "check space and permissions" + (f"; the last checkpoint is {last}" if last else "")
+        raise RunError(
+            f"the file cannot be written: {error.strerror or error}", where=str(path), remedy=remedy
+        ) from None
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

@@ -65,7 +65,13 @@ class Checkpoint:
         return model_of(self.config.model, self.arrays, "checkpoint", self.min_distance)
 
     def save(self, path: Path) -> None:
-        """Write the file under a temporary name and rename it."""
+        """Write the file under a temporary name and rename it.
+
+        Raises
+        ------
+        OSError
+            It cannot be written; one that has this name already stays.
+        """
         head = {
             "format": FORMAT,
             "step": self.step,
@@ -83,6 +89,8 @@ class Checkpoint:
             with partial.open("rb+") as file:
                 os.fsync(file.fileno())  # else the name may outlive a failing machine's power, and the bytes not
             os.replace(partial, path)
+        except SafetensorError as error:
+            raise OSError(str(error)) from None
         finally:
             partial.unlink(missing_ok=True)
 
@@ -150,6 +158,11 @@ def find_checkpoint(path: str | Path) -> Path:
     return path
 
 
+def newest_of(prefix: str | Path) -> Path:
+    """The link to the newest checkpoint of the trainings with this `save_ckpt`."""
+    return Path(f"{prefix}{SUFFIX}")
+
+
 class CheckpointFolder:
     """Names, newest pointer and number of a run's checkpoints, as DeePMD-kit keeps them.
 
@@ -180,11 +193,21 @@ class CheckpointFolder:
         """File of the checkpoint at a step."""
         return self.folder / f"{self.prefix.name}-{step}{SUFFIX}"
 
+    @property
+    def newest(self) -> Path:
+        """The link to the newest checkpoint; of another run where this one has written none."""
+        return newest_of(self.prefix)
+
     def save(self, checkpoint: Checkpoint) -> Path:
-        """Write a checkpoint, make it the newest, remove this run's beyond `max_keep`."""
-        path = self.path(checkpoint.step)
+        """Write a checkpoint, make it the newest, remove this run's beyond `max_keep`.
+
+        Raises
+        ------
+        OSError
+            It cannot be written; those that are there stay.
+        """
+        path, link = self.path(checkpoint.step), self.newest
         checkpoint.save(path)
-        link = self.prefix.with_name(self.prefix.name + SUFFIX)
         link.parent.mkdir(parents=True, exist_ok=True)
         fresh = link.with_name(f".{link.name}.{os.getpid()}")
         fresh.unlink(missing_ok=True)

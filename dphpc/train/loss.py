@@ -74,6 +74,11 @@ class EnergyLoss:
                 "the loss has no term: of every start_pref_*, limit_pref_* pair at least one is zero", where="loss"
             )
 
+    @property
+    def error_names(self) -> list[str]:
+        """Keys of `LossResult.errors`, sorted."""
+        return sorted(["rmse", *(f"{measure_of(self.config)}_{name}" for name in self.prefactors)])
+
     def __call__(self, prediction: Prediction, batch: Batch, learning_rate: float) -> LossResult:
         """Loss of a prediction at a learning rate."""
         terms = _Terms(self.config, batch, self.counted(batch))
@@ -109,6 +114,11 @@ class EnergyLoss:
         terms.add_atom_energy(prediction.atom_energy, prefactor)
 
 
+def measure_of(config: LossConfig) -> str:
+    """What errors of energies, forces and so on are reported as."""
+    return "mae" if config.loss_func == "mae" else "rmse"
+
+
 @dataclass
 class _Terms:
     """The sum as it grows: values, errors to report, and derivatives."""
@@ -125,7 +135,7 @@ class _Terms:
 
     @property
     def _measure(self) -> str:
-        return "mae" if self.config.loss_func == "mae" else "rmse"
+        return measure_of(self.config)
 
     def _delta(self, which: int) -> float:
         delta = self.config.huber_delta

@@ -25,7 +25,7 @@ from dphpc.parallel.launch import launched_size, without_mpi
 from dphpc.parallel.placement import placement, ranks_on_same_cores
 from dphpc.parallel.process_group import slurm_ranks
 from dphpc.train.bias import with_bias
-from dphpc.train.checkpoint import POINTER, SUFFIX, Checkpoint, find_checkpoint
+from dphpc.train.checkpoint import SUFFIX, Checkpoint, find_checkpoint, newest_of
 from dphpc.train.data import Dataset
 from dphpc.train.finetune import changes, shaped_as, shifted_bias, with_section_of
 from dphpc.train.initial import initial_model, model_arrays, model_of
@@ -33,7 +33,15 @@ from dphpc.train.neighbor_stat import neighbor_stat, resolve_sel, sel_warnings
 from dphpc.train.parameters import torch_device
 from dphpc.train.result import TrainResult
 from dphpc.train.sampler import Sampler
-from dphpc.train.schema import DphpcConfig, LkfConfig, TrainInput, load_input, parse_input, write_input
+from dphpc.train.schema import (
+    DphpcConfig,
+    LkfConfig,
+    TrainingConfig,
+    TrainInput,
+    load_input,
+    parse_input,
+    write_input,
+)
 from dphpc.train.statistics import Statistics, load_or_compute
 from dphpc.train.trainer import Trainer
 
@@ -78,7 +86,7 @@ def train(
     restart
         A checkpoint (or a folder with one) whose training goes on, to the bit.
     resume
-        Restart from the newest checkpoint of the working directory where there is one; else start anew.
+        Restart from the newest checkpoint of the input's `save_ckpt` where there is one; else start anew.
     init_model
         A checkpoint or model file whose weights, statistics and biases are taken; optimizer and schedule start anew.
     finetune
@@ -106,8 +114,8 @@ def train(
     with ends_together(comm):
         with together(comm):
             _require_one_start({"--restart": restart, "--init-model": init_model, "--finetune": finetune})
-        if resume and from_first(comm, lambda: Path(POINTER).is_file()):
-            restart, init_model, finetune = ".", None, None  # what a first part began from is in its checkpoints
+        if resume and (newest := from_first(comm, lambda: _newest_checkpoint(input))):
+            restart, init_model, finetune = newest, None, None  # what a first part began from is in its checkpoints
         with together(comm):
             checkpoint = None if restart is None else Checkpoint.load(find_checkpoint(restart))
             path = finetune if init_model is None else init_model
@@ -169,6 +177,17 @@ def _require_one_start(starts: Mapping[str, PathLike | None]) -> None:
     given = [flag for flag, path in starts.items() if path is not None]
     if len(given) > 1:
         raise InputError(f"{' and '.join(given)} exclude each other", remedy="use one of them")
+
+
+def _newest_checkpoint(given: PathLike | Mapping[str, Any] | TrainInput) -> Path | None:
+    """The newest checkpoint of the trainings with the input's `save_ckpt`, None if there is none."""
+    if isinstance(given, TrainInput):
+        section: Any = given.training.model_dump()
+    else:  # not parsed as a whole: with a script it may lack what the checkpoint has
+        section = (given if isinstance(given, Mapping) else read_mapping(given)).get("training")
+    prefix = section.get("save_ckpt") if isinstance(section, Mapping) else None
+    link = newest_of(prefix if isinstance(prefix, str) else TrainingConfig.model_fields["save_ckpt"].default)
+    return link if link.is_symlink() or link.is_file() else None
 
 
 def _script(checkpoint: Checkpoint | None, source: DPModel | None) -> DPModel:

@@ -135,6 +135,11 @@ class TableStep:
         types = tuple(t for t in batch.present if t not in self.model.atom_exclude_types)
         return n_pairs >= 2 * (self._n_shared + 1) * len(self._networks_of(batch.present, types))
 
+    @property
+    def grown(self) -> bool:
+        """Whether batches reached beyond the knots that all ranks have."""
+        return self.grid.n_intervals > self._n_shared
+
     def share_grid(self, comm: Communicator) -> None:
         """Give all ranks the knots of all, where batches reached beyond those of some; collective."""
         # Counts, not lengths: rounding would let ranks have one more or less.

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 
 from dphpc.core.device import Device
-from dphpc.core.errors import InputError, RunError
+from dphpc.core.errors import InputError, RunError, writing
 from dphpc.core.signals import STOP_SIGNALS, stop_signals
 from dphpc.model.dp_model import DPModel
 from dphpc.model.radial_table import Grid
-from dphpc.parallel.comm import Communicator, Serial, agree, together
+from dphpc.parallel.comm import Communicator, Serial, agree, from_first, together
 from dphpc.parallel.gradients import GradientSum, MpiSum
 from dphpc.train.card_step import CardStep, require_for_card
 from dphpc.train.checkpoint import Checkpoint, CheckpointFolder
@@ -118,13 +118,21 @@ class Trainer:
         self.in_flight = np.zeros(2)
         self._sums: Errors = {}
         self._stop: int | None = None
+        self._saved: Path | None = None
         grid = None
         if restart is not None:
             self.step, grid, self._sums = restart.step, restart.grid, dict(restart.averages)
             state = {name: torch.from_numpy(value) for name, value in restart.optimizer.items()}
             self.optimizer.load(state, restart.step)
+        self._curve = LearningCurve(
+            Path(t.disp_file), self.loss.error_names, with_validation=self._validates, keep_until=self.step or None
+        )
         self._network = NetworkStep(model, self.parameters) if device is None else None
         self._table = self._table_step(grid)
+
+    @property
+    def _validates(self) -> bool:
+        return self.validation is not None and self.config.training.validation_data is not None
 
     def _max_keep(self) -> int:
         t = self.config.training
@@ -178,43 +186,49 @@ class Trainer:
         """
         t = self.config.training
         leads = self.comm.rank == 0
+        if self.step == 0 and from_first(self.comm, self.folder.newest.exists):
+            # Another run's, from which `--continue` would go on if this one were killed early.
+            self.save()
         with together(self.comm):
-            curve = LearningCurve(Path(t.disp_file), keep_until=self.step or None) if leads else None
+            if leads:
+                self._curve.begin()
             board = _tensorboard(t.tensorboard_log_dir) if t.tensorboard and leads else None
         start, first = time.perf_counter(), self.step
         training: Errors = {}
         validation: Errors | None = None
-        saved: Path | None = None
         with stop_signals(self._ask), TrainingProgress(first, self.n_steps, shown=leads) as progress:
             while self.step < self.n_steps and (drawn := self._draw()) is not None:
                 rate = self.schedule(self.step)
                 errors = self._train_one(drawn, rate)
                 progress.advance()
                 if self._due(t.disp_training, t.disp_freq):
-                    training, validation = self._display(errors, rate, curve, progress)
+                    training, validation = self._display(errors, rate, progress)
                 if board is not None and self._due(t.tensorboard, t.tensorboard_freq):
                     for name, value in {"lr": rate, **errors}.items():
                         board.add_scalar(name, value, self.step)
                 if self.step == self.n_steps or self.step % t.save_freq == 0:
-                    saved = self.save()
+                    self.save()
             if self._stop is not None and self.step < self.n_steps:
                 saved = self.save()
                 name = signal.Signals(self._stop).name
                 log.warning("stopped by %s after step %d; --restart %s goes on", name, self.step, saved)
-            elif saved is None:  # no step was asked for: the model as it starts
-                saved = self.save()
-        if curve is not None:
-            curve.close()
+            elif self._saved is None:  # no step was asked for: the model as it starts
+                self.save()
+        if leads:
+            self._curve.close()
         if board is not None:
             board.close()
         return TrainResult(
             self.step, self.n_steps, self.step - first, time.perf_counter() - start, training, validation,
-            Path(t.disp_file), saved, stopped_by=(self._stop or 0) if self.step < self.n_steps else 0,
+            Path(t.disp_file), self._saved, stopped_by=(self._stop or 0) if self.step < self.n_steps else 0,
             hidden=self._hidden(),
         )  # fmt: skip
 
     def _draw(self) -> _Drawn | None:
-        """This step's batch, or None where a rank has got a signal; one small sum tells all ranks what each knows."""
+        """This step's batch, or None where a rank has got a signal; one small sum tells all ranks what each knows.
+
+        A table that the last step extended on some ranks is all ranks' from this step on, as it is after a checkpoint.
+        """
         comm, own = self.comm, self._per_rank
         drawn, error = None, None
         try:
@@ -224,13 +238,17 @@ class Trainer:
             drawn = _Drawn(batch, batch.n_own_pairs, where)
         except Exception as caught:
             error = caught
-        told = [error is not None, drawn.n_pairs if drawn else 0, *(self._stop == number for number in STOP_SIGNALS)]
-        failed, n_pairs, *stopped = comm.allreduce(np.array(told, np.int64)).tolist()
+        grown = self._table is not None and self._table.grown
+        stops = [self._stop == number for number in STOP_SIGNALS]
+        told = [error is not None, drawn.n_pairs if drawn else 0, grown, *stops]
+        failed, n_pairs, grown, *stopped = comm.allreduce(np.array(told, np.int64)).tolist()
         if any(stopped):
             self._stop = next(number for number, ranks in zip(STOP_SIGNALS, stopped, strict=True) if ranks)
             return None
         if failed:
             agree(comm, error)
+        if grown and self._table is not None:
+            self._table.share_grid(comm)
         assert drawn is not None
         return drawn if own else drawn._replace(n_pairs=n_pairs)
 
@@ -265,9 +283,7 @@ class Trainer:
         """Whether this is one of the steps that something wanted is done after."""
         return wanted and (self.step % every == 0 or self.step == 1)
 
-    def _display(
-        self, errors: Errors, rate: float, curve: LearningCurve | None, progress: TrainingProgress
-    ) -> tuple[Errors, Errors | None]:
+    def _display(self, errors: Errors, rate: float, progress: TrainingProgress) -> tuple[Errors, Errors | None]:
         if self._table is not None:
             self._table.share_grid(self.comm)
             error = self._table.check_table()
@@ -277,8 +293,9 @@ class Trainer:
             errors = {name: value / n for name, value in self._sums.items()}
             self._sums = {}
         validation = self.validate(rate)
-        if curve is not None:
-            curve.write(self.step, rate, errors, validation)
+        with together(self.comm):
+            if self.comm.rank == 0:
+                self._curve.write(self.step, rate, errors, validation)
         progress.show(self.step, rate, errors, validation)
         return errors, validation
 
@@ -316,13 +333,20 @@ class Trainer:
         )
 
     def save(self) -> Path:
-        """Write a checkpoint of the present state."""
+        """Write a checkpoint of the present state.
+
+        Raises
+        ------
+        RunError
+            It cannot be written; the last one stays.
+        """
         if self._table is not None:
             self._table.share_grid(self.comm)
-        with together(self.comm):
+        path = self.folder.path(self.step)
+        with together(self.comm), writing(path, self._saved):
             if self.comm.rank == 0:
                 self.folder.save(self.checkpoint())
-        path = self.folder.path(self.step)
+        self._saved = path
         log.info("saved %s", path)
         return path
 

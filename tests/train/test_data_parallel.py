@@ -123,6 +123,25 @@ def test_a_rank_whose_batches_reach_farther_is_followed(comm: Communicator, fold
     assert Checkpoint.load(trainer.folder.path(0)).grid == table.grid
 
 
+def test_a_checkpoint_more_changes_no_bit_where_a_table_has_grown(comm: Communicator, folder: Path) -> None:
+    """A table that one rank extends is all ranks' from the next step on, be there a checkpoint between or not."""
+    found = []
+    for saves in (False, True):
+        trainer = new_trainer(small_input(), comm)
+        table = trainer._table
+        assert table is not None
+        if comm.rank == comm.size - 1:
+            table.grid = table.grid.extended(table.grid.upper + 20.3 * table.grid.step_fine)
+        if saves:
+            trainer.save()
+        drawn = trainer._draw()
+        assert drawn is not None
+        assert comm.allgather(table.grid) == [table.grid] * comm.size
+        trainer._train_one(drawn, 1e-3)
+        found.append(trainer.checkpoint().arrays)
+    assert all(np.array_equal(found[0][name], value) for name, value in found[1].items())
+
+
 def test_soap_has_the_bases_of_the_first_rank(
     comm: Communicator, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -261,8 +280,8 @@ def test_a_step_asks_all_ranks_twice(comm: Communicator, folder: Path, monkeypat
         monkeypatch.setattr(trainer, "save", lambda: None)
         shapes.clear()
         trainer.run()
-        in_steps = shapes[shapes.index((5,)) : -1]  # the last is the end's
-        assert in_steps.count((5,)) == 3
+        in_steps = shapes[shapes.index((6,)) : -1]  # the last is the end's
+        assert in_steps.count((6,)) == 3
         # Beside these the predictions of a batch that is divided, or errors where they are shown.
         others = 0 if comm.size == 1 else 3 if batch == "global" else 2
         assert len(in_steps) == 3 + others

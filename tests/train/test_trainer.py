@@ -6,19 +6,22 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 from threadpoolctl import threadpool_info, threadpool_limits
 
 import dphpc
-from dphpc.core.errors import InputError, RunError
+from dphpc.core.errors import DataError, InputError, RunError
 from dphpc.model.model_file import read_model
 from dphpc.ops.threads import get_threads, set_threads
 from dphpc.potential.deep_pot import DeepPot
+from dphpc.train import checkpoint
 from dphpc.train.checkpoint import Checkpoint, find_checkpoint
 from dphpc.train.data import Batch
 from dphpc.train.freeze import freeze
@@ -39,6 +42,18 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def state(path: str) -> dict[str, np.ndarray]:
     loaded = Checkpoint.load(Path(path))
     return {**loaded.arrays, **loaded.optimizer}
+
+
+def signalled_at(step: int) -> Callable[..., dict[str, float]]:
+    """What takes the place of `Trainer._train_one` to send this process SIGTERM in the step after `step`."""
+    original = Trainer._train_one
+
+    def train_one(self: Trainer, *arguments: Any) -> dict[str, float]:
+        if self.step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, *arguments)
+
+    return train_one
 
 
 def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
@@ -96,14 +111,49 @@ def test_the_same_command_continues_its_training() -> None:
     other = dphpc.train(given, restart=None, init_model="model.ckpt")  # what the first part begins from
     curve, whole = Path("lcurve.out").read_text(), state("model.ckpt-12.safetensors")
     assert other.step == 12
-    Path("checkpoint").write_text("model.ckpt-8.safetensors\n")
+    goes_on_from("model.ckpt-8.safetensors")
     dphpc.train(given, resume=True, init_model="model.ckpt-4")  # goes on, so it takes no weights
     assert Path("lcurve.out").read_text() == curve
     assert same(state("model.ckpt-12.safetensors"), whole)
     with pytest.raises(InputError, match="12 steps"):
         dphpc.train(given, resume=True)
-    Path("checkpoint").unlink()
+    Path("model.ckpt.safetensors").unlink()
     assert dphpc.train(given, resume=True).step == 12  # nothing to go on from: from the beginning
+
+
+def goes_on_from(checkpoint: str) -> None:
+    """Make a checkpoint the newest."""
+    Path("model.ckpt.safetensors").unlink()
+    Path("model.ckpt.safetensors").symlink_to(checkpoint)
+
+
+def test_trainings_in_one_folder_continue_each_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = small_input(save_ckpt="a/model.ckpt", disp_file="a/lcurve.out")
+    dphpc.train(given)
+    curve, whole = Path("a/lcurve.out").read_text(), state("a/model.ckpt.safetensors")
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_train_one", signalled_at(6))
+        assert dphpc.train(given).step == 7
+    dphpc.train(small_input(save_ckpt="b/model.ckpt", seed=8))
+    dphpc.train(given, resume=True)
+    assert Path("a/lcurve.out").read_text() == curve
+    assert same(state("a/model.ckpt.safetensors"), whole)
+
+
+def test_a_run_killed_early_is_not_taken_for_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    dphpc.train(small_input())
+    whole = state("model.ckpt.safetensors")
+    dphpc.train(small_input(seed=3))
+
+    def killed(*_: Any) -> None:
+        raise SystemExit(9)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_train_one", killed)
+        with pytest.raises(SystemExit):
+            dphpc.train(small_input())
+    assert dphpc.train(small_input(), resume=True).steps_run == 12
+    assert same(state("model.ckpt.safetensors"), whole)
 
 
 @pytest.mark.parametrize(
@@ -134,15 +184,8 @@ def test_every_optimizer_restarts_to_the_bit(optimizer: dict[str, Any], precisio
 def test_a_signal_ends_the_run_with_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     dphpc.train(small_input())
     curve, whole = Path("lcurve.out").read_text(), state("model.ckpt-12.safetensors")
-    original = Trainer._train_one
-
-    def interrupted(self: Trainer, *arguments: Any) -> dict[str, float]:
-        if self.step == 6:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, *arguments)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_train_one", interrupted)
+        patch.setattr(Trainer, "_train_one", signalled_at(6))
         result = dphpc.train(small_input())
     assert result.interrupted
     assert result.step == 7
@@ -250,6 +293,39 @@ def test_another_trainings_checkpoints_stay(caplog: pytest.LogCaptureFixture) ->
     assert Path("checkpoint").read_text().strip() == "model.ckpt-6.safetensors"
 
 
+def test_other_validation_data_ask_for_another_learning_curve() -> None:
+    given = small_input()
+    dphpc.train(given)
+    written = [Path(name).read_text() for name in ("lcurve.out", "out.json")]
+    given["training"].pop("validation_data")
+    with pytest.raises(DataError, match=r"other columns(.|\n)*another training/disp_file"):
+        dphpc.train(given, restart="model.ckpt-8")
+    assert [Path(name).read_text() for name in ("lcurve.out", "out.json")] == written
+    given["training"]["disp_file"] = "other.out"
+    assert dphpc.train(given, restart="model.ckpt-8").step == 12
+
+
+def test_a_full_disk_is_named_with_the_last_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise SafetensorError("No space left on device (os error 28)")
+
+    original = Trainer._train_one
+
+    def train_one(self: Trainer, *arguments: Any) -> dict[str, float]:
+        if self.step == 5:
+            monkeypatch.setattr(checkpoint, "save_file", full)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(Trainer, "_train_one", train_one)
+    with pytest.raises(RunError) as caught:
+        dphpc.train(small_input())
+    assert "No space left" in caught.value.what
+    assert caught.value.where == "model.ckpt-8.safetensors"
+    assert "the last checkpoint is model.ckpt-4.safetensors" in str(caught.value.remedy)
+    with pytest.raises(RunError, match=r"No such file|cannot be written(.|\n)*/dev/null/out.json"):
+        dphpc.train(small_input(), output="/dev/null/out.json")
+
+
 def test_files_may_be_in_new_folders() -> None:
     given = small_input(numb_steps=2, disp_file="new/lc.out", save_ckpt="ckpt/model")
     dphpc.train(given, output="made/out.json")
@@ -313,9 +389,9 @@ def test_a_killed_rank_ends_the_job_and_leaves_a_checkpoint(data: Path, mpirun: 
         job.stderr.read()
         assert job.wait(timeout=60) != 0
     assert not [p for p in ranks if is_rank(p, data)]
-    checkpoint = Checkpoint.load(find_checkpoint(data))
-    endless["training"]["numb_steps"] = checkpoint.step + 3
-    assert dphpc.train(endless, restart=data).step == checkpoint.step + 3
+    step = Checkpoint.load(find_checkpoint(data)).step
+    endless["training"]["numb_steps"] = step + 3
+    assert dphpc.train(endless, restart=data).step == step + 3
 
 
 def test_ranks_are_started_by_mpirun_and_speak_with_one_voice(data: Path, mpirun: list[str]) -> None:

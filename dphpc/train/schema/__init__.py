@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from dphpc.core.config import Config, load_config, parse_config
+from dphpc.core.errors import writing
 from dphpc.train.schema.model import DescriptorConfig, FittingConfig, ModelConfig
 from dphpc.train.schema.optimization import (
     AdamConfig,
@@ -98,11 +99,20 @@ def write_input(config: TrainInput, path: str | Path) -> None:
 
     Keys without a value are left out, and the section `dphpc` where it is all defaults: DeePMD-kit refuses null for
     some keys, and sections that it does not know.
+
+    Raises
+    ------
+    RunError
+        The file cannot be written.
     """
     path = Path(path)
     ours = {"dphpc"} if config.dphpc == DphpcConfig() else set()
     text = json.dumps(config.model_dump(mode="json", exclude_none=True, exclude=ours), indent=4)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text + "\n", encoding="utf-8")
-    temporary.replace(path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_text(text + "\n", encoding="utf-8")
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
