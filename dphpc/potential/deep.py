@@ -44,8 +44,12 @@ R_TABLE = 0.5
 R_OVERLAP = 0.05
 """Å: nearer than this two atoms stand on each other, and the run stops."""
 
-TABLE_TOLERANCE = 1e-12
-"""Error allowed in G and G′ when a network is tabulated on loading: rounding error."""
+TABLE_TOLERANCE = 1e-11
+"""Error allowed in G and G′ when a network is tabulated on loading; forces change by about as much, in eV/Å."""
+
+MAX_INTERVALS = 8192
+"""Of such a table.  The steepest nets that trainings made then change forces by 1e-10 eV/Å, for G′ is worst where few
+pairs are."""
 
 FLOAT32_TABLE_TOLERANCE = 1e-6
 """And for a table that is rounded to float32: of fewer intervals more pairs share one, and caches hold more."""
@@ -120,7 +124,7 @@ class DeepPotential:
         d = self.model.descriptor
         if self._ops is reference:
             return NetworkEmbedding(d.networks)
-        return fitted_table(self._smooth_networks(), *d.s_range(R_TABLE), TABLE_TOLERANCE, max_intervals=2048)[0]
+        return fitted_table(self._smooth_networks(), *d.s_range(R_TABLE), TABLE_TOLERANCE, MAX_INTERVALS)[0]
 
     def _smooth_networks(self) -> list[Network]:
         return [net.astype(np.float64) for net in self.model.descriptor.networks]

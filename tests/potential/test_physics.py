@@ -7,6 +7,9 @@ import pytest
 
 from dphpc.core.box import Box
 from dphpc.core.errors import DataError, InputError, RunError
+from dphpc.model.radial_table import NetworkEmbedding
+from dphpc.ops.energy import reference as reference_energy
+from dphpc.ops.se_a import reference as reference_se_a
 from dphpc.potential.contract import Outputs
 from dphpc.potential.deep import DeepPotential
 from dphpc.potential.deep_pot import DeepPot
@@ -50,6 +53,26 @@ def test_virial_is_the_strain_derivative(dp: DeepPot) -> None:
         energy = dp.eval(np.stack([x @ d.T for d in deform]), np.stack([cell @ d.T for d in deform]), types)[0]
         # Measured: 1e-9 of a virial of order 1.
         assert -(energy[0, 0] - energy[1, 0]) / (2 * h) == pytest.approx(virial[a, b], abs=1e-7)
+
+
+@pytest.mark.parametrize("steepness", [1.0, 12.0])
+def test_a_network_without_a_table_is_evaluated_exactly(steepness: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = random_model(5, set_davg_zero=True)
+    for net in model.descriptor.networks:
+        for layer in net.layers:  # as long trainings make them: G changes within a hundredth of its range
+            layer.w[:] *= steepness
+    x, cell, types = random_structure()
+    energy, force, _ = DeepPot(model).eval(x[None], cell[None], types)
+    monkeypatch.setattr(DeepPotential, "_tabulated", itself)
+    exact_energy, exact_force, _ = DeepPot(model).eval(x[None], cell[None], types)
+    np.testing.assert_allclose(energy, exact_energy, rtol=1e-13)
+    np.testing.assert_allclose(force, exact_force, rtol=0, atol=1e-10)  # measured: 2e-13, 2e-11
+
+
+def itself(potential: DeepPotential) -> NetworkEmbedding:
+    """In place of a table: the networks, by the reference."""
+    potential._ops, potential._energy_ops = reference_se_a, reference_energy
+    return NetworkEmbedding(potential._smooth_networks())
 
 
 def test_invariance(dp: DeepPot) -> None:
