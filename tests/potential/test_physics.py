@@ -59,14 +59,14 @@ def test_virial_is_the_strain_derivative(dp: DeepPot) -> None:
 def test_a_network_without_a_table_is_evaluated_exactly(steepness: float, monkeypatch: pytest.MonkeyPatch) -> None:
     model = random_model(5, set_davg_zero=True)
     for net in model.descriptor.networks:
-        for layer in net.layers:  # as long trainings make them: G changes within a hundredth of its range
+        for layer in net.layers[1:]:  # as long trainings make them: G changes within a hundredth of its range
             layer.w[:] *= steepness
     x, cell, types = random_structure()
     energy, force, _ = DeepPot(model).eval(x[None], cell[None], types)
     monkeypatch.setattr(DeepPotential, "_tabulated", itself)
     exact_energy, exact_force, _ = DeepPot(model).eval(x[None], cell[None], types)
-    np.testing.assert_allclose(energy, exact_energy, rtol=1e-13)
-    np.testing.assert_allclose(force, exact_force, rtol=0, atol=1e-10)  # measured: 2e-13, 2e-11
+    np.testing.assert_allclose(energy, exact_energy, rtol=1e-14)
+    np.testing.assert_allclose(force, exact_force, rtol=0, atol=1e-11)  # measured: 2e-13, 3e-12
 
 
 def itself(potential: DeepPotential) -> NetworkEmbedding:
