@@ -37,6 +37,7 @@ FIELDS: tuple[Field, ...] = (
     Field("positions", (3,), np.float64, "Å", ghosts=True),
     Field("velocities", (3,), np.float64, "Å/ps"),
     Field("images", (3,), np.int32, "box vectors"),
+    Field("fixed", (), np.int32, ""),
     Field("forces", (3,), np.float64, "eV/Å", migrates=False, restart=False),
 )
 
@@ -62,8 +63,9 @@ class State:
     """Local atoms first, ghosts behind them: arrays of length `n_all = n_local + n_ghost`.
 
     A position is always inside or near the rank's part of the box; `images` counts the box vectors
-    by which the true (unwrapped) position lies further.  Ghost entries of fields that ghosts do not
-    carry are undefined, except that `forces` of ghosts take what the rank's centers exert on them.
+    by which the true (unwrapped) position lies further.  `fixed` is 1 for an atom that does not
+    move, whose velocity is 0, else 0.  Ghost entries of fields that ghosts do not carry are
+    undefined, except that `forces` of ghosts take what the rank's centers exert on them.
     """
 
     ids: NDArray[np.int64]
@@ -71,6 +73,7 @@ class State:
     positions: NDArray[np.float64]
     velocities: NDArray[np.float64]
     images: NDArray[np.int32]
+    fixed: NDArray[np.int32]
     forces: NDArray[np.float64]
 
     def __init__(self, box: Box, n_local: int = 0) -> None:

@@ -34,9 +34,10 @@ CARD_BYTES = 750e6
 """Of a rank on its card whatever the number of atoms: tables, nets, what the libraries keep, and a batch of features
 (at most `BATCH_BYTES` of ops/energy/tiles.py)."""
 
-CARD_ATOM_BYTES = 24 * 4 + 24 * 3 + 8 + 4 + 12 + 24 + 4 + 8 + 8 + 8
+CARD_ATOM_BYTES = 24 * 4 + 24 * 3 + 8 + 4 + 12 + 4 + 24 + 4 + 8 + 8 + 8
 """Of a local atom on a card: position, velocity, force and place when the list was built; what a window keeps of the
-first three; id, type, images, sum of forces, center, energy, largest argument of the table, row of the list."""
+first three; id, type, images, whether it is fixed, sum of forces, center, energy, largest argument of the table, row of
+the list."""
 
 CARD_GHOST_BYTES = 24 + 4 + 8 + 24
 """Of a ghost: position, type, id, sum of forces."""
@@ -44,8 +45,8 @@ CARD_GHOST_BYTES = 24 + 4 + 8 + 24
 CARD_ROUTE_BYTES = 4 + 24
 """Of a ghost of a rank that has all atoms: owner and displacement, as the host found them."""
 
-KEPT_BYTES = 8 + 4 + 12
-"""Of a local atom while atoms are put in order: id, type and images."""
+KEPT_BYTES = 8 + 4 + 12 + 4
+"""Of a local atom while atoms are put in order: id, type, images and whether it is fixed."""
 
 PART_BYTES = 4 + 4
 """Of a local atom of several ranks while it is told whether it is near a face, and which part it belongs to."""
@@ -60,8 +61,9 @@ them; the model that drives the run is so called where the host has to see what 
 HEAD_ROOM = 9 / 8
 """Of arrays that keep their memory."""
 
-SNAPSHOT_BYTES = HEAD_ROOM * (8 + 4 + 12 + 24 + 24 + 24)
-"""On the host for each local atom of a card, while a frame is written: id, type, images, position, velocity, force."""
+SNAPSHOT_BYTES = HEAD_ROOM * (8 + 4 + 12 + 4 + 24 + 24 + 24)
+"""On the host for each local atom of a card, while a frame is written: id, type, images, whether it is fixed, position,
+velocity, force."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ struct Atoms {
     const double* mass;      // (n_types) u
     const double* inverse;   // (n_types) Å/ps² per eV/Å
     const double* built_at;  // (n, 3), positions when the neighbor list was built
+    const int* fixed;        // (n) 1 or 0; null where no atom is fixed
     long long n;
 };
 
@@ -36,9 +37,16 @@ extern "C" __global__ void __launch_bounds__(BLOCK) copy_rows(const Atoms atoms,
     }
 }
 
+__device__ inline bool is_fixed(const Atoms& atoms, long long i) { return atoms.fixed && atoms.fixed[i]; }
+
+// Of atom i; a fixed one's mass is infinite.
+__device__ inline double inverse_mass(const Atoms& atoms, long long i) {
+    return is_fixed(atoms, i) ? 0.0 : atoms.inverse[atoms.types[i]];
+}
+
 // Number i of the velocities, kicked.
 __device__ inline double kicked(const Atoms& atoms, double dt, long long i) {
-    const double per_force = times(dt, atoms.inverse[atoms.types[i / 3]]);
+    const double per_force = times(dt, inverse_mass(atoms, i / 3));
     return atoms.velocities[i] = plus(atoms.velocities[i], times(atoms.forces[i], per_force));
 }
 
@@ -86,10 +94,11 @@ extern "C" __global__ void __launch_bounds__(BLOCK) add_kinetic_tensor(const Ato
     add_parts(own, sums + 3 * component);
 }
 
-// v = keep·v + push·f
+// v = keep·v + push·f, where an atom is not fixed.
 extern "C" __global__ void __launch_bounds__(BLOCK) steer(const Atoms atoms, double keep, double push) {
     for (long long i = my_first(); i < 3 * atoms.n; i += n_threads())
-        atoms.velocities[i] = plus(times(atoms.velocities[i], keep), times(push, atoms.forces[i]));
+        if (!is_fixed(atoms, i / 3))
+            atoms.velocities[i] = plus(times(atoms.velocities[i], keep), times(push, atoms.forces[i]));
 }
 
 // a·b of atom i, in the order of the reference.
@@ -98,14 +107,14 @@ __device__ inline double product_of(const double* a, const double* b, long long 
     return plus(plus(times(a[0], b[0]), times(a[1], b[1])), times(a[2], b[2]));
 }
 
-// sums (3, 3) += f·v, v² and f² in parts, one of them for every third block.
+// sums (3, 3) += f·v, v² and f² of atoms that are not fixed in parts, one of them for every third block.
 extern "C" __global__ void __launch_bounds__(BLOCK) add_descent(const Atoms atoms, double* sums) {
     const unsigned which = blockIdx.x % 3;
     const double* a = which == 1 ? atoms.velocities : atoms.forces;
     const double* b = which == 2 ? atoms.forces : atoms.velocities;
     ExactSum own;
     for (long long i = blockIdx.x / 3 * BLOCK + threadIdx.x; i < atoms.n; i += gridDim.x / 3 * BLOCK)
-        own.add(product_of(a, b, i));
+        if (!is_fixed(atoms, i)) own.add(product_of(a, b, i));
     add_parts(own, sums + 3 * which);
 }
 
@@ -143,7 +152,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK) randomize(const Atoms atoms,
         double* v = atoms.velocities + 3 * i;
         own.add(kinetic_of(atoms, v, i));
         const unsigned long long id = static_cast<unsigned long long>(atoms.ids[i]);
-        const double speed = times(noise.spread, sqrt(times(noise.kT, atoms.inverse[atoms.types[i]])));
+        const double speed = times(noise.spread, sqrt(times(noise.kT, inverse_mass(atoms, i))));
         for (unsigned pair = 0; pair < 2; ++pair) {
             const Words counter = {{static_cast<unsigned>(id), static_cast<unsigned>(id >> 32), when, later | pair}};
             const Words w = philox(counter, k0, k1);
@@ -172,10 +181,11 @@ __device__ inline unsigned long long larger(unsigned long long bits, double valu
     return other > bits ? other : bits;
 }
 
-// largest (2) is raised to the largest v² and f² of an atom.
+// largest (2) is raised to the largest v² and f² of an atom that is not fixed.
 extern "C" __global__ void __launch_bounds__(BLOCK) note_largest(const Atoms atoms, unsigned long long* largest) {
     unsigned long long speed2 = 0, force2 = 0;
     for (long long i = my_first(); i < atoms.n; i += n_threads()) {
+        if (is_fixed(atoms, i)) continue;
         speed2 = larger(speed2, product_of(atoms.velocities, atoms.velocities, i));
         force2 = larger(force2, product_of(atoms.forces, atoms.forces, i));
     }

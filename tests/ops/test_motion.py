@@ -24,8 +24,8 @@ class Account:
         self.scalars = no_sum()
 
 
-def both(device, spacing=SPACING):
-    """The same atoms on the host and on a card, with forces."""
+def both(device, spacing=SPACING, fixed=False):
+    """The same atoms on the host and on a card, with forces; some of them `fixed`."""
     rng = np.random.default_rng(2)
     state = State(Box(np.eye(3) * 20.0), N)
     state.resize(N, GHOSTS)
@@ -34,7 +34,11 @@ def both(device, spacing=SPACING):
     state.positions[:] = np.round(rng.uniform(0, 20, (N + GHOSTS, 3)) / SPACING) * SPACING
     state.velocities[:N] = rng.normal(0, 20, (N, 3))
     state.forces[:N] = rng.normal(0, 2, (N, 3))
-    host, card = HostMoves(state, MASSES, spacing), CudaMoves(device, MASSES, spacing, alone=True)
+    if fixed:
+        state.fixed[:N] = rng.random(N) < 0.3
+        state.velocities[:N][state.fixed[:N] != 0] = 0.0
+    host = HostMoves(state, MASSES, spacing, some_fixed=fixed)
+    card = CudaMoves(device, MASSES, spacing, alone=True, some_fixed=fixed)
     host.note_positions()
     card.take_up(state)
     card.put_forces(state.forces[:N])
@@ -102,6 +106,36 @@ def test_what_a_minimizer_asks_for(device):
     largest = host.largest_squares()
     assert np.array_equal(card.largest_squares(), largest)
     assert largest.tolist() == pytest.approx([(v**2).sum(axis=1).max(), (f**2).sum(axis=1).max()], rel=1e-14)
+
+
+@pytest.mark.parametrize("spacing", [0.0, SPACING])
+def test_fixed_atoms_stay_and_the_others_move_as_without(device, spacing):
+    free, *others = both(device, spacing)[:2]
+    state, host, card = both(device, spacing, fixed=True)
+    still, before = state.fixed[:N] != 0, state.positions[:N].copy()
+    assert 100 < still.sum() < 300
+    for moves in (*others, host, card):
+        moves.kick(1e-3)
+        moves.drift(5e-4, kick=2e-3)
+        moves.steer(0.75, 3.0)
+        moves.drift(1e-3)
+    same(device, state, card)
+    assert np.array_equal(state.positions[:N][still], before[still])
+    assert not state.velocities[:N][still].any()
+    for name in ("positions", "velocities"):
+        assert np.array_equal(getattr(state, name)[:N][~still], getattr(free, name)[:N][~still])
+    sums, v, f = host.descent_sums(), state.velocities[:N][~still], state.forces[:N][~still]
+    assert np.array_equal(card.descent_sums(), sums)
+    np.testing.assert_allclose(total(sums), [(f * v).sum(), (v * v).sum(), (f * f).sum()], rtol=1e-13)
+    assert np.array_equal(card.largest_squares(), host.largest_squares())
+    assert host.largest_squares()[1] == pytest.approx((f**2).sum(axis=1).max(), rel=1e-14)
+    assert total(host.momentum())[3] == pytest.approx(MASSES[state.types[:N][~still]].sum(), rel=1e-14)
+    for moves in (host, card):
+        moves.randomize_velocities(Account(), 0.75, 300.0, 1, 2)
+        assert not device.download(card.velocities)[still].any()
+    assert not state.velocities[:N][still].any()
+    host.draw_velocities(300.0, 1)
+    assert (state.velocities[:N] != 0.0).all(axis=1).tolist() == (~still).tolist()
 
 
 @pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf])

@@ -1,5 +1,7 @@
 """The elementary moves that integrators are made of, on the local atoms of one rank.
 
+A fixed atom is one of infinite mass: forces and noise do not move it, and a minimizer takes no note of its force.
+
 Sums over atoms are in the parts of `core.exact_sum`, so that they do not depend on who adds them up.
 """
 
@@ -73,15 +75,15 @@ class Moves(Protocol):
         ...
 
     def steer(self, keep: float, push: float) -> None:
-        """v = keep·v + push·f."""
+        """v = keep·v + push·f, of atoms that are not fixed."""
         ...
 
     def descent_sums(self) -> Floats:
-        """(3, 3): Σ f·v, Σ v² and Σ f² of these atoms, in parts."""
+        """(3, 3): Σ f·v, Σ v² and Σ f² of these atoms that are not fixed, in parts."""
         ...
 
     def largest_squares(self) -> Floats:
-        """(2,): the largest v² and the largest f² of these atoms."""
+        """(2,): the largest v² and the largest f² of these atoms that are not fixed."""
         ...
 
     def kinetic_tensor(self) -> Floats:

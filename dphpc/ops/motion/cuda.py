@@ -24,7 +24,7 @@ MOST_BLOCKS = 1024
 """That stride over the atoms."""
 
 # The structs of kernels/cuda/motion.cu; u8 is a pointer, too.
-_POINTERS = ("positions", "velocities", "forces", "types", "ids", "mass", "inverse", "built_at")
+_POINTERS = ("positions", "velocities", "forces", "types", "ids", "mass", "inverse", "built_at", "fixed")
 _ATOMS = np.dtype([*((name, "u8") for name in _POINTERS), ("n", "i8")], align=True)
 _ROWS = np.dtype([("source", "u8", len(FIELDS)), ("to", "u8", len(FIELDS)), ("words", "i4", len(FIELDS))], align=True)
 _NOISE = np.dtype([("key", "u8"), ("step", "u8"), ("keep", "f8"), ("spread", "f8"), ("kT", "f8")], align=True)
@@ -43,10 +43,12 @@ class CudaMoves:
         Å, of which displacements are whole multiples; 0 for as they come.  An attribute, too.
     alone
         Whether this rank has all atoms.
+    some_fixed
+        Whether an atom of some rank is fixed.
 
     Attributes
     ----------
-    ids, types, positions, velocities, images, forces
+    ids, types, positions, velocities, images, fixed, forces
         As in `core.state.State`, in the card's memory; those that ghosts have are as long as all atoms.
     built_at
         (n_local, 3) Å, where the neighbor list was built.
@@ -57,10 +59,13 @@ class CudaMoves:
     positions: Array
     velocities: Array
     images: Array
+    fixed: Array
     forces: Array
 
-    def __init__(self, device: Device, masses: Floats, spacing: float, *, alone: bool) -> None:
-        self.device, self.alone = device, alone
+    def __init__(
+        self, device: Device, masses: Floats, spacing: float, *, alone: bool, some_fixed: bool = False
+    ) -> None:
+        self.device, self.alone, self.some_fixed = device, alone, some_fixed
         self.spacing = np.float64(spacing)
         definitions = {"WARP": device.warp, "BLOCK": BLOCK, "FIELDS": len(FIELDS), "KINETIC": repr(KINETIC)}
         self._text = kernel_text("motion.cu", **definitions)
@@ -140,7 +145,8 @@ class CudaMoves:
         arrays = (
             self.positions, self.velocities, self.forces, self.types, self.ids, self._mass, self._inverse, self.built_at
         )  # fmt: skip
-        self._atoms = np.array([(*map(self.device.address, arrays), self.n_local)], _ATOMS)
+        fixed = self.device.address(self.fixed) if self.some_fixed else NULL
+        self._atoms = np.array([(*map(self.device.address, arrays), fixed, self.n_local)], _ATOMS)
 
     def bring(self, state: State, *fields: str) -> None:
         """Fields of the local atoms to a state that has as many."""

@@ -29,10 +29,12 @@ class HostMoves:
         (ntypes,) u.
     spacing
         Å, of which displacements are whole multiples; 0 for as they come.
+    some_fixed
+        Whether an atom of some rank is fixed.
     """
 
-    def __init__(self, state: State, masses: Floats, spacing: float) -> None:
-        self._state, self._masses, self._spacing = state, masses, spacing
+    def __init__(self, state: State, masses: Floats, spacing: float, *, some_fixed: bool = False) -> None:
+        self._state, self._masses, self._spacing, self._some_fixed = state, masses, spacing, some_fixed
         self._inverse = ACCELERATION / masses
         self._buffer = np.empty((0, 3))
         self.take_up()
@@ -45,8 +47,16 @@ class HostMoves:
         self._built_at, self._pieces = self._buffer[:n], pieces(n)
 
     def _of(self, by_type: Floats, piece: slice) -> Floats:
-        """(n, 1) numbers of atoms, by type (ntypes,)."""
-        return by_type.take(self._state.types[piece])[:, None]
+        """(n, 1) numbers of atoms, by type (ntypes,); 0 of fixed ones."""
+        numbers = by_type.take(self._state.types[piece])
+        if self._some_fixed:
+            numbers[self._state.fixed[piece] != 0] = 0.0
+        return numbers[:, None]
+
+    def _pull(self, piece: slice) -> Floats:
+        """(n, 3) eV/Å: forces; 0 of fixed atoms."""
+        forces = self._state.forces[piece]
+        return np.where(self._state.fixed[piece, None], 0.0, forces) if self._some_fixed else forces
 
     def kick(self, dt: float) -> None:
         """See `contract.Moves.kick`."""
@@ -110,13 +120,13 @@ class HostMoves:
         for piece in self._pieces:
             velocities = self._state.velocities[piece]
             velocities *= keep
-            velocities += push * self._state.forces[piece]
+            velocities += push * self._pull(piece)
 
     def descent_sums(self) -> Floats:
         """See `contract.Moves.descent_sums`."""
         parts = no_sum(3)
         for piece in self._pieces:
-            v, f = self._state.velocities[piece], self._state.forces[piece]
+            v, f = self._state.velocities[piece], self._pull(piece)
             parts += exact_sum(np.stack([_rows(f, v), _rows(v, v), _rows(f, f)], axis=1))
         return parts
 
@@ -124,7 +134,7 @@ class HostMoves:
         """See `contract.Moves.largest_squares`."""
         largest = np.zeros(2)
         for piece in self._pieces:
-            v, f = self._state.velocities[piece], self._state.forces[piece]
+            v, f = self._state.velocities[piece], self._pull(piece)
             np.maximum(largest, [_rows(v, v).max(initial=0.0), _rows(f, f).max(initial=0.0)], out=largest)
         return largest
 
@@ -166,7 +176,7 @@ class HostMoves:
         return np.sqrt(BOLTZMANN_EV_PER_K * temperature * self._inverse)
 
     def momentum(self) -> Floats:
-        """(3, 4): momentum in u·Å/ps and mass in u of these atoms, in parts."""
+        """(3, 4): momentum in u·Å/ps and mass in u of these atoms that are not fixed, in parts."""
         parts = no_sum(4)
         for piece in self._pieces:
             mass = self._of(self._masses, piece)
