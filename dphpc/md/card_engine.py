@@ -75,7 +75,9 @@ class CardEngine(Engine):
         assert isinstance(self.potential, CardPotential)
         assert self.potential.device is not None
         self._on_card, self.device = self.potential, self.potential.device
-        self.moves = self.card = CudaMoves(self.device, self.masses, self.spacing, alone=self.comm.size == 1)
+        alone, some_fixed = self.comm.size == 1, self.n_fixed > 0
+        self.moves = self.card = CudaMoves(self.device, self.masses, self.spacing, alone=alone, some_fixed=some_fixed)
+        self._constant = ("ids", "types", "images", *["fixed"] * some_fixed)  # from one list to the next
         self.window, self.thrown_away = Window(0.5 * self.skin, most_steps(self.n_atoms)), 0
         self.deferred = Deferred(self.timers, at_once=False)
         self.ghosts, self.search = CudaGhosts(self.device), CudaNeighbors(self.device)
@@ -222,7 +224,7 @@ class CardEngine(Engine):
             self._catch_up()
         with self.timers("output"):
             if not self._told:
-                self.card.bring(self.state, "ids", "types", "images")
+                self.card.bring(self.state, *self._constant)
                 self.host.take_up()
                 self._told = True
             self.card.bring(self.state, "positions", "velocities", "forces")
@@ -322,7 +324,7 @@ class CardEngine(Engine):
     def _catch_up(self) -> None:
         """Let the host build the card's list, of the positions that it was built of; `state` is left with these."""
         with self.timers("output"):
-            self.card.bring(self.state, "ids", "types", "images")
+            self.card.bring(self.state, *self._constant)
             self.state.positions[: self.card.n_local] = self.device.download(self.card.built_at)
         self._search()
         self._behind, self._told = False, True

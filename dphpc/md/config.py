@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -48,6 +49,8 @@ BAROSTAT_ALIASES = {"c_rescale": "c-rescale", "crescale": "c-rescale", "scr": "c
 
 Kelvin = Annotated[float, Field(ge=0)]
 
+_ID_RANGE = re.compile(r"(\d+)(?:\s*-\s*(\d+))?")
+
 
 def _thermostat(value: Any) -> Any:
     if not isinstance(value, str):
@@ -71,6 +74,33 @@ class Velocities(Config):
 
     temperature_K: Kelvin
     seed: Seed = 1
+
+
+class Fixed(Config):
+    """Atoms that do not move: all that a key names.  With no key, none."""
+
+    species: list[str] = Field(default_factory=list)
+    ids: list[Annotated[int, Field(ge=1, strict=True)] | str] = Field(default_factory=list)
+    """Of the structure's file, there from 1 where it has none; ranges as texts: "10-20"."""
+    below_A: dict[Literal["x", "y", "z"], float] = Field(default_factory=dict)
+    """Atoms whose coordinate in the structure's file is less; of the replicated structure."""
+    above_A: dict[Literal["x", "y", "z"], float] = Field(default_factory=dict)
+    """Atoms whose coordinate is more."""
+
+    @field_validator("ids")
+    @classmethod
+    def _are_ranges(cls, ids: list[int | str]) -> list[int | str]:
+        for given in ids:
+            ends = _ID_RANGE.fullmatch(str(given))
+            if ends is None or int(ends[1]) > int(ends[2] or ends[1]):
+                raise ValueError(f"'{given}' in 'ids' is neither an id nor a range of ids: write 12 or \"10-20\"")
+        return ids
+
+    @property
+    def id_ranges(self) -> list[tuple[int, int]]:
+        """First and last id of each entry of `ids`."""
+        ends = (str(given).split("-") for given in self.ids)
+        return [(int(pair[0]), int(pair[-1])) for pair in ends]
 
 
 class Stage(Config):
@@ -273,6 +303,8 @@ class MdConfig(Config):
     """What evaluates the models; `auto`: a card where there is one."""
     timestep_fs: PositiveFloat = 0.5
     velocities: Velocities | None = None
+    fixed: Fixed | None = None
+    """Atoms that do not move; where it is not given, those that the structure's file fixes."""
     stages: Annotated[list[Stage], Field(min_length=1)]
     seed: Seed = 1
     """Of the thermostats."""

@@ -95,8 +95,8 @@ class Engine:
         Local atoms that no ghost of another rank is near, and the others; each in parts to be evaluated one by one.
     rebuilds
         How often neighbors were built.
-    n_pairs
-        Length of the neighbor list.
+    n_fixed, n_pairs
+        How many atoms of all ranks are fixed, and length of the neighbor list.
     in_flight
         (2,) seconds that messages to and from ghosts were under way, and of which this rank waited for them.
     asked_to_stop
@@ -133,7 +133,8 @@ class Engine:
         self.asked_to_stop, self.stop, self.moved2 = 0, 0, 0.0
         self._stretch = np.ones(3)  # of the box along x, y, z since the neighbor list was built
         self.last_restart: str | None = None
-        self.n_atoms = int(comm.allreduce(np.array([state.n_local], np.int64))[0])
+        own = state.n_local, np.count_nonzero(state.fixed)
+        self.n_atoms, self.n_fixed = comm.allreduce(np.array(own, np.int64)).tolist()
         self._neighbors: Neighbors | None = None
         self.inner: list[NDArray[np.int32]] = []
         self.outer: list[NDArray[np.int32]] = []
@@ -141,7 +142,7 @@ class Engine:
         self.masses, self.spacing = masses, state.box.spacing if deterministic else 0.0
         if self.spacing:
             round_to(state.positions, self.spacing, out=state.positions)
-        self.host = HostMoves(state, masses, self.spacing)
+        self.host = HostMoves(state, masses, self.spacing, some_fixed=self.n_fixed > 0)
         self.moves: Moves = self.host
 
     @property

@@ -11,11 +11,11 @@ from dphpc.md.observables import degrees_of_freedom
 from dphpc.md.thermostats import Bussi, Langevin, NoseHoover
 
 
-def integrator_of(stage: Stage, n_atoms: int, seed: int) -> Integrator:
-    """What moves so many atoms, at the beginning of the stage."""
+def integrator_of(stage: Stage, n_atoms: int, n_fixed: int, seed: int) -> Integrator:
+    """What moves so many atoms, of which some are fixed, at the beginning of the stage."""
     if stage.ensemble == "minimize":
         return Fire(stage.force_tolerance_eV_A, stage.max_move_A)
-    dof, damping = degrees_of_freedom(n_atoms, VelocityVerlet.frozen), stage.damping_fs * FS
+    dof, damping = degrees_of_freedom(n_atoms, VelocityVerlet.frozen, n_fixed), stage.damping_fs * FS
     match stage.thermostat:
         case "nose-hoover":
             return NoseHoover(dof, stage.temperature(0), damping, stage.chain_length)

@@ -73,7 +73,7 @@ class Fire:
     def begin(self, engine: Engine) -> None:
         """Before the first step: stop all atoms, and look at their forces; collective."""
         engine.to_host()
-        self.mass = float(engine.momentum()[3]) / engine.n_atoms
+        self.mass = float(engine.momentum()[3]) / (engine.n_atoms - engine.n_fixed)
         engine.host.scale_velocities(0.0)
         engine.moves.steer(0.0, 0.0)
         self._look(engine)

@@ -45,9 +45,12 @@ COLUMNS = tuple(Thermo.__dataclass_fields__)
 HEADER = ",".join(COLUMNS) + "\n"
 
 
-def degrees_of_freedom(n_atoms: int, frozen: int) -> int:
-    """3N less the directions in which the center of mass rests; one atom alone keeps its three."""
-    return 3 * n_atoms - (frozen if n_atoms > 1 else 0)
+def degrees_of_freedom(n_atoms: int, frozen: int, n_fixed: int = 0) -> int:
+    """3 for each atom that is not fixed, less the directions in which the center of mass rests.
+
+    One atom alone keeps its three.  Fixed atoms push the others: then no center of mass rests.
+    """
+    return 3 * (n_atoms - n_fixed) - (frozen if n_atoms > 1 and not n_fixed else 0)
 
 
 def temperature(kinetic: float, dof: int) -> float:
@@ -94,7 +97,7 @@ def measure(engine: Engine, integrator: Integrator, bath_before: NDArray[np.floa
     return Thermo(
         step=engine.step,
         time_ps=engine.time,
-        temperature_K=temperature(kinetic, degrees_of_freedom(engine.n_atoms, integrator.frozen)),
+        temperature_K=temperature(kinetic, degrees_of_freedom(engine.n_atoms, integrator.frozen, engine.n_fixed)),
         potential_eV=potential,
         kinetic_eV=kinetic,
         total_eV=potential + kinetic,

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from dphpc.core.box import Box
 from dphpc.core.errors import DataError
 from dphpc.core.state import RESTARTED
-from dphpc.md.config import RESTART_SUFFIXES, Stage
+from dphpc.md.config import RESTART_SUFFIXES, Fixed, Stage
 from dphpc.md.deferred import at_once
 from dphpc.md.engine import Engine
 from dphpc.md.gather import collect
@@ -27,7 +27,7 @@ from dphpc.md.sealed import Draft, damage_of, last_good, previous_of
 from dphpc.md.structures import ROWS, Source
 
 FORMAT = "dphpc restart"
-VERSION = 2
+VERSION = 3
 
 
 @dataclass
@@ -48,6 +48,8 @@ class Checkpoint:
         Output file to how far it was written (bytes, or frames).
     integrator
         Its own state.
+    fixed
+        The run file's choice of fixed atoms, if it made one.
     """
 
     step: int
@@ -58,11 +60,16 @@ class Checkpoint:
     bath: list[float]
     files: dict[str, int] = field(default_factory=dict)
     integrator: Saved = field(default_factory=dict)
+    fixed: dict[str, Any] | None = None
 
     @property
     def minimizes(self) -> bool:
         """Whether it is of a minimization, whose velocities are not the atoms'."""
         return bool(self.stages[self.stage]["ensemble"] == "minimize")
+
+    def fixes_as(self, fixed: Fixed | None) -> bool:
+        """Whether a run file's choice of fixed atoms is this run's."""
+        return self.fixed == (fixed.model_dump() if fixed else None)
 
     def position_in(self, stages: list[Stage]) -> tuple[int, int] | None:
         """(stage, steps done of it) at which to go on with `stages`, or None if they are a new plan.
@@ -189,5 +196,5 @@ def _read_rows(path: str, first: int, last: int) -> NDArray:
     rows = np.empty(last - first, ROWS)
     with h5py.File(path, "r") as file:
         for f in RESTARTED:
-            rows[f.name] = file["atoms"][f.name][first:last]
+            rows[f.name] = file["atoms"][f.name][first:last] if f.name in file["atoms"] else 0  # older: none is fixed
     return rows

@@ -21,6 +21,7 @@ from dphpc.core.units import FS
 from dphpc.md.card_ranks import engine_for
 from dphpc.md.config import MdConfig, Stage
 from dphpc.md.ensembles import barostat_of, integrator_of
+from dphpc.md.fixed import deal_fixed, fixed_lines
 from dphpc.md.integrators import Integrator
 from dphpc.md.memory import SNAPSHOT_BYTES, estimate, refuse_if_too_large
 from dphpc.md.minimize import Fire
@@ -29,7 +30,6 @@ from dphpc.md.output import Screen, TableFile, resume_at, writing
 from dphpc.md.restart import Checkpoint, write_restart
 from dphpc.md.result import MDResult, columns_of
 from dphpc.md.setup import header, load_monitor, load_potential, read_settings, read_start, require_box_for_pressure
-from dphpc.md.structures import deal
 from dphpc.md.trajectory import FrameWriter, open_trajectory, write_frame
 from dphpc.md.velocities import draw_velocities
 from dphpc.ops.threads import default_threads, set_threads, threads_restored
@@ -108,13 +108,15 @@ class Run:
         n_atoms = start.n_atoms * int(np.prod(settings.replicate))
         domain = Domain.even(box, comm.size, comm.rank)
         self._describe(n_atoms, domain, start.warning)
-        state = deal(source, settings.replicate, start.box, domain, comm)
+        state = deal_fixed(source, settings, start, domain, self.potential.type_map, comm)
         dt = settings.timestep_fs * FS
         self.engine = engine_for(self.potential, comm, settings.gpu_aware_mpi)(
             state, domain, comm, self.potential, start.masses, dt, settings.skin_A,
             deterministic=settings.deterministic, balance=settings.balance,
         )  # fmt: skip
         assert self.engine.n_atoms == n_atoms
+        with together(comm):
+            self.screen.say(*fixed_lines(settings, n_atoms, self.engine.n_fixed))
         if comm.size > 1:
             fewest, most = comm.allreduce(np.array([state.n_local, -state.n_local]), "min") * [1, -1]
             self.screen.say(f"atoms:     {fewest:,} to {most:,} a rank")
@@ -269,7 +271,7 @@ class Run:
         self.engine.asked_to_stop = number
 
     def _integrator(self, stage: Stage) -> Integrator:
-        integrator = integrator_of(stage, self.engine.n_atoms, self.settings.seed)
+        integrator = integrator_of(stage, self.engine.n_atoms, self.engine.n_fixed, self.settings.seed)
         if isinstance(integrator, Fire) and not self.saved:
             integrator.begin(self.engine)
         return integrator
@@ -343,7 +345,8 @@ class Run:
         bath = self.bath + bath_energy(engine, integrator) if integrator.bath_is_local else self.bath
         stages = [stage.model_dump() for stage in s.stages]
         clock = (*engine.clock, engine.timestep)
-        checkpoint = Checkpoint(engine.step, clock, stages, *place, bath.tolist(), files, integrator.save())
+        fixed = s.fixed.model_dump() if s.fixed else None
+        checkpoint = Checkpoint(engine.step, clock, stages, *place, bath.tolist(), files, integrator.save(), fixed)
         resumed = self.checkpoint is not None
         write_restart(s.restart.file, engine, checkpoint, self.potential.type_map, self.masses, resumed)
         self.saved_at = engine.step

@@ -112,7 +112,7 @@ def read_start(
                 if resumed:
                     _require_same_plan(checkpoint, s)
             else:
-                source = read_structure(s.structure, s.type_map, s.periodic)
+                source = read_structure(s.structure, s.type_map, s.periodic, with_fixed=s.fixed is None)
             source.require_named(s.type_map, s.structure)
             source = source.with_types_of(type_map, s.structure)
             masses = masses_of(type_map, s.masses, source.masses, source.present)
@@ -150,6 +150,12 @@ def require_box_for_pressure(settings: MdConfig, box: Box) -> None:
 
 def _require_same_plan(checkpoint: Checkpoint, settings: MdConfig) -> None:
     """Refuse to go on with a run that is complete, or is another."""
+    if not checkpoint.fixes_as(settings.fixed):
+        raise InputError(
+            "the restart file was written with other fixed atoms than the run file's", where="key 'fixed'",
+            expected=f"fixed: {checkpoint.fixed}" if checkpoint.fixed else "no 'fixed'",
+            remedy=f"for a new run from there: structure: {settings.structure}",
+        )  # fmt: skip
     if checkpoint.position_in(settings.stages) is not None:
         return
     path, complete = settings.structure, checkpoint.stages == [stage.model_dump() for stage in settings.stages]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from ase import Atoms
+from ase.constraints import FixAtoms, FixCartesian, FixScaled
 from ase.data import atomic_masses, atomic_numbers
 from ase.io import read as ase_read
 from ase.units import fs as ASE_FS
@@ -121,20 +122,27 @@ class Source:
         return replace(self, species=list(type_map), read=renamed)
 
 
-def read_structure(path: str, type_map: list[str] | None, periodic: list[bool] | None) -> Source:
+def read_structure(
+    path: str, type_map: list[str] | None, periodic: list[bool] | None, *, with_fixed: bool = True
+) -> Source:
     """Read a structure file (not a restart), by its name: LAMMPS data, else what ASE reads.
+
+    Parameters
+    ----------
+    with_fixed
+        Whether the atoms that it fixes are to be so (extxyz' `move_mask`, POSCAR's selective dynamics).
 
     Raises
     ------
     InputError, DataError
-        The file is missing, damaged, or its types have no names.
+        The file is missing, damaged, its types have no names, or atoms are fixed in some directions only.
     """
     require_file(path, "structure")
     name = Path(path).name.lower()
     if name.endswith(LAMMPS_SUFFIXES) or name.startswith("data."):
         source = _from_lammps(read_lammps_data(path), type_map, path)
     else:
-        source = _from_ase(_read_ase(path), path)
+        source = _from_ase(_read_ase(path), path, with_fixed)
     if periodic is not None and tuple(periodic) != source.box.periodic:
         source = replace(source, box=replace(source.box, periodic=(periodic[0], periodic[1], periodic[2])))
     return source
@@ -210,16 +218,34 @@ def _read_ase(path: str) -> Atoms:
     occupancies = atoms.info.get("occupancy", {}).values()
     if any(len(site) > 1 or sum(site.values()) < 1 for site in occupancies):
         raise DataError("the structure has sites that are occupied in part", where=path, remedy="write an ordered cell")
-    if atoms.constraints:
-        raise DataError("the structure fixes atoms, which a run does not do", where=path, remedy="free them")
     return atoms
 
 
-def _from_ase(atoms: Atoms, path: str) -> Source:
+def _fixed_in(atoms: Atoms, path: str) -> NDArray[np.bool_]:
+    """(n,) whether the file fixes an atom."""
+    held = np.zeros((len(atoms), 3), bool)
+    for constraint in atoms.constraints:
+        if isinstance(constraint, FixAtoms):
+            held[constraint.index] = True
+        elif isinstance(constraint, FixCartesian | FixScaled):
+            held[constraint.index] |= constraint.mask
+    partly = np.flatnonzero(held.any(axis=1) & ~held.all(axis=1))
+    if len(partly):
+        raise DataError(
+            f"the structure fixes atom {partly[0] + 1} in some directions only, which a run does not do",
+            where=path, expected="atoms that are fixed in all three directions, or in none",
+            remedy="say in the run file which atoms are fixed, for instance fixed: {ids: [1, 2]}; fixed: {} frees all",
+        )  # fmt: skip
+    return np.asarray(held[:, 0])
+
+
+def _from_ase(atoms: Atoms, path: str, with_fixed: bool) -> Source:
     names, types = np.unique(atoms.get_chemical_symbols(), return_inverse=True)
     rows = np.zeros(len(atoms), ROWS)
     rows["ids"] = np.arange(1, len(atoms) + 1)
     rows["types"], rows["positions"] = types, atoms.positions
+    if with_fixed:
+        rows["fixed"] = _fixed_in(atoms, path)
     has_velocities = atoms.has("momenta")
     if has_velocities:
         rows["velocities"] = atoms.get_velocities() * (1000.0 * ASE_FS)
@@ -261,7 +287,18 @@ def masses_of(
     return np.array([masses.get(name, np.nan) for name in type_map])
 
 
-def deal(source: Source | None, replicate: Sequence[int], base: Box, domain: Domain, comm: Communicator) -> State:
+Mark = Callable[[NDArray, NDArray[np.float64]], None]
+"""Told some atoms' rows, with ids of the file, and where in the replicated structure it has them, (n, 3) Å."""
+
+
+def deal(
+    source: Source | None,
+    replicate: Sequence[int],
+    base: Box,
+    domain: Domain,
+    comm: Communicator,
+    mark_: Mark | None = None,
+) -> State:
     """Give each rank the atoms of its brick; collective.
 
     Rank 0 reads pieces and sends them to all, each rank keeps its own: none ever holds the whole.
@@ -272,6 +309,8 @@ def deal(source: Source | None, replicate: Sequence[int], base: Box, domain: Dom
         On rank 0.
     base
         The box of the structure before replication; `domain` divides the one after.
+    mark_
+        May change an atom's row; called on the atom's rank.
     """
     n_atoms, max_id = comm.bcast((source.n_atoms, source.max_id) if source else (0, 0))
     state = State(domain.box, n_atoms * math.prod(replicate) // comm.size)  # memory for an equal share of them
@@ -280,12 +319,14 @@ def deal(source: Source | None, replicate: Sequence[int], base: Box, domain: Dom
         piece = source.read(first, min(first + CHUNK, n_atoms)) if source else None
         rows = comm.bcast(piece)
         assert rows is not None
-        for own in _own_replicas(rows, replicate, base, domain, max_id):
+        for own in _own_replicas(rows, replicate, base, domain, max_id, mark_):
             state.append_local(own)
     return state
 
 
-def _own_replicas(rows: NDArray, replicate: Sequence[int], base: Box, domain: Domain, max_id: int) -> Iterator[NDArray]:
+def _own_replicas(
+    rows: NDArray, replicate: Sequence[int], base: Box, domain: Domain, max_id: int, mark_: Mark | None
+) -> Iterator[NDArray]:
     """The replicas of some atoms that lie in this rank's brick."""
     rows = rows.copy()
     repeated = max(replicate) > 1
@@ -308,5 +349,7 @@ def _own_replicas(rows: NDArray, replicate: Sequence[int], base: Box, domain: Do
             mine = rows.take(atom)  # many times as fast as an index
             cells = np.column_stack(np.broadcast_arrays(i, j, third)) @ base.matrix
             mine["positions"] += cells.take(k, axis=0)
+            if mark_ is not None:
+                mark_(mine, mine["positions"] + shifts.take(atom, axis=0) @ base.matrix)
             mine["ids"] += ((i * replicate[1] + j) * replicate[2] + k) * max_id
             yield mine

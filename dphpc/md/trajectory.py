@@ -87,6 +87,8 @@ def write_frame(
         More for the comment line of an extxyz frame.
     """
     names = ["types", "positions", "images", *["velocities"] * settings.velocities, *["forces"] * settings.forces]
+    # Not for a committee's candidates: ASE, for which the mask is a constraint, would read forces of 0 as their labels.
+    names += ["fixed"] * (settings.kind == "extxyz" and engine.n_fixed > 0 and info is None)
     frame = Frame(engine.step, engine.time, engine.state.box, engine.n_atoms, energy, names, info or {})
     engine.deferred.begin(_written(writer, engine, settings, frame))
 
@@ -176,6 +178,7 @@ class ExtxyzWriter(TextWriter):
         """Number of atoms and comment line."""
         s, box = self.settings, frame.box
         properties = "species:S:1:pos:R:3" + ":momenta:R:3" * s.velocities + ":forces:R:3" * s.forces + ":id:I:1"
+        properties += ":move_mask:L:1" * ("fixed" in frame.fields)
         words = []
         if any(box.periodic):
             words.append('Lattice="' + " ".join(repr(x) for x in box.matrix.ravel().tolist()) + '"')
@@ -194,7 +197,10 @@ class ExtxyzWriter(TextWriter):
             columns.append(("%16.8e", part["velocities"] * mass / (1000.0 * ASE_FS)))
         if "forces" in part:
             columns.append(("%16.8f", part["forces"]))
-        self._write_table([*columns, ("%d", part["ids"])])
+        columns.append(("%d", part["ids"]))
+        if "fixed" in part:
+            columns.append(("%s", np.where(part["fixed"], "F", "T")))
+        self._write_table(columns)
 
 
 class LammpsWriter(TextWriter):

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from dphpc.core.config import Config, parse_config
-from dphpc.md.config import Deviation, MdConfig, ModelInputs, Restart, Stage, Thermo, Trajectory, Velocities
+from dphpc.md.config import Deviation, Fixed, MdConfig, ModelInputs, Restart, Stage, Thermo, Trajectory, Velocities
 from dphpc.train.schema import parse_input
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,7 +50,7 @@ def test_every_md_key_is_in_the_guide() -> None:
     page = (ROOT / "docs" / "md.md").read_text()
     assert not [key for key in MdConfig.model_fields if f"`{key}`" not in page]
     # Sections are shown as they are written: in a table of their own, or as `{every: 10, …}`.
-    sections = {Velocities, Stage, Thermo, Trajectory, Restart, Deviation, ModelInputs}
+    sections = {Velocities, Fixed, Stage, Thermo, Trajectory, Restart, Deviation, ModelInputs}
     assert sections == {kind for field in MdConfig.model_fields.values() for kind in _sections_in(field.annotation)}
     keys = {key for section in sections for key in section.model_fields}
     assert not [key for key in keys if not re.search(rf"`{key}`|\b{key}: ", page)]

@@ -62,9 +62,11 @@ def config(crystal: str) -> Callable[..., dict[str, Any]]:
 
 @pytest.fixture
 def engine_of(argon: LennardJones) -> Callable[..., Engine]:
-    """An engine of n³ cells of argon on one rank, atoms jittered and moving."""
+    """An engine of n³ cells of argon on one rank, atoms jittered and moving, but for the first `n_fixed`."""
 
-    def make(n: int = 3, temperature: float = 60.0, timestep: float = 4e-3, potential: Any = argon) -> Engine:
+    def make(
+        n: int = 3, temperature: float = 60.0, timestep: float = 4e-3, potential: Any = argon, n_fixed: int = 0
+    ) -> Engine:
         box = Box(np.eye(3) * A * n)
         cell = np.array([[0, 0, 0], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]])
         corners = np.stack(np.meshgrid(*[np.arange(n)] * 3, indexing="ij"), axis=-1).reshape(-1, 1, 3)
@@ -72,6 +74,7 @@ def engine_of(argon: LennardJones) -> Callable[..., Engine]:
         state = State(box, len(positions))
         state.ids[:] = np.arange(len(positions)) + 1
         state.positions[:] = positions + np.random.default_rng(5).normal(0, 0.05, positions.shape)
+        state.fixed[:n_fixed] = 1
         engine = Engine(state, Domain.even(box, 1, 0), Serial(), potential, np.array([39.95]), timestep, skin=0.6)
         if temperature:
             draw_velocities(engine, temperature, seed=1)

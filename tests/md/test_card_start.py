@@ -11,7 +11,7 @@ from ase.io import write
 
 from dphpc.core.errors import RunError
 from dphpc.core.state import State
-from dphpc.md import card_engine, engine, run, trouble
+from dphpc.md import card_engine, engine, fixed, trouble
 from dphpc.md.card_engine import CardEngine
 from dphpc.md.engine import Engine
 from dphpc.potential import deep
@@ -96,14 +96,14 @@ SAID = {
 @pytest.mark.parametrize("spoil", SAID)
 @pytest.mark.filterwarnings("ignore:invalid value")  # of NumPy, on the host
 def test_what_is_wrong_with_a_structure_is_said_as_by_the_host(runs, emulated, monkeypatch, spoil):
-    deal = run.deal
+    deal = fixed.deal
 
     def spoiled(*arguments) -> State:
         state = deal(*arguments)
         spoil(state)
         return state
 
-    monkeypatch.setattr(run, "deal", spoiled)
+    monkeypatch.setattr(fixed, "deal", spoiled)
     for module in (trouble, card_engine):
         monkeypatch.setattr(module, "FORCE_LIMIT", 1.0)
     said = []

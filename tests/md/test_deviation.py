@@ -108,6 +108,14 @@ def test_the_rows_are_those_of_model_devi(comm: Communicator, config: Make, fold
     np.testing.assert_allclose([f.info["avg_devi_v"] for f in frames], wanted[:, 2], rtol=1e-9)
 
 
+def test_candidates_have_no_fixed_atoms(config: Make, folder: Path) -> None:
+    """ASE would take their labels, the forces, for 0."""
+    trajectory = {"every": 10, "file": str(folder / "t.extxyz")}
+    run_md(config({"mark_above": 0.0}, trajectory=trajectory, fixed={"ids": [1, 2]}))
+    assert len(read(folder / "t.extxyz").constraints) == 1
+    assert not read(folder / "candidates.extxyz").constraints
+
+
 @pytest.mark.mpi
 def test_the_run_itself_does_not_change(comm: Communicator, config: Make) -> None:
     with_committee = run_md(config({"every": 1}), comm=comm).thermo

@@ -34,8 +34,8 @@ def sample(engine: Engine, name: str, temperature: float, n_steps: int) -> pv.da
             row = measure(engine, integrator, np.zeros(3))
             kinetic.append(row.kinetic_eV)
             potential.append(row.potential_eV)
-    dof = degrees_of_freedom(engine.n_atoms, integrator.frozen)
-    n = engine.n_atoms
+    dof = degrees_of_freedom(engine.n_atoms, integrator.frozen, engine.n_fixed)
+    n = engine.n_atoms - engine.n_fixed
     system = pv.data.SystemData(
         natoms=n, nconstraints=0, ndof_reduction_tra=3 * n - dof, ndof_reduction_rot=0, mass=np.full(n, 39.95)
     )
@@ -51,9 +51,10 @@ def sample(engine: Engine, name: str, temperature: float, n_steps: int) -> pv.da
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("n_fixed", [0, 8])
 @pytest.mark.parametrize("name", ["nose-hoover", "langevin", "bussi"])
-def test_thermostats_sample_the_canonical_ensemble(engine_of: Callable[..., Engine], name: str) -> None:
-    low, high = (sample(engine_of(n=2, temperature=t), name, t, 15_000) for t in (T_LOW, T_HIGH))
+def test_thermostats_sample_the_canonical_ensemble(engine_of: Callable[..., Engine], name: str, n_fixed: int) -> None:
+    low, high = (sample(engine_of(n=2, temperature=t, n_fixed=n_fixed), name, t, 15_000) for t in (T_LOW, T_HIGH))
     for data in (low, high):
         mean, width = pv.kinetic_energy.distribution(data, strict=False, verbosity=0, bootstrap_seed=1)
         # In standard errors; both are normal numbers if the distribution of kinetic energies is right.

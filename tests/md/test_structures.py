@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk
-from ase.constraints import FixAtoms
+from ase.constraints import FixAtoms, FixCartesian, FixScaled
 from ase.io import write
 from ase.units import fs
 
@@ -180,11 +180,21 @@ def test_what_a_run_cannot_do_is_refused(tmp_path: Path) -> None:
     (tmp_path / "in.dat").write_text(f"{HEADER}\nAtoms # atomic\n\n{ATOMS['atomic']}")
     with pytest.raises(DataError, match=r"by its name LAMMPS data \(\.lmp, .*data\.\*\), extxyz"):
         read_structure(str(tmp_path / "in.dat"), None, None)
-    atoms = bulk("Ar", cubic=True)
-    atoms.set_constraint(FixAtoms([0]))
-    write(tmp_path / "POSCAR", atoms, format="vasp")
-    with pytest.raises(DataError, match="fixes atoms"):
-        read_structure(str(tmp_path / "POSCAR"), None, None)
+
+
+@pytest.mark.parametrize("name", ["POSCAR", "x.extxyz"])
+def test_atoms_that_the_file_fixes(tmp_path: Path, name: str) -> None:
+    atoms, path = bulk("Ar", cubic=True), str(tmp_path / name)
+    kind = FixScaled if name == "POSCAR" else FixCartesian
+    atoms.set_constraint([FixAtoms([0, 2]), kind([1], [True] * 3)])
+    write(path, atoms)
+    for given, expected in ((True, [1, 1, 1, 0]), (False, [0] * 4)):
+        assert read_structure(path, None, None, with_fixed=given).read(0, 4)["fixed"].tolist() == expected
+    atoms.set_constraint([FixAtoms([0]), kind([2], [True, False, True])])
+    write(path, atoms)
+    with pytest.raises(DataError, match=r"(?s)fixes atom 3 in some directions only.*fixed: \{\} frees all"):
+        read_structure(path, None, None)
+    assert not read_structure(path, None, None, with_fixed=False).read(0, 4)["fixed"].any()
 
 
 def test_a_mass_unlike_its_elements_is_told(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,0 +1,71 @@
+"""Fixed atoms of runs whose atoms live on a card: the host's results, on any number of ranks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ase.build import bulk
+from ase.io import write
+
+from dphpc.md.card_engine import CardEngine
+from dphpc.md.engine import Engine
+from dphpc.parallel.comm import Communicator
+from tests.md.test_card_engine import ALL, NVE, Runs, equal, kind_of, runs_in_one_folder
+from tests.md.test_card_minimize import MINIMIZE
+from tests.ops.emulation.device import EmulatedDevice
+
+SOME = {"ids": [2, 7], "below_A": {"z": 0.5}}
+
+
+@pytest.fixture
+def runs(comm: Communicator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
+    """Of silicon whose atoms are not in their places."""
+    if comm.size > 4:
+        pytest.skip("so many cards take minutes to be played")
+    runs = runs_in_one_folder(comm, tmp_path, monkeypatch)
+    if comm.rank == 0:
+        atoms = bulk("Si", "diamond", a=5.43, cubic=True)
+        atoms.rattle(0.15, seed=2)
+        write(runs.folder / "rattled.extxyz", atoms, parallel=False)
+    comm.barrier()
+    return runs
+
+
+def plan(runs: Runs, *stages: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    return {"structure": str(runs.folder / "rattled.extxyz"), "stages": list(stages), "fixed": SOME} | changes
+
+
+def still_ones(atoms: dict[str, np.ndarray]) -> np.ndarray:
+    return np.column_stack((atoms["positions"], atoms["velocities"], atoms["images"]))[atoms["fixed"] != 0]
+
+
+def test_they_stay_and_all_else_is_the_hosts(runs: Runs, device: Any) -> None:
+    before = runs(Engine, device, **plan(runs, {**NVE, "steps": 0}))
+    assert 2 < len(still_ones(before)) < 6
+    stages = plan(runs, MINIMIZE, *ALL, skin_A=0.1)
+    card, host = (runs(kind, device, **stages) for kind in (CardEngine, Engine))
+    for atoms in (card, host):
+        assert np.array_equal(still_ones(atoms), still_ones(before))
+    for name, values in host.items():
+        # exp, log, sin and cos of two libraries
+        np.testing.assert_allclose(card[name], values, rtol=1e-9, atol=1e-9, err_msg=name)
+    assert (host["velocities"] != 0.0).any(axis=1).tolist() == (host["fixed"] == 0).tolist()
+
+
+@pytest.mark.mpi
+def test_any_number_of_ranks_gives_the_same_bits(runs: Runs, comm: Communicator, emulated: EmulatedDevice) -> None:
+    """They keep their mark in lists that are dealt out on the card, in whatever order."""
+    runs.velocities = {"temperature_K": 3000, "seed": 3}
+    changes = {"replicate": [1, 1, 2], "skin_A": 0.2}
+    stages = plan(runs, {**MINIMIZE, "steps": 5}, {**NVE, "steps": 10}, {**ALL[0], "steps": 3}, **changes)
+    found = runs(kind_of(comm), emulated, comm, **stages)
+    assert runs.engine.rebuilds > 1
+    if comm.rank == 0:
+        equal(found, runs(CardEngine, emulated, **stages))
+        first = runs(Engine, None, **stages | {"stages": [{**NVE, "steps": 0}]})
+        assert np.array_equal(first["fixed"], found["fixed"])
+        assert np.array_equal(still_ones(first), still_ones(found))
+    comm.barrier()
