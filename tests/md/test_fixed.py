@@ -21,14 +21,16 @@ from dphpc.core.state import RESTARTED
 from dphpc.core.units import BOLTZMANN_EV_PER_K
 from dphpc.interfaces.ase import DPHPC
 from dphpc.md import restart
-from dphpc.md.config import MdConfig
+from dphpc.md.config import MdConfig, Stage
 from dphpc.md.engine import Engine
+from dphpc.md.ensembles import integrator_of
 from dphpc.md.integrators import VelocityVerlet
+from dphpc.md.minimize import Fire
 from dphpc.md.run import run_md
 from dphpc.parallel.comm import Communicator
 from dphpc.potential.pair import LennardJones
 from tests.md.test_deterministic import SILICON, THERMOSTATS, atoms_of, compared, written  # noqa: F401
-from tests.md.test_integrators import NO_BATH, run, true_positions
+from tests.md.test_integrators import run
 
 Make = Callable[..., dict[str, Any]]
 EngineOf = Callable[..., Engine]
@@ -110,14 +112,21 @@ def test_nve_conserves_the_energy_of_the_others(engine_of: EngineOf) -> None:
     assert np.abs(engine.momentum()[:3]).max() > 1.0, "the fixed atoms take up momentum"
 
 
-def test_the_temperature_is_that_of_the_atoms_that_move(engine_of: EngineOf) -> None:
+def test_temperature_and_mean_mass_are_those_of_the_atoms_that_move(engine_of: EngineOf) -> None:
     engine = engine_of(n=2, n_fixed=8, temperature=87.0)
     kinetic = engine.kinetic_energy()
     assert kinetic == pytest.approx(1.5 * 24 * BOLTZMANN_EV_PER_K * 87.0, rel=1e-13)
     (row,) = run(engine, VelocityVerlet(), 1)
     assert row.temperature_K == pytest.approx(row.kinetic_eV / (1.5 * 24 * BOLTZMANN_EV_PER_K), rel=1e-13)
-    assert NO_BATH.shape == (3,)
-    assert len(true_positions(engine)) == 32
+    fire = Fire(1e-3, 0.1)
+    fire.begin(engine)
+    assert fire.mass == pytest.approx(39.95, rel=1e-14)
+
+
+@pytest.mark.parametrize("name", ["nose-hoover", "bussi"])
+def test_thermostats_count_3_for_each_atom_that_moves(name: str) -> None:
+    stage = Stage.model_validate(THERMOSTATS[name])
+    assert [integrator_of(stage, 32, n_fixed, 1).dof for n_fixed in (0, 8, 31)] == [93, 72, 3]
 
 
 @pytest.fixture

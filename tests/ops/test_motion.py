@@ -37,6 +37,7 @@ def both(device, spacing=SPACING, fixed=False):
     if fixed:
         state.fixed[:N] = rng.random(N) < 0.3
         state.velocities[:N][state.fixed[:N] != 0] = 0.0
+        state.forces[:N][state.fixed[:N] != 0] *= 10.0
     host = HostMoves(state, MASSES, spacing, some_fixed=fixed)
     card = CudaMoves(device, MASSES, spacing, alone=True, some_fixed=fixed)
     host.note_positions()
