@@ -15,7 +15,7 @@ def plot(
     arguments: Annotated[
         list[str],
         typer.Argument(
-            metavar="[lcurve|parity|thermo|rdf|devi] FILE...", help="The kind, guessed if not given, and files."
+            metavar="[lcurve|parity|thermo|rdf|devi|rounds] FILE...", help="The kind, guessed if not given, and files."
         ),
     ],
     output: Annotated[
@@ -27,7 +27,7 @@ def plot(
         list[str] | None, typer.Option("--pair", help="Two species (rdf), as --pair O H; all atoms if not given.")
     ] = None,
 ) -> None:
-    """Draw lcurve.out, parity of `dphpc test -d`, thermo.csv, RDF or model_devi.out."""
+    """Draw lcurve.out, parity of `dphpc test -d`, thermo.csv, RDF, model_devi.out or rounds.csv."""
     from dphpc.plots.draw import KINDS, draw
     from dphpc.plots.style import save
 

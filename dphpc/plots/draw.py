@@ -12,11 +12,12 @@ from matplotlib.figure import Figure
 from dphpc.core.box import Box
 from dphpc.core.errors import DataError, InputError, did_you_mean
 from dphpc.plots.curves import learning_curve, model_deviation, thermo
+from dphpc.plots.learning import rounds
 from dphpc.plots.parity import DETAIL_FILES, parity, read_details
 from dphpc.plots.structure import Frame, radial_distribution, rdf
 from dphpc.plots.tables import read_table
 
-_HEADERS = {"rmse_": "lcurve", "devi_f": "devi", "temperature_K": "thermo"}
+_HEADERS = {"worst_devi_f": "rounds", "rmse_": "lcurve", "devi_f": "devi", "temperature_K": "thermo"}
 """What a table's first lines hold -> kind of plot."""
 
 STRUCTURES = (".extxyz", ".xyz", ".h5md", ".lammpstrj", ".dump", ".traj")
@@ -30,9 +31,9 @@ def draw(
     Parameters
     ----------
     kind
-        lcurve, parity, thermo, rdf or devi; guessed from the first file where None.
+        lcurve, parity, thermo, rdf, devi or rounds; guessed from the first file where None.
     files
-        Several are overlaid (lcurve, rdf); thermo and devi take one; parity a prefix or detail files.
+        Several are overlaid (lcurve, rdf); thermo, devi and rounds take one; parity a prefix or detail files.
     labels
         Names of the files in the legend; their paths where there are too few.
     skip
@@ -52,7 +53,7 @@ def draw(
     kind = kind or guess_kind(files[0])
     if kind not in KINDS:
         raise InputError(f"no plot '{kind}'", remedy=did_you_mean(kind, KINDS))
-    if kind in ("thermo", "devi") and len(files) > 1:
+    if kind in ("thermo", "devi", "rounds") and len(files) > 1:
         raise InputError(f"{len(files)} files for a plot '{kind}'", expected="one file", remedy="draw them one by one")
     if pair and (kind != "rdf" or len(pair) != 2):
         raise InputError(f"a pair {' '.join(pair)} for a plot '{kind}'", expected="two species, and a plot 'rdf'")
@@ -149,6 +150,15 @@ def _deviation(files: dict[str, str], *_: object) -> Figure:
     return model_deviation(read_table(file), label)
 
 
+def _rounds(files: dict[str, str], *_: object) -> Figure:
+    ((label, file),) = files.items()
+    deviations: dict[int, list[np.ndarray]] = {}
+    for path in sorted(Path(file).parent.glob("round-*/explore/*/model_devi.out")):
+        number = int(path.parts[-4].removeprefix("round-"))
+        deviations.setdefault(number, []).append(read_table(path)["max_devi_f"])
+    return rounds(read_table(file), {n: np.concatenate(parts) for n, parts in deviations.items()}, label)
+
+
 def _rdf(files: dict[str, str], skip: int, pair: Sequence[str]) -> Figure:
     curves = {label: radial_distribution(read_frames(file, skip), pair=pair) for label, file in files.items()}
     return rdf(curves, "–".join(pair))
@@ -160,5 +170,6 @@ KINDS: dict[str, Callable[[dict[str, str], int, Sequence[str]], Figure]] = {
     "thermo": _thermo,
     "rdf": _rdf,
     "devi": _deviation,
+    "rounds": _rounds,
 }
 """Kind of plot -> how it is drawn from {label: file}, the number of frames to skip, and two species."""

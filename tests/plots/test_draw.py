@@ -33,12 +33,19 @@ THERMO = (
     + "".join(f"{i},{i / 1000},{300 + i},-5.0,1.{i},{-4 + i / 10},-4.0,{10 * i},1,2,3,4,5,6,160\n" for i in range(5))
 )
 
+ROUNDS = """round,entry,frames,accurate,candidate,failed,worst_devi_f,labelled,rmse_f,rmse_e,train_s,explore_s,label_s,\
+converged
+0,0,20,0.25,0.5,0.25,0.7,5,0.4,0.02,9,1,2,0
+1,0,20,1,0,0,0.05,0,nan,nan,9,1,0,1
+"""
+
 
 @pytest.fixture
 def files(tmp_path: Path) -> dict[str, str]:
     """One file of each kind of plot."""
     written = {"lcurve": "lcurve.out", "devi": "model_devi.out", "thermo": "thermo.csv", "rdf": "traj.extxyz"}
-    for kind, text in (("lcurve", LCURVE), ("devi", DEVI), ("thermo", THERMO)):
+    written["rounds"] = "rounds.csv"
+    for kind, text in (("lcurve", LCURVE), ("devi", DEVI), ("thermo", THERMO), ("rounds", ROUNDS)):
         (tmp_path / written[kind]).write_text(text)
     ase.io.write(tmp_path / written["rdf"], [bulk("Si", a=a) for a in (5.40, 5.41, 5.42)])
     rng = np.random.default_rng(3)
@@ -58,6 +65,19 @@ def test_every_kind_is_recognized_and_drawn(kind: str, files: dict[str, str], tm
     assert all(axes.get_ylabel() for axes in figure.axes)
     assert save(figure, tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
     assert save(figure, tmp_path / "out.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_deviations_beside_rounds_are_drawn_too(files: dict[str, str], tmp_path: Path) -> None:
+    table = Path(files["rounds"])
+    without = len(draw(None, [str(table)])[1].axes[2].lines)
+    for number, name in ((0, "00-a"), (0, "01-b"), (1, "00-a")):
+        run = tmp_path / f"round-{number:02d}" / "explore" / name
+        run.mkdir(parents=True)
+        (run / "model_devi.out").write_text(DEVI)
+    _, figure = draw(None, [str(table)])
+    assert len(figure.axes[2].lines) > without
+    bars = figure.axes[0].patches
+    assert [bar.get_height() for bar in bars] == pytest.approx([25, 100, 50, 0, 25, 0])
 
 
 NPT = {"thermostat": "bussi", "temperature_K": 60, "pressure_bar": 9, "pressure_damping_fs": 20, "barostat_every": 2}
