@@ -2,6 +2,7 @@
 
     dphpc.train("input.json")                     # as `dphpc train input.json`
     dphpc.md("run.yaml")                          # as `dphpc md run.yaml`
+    dphpc.learn("learn.yaml")                     # as `dphpc learn learn.yaml`
     dphpc.DeepPot("model.dp").eval(coords, cells, atom_types)
 
 Importing this package is cheap: what a name stands for is imported when the name is first used.
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dphpc import md, train
+    from dphpc.active.loop import learn
     from dphpc.potential.deep_pot import DeepPot
 
 # GNU OpenMP's threads spin for milliseconds between parallel loops and hold cores that others may want; put to sleep at
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 # first OpenMP library is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "30000")
 
-__all__ = ["DeepPot", "__version__", "md", "train"]
+__all__ = ["DeepPot", "__version__", "learn", "md", "train"]
 
 __version__ = "0.1.0"
 
@@ -30,6 +32,8 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     if name == "DeepPot":
         return importlib.import_module("dphpc.potential.deep_pot").DeepPot
+    if name == "learn":
+        return importlib.import_module("dphpc.active.loop").learn
     if name in ("md", "train"):
         return importlib.import_module(f"dphpc.{name}")
     raise AttributeError(f"module 'dphpc' has no attribute '{name}'")

@@ -21,6 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "potential": {"core", "model", "ops", "parallel"},
     "md": {"core", "model", "ops", "potential", "parallel"},
     "train": {"core", "model", "ops", "potential", "parallel"},
+    "active": {"core", "model", "ops", "potential", "parallel", "md", "train"},
     "interfaces": {"core", "model", "ops", "potential", "parallel", "md", "train"},
     "plots": {"core"},
     "cli": set(),  # everything, see below
@@ -87,6 +88,8 @@ def test_every_folder_has_a_rule():
         ("md/engine.py", "def f():\n    import torch.nn"),
         ("parallel/halo.py", "import dphpc.ops.threads"),
         ("train/trainer.py", "from dphpc import md"),
+        ("md/run.py", "from dphpc.active.loop import learn"),
+        ("active/loop.py", "from dphpc.interfaces.ase import DPHPC"),
         ("parallel/halo.py", "from mpi4py import MPI"),
         ("ops/se_a/native.py", "import cupy"),
         ("md/engine.py", "import typer"),
@@ -102,6 +105,7 @@ def test_rules_catch(path, source):
         ("ops/se_a/autograd.py", "import torch"),
         ("train/trainer.py", "from dphpc.parallel.gradients import average"),
         ("cli/main.py", "import typer\nfrom dphpc import md"),
+        ("active/loop.py", "from dphpc import md, train"),
         ("parallel/comm.py", "from mpi4py import MPI"),
     ],
 )

@@ -1,0 +1,232 @@
+"""The committee: one training input with several seeds, trained, frozen and compressed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.data import atomic_numbers
+
+from dphpc.active.config import LearnConfig
+from dphpc.active.work import Work, command_line
+from dphpc.core.errors import InputError
+from dphpc.model.activations import has_kinks
+from dphpc.model.compress import compress_file
+from dphpc.train.checkpoint import POINTER, Checkpoint, find_checkpoint
+from dphpc.train.data import Dataset
+from dphpc.train.freeze import freeze
+from dphpc.train.schema import TrainInput, load_input, parse_input
+
+MODEL = "model.dp"
+"""Of each member, in its folder: compressed."""
+
+TRAINING, VALIDATION = "data", "valid"
+"""Systems made of a round's labelled frames, in the folder of its labels."""
+
+COMPLETED = "out.json"
+"""What a training leaves of its input, with all that was `auto`."""
+
+
+OF_ITS_OWN = {"save_dir": None, "save_ckpt": "model.ckpt", "disp_file": "lcurve.out", "stat_file": None}
+"""Keys of `training` by which a training names its files, and what they must be: each has a folder of its own."""
+
+
+@dataclass
+class Data:
+    """The systems that a round is trained on and validated with, beside the input's own."""
+
+    training: list[Path] = field(default_factory=list)
+    validation: list[Path] = field(default_factory=list)
+
+    def with_labels(self, folder: Path) -> Data:
+        """These, and what a labelling has left in a folder."""
+        training, validation = ([p] if (p := folder / name).is_dir() else [] for name in (TRAINING, VALIDATION))
+        return Data([*self.training, *training], [*self.validation, *validation])
+
+
+@dataclass(frozen=True)
+class Committee:
+    """The training input of a loop, checked.
+
+    Attributes
+    ----------
+    first, later
+        The input of the first round and of those after it.
+    systems, validation
+        The input's own data systems, by name.
+    sample
+        The first frame of the training data, with its labels.
+    """
+
+    config: LearnConfig
+    first: TrainInput
+    later: TrainInput
+    systems: list[str]
+    validation: list[str]
+    sample: Atoms
+
+    @classmethod
+    def of(cls, config: LearnConfig) -> Committee:
+        """Read and check the input and its data.
+
+        Raises
+        ------
+        InputError, DataError
+            Something is wrong with them, or asks for what a loop cannot do.
+        """
+        first = load_input(config.train)
+        later = parse_input(merged(_mapping(first), config.retrain), source=f"'retrain' on top of {config.train}")
+        for given in (first, later):
+            _require_possible(given, config.train)
+        if config.init_model and first.model != later.model:
+            raise InputError(
+                "'retrain' changes the section 'model', and later rounds take the weights of earlier ones",
+                where="retrain/model", remedy="leave it out, or say init_model: false",
+            )  # fmt: skip
+        t = first.training
+        training = Dataset.load(t.training_data, first.model)
+        validation = [] if t.validation_data is None else Dataset.load(t.validation_data, first.model).systems
+        names, held = ([system.name for system in systems] for systems in (training.systems, validation))
+        return cls(config, first, later, names, held, _first_frame(training))
+
+    @property
+    def type_map(self) -> list[str]:
+        """Of the models."""
+        return self.first.model.type_map
+
+    def folder(self, number: int, member: int) -> Path:
+        """Where a member of a round's committee is trained."""
+        return round_folder(self.config, number) / "train" / str(member)
+
+    def models(self, number: int) -> list[Path]:
+        """The model files of a round's committee."""
+        return [self.folder(number, k) / MODEL for k in range(self.config.models)]
+
+    def trainings(self, number: int, data: Data, before: int | None) -> list[Work]:
+        """What makes a round's committee.
+
+        Parameters
+        ----------
+        data
+            Of the rounds before.
+        before
+            The round whose committee is the last one, None for the first.
+        """
+        return [self._training(number, k, data, before) for k in range(self.config.models)]
+
+    def _training(self, number: int, member: int, data: Data, before: int | None) -> Work:
+        folder, config = self.folder(number, member), self.config
+        start = before if config.init_model else None
+        settings = _mapping(self.first if before is None else self.later)
+        training, model = settings["training"], settings["model"]
+        _extend(training["training_data"], self.systems, data.training, folder)
+        if self.validation or data.validation:
+            _extend(training.setdefault("validation_data", {}), self.validation, data.validation, folder)
+        for k, section in enumerate((model["descriptor"], model["fitting_net"], training)):
+            section["seed"] = draw_seed(config.seed, number, member, k)
+        if start is not None:  # another sum of `sel` would make another model of the same weights
+            completed = json.loads((self.folder(start, member) / COMPLETED).read_text(encoding="utf-8"))
+            model["descriptor"]["sel"] = completed["model"]["descriptor"]["sel"]
+        arguments = ["train", "input.json", "--continue", "--output", COMPLETED]
+        if start is not None:
+            arguments += ["--init-model", os.path.relpath(self.folder(start, member) / MODEL, folder)]
+
+        def begin(part: Path) -> list[str] | None:
+            return None if _is_trained(part) else command_line(config.launch.train, *arguments)
+
+        return Work(
+            f"round {number}, training of model {member}", folder, "input.json", settings, begin, _freeze_and_compress
+        )
+
+
+def round_folder(config: LearnConfig, number: int) -> Path:
+    """Where a round is."""
+    return Path(config.folder) / f"round-{number:02d}"
+
+
+def draw_seed(*words: int) -> int:
+    """A seed that depends on these numbers alone."""
+    return int(np.random.default_rng(words).integers(2**31))
+
+
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A mapping with other values: sections are merged key by key, everything else is replaced."""
+    result = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = merged(result[key], value) if both else value
+    return result
+
+
+def _mapping(config: TrainInput) -> dict[str, Any]:
+    """The input as it was given, under the keys' own names."""
+    return config.model_dump(mode="json", exclude_unset=True, exclude_none=True)
+
+
+def _extend(section: dict[str, Any], own: Sequence[str], new: Sequence[Path], folder: Path) -> None:
+    """The systems of a data section as seen from a folder, with the new ones; each stands there by itself."""
+    section["systems"] = [os.path.relpath(system, folder) for system in [*own, *map(str, new)]]
+    section.pop("rglob_patterns", None)
+
+
+def _require_possible(given: TrainInput, path: str) -> None:
+    """Refuse what a loop cannot do."""
+    t, m = given.training, given.model
+    for name, data in (("training_data", t.training_data), ("validation_data", t.validation_data)):
+        for key in ("batch_size", "auto_prob", "sys_probs") if data is not None else ():
+            value = getattr(data, key)
+            if isinstance(value, list) or (key == "auto_prob" and ";" in value):
+                raise InputError(
+                    f"'{key}' tells something of each system, and every round adds some",
+                    where=f"{path}: training/{name}/{key}", expected="one value for all systems",
+                )  # fmt: skip
+    for key, default in OF_ITS_OWN.items():
+        if getattr(t, key) != default:
+            raise InputError(
+                f"'{key}' names a place, and every training of a loop has a folder of its own",
+                where=f"{path}: training/{key}", remedy="remove it",
+            )  # fmt: skip
+    if m.fitting_net.numb_aparam or (m.fitting_net.numb_fparam and m.fitting_net.default_fparam is None):
+        raise InputError(
+            "the model takes frame or atomic parameters, which a loop does not label",
+            where=f"{path}: model/fitting_net", expected="numb_aparam 0, and numb_fparam 0 or default_fparam",
+        )  # fmt: skip
+    unnamed = [name for name in m.type_map if name not in atomic_numbers]
+    if unnamed:
+        raise InputError(
+            f"'{unnamed[0]}' is no element, by which frames are labelled", where=f"{path}: model/type_map",
+            expected="element symbols",
+        )  # fmt: skip
+    if has_kinks(m.descriptor.activation_function):
+        raise InputError(
+            f"networks with {m.descriptor.activation_function} cannot be compressed",
+            where=f"{path}: model/descriptor/activation_function", expected="a smooth one, such as tanh",
+        )  # fmt: skip
+
+
+def _first_frame(data: Dataset) -> Atoms:
+    frame, periodic = data.frame(0, 0), data.systems[0].periodic
+    symbols = [data.type_map[k] for k in frame.types]
+    atoms = Atoms(symbols, frame.positions, cell=frame.box.matrix if periodic else None, pbc=periodic)
+    if frame.energy is not None and frame.forces is not None:
+        atoms.calc = SinglePointCalculator(atoms, energy=frame.energy, forces=frame.forces)
+    return atoms
+
+
+def _is_trained(folder: Path) -> bool:
+    """Whether a training that was cut had done all its steps."""
+    if not (folder / POINTER).is_file():
+        return False
+    checkpoint = Checkpoint.load(find_checkpoint(folder))
+    return checkpoint.step >= (checkpoint.config.training.numb_steps or 0)
+
+
+def _freeze_and_compress(folder: Path) -> None:
+    compress_file(freeze(folder, folder / "frozen.dp"), folder / MODEL)

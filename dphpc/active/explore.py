@@ -1,0 +1,196 @@
+"""Exploration: molecular dynamics with the committee, which notes how far its models disagree."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from dphpc.active.committee import draw_seed, round_folder
+from dphpc.active.config import Exploration, LearnConfig, Round, Select
+from dphpc.active.work import LOG, Work, command_line, log
+from dphpc.core.config import parse_config, read_mapping
+from dphpc.core.errors import InputError
+from dphpc.md.config import RESTART_SUFFIXES, MdConfig
+from dphpc.md.restart import read_restart
+from dphpc.md.sealed import previous_of
+from dphpc.md.structures import read_structure
+
+RECORD, DEVIATIONS, CANDIDATES, RESTART = "run.json", "model_devi.out", "candidates.extxyz", "restart.h5"
+"""What a run reads and writes, in its folder."""
+
+FILLED_IN = ("structure", "model", "deviation")
+"""Keys of an MD run file that the loop gives."""
+
+STOPPED_ABOVE = 3
+"""Exit status of `dphpc md` where the models disagreed too much."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One run of an exploration: what differs from the others."""
+
+    exploration: Exploration
+    structure: str
+    temperature_K: float | None
+    pressure_bar: float | None
+
+    @property
+    def name(self) -> str:
+        """For its folder."""
+        words = [Path(self.structure).name.split(".")[0]]
+        words += [f"{self.temperature_K:g}K"] if self.temperature_K is not None else []
+        words += [f"{self.pressure_bar:g}bar"] if self.pressure_bar is not None else []
+        return "-".join(words)
+
+    def run_file(self) -> dict[str, Any]:
+        """The MD run file with structure, temperature and pressure, under the keys' own names.
+
+        Raises
+        ------
+        InputError
+            It is none, gives what the loop gives, or has nothing that a temperature or pressure could be set in.
+        """
+        path = self.exploration.md
+        mapping = read_mapping(path)
+        for key in FILLED_IN:
+            if key in mapping:
+                raise InputError(f"'{key}' is given by the loop", where=f"{path}: {key}", remedy="remove it")
+        settings = parse_config(MdConfig, mapping | {"structure": self.structure}, source=path)
+        run = settings.model_dump(mode="json", exclude_unset=True, exclude_none=True)
+        for key, value in (("temperature_K", self.temperature_K), ("pressure_bar", self.pressure_bar)):
+            if value is None:
+                continue
+            sections = [stage for stage in run["stages"] if key in stage]
+            if not sections:
+                kind = "an nvt or npt" if key == "temperature_K" else "an npt"
+                raise InputError(
+                    f"'{key}' is given for a run without {kind} stage", where=f"explore, md: {path}",
+                    remedy=f"remove '{key}', or add such a stage",
+                )  # fmt: skip
+            sections += [run["velocities"]] if key in run.get("velocities", {}) else []
+            for section in sections:
+                section[key] = value
+        return run
+
+
+def conditions(entry: Round) -> Iterator[Condition]:
+    """The runs of one round, in the order of the run file."""
+    for exploration in entry.explore:
+        temperatures: list[float | None] = [*exploration.temperature_K] or [None]
+        pressures: list[float | None] = [*exploration.pressure_bar] or [None]
+        for structure, temperature, pressure in product(exploration.structures, temperatures, pressures):
+            yield Condition(exploration, structure, temperature, pressure)
+
+
+def check(entry: Round, type_map: Sequence[str]) -> list[MdConfig]:
+    """The runs of a round, checked with their structures.
+
+    Raises
+    ------
+    InputError, DataError
+        A run file or a structure is wrong, has species that the models do not know, or cannot be labelled.
+    """
+    runs, files = [], dict[tuple[str, str], MdConfig]()
+    for c in conditions(entry):
+        runs.append(parse_config(MdConfig, c.run_file(), source=c.exploration.md))
+        files[c.exploration.md, c.structure] = runs[-1]
+        steps = sum(stage.steps for stage in runs[-1].stages)
+        if c.exploration.every > steps:
+            raise InputError(
+                f"'every' is {c.exploration.every}: of {steps} steps no frame would be compared but the first",
+                where=f"explore, md: {c.exploration.md}", expected=f"at most {steps}",
+            )  # fmt: skip
+    for (_, path), run in files.items():
+        if path.lower().endswith(RESTART_SUFFIXES):
+            raise InputError("a restart file cannot be explored from", where=path, expected="a structure")
+        source = read_structure(path, run.type_map, run.periodic).with_types_of(type_map, path)
+        if len(set(source.box.periodic)) > 1:
+            raise InputError(
+                "the structure repeats in some directions only, which training data cannot",
+                where=path, expected="all directions or none", remedy="a slab: give it a vacuum, and pbc T T T",
+            )  # fmt: skip
+    return runs
+
+
+def explorations(config: LearnConfig, number: int, entry: Round, models: Sequence[Path]) -> list[Work]:
+    """The runs of a round with a committee."""
+    top = round_folder(config, number) / "explore"
+    return [
+        _exploration(config, condition, top / f"{k:02d}-{condition.name}", (number, k), config.selection(entry), models)
+        for k, condition in enumerate(conditions(entry))
+    ]
+
+
+def _exploration(
+    config: LearnConfig, condition: Condition, folder: Path, place: tuple[int, int], select: Select,
+    models: Sequence[Path],
+) -> Work:  # fmt: skip
+    run = condition.run_file()
+    first, *others = (os.path.relpath(model, folder) for model in models)
+    run |= {"structure": os.path.relpath(condition.structure, folder), "model": first}
+    # All above `above`, not those below `below` alone: that can then be changed before frames are selected.
+    run["deviation"] = {
+        "models": others, "every": condition.exploration.every, "file": DEVIATIONS, "candidates": CANDIDATES,
+        "mark_above": select.above, "stop_above": select.stop_above,
+    }  # fmt: skip
+    # Every run starts in its own way, and writes into its own folder.
+    run["seed"] = draw_seed(config.seed, *place, 0)
+    if "velocities" in run:
+        run["velocities"]["seed"] = draw_seed(config.seed, *place, 1)
+    run["thermo"] = run.get("thermo", {}) | {"file": "thermo.csv"}
+    if "trajectory" in run:
+        run["trajectory"]["file"] = Path(run["trajectory"].get("file", "traj.extxyz")).name
+    if "restart" in run:
+        run["restart"]["file"] = RESTART
+
+    def begin(part: Path) -> list[str] | None:
+        resume = "restart" in run and any(p.is_file() for p in (part / RESTART, previous_of(part / RESTART)))
+        if resume and _is_over(part, run, select):
+            return None
+        return command_line(config.launch.md, "md", RECORD, *["--continue"] * resume)
+
+    number, k = place
+    return Work(f"round {number}, exploration {k} ({condition.name})", folder, RECORD, run, begin, accept=_explored)
+
+
+def _is_over(part: Path, run: dict[str, Any], select: Select) -> bool:
+    """Whether a run that was cut had come to its end: went through its stages, or deviated too much."""
+    checkpoint = read_restart(str(part / RESTART))[1]
+    over = checkpoint.position_in(MdConfig.model_validate(run).stages) is None
+    return over or any(worst > select.stop_above for _, worst in deviations(part))
+
+
+def _explored(status: int, folder: Path) -> bool:
+    """Whether a run has explored: to its end, or to where it went astray, as runs of poor models do."""
+    if status in (0, STOPPED_ABOVE):
+        return True
+    if not 0 < status < 128 or len(deviations(folder)) < 2:  # a signal, or an error before the run had begun
+        return False
+    text = (folder / LOG).read_text(encoding="utf-8", errors="replace")
+    reason = text.rpartition("error: ")[2].strip().split("\n")[0]
+    log.warning("%s: the run ended early, and is explored as far as it went: %s", folder.stem, reason)
+    return True
+
+
+def unreached(folder: Path) -> int:
+    """Frames that a run would have compared, had it not ended early; 0 if it minimizes, which takes what it needs."""
+    run = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    if any(stage["ensemble"] == "minimize" for stage in run["stages"]):
+        return 0
+    planned = sum(stage["steps"] for stage in run["stages"]) // run["deviation"]["every"] + 1
+    return max(0, planned - len(deviations(folder)))
+
+
+def deviations(folder: Path) -> list[tuple[int, float]]:
+    """Step and max_devi_f in eV/Å of the frames that a run has compared its models on."""
+    path = folder / DEVIATIONS
+    if not path.is_file():
+        return []
+    lines = [line for line in path.read_text(encoding="ascii").splitlines(keepends=True) if not line.startswith("#")]
+    rows = [line.split() for line in lines if line.endswith("\n")]
+    return [(int(row[0]), float(row[4])) for row in rows]

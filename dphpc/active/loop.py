@@ -1,0 +1,275 @@
+"""`dphpc learn`: rounds of training, exploration, selection and labelling, until nothing new is found.
+
+Everything is a file below one folder: `round-NN/train`, `explore`, `label`, and a summary when the round is done. The
+same command goes on wherever it was cut; what is done is not done again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, astuple, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dphpc.active import explore, label
+from dphpc.active.committee import Committee, Data, draw_seed, round_folder
+from dphpc.active.config import LearnConfig, Round, Select
+from dphpc.active.result import LearnResult, RoundSummary
+from dphpc.active.select import Counts, choose, count
+from dphpc.active.work import LOG, Stopped, Work, Workshop, log, require_program, write_json
+from dphpc.core.config import load_config, parse_config
+from dphpc.core.errors import InputError, RunError
+from dphpc.train.evaluate import test as evaluate
+
+SUMMARY, SECONDS, TABLE = "summary.json", "seconds.json", "rounds.csv"
+
+
+def learn(config: str | Path | Mapping[str, Any] | LearnConfig, *, dry_run: bool = False) -> LearnResult:
+    """Do active learning as a run file says, or go on with it.
+
+    Parameters
+    ----------
+    config
+        A run file (YAML or JSON), or what would stand in one.
+    dry_run
+        Check everything and say what would be done, without doing it.
+
+    Raises
+    ------
+    InputError, DataError
+        Something is wrong with the run file or what it names, or it contradicts work that is done.
+    RunError
+        A step failed, or nothing can be learned from a round; what is done stays.
+    """
+    if isinstance(config, str | Path):
+        config = load_config(LearnConfig, config)
+    elif not isinstance(config, LearnConfig):
+        config = parse_config(LearnConfig, config)
+    loop = Loop(config)
+    for line in loop.describe():
+        log.info("%s", line)
+    if dry_run:
+        log.info("nothing wrong was found, and nothing was done")
+        return LearnResult(loop.done)
+    try:
+        with loop.workshop.alone():
+            return loop.run()
+    except Stopped as stopped:
+        log.info("stopped by %s; the same command goes on from there", stopped)
+        return LearnResult(loop.done, stopped_by=stopped.number)
+
+
+class Loop:
+    """A loop in progress: its checked inputs, and the rounds that are done."""
+
+    def __init__(self, config: LearnConfig) -> None:
+        self.config = config
+        for name, command in (("train", config.launch.train), ("md", config.launch.md)):
+            if command:
+                require_program(command, f"launch/{name}")
+        self.committee = Committee.of(config)
+        self.runs = [explore.check(entry, self.committee.type_map) for entry in config.rounds]
+        label.check(config.label)
+        self.folder = Path(config.folder)
+        self.workshop = Workshop(self.folder)
+        self.done: list[RoundSummary] = []
+        while (path := round_folder(config, len(self.done)) / SUMMARY).is_file():
+            self.done.append(RoundSummary(**json.loads(path.read_text(encoding="utf-8"))))
+        self._require_agreement()
+
+    def _schedule(self) -> Iterator[tuple[int, int, Round]]:
+        """Number, entry of the run file and its place there, round by round; a round that is yielded is then done."""
+        number = 0
+        for place, entry in enumerate(self.config.rounds):
+            for _ in range(entry.repeat):
+                yield number, place, entry
+                number += 1
+                if self.done[number - 1].converged:
+                    break
+
+    def _require_agreement(self) -> None:
+        """Refuse a run file that asks for other rounds than were done, or for others of what was done in them."""
+        numbers = [
+            int(name) for f in self.folder.glob("round-*") if (name := f.name.removeprefix("round-")).isdecimal()
+        ]
+        if max(numbers, default=0) > len(self.done):
+            raise InputError(
+                f"round {len(self.done)} is not done, and there is a later one, which knew other data of it",
+                where=str(round_folder(self.config, max(numbers))), remedy="remove all later ones",
+            )  # fmt: skip
+        schedule, data, trained = self._schedule(), Data(), None
+        for summary in self.done:
+            number, place, entry = next(schedule, (summary.round, -1, None))
+            if entry is None or place != summary.entry:
+                raise InputError(
+                    f"round {number} was done for entry {summary.entry + 1} of 'rounds', and would now be "
+                    + (f"for entry {place + 1}" if entry else "none of it"),
+                    where=str(round_folder(self.config, number)),
+                    expected="the entries that were done, each with its 'repeat', and perhaps more behind them",
+                    remedy="restore them, or name another 'folder'",
+                )  # fmt: skip
+            trainings = self._trainings(number, data, trained)
+            trained = self._last_trained(number, trained)
+            explorations = self._explorations(number, entry, trained)
+            labelling = [] if summary.converged else [self._labelling(number, entry, explorations)]
+            for work in [*trainings, *explorations, *labelling]:
+                work.is_done()
+            data = data.with_labels(self._label_folder(number))
+
+    def describe(self) -> list[str]:
+        """What the loop does."""
+        c, t = self.config, self.committee.first.training
+        length = f"{t.numb_steps} steps" if t.numb_steps is not None else f"{t.numb_epoch:g} epochs"
+        lines = [
+            f"committee: {c.models} models of {c.train} ({', '.join(self.committee.type_map)}), {length} each; "
+            f"{len(self.committee.systems)} data systems to begin with",
+            f"labels:    {c.label.calculator or c.label.command}",
+        ]
+        n_rounds = n_runs = n_labels = 0
+        for place, (entry, runs) in enumerate(zip(c.rounds, self.runs, strict=True), 1):
+            s, steps = c.selection(entry), sum(stage.steps for run in runs for stage in run.stages)
+            n_rounds, n_runs = n_rounds + entry.repeat, n_runs + entry.repeat * len(runs)
+            n_labels += entry.repeat * s.most
+            times = f"up to {entry.repeat} rounds" if entry.repeat > 1 else "one round"
+            lines.append(
+                f"entry {place}:   {times} of {len(runs)} runs, {steps} steps in all; at most {s.most} of the frames "
+                f"that deviate by {s.above:g} to {s.below:g} eV/Å are labelled"
+            )
+        return [
+            *lines,
+            f"at most:   {(n_rounds + 1) * c.models} trainings, {n_runs} runs, {n_labels} labels",
+            f"folder:    {c.folder}" + (f" ({len(self.done)} rounds are done)" if self.done else ""),
+        ]
+
+    def run(self) -> LearnResult:
+        """All rounds that are left, and the last training."""
+        self._check_labels()
+        data, trained = Data(), None
+        for number, place, entry in self._schedule():
+            if number == len(self.done):
+                self._train(number, data, trained)
+                self._round(number, place, entry, self._last_trained(number, trained))
+            trained = self._last_trained(number, trained)
+            data = data.with_labels(self._label_folder(number))
+        self._train(len(self.done), data, trained)
+        models = self.committee.models(self._last_trained(len(self.done), trained))
+        log.info("models, trained on all data: %s", ", ".join(map(str, models)))
+        return LearnResult(self.done, models, self.done[-1].converged)
+
+    def _check_labels(self) -> None:
+        """Label a frame of the training data: what is wrong with the labelling shows before hours of training."""
+        sample, folder = self.committee.sample, self.folder / "check"
+        title = "labelling of a first frame, to see that it works,"
+        check = label.labelling(self.config, title, folder, lambda: [sample], self.committee.type_map)
+        try:
+            done = check.is_done()
+        except InputError:  # of another calculator: rounds that it has labelled are refused later
+            done = False
+            for path in (folder, check.part):
+                shutil.rmtree(path, ignore_errors=True)
+        if not done:
+            self.workshop.do([check], 1)
+            log.info("%s", label.compare(folder, sample))
+
+    def _last_trained(self, number: int, trained: int | None) -> int:
+        """The round whose committee a round takes: its own, or of `trained`, the last one, if that knows all data."""
+        return number if trained is None or self._label_folder(number - 1).is_dir() else trained
+
+    def _trainings(self, number: int, data: Data, trained: int | None) -> list[Work]:
+        """What makes a round's committee; nothing where it takes the last one."""
+        own = self._last_trained(number, trained) == number
+        return self.committee.trainings(number, data, trained) if own else []
+
+    def _explorations(self, number: int, entry: Round, trained: int) -> list[Work]:
+        return explore.explorations(self.config, number, entry, self.committee.models(trained))
+
+    def _labelling(self, number: int, entry: Round, explorations: Sequence[Work]) -> Work:
+        select, seed = self.config.selection(entry), draw_seed(self.config.seed, number)
+        runs = [work.folder for work in explorations]
+        choice = {"above": select.above, "below": select.below, "most": select.most, "seed": seed}
+        return label.labelling(
+            self.config, f"round {number}, labelling", self._label_folder(number), lambda: choose(runs, select, seed),
+            self.committee.type_map, choice,
+        )  # fmt: skip
+
+    def _train(self, number: int, data: Data, trained: int | None) -> None:
+        """Train a round's committee, unless it takes the last one."""
+        works = self._trainings(number, data, trained)
+        self._do(number, "train", works, self.config.at_once.train, share_cores=not self.config.launch.train)
+
+    def _round(self, number: int, place: int, entry: Round, trained: int) -> None:
+        """Explore, select, label, and say what came of it."""
+        select, works = self.config.selection(entry), self._explorations(number, entry, trained)
+        self._do(number, "explore", works, self.config.at_once.md, share_cores=not self.config.launch.md)
+        counts = count([work.folder for work in works], select)
+        converged = counts.converged(select)
+        if not converged:
+            if not counts.candidate:
+                raise _nothing_to_learn(counts, select, round_folder(self.config, number))
+            self._do(number, "label", [self._labelling(number, entry, works)])
+        self._conclude(number, place, counts, trained, converged)
+
+    def _label_folder(self, number: int) -> Path:
+        """Where a round's labels are; there is none if nothing was labelled."""
+        return round_folder(self.config, number) / "label"
+
+    def _conclude(self, number: int, place: int, counts: Counts, trained: int, converged: bool) -> None:
+        folder, n = round_folder(self.config, number), max(1, counts.frames)
+        fractions = counts.accurate / n, counts.candidate / n, counts.failed / n
+        labelled, force, energy = self._errors(number, trained)
+        seconds = json.loads((folder / SECONDS).read_text(encoding="utf-8"))
+        train, explored, labels = (seconds.get(step, 0.0) for step in ("train", "explore", "label"))
+        summary = RoundSummary(
+            number, place, counts.frames, *fractions, counts.worst, labelled, force, energy, train, explored,
+            labels, converged,
+        )  # fmt: skip
+        write_json(folder / SUMMARY, asdict(summary))
+        self.done.append(summary)
+        lines = [",".join(f.name for f in fields(RoundSummary))]
+        lines += [",".join(f"{float(value):.10g}" for value in astuple(s)) for s in self.done]
+        partial = self.folder / f".{TABLE}"
+        partial.write_text("\n".join(lines) + "\n", encoding="ascii")
+        partial.replace(self.folder / TABLE)
+        for line in LearnResult(self.done).table():
+            log.info("%s", line)
+        if converged:
+            log.info("round %d has converged: %.1f %% of its frames are accurate", number, 100.0 * summary.accurate)
+
+    def _errors(self, number: int, trained: int) -> tuple[int, float, float]:
+        """Frames that were labelled, and the committee's RMSE on them: forces in eV/Å, energies in eV per atom."""
+        systems = Data().with_labels(self._label_folder(number))
+        names = [str(path) for path in (*systems.training, *systems.validation)]
+        if not names:
+            return 0, math.nan, math.nan
+        reports = [evaluate(model, names) for model in self.committee.models(trained)]
+        measures = np.array([[report.total.measures(kind) for kind in ("f", "e_peratom")] for report in reports], float)
+        force, energy = np.sqrt(np.mean(measures[:, :, 1] ** 2, axis=0)).tolist()
+        return sum(reports[0].n_frames.values()), force, energy
+
+    def _do(self, number: int, step: str, works: Sequence[Work], at_once: int = 1, share_cores: bool = False) -> None:
+        """Do what is not done yet of a step of a round, and note how long it took."""
+        waiting = [work for work in works if not work.is_done()]
+        if not waiting:
+            return
+        log.info("round %d, %s: %d to do; %s", number, step, len(waiting), waiting[0].part / LOG)
+        started = time.monotonic()
+        try:
+            self.workshop.do(works, at_once, share_cores)
+        finally:
+            path = round_folder(self.config, number) / SECONDS
+            seconds = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+            write_json(path, seconds | {step: seconds.get(step, 0.0) + time.monotonic() - started})
+
+
+def _nothing_to_learn(counts: Counts, select: Select, folder: Path) -> RunError:
+    return RunError(
+        f"no frame can be learned from: {counts.accurate} of {counts.frames} are accurate, {counts.failed} have failed",
+        where=str(folder), expected=f"deviations between {select.above:g} and {select.below:g} eV/Å",
+        remedy="raise 'below', or remove that round and explore more gently: colder, shorter, compared more often",
+    )  # fmt: skip

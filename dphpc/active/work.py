@@ -1,0 +1,271 @@
+"""Pieces of work that are done once: each has a folder, which gets its name when the work is done.
+
+A cut piece lies in `NAME.part` beside a record of what it was asked for; the same command goes on with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dphpc.core.cores import n_cores
+from dphpc.core.errors import InputError, RunError
+from dphpc.core.signals import stop_signals
+
+log = logging.getLogger("dphpc.learn")
+
+POLL = 0.05
+"""Seconds between two looks at the processes."""
+
+PATIENCE = 60.0
+"""Seconds that a process which was asked to end may take before it is killed."""
+
+LOG = "log"
+LOG_LINES = 12
+"""Of a process that failed, shown with its error."""
+
+
+class Stopped(Exception):
+    """A signal asked for the end; all processes have ended."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        super().__init__(signal.Signals(number).name)
+
+
+@dataclass(frozen=True)
+class Work:
+    """A piece of work.
+
+    Attributes
+    ----------
+    folder
+        What the work leaves; it is there as soon as the work is done.
+    record
+        Name of the file in it that tells what was asked for.
+    settings
+        The record: what can stand in JSON.
+    begin
+        Called with the folder under its temporary name, prepares it and gives the command that does the work (None:
+        nothing is left to do).
+    finish
+        Called with that folder when the command has ended.
+    accept
+        Whether a command that ended with a status, in that folder, has done its work.
+    directory
+        Where the command runs; in the folder itself if None.
+    """
+
+    title: str
+    folder: Path
+    record: str
+    settings: Mapping[str, Any]
+    begin: Callable[[Path], list[str] | None]
+    finish: Callable[[Path], None] = lambda _: None
+    accept: Callable[[int, Path], bool] = lambda status, _: status == 0
+    directory: Path | None = None
+
+    @property
+    def part(self) -> Path:
+        """The folder's name while the work is not done."""
+        return self.folder.with_name(self.folder.name + ".part")
+
+    def is_done(self) -> bool:
+        """Whether the folder is there.
+
+        Raises
+        ------
+        InputError
+            The work was done, or begun, with other settings.
+        """
+        for folder in (self.folder, self.part):
+            path = folder / self.record
+            if path.is_file():
+                key = _difference(json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(self.settings)))
+                if key is not None:
+                    raise InputError(
+                        f"{self.title} was {'done' if folder == self.folder else 'begun'} with another {key}",
+                        where=str(path),
+                        expected="what agrees with the work that is there; more rounds may be added",
+                        remedy=f"restore it, name another 'folder', or remove {folder} and what follows from it",
+                    )
+                return folder == self.folder
+        return False
+
+
+def _difference(old: Any, new: Any, path: str = "") -> str | None:
+    """The first key, by its path, that has another value, with both values; None if all agree."""
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        old, new = ({str(k): value for k, value in enumerate(values)} for values in (old, new))
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = (_difference(old.get(k), new.get(k), f"{path}/{k}") for k in sorted(old.keys() | new.keys()))
+        return next(filter(None, found), None)
+    return None if old == new else f"{path.lstrip('/')}: {_short(old)} in place of {_short(new)}"
+
+
+def _short(value: Any) -> str:
+    text = "none" if value is None else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a file in one piece."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def command_line(launch: str, *arguments: str) -> list[str]:
+    """`dphpc ARGUMENTS`, of this Python, behind a launcher's words."""
+    prefix = shlex.split(launch)
+    if prefix:
+        prefix[0] = os.path.abspath(shutil.which(prefix[0]) or prefix[0])
+    return [*prefix, sys.executable, "-m", "dphpc", *arguments]
+
+
+def require_program(command: str, where: str) -> None:
+    """Raise InputError unless the first word of a command is a program."""
+    try:
+        program = (shlex.split(command) or [""])[0]
+    except ValueError as error:
+        raise InputError(f"the command cannot be read: {error}", where=where) from None
+    if shutil.which(program) is None:
+        raise InputError(
+            f"there is no program '{program}'", where=where, expected="a program in PATH, or with its path",
+            remedy="load its module, or correct the name",
+        )  # fmt: skip
+
+
+@dataclass
+class Workshop:
+    """Does pieces of work in processes of their own; one for each folder at a time."""
+
+    folder: Path
+    _lock: int = field(default=-1, init=False)
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """While this lasts, and as long as a process lives that was started in it, no other can begin.
+
+        Raises
+        ------
+        InputError
+            Another is at work.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise InputError(
+                    "another `dphpc learn` is at work, or a process that one has left behind", where=str(self.folder),
+                    remedy="wait until it has ended, or name another 'folder'",
+                ) from None  # fmt: skip
+            self._lock = file.fileno()
+            yield
+
+    def do(self, works: Sequence[Work], at_once: int, share_cores: bool = False) -> None:
+        """Do what is not done yet, `at_once` pieces side by side.
+
+        Parameters
+        ----------
+        share_cores
+            Each process has an equal share of the cores for its threads, unless OMP_NUM_THREADS says otherwise.
+
+        Raises
+        ------
+        InputError
+            A piece was done with other settings.
+        RunError
+            One failed; the others have ended in order and can be gone on with.
+        Stopped
+            A signal asked for the end.
+        """
+        waiting = [work for work in works if not work.is_done()]
+        total, running, asked = len(works), dict[subprocess.Popen[bytes], Work](), list[int]()
+        environment = dict(os.environ)
+        if share_cores:
+            share = n_cores() // max(1, min(at_once, len(waiting)))
+            environment.setdefault("OMP_NUM_THREADS", str(max(1, share)))
+        started = time.monotonic()
+        with stop_signals(asked.append):
+            try:
+                while waiting or running:
+                    while waiting and len(running) < at_once and not asked:
+                        self._start(waiting.pop(0), running, environment)
+                    for process in [p for p in running if p.poll() is not None]:
+                        work = running.pop(process)
+                        _finish(work, process.returncode, bool(asked))
+                        if total > 1:
+                            done = total - len(waiting) - len(running)
+                            log.info(
+                                "%s: done (%d of %d, %s)", work.title, done, total, clock(time.monotonic() - started)
+                            )
+                    if asked:
+                        raise Stopped(asked[0])
+                    time.sleep(POLL if running else 0.0)
+            finally:
+                _end(running)
+
+    def _start(self, work: Work, running: dict[subprocess.Popen[bytes], Work], environment: Mapping[str, str]) -> None:
+        part = work.part
+        part.mkdir(parents=True, exist_ok=True)
+        write_json(part / work.record, work.settings)
+        command = work.begin(part)
+        if command is None:
+            _finish(work, 0, False)
+            return
+        with (part / LOG).open("ab") as output:
+            process = subprocess.Popen(
+                command, cwd=work.directory or part, env=environment, stdin=subprocess.DEVNULL, stdout=output,
+                stderr=subprocess.STDOUT, start_new_session=True, pass_fds=[self._lock],
+            )  # fmt: skip
+        running[process] = work
+
+
+def _finish(work: Work, status: int, asked: bool) -> None:
+    """Take over what a process has done; one that was asked to end has done nothing."""
+    if not work.accept(status, work.part):
+        if asked:
+            return
+        path = work.part / LOG
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:] if path.is_file() else []
+        how = f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
+        raise RunError(
+            f"{work.title} ended with {how}" + "".join(f"\n  | {line}" for line in lines), where=str(path),
+            remedy="the same command goes on from there once the cause is mended",
+        )  # fmt: skip
+    work.finish(work.part)
+    work.part.rename(work.folder)
+
+
+def _end(running: Mapping[subprocess.Popen[bytes], Work]) -> None:
+    """Ask all processes, and those that they have started, to end in order; wait for them."""
+    for number, patience in ((signal.SIGTERM, PATIENCE), (signal.SIGKILL, PATIENCE)):
+        for process in running:
+            with contextlib.suppress(ProcessLookupError):
+                if process.poll() is None:
+                    os.killpg(process.pid, number)
+        until = time.monotonic() + patience
+        for process in running:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, until - time.monotonic()))
+
+
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds."""
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"

@@ -1,0 +1,29 @@
+"""dphpc learn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dphpc.cli.app import command
+
+
+@command("learn")
+def learn_in_rounds(
+    input: Annotated[Path, typer.Argument(metavar="RUN", help="Run file, YAML or JSON.")],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, say what would be done, and do nothing.")
+    ] = False,
+) -> None:
+    """Active learning: train a committee, explore by MD, label what it does not know, train again.
+
+    The same command goes on with a loop that was interrupted; what is done is not done again. SIGINT and SIGTERM end
+    the steps in order; status 128 + signal.
+    """
+    from dphpc.active.loop import learn
+
+    result = learn(input, dry_run=dry_run)
+    if result.stopped_by:
+        raise typer.Exit(128 + result.stopped_by)
