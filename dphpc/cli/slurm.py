@@ -37,6 +37,7 @@ class Job(StrEnum):
 
     md = "md"
     train = "train"
+    learn = "learn"
 
 
 def with_resources(function: Callable[..., None]) -> Callable[..., None]:
@@ -55,7 +56,7 @@ def with_resources(function: Callable[..., None]) -> Callable[..., None]:
 @command("slurm")
 @with_resources
 def slurm(
-    job: Annotated[Job, typer.Argument(help="What runs: `dphpc md` or `dphpc train`.")],
+    job: Annotated[Job, typer.Argument(help="What runs: `dphpc md`, `dphpc train` or `dphpc learn`.")],
     input: Annotated[Path, typer.Argument(metavar="INPUT", help="Its run file or training input.")],
     options: Annotated[
         list[str] | None, typer.Argument(metavar="-- OPTIONS", help="Further options of that command.")
@@ -100,6 +101,11 @@ def _check(job: Job, input: Path, chained: bool) -> None:
         from dphpc.md.setup import read_settings
 
         read_settings(input, has_potential=False, resume=chained)
+        return
+    if job is Job.learn:
+        from dphpc.active.loop import learn
+
+        learn(input, dry_run=True)
         return
     from dphpc.train.data.storage import find_stores
     from dphpc.train.schema import load_input

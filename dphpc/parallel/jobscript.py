@@ -29,7 +29,7 @@ def job_script(
     Parameters
     ----------
     command
-        "md" or "train".
+        "md", "train" or "learn".
     arguments
         The command's input and options.
     resources
@@ -44,20 +44,23 @@ def job_script(
     Raises
     ------
     InputError
-        A value cannot stand in a script, or there is no MPI that is known, or none for a job that needs it.
+        A value cannot stand in a script, there is no MPI that is known, or none for a job that needs it, or a loop is
+        to be a scaling test.
     """
     if mpi == NO_MPI and (command != "train" or scaling):
         raise InputError(
             "this job's ranks need MPI", where="--mpi none", expected=f"pmix, pmi2 or {MPIRUN}",
             remedy="without MPI only training runs on several ranks",
         )  # fmt: skip
+    if scaling and command == "learn":
+        raise InputError("a loop is no scaling test", where="--scaling", expected="md or train")
     several = max(int(resources.get(key, 1)) for key in ("nodes", "ntasks-per-node")) > 1 or mpi != "auto"
-    kind = {"md": "cpu", "train": "mpi" if several else "cpu"}[command]
+    kind = {"md": "-cpu", "train": "-mpi" if several else "-cpu", "learn": ""}[command]
     on_cards: list[str] = []  # which the templates for cards say themselves
-    if "gpus-per-node" in resources:
-        kind, on_cards = "gpu", ["--device", "cuda"]
+    if "gpus-per-node" in resources and command != "learn":  # whose files say what runs on cards
+        kind, on_cards = "-gpu", ["--device", "cuda"]
         resources = {"ntasks-per-node": resources["gpus-per-node"], **resources}
-    text = template("scaling.slurm" if scaling else f"{command}-{kind}.slurm")
+    text = template("scaling.slurm" if scaling else f"{command}{kind}.slurm")
     words = [command, *on_cards, *arguments] if scaling else arguments
     here = shlex.quote(str(Path(sys.executable).parent))
     variables = {"arguments": f"({shlex.join(words)})", "PATH": f'{here}:"$PATH"'}

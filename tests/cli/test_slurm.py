@@ -64,6 +64,8 @@ def test_mistakes_are_found_before_anything_is_written(slurm: Run, tmp_path: Pat
     assert "did you mean 'model'" in slurm("train", "input.json", status=1).stderr
     (tmp_path / "input.json").write_text(json.dumps(TRAINING))
     assert "data system does not exist" in slurm("train", "input.json", status=1).stderr
+    (tmp_path / "learn.yaml").write_text("modles: 4")
+    assert "did you mean 'models'" in slurm("learn", "learn.yaml", status=1).stderr
     (tmp_path / "run.yaml").write_text(RUN_FILE)
     (tmp_path / "model.dp").unlink()
     assert "model.dp" in slurm("md", "run.yaml", "--scaling", status=1).stderr

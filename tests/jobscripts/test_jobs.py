@@ -19,6 +19,9 @@ from ase import Atoms
 import dphpc
 from dphpc.model.model_file import write_model
 from dphpc.parallel.jobscript import mpi_library, srun_plugin
+from dphpc.train.convert import convert
+from tests.active.conftest import RUN as EXPLORE
+from tests.active.conftest import TRAINING, rattled, settings
 from tests.jobscripts.cluster import Cluster, cluster, missing, until
 from tests.models import random_model, random_structure
 from tests.train.systems import small_input, write_systems
@@ -132,6 +135,34 @@ def test_training_goes_on_after_its_time_limit(slurm: Cluster, folder: Path) -> 
     assert end["JobState"] == "COMPLETED", text
     assert re.search(rf"train from step \d+ to step {last}", text), text  # at `done`, or a part later
     assert column(folder / "lcurve.out", "step").tolist() == [1, *range(100, last + 1, 100)]
+
+
+def test_a_loop_goes_on_after_a_signal(slurm: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    ase.io.write("first.extxyz", rattled(4, 0.05))
+    convert("first.extxyz", "data", type_map=["Si"])
+    rattled(1, 0.0)[0].write("si8.poscar", format="vasp")
+    training = TRAINING["training"] | {"numb_steps": 1500, "disp_freq": 100, "save_freq": 10**6}
+    Path("input.json").write_text(json.dumps(TRAINING | {"training": training}))
+    Path("explore.json").write_text(json.dumps(EXPLORE))
+    loop = settings(
+        rounds=[{"explore": [{"md": "explore.json", "structures": "si8.poscar"}]}],
+        select={"above": 1e-4, "below": 50, "stop_above": 50, "most": 3},
+        label={"calculator": "lj", "parameters": {"sigma": 2.1, "epsilon": 0.1}},
+        launch={"md": "srun -n 1 --exact --mpi=none"},
+    )
+    Path("learn.json").write_text(json.dumps(loop))
+    job = submit(slurm, tmp_path, "learn", "learn.json", "--cpus-per-task", "2", "--time", "10")
+    lcurve = tmp_path / "learn/round-00/train/0.part/lcurve.out"
+    until(lambda: n_lines(lcurve) > 3, 120, f"output of job {job}")
+    slurm("scancel", "--signal=USR1", "--batch", job)
+    end = slurm.finished(job)
+    text = (tmp_path / f"dphpc-learn-{job}.log").read_text()
+    assert (end["JobState"], end["Restarts"]) == ("COMPLETED", "1"), text
+    assert "stopped by SIGUSR1; the same command goes on from there" in text
+    assert "models, trained on all data: learn/round-01" in text
+    assert re.search(r"train from step \d+ to step 1500", (tmp_path / "learn/round-00/train/0/log").read_text())
+    assert column(tmp_path / "learn" / "rounds.csv", "labelled") == 3
 
 
 @pytest.mark.parametrize("back_end", ["mpi", "torch", "horovod"], ids="by_{}".format)

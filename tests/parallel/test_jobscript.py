@@ -79,6 +79,16 @@ def test_the_template_follows_from_the_job() -> None:
     assert (directives(several)["--nodes"], directives(several)["--ntasks-per-node"]) == ("1", "4")
 
 
+def test_a_loop_has_one_template_for_all() -> None:
+    script = job_script("learn", ["learn.yaml"], {"nodes": "2", "ntasks-per-node": "4", "gpus-per-node": "4"})
+    found = directives(script)
+    assert (found["--nodes"], found["--ntasks-per-node"], found["--gpus-per-node"]) == ("2", "4", "4")
+    assert "arguments=(learn.yaml)\n" in script
+    assert "--device" not in script
+    with pytest.raises(InputError, match="a loop is no scaling test"):
+        job_script("learn", ["learn.yaml"], {}, scaling=True, mpi="pmix")
+
+
 def test_training_without_mpi(monkeypatch: pytest.MonkeyPatch) -> None:
     resources = {"ntasks-per-node": "4"}
     script = job_script("train", ["input.json"], resources, mpi="none")
