@@ -126,6 +126,26 @@ def explorations(config: LearnConfig, number: int, entry: Round, models: Sequenc
     ]
 
 
+def require_same_runs(works: Sequence[Work], complete: bool) -> None:
+    """Refuse a round that has explored, or has begun to, what the run file no longer asks for.
+
+    Parameters
+    ----------
+    complete
+        The round is done, so that all that is asked for must be there, too (unless all of it was removed).
+    """
+    top, asked = works[0].folder.parent, {work.folder.name for work in works}
+    found = {path.name.removesuffix(".part") for path in top.glob("*")}
+    other = sorted(found ^ asked if complete and found else found - asked)
+    if other:
+        raise InputError(
+            f"the round has {'done' if complete else 'begun'} other explorations than those of the run file: "
+            f"'{other[0]}' is only {'there' if other[0] in found else 'in the run file'}",
+            where=str(top), expected=", ".join(sorted(found)),
+            remedy=f"restore 'explore', name another 'folder', or remove {top} and what follows from it",
+        )  # fmt: skip
+
+
 def _exploration(
     config: LearnConfig, condition: Condition, folder: Path, place: tuple[int, int], select: Select,
     models: Sequence[Path],

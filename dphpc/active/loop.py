@@ -117,6 +117,7 @@ class Loop:
             trainings = self._trainings(number, data, trained)
             trained = self._last_trained(number, trained)
             explorations = self._explorations(number, entry, trained)
+            explore.require_same_runs(explorations, complete=True)
             labelling = [] if summary.converged else [self._labelling(number, entry, explorations)]
             for work in [*trainings, *explorations, *labelling]:
                 work.is_done()
@@ -206,6 +207,7 @@ class Loop:
     def _round(self, number: int, place: int, entry: Round, trained: int) -> None:
         """Explore, select, label, and say what came of it."""
         select, works = self.config.selection(entry), self._explorations(number, entry, trained)
+        explore.require_same_runs(works, complete=False)
         self._do(number, "explore", works, self.config.at_once.md, share_cores=not self.config.launch.md)
         counts = count([work.folder for work in works], select)
         converged = counts.converged(select)

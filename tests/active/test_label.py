@@ -9,8 +9,9 @@ from typing import Any
 import ase.io
 import pytest
 from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
 
-from dphpc.active import label
+from dphpc.active import calculator, label
 from dphpc.active.config import Label, LearnConfig
 from dphpc.active.work import Work, Workshop
 from dphpc.core.config import parse_config
@@ -125,30 +126,30 @@ def test_labels_that_cannot_be_made_are_told_before(given: dict[str, Any], messa
 def test_a_calculator_is_told_of_its_program() -> None:
     profile = {"command": "pw.x", "pseudo_dir": "pseudo"}
     parameters = {"profile": profile, "input_data": {"system": {"ecutwfc": 20}}, "pseudopotentials": {"Si": "Si.upf"}}
-    calculator = label.make_calculator(Label(calculator="espresso", parameters=parameters))
-    assert calculator.profile.command == "pw.x"
+    espresso = calculator.make_calculator(Label(calculator="espresso", parameters=parameters))
+    assert espresso.profile.command == "pw.x"
 
 
 def test_a_calculation_that_has_not_converged_is_no_label(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def unconverged(_: Label) -> Any:
-        calculator = tersoff()
-        calculator.converged = False
-        return calculator
+        tried = tersoff()
+        tried.converged = False
+        return tried
 
-    monkeypatch.setattr(label, "make_calculator", unconverged)
+    monkeypatch.setattr(calculator, "make_calculator", unconverged)
     with pytest.raises(Exception, match="has not converged"):
-        label.label_frame(Label(calculator="x:y"), bare(FRAMES[0]), tmp_path)
+        calculator.label_frame(Label(calculator="x:y"), bare(FRAMES[0]), tmp_path)
 
 
 def test_files_of_a_calculator_go_to_the_frames_folder(tmp_path: Path) -> None:
-    labelled = label.label_frame(Label(calculator="lj"), bare(FRAMES[0]), tmp_path / "0000")
+    labelled = calculator.label_frame(Label(calculator="lj"), bare(FRAMES[0]), tmp_path / "0000")
     assert (tmp_path / "0000").is_dir()  # ASE makes it
     assert labelled.get_stress().shape == (6,)
 
 
 def test_a_cluster_has_no_stress(tmp_path: Path) -> None:
     isolated = Atoms("Ar2", [[0, 0, 0], [0, 0, 1.2]], cell=[20, 20, 20])
-    results = label.label_frame(Label(calculator="lj"), isolated, tmp_path / "0000").calc.results
+    results = calculator.label_frame(Label(calculator="lj"), isolated, tmp_path / "0000").calc.results
     assert {"energy", "forces"} <= results.keys()
     assert "stress" not in results
 
@@ -165,8 +166,6 @@ def test_the_first_label_is_compared_with_the_datas(
     results = {"energy": labelled.get_potential_energy(), "forces": labelled.get_forces()}
     ase.io.write(folder / "labelled.extxyz", labelled)
     if labels:
-        sample.calc = label.SinglePointCalculator(
-            sample, energy=results["energy"] - 0.8, forces=results["forces"] + 0.25
-        )
+        sample.calc = SinglePointCalculator(sample, energy=results["energy"] - 0.8, forces=results["forces"] + 0.25)
     said = label.compare(folder, sample)
     assert ("by 100 meV/atom and 0.25 eV/Å" in said) == labels

@@ -128,6 +128,15 @@ def test_a_cut_step_is_gone_on_with(finished: tuple[Path, LearnResult], copy: Pa
         assert read(last / "summary.json")[name] == getattr(finished[1].rounds[1], name)
 
 
+def test_another_exploration_of_a_round_that_has_begun_is_refused(copy: Path) -> None:
+    shutil.rmtree(copy / "round-02")
+    (copy / "round-01" / "summary.json").unlink()
+    other = {"explore": [EXPLORE[0] | {"temperature_K": 500}]}
+    shutil.rmtree(copy / "round-00" / "explore")  # what is done may be removed, to save space
+    with pytest.raises(InputError, match=r"has begun other explorations .*: '00-si8' is only there"):
+        dphpc.learn(settings(rounds=[FIRST | {"repeat": 1}, other]))
+
+
 def test_rounds_after_one_that_is_not_done_are_refused(copy: Path) -> None:
     (copy / "round-01" / "summary.json").unlink()
     with pytest.raises(InputError, match="round 1 is not done, and there is a later one"):
@@ -227,6 +236,11 @@ def test_runs_that_go_astray_are_no_failure(copy: Path) -> None:
         ({"select": {"above": 0.02, "below": 1.0, "most": 3}}, "choice/below: 2.0 in place of 1.0"),
         ({"label": {"calculator": "emt"}}, 'label/calculator: "tests.active.conftest:tersoff" in place of "emt"'),
         ({"rounds": [{"explore": [EXPLORE[0] | {"every": 4}], "repeat": 2}]}, "deviation/every: 5 in place of 4"),
+        (
+            {"rounds": [{"explore": [EXPLORE[0] | {"structures": ["other.poscar"]}], "repeat": 2}]},
+            "'00-other' is only in the run file",
+        ),
+        ({"rounds": [{"explore": [*EXPLORE, *EXPLORE], "repeat": 2}]}, "'01-si8' is only in the run file"),
         ({"hold_out": 0.2}, "hold_out: 0.4 in place of 0.2"),
         ({"seed": 2}, "seed: "),
         ({"models": 3}, "round 0, exploration 0 .* was done with another deviation/models"),
@@ -239,6 +253,7 @@ def test_runs_that_go_astray_are_no_failure(copy: Path) -> None:
     ],
 )
 def test_what_contradicts_finished_work_is_refused(copy: Path, changes: dict[str, Any], message: str) -> None:
+    shutil.copy("si8.poscar", "other.poscar")
     before = stamps(copy)
     with pytest.raises(InputError, match=message):
         dphpc.learn(settings(**changes))
