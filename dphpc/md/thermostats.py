@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from dphpc.core.exact_sum import no_sum
+from dphpc.core.exact_sum import exact_sum, no_sum
 from dphpc.core.random import Stream, generator
 from dphpc.core.units import BOLTZMANN_EV_PER_K
 from dphpc.md.engine import Engine
@@ -64,7 +64,7 @@ class NoseHoover(VelocityVerlet):
 
     def bath_energy(self) -> NDArray[np.float64]:
         """The chain's energy, less the work that ramps did on it."""
-        return np.array([self._chain_energy() - self.scalars[1], 0.0, 0.0])
+        return exact_sum(np.array([self._chain_energy() - self.scalars[1]]))
 
     def forget(self) -> None:
         """The kinetic energy."""
@@ -184,7 +184,7 @@ class Bussi(VelocityVerlet):
 
     def bath_energy(self) -> NDArray[np.float64]:
         """Kinetic energy taken so far."""
-        return np.array([self.scalars[0], 0.0, 0.0])
+        return exact_sum(self.scalars[:1])
 
     def save(self) -> Saved:
         """The energy taken; random numbers follow from the step."""

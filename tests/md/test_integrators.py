@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from dphpc.core.exact_sum import no_sum
+from dphpc.core.exact_sum import SPACINGS, no_sum, round_to
 from dphpc.core.units import BOLTZMANN_EV_PER_K, KINETIC
 from dphpc.md.engine import Engine
 from dphpc.md.integrators import Integrator, VelocityVerlet
@@ -149,3 +149,15 @@ def test_pressure_is_minus_the_volume_derivative_of_the_energy(engine_of: Engine
     slope = -(energies[1] - energies[0]) / (volumes[1] - volumes[0]) * 1.602176634e6
     pressure = measure(engine_of(n=2, temperature=0.0), VelocityVerlet(), NO_BATH).pressure_bar
     assert pressure == pytest.approx(slope, rel=1e-5)  # measured: 2.9e-6, the error of the difference
+
+
+@pytest.mark.parametrize("name", THERMOSTATS)
+def test_accounts_of_several_thermostats_add_up_in_any_order(engine_of: EngineOf, name: str) -> None:
+    """So that it does not matter whether a restart stands between them."""
+    engine = engine_of(n=2)
+    integrator = thermostat(name, engine)
+    run(engine, integrator, 5, temperature=90.0)
+    parts = integrator.bath_energy()
+    assert parts.any()
+    for part, spacing in zip(parts[:, None], SPACINGS, strict=True):
+        assert np.array_equal(part, round_to(part, spacing)), f"no multiple of {spacing}"
