@@ -155,6 +155,8 @@ class Run:
             where = old.position_in(s.stages)
             if where is not None:
                 (self.stage, self.stage_step), self.saved = where, old.integrator
+            else:
+                self.bath += self._bath_of(old)
             plan = f"going on in stage {self.stage + 1} after {self.stage_step} of its steps" if where else "new stages"
             self.screen.say(f"restart:   at step {engine.step}, {engine.time:.6g} ps; {plan}")
             self.at_rest = old.minimizes
@@ -163,6 +165,13 @@ class Run:
         self.begun = engine.time
         n_steps = sum(stage.steps for stage in s.stages[self.stage :]) - self.stage_step
         self.screen = Screen(engine.n_atoms, n_steps, self.screen.quiet)
+
+    def _bath_of(self, old: Checkpoint) -> NDArray[np.float64]:
+        """(3,) eV that the thermostat took which a new plan does not go on with; collective."""
+        last = Stage.model_construct(**old.stages[old.stage])
+        integrator = integrator_of(last, self.engine.n_atoms, self.settings.seed)
+        integrator.load(old.integrator)
+        return bath_energy(self.engine, integrator)
 
     def _start_moving(self) -> None:
         """Before dynamics that neither a restart nor other dynamics precede: draw velocities, or have none."""
