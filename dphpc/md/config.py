@@ -326,6 +326,13 @@ class MdConfig(Config):
     ignore_memory_limit: bool = False
     """Start even where the estimated memory exceeds the machine's."""
 
+    @property
+    def outputs(self) -> dict[str, str]:
+        """Files that grow with the run, and their formats."""
+        files = {self.thermo.file: "table"} if self.thermo.file else {}
+        files |= {self.trajectory.file: self.trajectory.kind} if self.trajectory else {}
+        return files | (dict(zip(self.deviation.files, ("table", "extxyz"), strict=False)) if self.deviation else {})
+
     @field_validator("type_map")
     @classmethod
     def _unique(cls, names: list[str] | None) -> list[str] | None:

@@ -6,7 +6,7 @@ evaluations more, at the steps that are asked for only.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from dphpc.core.errors import DphpcError, InputError, RunError
 from dphpc.core.exact_sum import PARTS, exact_sum, total
 from dphpc.md.config import Deviation, Trajectory
 from dphpc.md.engine import Engine
-from dphpc.md.output import TableFile, writing
+from dphpc.md.output import Output, TableFile, writing
 from dphpc.md.trajectory import FrameWriter, open_trajectory, write_frame
 from dphpc.parallel.comm import Serial, agree, together
 from dphpc.potential.committee import (
@@ -71,17 +71,16 @@ class DeviationMonitor:
         """Bytes for each local atom while the models are compared: their forces, twice, and one evaluation."""
         return 2 * 24.0 * (1 + len(self.models)) + max(model.memory_per_atom() for model in self.models.values())
 
-    def open(self, species: list[str], masses: NDArray[np.float64], resume_at: Callable[[str], int | None]) -> None:
-        """Open the files, on rank 0; `resume_at` tells how far one of an earlier run is to be kept."""
+    def open(self, species: list[str], masses: NDArray[np.float64], kept: Mapping[str, int]) -> None:
+        """Open the files, on rank 0; `kept` tells how far those of an earlier run are."""
         s = self.settings
-        self._table = TableFile(s.file, table_header(LAMMPS_COLUMNS), resume_at(s.file))
+        self._table = TableFile(s.file, table_header(LAMMPS_COLUMNS), kept.get(s.file))
         if s.mark_above is not None:
-            self._candidates = open_trajectory(self._frames, species, masses, resume_at(s.candidates), Serial())
+            self._candidates = open_trajectory(self._frames, species, masses, kept.get(s.candidates), Serial())
 
-    def positions(self) -> dict[str, int]:
-        """How far each file is written, on rank 0."""
-        files = {self.settings.file: self._table, self.settings.candidates: self._candidates}
-        return {path: file.position() for path, file in files.items() if file is not None}
+    def outputs(self) -> dict[str, Output | None]:
+        """What writes each file, on rank 0."""
+        return {self.settings.file: self._table, self.settings.candidates: self._candidates}
 
     def write(self, engine: Engine, energy: float) -> None:
         """Compare the models at the present positions; collective.

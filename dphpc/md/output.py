@@ -5,16 +5,19 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from dphpc.core.errors import DataError, RunError
 from dphpc.md.engine import Engine
+from dphpc.md.extent import Extent, extent_of_bytes
 from dphpc.md.observables import Thermo
+from dphpc.parallel.comm import together
 
 _log = logging.getLogger(__name__)
 
@@ -37,14 +40,23 @@ def writing(path: str, engine: Engine, step: int | None = None) -> Iterator[None
         ) from None  # fmt: skip
 
 
-def resume_at(path: str, written: dict[str, int]) -> int | None:
-    """How far an output file of the run before the restart is to be kept, None if there is none."""
-    at = written.get(path)
-    if at is None or not Path(path).is_file():
-        return None
-    if not path.endswith(".h5md") and Path(path).stat().st_size < at:
-        return None
-    return at
+class Output(Protocol):
+    """A file that grows with the run."""
+
+    def extent(self) -> Extent:
+        """How far it is written, and on disk."""
+        ...
+
+
+def extents_of(outputs: Mapping[str, Output | None], engine: Engine) -> dict[str, Extent]:
+    """How far files are written, on rank 0, of those that there are; collective."""
+    extents = {}
+    with together(engine.comm):
+        for path, output in outputs.items() if engine.comm.rank == 0 else ():
+            if output is not None:
+                with writing(path, engine):
+                    extents[path] = output.extent()
+    return extents
 
 
 class TableFile:
@@ -67,10 +79,10 @@ class TableFile:
         self._file.write(line)
         self._file.flush()
 
-    def position(self) -> int:
-        """Bytes written."""
+    def extent(self) -> Extent:
+        """How far it is written, and on disk."""
         self._file.flush()
-        return self._file.tell()
+        return extent_of_bytes(self._file.fileno(), self._file.tell(), "table")
 
 
 class Screen:

@@ -20,6 +20,7 @@ from dphpc.core.state import RESTARTED
 from dphpc.md.config import RESTART_SUFFIXES, Fixed, Stage
 from dphpc.md.deferred import at_once
 from dphpc.md.engine import Engine
+from dphpc.md.extent import Extent
 from dphpc.md.gather import collect
 from dphpc.md.hdf5 import with_room
 from dphpc.md.integrators import Saved
@@ -45,7 +46,7 @@ class Checkpoint:
     bath
         (3,) eV that thermostats of earlier stages, or Langevin's of this one, and barostats took.
     files
-        Output file to how far it was written (bytes, or frames).
+        Outputs to how far they were written.
     integrator
         Its own state.
     fixed
@@ -58,14 +59,19 @@ class Checkpoint:
     stage: int
     stage_step: int
     bath: list[float]
-    files: dict[str, int] = field(default_factory=dict)
+    files: dict[str, Extent] = field(default_factory=dict)
     integrator: Saved = field(default_factory=dict)
     fixed: dict[str, Any] | None = None
 
     @property
+    def last_stage(self) -> Stage:
+        """The stage it is in."""
+        return Stage.model_construct(**self.stages[self.stage])
+
+    @property
     def minimizes(self) -> bool:
         """Whether it is of a minimization, whose velocities are not the atoms'."""
-        return bool(self.stages[self.stage]["ensemble"] == "minimize")
+        return self.last_stage.ensemble == "minimize"
 
     def fixes_as(self, fixed: Fixed | None) -> bool:
         """Whether a run file's choice of fixed atoms is this run's."""
@@ -184,6 +190,7 @@ def read_restart(path: str) -> tuple[Source, Checkpoint, str | None]:
         n_atoms, max_id = len(file["atoms/ids"]), int(file["atoms/ids"][-1])
     species, present, masses = meta.pop("species"), meta.pop("present"), meta.pop("masses")
     meta["stages"] = [Stage.model_construct(**stage).model_dump() for stage in meta["stages"]]  # an older file's, too
+    meta["files"] = {name: Extent(e) if isinstance(e, int) else Extent(**e) for name, e in meta["files"].items()}
     checkpoint = Checkpoint(**{**meta, "clock": tuple(meta["clock"])}, integrator=saved)
 
     def read(first: int, last: int) -> NDArray:

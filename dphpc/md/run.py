@@ -21,15 +21,24 @@ from dphpc.core.units import FS
 from dphpc.md.card_ranks import engine_for
 from dphpc.md.config import MdConfig, Stage
 from dphpc.md.ensembles import barostat_of, integrator_of
+from dphpc.md.extent import Extent, resume_points
 from dphpc.md.fixed import deal_fixed, fixed_lines
 from dphpc.md.integrators import Integrator
 from dphpc.md.memory import SNAPSHOT_BYTES, estimate, refuse_if_too_large
 from dphpc.md.minimize import Fire
 from dphpc.md.observables import HEADER, bath_energy, measure
-from dphpc.md.output import Screen, TableFile, resume_at, writing
+from dphpc.md.output import Output, Screen, TableFile, extents_of, writing
 from dphpc.md.restart import Checkpoint, write_restart
 from dphpc.md.result import MDResult, columns_of
-from dphpc.md.setup import header, load_monitor, load_potential, read_settings, read_start, require_box_for_pressure
+from dphpc.md.setup import (
+    header,
+    load_monitor,
+    load_potential,
+    read_settings,
+    read_start,
+    require_box_for_pressure,
+    starts_from_own_restart,
+)
 from dphpc.md.trajectory import FrameWriter, open_trajectory, write_frame
 from dphpc.md.velocities import draw_velocities
 from dphpc.ops.threads import default_threads, set_threads, threads_restored
@@ -155,8 +164,10 @@ class Run:
             where = old.position_in(s.stages)
             if where is not None:
                 (self.stage, self.stage_step), self.saved = where, old.integrator
-            else:
-                self.bath += self._bath_of(old)
+            else:  # what the thermostat took that the new plan does not go on with
+                before = integrator_of(old.last_stage, engine.n_atoms, s.seed)
+                before.load(old.integrator)
+                self.bath += bath_energy(engine, before)
             plan = f"going on in stage {self.stage + 1} after {self.stage_step} of its steps" if where else "new stages"
             self.screen.say(f"restart:   at step {engine.step}, {engine.time:.6g} ps; {plan}")
             self.at_rest = old.minimizes
@@ -165,13 +176,6 @@ class Run:
         self.begun = engine.time
         n_steps = sum(stage.steps for stage in s.stages[self.stage :]) - self.stage_step
         self.screen = Screen(engine.n_atoms, n_steps, self.screen.quiet)
-
-    def _bath_of(self, old: Checkpoint) -> NDArray[np.float64]:
-        """(3,) eV that the thermostat took which a new plan does not go on with; collective."""
-        last = Stage.model_construct(**old.stages[old.stage])
-        integrator = integrator_of(last, self.engine.n_atoms, self.settings.seed)
-        integrator.load(old.integrator)
-        return bath_energy(self.engine, integrator)
 
     def _start_moving(self) -> None:
         """Before dynamics that neither a restart nor other dynamics precede: draw velocities, or have none."""
@@ -187,21 +191,19 @@ class Run:
         self.thermo_file: TableFile | None = None
         self.trajectory: FrameWriter | None = None
         self.rows = array("d")  # of thermo, on rank 0: a run may have millions
-        old = self.checkpoint.files if self.checkpoint else {}
-        self.fresh = {"thermo": True, "trajectory": True, "deviation": True}
-        at = from_first(self.comm, lambda: resume_at(s.trajectory.file, old) if s.trajectory else None)
+        old, own = self.checkpoint.files if self.checkpoint else {}, starts_from_own_restart(s)
+        kept, lines = from_first(self.comm, lambda: resume_points(s.outputs, old, own))
+        self.kept, species = kept, self.potential.type_map
+        self.screen.say(*lines)
         with together(self.comm):
             if s.trajectory:
-                self.trajectory = open_trajectory(s.trajectory, self.potential.type_map, self.masses, at, self.comm)
-                self.fresh["trajectory"] = at is None
+                at = kept.get(s.trajectory.file)
+                self.trajectory = open_trajectory(s.trajectory, species, self.masses, at, self.comm)
             if self.comm.rank == 0:
                 if s.thermo.file:
-                    at = resume_at(s.thermo.file, old)
-                    self.thermo_file, self.fresh["thermo"] = TableFile(s.thermo.file, HEADER, at), at is None
-                if self.deviation and s.deviation:
-                    self.fresh["deviation"] = resume_at(s.deviation.file, old) is None
-                    self.deviation.open(self.potential.type_map, self.masses, lambda path: resume_at(path, old))
-        self.fresh = self.comm.bcast(self.fresh)
+                    self.thermo_file = TableFile(s.thermo.file, HEADER, kept.get(s.thermo.file))
+                if self.deviation:
+                    self.deviation.open(species, self.masses, kept)
 
     def go(self) -> MDResult:
         """All steps that are left."""
@@ -223,7 +225,6 @@ class Run:
                 if not self._must_end():
                     integrator = self._steps(integrator)
                 if s.restart and self.saved_at != engine.step:
-                    engine.deferred.finish()  # the restart tells how far files are written
                     self._write_restart(integrator)
                 # Behind the restart: a run that goes on from there leaves out what no interval asks for.
                 self._write(integrator, last=True)
@@ -311,7 +312,8 @@ class Run:
         if not now:
             return
         thermo = measure(engine, integrator, self.bath)
-        if "deviation" in now and self.deviation and (not first or self.fresh["deviation"]):
+        known = self.kept if first else {}  # files in which the first state stands
+        if "deviation" in now and self.deviation and self.deviation.settings.file not in known:
             engine.to_host(lists=True)
             self.deviation.write(engine, thermo.potential_eV)
         with engine.timers("output"):
@@ -320,13 +322,12 @@ class Run:
                     self.rows.extend(astuple(thermo))
                 self.screen.row(thermo, integrator.force if isinstance(integrator, Fire) else None)
                 with together(self.comm):
-                    if self.thermo_file and s.thermo.file and (not first or self.fresh["thermo"]):
+                    if self.thermo_file and s.thermo.file and s.thermo.file not in known:
                         with writing(s.thermo.file, engine):
                             self.thermo_file.write(thermo.csv())
-            if "trajectory" in now and s.trajectory and (not first or self.fresh["trajectory"]):
+            if "trajectory" in now and s.trajectory and s.trajectory.file not in known:
                 write_frame(self.trajectory, engine, s.trajectory, thermo.potential_eV)
             if "restart" in now:
-                engine.deferred.finish()  # the restart tells how far files are written
                 self._try_restart(integrator)
 
     def _try_restart(self, integrator: Integrator) -> None:
@@ -339,17 +340,19 @@ class Run:
                 raise
             self.screen.say(f"warning:   {error.what}; the run goes on, the last good restart is {last}")
 
+    def _extents(self) -> dict[str, Extent]:
+        """How far all outputs are written, on rank 0; collective."""
+        self.engine.deferred.finish()
+        outputs: dict[str, Output | None] = {**self.deviation.outputs()} if self.deviation else {}
+        outputs |= {self.settings.thermo.file or "": self.thermo_file}
+        outputs |= {self.settings.trajectory.file: self.trajectory} if self.settings.trajectory else {}
+        return extents_of(outputs, self.engine)
+
     def _write_restart(self, integrator: Integrator) -> None:
         s, engine = self.settings, self.engine
         assert s.restart is not None
         engine.to_host()
-        files: dict[str, int] = {}
-        if self.thermo_file and s.thermo.file:
-            files[s.thermo.file] = self.thermo_file.position()
-        if self.trajectory and s.trajectory:
-            files[s.trajectory.file] = self.trajectory.position()
-        files |= self.deviation.positions() if self.deviation else {}
-        place = self.stage, self.stage_step
+        files, place = self._extents(), (self.stage, self.stage_step)
         # Langevin keeps its account on each rank: all of it goes into what earlier stages took.
         bath = self.bath + bath_energy(engine, integrator) if integrator.bath_is_local else self.bath
         stages = [stage.model_dump() for stage in s.stages]

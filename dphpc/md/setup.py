@@ -66,6 +66,18 @@ def with_own_restart(settings: MdConfig) -> MdConfig:
     return settings.model_copy(update={"structure": settings.restart.file, "replicate": [1, 1, 1]})
 
 
+def own_restarts(settings: MdConfig) -> list[Path]:
+    """The run's restart file and the one before it, where they are or will be."""
+    if settings.restart is None:
+        return []
+    return [Path(settings.restart.file), previous_of(Path(settings.restart.file))]
+
+
+def starts_from_own_restart(settings: MdConfig) -> bool:
+    """Whether the structure is one of the run's own restart files, under whatever name."""
+    return Path(settings.structure).resolve() in [path.resolve() for path in own_restarts(settings)]
+
+
 def load_potential(path: str, settings: MdConfig, device: Device | None) -> Potential:
     """A model as the run file wants it evaluated, on a card or on the CPU.
 

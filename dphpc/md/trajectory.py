@@ -22,9 +22,10 @@ from dphpc.core.box import Box
 from dphpc.md.config import Trajectory
 from dphpc.md.deferred import Work
 from dphpc.md.engine import Engine
+from dphpc.md.extent import Extent, extent_of_bytes, extent_of_frames
 from dphpc.md.gather import Part, collect
 from dphpc.md.hdf5 import has_room, n_writers, open_to_fill, with_room
-from dphpc.md.output import writing
+from dphpc.md.output import Output, writing
 from dphpc.parallel.comm import Communicator, agree, together
 
 CHUNK = 1 << 16
@@ -48,7 +49,7 @@ class Frame:
     info: Mapping[str, float] = field(default_factory=dict)
 
 
-class FrameWriter(Protocol):
+class FrameWriter(Output, Protocol):
     """Takes a frame: its beginning, then its atoms part by part, and on all ranks that write alike its end."""
 
     def begin(self, frame: Frame) -> None:
@@ -61,10 +62,6 @@ class FrameWriter(Protocol):
 
     def end(self) -> None:
         """No more atoms come: bring the frame to disk."""
-        ...
-
-    def position(self) -> int:
-        """How far the file is written."""
         ...
 
 
@@ -123,7 +120,7 @@ def _written(writer: FrameWriter | None, engine: Engine, settings: Trajectory, f
 def open_trajectory(
     settings: Trajectory, species: list[str], masses: NDArray[np.float64], resume_at: int | None, comm: Communicator
 ) -> FrameWriter | None:
-    """The writer for a file, on ranks that write; `resume_at` is its `position` at the restart, None to begin anew."""
+    """The writer for a file, on ranks that write; `resume_at` is its extent at the restart, None to begin anew."""
     if comm.rank >= _n_writers(settings, comm):
         return None
     path = Path(settings.file)
@@ -144,7 +141,7 @@ class TextWriter:
     def __init__(
         self, path: Path, species: list[str], masses: NDArray[np.float64], settings: Trajectory, resume_at: int | None
     ) -> None:
-        self.file = open(path, "wb" if resume_at is None else "r+b")  # noqa: SIM115 (lives as long as the run)
+        self.file = open(path, "w+b" if resume_at is None else "r+b")  # noqa: SIM115 (lives as long as the run)
         if resume_at is not None:
             self.file.truncate(resume_at)
             self.file.seek(resume_at)
@@ -166,9 +163,10 @@ class TextWriter:
         """Bring the frame to disk."""
         self.file.flush()
 
-    def position(self) -> int:
+    def extent(self) -> Extent:
         """Bytes written."""
-        return self.file.tell()
+        self.file.flush()
+        return extent_of_bytes(self.file.fileno(), self.file.tell(), self.settings.kind)
 
 
 class ExtxyzWriter(TextWriter):
@@ -296,9 +294,9 @@ class H5mdWriter:
             self.file.close()
         self.file, self.frames = None, self.frames + 1
 
-    def position(self) -> int:
+    def extent(self) -> Extent:
         """Frames written."""
-        return self.frames
+        return extent_of_frames(self.path, self.frames)
 
     def _bytes_of(self, frame: Frame) -> int:
         return FRAME_BYTES + ATOM_BYTES * frame.n_atoms + BOX_BYTES * self.frames

@@ -144,7 +144,7 @@ def test_a_signal_leaves_whole_frames_and_a_restart_that_counts_them(
 
     def noted(path: str, engine: Engine, checkpoint: Checkpoint, *rest: Any) -> None:
         file = runs.folder / "t.extxyz"
-        sizes.append((checkpoint.step, checkpoint.files[str(file)], file.read_bytes().count(b"Lattice")))
+        sizes.append((checkpoint.step, checkpoint.files[str(file)].at, file.read_bytes().count(b"Lattice")))
         write_restart(path, engine, checkpoint, *rest)
 
     monkeypatch.setattr(run, "write_restart", noted)

@@ -4,8 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import pytest
 
+from dphpc.core.errors import DataError
+from dphpc.md import restart
 from dphpc.md.run import run_md
 from dphpc.parallel.comm import Communicator
 from dphpc.potential.pair import LennardJones
@@ -51,3 +54,133 @@ def test_a_new_plan_keeps_what_the_old_ones_thermostat_took(
     comm.barrier()
     assert rows(folder / "two") == [0, 3, 6, 9, 12, 15, 18, 19]
     assert same(folder / "one", folder / "two")
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("suffix", ["extxyz", "h5md"])
+def test_outputs_that_a_restart_does_not_know_are_begun_anew(
+    comm: Communicator, config: Make, argon: LennardJones, suffix: str, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Those of a first try in another folder than the restart's, longer than those that the restart counts."""
+    folder = Path(config()["structure"]).parent
+    names = files(Path(), suffix)
+
+    def run(place: str, steps: int, **changes: Any) -> None:
+        if comm.rank == 0:
+            (folder / place).mkdir(exist_ok=True)
+        comm.barrier()
+        monkeypatch.chdir(folder / place)
+        stages = [nvt("bussi" if place == "eq" else "langevin", steps)]
+        run_md(config(stages=stages, **{**names, **changes}), comm=comm, potential=argon)
+
+    start = {"structure": "../eq/r.h5", "replicate": None}
+    run("eq", 9)
+    run("once", 15, seed=2, **start)
+    run("twice", 30, seed=3, restart=None, **start)
+    capsys.readouterr()
+    run("twice", 15, seed=2, **start)
+    out = capsys.readouterr().out
+    for name in ("t.csv", f"t.{suffix}"):
+        line = f"restart:   {name} is not the file that it left (another run wrote it, or it was changed), and is begun"
+        assert (line in out) == (comm.rank == 0)
+    assert rows(folder / "twice") == [9, 12, 15, 18, 21, 24]
+    if suffix == "extxyz":
+        assert same(folder / "once", folder / "twice")
+    elif comm.rank == 0:
+        with h5py.File("t.h5md") as one, h5py.File("../once/t.h5md") as other:
+            assert one["particles/all/position/step"][:].tolist() == [9, 12, 15, 18, 21, 24]
+            assert (one["particles/all/position/value"][:] == other["particles/all/position/value"][:]).all()
+    comm.barrier()
+
+
+def shortened(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-30])
+
+
+def changed(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-30] ^= 1
+    path.write_bytes(content + b"more of another run")
+
+
+def fewer_frames(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        for name in ("step", "time", "value"):
+            file["particles/all/position"][name].resize(2, axis=0)
+
+
+def other_positions(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        file["particles/all/position/value"][-1, 0] += 0.5
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("t.csv", shortened, r"it has [\d,]+ bytes, not [\d,]+"),
+        ("t.extxyz", changed, "another run wrote it, or it was changed"),
+        ("t.h5md", shortened, "it cannot be read"),
+        ("t.h5md", fewer_frames, "it has 2 frames, not 4"),
+        ("t.h5md", other_positions, "another run wrote it, or it was changed"),
+    ],
+)
+def test_a_run_does_not_go_on_with_an_output_that_is_not_its_own(
+    comm: Communicator, config: Make, argon: LennardJones, name: str, damage: Callable[[Path], None], message: str
+) -> None:
+    folder = Path(config()["structure"]).parent
+    run = config(stages=[NVE], **files(folder, "h5md" if name == "t.h5md" else "extxyz"))
+    run_md(run | {"stages": [NVE | {"steps": 9}]}, comm=comm, potential=argon)
+    if comm.rank == 0:
+        damage(folder / name)
+    comm.barrier()
+    before = {path: path.read_bytes() for path in sorted(folder.iterdir())}
+    with pytest.raises(DataError, match=rf"(?s)as the restart file left it: {message}.*{name}.*move it away") as caught:
+        run_md(run, resume=True, comm=comm, potential=argon)
+    assert caught.value.speaks == (comm.rank == 0)
+    assert {path: path.read_bytes() for path in sorted(folder.iterdir())} == before
+    comm.barrier()
+    if comm.rank == 0:
+        (folder / name).unlink()
+    comm.barrier()
+    assert run_md(run, resume=True, comm=comm, potential=argon).steps == 1
+
+
+def test_a_file_has_one_format(config: Make, argon: LennardJones, tmp_path: Path) -> None:
+    run = config(stages=[NVE], **files(tmp_path))
+    run["trajectory"]["format"] = "extxyz"
+    run_md(run | {"stages": [NVE | {"steps": 9}]}, potential=argon)
+    before = (tmp_path / "t.extxyz").read_bytes()
+    run["trajectory"]["format"] = "lammps"
+    again = run | {"structure": run["restart"]["file"], "replicate": [1, 1, 1], "restart": None}
+    for changes in (run, again):  # also where another run goes on with the file
+        with pytest.raises(DataError, match=r"(?s)another format than lammps.*t.extxyz.*expected: extxyz"):
+            run_md(changes, resume=changes is run, potential=argon)
+    assert (tmp_path / "t.extxyz").read_bytes() == before
+
+
+def test_an_output_goes_on_under_another_name_of_it(config: Make, argon: LennardJones, tmp_path: Path) -> None:
+    run = config(stages=[NVE], **files(tmp_path))
+    run_md(run | {"stages": [NVE | {"steps": 9}]}, potential=argon)
+    run["thermo"]["file"] = str(tmp_path / ".." / tmp_path.name / "t.csv")
+    run_md(run, resume=True, potential=argon)
+    assert rows(tmp_path) == [0, 3, 6, 9, 10]
+
+
+def test_an_older_restart_tells_lengths_alone(
+    config: Make, argon: LennardJones, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill = restart._fill
+
+    def older(file: h5py.File, engine: Any, meta: dict[str, Any], saved: Any) -> None:
+        fill(file, engine, meta | {"files": {name: extent["at"] for name, extent in meta["files"].items()}}, saved)
+
+    for suffix in ("extxyz", "h5md"):
+        folder = tmp_path / suffix
+        run = config(stages=[NVE], **files(folder, suffix))
+        with monkeypatch.context() as patch:
+            patch.setattr(restart, "_fill", older)
+            run_md(run | {"stages": [NVE | {"steps": 9}]}, potential=argon)
+        run_md(run, resume=True, potential=argon)
+        assert rows(folder) == [0, 3, 6, 9, 10]
