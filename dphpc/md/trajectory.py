@@ -19,6 +19,7 @@ from ase.units import fs as ASE_FS
 from numpy.typing import NDArray
 
 from dphpc.core.box import Box
+from dphpc.core.errors import DataError
 from dphpc.md.config import Trajectory
 from dphpc.md.deferred import Work
 from dphpc.md.engine import Engine
@@ -126,7 +127,7 @@ def open_trajectory(
     path = Path(settings.file)
     path.parent.mkdir(parents=True, exist_ok=True)
     if settings.kind == "h5md":
-        return H5mdWriter(path, species, masses, resume_at, comm)
+        return H5mdWriter(path, species, masses, settings, resume_at, comm)
     kind = ExtxyzWriter if settings.kind == "extxyz" else LammpsWriter
     return kind(path, species, masses, settings, resume_at)
 
@@ -246,12 +247,15 @@ class H5mdWriter:
     """H5MD 1.1 (https://www.nongnu.org/h5md); the file is closed between frames, so a crash cannot harm it."""
 
     def __init__(
-        self, path: Path, species: list[str], masses: NDArray[np.float64], resume_at: int | None, comm: Communicator
-    ) -> None:
+        self, path: Path, species: list[str], masses: NDArray[np.float64], settings: Trajectory,
+        resume_at: int | None, comm: Communicator,
+    ) -> None:  # fmt: skip
         self.path, self.species, self.masses, self.comm = path, species, masses, comm
         self.frames = resume_at or 0
         self.file: h5py.File | None = None
-        if resume_at is None and comm.rank == 0:
+        if comm.rank == 0 and resume_at is not None:
+            self._require_fields({"velocity": settings.velocities, "force": settings.forces})
+        elif comm.rank == 0:
             with h5py.File(path, "w") as file:
                 h5md = file.create_group("h5md")
                 h5md.attrs["version"] = np.array([1, 1], np.int32)
@@ -297,6 +301,17 @@ class H5mdWriter:
     def extent(self) -> Extent:
         """Frames written."""
         return extent_of_frames(self.path, self.frames)
+
+    def _require_fields(self, wanted: Mapping[str, bool]) -> None:
+        """Refuse to go on with a file that has other fields: in H5MD all have as many frames."""
+        with h5py.File(self.path, "r") as file:
+            for name, is_wanted in wanted.items():
+                if (name in file["particles/all"]) != is_wanted:
+                    there, key = "no " * is_wanted + _H5MD_FIELDS[name], _H5MD_FIELDS[name]
+                    raise DataError(
+                        f"the file to go on with has {there}", where=str(self.path),
+                        expected=f"{key}: {str(not is_wanted).lower()}", remedy="keep it so, or name another file",
+                    )  # fmt: skip
 
     def _bytes_of(self, frame: Frame) -> int:
         return FRAME_BYTES + ATOM_BYTES * frame.n_atoms + BOX_BYTES * self.frames

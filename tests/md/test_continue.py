@@ -184,3 +184,19 @@ def test_an_older_restart_tells_lengths_alone(
             run_md(run | {"stages": [NVE | {"steps": 9}]}, potential=argon)
         run_md(run, resume=True, potential=argon)
         assert rows(folder) == [0, 3, 6, 9, 10]
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize(("before", "message"), [(False, "has no velocities"), (True, "has velocities")])
+def test_fields_of_an_h5md_file_stay(
+    comm: Communicator, config: Make, argon: LennardJones, before: bool, message: str
+) -> None:
+    folder = Path(config()["structure"]).parent
+    run = config(stages=[NVE], **files(folder, "h5md"))
+    run["trajectory"]["velocities"] = before
+    run_md(run | {"stages": [NVE | {"steps": 9}]}, comm=comm, potential=argon)
+    run["trajectory"] = run["trajectory"] | {"velocities": not before}
+    expected = rf"(?s){message}.*t.h5md.*expected: velocities: {str(before).lower()}"
+    with pytest.raises(DataError, match=expected):
+        run_md(run, resume=True, comm=comm, potential=argon)
+    assert rows(folder) == [0, 3, 6, 9]
