@@ -317,30 +317,33 @@ class H5mdWriter:
         return FRAME_BYTES + ATOM_BYTES * frame.n_atoms + BOX_BYTES * self.frames
 
     def _note_box(self, atoms: h5py.Group, box: Box) -> None:
-        """The edges stand once, as long as they are the same; then frame by frame, beside steps and times."""
+        """The edges, beside steps and times; in an older file they stand once, as long as they are the same."""
         group, now = atoms["box"], _edges(box)
         if isinstance(group["edges"], h5py.Dataset):
             first = group["edges"][...]
             if np.array_equal(first, now):
                 return
+            self._create_edges(atoms, np.tile(first, (self.frames, *[1] * now.ndim)), "new edges")
+            group.file.flush()  # a process that is killed here leaves the old ones
             del group["edges"]
-            shape = {"maxshape": (None, *now.shape), "chunks": (1024, *now.shape)}
-            values = group.create_dataset("edges/value", data=np.tile(first, (self.frames, *[1] * now.ndim)), **shape)
-            values.attrs["unit"] = "Angstrom"
-            for name in ("step", "time"):
-                group["edges"][name] = atoms["position"][name]
+            group.move("new edges", "edges")
         values = group["edges/value"]
         values.resize(self.frames + 1, axis=0)
         values[self.frames] = now
 
+    def _create_edges(self, atoms: h5py.Group, edges: NDArray[np.float64], name: str = "edges") -> None:
+        """Of frames that are written, (frames, 3) or (frames, 3, 3)."""
+        shapes = {"maxshape": (None, *edges.shape[1:]), "chunks": (1024, *edges.shape[1:])}
+        group = atoms["box"].create_group(name)
+        group.create_dataset("value", data=edges, **shapes).attrs["unit"] = "Angstrom"
+        group["step"], group["time"] = atoms["position/step"], atoms["position/time"]
+
     def _create(self, file: h5py.File, frame: Frame) -> h5py.Group:
         n, box = frame.n_atoms, frame.box
         atoms = file.create_group("particles/all")
-        edges = atoms.create_group("box")
-        edges.attrs["dimension"] = 3
-        edges.attrs["boundary"] = ["periodic" if p else "none" for p in box.periodic]
-        edges["edges"] = _edges(box)
-        edges["edges"].attrs["unit"] = "Angstrom"
+        group = atoms.create_group("box")
+        group.attrs["dimension"] = 3
+        group.attrs["boundary"] = ["periodic" if p else "none" for p in box.periodic]
         for name, key in _H5MD_FIELDS.items():
             if key in frame.fields:
                 group, kind = atoms.create_group(name), np.int32 if key == "images" else np.float64
@@ -353,6 +356,7 @@ class H5mdWriter:
         for name in _H5MD_FIELDS:
             if name in atoms and name != "position":
                 atoms[name]["step"], atoms[name]["time"] = first["step"], first["time"]  # hard links, as H5MD has it
+        self._create_edges(atoms, np.empty((0, *_edges(box).shape)))
         names = h5py.enum_dtype({name: k for k, name in enumerate(self.species)}, basetype="i4")
         atoms.create_dataset("species", (n,), names, dcpl=with_room())
         atoms.create_dataset("id", (n,), np.int64, dcpl=with_room())

@@ -326,7 +326,7 @@ def test_frames_have_their_own_boxes(skew: bool, comm: Communicator, config: Mak
     comm.barrier()
 
 
-def test_an_h5md_file_with_one_box_goes_on_with_many(config: Make, argon: LennardJones, tmp_path: Path) -> None:
+def test_an_older_h5md_file_with_one_box_goes_on_with_many(config: Make, argon: LennardJones, tmp_path: Path) -> None:
     def run(stages: list[dict[str, Any]], **changes: Any) -> None:
         files = {
             "trajectory": {"every": 4, "file": str(tmp_path / "t.h5md")},
@@ -336,6 +336,11 @@ def test_an_h5md_file_with_one_box_goes_on_with_many(config: Make, argon: Lennar
 
     nve, again = {"ensemble": "nve", "steps": 8}, {"structure": str(tmp_path / "r.h5"), "replicate": None}
     run([nve])
+    with h5py.File(tmp_path / "t.h5md", "r+") as file:
+        box = file["particles/all/box"]
+        first = box["edges/value"][0]
+        del box["edges"]
+        box["edges"] = first
     run([nve, NPT | {"steps": 8}], **again)
     with h5py.File(tmp_path / "t.h5md") as file:
         volumes = np.prod(file["particles/all/box/edges/value"], axis=1)

@@ -93,7 +93,8 @@ def test_h5md(comm: Communicator, written: Callable[..., tuple[Path, Path]]) -> 
             np.testing.assert_allclose(atoms["position/value"][-1], x, atol=1e-12)
             np.testing.assert_allclose(atoms["velocity/value"][-1], v, atol=1e-12)
             assert np.array_equal(atoms["image/value"][-1], images)
-            np.testing.assert_allclose(atoms["box/edges"][:], np.diag(box))
+            np.testing.assert_allclose(atoms["box/edges/value"][:], [np.diag(box)] * 5)
+            assert atoms["box/edges/step"] == atoms["position/step"]
             assert atoms["id"][:].tolist() == list(range(1, 49))
             assert h5py.check_enum_dtype(atoms["species"].dtype) == {"Ar": 0}
 
