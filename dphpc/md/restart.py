@@ -46,7 +46,9 @@ class Checkpoint:
     bath
         (3,) eV that thermostats of earlier stages, or Langevin's of this one, and barostats took.
     files
-        Outputs to how far they were written.
+        Outputs to how far a run that goes on with the stages keeps them.
+    ends
+        Outputs to how far they were written, a last step that was not due included.
     integrator
         Its own state.
     fixed
@@ -60,6 +62,7 @@ class Checkpoint:
     stage_step: int
     bath: list[float]
     files: dict[str, Extent] = field(default_factory=dict)
+    ends: dict[str, Extent] = field(default_factory=dict)
     integrator: Saved = field(default_factory=dict)
     fixed: dict[str, Any] | None = None
 
@@ -76,6 +79,10 @@ class Checkpoint:
     def fixes_as(self, fixed: Fixed | None) -> bool:
         """Whether a run file's choice of fixed atoms is this run's."""
         return self.fixed == (fixed.model_dump() if fixed else None)
+
+    def files_for(self, stages: list[Stage]) -> dict[str, Extent]:
+        """Outputs to how far a run of these stages keeps them; where others go on from a minimum, with that."""
+        return self.ends or self.files if self.minimizes and self.position_in(stages) is None else self.files
 
     def position_in(self, stages: list[Stage]) -> tuple[int, int] | None:
         """(stage, steps done of it) at which to go on with `stages`, or None if they are a new plan.
@@ -190,7 +197,9 @@ def read_restart(path: str) -> tuple[Source, Checkpoint, str | None]:
         n_atoms, max_id = len(file["atoms/ids"]), int(file["atoms/ids"][-1])
     species, present, masses = meta.pop("species"), meta.pop("present"), meta.pop("masses")
     meta["stages"] = [Stage.model_construct(**stage).model_dump() for stage in meta["stages"]]  # an older file's, too
-    meta["files"] = {name: Extent(e) if isinstance(e, int) else Extent(**e) for name, e in meta["files"].items()}
+    for key in ("files", "ends"):
+        extents = meta.get(key, {}).items()
+        meta[key] = {name: Extent(e) if isinstance(e, int) else Extent(**e) for name, e in extents}
     checkpoint = Checkpoint(**{**meta, "clock": tuple(meta["clock"])}, integrator=saved)
 
     def read(first: int, last: int) -> NDArray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import signal
 from array import array
 from dataclasses import dataclass, field
 
@@ -77,6 +78,16 @@ class MDResult:
             *self._ranks(),
             *(f"{what}: {path}" for what, path in self.files.items()),
         ]
+
+    def stop(self, n_steps: int, step: int) -> list[str]:
+        """What a run says last that ended before the last of its steps, at a `step` counted from the beginning."""
+        if not self.stopped_by and self.stopped_above is None:
+            return []
+        by = f"max_devi_f = {self.stopped_above:.4g} eV/Å" if self.stopped_above is not None else ""
+        what = f"stopped by {by or signal.Signals(self.stopped_by).name} after {self.steps} of {n_steps} steps"
+        if "restart" not in self.files:
+            return [f"{what}; no restart was written: the run file has no 'restart'"]
+        return [f"{what}; go on with structure: {self.files['restart']} (step {step})"]
 
     def _ranks(self) -> list[str]:
         if self.n_ranks == 1:

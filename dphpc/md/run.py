@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from array import array
 from collections.abc import Mapping
@@ -152,7 +151,6 @@ class Run:
         """Where in the stages to begin."""
         s, engine, old = self.settings, self.engine, self.checkpoint
         self.stage, self.stage_step, self.bath = 0, 0, no_sum()
-        self.saved_at: int | None = None
         self.saved: dict[str, NDArray] = {}
         self.at_rest = False  # whether velocities are a minimizer's, not the atoms'
         self.converged: bool | None = None
@@ -191,7 +189,7 @@ class Run:
         self.thermo_file: TableFile | None = None
         self.trajectory: FrameWriter | None = None
         self.rows = array("d")  # of thermo, on rank 0: a run may have millions
-        old, own = self.checkpoint.files if self.checkpoint else {}, starts_from_own_restart(s)
+        old, own = self.checkpoint.files_for(s.stages) if self.checkpoint else {}, starts_from_own_restart(s)
         kept, lines = from_first(self.comm, lambda: resume_points(s.outputs, old, own))
         self.kept, species = kept, self.potential.type_map
         self.screen.say(*lines)
@@ -224,10 +222,12 @@ class Run:
                 self._write(integrator, first=True)
                 if not self._must_end():
                     integrator = self._steps(integrator)
-                if s.restart and self.saved_at != engine.step:
-                    self._write_restart(integrator)
-                # Behind the restart: a run that goes on from there leaves out what no interval asks for.
+                # What no interval asks for: a run that goes on from the restart leaves it out, and until that is
+                # written, one that goes on from the restart before comes here again.
+                kept = self._extents() if s.restart else {}
                 self._write(integrator, last=True)
+                if s.restart:
+                    self._write_restart(integrator, kept)
             return self._finish(time.perf_counter() - started)
 
     def _steps(self, integrator: Integrator) -> Integrator:
@@ -237,7 +237,7 @@ class Run:
             stage = stages[self.stage]
             barostat = barostat_of(stage, engine.timestep, self.settings.seed)
             self.screen.say(f"stage {self.stage + 1} of {len(stages)}: {stage.title}")
-            while self._goes_on(integrator):
+            while self._steps_left(integrator):
                 left = stage.steps - self.stage_step, stage.steps_to_barostat(self.stage_step)
                 n = engine.steps_ahead(min(*left, self._steps_to_output()) if integrator.dynamic else 1)
                 done = self.stage_step
@@ -253,6 +253,7 @@ class Run:
                     return integrator
             if isinstance(integrator, Fire):
                 self.converged = integrator.converged
+                self.screen.leave_out(stage.steps - self.stage_step)
                 self.screen.say(integrator.outcome(engine))
             if self.stage + 1 == len(stages):
                 return integrator
@@ -266,16 +267,17 @@ class Run:
                 engine.moves.put_velocities(engine.state.velocities[: engine.state.n_local])
             integrator = self._integrator(stages[self.stage])
 
-    def _goes_on(self, integrator: Integrator) -> bool:
-        """Whether steps of the stage are left; a minimization needs none when it has converged."""
-        left = self.settings.stages[self.stage].steps - self.stage_step
-        if isinstance(integrator, Fire) and integrator.converged:
-            self.screen.leave_out(left)
-            return False
-        return left > 0
+    def _steps_left(self, integrator: Integrator) -> int:
+        """Of the stage; a minimization needs none when it has converged."""
+        done = isinstance(integrator, Fire) and integrator.converged
+        return 0 if done else self.settings.stages[self.stage].steps - self.stage_step
 
     def _must_end(self) -> bool:
         return bool(self.engine.stop) or (self.deviation is not None and self.deviation.exceeded is not None)
+
+    def _is_over(self, integrator: Integrator) -> bool:
+        last = self.stage + 1 == len(self.settings.stages)
+        return self._must_end() or (last and not self._steps_left(integrator))
 
     def _ask(self, number: int) -> None:
         self.engine.asked_to_stop = number
@@ -327,7 +329,7 @@ class Run:
                             self.thermo_file.write(thermo.csv())
             if "trajectory" in now and s.trajectory and s.trajectory.file not in known:
                 write_frame(self.trajectory, engine, s.trajectory, thermo.potential_eV)
-            if "restart" in now:
+            if "restart" in now and not self._is_over(integrator):  # an end has its own
                 self._try_restart(integrator)
 
     def _try_restart(self, integrator: Integrator) -> None:
@@ -348,20 +350,21 @@ class Run:
         outputs |= {self.settings.trajectory.file: self.trajectory} if self.settings.trajectory else {}
         return extents_of(outputs, self.engine)
 
-    def _write_restart(self, integrator: Integrator) -> None:
+    def _write_restart(self, integrator: Integrator, kept: dict[str, Extent] | None = None) -> None:
+        """`kept` is how far outputs are kept by a run that goes on, where they are written farther."""
         s, engine = self.settings, self.engine
         assert s.restart is not None
         engine.to_host()
-        files, place = self._extents(), (self.stage, self.stage_step)
+        ends, place = self._extents(), (self.stage, self.stage_step)
         # Langevin keeps its account on each rank: all of it goes into what earlier stages took.
         bath = self.bath + bath_energy(engine, integrator) if integrator.bath_is_local else self.bath
         stages = [stage.model_dump() for stage in s.stages]
         clock = (*engine.clock, engine.timestep)
         fixed = s.fixed.model_dump() if s.fixed else None
-        checkpoint = Checkpoint(engine.step, clock, stages, *place, bath.tolist(), files, integrator.save(), fixed)
+        files = kept or ends, ends
+        checkpoint = Checkpoint(engine.step, clock, stages, *place, bath.tolist(), *files, integrator.save(), fixed)
         resumed = self.checkpoint is not None
         write_restart(s.restart.file, engine, checkpoint, self.potential.type_map, self.masses, resumed)
-        self.saved_at = engine.step
 
     def _finish(self, seconds: float) -> MDResult:
         s, engine = self.settings, self.engine
@@ -384,16 +387,5 @@ class Run:
             hidden=1.0 - waited / flown if self.comm.size > 1 and flown else None,
         )  # fmt: skip
         self.screen.stop()
-        self.screen.say("", *result.summary())
-        if result.stopped_by or result.stopped_above is not None:
-            self.screen.say(self._stopped(result))
+        self.screen.say("", *result.summary(), *result.stop(self.screen.n_steps, engine.step))
         return result
-
-    def _stopped(self, result: MDResult) -> str:
-        """What a run that ended before its last step says last."""
-        by = f"max_devi_f = {result.stopped_above:.4g} eV/Å" if result.stopped_above is not None else ""
-        by = by or signal.Signals(result.stopped_by).name
-        what = f"stopped by {by} after {result.steps} of {self.screen.n_steps} steps"
-        if not self.settings.restart:
-            return f"{what}; no restart was written: the run file has no 'restart'"
-        return f"{what}; go on with structure: {self.settings.restart.file} (step {self.engine.step})"

@@ -7,9 +7,10 @@ from typing import Any
 import h5py
 import pytest
 
-from dphpc.core.errors import DataError
+from dphpc.core.errors import DataError, InputError, RunError
 from dphpc.md import restart
-from dphpc.md.run import run_md
+from dphpc.md.integrators import Integrator
+from dphpc.md.run import Run, run_md
 from dphpc.parallel.comm import Communicator
 from dphpc.potential.pair import LennardJones
 
@@ -174,7 +175,9 @@ def test_an_older_restart_tells_lengths_alone(
     fill = restart._fill
 
     def older(file: h5py.File, engine: Any, meta: dict[str, Any], saved: Any) -> None:
-        fill(file, engine, meta | {"files": {name: extent["at"] for name, extent in meta["files"].items()}}, saved)
+        lengths = {name: extent["at"] for name, extent in meta["files"].items()}
+        meta.pop("ends")
+        fill(file, engine, meta | {"files": lengths}, saved)
 
     for suffix in ("extxyz", "h5md"):
         folder = tmp_path / suffix
@@ -200,3 +203,31 @@ def test_fields_of_an_h5md_file_stay(
     with pytest.raises(DataError, match=expected):
         run_md(run, resume=True, comm=comm, potential=argon)
     assert rows(folder) == [0, 3, 6, 9]
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("every", [1000, 5])
+def test_a_run_that_fails_before_its_last_rows_writes_them_when_it_goes_on(
+    comm: Communicator, config: Make, argon: LennardJones, every: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a restart is due at the last step."""
+    folder = Path(config()["structure"]).parent
+    write = Run._write
+
+    def failing(self: Run, integrator: Integrator, first: bool = False, last: bool = False) -> None:
+        if last:
+            raise RunError("the disk is full")
+        write(self, integrator, first, last)
+
+    whole, part = (config(stages=[NVE], **files(folder / name, every=every)) for name in ("whole", "part"))
+    run_md(whole, comm=comm, potential=argon)
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_write", failing)
+        with pytest.raises(RunError, match="the disk is full"):
+            run_md(part, comm=comm, potential=argon)
+    run_md(part, resume=True, comm=comm, potential=argon)
+    comm.barrier()
+    assert rows(folder / "part") == [0, 3, 6, 9, 10]
+    assert same(folder / "whole", folder / "part")
+    with pytest.raises(InputError, match="the run is complete"):
+        run_md(part, resume=True, comm=comm, potential=argon)

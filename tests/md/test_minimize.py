@@ -205,6 +205,37 @@ def test_the_minimum_is_written_whatever_is_due(rattled: Make, argon: LennardJon
     assert len(read(tmp_path / "t.extxyz", ":")) == 3
 
 
+@pytest.mark.mpi
+def test_the_minimum_stays_where_others_go_on_from_it(
+    comm: Communicator, rattled: Make, argon: LennardJones, tmp_path: Path
+) -> None:
+    """By another run file, as by more stages in one; where the minimization itself goes on, its end does not stay."""
+    folder = Path(comm.bcast(str(tmp_path)))
+
+    def files(name: str) -> dict[str, Any]:
+        return {
+            "thermo": {"every": 1000, "file": str(folder / f"{name}.csv")},
+            "trajectory": {"every": 1000, "file": str(folder / f"{name}.extxyz")},
+            "restart": {"every": 1000, "file": str(folder / f"{name}.h5")},
+        }
+
+    def steps(name: str) -> list[int]:
+        return [int(line.split(",")[0]) for line in (folder / f"{name}.csv").read_text().splitlines()[1:]]
+
+    nve, short = {"ensemble": "nve", "steps": 4}, MINIMIZE | {"steps": 6}
+    after = {"structure": str(folder / "two.h5"), "replicate": None}
+    run_md(rattled(stages=[MINIMIZE, nve], **files("one")), comm=comm, potential=argon)
+    run_md(rattled(stages=[short], **files("two")), comm=comm, potential=argon)
+    assert steps("two") == [0, 6]
+    for stages in ([MINIMIZE], [nve]):
+        run_md(rattled(stages=stages, **files("two"), **after), comm=comm, potential=argon)
+    comm.barrier()
+    end = steps("one")[-1]
+    assert steps("two") == [0, end - 4, end]
+    for suffix in ("csv", "extxyz"):
+        assert (folder / f"two.{suffix}").read_bytes() == (folder / f"one.{suffix}").read_bytes()
+
+
 def test_no_atom_goes_farther_than_it_may(engine_of: Callable[..., Engine]) -> None:
     engine, fire = engine_of(n=2, temperature=0.0), Fire(1e-4, 0.03)
     engine.state.positions[0] += (0.8, 0.4, 0.0)  # close to another atom
