@@ -24,7 +24,7 @@ from dphpc.md.extent import Extent
 from dphpc.md.gather import collect
 from dphpc.md.hdf5 import with_room
 from dphpc.md.integrators import Saved
-from dphpc.md.sealed import Draft, damage_of, last_good, previous_of
+from dphpc.md.sealed import Draft, damage_of, last_good
 from dphpc.md.structures import ROWS, Source
 
 FORMAT = "dphpc restart"
@@ -109,14 +109,8 @@ def write_restart(
     checkpoint: Checkpoint,
     type_map: list[str],
     masses: NDArray[np.float64],
-    resumed: bool = False,
 ) -> None:
     """Write a restart file and keep the one before; collective.
-
-    Parameters
-    ----------
-    resumed
-        The run was itself taken up from a restart file, so that one at `path` may be of it.
 
     Raises
     ------
@@ -130,8 +124,8 @@ def write_restart(
     saved = meta.pop("integrator")
     n_bytes = engine.n_atoms * ROWS.itemsize + len(json.dumps(meta)) + sum(array.nbytes for array in saved.values())
     target, first = Path(path), engine.last_restart is None
-    # A file that this run did not write is another run's, or the damaged one that it did not start from.
-    keep = not first or (resumed and comm.rank == 0 and damage_of(target) is None)
+    # One that this run did not write it started from, unless it is damaged: then it started from the one before.
+    keep = not first or (comm.rank == 0 and damage_of(target) is None)
     draft = Draft(target, comm, n_bytes, lambda file: _fill(file, engine, meta, saved))
 
     def add(before: int, part: dict[str, NDArray]) -> None:
@@ -144,9 +138,6 @@ def write_restart(
         if error is not None:
             raise error
     draft.commit(keep)
-    with draft.step():
-        if comm.rank == 0 and first and not resumed:
-            previous_of(target).unlink(missing_ok=True)
     engine.last_restart = f"{path} (step {engine.step})"
 
 

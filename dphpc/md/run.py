@@ -35,6 +35,7 @@ from dphpc.md.setup import (
     load_potential,
     read_settings,
     read_start,
+    remove_stale_restarts,
     require_box_for_pressure,
     starts_from_own_restart,
 )
@@ -202,6 +203,8 @@ class Run:
                     self.thermo_file = TableFile(s.thermo.file, HEADER, kept.get(s.thermo.file))
                 if self.deviation:
                     self.deviation.open(species, self.masses, kept)
+                with writing(s.restart.file if s.restart else "", self.engine):
+                    remove_stale_restarts(s)
 
     def go(self) -> MDResult:
         """All steps that are left."""
@@ -363,8 +366,7 @@ class Run:
         fixed = s.fixed.model_dump() if s.fixed else None
         files = kept or ends, ends
         checkpoint = Checkpoint(engine.step, clock, stages, *place, bath.tolist(), *files, integrator.save(), fixed)
-        resumed = self.checkpoint is not None
-        write_restart(s.restart.file, engine, checkpoint, self.potential.type_map, self.masses, resumed)
+        write_restart(s.restart.file, engine, checkpoint, self.potential.type_map, self.masses)
 
     def _finish(self, seconds: float) -> MDResult:
         s, engine = self.settings, self.engine

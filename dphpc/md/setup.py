@@ -78,6 +78,18 @@ def starts_from_own_restart(settings: MdConfig) -> bool:
     return Path(settings.structure).resolve() in [path.resolve() for path in own_restarts(settings)]
 
 
+def remove_stale_restarts(settings: MdConfig) -> None:
+    """Remove another run's restart files under this one's names: `--continue` would go on from them.
+
+    What the run starts from stays, and with its own restart file the one before.
+    """
+    start, names = Path(settings.structure).resolve(), own_restarts(settings)
+    if names and names[0].resolve() != start:
+        for path in names:
+            if path.is_file() and path.resolve() != start:
+                path.unlink()
+
+
 def load_potential(path: str, settings: MdConfig, device: Device | None) -> Potential:
     """A model as the run file wants it evaluated, on a card or on the CPU.
 

@@ -10,8 +10,11 @@ import pytest
 from dphpc.core.errors import DataError, InputError, RunError
 from dphpc.md import restart
 from dphpc.md.integrators import Integrator
+from dphpc.md.restart import read_restart
 from dphpc.md.run import Run, run_md
+from dphpc.md.sealed import previous_of
 from dphpc.parallel.comm import Communicator
+from dphpc.potential.contract import Outputs
 from dphpc.potential.pair import LennardJones
 
 Make = Callable[..., dict[str, Any]]
@@ -231,3 +234,73 @@ def test_a_run_that_fails_before_its_last_rows_writes_them_when_it_goes_on(
     assert same(folder / "whole", folder / "part")
     with pytest.raises(InputError, match="the run is complete"):
         run_md(part, resume=True, comm=comm, potential=argon)
+
+
+@pytest.mark.mpi
+def test_a_new_run_that_ends_before_its_first_restart_begins_anew(
+    comm: Communicator, config: Make, argon: LennardJones
+) -> None:
+    """It does not go on from another run's restart file under the same name."""
+    folder = Path(config()["structure"]).parent
+    run, file = config(stages=[NVE], **files(folder)), folder / "r.h5"
+    run_md(run | {"stages": [NVE | {"steps": 8}], "restart": run["restart"] | {"every": 4}}, comm=comm, potential=argon)
+    before = {path: path.read_bytes() for path in sorted(folder.iterdir())}
+    comm.barrier()
+    with pytest.raises(InputError, match="no file"):
+        run_md(run | {"structure": "nowhere.extxyz"}, comm=comm, potential=argon)
+    with pytest.raises(RunError, match="failed by the test"):
+        run_md(run, comm=comm, potential=Failing(argon, 1))
+    assert {path: path.read_bytes() for path in sorted(folder.iterdir())} == before, "it had not begun"
+    comm.barrier()
+    with pytest.raises(RunError, match="failed by the test"):
+        run_md(run, comm=comm, potential=Failing(argon, 6))
+    assert not file.exists()
+    assert not previous_of(file).exists()
+    assert run_md(run, resume=True, comm=comm, potential=argon).steps == 10
+    assert rows(folder) == [0, 3, 6, 9, 10]
+
+
+@pytest.mark.mpi
+def test_what_a_run_starts_from_stays(comm: Communicator, config: Make, argon: LennardJones) -> None:
+    folder = Path(config()["structure"]).parent
+    run, file = config(stages=[NVE], **files(folder, every=5)), folder / "r.h5"
+    kept = previous_of(file)
+    run_md(run, comm=comm, potential=argon)
+    for start, exists, then in ((file, True, 10), (kept, False, 5)):
+        again = run | {"structure": str(start), "replicate": [1, 1, 1], "stages": [nvt("bussi")]}
+        with pytest.raises(RunError, match="failed by the test"):
+            run_md(again, comm=comm, potential=Failing(argon, 4))
+        assert file.exists() == exists
+        assert read_restart(str(start))[1].step == then
+        assert read_restart(str(kept))[1].step == 5
+        comm.barrier()
+    run_md(again, comm=comm, potential=argon)
+    assert (read_restart(str(file))[1].step, read_restart(str(kept))[1].step) == (15, 10)
+
+
+@pytest.mark.mpi
+def test_a_restart_of_elsewhere_is_not_the_one_before(comm: Communicator, config: Make, argon: LennardJones) -> None:
+    """Nor is what another run has left here."""
+    folder = Path(config()["structure"]).parent
+    here, there = files(folder / "here"), files(folder / "there")
+    file = folder / "here" / "r.h5"
+    run_md(config(stages=[NVE], **there), comm=comm, potential=argon)
+    run_md(config(stages=[NVE | {"steps": 40}], **files(folder / "here", every=20)), comm=comm, potential=argon)
+    start = {"structure": there["restart"]["file"], "replicate": None, "stages": [nvt("bussi", 4)]}
+    run_md(config(**here, **start), comm=comm, potential=argon)
+    assert read_restart(str(file))[1].step == 14
+    assert not previous_of(file).exists()
+
+
+class Failing:
+    """A potential that fails at one of its calls."""
+
+    def __init__(self, inner: LennardJones, call: int) -> None:
+        self.inner, self.cutoff, self.type_map, self.left = inner, inner.cutoff, inner.type_map, call
+        self.memory_per_atom = inner.memory_per_atom
+
+    def compute(self, state: Any, neighbors: Any, halo: Any, outputs: Outputs, centers: Any = None) -> None:
+        self.left -= 1
+        if self.left < 1:
+            raise RunError("failed by the test")
+        self.inner.compute(state, neighbors, halo, outputs, centers)
