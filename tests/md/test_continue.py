@@ -13,7 +13,7 @@ from dphpc.md.integrators import Integrator
 from dphpc.md.restart import read_restart
 from dphpc.md.run import Run, run_md
 from dphpc.md.sealed import previous_of
-from dphpc.parallel.comm import Communicator
+from dphpc.parallel.comm import Communicator, agree
 from dphpc.potential.contract import Outputs
 from dphpc.potential.pair import LennardJones
 
@@ -219,7 +219,7 @@ def test_a_run_that_fails_before_its_last_rows_writes_them_when_it_goes_on(
 
     def failing(self: Run, integrator: Integrator, first: bool = False, last: bool = False) -> None:
         if last:
-            raise RunError("the disk is full")
+            agree(self.comm, RunError("the disk is full"))
         write(self, integrator, first, last)
 
     whole, part = (config(stages=[NVE], **files(folder / name, every=every)) for name in ("whole", "part"))
