@@ -175,6 +175,11 @@ class Stage(Config):
         start, end = ends
         return start + (end - start) * (step / self.steps if self.steps else 0.0)
 
+    @property
+    def ramps(self) -> bool:
+        """Whether it is another where its number of steps is: temperature or pressure go by that."""
+        return isinstance(self.temperature_K, list) or isinstance(self.pressure_bar, list)
+
     def steps_to_barostat(self, step: int) -> int:
         """Steps until the box moves, or a great many, after `step` steps of the stage."""
         return self.barostat_every - step % self.barostat_every if self.ensemble == "npt" else 1 << 30

@@ -94,9 +94,7 @@ class Checkpoint:
         if len(planned) <= here or planned[:here] != self.stages[:here]:
             return None
         differs = {k for k in planned[here] if planned[here][k] != self.stages[here][k]}
-        # A ramp that became longer is another ramp.
-        ramps = any(isinstance(planned[here][key], list) for key in ("temperature_K", "pressure_bar"))
-        same = not differs or (differs == {"steps"} and not ramps)
+        same = not differs or (differs == {"steps"} and not stages[here].ramps)
         done_all = here == len(planned) - 1 and self.stage_step >= planned[here]["steps"]
         if not same or done_all or planned[here]["steps"] < self.stage_step:
             return None

@@ -85,10 +85,10 @@ def run_md(
     """
     comm = comm if comm is not None else world()
     with ends_together(comm):
-        settings, resumed = from_first(comm, lambda: read_settings(config, potential is not None, resume))
+        settings, replaced = from_first(comm, lambda: read_settings(config, potential is not None, resume))
         if device is not None:
             settings = settings.model_copy(update={"device": device})
-        run = Run(settings, comm, potential, resumed)
+        run = Run(settings, comm, potential, replaced)
         try:
             return run.go()
         finally:
@@ -99,7 +99,7 @@ class Run:
     """A run in progress: engine, plan, and outputs."""
 
     def __init__(
-        self, settings: MdConfig, comm: Communicator, potential: Potential | None, resumed: bool = False
+        self, settings: MdConfig, comm: Communicator, potential: Potential | None, replaced: str | None = None
     ) -> None:
         self.settings, self.comm = settings, comm
         self.screen = Screen(0, 0, quiet=comm.rank != 0)
@@ -109,7 +109,7 @@ class Run:
             self.device = find_device(settings.device, comm.node_rank)
             self.potential = potential or load_potential(str(settings.model), settings, self.device)
             self.deviation = load_monitor(settings, self.potential, self.device)
-        source, start = read_start(settings, self.potential.type_map, resumed, comm)
+        source, start = read_start(settings, self.potential.type_map, replaced, comm)
         self.checkpoint, self.masses = start.checkpoint, start.masses
         with together(comm):
             require_box_for_pressure(settings, start.box)

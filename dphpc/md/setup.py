@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,12 @@ from dphpc.potential.contract import Potential
 from dphpc.potential.deep import DeepPotential
 
 
-def read_settings(config: str | Path | Mapping[str, Any], has_potential: bool, resume: bool) -> tuple[MdConfig, bool]:
-    """The run's settings, and whether its own restart file takes the place of the structure."""
+def read_settings(
+    config: str | Path | Mapping[str, Any], has_potential: bool, resume: bool
+) -> tuple[MdConfig, str | None]:
+    """The run's settings, and where its own restart file takes the place of the structure, the name of that."""
     settings = parse_config(MdConfig, config) if isinstance(config, Mapping) else load_config(MdConfig, config)
-    given = settings.structure
+    given = settings
     if resume:
         settings = with_own_restart(settings)
     if settings.model is None and not has_potential:
@@ -44,7 +47,7 @@ def read_settings(config: str | Path | Mapping[str, Any], has_potential: bool, r
         require_file(settings.structure, "structure")
     if is_restart(settings.structure) and max(settings.replicate) > 1:
         raise InputError("a restart cannot be replicated", where="key 'replicate'", remedy="remove it")
-    return settings, settings.structure != given
+    return settings, None if settings is given else given.structure
 
 
 def with_own_restart(settings: MdConfig) -> MdConfig:
@@ -124,17 +127,17 @@ class Start:
 
 
 def read_start(
-    settings: MdConfig, type_map: list[str], resumed: bool, comm: Communicator
+    settings: MdConfig, type_map: list[str], replaced: str | None, comm: Communicator
 ) -> tuple[Source | None, Start]:
-    """The structure, on rank 0, and what all ranks must know of it; collective."""
+    """The structure, on rank 0, and what all ranks must know of it; `replaced` is of `read_settings`; collective."""
     s, source, start = settings, None, None
     with together(comm):
         if comm.rank == 0:
             checkpoint, warning = None, None
             if is_restart(s.structure):
                 source, checkpoint, warning = read_restart(s.structure)
-                if resumed:
-                    _require_same_plan(checkpoint, s)
+                if replaced is not None:
+                    _require_same_plan(checkpoint, s, Path(replaced))
             else:
                 source = read_structure(s.structure, s.type_map, s.periodic, with_fixed=s.fixed is None)
             source.require_named(s.type_map, s.structure)
@@ -172,9 +175,13 @@ def require_box_for_pressure(settings: MdConfig, box: Box) -> None:
         )  # fmt: skip
 
 
-def _require_same_plan(checkpoint: Checkpoint, settings: MdConfig) -> None:
-    """Refuse to go on with a run that is complete, or is another."""
-    if not checkpoint.fixes_as(settings.fixed):
+def _require_same_plan(checkpoint: Checkpoint, settings: MdConfig, replaced: Path) -> None:
+    """Refuse to go on with a run that is complete, or is another, unless this one begins from that."""
+    begins_there = replaced.resolve() == Path(settings.structure).resolve()
+    same_atoms = checkpoint.fixes_as(settings.fixed)
+    if not same_atoms and begins_there:
+        return
+    if not same_atoms:
         raise InputError(
             "the restart file was written with other fixed atoms than the run file's", where="key 'fixed'",
             expected=f"fixed: {checkpoint.fixed}" if checkpoint.fixed else "no 'fixed'",
@@ -182,12 +189,25 @@ def _require_same_plan(checkpoint: Checkpoint, settings: MdConfig) -> None:
         )  # fmt: skip
     if checkpoint.position_in(settings.stages) is not None:
         return
-    path, complete = settings.structure, checkpoint.stages == [stage.model_dump() for stage in settings.stages]
+    path, stages = settings.structure, [stage.model_dump() for stage in settings.stages]
+    complete = checkpoint.stages == stages
+    if not complete and begins_there:
+        return
+    new_plan = f"for a new plan from there: structure: {path}"
+    if complete:
+        longer = "" if settings.stages[-1].ramps else "raise the last stage's steps or "
+        raise InputError(
+            "the run is complete", where=f"{path}, step {checkpoint.step}",
+            expected="stages that ask for more", remedy=f"{longer}add a stage; {new_plan}",
+        )  # fmt: skip
+    pairs = zip_longest(checkpoint.stages[: checkpoint.stage + 1], stages)
+    n, (old, now) = next((n, pair) for n, pair in enumerate(pairs, 1) if pair[0] != pair[1])
+    keys = ", ".join(key for key in old if old[key] != now[key]) if old and now else "missing"
     raise InputError(
-        "the run is complete" if complete else "the restart file was written in other stages than the run file's",
-        where=f"{path}, step {checkpoint.step}",
-        expected="stages that agree with the restart file's up to where it stands, and ask for more",
-        remedy=f"raise the last stage's steps or add a stage; for a new plan from there: structure: {path}",
+        "the restart file was written in other stages than the run file's",
+        where=f"{path}, step {checkpoint.step}; stage {n}: {keys}",
+        expected="stages that agree with the restart file's up to where it stands; a ramp that is longer is another",
+        remedy=f"leave that stage as it was, and add others; {new_plan}",
     )
 
 

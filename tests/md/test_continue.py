@@ -292,6 +292,44 @@ def test_a_restart_of_elsewhere_is_not_the_one_before(comm: Communicator, config
     assert not previous_of(file).exists()
 
 
+@pytest.mark.mpi
+@pytest.mark.parametrize("name", ["r.h5", "../{folder}/r.h5"])
+def test_a_plan_from_the_own_restart_is_done_once(
+    comm: Communicator, config: Make, argon: LennardJones, name: str
+) -> None:
+    """Under whatever name; also where it was killed before its first restart, and after."""
+    folder = Path(config()["structure"]).parent
+    run = config(stages=[NVE], **files(folder))
+    run_md(run, comm=comm, potential=argon)
+    start = str(folder / name.format(folder=folder.name))
+    run |= {"structure": start, "replicate": [1, 1, 1], "stages": [nvt("bussi", 12)]}
+    with pytest.raises(RunError, match="failed by the test"):
+        run_md(run, resume=True, comm=comm, potential=Failing(argon, 5))
+    assert run_md(run, resume=True, comm=comm, potential=argon).steps == 12
+    with pytest.raises(InputError, match="the run is complete"):
+        run_md(run, resume=True, comm=comm, potential=argon)
+    run["stages"] = [nvt("bussi", 14)]
+    assert run_md(run, resume=True, comm=comm, potential=argon).steps == 2
+    assert rows(folder) == [0, 3, 6, 9, 12, 15, 18, 21, 24]
+    assert run_md(run, comm=comm, potential=argon).steps == 14, "without --continue once more"
+
+
+def test_what_has_changed_in_the_stages_is_named(config: Make, argon: LennardJones, tmp_path: Path) -> None:
+    ramp = nvt("bussi") | {"temperature_K": [60, 90]}
+    run = config(stages=[NVE, ramp], **files(tmp_path))
+    run_md(run, potential=argon)
+    for stages, message in [
+        ([NVE, ramp], r"(?s)the run is complete.*remedy:   add a stage; for a new plan"),
+        ([NVE, ramp | {"steps": 20}], r"(?s)other stages.*stage 2: steps\n.*ramp that is longer is another.*leave"),
+        ([NVE | {"steps": 12}, ramp], r"(?s)other stages.*stage 1: steps\n"),
+        ([NVE, nvt("langevin"), NVE], r"(?s)other stages.*stage 2: thermostat, temperature_K\n"),
+        ([NVE], r"(?s)other stages.*stage 2: missing\n"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            run_md(run | {"stages": stages}, resume=True, potential=argon)
+    assert run_md(run | {"stages": [NVE, ramp, NVE]}, resume=True, potential=argon).steps == 10
+
+
 class Failing:
     """A potential that fails at one of its calls."""
 
