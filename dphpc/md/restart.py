@@ -47,12 +47,14 @@ class Checkpoint:
         (3,) eV that thermostats of earlier stages, or Langevin's of this one, and barostats took.
     files
         Outputs to how far a run that goes on with the stages keeps them.
-    ends
-        Outputs to how far they were written, a last step that was not due included.
     integrator
         Its own state.
     fixed
         The run file's choice of fixed atoms, if it made one.
+    ends
+        Outputs to how far they were written, a last step that was not due included; none in older files.
+    account
+        (3,) eV that all thermostats and barostats took, the integrator's own account included; None in older files.
     """
 
     step: int
@@ -62,19 +64,15 @@ class Checkpoint:
     stage_step: int
     bath: list[float]
     files: dict[str, Extent] = field(default_factory=dict)
-    ends: dict[str, Extent] = field(default_factory=dict)
     integrator: Saved = field(default_factory=dict)
     fixed: dict[str, Any] | None = None
-
-    @property
-    def last_stage(self) -> Stage:
-        """The stage it is in."""
-        return Stage.model_construct(**self.stages[self.stage])
+    ends: dict[str, Extent] = field(default_factory=dict)
+    account: list[float] | None = None
 
     @property
     def minimizes(self) -> bool:
         """Whether it is of a minimization, whose velocities are not the atoms'."""
-        return self.last_stage.ensemble == "minimize"
+        return bool(self.stages[self.stage]["ensemble"] == "minimize")
 
     def fixes_as(self, fixed: Fixed | None) -> bool:
         """Whether a run file's choice of fixed atoms is this run's."""

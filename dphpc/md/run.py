@@ -163,10 +163,8 @@ class Run:
             where = old.position_in(s.stages)
             if where is not None:
                 (self.stage, self.stage_step), self.saved = where, old.integrator
-            else:  # what the thermostat took that the new plan does not go on with
-                before = integrator_of(old.last_stage, engine.n_atoms, s.seed)
-                before.load(old.integrator)
-                self.bath += bath_energy(engine, before)
+            elif old.account is not None:  # with what the thermostat took that the new plan does not go on with
+                self.bath = np.array(old.account)
             plan = f"going on in stage {self.stage + 1} after {self.stage_step} of its steps" if where else "new stages"
             self.screen.say(f"restart:   at step {engine.step}, {engine.time:.6g} ps; {plan}")
             self.at_rest = old.minimizes
@@ -360,12 +358,14 @@ class Run:
         engine.to_host()
         ends, place = self._extents(), (self.stage, self.stage_step)
         # Langevin keeps its account on each rank: all of it goes into what earlier stages took.
-        bath = self.bath + bath_energy(engine, integrator) if integrator.bath_is_local else self.bath
+        account = self.bath + bath_energy(engine, integrator)
+        bath = account if integrator.bath_is_local else self.bath
         stages = [stage.model_dump() for stage in s.stages]
         clock = (*engine.clock, engine.timestep)
-        fixed = s.fixed.model_dump() if s.fixed else None
-        files = kept or ends, ends
-        checkpoint = Checkpoint(engine.step, clock, stages, *place, bath.tolist(), *files, integrator.save(), fixed)
+        checkpoint = Checkpoint(
+            engine.step, clock, stages, *place, bath.tolist(), kept or ends, integrator.save(),
+            fixed=s.fixed.model_dump() if s.fixed else None, ends=ends, account=account.tolist(),
+        )  # fmt: skip
         write_restart(s.restart.file, engine, checkpoint, self.potential.type_map, self.masses)
 
     def _finish(self, seconds: float) -> MDResult:
