@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from dphpc.core.errors import InputError, ModelFileError
+from dphpc.model.descriptor import SeE2A
 from dphpc.model.dp_model import DPModel
+from dphpc.model.env_mat import switch
 from dphpc.model.model_file import read_model, write_model
+from dphpc.model.networks import Network
 from dphpc.model.radial_table import Grid, RadialTable, fitted_table
 
-DEFAULT_TOLERANCE = 1e-9
-"""Error of G and dG/ds below which the table is fine enough: forces change by less than 1e-7 eV/Å."""
+DEFAULT_TOLERANCE = 1e-8
+"""Error of dG/dr, as `pair_error` measures it, below which a table is fine enough: forces change by less than
+1e-7 eV/Å, by some 1e-8 where nets are smooth and 1e-9 where they are steep."""
+
+FAR_TOLERANCE = 1e-6
+"""Error of G and dG/ds beyond the training data's range."""
+
+DISTANCES = 1024
+"""At which the error of dG/dr is measured."""
 
 DEFAULT_DISTANCE = 0.5
 """Å: nearest pair assumed where the model does not know its training data's."""
@@ -70,7 +81,7 @@ def compress(
         The table goes on to this multiple of the largest s̃ of the training data, with wider intervals.
         Nearer pairs still are met in a run: the table then grows from the network.
     tolerance
-        Allowed error of G and dG/ds.
+        Allowed error of dG/dr, as `pair_error` measures it.
 
     Raises
     ------
@@ -92,18 +103,20 @@ def compress(
     networks = [net.astype(np.float64) for net in d.networks]
     end = max(upper * extrapolate, upper)  # upper may be negative
     if step is None:
-        fine, (error_g, error_slope) = fitted_table(networks, lower, upper, tolerance, MAX_INTERVALS)
+        fine = fitted_table(networks, lower, upper, tolerance, MAX_INTERVALS, pair_error(d, networks, nearest))
         grid = fine.grids[0]
         if end > upper:
-            far = fitted_table(networks, upper, end, tolerance, MAX_INTERVALS)[0].grids[0]
+            far = fitted_table(networks, upper, end, FAR_TOLERANCE, MAX_INTERVALS).grids[0]
             grid = replace(grid, step_coarse=far.step_fine, n_coarse=far.n_fine)
     else:
         _require_wide(step, lower, upper, end)
-        grid = Grid.uniform(lower, upper, max(1, int(np.ceil((upper - lower) / step))))
-        error_g, error_slope = RadialTable.from_networks(networks, grid).error(networks)
+        n_fine = max(1, int(np.ceil((upper - lower) / step)))
+        fine = RadialTable.from_networks(networks, Grid.uniform(lower, upper, n_fine))
+        grid = fine.grids[0]
         coarse = COARSENING * grid.step_fine
         grid = replace(grid, step_coarse=coarse, n_coarse=int(np.ceil((end - upper) / coarse)))
     table = RadialTable.from_networks(networks, grid)
+    error_g, error_slope = fine.error(networks)
     report = CompressionReport(
         inside=(lower, upper),
         beyond=grid.upper,
@@ -113,9 +126,45 @@ def compress(
         megabytes=table.coefficients.nbytes / 1e6,
         error_g=error_g,
         error_slope=error_slope,
-        error_beyond=max(table.error(networks)) if grid.n_coarse else 0.0,
+        error_beyond=_error_beyond(networks, grid),
     )
     return replace(model, table=table), report
+
+
+def pair_error(descriptor: SeE2A, networks: Sequence[Network], nearest: float) -> Callable[[RadialTable], float]:
+    """What measures a table by what forces see of it: the error of dG/dr at the worst distance from `nearest` (Å) on.
+
+    There it is the root mean square over pairs of types and channels, in units of the root mean square of dG/dr at
+    all distances.  The largest error of a single channel is no measure of forces, to which all channels add: where
+    nets are steep it is a hundred times as large.
+    """
+    r = nearest + (descriptor.rcut - nearest) * (np.arange(DISTANCES) + 0.5) / DISTANCES
+    sw, dsw = switch(r, descriptor.rcut, descriptor.rcut_smth)
+    q = 1.0 / (r + descriptor.env_protection)
+    s, ds = sw * q, dsw * q - sw * q**2
+    pairs = [
+        (i, (s - descriptor.davg[c]) / descriptor.dstd[c, 0], (ds / descriptor.dstd[c, 0])[:, None])
+        for c, row in enumerate(descriptor.network_index()) for i in row
+    ]  # fmt: skip
+    exact = [networks[i].jet(argument)[1] * factor for i, argument, factor in pairs]
+    size = np.sqrt(np.mean([np.mean(slope**2) for slope in exact]))
+
+    def measure(table: RadialTable) -> float:
+        squares = np.zeros(DISTANCES)
+        for (i, argument, factor), slope in zip(pairs, exact, strict=True):
+            found = table.evaluate(argument, np.full(DISTANCES, i))[1]
+            squares += np.mean((found * factor - slope) ** 2, axis=1)
+        return float(np.sqrt(squares.max() / len(pairs)) / size)
+
+    return measure
+
+
+def _error_beyond(networks: Sequence[Network], grid: Grid) -> float:
+    """Largest error of G and dG/ds in the coarse part."""
+    if not grid.n_coarse:
+        return 0.0
+    coarse = Grid(grid.middle, grid.step_coarse, grid.n_coarse)
+    return max(RadialTable.from_networks(networks, coarse).error(networks))
 
 
 def _require_wide(step: float, lower: float, upper: float, end: float) -> None:

@@ -7,7 +7,7 @@ the linear map from knot values to local coefficients and from there to the netw
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -268,22 +268,26 @@ class RadialTable:
 
 
 def fitted_table(
-    networks: Sequence[Network], lower: float, upper: float, tolerance: float, max_intervals: int = 4096
-) -> tuple[RadialTable, tuple[float, float]]:
+    networks: Sequence[Network],
+    lower: float,
+    upper: float,
+    tolerance: float,
+    max_intervals: int = 4096,
+    measure: Callable[[RadialTable], float] | None = None,
+) -> RadialTable:
     """A uniform table with |ΔG| and |ΔG′| below `tolerance`, of about as few intervals as that takes.
 
-    Returns the table and its measured errors; if even `max_intervals` misses the tolerance, or what is left is
+    `measure` takes the place of these errors.  If even `max_intervals` misses the tolerance, or what is left is
     rounding error, that table.
     """
     n, before = FEWEST_INTERVALS, np.inf
     while True:
         table = RadialTable.from_networks(networks, Grid.uniform(lower, upper, n))
-        errors = table.error(networks)
-        excess = max(errors) / tolerance
-        rounded = max(errors) < _ROUNDING and max(errors) > before / 1.3
-        if excess <= 1.0 or n >= max_intervals or rounded:
-            return table, errors
-        before = max(errors)
+        error = measure(table) if measure else max(table.error(networks))
+        rounded = error < _ROUNDING and error > before / 1.3
+        if error <= tolerance or n >= max_intervals or rounded:
+            return table
+        before = error
         # A quintic piece's slope has an error of the width's fifth power, once the width is small.
-        growth = min(max(1.05 * excess**0.2, 1.1), 4.0)
+        growth = min(max(1.05 * (error / tolerance) ** 0.2, 1.1), 4.0)
         n = min(max_intervals, int(np.ceil(n * growth)))

@@ -124,7 +124,7 @@ class DeepPotential:
         d = self.model.descriptor
         if self._ops is reference:
             return NetworkEmbedding(d.networks)
-        return fitted_table(self._smooth_networks(), *d.s_range(R_TABLE), TABLE_TOLERANCE, MAX_INTERVALS)[0]
+        return fitted_table(self._smooth_networks(), *d.s_range(R_TABLE), TABLE_TOLERANCE, MAX_INTERVALS)
 
     def _smooth_networks(self) -> list[Network]:
         return [net.astype(np.float64) for net in self.model.descriptor.networks]

@@ -126,7 +126,7 @@ class TableStep:
     def fitting_grid(model: DPModel, r_min: float, tolerance: float) -> Grid:
         """Knots that reach `tolerance` for the model's present weights and distances from `r_min` Å."""
         lower, upper = model.descriptor.s_range(r_min)
-        return fitted_table(model.descriptor.networks, lower, upper, tolerance)[0].grids[0]
+        return fitted_table(model.descriptor.networks, lower, upper, tolerance).grids[0]
 
     # -- the table -----------------------------------------------------------------------------------------------
 
