@@ -9,8 +9,8 @@ PYTHON ?= $(firstword $(foreach p,python3.13 python3.12 python3.11 python3 pytho
 VENV ?= .venv
 # Which MPI the tests and the demo use: machine, wheel (PyPI's mpich), or auto: the machine's where mpi4py finds it.
 MPI ?= auto
-# Ranks that the MPI tests run on, one after the other.
-RANKS ?= 1 2 3 4 8
+# Ranks that the MPI tests run on, one after the other, once all of them have run on one.
+RANKS ?= 2 3 4 8
 # And those on which the tests of the decomposition alone run.
 WIDE_RANKS ?= 6 12 16
 # Processes that share the tests without MPI; auto: one a core.
@@ -72,6 +72,8 @@ test-serial: $(STAMP)
 
 # Ranks that wait for one that failed would wait for ever: hence the time limit.
 test-mpi: $(STAMP)
+	@echo "== MPI tests on 1 rank"
+	OMP_NUM_THREADS=1 timeout $(MPI_SECONDS) $(BIN)/python -m pytest -q -n $(PROCESSES) --with-mpi -m "($(WHICH)) and mpi"
 	@for n in $(RANKS); do \
 	  echo "== MPI tests on $$n ranks"; \
 	  OMP_NUM_THREADS=1 timeout $(MPI_SECONDS) $(MPIRUN) -n $$n $(BIN)/python .ci/pytest-rank -q --color=no --with-mpi -m "($(WHICH)) and mpi"; \

@@ -40,6 +40,13 @@ def crystal(tmp_path: Path, comm: Communicator) -> str:  # noqa: F811
 
 
 @pytest.fixture
+def few_ranks(comm: Communicator) -> None:  # noqa: F811
+    """For many short runs, which take long on more ranks than cores."""
+    if comm.size > 4:
+        pytest.skip("many short runs; 8 ranks: test_deterministic")
+
+
+@pytest.fixture
 def config(crystal: str) -> Callable[..., dict[str, Any]]:
     """A run file's mapping with outputs beside the structure."""
     folder = Path(crystal).parent

@@ -44,7 +44,7 @@ LAYERS = {"below_A": {"x": 5.39}, "ids": [3]}
 
 
 @pytest.fixture
-def hot(config: Make) -> Make:
+def hot(config: Make, few_ranks: None) -> Make:
     """As `config`, of a crystal that is as hot as it can be, and some of it fixed; with a restart file."""
     restart = {"every": 1000, "file": str(Path(config()["structure"]).with_name("r.h5"))}
 

@@ -32,10 +32,8 @@ NVT: dict[str, Any] = {"ensemble": "nvt", "thermostat": "bussi", "temperature_K"
 
 
 @pytest.fixture
-def rattled(config: Make, comm: Communicator) -> Make:
+def rattled(config: Make, comm: Communicator, few_ranks: None) -> Make:
     """As `config`, of a crystal whose atoms are not in their places; with a restart file."""
-    if comm.size > 4:
-        pytest.skip("many short runs, which take long on more ranks than cores; 8 ranks: test_deterministic")
     path = Path(config()["structure"]).with_name("rattled.extxyz")
     if comm.rank == 0:
         atoms = bulk("Ar", "fcc", a=5.4, cubic=True) * (3, 2, 2)
