@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -35,7 +37,8 @@ _BY_NAME = (
 """dpdata's formats by file name; ASE guesses the others."""
 
 _LMDB = "deepmd/lmdb"
-"""dpdata's name of the format that holds many systems in one file."""
+
+_DUMPS = ("lammps/dump", "dump")
 
 _DPDATA_LABELS = {"energies": "energy", "forces": "force", "virials": "virial"}
 
@@ -89,7 +92,7 @@ def convert(
     output_format
         `deepmd/npy` (default), `deepmd/npy/mixed`, or `deepmd/hdf5` (default for .h5 and .hdf5).
     type_map
-        Order of the types; as they are met if None.
+        Order of the types; as they are met if None.  It names the types of files that have numbers only.
 
     Raises
     ------
@@ -100,7 +103,7 @@ def convert(
     """
     paths = [Path(p) for p in ([input] if isinstance(input, str | Path) else input)]
     target = output_format or ("deepmd/hdf5" if Path(output).suffix in (".h5", ".hdf5") else "deepmd/npy")
-    frames = [frame for path in paths for frame in read_configurations(path, input_format)]
+    frames = [frame for path in paths for frame in read_configurations(path, input_format, type_map)]
     if not frames:
         raise DataError("the input holds no frames", where=", ".join(map(str, paths)))
     names = list(type_map) if type_map else list(dict.fromkeys(s for f in frames for s in f.symbols))
@@ -112,8 +115,10 @@ def convert(
     )
 
 
-def read_configurations(path: Path, input_format: str | None = None) -> Iterator[Configuration]:
-    """All frames of a file or folder.
+def read_configurations(
+    path: Path, input_format: str | None = None, type_map: Sequence[str] | None = None
+) -> Iterator[Configuration]:
+    """All frames of a file or folder; `type_map` names types that have numbers only.
 
     Raises
     ------
@@ -126,10 +131,12 @@ def read_configurations(path: Path, input_format: str | None = None) -> Iterator
         raise DataError("the input does not exist", where=str(path))
     chosen = input_format or _guess(path)
     if chosen in DEEPMD_FORMATS:
-        return _from_deepmd(str(path))
+        return _from_deepmd(str(path), type_map)
+    if chosen == "xyz":  # of which dpdata reads the first frame only
+        chosen = "ase/xyz"
     if chosen == "ase" or chosen.startswith("ase/"):
         return _from_ase(path, chosen.partition("/")[2] or None)
-    return _from_dpdata(path, chosen)
+    return _from_dpdata(path, chosen, type_map)
 
 
 def _guess(path: Path) -> str:
@@ -137,11 +144,24 @@ def _guess(path: Path) -> str:
         return _LMDB
     if path.is_dir() or path.suffix in (".h5", ".hdf5") or HDF5_MARK in str(path):
         return "deepmd"
-    return next((fmt for pattern, fmt in _BY_NAME if fnmatch(path.name, pattern)), "ase")
+    found = next((fmt for pattern, fmt in _BY_NAME if fnmatch(path.name, pattern)), "ase")
+    # dpdata takes no notice of a dump's elements.
+    return "ase/lammps-dump-text" if found in _DUMPS and _has_elements(_dump_header(path)) else found
 
 
-def _from_deepmd(path: str) -> Iterator[Configuration]:
-    names = common_type_map([path])
+def _dump_header(path: Path) -> list[str]:
+    """The `ITEM:` lines of a LAMMPS dump's first frame."""
+    with open(path, encoding="utf-8", errors="replace") as lines:
+        return [line for line in itertools.islice(lines, 12) if line.startswith("ITEM:")]
+
+
+def _has_elements(header: Sequence[str]) -> bool:
+    return any(line.startswith("ITEM: ATOMS") and "element" in line.split() for line in header)
+
+
+def _from_deepmd(path: str, type_map: Sequence[str] | None) -> Iterator[Configuration]:
+    nameless = any(not store.has("type_map.raw") for _, store in find_stores([path]))
+    names = list(type_map) if type_map and nameless else common_type_map([path])
     for (_, store), base in zip(find_stores([path]), open_systems([path], names), strict=True):
         # The files do not say how many parameters a frame or atom has: their width does.
         widths = {"fparam": 0, "aparam": 0}
@@ -158,7 +178,7 @@ def _from_deepmd(path: str) -> Iterator[Configuration]:
             yield Configuration([names[t] for t in frame.types], frame.positions, cell, values)
 
 
-def _from_dpdata(path: Path, name: str) -> Iterator[Configuration]:
+def _from_dpdata(path: Path, name: str, type_map: Sequence[str] | None) -> Iterator[Configuration]:
     from dpdata.format import Format
 
     known = Format.get_formats()
@@ -167,6 +187,12 @@ def _from_dpdata(path: Path, name: str) -> Iterator[Configuration]:
             f"unknown input format '{name}'",
             where="--format",
             remedy=did_you_mean(name, [*known, *DEEPMD_FORMATS, "ase"]),
+        )
+    if name in _DUMPS and any("abc origin" in line for line in _dump_header(path)):
+        raise DataError(
+            "dpdata does not read the box of this dump (BOX BOUNDS abc origin)",
+            where=str(path),
+            remedy="convert it as --format ase/lammps-dump-text, which takes its column 'element'",
         )
     noise = io.StringIO()  # dpdata prints what it finds odd
     try:
@@ -179,22 +205,28 @@ def _from_dpdata(path: Path, name: str) -> Iterator[Configuration]:
             remedy="check that the calculation ended and that the format is right (--format)",
         ) from error
     for system in systems:
-        yield from _of_dpdata(system.data)
+        yield from _of_dpdata(system.data, type_map)
 
 
 def _dpdata_systems(path: str, name: str) -> list[Any]:
     import dpdata
+    from dpdata.format import Format
 
-    if name == _LMDB:
-        return list(dpdata.MultiSystems().load_systems_from_file(path, fmt=name))
+    known = Format.get_formats()[name]
+    if known.from_multi_systems is not Format.from_multi_systems:  # LabeledSystem would read the first part only
+        reader = known()
+        parts = [dpdata.LabeledSystem().from_fmt_obj(reader, part) for part in reader.from_multi_systems(path)]
+        if parts:
+            return parts
     try:
         return [dpdata.LabeledSystem(path, fmt=name)]
     except NotImplementedError:  # a format without labels
         return [dpdata.System(path, fmt=name)]
 
 
-def _of_dpdata(data: dict[str, Any]) -> Iterator[Configuration]:
-    symbols = [data["atom_names"][t] for t in data["atom_types"]]
+def _of_dpdata(data: dict[str, Any], type_map: Sequence[str] | None) -> Iterator[Configuration]:
+    names = [_named(name, type_map or ()) for name in data["atom_names"]]
+    symbols = [names[t] for t in data["atom_types"]]
     periodic = not data.get("nopbc", False)
     labels = {ours: data[theirs] for theirs, ours in _DPDATA_LABELS.items() if theirs in data}
     for i, positions in enumerate(data["coords"]):
@@ -202,10 +234,18 @@ def _of_dpdata(data: dict[str, Any]) -> Iterator[Configuration]:
         yield Configuration(symbols, np.asarray(positions), data["cells"][i] if periodic else None, values)
 
 
+def _named(name: str, type_map: Sequence[str]) -> str:
+    """The type map's name of what dpdata calls TYPE_0, Type_1, … in a file without names."""
+    number = re.fullmatch(r"T(?:YPE|ype)_(\d+)", name)
+    return type_map[int(number[1])] if number and int(number[1]) < len(type_map) else name
+
+
 def _from_ase(path: Path, ase_format: str | None) -> Iterator[Configuration]:
     import ase.io
+    from ase.io.formats import filetype
 
     try:
+        is_dump = (ase_format or filetype(str(path))).startswith("lammps-dump")
         frames: Iterable[Any] = list(ase.io.iread(str(path), index=":", format=ase_format, parallel=False))
     except Exception as error:  # ASE's readers raise whatever comes
         raise DataError(
@@ -223,7 +263,10 @@ def _from_ase(path: Path, ase_format: str | None) -> Iterator[Configuration]:
                 remedy='a slab that was computed with a vacuum: give it that cell and pbc "T T T"',
             )
         cell = np.array(atoms.cell) if atoms.pbc.any() else None
-        yield Configuration(atoms.get_chemical_symbols(), atoms.get_positions(), cell, _ase_labels(atoms))
+        labels = _ase_labels(atoms)
+        if is_dump:
+            labels.pop("energy", None)  # a dump has none: ASE puts 0 beside its forces
+        yield Configuration(atoms.get_chemical_symbols(), atoms.get_positions(), cell, labels)
 
 
 def _ase_labels(atoms: Any) -> dict[str, Any]:

@@ -142,6 +142,67 @@ def test_labels_that_differ_make_other_systems(tmp_path: Path) -> None:
     assert [s.labels != frozenset() for s in open_systems(["out"], ["O", "H"], base=tmp_path)] == [True, False]
 
 
+DUMP = """\
+ITEM: TIMESTEP
+0
+ITEM: NUMBER OF ATOMS
+2
+ITEM: BOX BOUNDS {box}
+ITEM: ATOMS id type {columns}
+1 1 {first}1.0 2.0 3.0 0.1 0.2 0.3
+2 3 {second}2.0 3.0 4.0 -0.1 -0.2 -0.3
+"""
+SKEWED = "abc origin pp pp pp\n5.0 0.0 0.0 0.0\n0.5 6.0 1.0 0.0\n0.25 -1.5 7.0 0.0"
+SQUARE = "pp pp pp\n0.0 5.0\n0.0 6.0\n0.0 7.0"
+
+
+def test_dump_with_elements_through_ase(tmp_path: Path) -> None:
+    (tmp_path / "a.dump").write_text(DUMP.format(box=SKEWED, columns="element x y z fx fy fz", first="O ", second="H "))
+    report = convert(tmp_path / "a.dump", tmp_path / "out")
+    assert (report.type_map, report.labels) == (["O", "H"], {"force": 1})  # no energy 0
+    frame = open_systems(["out"], ["O", "H"], base=tmp_path)[0].frame(0)
+    np.testing.assert_allclose(frame.box.matrix, [[5.0, 0.0, 0.0], [0.5, 6.0, 1.0], [0.25, -1.5, 7.0]])
+    np.testing.assert_allclose(frame.positions, [[1.0, 2.0, 3.0], [2.0, 3.0, 4.0]])
+    with pytest.raises(DataError, match="abc origin"):
+        convert(tmp_path / "a.dump", tmp_path / "other", "lammps/dump")
+
+
+def test_type_map_names_numbers(tmp_path: Path) -> None:
+    (tmp_path / "a.dump").write_text(DUMP.format(box=SQUARE, columns="x y z fx fy fz", first="", second=""))
+    assert convert(tmp_path / "a.dump", tmp_path / "out", type_map=["O", "C", "H"]).type_map == ["O", "C", "H"]
+    frame = open_systems(["out"], ["O", "C", "H"], base=tmp_path)[0].frame(0)
+    np.testing.assert_array_equal(frame.types, [0, 2])
+    with pytest.raises(DataError, match="TYPE_2"):
+        convert(tmp_path / "a.dump", tmp_path / "other", type_map=["O", "C"])
+
+
+def test_type_map_names_the_types_of_a_system(tmp_path: Path) -> None:
+    write_npy(tmp_path / "in", two_systems()[0])
+    (tmp_path / "in/type_map.raw").unlink(missing_ok=True)
+    with pytest.raises(DataError, match="does not name its types"):
+        convert(tmp_path / "in", tmp_path / "out")
+    convert(tmp_path / "in", tmp_path / "out", type_map=TYPE_MAP)
+    before, after = (open_systems([name], TYPE_MAP, base=tmp_path)[0].frame(0) for name in ("in", "out"))
+    np.testing.assert_array_equal(after.types, np.sort(before.types))
+
+
+@pytest.mark.parametrize("name", ["extxyz", "quip/gap/xyz", "mace/xyz", "xyz"])
+def test_every_frame_of_xyz(tmp_path: Path, name: str) -> None:
+    frames = atoms_frames()
+    for atoms in frames:
+        atoms.info["virial"] = -atoms.get_volume() * atoms.get_stress(voigt=False)
+    write(tmp_path / "in.xyz", frames, format="xyz" if name == "xyz" else "extxyz")
+    report = convert(tmp_path / "in.xyz", tmp_path / "out", name, type_map=["H", "O"])
+    assert (report.n_frames, report.n_atoms) == (4, (3, 6))
+    if name != "xyz":
+        assert report.labels == {"energy": 4, "force": 4, "virial": 4}
+        found = by_energy(open_systems(["out"], ["H", "O"], base=tmp_path))
+        for atoms in frames:
+            system, i = found[round(atoms.get_potential_energy(), 6)]
+            order = np.argsort([s != "H" for s in atoms.get_chemical_symbols()], kind="stable")
+            np.testing.assert_allclose(system.frame(i).forces, atoms.get_forces()[order], atol=1e-7)
+
+
 def test_refusals(tmp_path: Path) -> None:
     write(tmp_path / "in.extxyz", atoms_frames())
     with pytest.raises(DataError, match="does not exist"):
