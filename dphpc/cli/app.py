@@ -37,6 +37,12 @@ Device = Annotated[str, typer.Option("--device", help="cpu, cuda, or auto: a GPU
 
 DataFile = Annotated[Path | None, typer.Option("--datafile", "-f", help="File with one system a line, in place of -s.")]
 
+
+def systems_of(datafile: Path) -> list[str]:
+    """The systems that a file names, one a line."""
+    return [line.strip() for line in datafile.read_text().splitlines() if line.strip()]
+
+
 repeated_options: dict[str, tuple[str, ...]] = {}
 """Command -> its options that take several values after one flag, as `dp` has them (`-t O H`)."""
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dphpc.cli.app import DataFile, Device, command, progress_bar
+from dphpc.cli.app import DataFile, Device, command, progress_bar, systems_of
 
 
 @command("test")
@@ -29,7 +29,7 @@ def evaluate(
     """Errors of a model on labelled data."""
     from dphpc.train.evaluate import test
 
-    systems = system if datafile is None else datafile.read_text().split()
+    systems = system if datafile is None else systems_of(datafile)
     with progress_bar("testing") as progress:
         chosen = seed if shuffle else None
         report = test(model, systems, n_frames, detail_prefix, chosen, progress, atomic=atomic, device=device)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from dphpc.cli.app import DataFile, Device, command, progress_bar
+from dphpc.cli.app import DataFile, Device, command, progress_bar, systems_of
 from dphpc.parallel.back_ends import DataParallel
 
 
@@ -116,7 +116,7 @@ def change_energy_bias(
     """Change the energy of each type in a model to fit labelled data, or to given values."""
     from dphpc.train.bias import change_bias
 
-    systems = system if datafile is None else datafile.read_text().split()
+    systems = system if datafile is None else systems_of(datafile)
     with progress_bar("predicting") as progress:
         written = change_bias(input, systems, mode, bias_value, n_frames, output, progress, device)
     print(written)

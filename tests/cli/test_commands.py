@@ -137,7 +137,8 @@ def test_test_and_model_devi(run: Run, data: Path, tmp_path: Path) -> None:
     force = next(line for line in done.stdout.splitlines() if line.startswith("Force") and "RMSE" in line)
     assert float(force.split()[-2]) == pytest.approx(0.1)
     assert len(np.loadtxt(tmp_path / "detail.f.out")) == 2 * 24
-    (tmp_path / "systems.txt").write_text("data/one\n")
+    (tmp_path / "my data").symlink_to("data")
+    (tmp_path / "systems.txt").write_text("my data/one\n\n")
     by_list = run("test", "-m", "model.dp", "-f", "systems.txt", "--shuffle-test", "-n", "3", "--device", "auto")
     assert "number of test data : 3" in by_list.stdout
     assert run("plot", "parity", "detail", "-o", "parity.png").stdout.strip() == "parity.png"
