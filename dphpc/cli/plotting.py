@@ -31,6 +31,7 @@ def plot(
     from dphpc.plots.draw import KINDS, draw
     from dphpc.plots.style import save
 
-    kind = arguments[0] if arguments[0] in KINDS and len(arguments) > 1 else None
+    named = arguments[0] in KINDS and (len(arguments) > 1 or not Path(arguments[0]).exists())
+    kind = arguments[0] if named else None
     kind, figure = draw(kind, arguments[1 if kind else 0 :], label or (), skip, pair or ())
     print(save(figure, output or Path(f"{kind}.png")))

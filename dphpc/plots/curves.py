@@ -19,11 +19,11 @@ Floats = NDArray[np.float64]
 GPA_PER_BAR = EV_PER_A3_IN_GPA / EV_PER_A3_IN_BAR
 
 LOSSES = {
-    "e": ("Energy", "RMSE (meV/atom)", 1e3),
-    "f": ("Force", "RMSE (eV/Å)", 1.0),
-    "v": ("Virial", "RMSE (meV/atom)", 1e3),
+    "e": ("Energy", "meV/atom", 1e3),
+    "f": ("Force", "eV/Å", 1.0),
+    "v": ("Virial", "meV/atom", 1e3),
 }
-"""Suffix in lcurve.out -> title, axis label, factor from the file's unit."""
+"""Suffix in lcurve.out -> title, unit of the axis, factor from the file's unit."""
 
 
 def learning_curve(runs: Mapping[str, Table]) -> Figure:
@@ -37,11 +37,16 @@ def learning_curve(runs: Mapping[str, Table]) -> Figure:
     Raises
     ------
     DataError
-        No table has a column of errors.
+        A table has no column of errors.
     """
     kinds = [kind for kind in LOSSES if any(_loss(table, kind) is not None for table in runs.values())]
-    if not kinds:
-        raise DataError("no column with an error in it", expected="rmse_e_val, rmse_f_trn ... as in lcurve.out")
+    without = [name for name, table in runs.items() if all(_loss(table, kind) is None for kind in LOSSES)]
+    if without:
+        raise DataError(
+            "no column with an error in it",
+            where=without[0],
+            expected="rmse_e_val, rmse_f_trn, mae_e_val ... as in lcurve.out",
+        )
     with panels(1, len(kinds), size=(4.4, 3.6)) as (figure, axes):
         for ax, kind in zip(axes, kinds, strict=True):
             draw_loss(ax, runs, kind)
@@ -51,18 +56,21 @@ def learning_curve(runs: Mapping[str, Table]) -> Figure:
 def draw_loss(ax: Axes, runs: Mapping[str, Table], kind: str) -> None:
     """The errors of one kind ("e", "f" or "v") into axes.
 
-    Single rows are drawn pale, their running mean (in squares, over a fiftieth of the run) bold;
+    Single rows are drawn pale, their running mean (of an RMSE in squares, over a fiftieth of the run) bold;
     validation is preferred to training data.
     """
-    title, label, factor = LOSSES[kind]
+    title, unit, factor = LOSSES[kind]
+    measures: dict[str, None] = {}
     for i, (name, table) in enumerate(runs.items()):
         found = _loss(table, kind)
         if found is not None:
-            data, errors = found
+            data, measure, errors = found
+            measures[measure] = None
             color = COLORS[i % len(COLORS)]
             ax.plot(table["step"], factor * errors, color=color, alpha=0.22, lw=0.8)
-            ax.plot(*_running_rms(table["step"], factor * errors), color=color, label=f"{name} ({data})")
-    ax.set(title=title, xlabel="training step", ylabel=label)
+            smooth = _running_mean(table["step"], factor * errors, power=2 if measure == "RMSE" else 1)
+            ax.plot(*smooth, color=color, label=f"{name} ({data})")
+    ax.set(title=title, xlabel="training step", ylabel=f"{', '.join(measures)} ({unit})")
     log_scale(ax)
     ax.legend()
 
@@ -133,21 +141,19 @@ def _band(ax: Axes, step: Floats, table: Table, suffix: str, color: str) -> None
     ax.legend()
 
 
-def _loss(table: Table, suffix: str) -> tuple[str, Floats] | None:
-    """What data the errors are of, and the errors; None where the file has none of this kind."""
-    for data, column in (
-        ("validation", f"rmse_{suffix}_val"),
-        ("training", f"rmse_{suffix}_trn"),
-        ("training", f"rmse_{suffix}"),
-    ):
-        if column in table and np.any(np.isfinite(table[column])):
-            return data, table[column]
+def _loss(table: Table, suffix: str) -> tuple[str, str, Floats] | None:
+    """What data the errors are of, their measure, and the errors; None where the file has none of this kind."""
+    for data, ending in (("validation", "_val"), ("training", "_trn"), ("training", "")):
+        for measure in ("RMSE", "MAE"):
+            column = f"{measure.lower()}_{suffix}{ending}"
+            if column in table and np.any(np.isfinite(table[column])):
+                return data, measure, table[column]
     return None
 
 
-def _running_rms(step: Floats, errors: Floats) -> tuple[Floats, Floats]:
+def _running_mean(step: Floats, errors: Floats, power: int) -> tuple[Floats, Floats]:
     keep = np.isfinite(errors)
     step, errors = step[keep], errors[keep]
     width = max(1, len(errors) // 50)
     kernel = np.full(width, 1.0 / width)
-    return np.convolve(step, kernel, "valid"), np.sqrt(np.convolve(errors**2, kernel, "valid"))
+    return np.convolve(step, kernel, "valid"), np.convolve(errors**power, kernel, "valid") ** (1 / power)

@@ -53,10 +53,14 @@ def draw(
     kind = kind or guess_kind(files[0])
     if kind not in KINDS:
         raise InputError(f"no plot '{kind}'", remedy=did_you_mean(kind, KINDS))
+    if not files:
+        raise InputError(f"no file given for a plot '{kind}'", remedy=f"name it: dphpc plot {kind} FILE")
     if kind in ("thermo", "devi", "rounds") and len(files) > 1:
         raise InputError(f"{len(files)} files for a plot '{kind}'", expected="one file", remedy="draw them one by one")
     if pair and (kind != "rdf" or len(pair) != 2):
         raise InputError(f"a pair {' '.join(pair)} for a plot '{kind}'", expected="two species, and a plot 'rdf'")
+    if len(labels) > len(files):
+        raise InputError(f"{len(labels)} labels for {len(files)} files", expected="at most one for each file")
     named = dict(zip([*labels, *_short(files)[len(labels) :]], files, strict=False))
     return kind, KINDS[kind](named, skip, pair)
 

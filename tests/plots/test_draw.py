@@ -80,6 +80,28 @@ def test_deviations_beside_rounds_are_drawn_too(files: dict[str, str], tmp_path:
     assert [bar.get_height() for bar in bars] == pytest.approx([25, 100, 50, 0, 25, 0])
 
 
+def test_absolute_errors_of_a_training(files: dict[str, str]) -> None:
+    path = Path(files["lcurve"])
+    text = path.read_text()
+    for kind in "ef":
+        text = text.replace(f"rmse_{kind}_", f"mae_{kind}_")
+    path.write_text(text)
+    kind, figure = draw(None, [str(path)])
+    assert kind == "lcurve"
+    assert [axes.get_ylabel() for axes in figure.axes] == ["MAE (meV/atom)", "MAE (eV/Å)"]
+    np.testing.assert_allclose(figure.axes[0].lines[1].get_ydata(), [120.0, 20.0, 10.0])
+
+
+def test_nothing_is_left_out_silently(files: dict[str, str]) -> None:
+    with pytest.raises(InputError, match="no file given"):
+        draw("lcurve", [])
+    with pytest.raises(InputError, match="3 labels for 1 file"):
+        draw("lcurve", [files["lcurve"]], ["a", "b", "c"])
+    with pytest.raises(DataError, match="no column with an error") as caught:
+        draw(None, [files["lcurve"], files["thermo"]])
+    assert caught.value.where == "thermo.csv"
+
+
 NPT = {"thermostat": "bussi", "temperature_K": 60, "pressure_bar": 9, "pressure_damping_fs": 20, "barostat_every": 2}
 
 
