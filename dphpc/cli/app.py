@@ -13,8 +13,8 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from dphpc.core.errors import DphpcError
-from dphpc.parallel.launch import launched_rank, launched_size
+from dphpc.core.errors import DphpcError, writing
+from dphpc.parallel.launch import launched_rank, launched_size, without_mpi
 
 log = logging.getLogger("dphpc.cli")
 
@@ -67,12 +67,14 @@ def command(
     def register(function: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(function)
         def run(*args: Any, log_level: str, log_path: Path | None, debug: bool, **kwargs: Any) -> None:
-            _start_logging(log_level, log_path)
+            _start_logging(log_level)
             if not parallel and launched_size() > 1:
                 if launched_rank() > 0:
                     return
                 log.warning("%d ranks were started: one does the work", launched_size())
             try:
+                if log_path is not None:
+                    _log_into(log_path, parallel)
                 function(*args, **kwargs)
             except (DphpcError, OSError, KeyboardInterrupt) as error:
                 if debug:
@@ -136,17 +138,37 @@ class _Console(logging.Handler):
         print(text if record.levelno == logging.INFO else f"{record.levelname}: {text}", file=sys.stderr)
 
 
-def _start_logging(level: str, path: Path | None) -> None:
+def _start_logging(level: str) -> None:
     name = LOG_LEVELS.get(level, level.upper())
     if name not in LOG_LEVELS.values():
         raise typer.BadParameter(f"'{level}' is none of {', '.join(LOG_LEVELS.values())}, 0, 1, 2, 3", param_hint="-v")
     logger = logging.getLogger("dphpc")
     logger.setLevel(name if launched_rank() == 0 else logging.ERROR)
     logger.handlers[:] = [_Console()]
-    if path is not None and launched_rank() == 0:
-        file = logging.FileHandler(path, delay=True)
+
+
+def _log_into(path: Path, parallel: bool) -> None:
+    """Write the first rank's messages into a file, too; if it cannot be opened, all ranks end."""
+
+    def open_file() -> None:
+        with writing(path):
+            file = logging.FileHandler(path)
         file.setFormatter(logging.Formatter("[%(asctime)s] %(name)s %(levelname)-7s %(message)s"))
-        logger.addHandler(file)
+        logging.getLogger("dphpc").addHandler(file)
+
+    if parallel and launched_size() > 1 and not without_mpi():
+        from dphpc.parallel.comm import from_first, world
+
+        from_first(world(), open_file)
+    elif launched_rank() == 0:
+        open_file()
+
+
+def show_result(text: str) -> None:
+    """Print what a command found, and log it for `--log-path`."""
+    print(text)
+    for line in filter(None, text.splitlines()):
+        log.info(line, extra={"on_screen": True})
 
 
 def _end(error: BaseException) -> NoReturn:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dphpc.cli.app import app, command
+from dphpc.cli.app import app, command, show_result
 
 data = typer.Typer(no_args_is_help=True, help="Training data.")
 app.add_typer(data, name="data")
@@ -31,4 +31,4 @@ def convert_data(
     """Convert labelled structures into training data."""
     from dphpc.train.convert import convert
 
-    print("\n".join(convert(sources, target, format, output_format, type_map).lines()))
+    show_result("\n".join(convert(sources, target, format, output_format, type_map).lines()))

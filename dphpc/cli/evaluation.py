@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dphpc.cli.app import DataFile, Device, command, progress_bar, systems_of
+from dphpc.cli.app import DataFile, Device, command, progress_bar, show_result, systems_of
 
 
 @command("test")
@@ -33,7 +33,7 @@ def evaluate(
     with progress_bar("testing") as progress:
         chosen = seed if shuffle else None
         report = test(model, systems, n_frames, detail_prefix, chosen, progress, atomic=atomic, device=device)
-    print(report)
+    show_result(str(report))
 
 
 @command("model-devi", repeated=("-m", "--models"))

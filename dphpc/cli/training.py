@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from dphpc.cli.app import DataFile, Device, command, progress_bar, systems_of
+from dphpc.cli.app import DataFile, Device, command, progress_bar, show_result, systems_of
 from dphpc.parallel.back_ends import DataParallel
 
 
@@ -89,7 +89,7 @@ def compress_model(
     """Replace the embedding network by a table of stated accuracy."""
     from dphpc.model.compress import compress_file
 
-    print(compress_file(input, output, step=step, extrapolate=extrapolate))
+    show_result(str(compress_file(input, output, step=step, extrapolate=extrapolate)))
 
 
 @command("change-bias", repeated=("-s", "--system", "-b", "--bias-value"))
@@ -137,4 +137,4 @@ def neighbor_statistics(
     from dphpc.train.neighbor_stat import neighbor_stat_of
 
     stat, names = neighbor_stat_of([system], rcut, type_map, mixed_type=mixed_type)
-    print("\n".join([f"type_map: {names}", *stat.lines()]))
+    show_result("\n".join([f"type_map: {names}", *stat.lines()]))

@@ -224,6 +224,18 @@ def test_neighbor_stat_takes_several_types(run: Run, data: Path) -> None:
     assert "does not exist" in run("neighbor-stat", "-s", "nowhere", "-r", "4.0", status=1).stderr
 
 
+def test_results_go_into_the_log_file(run: Run, data: Path, tmp_path: Path) -> None:
+    for command in (["test", "-m", "model.dp"], ["neighbor-stat", "-r", "4.0"]):
+        done = run(*command, "-s", "data", "-l", f"{command[0]}.log")
+        logged = [line.partition(" INFO    ")[2] for line in (tmp_path / f"{command[0]}.log").read_text().splitlines()]
+        assert logged == [line for line in done.stdout.splitlines() if line]
+        assert done.stdout.splitlines()[-1] not in done.stderr
+    for arguments in (["show", "model.dp"], ["md", "run.yaml"]):
+        done = run(*arguments, "-l", "nothing/a.log", status=1)
+        assert "the file cannot be written" in done.stderr
+        assert not done.stdout
+
+
 def test_show(run: Run, data: Path, tmp_path: Path) -> None:
     assert "type-map  O H" in run("show", "model.dp").stdout
     assert run("show", "model.dp", "type-map", "sel").stdout.splitlines() == ["type-map: O H", "sel: 24 24"]
@@ -263,7 +275,7 @@ def test_md(run: Run, tmp_path: Path) -> None:
     assert run("plot", "thermo", "thermo.csv").stdout.strip() == "thermo.png"
     done = run("md", "run.yaml", "-l", "md.log", "-v", "WARNING")
     assert not done.stdout + done.stderr
-    assert not (tmp_path / "md.log").exists()
+    assert not (tmp_path / "md.log").read_text()
     done = run("md", "run.yaml", "-l", "md.log")
     assert done.stderr == ""
     for line in (line for line in done.stdout.splitlines() if line):
@@ -291,6 +303,11 @@ def test_md_on_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert ended.value.code == 1
     messages = comm.allgather(capsys.readouterr().err)
     assert sum("nothing.yaml" in message for message in messages) == 1  # one rank speaks for all
+    with pytest.raises(SystemExit) as ended:
+        main(["md", "run.yaml", "-l", "nothing/a.log"])
+    assert ended.value.code == 1
+    messages = comm.allgather(capsys.readouterr().err)
+    assert sum("nothing/a.log" in message for message in messages) == 1
 
 
 def test_data_convert(run: Run, tmp_path: Path) -> None:
