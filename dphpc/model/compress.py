@@ -35,6 +35,9 @@ COARSENING = 4
 MAX_INTERVALS = 16384
 """Inside and beyond."""
 
+MAX_EXTRAPOLATION = 1000.0
+"""Of s̃, which goes as 1/r: no run meets pairs that are a thousand times nearer than the training data's."""
+
 
 @dataclass(frozen=True)
 class CompressionReport:
@@ -96,8 +99,10 @@ def compress(
             f"a network with activation '{d.activation_function}' has kinks and cannot be tabulated exactly",
             remedy="use the model uncompressed, or train with tanh, gelu or silu",
         )
-    if (step is not None and not step > 0) or not extrapolate >= 1.0:
-        raise InputError("the table would be empty", expected="step > 0 and extrapolate >= 1")
+    if not 1.0 <= extrapolate <= MAX_EXTRAPOLATION:
+        raise InputError(
+            f"extrapolate is {extrapolate:g}", where="--extrapolate", expected=f"1 to {MAX_EXTRAPOLATION:g}"
+        )
     nearest = model.min_nbor_dist or DEFAULT_DISTANCE
     lower, upper = d.s_range(nearest)
     networks = [net.astype(np.float64) for net in d.networks]
@@ -109,7 +114,7 @@ def compress(
             far = fitted_table(networks, upper, end, FAR_TOLERANCE, MAX_INTERVALS).grids[0]
             grid = replace(grid, step_coarse=far.step_fine, n_coarse=far.n_fine)
     else:
-        _require_wide(step, lower, upper, end)
+        _require_sensible(step, lower, upper, end)
         n_fine = max(1, int(np.ceil((upper - lower) / step)))
         fine = RadialTable.from_networks(networks, Grid.uniform(lower, upper, n_fine))
         grid = fine.grids[0]
@@ -147,7 +152,7 @@ def pair_error(descriptor: SeE2A, networks: Sequence[Network], nearest: float) -
         for c, row in enumerate(descriptor.network_index()) for i in row
     ]  # fmt: skip
     exact = [networks[i].jet(argument)[1] * factor for i, argument, factor in pairs]
-    size = np.sqrt(np.mean([np.mean(slope**2) for slope in exact]))
+    size = np.sqrt(np.mean([np.mean(slope**2) for slope in exact])) or 1.0  # of nets that are flat
 
     def measure(table: RadialTable) -> float:
         squares = np.zeros(DISTANCES)
@@ -167,11 +172,14 @@ def _error_beyond(networks: Sequence[Network], grid: Grid) -> float:
     return max(RadialTable.from_networks(networks, coarse).error(networks))
 
 
-def _require_wide(step: float, lower: float, upper: float, end: float) -> None:
-    """Refuse a step that makes more than `MAX_INTERVALS` intervals inside or beyond."""
+def _require_sensible(step: float, lower: float, upper: float, end: float) -> None:
+    """Refuse a step that makes more than `MAX_INTERVALS` intervals inside or beyond, or none inside."""
     least = max(upper - lower, (end - upper) / COARSENING) / MAX_INTERVALS
-    if step < least:
-        raise InputError(f"the step {step:g} is too small", where="--step", expected=f"at least {least:.2g}")
+    if not least <= step <= upper - lower:
+        size = "small" if step < least else "large"
+        raise InputError(
+            f"the step {step:g} is too {size}", where="--step", expected=f"{least:.2g} to {upper - lower:.2g}"
+        )
 
 
 def compress_file(

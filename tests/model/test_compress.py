@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -55,7 +57,9 @@ def test_step_is_honoured() -> None:
 def test_refusals() -> None:
     with pytest.raises(ModelFileError, match="kinks"):
         compress(random_model(0, activation="relu"))
-    with pytest.raises(InputError, match="empty"):
-        compress(random_model(0), step=-1.0)
-    with pytest.raises(InputError, match=r"the step 0.0001 is too small\n.*\n  expected: at least 0\.000"):
-        compress(random_model(0), step=1e-4)
+    for factor in (0.5, 1e12, math.inf, math.nan):
+        with pytest.raises(InputError, match="extrapolate is"):
+            compress(random_model(0), extrapolate=factor)
+    for step, size in ((-1.0, "small"), (1e-4, "small"), (1e3, "large"), (math.inf, "large"), (math.nan, "large")):
+        with pytest.raises(InputError, match=rf"the step {step:g} is too {size}\n.*\n  expected: 0\.000\d+ to \d"):
+            compress(random_model(0), step=step)
