@@ -76,7 +76,7 @@ def command(
                 if log_path is not None:
                     _log_into(log_path, parallel)
                 function(*args, **kwargs)
-            except (DphpcError, OSError, KeyboardInterrupt) as error:
+            except (DphpcError, OSError, MemoryError, KeyboardInterrupt) as error:
                 if debug:
                     raise
                 _end(error)
@@ -184,4 +184,6 @@ def _end(error: BaseException) -> NoReturn:
 def _describe(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.strerror}: {error.filename}"
+    if isinstance(error, MemoryError):
+        return f"the memory of this machine does not suffice: {error}".removesuffix(": ")
     return str(error)

@@ -15,7 +15,7 @@ from dphpc.train.data.batch import Geometry
 from dphpc.train.data.dataset import Dataset, open_systems
 from dphpc.train.data.storage import find_stores
 from dphpc.train.schema import ModelConfig
-from dphpc.train.schema.model import auto_sel_factor
+from dphpc.train.schema.model import MAX_RCUT, auto_sel_factor
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,8 @@ def neighbor_stat_of(
     DataError
         A system is missing, damaged or inconsistent, or the systems name no types.
     """
-    if not 0.0 < rcut < math.inf:
-        raise InputError(f"rcut is {rcut:g}", where="--rcut", expected="a positive length in Å")
+    if not 0.0 < rcut <= MAX_RCUT:
+        raise InputError(f"rcut is {rcut:g}", where="--rcut", expected=f"a positive length in Å, at most {MAX_RCUT:g}")
     names = list(type_map) if type_map else common_type_map(paths, base)
     dataset = Dataset(open_systems(paths, names, base=base), names, rcut, cache_bytes=0)
     return neighbor_stat(dataset, mixed_type=mixed_type), names

@@ -335,6 +335,17 @@ def test_doctor(run: Run) -> None:
     assert f"dphpc           {__version__}" in done.stdout or __version__ in done.stdout
 
 
+def test_too_little_memory_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def show(*_: object) -> str:
+        return str(np.empty(2**59))
+
+    monkeypatch.setattr("dphpc.model.show.show", show)
+    with pytest.raises(SystemExit) as ended:
+        main(["show", "model.dp"])
+    assert ended.value.code == 1
+    assert "error: the memory of this machine does not suffice: Unable to allocate 4" in capsys.readouterr().err
+
+
 def test_help_version_and_wrong_usage(run: Run) -> None:
     commands = (
         "train",

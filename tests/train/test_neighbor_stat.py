@@ -47,6 +47,12 @@ def test_equals_all_distances(folder: Path, rcut: float, mixed_type: bool) -> No
     assert names == TYPE_MAP
 
 
+@pytest.mark.parametrize("rcut", [-1.0, 420.0, np.nan])
+def test_a_cutoff_in_another_unit_is_refused(folder: Path, rcut: float) -> None:
+    with pytest.raises(InputError, match="length in Å, at most 100"):
+        neighbor_stat_of(["."], rcut, base=folder)
+
+
 def test_another_cutoff_than_the_data_sets(folder: Path) -> None:
     dataset = Dataset(open_systems(["."], TYPE_MAP, base=folder), TYPE_MAP, 2.6)
     np.testing.assert_array_equal(neighbor_stat(dataset, 4.0).max_neighbors, brute_force(folder, 4.0)[1])

@@ -137,6 +137,7 @@ def test_out_json_reads_back_the_same(tmp_path: Path) -> None:
         ("model/descriptor/sel", "auto:0.5", "model/descriptor/sel", "factor"),
         ("model/descriptor/sel", [46], "model", "1 entries, but type_map names 2"),
         ("model/descriptor/sel", [0, 0], "model/descriptor/sel", "no neighbors"),
+        ("model/descriptor/rcut", 420, "model/descriptor/rcut", "rcut is in Å"),
         ("model/descriptor/rcut_smth", 6.0, "model/descriptor", "smaller than rcut"),
         ("model/descriptor/axis_neuron", 101, "model/descriptor", "must not exceed"),
         ("model/descriptor/exclude_types", [[0, 1]], "model/descriptor", "set_davg_zero"),

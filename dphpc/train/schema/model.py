@@ -34,6 +34,10 @@ _OTHER_FITTINGS = ("dpa4_ener", "sezm_ener", "dos", "population", "property", "p
 _OTHER_MODELS = ("dpa4", "DPA4", "SeZM", "sezm", "frozen", "pairtab", "pairwise_dprc", "linear_ener")
 
 
+MAX_RCUT = 100.0
+"""Å: more is another unit; neighbors would fill the memory."""
+
+
 def _known_activation(name: str) -> str:
     try:
         activation(name)
@@ -94,6 +98,13 @@ class DescriptorConfig(Config):
     @classmethod
     def _check_type(cls, value: Any) -> str:
         return require_type(value, ours=("se_e2_a", "se_a"), others=_OTHER_DESCRIPTORS, what="descriptor")
+
+    @field_validator("rcut")
+    @classmethod
+    def _check_rcut(cls, value: float) -> float:
+        if value > MAX_RCUT:
+            raise ValueError(f"rcut is in Å: {value:g} is no cutoff, at most {MAX_RCUT:g}")
+        return value
 
     @field_validator("sel")
     @classmethod
