@@ -36,11 +36,9 @@ def read_tree(path: Path) -> Tree:
     if not path.is_file():
         raise ModelFileError("no such model file", where=str(path))
     if path.suffix not in _SUFFIXES:
-        convert = f"dp convert-backend {path.name} {path.stem}.dp"
         raise ModelFileError(
-            f"'{path.suffix}' files are not read", where=str(path), expected=".dp or .yaml",
-            remedy=f"convert it with DeePMD-kit: {convert}",
-        )  # fmt: skip
+            f"'{path.suffix}' files are not read", where=str(path), expected=".dp or .yaml", remedy=conversion(path)
+        )
     try:
         return _read_hdf5(path) if path.suffix in (".dp", ".hlo") else _read_yaml(path)
     except ModelFileError:
@@ -49,6 +47,20 @@ def read_tree(path: Path) -> Tree:
         raise ModelFileError(
             f"the file is damaged or no model file: {error}", where=str(path), expected="a DeePMD-kit or dphpc model"
         ) from error
+
+
+def conversion(path: Path) -> str | None:
+    """The command that makes a model of a checkpoint or of another back end's file, by its ending; None for others."""
+    convert = f"dp convert-backend {path.stem}{{}} {path.stem}.dp"
+    match path.suffix:
+        case ".safetensors":
+            return f"make a model of the checkpoint: dphpc freeze -c {path.name} -o model.dp"
+        case ".pt":
+            freeze = f"dp --pt freeze -c {path.name} -o {path.stem}.pth"
+            return f"make a model of it with DeePMD-kit: {freeze}; {convert.format('.pth')}"
+        case ".pth" | ".pt2" | ".pb":
+            return f"convert it with DeePMD-kit: {convert.format(path.suffix)}"
+    return None
 
 
 def write_tree(tree: Tree, path: Path) -> None:

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from dphpc.core.errors import InputError, ModelFileError
+from dphpc.model.container import conversion
 from dphpc.model.dp_model import DPModel
 from dphpc.model.radial_table import Grid
 from dphpc.train.initial import model_of
@@ -25,7 +26,7 @@ from dphpc.train.schema import TrainInput, parse_input
 
 FORMAT = 1
 SUFFIX = ".safetensors"
-FOREIGN = (".pt", ".pth", ".pb")
+FOREIGN = (".pt", ".pth", ".pt2", ".pb")
 """Endings of DeePMD-kit's checkpoints and frozen models."""
 
 POINTER = "checkpoint"
@@ -142,7 +143,7 @@ def find_checkpoint(path: str | Path) -> Path:
     if path.suffix in FOREIGN and path.is_file():
         raise ModelFileError(
             f"'{path.suffix}' files are not read", where=str(path), expected=f"a model .dp or .yaml, or {SUFFIX}",
-            remedy=f"make a model of it with DeePMD-kit: dp convert-backend {path.name} {path.stem}.dp",
+            remedy=conversion(path),
         )  # fmt: skip
     if path.is_dir():
         pointer = path / POINTER

@@ -81,9 +81,23 @@ def test_damaged_and_foreign_files(tmp_path: Path) -> None:
         read_model(path)
     with pytest.raises(ModelFileError, match="no such"):
         read_model(tmp_path / "absent.dp")
-    (tmp_path / "frozen.pb").touch()
-    with pytest.raises(ModelFileError, match="dp convert-backend"):
-        read_model(tmp_path / "frozen.pb")
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("frozen.pb", "convert it with DeePMD-kit: dp convert-backend frozen.pb frozen.dp"),
+        ("a.pt2", "convert it with DeePMD-kit: dp convert-backend a.pt2 a.dp"),
+        ("model.ckpt-3.safetensors", "dphpc freeze -c model.ckpt-3.safetensors -o model.dp"),
+        ("model.ckpt.pt", "dp --pt freeze -c model.ckpt.pt -o model.ckpt.pth"),
+        ("figure.png", None),
+    ],
+)
+def test_what_makes_a_model_of_other_files(tmp_path: Path, name: str, remedy: str | None) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(ModelFileError, match="files are not read") as caught:
+        read_model(tmp_path / name)
+    assert caught.value.remedy is None if remedy is None else remedy in str(caught.value.remedy)
 
 
 def test_yaml_runs_no_code(tmp_path: Path) -> None:
