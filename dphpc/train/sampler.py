@@ -39,7 +39,7 @@ class Sampler:
         self._names, self._n_atoms = list(names), list(n_atoms)
         self._n_frames = np.array(n_frames, np.int64)
         self._seed = 0 if seed is None else seed
-        self.batch_sizes = _batch_sizes(data.batch_size, n_atoms)
+        self.batch_sizes = _batch_sizes(data, n_atoms)
         self.n_batches = -(-self._n_frames // self.batch_sizes)
         self.probabilities = _probabilities(data, self.n_batches)
         self._edges = np.cumsum(self.probabilities) / self.probabilities.sum()
@@ -116,14 +116,15 @@ class Sampler:
         return np.random.Generator(np.random.Philox(key=[self._seed, 0], counter=[0, b, a, stream]))
 
 
-def _batch_sizes(rule: int | list[int] | str, n_atoms: Sequence[int]) -> NDArray[np.int64]:
+def _batch_sizes(data: DataConfig, n_atoms: Sequence[int]) -> NDArray[np.int64]:
+    rule = data.batch_size
     if isinstance(rule, int):
         return np.full(len(n_atoms), rule, np.int64)
     if isinstance(rule, list):
         if len(rule) != len(n_atoms):
             raise InputError(
                 f"batch_size has {len(rule)} entries, but there are {len(n_atoms)} systems",
-                where="batch_size",
+                where=f"{data.section}/batch_size",
                 expected="one number for all, or one for each system found",
             )
         return np.array(rule, np.int64)
@@ -135,7 +136,7 @@ def _batch_sizes(rule: int | list[int] | str, n_atoms: Sequence[int]) -> NDArray
 def _probabilities(data: DataConfig, n_batches: NDArray[np.int64]) -> NDArray[np.float64]:
     n = len(n_batches)
     if data.sys_probs is not None:
-        return _given_probabilities(data.sys_probs, n_batches)
+        return _given_probabilities(data.sys_probs, n_batches, f"{data.section}/sys_probs")
     blocks = prob_blocks(data.auto_prob)
     if blocks is None:
         return np.full(n, 1.0 / n)
@@ -145,23 +146,21 @@ def _probabilities(data: DataConfig, n_batches: NDArray[np.int64]) -> NDArray[np
         if end > n or result[first:end].any():
             raise InputError(
                 f"block {first}:{end} of auto_prob overlaps another one or goes beyond the {n} systems",
-                where="auto_prob",
+                where=f"{data.section}/auto_prob",
             )
         result[first:end] = n_batches[first:end] / n_batches[first:end].sum() * weight / (total if blocks else 1.0)
     return result
 
 
-def _given_probabilities(given: Sequence[float], n_batches: NDArray[np.int64]) -> NDArray[np.float64]:
+def _given_probabilities(given: Sequence[float], n_batches: NDArray[np.int64], where: str) -> NDArray[np.float64]:
     """`sys_probs`: what negative entries leave is shared among them by their numbers of batches."""
     if len(given) != len(n_batches):
-        raise InputError(
-            f"sys_probs has {len(given)} entries, but there are {len(n_batches)} systems", where="sys_probs"
-        )
+        raise InputError(f"sys_probs has {len(given)} entries, but there are {len(n_batches)} systems", where=where)
     result = np.array(given, np.float64)
     free = result < 0
     rest = 1.0 - result[~free].sum()
     if rest < -1e-8 or (not free.any() and abs(rest) > 1e-5):
-        raise InputError(f"sys_probs sum to {1.0 - rest:g}", where="sys_probs", expected="a sum of 1")
+        raise InputError(f"sys_probs sum to {1.0 - rest:g}", where=where, expected="a sum of 1")
     if free.any():
         result[free] = max(rest, 0.0) * n_batches[free] / n_batches[free].sum()
     return result

@@ -144,6 +144,6 @@ def test_users_mistakes(model: DPModel) -> None:
         change_bias("m.dp", ["a", "b"], progress=lambda done, total: seen.append(done))
     assert not seen
     Path("a/type_map.raw").write_text("O\nXe\n")
-    with pytest.raises(DataError, match="'Xe' is not in the model's type map"):
+    with pytest.raises(DataError, match="'Xe' is not in the type map"):
         change_bias("m.dp", "a")
     assert not list(Path().glob("*updated*"))

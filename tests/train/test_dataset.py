@@ -58,7 +58,7 @@ def test_frames_are_what_was_written(folder: Path) -> None:
 def test_type_map_is_remapped(folder: Path) -> None:
     system = open_systems(["b"], ["X", "H", "O"], base=folder)[0]
     np.testing.assert_array_equal(system.frame(0).types, 2 - two_systems()[1]["types"])
-    with pytest.raises(DataError, match="element 'X' is not in the model's type map"):
+    with pytest.raises(DataError, match="element 'X' is not in the type map"):
         open_systems(["b"], ["O", "H"], base=folder)
     open_systems(["a"], ["O", "H"], base=folder)  # names X, but has no such atom
 
@@ -212,6 +212,8 @@ def test_damaged_systems_are_refused(folder: Path, damage: Callable[[Path], None
 def test_missing_or_empty_systems(folder: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
         load(folder, "nowhere")
+    with pytest.raises(DataError, match="wildcards are not expanded: name the folder above"):
+        load(folder, "a*")
     (folder / "empty").mkdir()
     with pytest.raises(DataError, match="holds no data system"):
         load(folder, "empty")

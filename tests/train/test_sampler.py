@@ -63,8 +63,9 @@ def test_probabilities(options: dict[str, Any], probabilities: list[float]) -> N
     ],
 )
 def test_refusals(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=message) as caught:
         sampler(**options)
+    assert caught.value.where == f"training/training_data/{next(iter(options))}"
 
 
 def test_every_epoch_of_a_system_takes_each_frame_once() -> None:

@@ -135,6 +135,7 @@ def test_out_json_reads_back_the_same(tmp_path: Path) -> None:
         ("model/descriptor/activation_function", "tanhh", "model/descriptor/activation_function", "'tanh'"),
         ("model/descriptor/precision", "float16", "model/descriptor/precision", "not supported"),
         ("model/descriptor/sel", "auto:0.5", "model/descriptor/sel", "factor"),
+        ("model/descriptor/sel", 22, "model/descriptor/sel", "sel 22 should be a list of integers"),
         ("model/descriptor/sel", [46], "model", "1 entries, but type_map names 2"),
         ("model/descriptor/sel", [0, 0], "model/descriptor/sel", "no neighbors"),
         ("model/descriptor/rcut", 420, "model/descriptor/rcut", "rcut is in Å"),

@@ -146,7 +146,8 @@ def _expand(entry: str, patterns: list[str] | None, base: Path) -> list[tuple[st
         raise DataError(
             "the data system does not exist",
             where=str(path),
-            remedy=f"relative paths count from {base.resolve()}; check 'systems' in the input",
+            remedy=f"relative paths count from {base.resolve()}"
+            + ("; wildcards are not expanded: name the folder above, it is searched" if "*" in file else ""),
         )
     if is_lmdb(path):
         raise DataError("LMDB data are not read", where=entry, remedy=f"dphpc data convert {file} FOLDER")

@@ -280,10 +280,10 @@ class System:
             )
         for t in used[self._to_model[used] < 0]:
             raise DataError(
-                f"the element '{self._names[t]}' is not in the model's type map",
+                f"the element '{self._names[t]}' is not in the type map",
                 where=self._store.where("type_map.raw"),
                 expected=f"one of {', '.join(type_map)}",
-                remedy=f"add it to model/type_map; {did_you_mean(self._names[t], type_map)}",
+                remedy=f"add it to the type map; {did_you_mean(self._names[t], type_map)}",
             )
 
     def _read_box(self, set_name: str, n_frames: int, n_atoms: int | NDArray[Any]) -> NDArray[Any] | None:

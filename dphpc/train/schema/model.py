@@ -34,6 +34,8 @@ _OTHER_FITTINGS = ("dpa4_ener", "sezm_ener", "dos", "population", "property", "p
 _OTHER_MODELS = ("dpa4", "DPA4", "SeZM", "sezm", "frozen", "pairtab", "pairwise_dprc", "linear_ener")
 
 
+_FORMS_OF_SEL = 'a list of integers, one for each type, "auto" or "auto:factor" (factor at least 1)'
+
 MAX_RCUT = 100.0
 """Å: more is another unit; neighbors would fill the memory."""
 
@@ -106,6 +108,13 @@ class DescriptorConfig(Config):
             raise ValueError(f"rcut is in Å: {value:g} is no cutoff, at most {MAX_RCUT:g}")
         return value
 
+    @field_validator("sel", mode="before")
+    @classmethod
+    def _check_form_of_sel(cls, value: Any) -> Any:
+        if not isinstance(value, list | tuple | str):
+            raise ValueError(f"sel {value!r} should be {_FORMS_OF_SEL}")
+        return value
+
     @field_validator("sel")
     @classmethod
     def _check_sel(cls, value: list[int] | str) -> list[int] | str:
@@ -148,7 +157,7 @@ def auto_sel_factor(sel: str) -> float:
         return 1.1
     match = re.fullmatch(r"auto:(\d+(?:\.\d*)?)", sel)
     if not match or float(match[1]) < 1.0:
-        raise ValueError(f'sel \'{sel}\' should be a list of integers, "auto" or "auto:factor" (factor at least 1)')
+        raise ValueError(f"sel '{sel}' should be {_FORMS_OF_SEL}")
     return float(match[1])
 
 

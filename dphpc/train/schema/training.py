@@ -19,6 +19,7 @@ class DataConfig(Config):
 
     key_aliases: ClassVar = {"auto_prob_style": "auto_prob", "sys_weights": "sys_probs"}
     ignored_keys: ClassVar = frozenset({"set_prefix"})
+    section: ClassVar = "training/training_data"
 
     systems: list[str] = Field(min_length=1)
     rglob_patterns: list[str] | None = None
@@ -55,6 +56,7 @@ class ValidationDataConfig(DataConfig):
     """`training/validation_data`; `numb_btch` batches are drawn each time."""
 
     key_aliases: ClassVar = {**DataConfig.key_aliases, "numb_batch": "numb_btch"}
+    section: ClassVar = "training/validation_data"
 
     numb_btch: PositiveInt = 1
 
