@@ -15,7 +15,7 @@ def evaluate(
     model: Annotated[Path, typer.Option("--model", "-m", help="Model file.")] = Path("frozen_model.dp"),
     system: Annotated[str, typer.Option("--system", "-s", help="System, or directory searched for systems.")] = ".",
     datafile: DataFile = None,
-    n_frames: Annotated[int, typer.Option("--numb-test", "-n", help="Frames of each system; 0 means all.")] = 0,
+    n_frames: Annotated[int, typer.Option("--numb-test", "-n", min=0, help="Frames of each system; 0 means all.")] = 0,
     seed: Annotated[int, typer.Option("--rand-seed", "-r", min=0, help="Seed of --shuffle-test.")] = 1,
     shuffle: Annotated[bool, typer.Option("--shuffle-test", help="Take frames at random.")] = False,
     detail_prefix: Annotated[
@@ -41,7 +41,7 @@ def compare_models(
     models: Annotated[list[Path], typer.Option("--models", "-m", help="Two or more model files: -m A.dp B.dp.")],
     system: Annotated[str, typer.Option("--system", "-s", help="System, or directory searched for systems.")] = ".",
     output: Annotated[Path, typer.Option("--output", "-o", help="Table of deviations.")] = Path("model_devi.out"),
-    frequency: Annotated[int, typer.Option("--frequency", "-f", help="Steps between the system's frames.")] = 1,
+    frequency: Annotated[int, typer.Option("--frequency", "-f", min=1, help="Steps between the system's frames.")] = 1,
     real_error: Annotated[bool, typer.Option("--real_error", help="Deviations from the system's labels.")] = False,
     atomic: Annotated[bool, typer.Option("--atomic", help="Columns for the force of each atom, too.")] = False,
     relative: Annotated[

@@ -130,7 +130,7 @@ def neighbor_statistics(
         list[str] | None, typer.Option("--type-map", "-t", help="Species, as in -t O H; the data's own if not given.")
     ] = None,
     mixed_type: Annotated[
-        bool, typer.Option("--mixed-type", help="Count neighbors of all types together: one number.")
+        bool, typer.Option("--mixed-type", "--one-type", help="Count neighbors of all types together: one number.")
     ] = False,
 ) -> None:
     """Smallest distance and largest numbers of neighbors in data (for `sel`)."""

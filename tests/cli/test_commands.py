@@ -148,6 +148,8 @@ def test_test_and_model_devi(run: Run, data: Path, tmp_path: Path) -> None:
     assert table["max_devi_f"].min() > 0
     assert run("plot", "devi.out").stdout.strip() == "devi.png"
     assert "two or more" in run("model-devi", "-m", "model.dp", "-s", "data", status=1).stderr
+    for command, flag in (("test", "-n"), ("model-devi", "-f")):
+        assert "greater than or" in run(command, "-m", "model.dp", flag, "-3", status=2).stderr
     for command in (["test", "-m", "model.dp"], ["model-devi", "-m", "model.dp", "other.dp"]):
         assert "unknown device 'gpu'" in run(*command, "-s", "data", "--device", "gpu", status=1).stderr
 
@@ -219,8 +221,9 @@ def test_neighbor_stat_takes_several_types(run: Run, data: Path) -> None:
     done = run("neighbor-stat", "-s", "data", "-r", "4.0", "-t", "O", "H")
     counts = next(line for line in done.stdout.splitlines() if line.startswith("max_nbor_size"))
     assert len(counts.split(":")[1].strip(" []").split()) == 2
-    mixed = run("neighbor-stat", "-s", "data", "-r", "4.0", "--mixed-type").stdout.splitlines()[-1]
-    assert len(mixed.split(":")[1].strip(" []").split()) == 1
+    for flag in ("--mixed-type", "--one-type"):
+        mixed = run("neighbor-stat", "-s", "data", "-r", "4.0", flag).stdout.splitlines()[-1]
+        assert len(mixed.split(":")[1].strip(" []").split()) == 1
     assert "does not exist" in run("neighbor-stat", "-s", "nowhere", "-r", "4.0", status=1).stderr
 
 
