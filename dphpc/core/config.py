@@ -190,7 +190,7 @@ _Loader.add_implicit_resolver(
 
 
 def _input_error(error: ValidationError, data: Any, source: str) -> InputError:
-    problems = [p for details in error.errors(include_url=False) for p in _problems(details, data)]
+    problems = _merged(p for details in error.errors(include_url=False) for p in _problems(details, data))
     if len(problems) == 1:
         where, what, expected, remedy = problems[0]
         return InputError(what, where=f"{source}: {where}", expected=expected, remedy=remedy)
@@ -204,6 +204,17 @@ def _input_error(error: ValidationError, data: Any, source: str) -> InputError:
 
 
 Problem = tuple[str, str, str | None, str | None]
+
+
+def _merged(problems: Iterable[Problem]) -> list[Problem]:
+    """The same problems; a value that fits no member of a union is one, not one for each member."""
+    found: dict[tuple[str, str], Problem] = {}
+    for where, what, expected, remedy in problems:
+        before = found.get((where, what))
+        if before and before[2] and expected:
+            expected = f"{before[2]}, or {expected.removeprefix('input should be ')}"
+        found[where, what] = (where, what, expected, remedy)
+    return list(found.values())
 
 
 def _problems(details: ErrorDetails, data: Any) -> list[Problem]:

@@ -130,6 +130,12 @@ def test_out_json_reads_back_the_same(tmp_path: Path) -> None:
         ("loss/start_pref_gf", 1.0, "loss/start_pref_gf", "remove it or set it to 0"),
         ("training/mixed_precision", {"compute_prec": "float16"}, "training/mixed_precision", "not support yet"),
         ("training/training_data/min_pair_dist", 0.5, "training/training_data/min_pair_dist", "not support yet"),
+        (
+            "training/training_data/batch_size",
+            0,
+            "training/training_data/batch_size",
+            "0, or a valid list, or a valid str",
+        ),
         ("training/training_data/batch_size", "mixed:4", "training/training_data/batch_size", "not supported"),
         ("training/training_data/auto_prob", "prob_sys_size;1:0:1", "training/training_data/auto_prob", "first < end"),
         ("model/descriptor/activation_function", "tanhh", "model/descriptor/activation_function", "'tanh'"),
