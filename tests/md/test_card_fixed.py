@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ase.build import bulk
-from ase.io import write
 
 from dphpc.md.card_engine import CardEngine
 from dphpc.md.engine import Engine
 from dphpc.parallel.comm import Communicator
-from tests.md.test_card_engine import ALL, NVE, Runs, equal, kind_of, runs_in_one_folder
-from tests.md.test_card_minimize import MINIMIZE
+from tests.md.test_card_engine import ALL, NVE, Runs, equal, kind_of
+from tests.md.test_card_minimize import MINIMIZE, rattled_runs
+from tests.md.test_card_minimize import plan as of_rattled
 from tests.ops.emulation.device import EmulatedDevice
 
 SOME = {"ids": [2, 7], "below_A": {"z": 0.5}}
@@ -22,20 +21,11 @@ SOME = {"ids": [2, 7], "below_A": {"z": 0.5}}
 
 @pytest.fixture
 def runs(comm: Communicator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
-    """Of silicon whose atoms are not in their places."""
-    if comm.size > 4:
-        pytest.skip("so many cards take minutes to be played")
-    runs = runs_in_one_folder(comm, tmp_path, monkeypatch)
-    if comm.rank == 0:
-        atoms = bulk("Si", "diamond", a=5.43, cubic=True)
-        atoms.rattle(0.15, seed=2)
-        write(runs.folder / "rattled.extxyz", atoms, parallel=False)
-    comm.barrier()
-    return runs
+    return rattled_runs(comm, tmp_path, monkeypatch)
 
 
 def plan(runs: Runs, *stages: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    return {"structure": str(runs.folder / "rattled.extxyz"), "stages": list(stages), "fixed": SOME} | changes
+    return of_rattled(runs, *stages) | {"fixed": SOME} | changes
 
 
 def still_ones(atoms: dict[str, np.ndarray]) -> np.ndarray:

@@ -21,6 +21,10 @@ MINIMIZE = {"ensemble": "minimize", "steps": 14}
 
 @pytest.fixture
 def runs(comm: Communicator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
+    return rattled_runs(comm, tmp_path, monkeypatch)
+
+
+def rattled_runs(comm: Communicator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
     """Of silicon whose atoms are not in their places."""
     if comm.size > 4:
         pytest.skip("so many cards take minutes to be played")
