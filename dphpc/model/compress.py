@@ -11,7 +11,7 @@ import numpy as np
 from dphpc.core.errors import InputError, ModelFileError
 from dphpc.model.descriptor import SeE2A
 from dphpc.model.dp_model import DPModel
-from dphpc.model.env_mat import switch
+from dphpc.model.env_mat import environment_rows
 from dphpc.model.model_file import read_model, write_model
 from dphpc.model.networks import Network
 from dphpc.model.radial_table import Grid, RadialTable, fitted_table
@@ -144,9 +144,9 @@ def pair_error(descriptor: SeE2A, networks: Sequence[Network], nearest: float) -
     nets are steep it is a hundred times as large.
     """
     r = nearest + (descriptor.rcut - nearest) * (np.arange(DISTANCES) + 0.5) / DISTANCES
-    sw, dsw = switch(r, descriptor.rcut, descriptor.rcut_smth)
-    q = 1.0 / (r + descriptor.env_protection)
-    s, ds = sw * q, dsw * q - sw * q**2
+    along = np.column_stack((r, np.zeros((DISTANCES, 2))))
+    rows, slopes = environment_rows(along, descriptor.rcut, descriptor.rcut_smth, descriptor.env_protection)
+    s, ds = rows[:, 0], slopes[:, 0, 0]
     pairs = [
         (i, (s - descriptor.davg[c]) / descriptor.dstd[c, 0], (ds / descriptor.dstd[c, 0])[:, None])
         for c, row in enumerate(descriptor.network_index()) for i in row
