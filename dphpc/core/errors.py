@@ -75,14 +75,14 @@ class RunError(DphpcError):
 
 
 @contextlib.contextmanager
-def writing(path: str | Path, last: str | Path | None = None) -> Iterator[None]:
-    """Name the file, and the one to go on from, where the system refuses to write inside."""
+def writing(where: str | Path, what: str = "the file", last: str | None = None) -> Iterator[None]:
+    """Say what cannot be written and where, if the system refuses it inside; `last`: what there is to go on from."""
     try:
         yield
     except OSError as error:
-        remedy = "check space and permissions" + (f"; the last checkpoint is {last}" if last else "")
+        remedy = "check space and permissions" + (f"; {last}" if last else "")
         raise RunError(
-            f"the file cannot be written: {error.strerror or error}", where=str(path), remedy=remedy
+            f"{what} cannot be written: {error.strerror or error}", where=str(where), remedy=remedy
         ) from None
 
 

@@ -13,7 +13,8 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from dphpc.core.errors import DataError, RunError
+from dphpc.core import errors
+from dphpc.core.errors import DataError
 from dphpc.md.engine import Engine
 from dphpc.md.extent import Extent, extent_of_bytes
 from dphpc.md.observables import Thermo
@@ -30,14 +31,9 @@ _TABLE = (
 @contextmanager
 def writing(path: str, engine: Engine, step: int | None = None) -> Iterator[None]:
     """Name the file, and the restart to go on from, where the system refuses to write inside; of the present step."""
-    try:
+    last = f"the last good restart is {engine.last_restart}" if engine.last_restart else None
+    with errors.writing(f"{path}, step {engine.step if step is None else step}", "the output", last):
         yield
-    except OSError as error:
-        last = f"; the last good restart is {engine.last_restart}" if engine.last_restart else ""
-        raise RunError(
-            f"the output cannot be written: {error.strerror or error}",
-            where=f"{path}, step {engine.step if step is None else step}", remedy=f"check space and permissions{last}",
-        ) from None  # fmt: skip
 
 
 class Output(Protocol):

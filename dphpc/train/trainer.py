@@ -343,7 +343,8 @@ class Trainer:
         if self._table is not None:
             self._table.share_grid(self.comm)
         path = self.folder.path(self.step)
-        with together(self.comm), writing(path, self._saved):
+        last = f"the last checkpoint is {self._saved}" if self._saved else None
+        with together(self.comm), writing(path, last=last):
             if self.comm.rank == 0:
                 self.folder.save(self.checkpoint())
         self._saved = path
