@@ -25,6 +25,7 @@ from dphpc.active.select import Counts, choose, count
 from dphpc.active.work import LOG, Stopped, Work, Workshop, log, require_program, write_json
 from dphpc.core.config import load_config, parse_config
 from dphpc.core.errors import InputError, RunError
+from dphpc.core.files import write_whole
 from dphpc.train.evaluate import test as evaluate
 
 SUMMARY, SECONDS, TABLE = "summary.json", "seconds.json", "rounds.csv"
@@ -235,9 +236,7 @@ class Loop:
         self.done.append(summary)
         lines = [",".join(f.name for f in fields(RoundSummary))]
         lines += [",".join(f"{float(value):.10g}" for value in astuple(s)) for s in self.done]
-        partial = self.folder / f".{TABLE}"
-        partial.write_text("\n".join(lines) + "\n", encoding="ascii")
-        partial.replace(self.folder / TABLE)
+        write_whole(self.folder / TABLE, "\n".join(lines) + "\n")
         for line in LearnResult(self.done).table():
             log.info("%s", line)
         if converged:

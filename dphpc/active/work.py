@@ -23,6 +23,7 @@ from typing import Any
 
 from dphpc.core.cores import n_cores
 from dphpc.core.errors import InputError, RunError
+from dphpc.core.files import write_whole
 from dphpc.core.signals import stop_signals
 
 log = logging.getLogger("dphpc.learn")
@@ -123,9 +124,7 @@ def _short(value: Any) -> str:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a file in one piece."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def command_line(launch: str, *arguments: str) -> list[str]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 from dphpc.core.config import Config, load_config, parse_config
 from dphpc.core.errors import writing
+from dphpc.core.files import write_whole
 from dphpc.train.schema.model import DescriptorConfig, FittingConfig, ModelConfig
 from dphpc.train.schema.optimization import (
     AdamConfig,
@@ -108,11 +108,5 @@ def write_input(config: TrainInput, path: str | Path) -> None:
     path = Path(path)
     ours = {"dphpc"} if config.dphpc == DphpcConfig() else set()
     text = json.dumps(config.model_dump(mode="json", exclude_none=True, exclude=ours), indent=4)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_text(text + "\n", encoding="utf-8")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_whole(path, text + "\n")
