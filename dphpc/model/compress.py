@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from dphpc.model.dp_model import DPModel
 from dphpc.model.env_mat import environment_rows
 from dphpc.model.model_file import read_model, write_model
 from dphpc.model.networks import Network
-from dphpc.model.radial_table import Grid, RadialTable, fitted_table
+from dphpc.model.radial_table import MAX_PARTS, Doubles, Grid, Measure, RadialTable, fitted_table
 
 DEFAULT_TOLERANCE = 1e-8
 """Error of dG/dr, as `pair_error` measures it, below which a table is fine enough: forces change by less than
@@ -108,18 +108,16 @@ def compress(
     networks = [net.astype(np.float64) for net in d.networks]
     end = max(upper * extrapolate, upper)  # upper may be negative
     if step is None:
-        fine = fitted_table(networks, lower, upper, tolerance, MAX_INTERVALS, pair_error(d, networks, nearest))
-        grid = fine.grids[0]
-        if end > upper:
-            far = fitted_table(networks, upper, end, FAR_TOLERANCE, MAX_INTERVALS).grids[0]
-            grid = replace(grid, step_coarse=far.step_fine, n_coarse=far.n_fine)
+        measure = pair_error(d, networks, nearest)
+        fine = fitted_table(networks, lower, upper, tolerance, MAX_INTERVALS, measure, MAX_PARTS - 1)
+        far = fitted_table(networks, upper, end, FAR_TOLERANCE, MAX_INTERVALS, most_parts=1) if end > upper else None
     else:
         _require_sensible(step, lower, upper, end)
-        n_fine = max(1, int(np.ceil((upper - lower) / step)))
-        fine = RadialTable.from_networks(networks, Grid.uniform(lower, upper, n_fine))
-        grid = fine.grids[0]
-        coarse = COARSENING * grid.step_fine
-        grid = replace(grid, step_coarse=coarse, n_coarse=int(np.ceil((end - upper) / coarse)))
+        n = max(1, int(np.ceil((upper - lower) / step)))
+        fine = RadialTable.from_networks(networks, Grid.uniform(lower, upper, n))
+        n_far = int(np.ceil((end - upper) / COARSENING / fine.grids[0].steps[0]))
+        far = RadialTable.from_networks(networks, Grid.uniform(upper, end, n_far)) if n_far else None
+    grid = fine.grids[0] if far is None else _joined(fine.grids[0], far.grids[0])
     table = RadialTable.from_networks(networks, grid)
     error_g, error_slope = fine.error(networks)
     report = CompressionReport(
@@ -131,15 +129,20 @@ def compress(
         megabytes=table.coefficients.nbytes / 1e6,
         error_g=error_g,
         error_slope=error_slope,
-        error_beyond=_error_beyond(networks, grid),
+        error_beyond=0.0 if far is None else max(far.error(networks)),
     )
     return replace(model, table=table), report
 
 
-def pair_error(descriptor: SeE2A, networks: Sequence[Network], nearest: float) -> Callable[[RadialTable], float]:
-    """What measures a table by what forces see of it: the error of dG/dr at the worst distance from `nearest` (Å) on.
+def _joined(first: Grid, second: Grid) -> Grid:
+    """The parts of both; the second begins where the first ends."""
+    return Grid(first.lower, first.steps + second.steps, first.counts + second.counts)
 
-    There it is the root mean square over pairs of types and channels, in units of the root mean square of dG/dr at
+
+def pair_error(descriptor: SeE2A, networks: Sequence[Network], nearest: float) -> Measure:
+    """What measures a table by what forces see of it: the error of dG/dr at distances from `nearest` (Å) on.
+
+    At each it is the root mean square over pairs of types and channels, in units of the root mean square of dG/dr at
     all distances.  The largest error of a single channel is no measure of forces, to which all channels add: where
     nets are steep it is a hundred times as large.
     """
@@ -154,22 +157,16 @@ def pair_error(descriptor: SeE2A, networks: Sequence[Network], nearest: float) -
     exact = [networks[i].jet(argument)[1] * factor for i, argument, factor in pairs]
     size = np.sqrt(np.mean([np.mean(slope**2) for slope in exact])) or 1.0  # of nets that are flat
 
-    def measure(table: RadialTable) -> float:
+    places = np.concatenate([argument for _, argument, _ in pairs])
+
+    def measure(table: RadialTable) -> tuple[Doubles, Doubles]:
         squares = np.zeros(DISTANCES)
         for (i, argument, factor), slope in zip(pairs, exact, strict=True):
             found = table.evaluate(argument, np.full(DISTANCES, i))[1]
             squares += np.mean((found * factor - slope) ** 2, axis=1)
-        return float(np.sqrt(squares.max() / len(pairs)) / size)
+        return places, np.tile(np.sqrt(squares / len(pairs)) / size, len(pairs))
 
     return measure
-
-
-def _error_beyond(networks: Sequence[Network], grid: Grid) -> float:
-    """Largest error of G and dG/ds in the coarse part."""
-    if not grid.n_coarse:
-        return 0.0
-    coarse = Grid(grid.middle, grid.step_coarse, grid.n_coarse)
-    return max(RadialTable.from_networks(networks, coarse).error(networks))
 
 
 def _require_sensible(step: float, lower: float, upper: float, end: float) -> None:

@@ -237,7 +237,7 @@ def _own_table(tree: Tree, model: DPModel) -> RadialTable | None:
         return None
     if node["@version"] > TABLE_VERSION:
         raise ModelFileError("the radial table's format is newer than this program knows", remedy="update dphpc")
-    grids = tuple(Grid(float(a), float(b), int(n), float(c), int(m)) for a, b, n, c, m in node["grids"])
+    grids = tuple(Grid.from_numbers(*numbers) for numbers in node["grids"])
     return _checked_table(RadialTable(grids, np.ascontiguousarray(node["@variables"]["coefficients"])), model)
 
 
@@ -254,9 +254,9 @@ def _foreign_table(node: Tree, model: DPModel) -> RadialTable | None:
             coefficients = np.zeros((1, 6, m))
         # The stored strides may be float32: the number of fine intervals is a whole one by construction.
         n_fine = min(round((upper - lower) / stride_fine), len(coefficients))
-        grid = Grid(lower, stride_fine, n_fine, stride_coarse, len(coefficients) - n_fine)
+        grid = Grid.from_numbers(lower, stride_fine, n_fine, stride_coarse, len(coefficients) - n_fine)
         grids.append(grid)
-        tables.append(coefficients * grid.steps[:, None, None] ** np.arange(6)[:, None])
+        tables.append(coefficients * grid.widths[:, None, None] ** np.arange(6)[:, None])
     packed = np.zeros((len(tables), max(len(t) for t in tables), 6, m))
     for i, table in enumerate(tables):
         packed[i, : len(table)] = table
@@ -267,9 +267,6 @@ def _checked_table(table: RadialTable, model: DPModel) -> RadialTable:
     n, intervals = len(model.descriptor.networks), max((g.n_intervals for g in table.grids), default=0)
     if len(table.grids) != n or table.coefficients.shape != (n, intervals, 6, model.descriptor.n_channels):
         raise ModelFileError("the table does not fit the embedding networks", where="table")
-    steps_positive = all(
-        g.step_fine > 0 and g.step_coarse > 0 and g.n_fine >= 0 and g.n_coarse >= 0 for g in table.grids
-    )
-    if not steps_positive or not np.isfinite(table.coefficients).all():
-        raise ModelFileError("the table holds values that are not finite or steps that are not positive", where="table")
+    if not np.isfinite(table.coefficients).all():
+        raise ModelFileError("the table holds values that are not finite", where="table")
     return table

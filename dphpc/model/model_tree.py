@@ -40,7 +40,7 @@ def model_tree(model: DPModel) -> Tree:
         "@variables": {} if model.min_nbor_dist is None else {"min_nbor_dist": np.float64(model.min_nbor_dist)},
     }
     if model.table is not None:
-        grids = [[g.lower, g.step_fine, g.n_fine, g.step_coarse, g.n_coarse] for g in model.table.grids]
+        grids = [grid.numbers() for grid in model.table.grids]
         variables = {"coefficients": model.table.coefficients}
         tree["dphpc"] = {"table": {"@version": TABLE_VERSION, "grids": grids, "@variables": variables}}
     return tree

@@ -7,8 +7,10 @@ the linear map from knot values to local coefficients and from there to the netw
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -30,8 +32,14 @@ _HERMITE = np.array(
 )
 """Coefficients in t = (s − left)/h from (G, hG′, h²G″) of the left and of the right knot."""
 
+MAX_PARTS = 4
+"""Of a grid, as many as `kernels/shared/radial_grid.h` knows."""
+
 FEWEST_INTERVALS = 32
 """Of a table that is fitted to a tolerance."""
+
+CELLS = 64
+"""Of the range over which a table is fitted; parts begin where one of them does."""
 
 EXTENSION = 32
 """Intervals by which a table grows at a time: always evaluated as many together, they get the same bits on any rank."""
@@ -46,76 +54,84 @@ _BLOCK = 512
 
 @dataclass(frozen=True)
 class Grid:
-    """Knots in two uniform parts: `n_fine` intervals of `step_fine` from `lower`, then `n_coarse` wider ones."""
+    """Knots in uniform parts, one after the other from `lower` on: `counts[k]` intervals of width `steps[k]`."""
 
     lower: float
-    step_fine: float
-    n_fine: int
-    step_coarse: float = 1.0
-    n_coarse: int = 0
+    steps: tuple[float, ...]
+    counts: tuple[int, ...]
 
     @classmethod
     def uniform(cls, lower: float, upper: float, n_intervals: int) -> Grid:
         """`n_intervals` equal intervals from `lower` to `upper`."""
-        return cls(lower, (upper - lower) / n_intervals, n_intervals)
+        return cls(lower, ((upper - lower) / n_intervals,), (n_intervals,))
 
-    @property
-    def middle(self) -> float:
-        """Where the coarse part begins."""
-        return self.lower + self.step_fine * self.n_fine
+    @classmethod
+    def from_numbers(cls, lower: float, *parts: float) -> Grid:
+        """The grid of `numbers`; parts without an interval are left out.
+
+        Raises
+        ------
+        ValueError
+            There are no or too many parts, or a width is not positive.
+        """
+        filled = [(float(step), int(n)) for step, n in zip(parts[::2], parts[1::2], strict=True) if n]
+        if not 1 <= len(filled) <= MAX_PARTS or not all(0 < step < np.inf and n > 0 for step, n in filled):
+            raise ValueError(f"no grid of 1 to {MAX_PARTS} parts: {[lower, *parts]}")
+        steps, counts = zip(*filled, strict=True)
+        return cls(float(lower), steps, counts)
+
+    def numbers(self) -> list[float]:
+        """As files hold it: `lower`, then step and number of intervals of each part."""
+        return [self.lower, *itertools.chain(*zip(self.steps, self.counts, strict=True))]
+
+    @cached_property
+    def starts(self) -> tuple[float, ...]:
+        """(n_parts,) where each part begins."""
+        starts = [self.lower]
+        for step, n in zip(self.steps[:-1], self.counts[:-1], strict=True):
+            starts.append(starts[-1] + step * n)
+        return tuple(starts)
 
     @property
     def upper(self) -> float:
         """End of the table."""
-        return self.middle + self.step_coarse * self.n_coarse
+        return self.starts[-1] + self.steps[-1] * self.counts[-1]
 
     @property
     def n_intervals(self) -> int:
-        """Intervals of both parts."""
-        return self.n_fine + self.n_coarse
+        """Intervals of all parts."""
+        return sum(self.counts)
 
     @property
-    def knots(self) -> NDArray[np.float64]:
+    def knots(self) -> Doubles:
         """(n_intervals + 1,) knot positions."""
-        fine = self.lower + self.step_fine * np.arange(self.n_fine + 1)
-        return np.concatenate((fine, self.middle + self.step_coarse * np.arange(1, self.n_coarse + 1)))
+        parts = zip(self.starts, self.steps, self.counts, strict=True)
+        return np.concatenate([*(start + step * np.arange(n) for start, step, n in parts), [self.upper]])
 
     @property
-    def steps(self) -> NDArray[np.float64]:
+    def widths(self) -> Doubles:
         """(n_intervals,) width of each interval."""
-        return np.repeat([self.step_fine, self.step_coarse], [self.n_fine, self.n_coarse])
+        return np.repeat(self.steps, self.counts)
 
     def extended(self, upper: float, at_a_time: int = 1) -> Grid:
         """The grid continued with its last step until it covers `upper`, by so many intervals at a time."""
         if upper <= self.upper:
             return self
-        step = self.step_coarse if self.n_coarse else self.step_fine
-        more = at_a_time * int(np.ceil((upper - self.upper) / (at_a_time * step)))
-        return (
-            replace(self, n_coarse=self.n_coarse + more) if self.n_coarse else replace(self, n_fine=self.n_fine + more)
-        )
-
-    def thinned(self, k: int) -> Grid:
-        """The grid with every k-th knot, and as far as it takes to reach at least as far."""
-        fine, coarse = -(-self.n_fine // k), -(-self.n_coarse // k)
-        return Grid(self.lower, k * self.step_fine, fine, k * self.step_coarse, coarse)
+        more = at_a_time * int(np.ceil((upper - self.upper) / (at_a_time * self.steps[-1])))
+        return replace(self, counts=(*self.counts[:-1], self.counts[-1] + more))
 
     def locate(self, s: NDArray[np.floating]) -> tuple[NDArray[np.int64], NDArray[np.floating]]:
         """Interval and local coordinate t of each s; beyond the ends the first or last interval goes on."""
-        fine = np.floor((s - self.lower) / self.step_fine)
-        coarse = self.n_fine + np.floor((s - self.middle) / self.step_coarse)
-        index = np.clip(np.where(s < self.middle, fine, coarse), 0, self.n_intervals - 1).astype(np.int64)
-        if self.n_coarse == 0:
-            index = np.minimum(fine.clip(0), self.n_fine - 1).astype(np.int64)
-        in_fine = index < self.n_fine
-        t_fine = (s - self.lower) / self.step_fine - index
-        t_coarse = (s - self.middle) / self.step_coarse - (index - self.n_fine)
-        return index, np.where(in_fine, t_fine, t_coarse)
+        part = np.searchsorted(self.starts[1:], s, side="right")
+        counts = np.array(self.counts)
+        place = (s - np.array(self.starts)[part]) / np.array(self.steps)[part]
+        index = np.floor(place).clip(0, counts[part] - 1)
+        return (np.cumsum(counts) - counts)[part] + index.astype(np.int64), place - index
 
 
 def hermite_coefficients(grid: Grid, jets: Doubles) -> Doubles:
     """Local coefficients (k, n_intervals, 6, M) of k tables, given (3, k, n_intervals + 1, M): G, G′, G″."""
-    scale = (grid.steps ** np.arange(3)[:, None])[:, None, :, None]  # derivatives by s to those by t
+    scale = (grid.widths ** np.arange(3)[:, None])[:, None, :, None]  # derivatives by s to those by t
     sides = np.concatenate((jets[:, :, :-1] * scale, jets[:, :, 1:] * scale))
     powers = (_HERMITE @ sides.reshape(6, -1)).reshape(sides.shape)
     return np.ascontiguousarray(powers.transpose(1, 2, 0, 3))
@@ -187,15 +203,6 @@ class RadialTable:
         jets = np.stack([np.stack(net.jet(grid.knots)) for net in networks], axis=1)
         return cls((grid,) * len(networks), hermite_coefficients(grid, jets))
 
-    @classmethod
-    def on_grids(cls, networks: Sequence[Network], grids: Sequence[Grid]) -> RadialTable:
-        """Tabulate each network over a grid of its own."""
-        tables = [cls.from_networks([net], grid).coefficients[0] for net, grid in zip(networks, grids, strict=True)]
-        coefficients = np.zeros((len(tables), max(len(table) for table in tables), *tables[0].shape[1:]))
-        for whole, table in zip(coefficients, tables, strict=True):
-            whole[: len(table)] = table
-        return cls(tuple(grids), coefficients)
-
     @property
     def n_channels(self) -> int:
         """M."""
@@ -229,28 +236,26 @@ class RadialTable:
             value = value * t + c[:, k]
             if k:
                 slope = slope * t + k * c[:, k]
-        return value, slope / grid.steps[index][:, None].astype(c.dtype)
+        return value, slope / grid.widths[index][:, None].astype(c.dtype)
 
-    def error(self, networks: Sequence[Network], n_probe: int = 4) -> tuple[float, float]:
-        """Largest error of G and of dG/ds against the networks, probed inside every interval."""
+    def errors(self, networks: Sequence[Network], n_probe: int = 4) -> Doubles:
+        """(2, n_tables, n_intervals) largest error of G and of dG/ds against the networks inside each interval."""
         inside = (np.arange(n_probe) + 0.5) / n_probe
-        worst = np.zeros(2)
+        errors = np.zeros((2, *self.coefficients.shape[:2]))
         for i, (net, grid) in enumerate(zip(networks, self.grids, strict=True)):
-            probes = grid.knots[:-1, None] + grid.steps[:, None] * inside
+            probes = grid.knots[:-1, None] + grid.widths[:, None] * inside
             for first in range(0, len(probes), _BLOCK):
-                s = probes[first : first + _BLOCK].ravel()
-                value, slope = self._evaluate_one(i, s)
-                exact = net.jet(s)
-                worst = np.maximum(worst, [np.abs(value - exact[0]).max(), np.abs(slope - exact[1]).max()])
-        return float(worst[0]), float(worst[1])
+                s = probes[first : first + _BLOCK]
+                exact = net.jet(s.ravel())
+                for k, found in enumerate(self._evaluate_one(i, s.ravel())):
+                    of_intervals = np.abs(found - exact[k]).reshape(len(s), -1).max(axis=1)
+                    errors[k, i, first : first + len(s)] = of_intervals
+        return errors
 
-    def thinned(self, networks: Sequence[Network], tolerance: float) -> RadialTable:
-        """With the fewest of its knots that keep |ΔG| and |ΔG′| against the networks below `tolerance`; or the same."""
-        for k in (8, 6, 4, 3, 2):
-            table = RadialTable.on_grids(networks, [grid.thinned(k) for grid in self.grids])
-            if max(table.error(networks)) <= tolerance:
-                return table
-        return self
+    def error(self, networks: Sequence[Network]) -> tuple[float, float]:
+        """Largest error of G and of dG/ds against the networks."""
+        of_value, of_slope = self.errors(networks).max(axis=(1, 2))
+        return float(of_value), float(of_slope)
 
     def extended(self, networks: Sequence[Network], upper: float) -> RadialTable:
         """The same tables continued from the networks, each with its last step, until all cover `upper`."""
@@ -261,10 +266,14 @@ class RadialTable:
             coefficients[i, : old.n_intervals] = self.coefficients[i, : old.n_intervals]
             for first in range(old.n_intervals, new.n_intervals, EXTENSION):
                 knots = new.knots[first : first + EXTENSION + 1]
-                part = Grid(float(knots[0]), float(new.steps[-1]), EXTENSION)
+                part = Grid(float(knots[0]), new.steps[-1:], (EXTENSION,))
                 jets = np.stack(networks[i].jet(knots))[:, None]
                 coefficients[i, first : first + EXTENSION] = hermite_coefficients(part, jets)[0]
         return RadialTable(grids, coefficients)
+
+
+Measure = Callable[[RadialTable], tuple[Doubles, Doubles]]
+"""Gives arguments s (n,) and the error (n,) that a table has at each."""
 
 
 def fitted_table(
@@ -273,21 +282,60 @@ def fitted_table(
     upper: float,
     tolerance: float,
     max_intervals: int = 4096,
-    measure: Callable[[RadialTable], float] | None = None,
+    measure: Measure | None = None,
+    most_parts: int = MAX_PARTS,
 ) -> RadialTable:
-    """A uniform table with |ΔG| and |ΔG′| below `tolerance`, of about as few intervals as that takes.
+    """A table with |ΔG| and |ΔG′| below `tolerance`, of about as few intervals as that takes.
 
-    `measure` takes the place of these errors.  If even `max_intervals` misses the tolerance, or what is left is
-    rounding error, that table.
+    Trained networks change fastest where pairs are far apart, so the range has up to `most_parts` parts with intervals
+    as wide as each allows.  `measure` takes the place of |ΔG| and |ΔG′|.  If even `max_intervals` misses the tolerance,
+    or what is left is rounding error, that table.
     """
-    n, before = FEWEST_INTERVALS, np.inf
+    measure = measure or (lambda table: _errors_of_intervals(table, networks))
+    density = np.full(CELLS, FEWEST_INTERVALS / CELLS)  # of intervals in each cell
+    before = np.inf
     while True:
-        table = RadialTable.from_networks(networks, Grid.uniform(lower, upper, n))
-        error = measure(table) if measure else max(table.error(networks))
+        grid = _grid_of(lower, upper, density, most_parts)
+        if grid.n_intervals > max_intervals:
+            density *= max_intervals / grid.n_intervals
+            grid = _grid_of(lower, upper, density, most_parts)
+        table = RadialTable.from_networks(networks, grid)
+        s, errors = measure(table)
+        error = errors.max()
         rounded = error < _ROUNDING and error > before / 1.3
-        if error <= tolerance or n >= max_intervals or rounded:
+        if error <= tolerance or grid.n_intervals >= max_intervals or rounded:
             return table
         before = error
         # A quintic piece's slope has an error of the width's fifth power, once the width is small.
-        growth = min(max(1.05 * (error / tolerance) ** 0.2, 1.1), 4.0)
-        n = min(max_intervals, int(np.ceil(n * growth)))
+        growth = np.clip(1.05 * (errors / tolerance) ** 0.2, 1.1, 4.0)
+        cell = np.clip((s - lower) * (CELLS / (upper - lower)), 0, CELLS - 1).astype(np.int64)
+        wanted = growth * (upper - lower) / CELLS / grid.widths[grid.locate(s)[0]]
+        missed = errors > tolerance
+        np.maximum.at(density, cell[missed], wanted[missed])
+
+
+def _errors_of_intervals(table: RadialTable, networks: Sequence[Network]) -> tuple[Doubles, Doubles]:
+    """The `Measure` of |ΔG| and |ΔG′|, for tables of one grid."""
+    grid = table.grids[0]
+    return grid.knots[:-1] + 0.5 * grid.widths, table.errors(networks).max(axis=(0, 1))
+
+
+def _grid_of(lower: float, upper: float, density: Doubles, most_parts: int) -> Grid:
+    """The grid of fewest intervals that has `density` (n_cells,) of them in every cell, in up to `most_parts` parts."""
+    n = len(density)
+    # cost[i, j]: intervals of a part of the cells i … j − 1, as many in each as the densest of them wants.
+    cost = np.full((n, n + 1), np.inf)
+    for i in range(n):
+        cost[i, i + 1 :] = np.maximum.accumulate(density[i:]) * np.arange(1, n - i + 1)
+    best, edges = cost[0], [[0, j] for j in range(n + 1)]
+    for _ in range(most_parts - 1):
+        split = np.argmin(best[:n, None] + cost, axis=0)  # where the last part begins
+        total = best[split] + cost[split, np.arange(n + 1)]
+        better = total < best - 1.0
+        edges = [[*edges[split[j]], j] if better[j] else edges[j] for j in range(n + 1)]
+        best = np.minimum(best, total)
+    parts = [slice(i, j) for i, j in itertools.pairwise(edges[n])]
+    counts = [int(np.ceil((part.stop - part.start) * density[part].max() - 1e-9)) for part in parts]
+    width = (upper - lower) / n
+    steps = [width * (part.stop - part.start) / count for part, count in zip(parts, counts, strict=True)]
+    return Grid(lower, tuple(steps), tuple(counts))

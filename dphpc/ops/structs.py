@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dphpc.model.radial_table import Grid
+from dphpc.model.radial_table import MAX_PARTS, Grid
 from dphpc.ops.se_a.contract import SeAParameters
 
 ELEMENTWISE = 256
@@ -31,7 +31,7 @@ DESCRIPTOR = struct(
     "f8 rcut", "f8 rcut_smth", "f8 protection", "f8 inverse_width", "f8 scale", "p sel", "p davg", "p inverse_std",
     "p network", "p flags", "p grids", "p coefficients", "p empty", "i4 n_intervals", "i4 round_displacements",
 )  # fmt: skip
-GRID = struct("f8 lower", "f8 middle", "f8 inverse_fine", "f8 inverse_coarse", "i4 n_fine", "i4 n_coarse")
+GRID = struct(*(f"{MAX_PARTS}{field}" for field in ("f8 starts", "f8 inverse_steps", "i4 first", "i4 last")))
 EXERTED = struct(
     "p moments", "p inputs_adjoint", "p forces", "p virial", "p atom_virial", "p too_large", "f8 per_spacing",
     "f8 limit", "i4 n_columns", "i4 n_slots",
@@ -43,8 +43,13 @@ LAYER = struct(
 
 def grid_structs(grids: Sequence[Grid]) -> NDArray:
     """The structs of tables' grids, as bytes."""
-    rows = [(g.lower, g.middle, 1.0 / g.step_fine, 1.0 / g.step_coarse, g.n_fine, g.n_coarse) for g in grids]
-    return np.array(rows, GRID).view(np.uint8)
+    rows = np.zeros(len(grids), GRID)
+    rows["starts"] = np.inf  # of parts that are not there
+    for row, g in zip(rows, grids, strict=True):
+        n, counts = len(g.counts), np.array(g.counts)
+        row["starts"][:n], row["inverse_steps"][:n] = g.starts, 1.0 / np.array(g.steps)
+        row["first"][:n], row["last"][:n] = np.cumsum(counts) - counts, counts - 1
+    return rows.view(np.uint8)
 
 
 def descriptor_struct(p: SeAParameters, pointers: Iterable[int], n_intervals: int) -> NDArray:

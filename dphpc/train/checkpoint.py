@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,7 @@ class Checkpoint:
             "format": FORMAT,
             "step": self.step,
             "input": self.config.model_dump(mode="json", exclude_none=True),
-            "grid": None if self.grid is None else asdict(self.grid),
+            "grid": None if self.grid is None else self.grid.numbers(),
             "min_distance": self.min_distance,
             "averages": self.averages,
         }
@@ -119,7 +119,7 @@ class Checkpoint:
                 config=parse_input(head["input"], source=str(path)),
                 arrays=_below("model.", tensors),
                 optimizer=_below("optimizer.", tensors),
-                grid=None if head["grid"] is None else Grid(**head["grid"]),
+                grid=None if head["grid"] is None else Grid.from_numbers(*head["grid"]),
                 min_distance=head["min_distance"],
                 averages=head["averages"],
             )

@@ -142,9 +142,9 @@ class TableStep:
 
     def share_grid(self, comm: Communicator) -> None:
         """Give all ranks the knots of all, where batches reached beyond those of some; collective."""
-        # Counts, not lengths: rounding would let ranks have one more or less.
-        n_fine, n_coarse = comm.allreduce(np.array([self.grid.n_fine, self.grid.n_coarse]), "max").tolist()
-        self.grid = replace(self.grid, n_fine=n_fine, n_coarse=n_coarse)
+        # Counts, not lengths: rounding would let ranks have one more or less.  Only the last part ever grows.
+        counts = comm.allreduce(np.array(self.grid.counts), "max").tolist()
+        self.grid = replace(self.grid, counts=tuple(counts))
         self._n_shared = self.grid.n_intervals
 
     def weights_changed(self) -> None:
@@ -157,9 +157,12 @@ class TableStep:
         return max(RadialTable.from_networks(networks, self.grid).error(networks))
 
     def check_table(self) -> float:
-        """Halve the table's intervals while it misses the tolerance; returns its error then."""
-        while (error := self.table_error()) > self.tolerance and self.grid.n_intervals < MAX_INTERVALS:
-            self.grid = Grid.uniform(self.grid.lower, self.grid.upper, 2 * self.grid.n_intervals)
+        """Choose knots anew where the table misses the tolerance; returns its error then."""
+        if (error := self.table_error()) > self.tolerance and self.grid.n_intervals < MAX_INTERVALS:
+            # With some room, or weights that go on changing would soon have it miss the tolerance again.
+            networks, goal = self.model.descriptor.networks, self.tolerance / ROOM
+            self.grid = fitted_table(networks, self.grid.lower, self.grid.upper, goal, MAX_INTERVALS).grids[0]
+            error = self.table_error()
         self._n_shared = self.grid.n_intervals
         return error
 
@@ -206,7 +209,7 @@ class TableStep:
 
     def _reaching(self, largest: float) -> Grid:
         """The grid extended to an argument that a batch has."""
-        if (largest - self.grid.lower) / self.grid.step_fine > MAX_EXTENDED:
+        if (largest - self.grid.upper) / self.grid.steps[-1] > MAX_EXTENDED:
             raise RunError(
                 "two atoms are so close that the radial table cannot reach them",
                 remedy='remove the frame, or train with dphpc: {embedding: "network"}',
@@ -328,7 +331,10 @@ class _Kept:
 
 
 MAX_INTERVALS = 4096
-"""Where `check_table` stops halving."""
+"""Where `check_table` stops asking for more."""
+
+ROOM = 10.0
+"""By which a table that `check_table` makes is more exact than asked."""
 
 MAX_EXTENDED = 4 * MAX_INTERVALS
 """Where `TableStep` stops following batches with ever nearer atoms."""

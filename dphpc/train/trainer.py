@@ -147,7 +147,8 @@ class Trainer:
             return None
         if grid is None:
             r_min = MARGIN * (self.model.min_nbor_dist or DEFAULT_MIN_DISTANCE)
-            grid = TableStep.fitting_grid(self.model, r_min, options.table_tolerance)
+            # The first rank's: unlike processors may find unlike ones.
+            grid = self.comm.bcast(TableStep.fitting_grid(self.model, r_min, options.table_tolerance))
         step = TableStep if self.device is None else CardStep
         return step(self.model, self.parameters, grid, options.table_tolerance)
 
@@ -287,6 +288,7 @@ class Trainer:
         if self._table is not None:
             self._table.share_grid(self.comm)
             error = self._table.check_table()
+            self._table.grid = self.comm.bcast(self._table.grid)
             log.debug("radial table: %d intervals, largest error %.1e", self._table.grid.n_intervals, error)
         if self._sums:
             n = self._sums.pop("n")

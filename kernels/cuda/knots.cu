@@ -54,7 +54,7 @@ __device__ inline double hermite(int k, int right, int d) {
 }
 
 struct Tables {
-    const double* steps;  // (n_intervals)
+    const double* widths;  // (n_intervals)
     int n_tables, n_intervals, channels;
 };
 
@@ -63,7 +63,7 @@ extern "C" __global__ void coefficients(const Tables tables, const double* jets,
     const long long i = my_element(), row = i / tables.channels, m = i % tables.channels;
     if (row >= static_cast<long long>(tables.n_tables) * tables.n_intervals) return;
     const long long n = tables.n_intervals + 1, interval = row % tables.n_intervals;
-    const double h = tables.steps[interval];
+    const double h = tables.widths[interval];
     const double* from = jets + (row / tables.n_intervals * n_jet * n + interval) * tables.channels + m;
     double side[2][n_jet];
     for (int right = 0; right < 2; ++right)
@@ -91,7 +91,7 @@ extern "C" __global__ void jets_adjoint(const Tables tables, const double* gradi
         const long long interval = knot - right;
         if (interval < 0 || interval >= tables.n_intervals) continue;
         const double* c = gradient + (table * tables.n_intervals + interval) * n_powers * tables.channels + m;
-        const double h = tables.steps[interval];
+        const double h = tables.widths[interval];
 #pragma unroll
         for (int d = 0; d < n_jet; ++d) {
             double along = 0.0;

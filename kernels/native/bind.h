@@ -5,6 +5,9 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 
+#include <algorithm>
+#include <limits>
+
 #include "se_a.h"
 
 namespace dphpc {
@@ -42,6 +45,22 @@ struct SystemArrays {
     Array<const std::int32_t> indices, centers;
 };
 
+// A dphpc.model.radial_table.Grid.
+inline RadialGrid grid_of(nb::handle grid) {
+    RadialGrid view{};
+    std::fill(view.starts, view.starts + RadialGrid::most_parts, std::numeric_limits<double>::infinity());
+    const nb::tuple starts = nb::cast<nb::tuple>(grid.attr("starts")), steps = nb::cast<nb::tuple>(grid.attr("steps"));
+    const nb::tuple counts = nb::cast<nb::tuple>(grid.attr("counts"));
+    int first = 0;
+    for (std::size_t k = 0; k < counts.size(); ++k) {
+        const int n = nb::cast<int>(counts[k]);
+        view.starts[k] = nb::cast<double>(starts[k]), view.inverse_steps[k] = 1.0 / nb::cast<double>(steps[k]);
+        view.first[k] = first, view.last[k] = n - 1;
+        first += n;
+    }
+    return view;
+}
+
 template <class Real>
 struct DescriptorArrays {
     DescriptorArrays(nb::handle p, nb::handle e)
@@ -64,9 +83,7 @@ struct DescriptorArrays {
         view.coefficients = coefficients.data(), view.empty = empty.data();
         view.round_displacements = nb::cast<bool>(p.attr("round_displacements"));
         for (nb::handle grid : e.attr("table").attr("grids")) {
-            const int n_fine = nb::cast<int>(grid.attr("n_fine")), n_coarse = nb::cast<int>(grid.attr("n_coarse"));
-            view.grids.push_back({number(grid, "lower"), number(grid, "middle"), 1.0 / number(grid, "step_fine"),
-                                  1.0 / number(grid, "step_coarse"), n_fine, n_coarse});
+            view.grids.push_back(grid_of(grid));
         }
     }
 

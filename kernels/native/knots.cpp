@@ -173,7 +173,7 @@ template <class Real>
 void KnotTape<Real>::set_coefficients(const KnotGrid& grid, std::int64_t row, Real* coefficients) const {
     const int network = static_cast<int>(row / grid.n_intervals), interval = static_cast<int>(row % grid.n_intervals);
     const int n_out = networks_[network].back().n_out;
-    const double h = grid.steps[interval], scale[n_jet] = {1.0, h, h * h};
+    const double h = grid.widths[interval], scale[n_jet] = {1.0, h, h * h};
     const Tile* tile = tiles_.data() + network * tiles_each_;
     const double* side[2 * n_jet];
     for (int right = 0; right < 2; ++right) {
@@ -202,7 +202,7 @@ void KnotTape<Real>::set_jets_adjoint(const KnotGrid& grid, const double* coeffi
             const int interval = tile.first + i - right;
             if (interval < 0 || interval >= grid.n_intervals) continue;
             const double* c = coefficients + (static_cast<std::int64_t>(tile.network) * grid.n_intervals + interval) * n_powers * n_out;
-            const double h = grid.steps[interval], scale[n_jet] = {1.0, h, h * h};
+            const double h = grid.widths[interval], scale[n_jet] = {1.0, h, h * h};
             for (int d = 0; d < n_jet; ++d) {
                 double* out = jets + (d * tile.n + i) * width_;
                 for (int power = 0; power < n_powers; ++power) {

@@ -12,7 +12,7 @@ namespace dphpc {
 
 // Knots s_0 … s_n and the widths of the n intervals between them.
 struct KnotGrid {
-    const double *knots, *steps;
+    const double *knots, *widths;
     int n_intervals;
 };
 

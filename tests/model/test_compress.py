@@ -44,7 +44,10 @@ def test_the_error_of_pairs_is_that_of_each_distance() -> None:
             slopes.append(networks[i].jet(s)[1] * ds)
             errors.append(table.evaluate(s, which)[1] * ds - slopes[-1])
     worst = np.sqrt(np.mean(np.square(errors), axis=(0, 2)).max() / np.mean(np.square(slopes)))
-    assert pair_error(d, networks, nearest)(table) == pytest.approx(worst, rel=0.02)
+    places, found = pair_error(d, networks, nearest)(table)
+    assert found.max() == pytest.approx(worst, rel=0.02)
+    assert places.min() >= table.grids[0].lower
+    assert places.max() <= table.upper
 
 
 def test_step_is_honoured() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import h5py
@@ -11,7 +12,9 @@ import pytest
 
 from dphpc.core.errors import ModelFileError
 from dphpc.model.compress import compress
+from dphpc.model.dp_model import DPModel
 from dphpc.model.model_file import read_model, write_model
+from dphpc.model.radial_table import Grid
 from dphpc.potential.deep_pot import DeepPot
 from tests.models import random_model, random_structure
 
@@ -35,13 +38,31 @@ def test_round_trip_is_exact(tmp_path: Path, suffix: str, compressed: bool) -> N
     for a, b in zip(*results, strict=True):
         assert np.array_equal(a, b)
     assert (again.table is not None) == compressed
+    assert again.table is None or again.table.grids == model.table.grids
     assert not list(tmp_path.glob(".*.part"))
 
 
-def edited(tmp_path: Path, change: object) -> Path:
+@pytest.mark.parametrize(
+    "numbers",
+    [[0.0], [0.0, 0.1], [0.0, -0.1, 9], [0.0, 0.1, -9], [0.0, math.nan, 9], [0.0, *(0.1, 9) * 5], [0.0, "x", 9]],
+)
+def test_grids_that_are_none_are_refused(tmp_path: Path, numbers: list[object]) -> None:
+    def change(tree: dict) -> None:
+        tree["dphpc"]["table"]["grids"][0] = numbers
+
+    with pytest.raises(ModelFileError, match="do not fit together"):
+        read_model(edited(tmp_path, change, compress(random_model(0))[0]))
+
+
+def test_parts_of_a_grid_without_intervals_are_left_out() -> None:
+    grid = Grid.from_numbers(-0.5, 0.1, 4, 0.2, 0)
+    assert (grid.steps, grid.counts) == ((0.1,), (4,))
+
+
+def edited(tmp_path: Path, change: object, model: DPModel | None = None) -> Path:
     """A written model whose JSON went through `change`."""
     path = tmp_path / "model.dp"
-    write_model(random_model(0), path)
+    write_model(model or random_model(0), path)
     with h5py.File(path, "a") as file:
         tree = json.loads(file.attrs["json"])
         change(tree)  # type: ignore[operator]

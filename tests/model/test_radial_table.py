@@ -19,19 +19,19 @@ def test_error_falls_as_the_sixth_power() -> None:
 
 
 def test_pieces_join_in_value_slope_and_curvature() -> None:
-    grid = Grid(-0.5, 0.1, 40, 0.4, 10)
+    grid = Grid(-0.5, (0.1, 0.4, 0.2), (40, 10, 5))
     c = RadialTable.from_networks(NETWORKS, grid).coefficients
-    steps = grid.steps[:, None]
+    widths = grid.widths[:, None]
     k = np.arange(6)[:, None]
     for order in range(3):
         falling = np.prod([k - j for j in range(order)], axis=0) if order else np.ones((6, 1))
-        at_end = (c * falling).sum(axis=2) / steps**order
-        at_start = c[:, :, order] * [1, 1, 2][order] / steps**order
+        at_end = (c * falling).sum(axis=2) / widths**order
+        at_start = c[:, :, order] * [1, 1, 2][order] / widths**order
         assert at_end[:, :-1] == pytest.approx(at_start[:, 1:], abs=1e-10)
 
 
 def test_slope_is_the_derivative_of_the_value() -> None:
-    table = RadialTable.from_networks(NETWORKS, Grid(-0.5, 0.1, 40, 0.4, 10))
+    table = RadialTable.from_networks(NETWORKS, Grid(-0.5, (0.1, 0.4), (40, 10)))
     s, h = np.linspace(-0.45, 7.3, 97), 1e-6
     which = np.arange(97) % 2
     slope = (table.evaluate(s + h, which)[0] - table.evaluate(s - h, which)[0]) / (2 * h)
@@ -59,19 +59,29 @@ def test_fitted_table_reaches_its_tolerance() -> None:
     table = fitted_table(NETWORKS, -0.4, 15.0, 1e-9)
     assert max(table.error(NETWORKS)) <= 1e-9
     fewer = RadialTable.from_networks(NETWORKS, Grid.uniform(-0.4, 15.0, int(0.85 * table.grids[0].n_intervals)))
-    assert max(fewer.error(NETWORKS)) > 1e-9  # 160 intervals; 128 give 1.3e-9
+    assert max(fewer.error(NETWORKS)) > 1e-9  # 109 intervals; 128 equal ones give 1.3e-9
 
 
-def test_knots_are_left_out_as_long_as_the_tolerance_allows() -> None:
-    grids = Grid(-0.5, 0.025, 161, 0.1, 33), Grid(-0.4, 0.03, 100)
-    table = RadialTable.on_grids(NETWORKS, grids)
-    thin = table.thinned(NETWORKS, 1e-6)
-    k = round(thin.grids[0].step_fine / 0.025)
-    assert k > 1
-    assert max(thin.error(NETWORKS)) <= 1e-6
-    assert max(RadialTable.on_grids(NETWORKS, [g.thinned(2 * k) for g in grids]).error(NETWORKS)) > 1e-6
-    for old, new in zip(grids, thin.grids, strict=True):
-        assert new.lower == old.lower
-        assert old.upper <= new.upper < old.upper + k * (old.step_fine + old.step_coarse)
-        assert new.n_intervals <= old.n_intervals / k + 2
-    assert table.thinned(NETWORKS, 1e-30) is table
+def test_a_network_that_is_steep_at_one_end_has_narrow_intervals_there_alone() -> None:
+    net = initial_network([1, 25, 50, 100], "tanh", np.random.default_rng(0))
+    first = net.layers[0]
+    assert first.b is not None
+    first.w[:, :5], first.b[:5] = 6.0, 1.2  # these turn at −0.2
+    table = fitted_table([net], -0.4, 15.0, 1e-9)
+    grid = table.grids[0]
+    assert max(table.error([net])) <= 1e-9
+    assert len(grid.counts) > 1
+    assert grid.upper == pytest.approx(15.0)
+    assert grid.widths[-1] > 10 * grid.widths[grid.locate(np.array([-0.1]))[0][0]]
+    uniform = fitted_table([net], -0.4, 15.0, 1e-9, most_parts=1)
+    assert max(uniform.error([net])) <= 1e-9
+    assert grid.n_intervals < 0.2 * uniform.grids[0].n_intervals
+
+
+def test_every_argument_finds_its_interval() -> None:
+    grid = Grid(-0.5, (0.1, 0.4, 0.05, 1.0), (3, 2, 7, 1))
+    s = np.concatenate((grid.knots, grid.knots[:-1] + 0.3 * grid.widths, [-3.0, 30.0]))
+    index, t = grid.locate(s)
+    assert np.allclose(grid.knots[index] + t * grid.widths[index], s, atol=1e-13)
+    assert index[-2:].tolist() == [0, 12]
+    assert ((t[:-2] >= 0.0) & (t[:-2] < 1.0 + 1e-12)).all()

@@ -91,7 +91,11 @@ def _case(
     )
 
 
-_TWO_PARTS = (Grid(-1.0, 0.05, 80, 0.5, 12), Grid(-1.0, 0.2, 50), Grid(-0.9, 0.1, 30, 0.3, 23))
+_PARTS = (
+    Grid(-1.0, (0.02, 0.05, 0.4, 0.5), (20, 72, 6, 8)),
+    Grid(-1.0, (0.2,), (50,)),
+    Grid(-0.9, (0.1, 0.3), (30, 23)),
+)
 
 VARIANTS: dict[str, dict] = {
     "plain": {},
@@ -100,13 +104,13 @@ VARIANTS: dict[str, dict] = {
     "one_channel": {"channels": 1},
     "odd_channels": {"channels": 37, "protection": 0.3},
     "few_intervals": {"grids": (Grid.uniform(-1.0, 9.0, 6),)},
-    "two_part_grids": {"grids": _TWO_PARTS, "channels": 9, "n_types": 3, "sel": (9, 8, 30)},
+    "grids_in_parts": {"grids": _PARTS, "channels": 9, "n_types": 3, "sel": (9, 8, 30)},
     "two_sided_excluded": {
         "n_types": 3,
         "one_sided": False,
         "sel": (12, 20, 16),
         "channels": 18,
-        "grids": _TWO_PARTS,
+        "grids": _PARTS,
         "excluded": frozenset({(0, 2)}),
         "missing": frozenset({(1, 1)}),
     },

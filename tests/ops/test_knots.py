@@ -13,7 +13,7 @@ from dphpc.ops.se_a.knots import KnotTable
 from dphpc.ops.threads import set_threads
 
 SMOOTH = ["tanh", "sigmoid", "softplus", "gelu", "gelu_tf", "silu", "linear", "none"]
-GRIDS = [Grid.uniform(-0.7, 5.3, 64), Grid(-0.7, 0.05, 13, 0.3, 6)]
+GRIDS = [Grid.uniform(-0.7, 5.3, 64), Grid(-0.7, (0.05, 0.3), (13, 6))]
 WIDTHS = [[1, 5, 10, 20], [1, 1, 2, 13], [1, 7]]
 
 
@@ -34,7 +34,7 @@ def networks(n: int, widths: list[int], name: str, dtype: type) -> list[Network]
 def torch_coefficients(net: Network, grid: Grid) -> torch.Tensor:
     """Quintic Hermite pieces (n_intervals, 6, M) as textbooks write them."""
     g, g1, g2 = net.jet(torch.from_numpy(grid.knots), torch)
-    h = torch.from_numpy(grid.steps)[:, None]
+    h = torch.from_numpy(grid.widths)[:, None]
     left, right = (
         [x[side], h * y[side], h * h * z[side]] for side in (slice(-1), slice(1, None)) for x, y, z in [(g, g1, g2)]
     )

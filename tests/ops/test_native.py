@@ -31,7 +31,7 @@ def build(request, monkeypatch):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 2e-12), (np.float32, 5e-6)])
 @pytest.mark.parametrize("channels", [1, 37, 100])
 def test_every_build_agrees(build, se_a_case, channels, dtype, tolerance):
-    case = se_a_case("two_part_grids", channels=channels, dtype=dtype)
+    case = se_a_case("grids_in_parts", channels=channels, dtype=dtype)
     n_all = len(case.env.positions)
     results = []
     for ops in (se_a, se_a_reference):

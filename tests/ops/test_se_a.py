@@ -181,7 +181,7 @@ def test_rounded_displacements(se_a_case):
 
 def test_arguments_beyond_the_table_are_reported(se_a_case):
     case = se_a_case()
-    short = RadialTable(tuple(replace(g, n_fine=10) for g in case.e.table.grids), case.e.table.coefficients)
+    short = RadialTable(tuple(replace(g, counts=(10,)) for g in case.e.table.grids), case.e.table.coefficients)
     embedding = Embedding(short, case.e.empty)
     got, largest = native.moments(case.env, case.p, embedding)
     assert largest > short.upper

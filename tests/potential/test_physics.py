@@ -7,7 +7,9 @@ import pytest
 
 from dphpc.core.box import Box
 from dphpc.core.errors import DataError, InputError, RunError
-from dphpc.model.radial_table import NetworkEmbedding
+from dphpc.model.compress import compress
+from dphpc.model.dp_model import DPModel
+from dphpc.model.radial_table import NetworkEmbedding, RadialTable
 from dphpc.ops.energy import reference as reference_energy
 from dphpc.ops.se_a import reference as reference_se_a
 from dphpc.potential.contract import Outputs
@@ -58,21 +60,26 @@ def test_virial_is_the_strain_derivative(dp: DeepPot) -> None:
 @pytest.mark.parametrize("steepness", [1.0, 12.0])
 def test_a_network_without_a_table_is_evaluated_exactly(steepness: float, monkeypatch: pytest.MonkeyPatch) -> None:
     model = random_model(5, set_davg_zero=True)
-    for net in model.descriptor.networks:
-        for layer in net.layers[1:]:  # as long trainings make them: G changes within a hundredth of its range
-            layer.w[:] *= steepness
+    make_steep(model, steepness)
     x, cell, types = random_structure()
     energy, force, _ = DeepPot(model).eval(x[None], cell[None], types)
-    monkeypatch.setattr(DeepPotential, "_tabulated", itself)
+    monkeypatch.setattr(DeepPotential, "_exact_table", itself)
     exact_energy, exact_force, _ = DeepPot(model).eval(x[None], cell[None], types)
     np.testing.assert_allclose(energy, exact_energy, rtol=1e-14)
     np.testing.assert_allclose(force, exact_force, rtol=0, atol=1e-11)  # measured: 2e-13, 3e-12
 
 
+def make_steep(model: DPModel, steepness: float) -> None:
+    """As long trainings make networks: G changes within a hundredth of its range."""
+    for net in model.descriptor.networks:
+        for layer in net.layers[1:]:
+            layer.w[:] *= steepness
+
+
 def itself(potential: DeepPotential) -> NetworkEmbedding:
     """In place of a table: the networks, by the reference."""
     potential._ops, potential._energy_ops = reference_se_a, reference_energy
-    return NetworkEmbedding(potential._smooth_networks())
+    return NetworkEmbedding(potential.model.descriptor.networks)
 
 
 def test_invariance(dp: DeepPot) -> None:
@@ -119,6 +126,17 @@ def test_precisions_agree() -> None:
         # Measured: 3e-7 of the largest force.
         assert np.abs(found[1] - exact[1]).max() < 1e-5 * np.abs(exact[1]).max()
         assert found[1].dtype == np.float64
+
+
+def test_float32_has_as_many_intervals_as_it_can_tell() -> None:
+    model = random_model(5, set_davg_zero=True)
+    make_steep(model, 12.0)
+    model = compress(model)[0]
+    exact, rounded = (DeepPotential(model, precision) for precision in ("float64", "mixed"))
+    assert exact._table is model.table
+    assert isinstance(rounded._table, RadialTable)
+    within = [sum(potential._table.grids[0].counts[:-1]) for potential in (exact, rounded)]  # the data's range
+    assert within[1] < 0.5 * within[0]  # 284, 692
 
 
 def test_near_pairs_extend_the_table() -> None:

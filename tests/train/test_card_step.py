@@ -173,7 +173,7 @@ def test_table_grows_with_the_data_and_with_the_weights(device) -> None:
     before = cpu.check_table()
     card.weights_changed()
     assert card.table_error() > 2 * before  # of the weights that the card has
-    assert card.check_table() <= 1e-9 or card.grid.n_intervals == 4096
+    assert card.check_table() <= 1e-9 or card.grid.n_intervals >= 4096
 
 
 def test_frames_stay_on_the_card_while_they_fit(emulated) -> None:

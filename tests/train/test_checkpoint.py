@@ -24,7 +24,7 @@ def checkpoint(step: int = 3) -> Checkpoint:
     statistics = Statistics(rng.normal(size=2), rng.uniform(1, 2, (2, 2)), rng.normal(size=2), np.ones(2))
     model = initial_model(config.model, statistics, seed=3, min_distance=0.9)
     moments = {f"exp_avg.{name}": rng.normal(size=value.shape) for name, value in model.parameters()}
-    return Checkpoint(step, config, model_arrays(model), moments, Grid(-1.0, 0.5, 20), 0.9)
+    return Checkpoint(step, config, model_arrays(model), moments, Grid(-1.0, (0.5, 1.0), (20, 3)), 0.9)
 
 
 def test_round_trip(tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def test_a_rank_whose_batches_reach_farther_is_followed(comm: Communicator, fold
     assert drawn is not None
     n = table.grid.n_intervals
     if comm.rank == comm.size - 1:
-        table.grid = table.grid.extended(table.grid.upper + 20.3 * table.grid.step_fine)
+        table.grid = table.grid.extended(table.grid.upper + 20.3 * table.grid.steps[-1])
     for n_pairs in (2 * n, 3 * n, 4 * n + 4, 5 * n):  # some of which pay for a table with the knots of one rank only
         assert len(set(comm.allgather(table.pays(drawn.batch, n_pairs)))) == 1
     trainer.save()
@@ -131,7 +131,7 @@ def test_a_checkpoint_more_changes_no_bit_where_a_table_has_grown(comm: Communic
         table = trainer._table
         assert table is not None
         if comm.rank == comm.size - 1:
-            table.grid = table.grid.extended(table.grid.upper + 20.3 * table.grid.step_fine)
+            table.grid = table.grid.extended(table.grid.upper + 20.3 * table.grid.steps[-1])
         if saves:
             trainer.save()
         drawn = trainer._draw()

@@ -66,8 +66,8 @@ class CudaKnotTable:
         self.empty = device.zeros(n_types**2 * channels, self._dtype).reshape(n_types, n_types, channels)
         self._jets = self._work.buffer("jets", (len(networks), N_JET * self._n, channels), np.float64)
         self._kept = [self._take_memory(i, net) for i, net in enumerate(twins)]
-        self._steps = self._work.new(grid.steps)
-        tables = self._work.address(self._steps), len(networks), grid.n_intervals, channels
+        self._widths = self._work.new(grid.widths)
+        tables = self._work.address(self._widths), len(networks), grid.n_intervals, channels
         self._tables, self._slots = np.array([tables], _TABLES), self._slots_of(p, channels)
         self.update()
 

@@ -46,7 +46,7 @@ class KnotTable:
     """
 
     def __init__(self, networks: Sequence[Network], p: SeAParameters, grid: Grid) -> None:
-        self._networks, self._knots, self._steps = networks, grid.knots, grid.steps
+        self._networks, self._knots, self._widths = networks, grid.knots, grid.widths
         self._layers = [layers_of(net) for net in networks]
         dtype = networks[0].layers[0].w.dtype
         self._tape = kernels_of(dtype).KnotTape()
@@ -61,7 +61,7 @@ class KnotTable:
 
     def update(self) -> None:
         """Take the networks' present weights."""
-        self._tape.table(self._layers, self._knots, self._steps, get_threads(), self.coefficients)
+        self._tape.table(self._layers, self._knots, self._widths, get_threads(), self.coefficients)
         self.empty[...] = np.einsum("ctkm,ck->ctm", self.coefficients[self._slots], self._powers) * self._taken
 
     def backward(self, coefficients: Doubles, empty: Doubles, gradients: Sequence[Gradients]) -> None:
@@ -71,4 +71,4 @@ class KnotTable:
         """
         np.add.at(coefficients, self._slots, np.einsum("ctm,ck->ctkm", empty * self._taken, self._powers))
         wanted = [gradients_of(net, arrays) for net, arrays in zip(self._networks, gradients, strict=True)]
-        self._tape.gradient(self._knots, self._steps, coefficients, get_threads(), wanted)
+        self._tape.gradient(self._knots, self._widths, coefficients, get_threads(), wanted)

@@ -144,7 +144,7 @@ def tangent_adjoint(
         here = q.table == w
         grid = e.table.grids[w]
         index, t = grid.locate(q.rows[here, 0])
-        slope_per_t = slope_bar[here] / grid.steps[index][:, None]
+        slope_per_t = slope_bar[here] / grid.widths[index][:, None]
         for k in range(6):
             term = g_bar[here] * (t**k)[:, None]
             if k:
