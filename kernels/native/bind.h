@@ -98,5 +98,6 @@ void bind_se_a(nb::module_& m);     // makes the submodules float64 and float32
 void bind_fitting(nb::module_& m);  // adds to them
 void bind_knots(nb::module_& m);    // adds to them
 void bind_adam(nb::module_& m);     // adds to them
+void bind_muon(nb::module_& m);     // adds to them
 
 }  // namespace dphpc

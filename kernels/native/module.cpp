@@ -44,6 +44,7 @@ NB_MODULE(DPHPC_MODULE, m) {
     bind_fitting(m);
     bind_knots(m);
     bind_adam(m);
+    bind_muon(m);
 }
 
 }  // namespace dphpc

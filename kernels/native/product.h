@@ -94,11 +94,12 @@ class PackedMatrix {
         });
     }
 
-    // c (rows, padded width) += a (rows, depth) · this
+    // c (rows, padded width) += a (rows, depth) · this; of c the columns from `from` on, where a panel begins.
     void add_product(int rows, const Real* a, std::int64_t row_step, std::int64_t depth_step, Real* c,
-                     std::int64_t c_step) const {
+                     std::int64_t c_step, int from = 0) const {
         using B = ProductBlock<Real>;
         for_panels(panels_.data(), [&](const Real* panel, int first, int part, int column, int) {
+            if (column < from) return;
             const Real* left = a + first * depth_step;
             Real* out = c + column;
             // The next panel comes from far: a slice of it is fetched beside every block of rows.

@@ -1,14 +1,8 @@
 """Muon for the weight matrices, Adam for everything else (`HybridMuon` of a training input).
 
-Muon (K. Jordan et al. 2024, https://kellerjordan.github.io/posts/muon): the step of a matrix is its momentum
-with all singular values set to about 1, W −= η·s·UVᵀ for M = UΣVᵀ, by five Newton–Schulz iterations
-X ← aX + b(XXᵀ)X + c(XXᵀ)²X.  The scale s = coeff·√max(m, n) gives the step Adam's root mean square
-(Liu et al., "Muon is scalable for LLM training", arXiv 2502.16982, eq. 4).
-
-Operations a step for the water net (two fitting nets of 1600×240, 240×240, 240×240): of a 1600×240 matrix the Gram
-form takes 2·184 + 5·4·28 MFLOP = 0.9 GFLOP (plain iterations: 2.0), of a 240×240 one 0.41 GFLOP; 3.5 GFLOP in all.
-They run in float32 whatever the parameters' precision (Jordan takes bfloat16): half the time, and rounding changes
-the step by 1e-4 of its size or less.  Momentum and weights stay in the parameters' precision.
+Formulas in `dphpc.ops.muon.contract`.  The scale s = coeff·√max(m, n) gives the step of a matrix (m, n) Adam's root
+mean square (Liu et al., "Muon is scalable for LLM training", arXiv 2502.16982, eq. 4).  On a card torch takes the
+steps, in float32 too.
 """
 
 from __future__ import annotations
@@ -18,27 +12,19 @@ import math
 import torch
 from torch import Tensor
 
+from dphpc.ops.muon.contract import COEFFICIENTS, ITERATIONS, TINY, MuonMatrix, MuonStep
+from dphpc.ops.muon.native import muon_step
 from dphpc.train.optimizers.adam import AdamRule
 from dphpc.train.optimizers.gradient import is_matrix, leaves
 from dphpc.train.optimizers.protocol import State
 from dphpc.train.parameters import Parameters
 from dphpc.train.schema import HybridMuonConfig
 
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""(a, b, c) of Jordan's post: steepest at 0 while singular values end between 0.68 and 1.13."""
-
-ITERATIONS = 5
-_TINY = 1e-30
-"""Keeps a zero matrix zero."""
-
 
 def newton_schulz(matrix: Tensor) -> Tensor:
-    """A matrix (m, n) with the singular vectors of the given one and singular values between about 0.7 and 1.1.
-
-    Singular values below some 1e-3 of the matrix's norm stay smaller.
-    """
+    """O(M) of a matrix (m, n), m ≤ n."""
     a, b, c = COEFFICIENTS
-    x = matrix / (torch.linalg.matrix_norm(matrix) + _TINY)
+    x = matrix / (torch.linalg.matrix_norm(matrix) + TINY)
     for _ in range(ITERATIONS):
         gram = x @ x.T
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
@@ -46,12 +32,9 @@ def newton_schulz(matrix: Tensor) -> Tensor:
 
 
 def gram_newton_schulz(matrix: Tensor) -> Tensor:
-    """The same for m ≥ n by iterating on the Gram matrix XᵀX (n, n): the long side enters two products only.
-
-    With G = XᵀX each iteration is X ← X·p(G), p(G) = aI + bG + cG², so that G ← p G p; all of them commute.
-    """
+    """The same for m ≥ n by iterating on the Gram matrix XᵀX (n, n)."""
     a, b, c = COEFFICIENTS
-    x = matrix / (torch.linalg.matrix_norm(matrix) + _TINY)
+    x = matrix / (torch.linalg.matrix_norm(matrix) + TINY)
     gram, product = x.T @ x, None
     for k in range(ITERATIONS):
         p = torch.addmm(gram, gram, gram, beta=b, alpha=c)
@@ -72,7 +55,7 @@ def orthogonalized(matrix: Tensor, *, gram: bool) -> Tensor:
 
 
 class HybridMuonRule:
-    """Muon with Nesterov momentum m ← βm + (1−β)g, step from βm + (1−β)g, and decoupled weight decay."""
+    """Muon with Nesterov momentum and decoupled weight decay on matrices, Adam on the rest."""
 
     def __init__(self, config: HybridMuonConfig, parameters: Parameters) -> None:
         self.config = config
@@ -83,6 +66,7 @@ class HybridMuonRule:
         factor = 1.0 / config.lr_adjust if config.lr_adjust > 0 else 1.0
         betas = config.adam_beta1, config.adam_beta2
         self._adam = AdamRule(rest, betas, lr_factor=factor, device=parameters.device)
+        self._on_card = parameters.device is not None
 
     def scale(self, m: int, n: int) -> float:
         """What multiplies the orthogonal step of an (m, n) matrix."""
@@ -90,18 +74,30 @@ class HybridMuonRule:
             return math.sqrt(max(1.0, m / n))
         return self.config.lr_adjust_coeff * math.sqrt(max(m, n))
 
-    @torch.no_grad()
     def step(self, learning_rate: float) -> None:
         """One step."""
-        beta = self.config.momentum
+        c = self.config
+        step = MuonStep(learning_rate, c.momentum, c.weight_decay, c.enable_gram)
+        if self._on_card:
+            self._step_on_card(step)
+        else:
+            muon_step(step, [self._arrays(name, value) for name, value in self._matrices.items()])
+        self._adam.step(learning_rate)
+
+    def _arrays(self, name: str, value: Tensor) -> MuonMatrix:
+        assert value.grad is not None
+        arrays = value.grad.numpy(), value.detach().numpy(), self._momentum[name].numpy()
+        return MuonMatrix(*arrays, self.scale(*value.shape))
+
+    @torch.no_grad()
+    def _step_on_card(self, s: MuonStep) -> None:
         for name, value in self._matrices.items():
             gradient, momentum = value.grad, self._momentum[name]
             assert gradient is not None
-            momentum.lerp_(gradient, 1.0 - beta)
-            update = orthogonalized(torch.lerp(gradient, momentum, beta).float(), gram=self.config.enable_gram)
-            value.mul_(1.0 - learning_rate * self.config.weight_decay)
-            value.add_(update.to(value.dtype), alpha=-learning_rate * self.scale(*value.shape))
-        self._adam.step(learning_rate)
+            momentum.lerp_(gradient, 1.0 - s.momentum)
+            update = orthogonalized(torch.lerp(gradient, momentum, s.momentum).float(), gram=s.gram)
+            value.mul_(1.0 - s.rate * s.decay)
+            value.add_(update.to(value.dtype), alpha=-s.rate * self.scale(*value.shape))
 
     def state(self) -> State:
         """`momentum.NAME` of matrices, Adam's moments of the rest."""

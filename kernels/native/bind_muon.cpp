@@ -1,0 +1,39 @@
+// Binding of Muon's step.
+
+#include "bind.h"
+#include "muon.h"
+
+namespace dphpc {
+namespace {
+
+template <class Real>
+void bind_precision(nb::handle sub) {
+    nb::borrow<nb::module_>(sub).def(
+        "muon_step",
+        [](nb::handle settings, nb::sequence matrices, int threads) {
+            const auto number = [&](const char* name) { return nb::cast<double>(settings.attr(name)); };
+            const MuonStep step{number("rate"), number("momentum"), number("decay"),
+                                nb::cast<bool>(settings.attr("gram"))};
+            std::vector<MuonMatrix<Real>> views;
+            for (nb::handle m : matrices) {
+                const auto gradient = array_of<Real>(m, "gradient");
+                const auto value = nb::cast<Array<Real>>(m.attr("value"), false);
+                const auto momentum = nb::cast<Array<Real>>(m.attr("momentum"), false);
+                views.push_back({gradient.data(), value.data(), momentum.data(),
+                                 static_cast<std::int64_t>(value.shape(0)), static_cast<std::int64_t>(value.shape(1)),
+                                 nb::cast<double>(m.attr("scale"))});
+            }
+            nb::gil_scoped_release release;
+            muon_step(step, views, threads);
+        },
+        "settings"_a, "matrices"_a, "threads"_a);
+}
+
+}  // namespace
+
+void bind_muon(nb::module_& m) {
+    bind_precision<double>(m.attr("float64"));
+    bind_precision<float>(m.attr("float32"));
+}
+
+}  // namespace dphpc
