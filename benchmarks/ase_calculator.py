@@ -58,7 +58,7 @@ def measure(atoms: Atoms, args: argparse.Namespace, skin: float) -> dict[str, fl
     """Milliseconds a step of one run, by what they are spent on."""
     atoms, in_call, in_evaluate = atoms.copy(), Clock(), Clock()
     calculator = DPHPC(args.model, precision=args.precision, skin=skin, threads=args.threads)
-    potential = calculator.models[0].potential
+    potential = calculator.potential.models[0].potential
     potential.evaluate = in_evaluate.around(potential.evaluate)  # type: ignore[method-assign]
     calculator.calculate = in_call.around(calculator.calculate)  # type: ignore[method-assign]
     atoms.calc = calculator

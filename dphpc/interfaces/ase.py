@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
-from ase.data import atomic_numbers, chemical_symbols
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from dphpc.core.errors import DataError, InputError
-from dphpc.model.dp_model import DPModel
-from dphpc.ops.threads import set_threads
-from dphpc.potential.committee import COLUMNS, deviation_of, load_committee
+from dphpc.interfaces.elements import ElementPotential, Model
 from dphpc.potential.contract import Outputs
-from dphpc.potential.surroundings import KeptSurroundings
-
-Model = str | Path | DPModel
 
 VOIGT = ([0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1])
 """Rows and columns of ASE's six stress components xx, yy, zz, yz, xz, xy."""
-
-UNKNOWN = -1
-"""Type of an element that the model does not know."""
 
 
 class DPHPC(Calculator):
@@ -98,15 +88,8 @@ class DPHPC(Calculator):
         threads: int | None = None,
         device: str = "cpu",
     ) -> None:
-        models = [model] if isinstance(model, (str, Path, DPModel)) else list(model)
-        if not models:
-            raise InputError("no model is given", expected="a model file, or several")
-        if threads is not None:
-            set_threads(threads)
-        self.models = load_committee(models, precision, device)
-        self.elements = self.models[0].get_type_map() if type_map is None else _by_type(type_map)
-        self._type_of = _type_of(self.elements, self.models[0].get_ntypes())
-        self.surroundings = KeptSurroundings(max(dp.get_rcut() for dp in self.models), skin)
+        self.potential = ElementPotential(model, type_map, precision, threads, device)
+        self.surroundings = self.potential.surroundings(skin)
         self.deviation: dict[str, float] = {}
         super().__init__(**_own({"fparam": fparam, "aparam": aparam}))
 
@@ -141,55 +124,15 @@ class DPHPC(Calculator):
         atoms = self.atoms
         if atoms is None or not len(atoms):
             raise DataError("the structure has no atoms")
-        around = self.surroundings.at(atoms.positions, atoms.cell.array, atoms.pbc, self._types(atoms))
-        outputs = []
-        for dp in self.models:
-            columns = dp.parameter_columns(1, len(atoms), self.parameters["fparam"], self.parameters["aparam"])
-            outputs.append(dp.evaluate(around, None if columns is None else columns[0]))
-        if len(outputs) > 1:
-            self.deviation = dict(zip(COLUMNS, deviation_of(outputs).tolist(), strict=True))
-        self.results = _results(outputs[0], atoms, around.state.box.volume)
-
-    def _types(self, atoms: Atoms) -> NDArray[np.int32]:
-        types = self._type_of[atoms.numbers]
-        if types.min() == UNKNOWN:
-            name = chemical_symbols[atoms.numbers[int(types.argmin())]]
-            raise InputError(
-                f"the structure has element {name}, which the model does not know",
-                where=f"atom {int(types.argmin())}", expected=f"elements of the model: {', '.join(self.elements)}",
-                remedy="where the model has other names for its types, say type_map=[element of each type]",
-            )  # fmt: skip
-        return types
+        types = self.potential.types_of(atoms.numbers)
+        around = self.surroundings.at(atoms.positions, atoms.cell.array, atoms.pbc, types)
+        out, self.deviation = self.potential.evaluate(around, self.parameters["fparam"], self.parameters["aparam"])
+        self.results = _results(out, atoms, around.state.box.volume)
 
 
 def _own(parameters: Mapping[str, ArrayLike | None]) -> dict[str, Any]:
     """Copies: ASE asks whether parameters have changed, which an array that the caller changes would hide."""
     return {name: None if value is None else np.array(value, np.float64) for name, value in parameters.items()}
-
-
-def _by_type(type_map: Sequence[str] | Mapping[str, int]) -> list[str]:
-    """The element of each type."""
-    if not isinstance(type_map, Mapping):
-        return list(type_map)
-    elements = sorted(type_map, key=type_map.__getitem__)
-    if [type_map[name] for name in elements] != list(range(len(elements))):
-        raise InputError(
-            f"type_map is {dict(type_map)}", expected=f"types 0 to {len(elements) - 1}, each of one element"
-        )
-    return elements
-
-
-def _type_of(elements: Sequence[str], n_types: int) -> NDArray[np.int32]:
-    """(n_elements,) the model's type of each atomic number, or `UNKNOWN`."""
-    if len(elements) != n_types:
-        raise InputError(f"type_map names {len(elements)} elements", expected=f"{n_types}, one for each of the model's")
-    if len(set(elements)) != n_types:
-        raise InputError(f"type_map {' '.join(elements)} names an element twice")
-    type_of = np.full(len(chemical_symbols), UNKNOWN, np.int32)
-    for number, name in enumerate(elements):
-        if name in atomic_numbers:  # a name that is no element's can stand in the model as long as no atom needs it
-            type_of[atomic_numbers[name]] = number
-    return type_of
 
 
 def _results(out: Outputs, atoms: Atoms, volume: float) -> dict[str, Any]:

@@ -1,0 +1,146 @@
+"""A model, or several, for programs that know their atoms by element: what all interfaces have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from ase.data import atomic_numbers, chemical_symbols
+from numpy.typing import ArrayLike, NDArray
+
+from dphpc.core.errors import InputError
+from dphpc.model.dp_model import DPModel
+from dphpc.ops.threads import set_threads
+from dphpc.potential.committee import COLUMNS, deviation_of, load_committee
+from dphpc.potential.contract import Outputs
+from dphpc.potential.surroundings import KeptSurroundings, Surroundings
+
+Model = str | Path | DPModel
+
+UNKNOWN = -1
+"""Type of an element that the model does not know."""
+
+
+class ElementPotential:
+    """A Deep Potential whose types are found by element; several models give their deviation, too.
+
+    Parameters
+    ----------
+    model
+        A `.dp` or `.yaml` file, or a model in memory; or several with the same types: the first one gives the
+        results.
+    type_map
+        Element of each of the model's types, where the names in the model are no element symbols; or the type of each
+        element: `{"O": 0, "H": 1}`.
+    precision
+        `float64`, `mixed`, `tf32` or `float32`.
+    threads
+        Threads of this process's kernels from now on, as they are if not given.
+    device
+        `cpu`, `cuda`, or `auto`: a card where there is one.
+
+    Attributes
+    ----------
+    models
+        The potentials.
+    elements
+        The element of each type.
+
+    Raises
+    ------
+    InputError, ModelFileError
+        A file is no model, models differ in their types, or an argument is wrong.
+    """
+
+    def __init__(
+        self,
+        model: Model | Sequence[Model],
+        type_map: Sequence[str] | Mapping[str, int] | None = None,
+        precision: str = "float64",
+        threads: int | None = None,
+        device: str = "cpu",
+    ) -> None:
+        models = [model] if isinstance(model, (str, Path, DPModel)) else list(model)
+        if not models:
+            raise InputError("no model is given", expected="a model file, or several")
+        if threads is not None:
+            set_threads(threads)
+        self.models = load_committee(models, precision, device)
+        self.elements = self.models[0].get_type_map() if type_map is None else _by_type(type_map)
+        self._type_of = _type_of(self.elements, self.models[0].get_ntypes())
+
+    def types_of(self, numbers: NDArray[np.integer]) -> NDArray[np.int32]:
+        """(natoms,) types of atoms by their atomic numbers (natoms,).
+
+        Raises
+        ------
+        InputError
+            An element that the model does not know.
+        """
+        types = self._type_of[numbers]
+        if types.min() == UNKNOWN:
+            name = chemical_symbols[numbers[int(types.argmin())]]
+            raise InputError(
+                f"the structure has element {name}, which the model does not know",
+                where=f"atom {int(types.argmin())}", expected=f"elements of the model: {', '.join(self.elements)}",
+                remedy="where the model has other names for its types, say type_map=[element of each type]",
+            )  # fmt: skip
+        return types
+
+    def surroundings(self, skin: float) -> KeptSurroundings:
+        """Surroundings that reach as far as every model sees, to be kept with a skin in Å."""
+        return KeptSurroundings(max(dp.get_rcut() for dp in self.models), skin)
+
+    def evaluate(
+        self, around: Surroundings, fparam: ArrayLike | None = None, aparam: ArrayLike | None = None
+    ) -> tuple[Outputs, dict[str, float]]:
+        """One structure.
+
+        Parameters
+        ----------
+        fparam, aparam
+            (numb_fparam,) and (natoms, numb_aparam) or (numb_aparam,), where the model wants them.
+
+        Returns
+        -------
+        What the first model gives, forces (natoms, 3) of the atoms alone; and, of several models, how far they
+        disagree, by the columns of `dphpc model-devi`.
+
+        Raises
+        ------
+        InputError, DataError
+            Parameters are missing, or do not fit.
+        """
+        outputs = []
+        for dp in self.models:
+            columns = dp.parameter_columns(1, around.state.n_local, fparam, aparam)
+            outputs.append(dp.evaluate(around, None if columns is None else columns[0]))
+        if len(outputs) == 1:
+            return outputs[0], {}
+        return outputs[0], dict(zip(COLUMNS, deviation_of(outputs).tolist(), strict=True))
+
+
+def _by_type(type_map: Sequence[str] | Mapping[str, int]) -> list[str]:
+    """The element of each type."""
+    if not isinstance(type_map, Mapping):
+        return list(type_map)
+    elements = sorted(type_map, key=type_map.__getitem__)
+    if [type_map[name] for name in elements] != list(range(len(elements))):
+        raise InputError(
+            f"type_map is {dict(type_map)}", expected=f"types 0 to {len(elements) - 1}, each of one element"
+        )
+    return elements
+
+
+def _type_of(elements: Sequence[str], n_types: int) -> NDArray[np.int32]:
+    """(n_elements,) the model's type of each atomic number, or `UNKNOWN`."""
+    if len(elements) != n_types:
+        raise InputError(f"type_map names {len(elements)} elements", expected=f"{n_types}, one for each of the model's")
+    if len(set(elements)) != n_types:
+        raise InputError(f"type_map {' '.join(elements)} names an element twice")
+    type_of = np.full(len(chemical_symbols), UNKNOWN, np.int32)
+    for number, name in enumerate(elements):
+        if name in atomic_numbers:  # a name that is no element's can stand in the model as long as no atom needs it
+            type_of[atomic_numbers[name]] = number
+    return type_of
