@@ -70,8 +70,13 @@ class ElementPotential:
         self.elements = self.models[0].get_type_map() if type_map is None else _by_type(type_map)
         self._type_of = _type_of(self.elements, self.models[0].get_ntypes())
 
-    def types_of(self, numbers: NDArray[np.integer]) -> NDArray[np.int32]:
+    def types_of(self, numbers: NDArray[np.integer], indices: Sequence[int] | None = None) -> NDArray[np.int32]:
         """(natoms,) types of atoms by their atomic numbers (natoms,).
+
+        Parameters
+        ----------
+        indices
+            (natoms,) what an error calls the atoms, where it is not 0, 1, …
 
         Raises
         ------
@@ -80,10 +85,11 @@ class ElementPotential:
         """
         types = self._type_of[numbers]
         if types.min() == UNKNOWN:
-            name = chemical_symbols[numbers[int(types.argmin())]]
+            first = int(types.argmin())
+            name, index = chemical_symbols[numbers[first]], first if indices is None else indices[first]
             raise InputError(
                 f"the structure has element {name}, which the model does not know",
-                where=f"atom {int(types.argmin())}", expected=f"elements of the model: {', '.join(self.elements)}",
+                where=f"atom {index}", expected=f"elements of the model: {', '.join(self.elements)}",
                 remedy="where the model has other names for its types, say type_map=[element of each type]",
             )  # fmt: skip
         return types

@@ -43,7 +43,7 @@ def read_model(path: str | Path) -> DPModel:
     path = Path(path)
     tree = read_tree(path)
     try:
-        return _model(tree)
+        return model_of(tree)
     except ModelFileError as error:
         raise ModelFileError(
             error.what, where=f"{path}{', ' + error.where if error.where else ''}", expected=error.expected,
@@ -73,7 +73,8 @@ def _check_version(node: Tree, kind: str) -> None:
         )  # fmt: skip
 
 
-def _model(tree: Tree) -> DPModel:
+def model_of(tree: Tree) -> DPModel:
+    """The model of a tree, as `model_tree` makes it or `read_tree` finds it."""
     node = tree["model"]
     if "descriptor" not in node or "fitting" not in node:
         raise _unsupported(f"a model of type '{node.get('type', '?')}'")
