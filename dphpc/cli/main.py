@@ -11,7 +11,18 @@ import typer
 
 from dphpc.cli.app import app, repeated_options
 
-COMMAND_MODULES = ("training", "evaluation", "dynamics", "learning", "data", "plotting", "slurm", "horovod", "doctor")
+COMMAND_MODULES = (
+    "training",
+    "evaluation",
+    "dynamics",
+    "learning",
+    "ipi",
+    "data",
+    "plotting",
+    "slurm",
+    "horovod",
+    "doctor",
+)
 """Files of this package that register commands, in the order of the help page."""
 
 BACKEND_FLAGS = (
