@@ -31,6 +31,7 @@ PACKAGES = (
     "safetensors",
 )
 OPTIONAL = {
+    "openmm": ("models in OpenMM", "pip install 'dphpc[openmm]'"),
     "tensorboard": ("training curves in TensorBoard", "pip install 'dphpc[tensorboard]'"),
 }
 

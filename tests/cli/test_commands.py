@@ -359,6 +359,7 @@ def test_help_version_and_wrong_usage(run: Run) -> None:
         "neighbor-stat",
         "model-devi",
         "show",
+        "ipi",
         "data",
         "plot",
         "slurm",
