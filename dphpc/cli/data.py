@@ -16,13 +16,13 @@ app.add_typer(data, name="data")
 @command("convert", repeated=("-t", "--type-map"), to=data)
 def convert_data(
     sources: Annotated[list[Path], typer.Argument(metavar="IN...", help="Files or systems that dpdata or ASE reads.")],
-    target: Annotated[Path, typer.Argument(metavar="OUT", help="A folder of systems (npy), or FILE.hdf5.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="A folder of systems (npy), FILE.hdf5 or NAME.lmdb.")],
     format: Annotated[
         str | None,
         typer.Option("--format", help="Of IN: vasp/outcar, qe/pw/scf, ase/extxyz ...; guessed if not given."),
     ] = None,
     output_format: Annotated[
-        str | None, typer.Option("--output-format", help="deepmd/npy, deepmd/npy/mixed or deepmd/hdf5.")
+        str | None, typer.Option("--output-format", help="deepmd/npy, deepmd/npy/mixed, deepmd/hdf5 or deepmd/lmdb.")
     ] = None,
     type_map: Annotated[
         list[str] | None, typer.Option("--type-map", "-t", help="Order of the species, as in -t O H, after IN and OUT.")

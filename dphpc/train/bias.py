@@ -45,8 +45,8 @@ def change_bias(
     model
         A `.dp` or `.yaml` file, a checkpoint, or the folder of a training.
     systems
-        A labelled system, a folder to be searched, `file.hdf5#/group`, or several of them; the working directory if
-        neither they nor `values` are given.
+        A labelled system, a folder to be searched, `file.hdf5#/group`, `data.lmdb`, or several of them; the
+        working directory if neither they nor `values` are given.
     mode
         As `fitted_bias` has it.
     values

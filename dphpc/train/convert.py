@@ -17,12 +17,13 @@ import numpy as np
 
 from dphpc.core.errors import DataError, InputError, did_you_mean
 from dphpc.train.data.dataset import open_systems
-from dphpc.train.data.storage import HDF5_MARK, find_stores, is_lmdb
+from dphpc.train.data.lmdb_store import is_lmdb
+from dphpc.train.data.storage import HDF5_MARK, find_stores
 from dphpc.train.data.system import FrameInputs
 from dphpc.train.data.writer import Configuration, write_systems
 from dphpc.train.neighbor_stat import common_type_map
 
-DEEPMD_FORMATS = ("deepmd", "deepmd/npy", "deepmd/comp", "deepmd/npy/mixed", "deepmd/hdf5")
+DEEPMD_FORMATS = ("deepmd", "deepmd/npy", "deepmd/comp", "deepmd/npy/mixed", "deepmd/hdf5", "deepmd/lmdb")
 
 _BY_NAME = (
     ("*OUTCAR*", "vasp/outcar"),
@@ -36,7 +37,8 @@ _BY_NAME = (
 )
 """dpdata's formats by file name; ASE guesses the others."""
 
-_LMDB = "deepmd/lmdb"
+_BY_ENDING = {".h5": "deepmd/hdf5", ".hdf5": "deepmd/hdf5", ".lmdb": "deepmd/lmdb"}
+"""Output formats by the output's name."""
 
 _DUMPS = ("lammps/dump", "dump")
 
@@ -90,7 +92,8 @@ def convert(
         dpdata's name (`vasp/outcar`, `qe/pw/scf`, …), DeePMD-kit's (`deepmd/npy`, …), or `ase` or `ase/<format>`;
         guessed from the name if None.
     output_format
-        `deepmd/npy` (default), `deepmd/npy/mixed`, or `deepmd/hdf5` (default for .h5 and .hdf5).
+        `deepmd/npy` (default), `deepmd/npy/mixed`, `deepmd/hdf5` (default for .h5 and .hdf5), or `deepmd/lmdb`
+        (default for .lmdb).
     type_map
         Order of the types; as they are met if None.  It names the types of files that have numbers only.
 
@@ -102,7 +105,7 @@ def convert(
         The input cannot be read, holds no frames, or has an element outside `type_map`.
     """
     paths = [Path(p) for p in ([input] if isinstance(input, str | Path) else input)]
-    target = output_format or ("deepmd/hdf5" if Path(output).suffix in (".h5", ".hdf5") else "deepmd/npy")
+    target = output_format or _BY_ENDING.get(Path(output).suffix, "deepmd/npy")
     frames = [frame for path in paths for frame in read_configurations(path, input_format, type_map)]
     if not frames:
         raise DataError("the input holds no frames", where=", ".join(map(str, paths)))
@@ -140,9 +143,7 @@ def read_configurations(
 
 
 def _guess(path: Path) -> str:
-    if is_lmdb(path):
-        return _LMDB
-    if path.is_dir() or path.suffix in (".h5", ".hdf5") or HDF5_MARK in str(path):
+    if path.is_dir() or path.suffix in (".h5", ".hdf5") or HDF5_MARK in str(path) or is_lmdb(path):
         return "deepmd"
     found = next((fmt for pattern, fmt in _BY_NAME if fnmatch(path.name, pattern)), "ase")
     # dpdata takes no notice of a dump's elements.

@@ -120,7 +120,7 @@ def test(
     Parameters
     ----------
     systems
-        A system, a folder to be searched, `file.hdf5#/group`, or several of them.
+        A system, a folder to be searched, `file.hdf5#/group`, `data.lmdb`, or several of them.
     n_frames
         Frames of each system; 0 means all.
     detail_prefix

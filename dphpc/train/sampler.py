@@ -1,7 +1,8 @@
 """Which system and which frames a training step takes: a pure function of seed and step.
 
 As in DeePMD-kit a step draws one system by its probability and takes the next batch of that system's frames, which
-are shuffled anew each time all have been taken.  Random numbers are counted (Philox), so a restart needs no state.
+are shuffled anew each time all have been taken.  From LMDB it takes every batch once, in a shuffled order, and then
+anew.  Random numbers are counted (Philox), so a restart needs no state.
 """
 
 from __future__ import annotations
@@ -27,6 +28,11 @@ _SYSTEMS, _FRAMES = 0, 1
 class Sampler:
     """Draws batches.
 
+    Parameters
+    ----------
+    in_turn
+        Every batch once, and then anew, in place of a draw of systems for each step.
+
     Attributes
     ----------
     batch_sizes, n_batches, probabilities
@@ -34,7 +40,14 @@ class Sampler:
     """
 
     def __init__(
-        self, names: Sequence[str], n_frames: Sequence[int], n_atoms: Sequence[int], data: DataConfig, seed: int | None
+        self,
+        names: Sequence[str],
+        n_frames: Sequence[int],
+        n_atoms: Sequence[int],
+        data: DataConfig,
+        seed: int | None,
+        *,
+        in_turn: bool = False,
     ) -> None:
         self._names, self._n_atoms = list(names), list(n_atoms)
         self._n_frames = np.array(n_frames, np.int64)
@@ -47,6 +60,7 @@ class Sampler:
         self._block = -1
         self._systems = np.zeros(0, np.int64)
         self._visits = np.zeros((1, len(self._names)), np.int64)
+        self._in_turn, self._round = in_turn, (-1, np.zeros(0, np.int64))
         self._orders: dict[int, tuple[int, NDArray[np.int64]]] = {}
 
     @classmethod
@@ -59,7 +73,15 @@ class Sampler:
             `batch_size`, `sys_probs` or `auto_prob` do not fit the number of systems.
         """
         s = dataset.systems
-        return cls([x.name for x in s], [x.n_frames for x in s], [x.n_atoms for x in s], data, seed)
+        blocks = prob_blocks(data.auto_prob)
+        if blocks and data.sys_probs is None and any(x.in_lmdb for x in s):
+            raise InputError(
+                "blocks of auto_prob are not supported for LMDB, whose frames form systems by their numbers of atoms",
+                where=f"{data.section}/auto_prob", expected="prob_sys_size",
+                remedy="give sys_probs, or take a database for each block: systems may be a list of them",
+            )  # fmt: skip
+        in_turn = data.sys_probs is None and all(x.in_lmdb for x in s)
+        return cls([x.name for x in s], [x.n_frames for x in s], [x.n_atoms for x in s], data, seed, in_turn=in_turn)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -90,6 +112,11 @@ class Sampler:
         """Make ready the systems of a block's steps, and how often each was drawn before each step."""
         if block == self._block + 1:
             counts = self._visits[-1]
+        elif self._in_turn:
+            rounds, steps = divmod(block * BLOCK, int(self.n_batches.sum()))
+            counts = rounds * self.n_batches + np.bincount(
+                self._order_of_round(rounds)[:steps], minlength=len(self._names)
+            )
         else:
             counts = np.zeros(len(self._names), np.int64)
             for earlier in range(block):
@@ -100,8 +127,18 @@ class Sampler:
         self._block = block
 
     def _draw_systems(self, block: int) -> NDArray[np.int64]:
+        if self._in_turn:
+            rounds, steps = np.divmod(np.arange(block * BLOCK, (block + 1) * BLOCK), self.n_batches.sum())
+            return np.concatenate([self._order_of_round(r)[steps[rounds == r]] for r in np.unique(rounds).tolist()])
         uniform = self._random(_SYSTEMS, 0, block).random(BLOCK)
         return np.minimum(np.searchsorted(self._edges, uniform, side="right"), self._last)
+
+    def _order_of_round(self, number: int) -> NDArray[np.int64]:
+        """Systems of the steps of a round in which each gives all its batches."""
+        if self._round[0] != number:
+            batches = np.repeat(np.arange(len(self._names)), self.n_batches)
+            self._round = number, self._random(_SYSTEMS, 0, number).permutation(batches)
+        return self._round[1]
 
     def _order(self, system: int, epoch: int) -> NDArray[np.int64]:
         """The shuffled frames of a system in its epoch."""

@@ -1,6 +1,6 @@
-"""Where a data system's arrays live: a folder of `.npy` files, or a group of an HDF5 file.
+"""Where a data system's arrays live: a folder of `.npy` files, a group of an HDF5 file, or frames in LMDB.
 
-Both answer the same questions; arrays are opened by their header, and no pickled object is ever read.
+All answer the same questions; arrays are opened by their header, and no pickled object is ever read.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dphpc.core.errors import DataError
+from dphpc.train.data.lmdb_store import Database, LmdbStore, is_lmdb, lmdb_stores
 
 HDF5_MARK = "#"
 MAX_TEXT_BYTES = 256 * 2**20
@@ -29,6 +30,10 @@ class FolderStore:
     def where(self, name: str = "") -> str:
         """How messages name an entry."""
         return str(self._path / name)
+
+    def frame_name(self, index: int) -> str:
+        """How messages name a frame of a set."""
+        return f"frame {index}"
 
     def has(self, name: str) -> bool:
         """Whether the entry is there."""
@@ -69,6 +74,10 @@ class GroupStore:
         """How messages name an entry."""
         return f"{self._path}{HDF5_MARK}/" + "/".join(part for part in (self._group, name) if part)
 
+    def frame_name(self, index: int) -> str:
+        """How messages name a frame of a set."""
+        return f"frame {index}"
+
     def has(self, name: str) -> bool:
         """Whether the entry is there."""
         with _open(self._path) as file:
@@ -102,7 +111,7 @@ class GroupStore:
         return "/" + "/".join(part for part in (self._group, name) if part)
 
 
-Store = FolderStore | GroupStore
+Store = FolderStore | GroupStore | LmdbStore
 
 
 def _open(path: Path) -> h5py.File:
@@ -122,8 +131,8 @@ def find_stores(
     """(name, store) of every system that the entries of an input's `systems` name.
 
     An entry is a system, a folder that is searched for systems (folders with `type.raw`; with `patterns`, those
-    whose path matches one), an HDF5 file, or `file#/group`.  Relative paths count from `base`.  The entries keep
-    their order; what is found below one is sorted.
+    whose path matches one), an HDF5 file, an LMDB database, or `file#/group`.  Relative paths count from `base`.  The
+    entries keep their order; what is found below one is sorted.
 
     Raises
     ------
@@ -131,15 +140,19 @@ def find_stores(
         An entry does not exist or holds no system.
     """
     found: dict[str, Store] = {}
+    databases: dict[Path, Database] = {}
     for entry in systems:
-        for name, store in _expand(entry, list(patterns) if patterns else None, base or Path()):
+        for name, store in _expand(entry, list(patterns) if patterns else None, base or Path(), databases):
             found.setdefault(name, store)
     if not found:
         raise DataError("no data systems were found", where=", ".join(systems), expected="folders with type.raw")
     return list(found.items())
 
 
-def _expand(entry: str, patterns: list[str] | None, base: Path) -> list[tuple[str, Store]]:
+def _expand(
+    entry: str, patterns: list[str] | None, base: Path, databases: dict[Path, Database]
+) -> list[tuple[str, Store]]:
+    """The systems of one entry; `databases` are those that are open."""
     file, mark, group = entry.partition(HDF5_MARK)
     path = base / file
     if not path.exists():
@@ -149,23 +162,22 @@ def _expand(entry: str, patterns: list[str] | None, base: Path) -> list[tuple[st
             remedy=f"relative paths count from {base.resolve()}"
             + ("; wildcards are not expanded: name the folder above, it is searched" if "*" in file else ""),
         )
+    result: list[tuple[str, Store]]
     if is_lmdb(path):
-        raise DataError("LMDB data are not read", where=entry, remedy=f"dphpc data convert {file} FOLDER")
+        if path not in databases:
+            databases[path] = Database(path)
+        stores = lmdb_stores(databases[path], group, entry)
+        return [(file if len(stores) == 1 and not mark else f"{file}{HDF5_MARK}{s.name}", s) for s in stores]
     if path.is_dir():
         folders = _folders(path, patterns)
         names = [str(Path(file) / folder.relative_to(path)) for folder in folders]
-        result: list[tuple[str, Store]] = [(n, FolderStore(f)) for n, f in zip(names, folders, strict=True)]
+        result = [(n, FolderStore(f)) for n, f in zip(names, folders, strict=True)]
     else:
         groups = _groups(path, group if mark else "")
         result = [(f"{file}{HDF5_MARK}/{g}", GroupStore(path, g)) for g in groups]
     if not result:
         raise DataError("holds no data system", where=entry, expected="type.raw and set.*/coord.npy in it or below it")
     return result
-
-
-def is_lmdb(path: Path) -> bool:
-    """Whether this is a data set of DeePMD-kit in LMDB, which `dphpc data convert` reads through dpdata."""
-    return path.suffix == ".lmdb" or (path / "data.mdb").is_file()
 
 
 def _folders(path: Path, patterns: list[str] | None) -> list[Path]:

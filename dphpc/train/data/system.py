@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from dphpc.core.box import Box
 from dphpc.core.errors import DataError, did_you_mean
+from dphpc.train.data.lmdb_store import LmdbStore
 from dphpc.train.data.storage import Store
 
 Floats = NDArray[np.float64]
@@ -108,7 +109,7 @@ class _Set:
 
 
 class System:
-    """A DeePMD-kit system (npy, npy/mixed or HDF5).
+    """A DeePMD-kit system (npy, npy/mixed, HDF5 or LMDB).
 
     Attributes
     ----------
@@ -149,6 +150,11 @@ class System:
 
     def __repr__(self) -> str:
         return f"System({self.name!r}, {self.n_frames} frames, {self.n_atoms} atoms)"
+
+    @property
+    def in_lmdb(self) -> bool:
+        """Whether the frames stand in an LMDB database."""
+        return isinstance(self._store, LmdbStore)
 
     @cached_property
     def n_atoms(self) -> int:
@@ -263,7 +269,9 @@ class System:
             raise DataError("types are not integers", where=self._store.where(path))
         slots = np.asarray(slots, np.int32)
         if (empty := (slots == VIRTUAL).all(axis=1)).any():
-            raise DataError(f"frame {int(empty.argmax())} has no atoms", where=self._store.where(path))
+            raise DataError(
+                f"{self._store.frame_name(int(empty.argmax()))} has no atoms", where=self._store.where(path)
+            )
         return slots
 
     def _check_known(self, types: NDArray[Any], set_name: str, type_map: list[str]) -> None:
@@ -299,14 +307,14 @@ class System:
             )
         box = self._open(path, n_frames, 9)
         matrix = np.asarray(box, np.float64).reshape(n_frames, 3, 3)
-        _refuse_frames(np.asarray(~np.isfinite(matrix).all(axis=(1, 2))), "is not finite", where)
+        self._refuse(np.asarray(~np.isfinite(matrix).all(axis=(1, 2))), "is not finite", where)
         volume = np.abs(np.linalg.det(matrix))
         areas = np.linalg.norm(np.cross(matrix[:, [1, 2, 0]], matrix[:, [2, 0, 1]]), axis=2)
         with np.errstate(divide="ignore", invalid="ignore"):
             heights = np.nan_to_num(volume[:, None] / areas).min(axis=1)
         thin = f"is a box thinner than {MIN_HEIGHT} Å (heights down to {heights.min():.3g} Å)"
-        _refuse_frames(heights < MIN_HEIGHT, thin, where, "lengths in Å, nine numbers per frame, vectors as rows")
-        _refuse_frames(
+        self._refuse(heights < MIN_HEIGHT, thin, where, "lengths in Å, nine numbers per frame, vectors as rows")
+        self._refuse(
             volume < MIN_VOLUME_PER_ATOM * n_atoms,
             f"has less than {MIN_VOLUME_PER_ATOM} Å³ per atom",
             where,
@@ -334,10 +342,16 @@ class System:
             step = max(1, _CHUNK // array.shape[1])
             for first in range(0, len(array), step):
                 chunk = array[first : first + step]
-                _refuse_frames(~np.isfinite(chunk).all(axis=1), "holds NaN or infinity", where, first=first)
+                self._refuse(~np.isfinite(chunk).all(axis=1), "holds NaN or infinity", where, first=first)
                 if file == "coord.npy":
                     far = (np.abs(chunk) > MAX_COORDINATE).any(axis=1)
-                    _refuse_frames(far, f"has coordinates beyond {MAX_COORDINATE:g} Å", where, first=first)
+                    self._refuse(far, f"has coordinates beyond {MAX_COORDINATE:g} Å", where, first=first)
+
+    def _refuse(self, bad: NDArray[Any], what: str, where: str, expected: str | None = None, *, first: int = 0) -> None:
+        """Raise for the first frame of a set that is flagged."""
+        if bad.any():
+            frame = self._store.frame_name(first + int(bad.argmax()))
+            raise DataError(f"{frame} {what}", where=where, expected=expected)
 
     def _check_inputs(self, present: set[str]) -> None:
         for name, label in self._inputs.labels().items():
@@ -348,9 +362,3 @@ class System:
                 where=self._store.where(f"set.*/{label.file}"),
                 remedy=f"add the file to every set, or set model/fitting_net/numb_{name} to 0",
             )
-
-
-def _refuse_frames(bad: NDArray[Any], what: str, where: str, expected: str | None = None, *, first: int = 0) -> None:
-    """Raise for the first frame that is flagged."""
-    if bad.any():
-        raise DataError(f"frame {first + int(bad.argmax())} {what}", where=where, expected=expected)

@@ -1,4 +1,4 @@
-"""Writing configurations as DeePMD-kit systems: npy, npy/mixed, HDF5."""
+"""Writing configurations as DeePMD-kit systems: npy, npy/mixed, HDF5, LMDB."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dphpc.core.errors import DataError, InputError, did_you_mean
+from dphpc.train.data.lmdb_writer import write_lmdb
 
 Floats = NDArray[np.float64]
 
-FORMATS = ("deepmd/npy", "deepmd/npy/mixed", "deepmd/hdf5")
+FORMATS = ("deepmd/npy", "deepmd/npy/mixed", "deepmd/hdf5", "deepmd/lmdb")
 SET_FRAMES = 5000
 """Frames of one `set.*`."""
 
@@ -61,7 +62,8 @@ def write_systems(
     """Write configurations, sorted by type within a frame, as one system or as many as are needed.
 
     `deepmd/npy` makes one system per composition (the folder itself if there is only one), `deepmd/npy/mixed` one
-    per number of atoms, `deepmd/hdf5` one group per composition.  Frames with other labels or boundaries are other
+    per number of atoms, `deepmd/hdf5` one group per composition, `deepmd/lmdb` one
+    database in which frames keep their composition's number.  Frames with other labels or boundaries are other
     systems.  The output appears as a whole or not at all.
 
     Returns
@@ -90,6 +92,8 @@ def write_systems(
             with h5py.File(temporary, "w") as file:
                 for group in groups:
                     _write_group(group, type_map, file.create_group(group.name))
+        elif output_format == "deepmd/lmdb":
+            write_lmdb(temporary, [(group.types, group.frames) for group in groups], type_map)
         else:
             for group in groups:
                 _write_folder(group, type_map, temporary / group.name if len(groups) > 1 else temporary)

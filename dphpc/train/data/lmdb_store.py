@@ -1,0 +1,363 @@
+"""DeePMD-kit's data in LMDB: frames of any sizes in one database, each a msgpack map under its number.
+
+    __metadata__      {nframes, frame_idx_fmt "012d", type_map, frame_nlocs, frame_system_ids}
+    000000000000      {coords, cells, energies, forces, virials, atom_types, atom_ener, fparam, …}
+
+An array is {type: "float64", shape: [n, 3], data: bytes}, a number may stand by itself.  As in DeePMD-kit frames of one
+number of atoms and with the same labels form a system; a frame without `cells`, or with zeros, has no periodic
+boundaries.  A frame is read when it is asked for; no pickled object is ever read.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+from numpy.typing import NDArray
+
+from dphpc.core.errors import DataError, did_you_mean
+from dphpc.train.data.lmdb_file import FILE, LmdbFile
+
+SUFFIX = ".lmdb"
+METADATA = b"__metadata__"
+NUMBER_FORMAT = "012d"
+
+FIELDS = {
+    "coord": "coords", "box": "cells", "energy": "energies", "force": "forces", "virial": "virials",
+    "real_atom_types": "atom_types",
+}  # fmt: skip
+"""Names in the database of what DeePMD-kit's `.npy` files hold; the others have the same name there."""
+
+_NAMES = {theirs: ours for ours, theirs in FIELDS.items()} | {"atype": "real_atom_types"}
+_LABELS = ("energy", "force", "virial", "atom_ener", "atom_pref", "fparam", "aparam")
+_SET = "set.000"
+_DTYPE = re.compile(r"[<>|=]?(f[248]|[iu][1248])|float(16|32|64)|u?int(8|16|32|64)")
+_MAX_DIMENSIONS = 4
+_NEEDED = ("real_atom_types", "coord")
+_PER_ATOM = {"coord": 3, "force": 3, "atom_ener": 1, "atom_pref": 1}
+_PER_FRAME = {"box": 9, "energy": 1, "virial": 9}
+
+
+def is_lmdb(path: Path) -> bool:
+    """Whether this is a data set of DeePMD-kit in LMDB, by its name or its content."""
+    return path.suffix == SUFFIX or (path / FILE).is_file()
+
+
+class Database:
+    """A database and its frames.
+
+    Attributes
+    ----------
+    type_map
+        Names of the types, None if the database has none.
+    groups
+        Frames that one system can hold, by name: the number of atoms, `_nopbc`, and a number where labels differ.
+
+    Raises
+    ------
+    DataError
+        Not LMDB, damaged, or a frame is missing or not as it should be; names the key.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = LmdbFile(path)
+        self.path = path
+        self._last: tuple[int, dict[str, NDArray[Any]]] = (-1, {})
+        entries = list(self._file.entries())
+        meta = next((entry for entry in entries if entry[0] == METADATA), None)
+        if meta is None:
+            raise DataError(
+                "the database has no metadata", where=str(path), expected="the key __metadata__, as dpdata writes it"
+            )
+        metadata = self._unpack(METADATA.decode(), *meta[1:])
+        self._format = self._read_format(metadata)
+        self._places = self._frame_places(entries, self._read_count(metadata, len(entries) - 1))
+        self.type_map = self._read_type_map(metadata)
+        self.groups = self._group(self._read_sizes(metadata))
+
+    def key(self, index: int) -> str:
+        """The key of a frame, by its number in the database."""
+        return format(index, self._format)
+
+    def where(self, index: int, name: str = "") -> str:
+        """How messages name a frame, and a value in it."""
+        return f"{self.path}, key {self.key(index)}" + (f", {FIELDS.get(name, name)}" if name else "")
+
+    def frame(self, index: int) -> dict[str, NDArray[Any]]:
+        """What a frame holds of what we know, by the names of `.npy` files, flat."""
+        if index == self._last[0]:
+            return self._last[1]
+        found: dict[str, NDArray[Any]] = {}
+        fields = self._unpack(self.key(index), *self._places[index].tolist())
+        for key, value in fields.items():
+            name = _NAMES.get(key, key)
+            if name in (*_NEEDED, "box") or (name in _LABELS and fields.get(f"find_{name}", 1) != 0):
+                found[name] = self._array(value, index, name)
+        self._last = index, found  # one frame's values are asked for one after the other
+        return found
+
+    def _unpack(self, key: str, offset: int, size: int) -> dict[str, Any]:
+        where = f"{self.path}, key {key}"
+        try:
+            value = msgpack.unpackb(self._file.value(offset, size), raw=False, strict_map_key=False)
+        except Exception as error:  # msgpack raises whatever a damaged text leads to
+            raise DataError(
+                f"is not a msgpack map: {type(error).__name__}: {error}", where=where, remedy="write it anew"
+            ) from None
+        if not isinstance(value, dict):
+            raise DataError("is not a msgpack map", where=where, remedy="write it anew")
+        return {k if isinstance(k, str) else str(k): v for k, v in value.items()}
+
+    def _array(self, value: Any, index: int, name: str) -> NDArray[Any]:
+        """(n,) the values of a field, whose size is known to be that of its bytes."""
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return np.array([value], np.float64)
+        wrong = DataError(
+            "is no array of numbers", where=self.where(index, name),
+            expected="{type: float64, …, shape: [n, …], data: bytes}",
+        )  # fmt: skip
+        if not isinstance(value, dict):
+            raise wrong
+        parts = {k.decode("latin-1") if isinstance(k, bytes) else k: v for k, v in value.items()}
+        dtype, shape, data = (parts.get(part) for part in ("type", "shape", "data"))
+        dtype = dtype.decode("latin-1") if isinstance(dtype, bytes) else dtype
+        if not isinstance(dtype, str) or not _DTYPE.fullmatch(dtype) or not isinstance(data, bytes):
+            raise wrong
+        if not isinstance(shape, list) or len(shape) > _MAX_DIMENSIONS:
+            raise wrong
+        if not all(type(n) is int and n >= 0 for n in shape):
+            raise wrong
+        if math.prod(shape) * np.dtype(dtype).itemsize != len(data):
+            raise DataError(
+                f"has {len(data)} bytes for {dtype} of shape {shape}", where=self.where(index, name),
+                expected=f"{math.prod(shape) * np.dtype(dtype).itemsize} bytes",
+            )  # fmt: skip
+        return np.frombuffer(data, dtype)
+
+    # -- metadata ------------------------------------------------------------------------------------------------
+
+    def _read_format(self, metadata: Mapping[str, Any]) -> str:
+        text = metadata.get("frame_idx_fmt", NUMBER_FORMAT)
+        if not isinstance(text, str) or not re.fullmatch(r"(0?[1-9]\d?)?d", text):
+            raise self._wrong("frame_idx_fmt", text, f"a format of whole numbers such as {NUMBER_FORMAT}")
+        return text
+
+    def _read_count(self, metadata: Mapping[str, Any], stored: int) -> int:
+        n = metadata.get("nframes")
+        if type(n) is not int or n < 1:
+            raise self._wrong("nframes", n, "a number of frames")
+        if n > stored:
+            raise self._wrong("nframes", n, f"at most {stored}, the number of keys beside it")
+        return n
+
+    def _read_type_map(self, metadata: Mapping[str, Any]) -> list[str] | None:
+        names = metadata.get("type_map")
+        if names is None:
+            return None
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise self._wrong("type_map", names, "a list of names")
+        return names
+
+    def _read_sizes(self, metadata: Mapping[str, Any]) -> list[int] | None:
+        sizes = metadata.get("frame_nlocs")
+        if sizes is None:
+            return None
+        if not isinstance(sizes, list) or len(sizes) != len(self._places):
+            n = len(sizes) if isinstance(sizes, list) else sizes
+            raise self._wrong("frame_nlocs", n, f"a list of {len(self._places)} numbers")
+        return sizes
+
+    def _wrong(self, name: str, value: Any, expected: str) -> DataError:
+        return DataError(
+            f"'{name}' is {str(value)[:80]}", where=f"{self.path}, key {METADATA.decode()}", expected=expected
+        )
+
+    def _frame_places(self, entries: Sequence[tuple[bytes, int, int]], n_frames: int) -> NDArray[np.int64]:
+        """(n_frames, 2) where the frames lie in the file, and their numbers of bytes."""
+        places = np.full((n_frames, 2), -1, np.int64)
+        for key, offset, size in entries:
+            index = int(key) if key.isdigit() and len(key) < 100 else n_frames
+            if index < n_frames and self.key(index).encode() == key:
+                places[index] = offset, size
+        missing = places[:, 0] < 0
+        if missing.any():
+            first = int(missing.argmax())
+            raise DataError(
+                f"frame {first} of {n_frames} is missing", where=self.where(first),
+                remedy="write the database anew: it is not complete",
+            )  # fmt: skip
+        return places
+
+    # -- groups --------------------------------------------------------------------------------------------------
+
+    def _group(self, sizes: Sequence[int] | None) -> dict[str, Group]:
+        found: dict[tuple[Any, ...], Group] = {}
+        for index in range(len(self._places)):
+            values = self.frame(index)
+            n = self._check(index, values)
+            if sizes is not None and sizes[index] != n:
+                raise DataError(
+                    f"the frame has {n} atoms", where=self.where(index), expected=f"{sizes[index]}, as the metadata say"
+                )
+            if not np.any(values.get("box", 0)):
+                values.pop("box", None)
+            widths = {name: len(value) for name, value in values.items()}
+            key = (n, "box" in values, *sorted(widths.items()))
+            if key not in found:
+                found[key] = Group(n, widths, values["real_atom_types"].copy())
+            found[key].add(index, values["real_atom_types"])
+        return _named(found.values())
+
+    def _check(self, index: int, values: Mapping[str, NDArray[Any]]) -> int:
+        """The number of atoms of a frame whose fields have the sizes that follow from it."""
+        for name in _NEEDED:
+            if name not in values:
+                raise DataError("the frame lacks this", where=self.where(index, name))
+        types = values["real_atom_types"]
+        if types.dtype.kind not in "iu" or not -(2**31) <= types.min(initial=0) <= types.max(initial=0) < 2**31:
+            raise DataError("types are not integers", where=self.where(index, "real_atom_types"))
+        n = len(types)
+        expected = {name: n * width for name, width in _PER_ATOM.items()} | _PER_FRAME
+        for name, value in values.items():
+            if len(value) != expected.get(name, len(value)):
+                raise DataError(
+                    f"has {len(value)} values", where=self.where(index, name),
+                    expected=f"{expected[name]} ({n} atoms)",
+                )  # fmt: skip
+        return n
+
+
+@dataclass
+class Group:
+    """Frames of one number of atoms, with the same fields.
+
+    Attributes
+    ----------
+    widths
+        Number of values of each field.
+    types
+        Of the first frame.
+    same_types
+        Whether all frames have them.
+    """
+
+    n_atoms: int
+    widths: dict[str, int]
+    types: NDArray[Any]
+    same_types: bool = True
+    frames: list[int] = field(default_factory=list)
+
+    def add(self, index: int, types: NDArray[Any]) -> None:
+        """Take in a frame."""
+        self.frames.append(index)
+        self.same_types = self.same_types and bool(np.array_equal(types, self.types))
+
+
+def _named(groups: Any) -> dict[str, Group]:
+    named: dict[str, Group] = {}
+    for group in sorted(groups, key=lambda g: g.n_atoms):
+        base = f"{group.n_atoms}" + ("" if "box" in group.widths else "_nopbc")
+        same = sum(name == base or name.startswith(f"{base}_v") for name in named)
+        named[f"{base}_v{same}" if same else base] = group
+    return named
+
+
+class Rows:
+    """(n_frames, width) values of a field, read from the database when asked for."""
+
+    ndim = 2
+
+    def __init__(self, database: Database, group: Group, name: str) -> None:
+        self._database, self._group, self._name = database, group, name
+        self.dtype = np.dtype(np.int32 if name == "real_atom_types" else np.float64)
+        self.shape = (len(group.frames), group.widths[name])
+        self.size = math.prod(self.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: int | slice) -> NDArray[Any]:
+        if not isinstance(index, slice):
+            return self._row(self._group.frames[index])
+        chosen = self._group.frames[index]
+        rows = np.empty((len(chosen), self.shape[1]), self.dtype)
+        for row, frame in zip(rows, chosen, strict=True):
+            row[:] = self._row(frame)
+        return rows
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return self[:].astype(self.dtype if dtype is None else dtype, copy=False)
+
+    def reshape(self, *shape: int) -> Rows:
+        """Itself: a system asks for the shape that it has found already."""
+        assert shape == self.shape
+        return self
+
+    def _row(self, frame: int) -> NDArray[Any]:
+        return self._database.frame(frame)[self._name].astype(self.dtype, copy=False)
+
+
+class LmdbStore:
+    """Frames of one number of atoms of a database, as a DeePMD-kit system of one set."""
+
+    def __init__(self, database: Database, name: str) -> None:
+        self._database, self.name, self._group = database, name, database.groups[name]
+
+    def where(self, name: str = "") -> str:
+        """How messages name an entry."""
+        field_name = name.removeprefix(f"{_SET}/").removesuffix(".npy")
+        named = {"type.raw": "atom_types", "type_map.raw": f"{METADATA.decode()}, type_map"}.get(
+            field_name, FIELDS.get(field_name, field_name)
+        )
+        return str(self._database.path) + (f", {named}" if named else "")
+
+    def frame_name(self, index: int) -> str:
+        """How messages name a frame."""
+        return f"frame {self._database.key(self._group.frames[index])}"
+
+    def has(self, name: str) -> bool:
+        """Whether the entry is there."""
+        if name == "nopbc":
+            return "box" not in self._group.widths
+        if name in ("type.raw", "type_map.raw"):
+            return name == "type.raw" or self._database.type_map is not None
+        field_name = self._field(name)
+        return field_name in self._group.widths and (field_name != "real_atom_types" or self._is_mixed)
+
+    def sets(self) -> list[str]:
+        """Its one set."""
+        return [_SET]
+
+    def words(self, name: str) -> list[str]:
+        """Types of the slots, or names of the types."""
+        if name == "type_map.raw":
+            return list(self._database.type_map or ())
+        return ["0"] * self._group.n_atoms if self._is_mixed else [str(t) for t in self._group.types.tolist()]
+
+    def array(self, name: str) -> Any:
+        """The values of a field."""
+        return Rows(self._database, self._group, self._field(name))
+
+    @property
+    def _is_mixed(self) -> bool:
+        """Whether each frame has types of its own, or slots without atoms."""
+        return not self._group.same_types or bool((self._group.types < 0).any())
+
+    def _field(self, name: str) -> str:
+        return name.removeprefix(f"{_SET}/").removesuffix(".npy")
+
+
+def lmdb_stores(database: Database, group: str, where: str) -> list[LmdbStore]:
+    """The systems of a database, or the one that is named; raises DataError where there is none of that name."""
+    name = group.strip("/")
+    if name and name not in database.groups:
+        raise DataError(
+            f"the LMDB database has no group '{name}'", where=where, remedy=did_you_mean(name, list(database.groups)),
+        )  # fmt: skip
+    return [LmdbStore(database, g) for g in ([name] if name else database.groups)]
