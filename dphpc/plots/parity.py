@@ -24,6 +24,7 @@ DETAIL_FILES = {
     ".ae.out": ("Energy of an atom", "eV", 1.0, True),
     ".e.out": ("Energy of a frame", "eV", 1.0, True),
     ".v.out": ("Virial of a frame", "eV", 1.0, False),
+    ".s.out": ("Stress", "eV/Å³", 1.0, False),
 }
 """Ending of a detail file of `dphpc test -d`, as of `dp test`: title, unit, factor, whether shown about its mean."""
 

@@ -35,16 +35,25 @@ _DETAILS = {
     "f": [f"{side}_f{x}" for side in ("data", "pred") for x in "xyz"],
     "v": [f"{side}_v{c}" for side in ("data", "pred") for c in _COMPONENTS],
     "v_peratom": [f"{side}_v{c}" for side in ("data", "pred") for c in _COMPONENTS],
+    "s": [f"{side}_s{c}" for side in ("data", "pred") for c in _COMPONENTS],
     "ae": ["data_ae", "pred_ae"],
 }
 """Columns of the files that `-d PREFIX` writes, as `dp test` names them: PREFIX.e.out, …; it has no PREFIX.ae.out."""
+
+_HEAD_UNITS = {"s": " (eV/Å³)"}
+"""What `dp test` puts behind a system's name in the file's header."""
+
+_WEIGHTED = "f_weighted"
+"""Errors of the forces weighted by `atom_pref`: of the rows "f", not a file of its own."""
 
 _NAMES = {
     "e": ("Energy", "", "eV"),
     "e_peratom": ("Energy", "/Natoms", "eV"),
     "f": ("Force ", "", "eV/Å"),
+    _WEIGHTED: ("Force weighted", "", "eV/Å"),
     "v": ("Virial", "", "eV"),
     "v_peratom": ("Virial", "/Natoms", "eV"),
+    "s": ("Stress", "", "eV/Å³"),
     "ae": ("Atomic ener", "", "eV"),
 }
 """Words of the printed errors, as `dp test` sets them."""
@@ -52,9 +61,16 @@ _NAMES = {
 
 @dataclass
 class Errors:
-    """Labels beside predictions: rows (data, prediction) of each quantity in `_DETAILS`."""
+    """Labels beside predictions: rows (data, prediction) of each quantity in `_DETAILS`.
+
+    Attributes
+    ----------
+    weights
+        (n_atoms,) `atom_pref` of each frame in `rows["f"]`, None where it has none.
+    """
 
     rows: dict[str, list[Floats]] = field(default_factory=lambda: {name: [] for name in _DETAILS})
+    weights: list[Floats | None] = field(default_factory=list)
 
     def add(self, name: str, label: Floats, prediction: Floats) -> None:
         """Append rows of one quantity, label and prediction (n, width)."""
@@ -65,13 +81,19 @@ class Errors:
         return np.concatenate(self.rows[name]) if self.rows[name] else None
 
     def measures(self, name: str) -> tuple[float, float] | None:
-        """MAE and RMSE of a quantity."""
-        rows = self.table(name)
-        if rows is None:
+        """MAE and RMSE of a quantity; None if no frame has its label, or all weights are 0."""
+        if name == _WEIGHTED:
+            weighted = [(r, w) for r, w in zip(self.rows["f"], self.weights, strict=True) if w is not None]
+            rows = np.concatenate([r for r, _ in weighted]) if weighted else None
+            weights = np.concatenate([w for _, w in weighted]) if weighted else None
+        else:
+            rows, weights = self.table(name), None
+        if rows is None or (weights is not None and weights.sum() == 0.0):
             return None
         half = rows.shape[1] // 2
         difference = rows[:, half:] - rows[:, :half]
-        return float(np.abs(difference).mean()), float(np.sqrt((difference**2).mean()))
+        mae, mse = (np.average(a.mean(axis=1), weights=weights) for a in (np.abs(difference), difference**2))
+        return float(mae), float(np.sqrt(mse))
 
     def __str__(self) -> str:
         lines = []
@@ -95,6 +117,7 @@ class TestReport:
         for errors in self.systems.values():
             for name, rows in errors.rows.items():
                 joined.rows[name] += rows
+            joined.weights += errors.weights
         return joined
 
     def __str__(self) -> str:
@@ -125,7 +148,7 @@ def test(
         Frames of each system; 0 means all.
     detail_prefix
         Write every label and prediction to `PREFIX.e.out`, `.e_peratom.out`, `.f.out`, `.v.out`, `.v_peratom.out`,
-        `.ae.out`.
+        `.s.out`, `.ae.out`.
     shuffle_seed
         Draw the frames at random with this seed, not from the first on.
     progress
@@ -198,10 +221,12 @@ def _compare(frame: Frame, predicted: Outputs, errors: Errors, periodic: bool, a
         errors.add("e_peratom", pair[0] / n, pair[1] / n)
     if frame.forces is not None:
         errors.add("f", frame.forces, predicted.forces)
+        errors.weights.append(frame.atom_pref)
     if frame.virial is not None and periodic:
         label, virial = frame.virial.reshape(1, 9), predicted.virial.reshape(1, 9)
         errors.add("v", label, virial)
         errors.add("v_peratom", label / n, virial / n)
+        errors.add("s", -label / frame.box.volume, -virial / frame.box.volume)
     if atomic and frame.atom_ener is not None and predicted.atom_energy is not None:
         errors.add("ae", frame.atom_ener[:, None], predicted.atom_energy[:, None])
 
@@ -212,10 +237,12 @@ def _write_details(report: TestReport, prefix: Path) -> None:
         tables = {system: errors.table(name) for system, errors in report.systems.items()}
         if all(table is None for table in tables.values()):
             continue
-        with prefix.with_name(f"{prefix.name}.{name}.out").open("w") as file:
+        with prefix.with_name(f"{prefix.name}.{name}.out").open("w", encoding="utf-8") as file:
             for system, table in tables.items():
                 if table is not None:
-                    np.savetxt(file, table, header=f"{system}: {' '.join(columns)}", fmt="%.18e")
+                    np.savetxt(
+                        file, table, header=f"{system}{_HEAD_UNITS.get(name, '')}: {' '.join(columns)}", fmt="%.18e"
+                    )
 
 
 def model_devi(

@@ -51,13 +51,48 @@ def test_errors_are_those_put_in(labelled: Path) -> None:
     assert report.total.measures("e_peratom") == pytest.approx((0.3 / N_ATOMS, 0.3 / N_ATOMS))
     assert report.total.measures("f") == pytest.approx((0.02, 0.02))
     assert report.total.measures("v") == pytest.approx((0.0, 0.0), abs=1e-10)
+    assert report.total.measures("s") == pytest.approx((0.0, 0.0), abs=1e-10)
     assert "Force  RMSE        : 2.000000e-02 eV/Å" in str(report)
+    assert "weighted" not in str(report)
     rows = np.loadtxt(labelled / "out" / "detail.f.out")
     assert rows.shape == (N_FRAMES * N_ATOMS, 6)
     assert rows[:, :3] - rows[:, 3:] == pytest.approx(0.02 * np.ones((N_FRAMES * N_ATOMS, 3)))
     assert sorted(p.name for p in (labelled / "out").iterdir()) == [
-        "detail.e.out", "detail.e_peratom.out", "detail.f.out", "detail.v.out", "detail.v_peratom.out",
+        "detail.e.out", "detail.e_peratom.out", "detail.f.out", "detail.s.out", "detail.v.out",
+        "detail.v_peratom.out",
     ]  # fmt: skip
+
+
+def test_stress_is_minus_the_virial_by_the_volume(labelled: Path) -> None:
+    """The sign and the header of `dp test`, columns of label and prediction."""
+    evaluate(labelled / "a.dp", str(labelled / "data"), detail_prefix=labelled / "detail")
+    header = (labelled / "detail.s.out").read_text(encoding="utf-8").splitlines()[0]
+    assert header.startswith(f"# {labelled / 'data'} (eV/Å³): data_sxx data_sxy")
+    assert header.endswith("pred_szy pred_szz")
+    volumes = np.abs(np.linalg.det(np.load(labelled / "data/set.000/box.npy").reshape(-1, 3, 3)))
+    stress, virial = (np.loadtxt(labelled / f"detail.{name}.out", encoding="utf-8") for name in "sv")
+    np.testing.assert_allclose(stress, -virial / volumes[:, None], rtol=1e-14)
+
+
+def test_weighted_forces_are_weighted_over_all_systems(labelled: Path) -> None:
+    """Σ w |ΔF| / Σ w over all systems that have `atom_pref`, as `dp test` adds them up."""
+    shutil.copytree(labelled / "data", labelled / "more")
+    shutil.copytree(labelled / "data", labelled / "without")
+    for name, error, weights in (("data", 0.02, 1.0 + np.arange(N_ATOMS) % 2), ("more", 0.05, 10.0 * np.ones(N_ATOMS))):
+        np.save(labelled / name / "set.000/atom_pref.npy", np.tile(weights, (N_FRAMES, 1)))
+        force = np.load(labelled / name / "set.000/force.npy") - 0.02
+        force.reshape(N_FRAMES, N_ATOMS, 3)[:, ::2] += error  # the other half has none
+        np.save(labelled / name / "set.000/force.npy", force)
+    report = evaluate(labelled / "a.dp", [str(labelled / name) for name in ("data", "more", "without")])
+    mean = 0.02 / 3, 0.05 / 2
+    means = [errors.measures("f_weighted") for errors in report.systems.values()]
+    assert means[0] == pytest.approx((mean[0], 0.02 / 3**0.5))
+    assert means[1] == pytest.approx((mean[1], 0.05 / 2**0.5))
+    assert means[2] is None
+    total = (1.5 * mean[0] + 10.0 * mean[1]) / 11.5
+    squares = (1.5 * 0.02**2 / 3 + 10.0 * 0.05**2 / 2) / 11.5
+    assert report.total.measures("f_weighted") == pytest.approx((total, squares**0.5))
+    assert f"Force weighted MAE : {total:e} eV/Å\nForce weighted RMSE: {squares**0.5:e} eV/Å" in str(report)
 
 
 def test_a_part_of_the_frames(labelled: Path) -> None:
