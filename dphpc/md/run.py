@@ -30,6 +30,7 @@ from dphpc.md.output import Output, Screen, TableFile, extents_of, writing
 from dphpc.md.restart import Checkpoint, write_restart
 from dphpc.md.result import MDResult, columns_of
 from dphpc.md.setup import (
+    Start,
     header,
     load_monitor,
     load_potential,
@@ -116,7 +117,7 @@ class Run:
         box = start.box.replicated(settings.replicate)
         n_atoms = start.n_atoms * int(np.prod(settings.replicate))
         domain = Domain.even(box, comm.size, comm.rank)
-        self._describe(n_atoms, domain, start.warning)
+        self._describe(start, n_atoms, domain)
         state = deal_fixed(source, settings, start, domain, self.potential.type_map, comm)
         dt = settings.timestep_fs * FS
         self.engine = engine_for(self.potential, comm, settings.gpu_aware_mpi)(
@@ -135,7 +136,7 @@ class Run:
         if settings.velocities is None and not start.has_velocities and not self.at_rest:
             self.screen.say("velocities: all atoms start at rest (none in the run file, none in the structure)")
 
-    def _describe(self, n_atoms: int, domain: Domain, warning: str | None) -> None:
+    def _describe(self, start: Start, n_atoms: int, domain: Domain) -> None:
         """The run's header; refuses a run that does not fit into memory."""
         s, comm, places = self.settings, self.comm, placement(self.comm, self.n_threads)
         more = self.deviation.memory_per_atom() if self.deviation else 0.0
@@ -143,7 +144,7 @@ class Run:
         more += SNAPSHOT_BYTES if card and (s.trajectory or s.deviation) else 0.0
         models += len(self.deviation.models) if self.deviation else 0
         needed = estimate(n_atoms, domain, self.potential, reach, comm, more, card, models)
-        self.screen.say(*header(s, self.potential, n_atoms, domain, places, needed, warning, self.device))
+        self.screen.say(*header(s, self.potential, start, domain, places, needed, self.device))
         with together(comm):
             if not s.ignore_memory_limit:
                 refuse_if_too_large(needed, n_atoms)

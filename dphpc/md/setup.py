@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -116,7 +117,15 @@ def load_monitor(settings: MdConfig, driving: Potential, device: Device | None) 
 
 @dataclass(frozen=True)
 class Start:
-    """What all ranks must know of the structure."""
+    """What all ranks must know of the structure.
+
+    Attributes
+    ----------
+    n_atoms
+        Of the file, without copies.
+    last_of_several
+        Whether its file has frames before the one that was taken.
+    """
 
     box: Box
     n_atoms: int
@@ -124,6 +133,7 @@ class Start:
     has_velocities: bool
     checkpoint: Checkpoint | None
     warning: str | None
+    last_of_several: bool
 
 
 def read_start(
@@ -144,7 +154,9 @@ def read_start(
             source = source.with_types_of(type_map, s.structure)
             masses = masses_of(type_map, s.masses, source.masses, source.present)
             box = source.box.on_grid(s.replicate) if s.deterministic else source.box
-            start = Start(box, source.n_atoms, masses, source.has_velocities, checkpoint, warning)
+            start = Start(
+                box, source.n_atoms, masses, source.has_velocities, checkpoint, warning, source.last_of_several
+            )
     start = comm.bcast(start)
     assert start is not None
     return source, start
@@ -212,23 +224,24 @@ def _require_same_plan(checkpoint: Checkpoint, settings: MdConfig, replaced: Pat
 
 
 def header(
-    settings: MdConfig, potential: Potential, n_atoms: int, domain: Domain, places: Placement, needed: Estimate,
-    warning: str | None, device: Device | None,
+    settings: MdConfig, potential: Potential, start: Start, domain: Domain, places: Placement, needed: Estimate,
+    device: Device | None,
 ) -> list[str]:  # fmt: skip
     """The lines that a run begins with."""
-    s = settings
+    s, n_atoms = settings, start.n_atoms * math.prod(settings.replicate)
     lengths = " × ".join(f"{x:.4g}" for x in np.linalg.norm(domain.box.matrix, axis=1))
     sides = "".join("p" if p else "f" for p in domain.box.periodic)
+    frame = ", last of its frames" if start.last_of_several else ""
     replicate = f", replicated {' × '.join(map(str, s.replicate))}" if max(s.replicate) > 1 else ""
     return [
         f"dphpc {__version__}: molecular dynamics",
         f"processes: {places}; bricks {' × '.join(map(str, domain.grid))}",
-        f"structure: {s.structure}{replicate}: {n_atoms:,} atoms in {lengths} Å ({sides})",
+        f"structure: {s.structure}{frame}{replicate}: {n_atoms:,} atoms in {lengths} Å ({sides})",
         f"model:     {s.model or type(potential).__name__} ({', '.join(potential.type_map)}), "
         f"{s.precision}, cutoff {potential.cutoff:g} + skin {s.skin_A:g} Å",
         *([f"device:    {device.name if device else 'cpu, no GPU that CuPy sees'}"] if s.device != "cpu" else []),
         *([f"GPU:       {needed.card}"] if needed.card else []),
         *(f"committee: {1 + len(d.models)} models, compared every {d.every} steps" for d in [s.deviation] if d),
         f"memory:    {needed}",
-        *(f"warning:   {text}" for text in (places.warning(), warning) if text),
+        *(f"warning:   {text}" for text in (places.warning(), start.warning) if text),
     ]

@@ -13,6 +13,7 @@ from ase import Atoms
 from ase.constraints import FixAtoms, FixCartesian, FixScaled
 from ase.data import atomic_masses, atomic_numbers
 from ase.io import read as ase_read
+from ase.io.formats import filetype, ioformats
 from ase.units import fs as ASE_FS
 from numpy.typing import NDArray
 
@@ -55,6 +56,8 @@ class Source:
         Gives the rows from one index to another.
     has_velocities
         Whether the file gave velocities.
+    last_of_several
+        Whether the file has frames before this one.
     """
 
     box: Box
@@ -65,6 +68,7 @@ class Source:
     masses: dict[str, float]
     has_velocities: bool
     read: Callable[[int, int], NDArray]
+    last_of_several: bool = False
 
     @classmethod
     def of_rows(
@@ -142,7 +146,8 @@ def read_structure(
     if name.endswith(LAMMPS_SUFFIXES) or name.startswith("data."):
         source = _from_lammps(read_lammps_data(path), type_map, path)
     else:
-        source = _from_ase(_read_ase(path), path, with_fixed)
+        atoms, last_of_several = _read_ase(path)
+        source = replace(_from_ase(atoms, path, with_fixed), last_of_several=last_of_several)
     if periodic is not None and tuple(periodic) != source.box.periodic:
         source = replace(source, box=replace(source.box, periodic=(periodic[0], periodic[1], periodic[2])))
     return source
@@ -199,13 +204,18 @@ def _check_mass(name: str, mass: float, names: list[str], path: str) -> None:
         )
 
 
-def _read_ase(path: str) -> Atoms:
+def _read_ase(path: str) -> tuple[Atoms, bool]:
+    """A file's last frame, and whether there are others before it."""
     name = Path(path).name
     lower = name.lower()
     is_vasp = lower.startswith(("poscar", "contcar")) or lower.endswith((".poscar", ".vasp"))
     kind = "vasp" if is_vasp else "extxyz" if lower.endswith((".xyz", ".extxyz")) else None
     try:
-        atoms = ase_read(path, index=-1, format=kind, parallel=False)  # else ASE talks to the other ranks
+        kind = kind or filetype(path)
+        # Formats of one frame take no range.  parallel: else ASE talks to the other ranks.
+        found = ase_read(path, index=-1 if ioformats[kind].single else slice(-2, None), format=kind, parallel=False)
+        frames = [found] if isinstance(found, Atoms) else found
+        atoms = frames[-1]
         assert isinstance(atoms, Atoms)
     except DphpcError:
         raise
@@ -218,7 +228,7 @@ def _read_ase(path: str) -> Atoms:
     occupancies = atoms.info.get("occupancy", {}).values()
     if any(len(site) > 1 or sum(site.values()) < 1 for site in occupancies):
         raise DataError("the structure has sites that are occupied in part", where=path, remedy="write an ordered cell")
-    return atoms
+    return atoms, len(frames) > 1
 
 
 def _fixed_in(atoms: Atoms, path: str) -> NDArray[np.bool_]:

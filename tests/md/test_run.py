@@ -370,3 +370,15 @@ def test_a_user_mistake_on_two_ranks_is_one_message(mpirun: list[str], tmp_path:
     assert done.returncode != 0
     assert done.stderr.count("did you mean 'timestep_fs'") == 1
     assert "Traceback" not in done.stderr
+
+
+def test_the_header_says_which_frame_was_taken(
+    config: Make, argon: LennardJones, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = config(stages=[stage("nve", 1)])
+    run_md(run, potential=argon)
+    assert f"structure: {run['structure']}, replicated" in capsys.readouterr().out
+    frames = tmp_path / "frames.extxyz"
+    write(frames, [read(run["structure"], parallel=False)] * 2)
+    run_md(run | {"structure": str(frames)}, potential=argon)
+    assert f"structure: {frames}, last of its frames, replicated" in capsys.readouterr().out

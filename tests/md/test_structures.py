@@ -139,6 +139,17 @@ def test_files_that_ase_reads(tmp_path: Path, name: str) -> None:
     assert np.linalg.norm(source.box.wrap(d[None] + 1.0) - source.box.wrap(np.ones((1, 3)))) > 2.0
 
 
+@pytest.mark.parametrize("name", ["x.extxyz", "x.traj", "XDATCAR"])
+def test_the_last_of_several_frames_is_taken(tmp_path: Path, name: str) -> None:
+    frames = [Atoms("Ar2", [[1.0, 1.0, 1.0], [4.0, 4.0, 4.0 + k]], cell=[9, 9, 9], pbc=True) for k in range(3)]
+    for n in (1, 2, 3):
+        write(tmp_path / name, frames[:n])
+        source = read_structure(str(tmp_path / name), None, None)
+        assert source.last_of_several == (n > 1)
+        assert source.with_types_of(["Ar"], name).last_of_several == (n > 1)
+        assert source.read(0, 2)["positions"][1, 2] == pytest.approx(3.0 + n)
+
+
 def test_velocities_and_masses_come_along(tmp_path: Path) -> None:
     atoms = bulk("Ar", cubic=True)
     atoms.set_velocities(np.arange(12).reshape(4, 3) / (1000 * fs))
