@@ -42,6 +42,9 @@ STAGE_KEYS: dict[str, tuple[str, ...]] = {
 }
 """Ensembles, and keys that stages of them alone have."""
 
+NEVER = 1 << 30
+"""Steps until what does not come in a run."""
+
 FEWEST_MOVES = 5
 """Of the box, within its time constant: fewer would sample volumes that spread far too widely."""
 
@@ -181,8 +184,8 @@ class Stage(Config):
         return isinstance(self.temperature_K, list) or isinstance(self.pressure_bar, list)
 
     def steps_to_barostat(self, step: int) -> int:
-        """Steps until the box moves, or a great many, after `step` steps of the stage."""
-        return self.barostat_every - step % self.barostat_every if self.ensemble == "npt" else 1 << 30
+        """Steps until the box moves, `NEVER` if it does not, after `step` steps of the stage."""
+        return self.barostat_every - step % self.barostat_every if self.ensemble == "npt" else NEVER
 
     @property
     def title(self) -> str:

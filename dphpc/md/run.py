@@ -18,7 +18,7 @@ from dphpc.core.exact_sum import no_sum
 from dphpc.core.signals import stop_signals
 from dphpc.core.units import FS
 from dphpc.md.card_ranks import engine_for
-from dphpc.md.config import MdConfig, Stage
+from dphpc.md.config import NEVER, MdConfig, Stage
 from dphpc.md.ensembles import barostat_of, integrator_of
 from dphpc.md.extent import Extent, resume_points
 from dphpc.md.fixed import deal_fixed, fixed_lines
@@ -297,9 +297,9 @@ class Run:
         return {what: output.every for what, output in outputs.items() if output and output.every}
 
     def _steps_to_output(self) -> int:
-        """Steps until the next output, or a great many."""
+        """Steps until the next output, `NEVER` if there is none."""
         step = self.engine.step
-        return min((every - step % every for every in self._intervals().values()), default=1 << 30)
+        return min((every - step % every for every in self._intervals().values()), default=NEVER)
 
     def _write(self, integrator: Integrator, first: bool = False, last: bool = False) -> None:
         """Whatever output is due at this step; `first` is the state before the first step.

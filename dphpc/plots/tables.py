@@ -11,11 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dphpc.core.errors import DataError
+from dphpc.core.tables import OF_EACH_ATOM
 
 Table = dict[str, NDArray[np.float64]]
-
-OF_EACH_ATOM = "atm_devi_f(N)"
-"""The last name of a model_devi.out with each atom's deviation: it stands for as many columns as a system has atoms."""
 
 
 def read_table(path: Path | str) -> Table:
