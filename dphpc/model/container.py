@@ -8,7 +8,6 @@ them is executed, only datasets stored in the file itself are read, and sizes ar
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import numpy as np
 import yaml
 
 from dphpc.core.errors import ModelFileError
+from dphpc.core.files import whole
 
 Tree = dict[str, Any]
 
@@ -65,21 +65,18 @@ def conversion(path: Path) -> str | None:
 
 def write_tree(tree: Tree, path: Path) -> None:
     """Write a tree as `.dp` or `.yaml`, under a temporary name that is renamed when complete."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    if path.suffix not in _SUFFIXES:
+        raise ModelFileError(
+            f"'{path.suffix}' files are not written", where=str(path), expected="a name ending in .dp or .yaml"
+        )
     try:
-        if path.suffix in (".yaml", ".yml"):
-            partial.write_text(yaml.safe_dump(_map_variables(tree, _array_to_yaml), sort_keys=False))
-        elif path.suffix in (".dp", ".hlo"):
-            _write_hdf5(tree, partial)
-        else:
-            raise ModelFileError(
-                f"'{path.suffix}' files are not written", where=str(path), expected="a name ending in .dp or .yaml"
-            )
-        os.replace(partial, path)
+        with whole(path) as partial:
+            if path.suffix in (".yaml", ".yml"):
+                partial.write_text(yaml.safe_dump(_map_variables(tree, _array_to_yaml), sort_keys=False))
+            else:
+                _write_hdf5(tree, partial)
     except OSError as error:
         raise ModelFileError(f"the file cannot be written: {error}", where=str(path)) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _map_variables(node: Any, convert: Callable[[Any], Any], inside: bool = False) -> Any:

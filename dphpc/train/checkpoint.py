@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from dphpc.core.errors import InputError, ModelFileError
+from dphpc.core.files import whole, write_whole
 from dphpc.model.container import conversion
 from dphpc.model.dp_model import DPModel
 from dphpc.model.radial_table import Grid
@@ -84,16 +85,11 @@ class Checkpoint:
         tensors = {f"model.{name}": np.ascontiguousarray(value) for name, value in self.arrays.items()}
         tensors |= {f"optimizer.{name}": np.ascontiguousarray(value) for name, value in self.optimizer.items()}
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
-            save_file(tensors, partial, metadata={"dphpc": json.dumps(head)})
-            with partial.open("rb+") as file:
-                os.fsync(file.fileno())  # else the name may outlive a failing machine's power, and the bytes not
-            os.replace(partial, path)
+            with whole(path, sync=True) as partial:
+                save_file(tensors, partial, metadata={"dphpc": json.dumps(head)})
         except SafetensorError as error:
             raise OSError(str(error)) from None
-        finally:
-            partial.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: Path) -> Checkpoint:
@@ -210,13 +206,9 @@ class CheckpointFolder:
         path, link = self.path(checkpoint.step), self.newest
         checkpoint.save(path)
         link.parent.mkdir(parents=True, exist_ok=True)
-        fresh = link.with_name(f".{link.name}.{os.getpid()}")
-        fresh.unlink(missing_ok=True)
-        fresh.symlink_to(os.path.relpath(path, link.parent))
-        os.replace(fresh, link)
-        pointer = Path(f".{POINTER}.{os.getpid()}")
-        pointer.write_text(f"{path}\n", encoding="utf-8")
-        os.replace(pointer, POINTER)
+        with whole(link) as fresh:
+            fresh.symlink_to(os.path.relpath(path, link.parent))
+        write_whole(Path(POINTER), f"{path}\n")
         self.others.discard(checkpoint.step)
         for step in sorted(self._steps() - self.others)[: -self.max_keep]:
             self.path(step).unlink(missing_ok=True)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dphpc.core.errors import DataError
+from dphpc.core.files import whole
 from dphpc.train.schema import ModelConfig
 
 Floats = NDArray[np.float64]
@@ -161,17 +161,14 @@ def _write(path: Path, arrays: dict[str, NDArray]) -> None:
     if not _is_hdf5(path):
         for name, array in arrays.items():
             (path / name).parent.mkdir(parents=True, exist_ok=True)
-            temporary = path / f"{name}.{os.getpid()}"
-            with temporary.open("wb") as file:
+            with whole(path / name) as partial, partial.open("wb") as file:
                 np.save(file, array, allow_pickle=False)
-            temporary.replace(path / name)
         return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    if path.exists():
-        shutil.copyfile(path, temporary)
-    with h5py.File(temporary, "a") as group:
-        for name, array in arrays.items():
-            if name in group:
-                del group[name]
-            group[name] = array
-    temporary.replace(path)
+    with whole(path) as partial:
+        if path.exists():
+            shutil.copyfile(path, partial)
+        with h5py.File(partial, "a") as group:
+            for name, array in arrays.items():
+                if name in group:
+                    del group[name]
+                group[name] = array

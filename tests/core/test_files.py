@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from dphpc.core.files import whole, write_whole
+
+
+def test_the_name_appears_when_all_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("before")
+    with whole(path) as partial:
+        partial.write_text("after")
+        assert path.read_text() == "before"
+        assert partial.parent == tmp_path
+    assert path.read_text() == "after"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_what_fails_leaves_what_was(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("before")
+
+    def cut() -> None:
+        with whole(path) as partial:
+            partial.write_text("half")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        cut()
+    assert path.read_text() == "before"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_links_are_replaced_and_remains_removed(tmp_path: Path) -> None:
+    (tmp_path / "old").write_text("old")
+    (tmp_path / "link").symlink_to("old")
+    with whole(tmp_path / "link") as partial:
+        partial.write_text("remains of a killed process")
+        with whole(tmp_path / "link") as again:  # the same process, and so the same name
+            assert again == partial
+            assert not again.exists()
+            again.symlink_to("new")
+        partial.symlink_to("newer")
+    assert os.readlink(tmp_path / "link") == "newer"
+    assert (tmp_path / "old").read_text() == "old"
+
+
+def test_bytes_reach_the_disk_before_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, named = tmp_path / "a.txt", []
+    monkeypatch.setattr(os, "fsync", lambda _: named.append(path.exists()))
+    for sync in (False, True):
+        path.unlink(missing_ok=True)
+        with whole(path, sync=sync) as partial:
+            partial.write_text("text")
+    assert named == [False]
+
+
+def test_texts_make_their_folder(tmp_path: Path) -> None:
+    write_whole(tmp_path / "new" / "a.txt", "Å")
+    assert (tmp_path / "new" / "a.txt").read_text(encoding="utf-8") == "Å"
