@@ -2,13 +2,14 @@
 
 As in DeePMD-kit a step draws one system by its probability and takes the next batch of that system's frames, which
 are shuffled anew each time all have been taken.  From LMDB it takes every batch once, in a shuffled order, and then
-anew.  Random numbers are counted (Philox), so a restart needs no state.
+anew; blocks of `auto_prob` repeat frames there.  Random numbers are counted (Philox), so a restart needs no state.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,19 @@ _SYSTEMS, _FRAMES = 0, 1
 """Streams of random numbers."""
 
 
+@dataclass(frozen=True)
+class Share:
+    """Frames of a system of which `count` are taken in each round: some of them several times, or not all."""
+
+    frames: NDArray[np.int64]
+    count: int
+
+    def draw(self, random: np.random.Generator) -> NDArray[np.int64]:
+        """(count,) frames: each as often as the others, or once more."""
+        times, rest = divmod(self.count, len(self.frames))
+        return np.concatenate((np.tile(self.frames, times), random.permutation(self.frames)[:rest]))
+
+
 class Sampler:
     """Draws batches.
 
@@ -32,6 +46,8 @@ class Sampler:
     ----------
     in_turn
         Every batch once, and then anew, in place of a draw of systems for each step.
+    shares
+        Of each system the frames that make its batches; None if each frame is taken once.
 
     Attributes
     ----------
@@ -48,12 +64,15 @@ class Sampler:
         seed: int | None,
         *,
         in_turn: bool = False,
+        shares: Sequence[Sequence[Share]] | None = None,
     ) -> None:
         self._names, self._n_atoms = list(names), list(n_atoms)
         self._n_frames = np.array(n_frames, np.int64)
         self._seed = 0 if seed is None else seed
         self.batch_sizes = _batch_sizes(data, n_atoms)
-        self.n_batches = -(-self._n_frames // self.batch_sizes)
+        self._shares = shares
+        taken = self._n_frames if shares is None else np.array([sum(s.count for s in of) for of in shares], np.int64)
+        self.n_batches = -(-taken // self.batch_sizes)
         self.probabilities = _probabilities(data, self.n_batches)
         self._edges = np.cumsum(self.probabilities) / self.probabilities.sum()
         self._last = int(np.flatnonzero(self.probabilities)[-1])  # rounding must not draw a system of probability 0
@@ -73,19 +92,22 @@ class Sampler:
             `batch_size`, `sys_probs` or `auto_prob` do not fit the number of systems.
         """
         s = dataset.systems
-        blocks = prob_blocks(data.auto_prob)
-        if blocks and data.sys_probs is None and any(x.in_lmdb for x in s):
-            raise InputError(
-                "blocks of auto_prob are not supported for LMDB, whose frames form systems by their numbers of atoms",
-                where=f"{data.section}/auto_prob", expected="prob_sys_size",
-                remedy="give sys_probs, or take a database for each block: systems may be a list of them",
-            )  # fmt: skip
-        in_turn = data.sys_probs is None and all(x.in_lmdb for x in s)
-        return cls([x.name for x in s], [x.n_frames for x in s], [x.n_atoms for x in s], data, seed, in_turn=in_turn)
+        in_turn = data.sys_probs is None and all(x.sources is not None for x in s)
+        blocks, shares = prob_blocks(data.auto_prob), None
+        if in_turn and blocks and len(data.systems) == 1:
+            # They count the systems that the database was written from.
+            shares = _shares([x.sources for x in s if x.sources is not None], blocks, f"{data.section}/auto_prob")
+            data = data.updated(auto_prob="prob_sys_size")
+        elif blocks:
+            in_turn = False
+        names, n_frames, n_atoms = ([getattr(x, of) for x in s] for of in ("name", "n_frames", "n_atoms"))
+        return cls(names, n_frames, n_atoms, data, seed, in_turn=in_turn, shares=shares)
 
     @property
     def steps_per_epoch(self) -> int:
         """Steps in which every system is expected to give all its frames (DeePMD-kit's meaning of `numb_epoch`)."""
+        if self._in_turn:
+            return int(self.n_batches.sum())
         drawn = self.probabilities > 0
         return math.ceil((self.n_batches[drawn] / self.probabilities[drawn]).max())
 
@@ -144,7 +166,9 @@ class Sampler:
         """The shuffled frames of a system in its epoch."""
         known = self._orders.get(system)
         if known is None or known[0] != epoch:
-            order = self._random(_FRAMES, system, epoch).permutation(int(self._n_frames[system]))
+            random = self._random(_FRAMES, system, epoch)
+            frames = None if self._shares is None else [share.draw(random) for share in self._shares[system]]
+            order = random.permutation(int(self._n_frames[system]) if frames is None else np.concatenate(frames))
             self._orders[system] = known = (epoch, order)
         return known[1]
 
@@ -187,6 +211,42 @@ def _probabilities(data: DataConfig, n_batches: NDArray[np.int64]) -> NDArray[np
             )
         result[first:end] = n_batches[first:end] / n_batches[first:end].sum() * weight / (total if blocks else 1.0)
     return result
+
+
+def _shares(
+    sources: Sequence[NDArray[np.int64]], blocks: Sequence[tuple[int, int, float]], where: str
+) -> list[list[Share]]:
+    """Of each system the shares of each block, such that blocks have frames as their weights are; no frame is lost.
+
+    `sources` are the numbers that blocks count, of each system's frames.  Frames in no block are taken once, as
+    DeePMD-kit does.
+    """
+    n = 1 + max(int(of.max()) for of in sources)
+    rest = np.ones(n, bool)
+    for first, end, _ in blocks:
+        if end > n or not rest[first:end].all():
+            raise InputError(
+                f"block {first}:{end} of auto_prob overlaps another one or goes beyond the {n} systems of the database",
+                where=where,
+            )
+        rest[first:end] = False
+    parts = [([np.flatnonzero((of >= a) & (of < b)) for of in sources], weight) for a, b, weight in blocks]
+    sizes = [sum(map(len, frames)) for frames, _ in parts]
+    # The frames of all blocks, so many that the one with the fewest for its weight takes each frame once.
+    scale = sum(weight for *_, weight in blocks)
+    total = math.ceil(max(size / weight * scale for size, (_, weight) in zip(sizes, parts, strict=True) if weight))
+    shares = [
+        [Share(frames, len(frames))] if len(frames) else [] for frames in (np.flatnonzero(rest[of]) for of in sources)
+    ]
+    for (frames, weight), size in zip(parts, sizes, strict=True):
+        ideal = np.array([len(of) for of in frames]) * (round(total * weight / scale) / max(size, 1))
+        counts = np.diff(np.round(np.cumsum(ideal)).astype(np.int64), prepend=0)  # whole numbers with the ideal's sum
+        for system, of, count in zip(shares, frames, counts.tolist(), strict=True):
+            if count:
+                system.append(Share(of, count))
+    if not any(shares):
+        raise InputError("the blocks of auto_prob leave no frame", where=where, expected="a block that has frames")
+    return shares
 
 
 def _given_probabilities(given: Sequence[float], n_batches: NDArray[np.int64], where: str) -> NDArray[np.float64]:

@@ -85,8 +85,8 @@ def test_frames_are_those_of_npy(tmp_path: Path, writer: str) -> None:
     found = open_systems(["out.lmdb"], ["H", "O"], base=tmp_path)
     assert [s.name for s in found] == ["out.lmdb#7_nopbc", "out.lmdb#27"]
     for a, b in zip(found, open_systems(folders, ["H", "O"]), strict=True):
-        assert a.in_lmdb
-        assert not b.in_lmdb
+        assert a.sources is not None
+        assert b.sources is None
         assert_same_frames(a, b)
     (alone,) = open_systems(["out.lmdb#27"], ["H", "O"], base=tmp_path)
     assert alone.n_atoms == 27
@@ -178,6 +178,7 @@ def bad_array(**changed: Any) -> dict[str, Any]:
         ([water(3)], {"frame_idx_fmt": "06d"}, "frame 0 of 1 is missing", "key 000000"),
         ([water(3)], {"frame_nlocs": [4]}, "the frame has 3 atoms", "key 000000000000"),
         ([water(3)], {"frame_nlocs": [3, 3]}, "'frame_nlocs' is 2", "__metadata__"),
+        ([water(3)], {"frame_system_ids": [10**9]}, "'frame_system_ids' is [1000000000]", "__metadata__"),
         ([water(3)], {"type_map": "OH"}, "'type_map' is OH", "__metadata__"),
         ([water(3), b"\xc1"], {}, "is not a msgpack map", "key 000000000001"),
         ([water(3), b"\x93\x01"], {}, "is not a msgpack map", "key 000000000001"),
@@ -342,10 +343,55 @@ def test_every_batch_once_before_any_again(data: Path) -> None:
     assert (system, int(indices[-1])) == rounds[-1][-1]
 
 
-def test_blocks_of_auto_prob_are_refused(data: Path) -> None:
-    config = parse_input(training_input("both.lmdb")).training.training_data.updated(auto_prob="prob_sys_size;0:1:1")
-    with pytest.raises(InputError, match="blocks of auto_prob"):
-        Sampler.of(Dataset.load(config, parse_input(small_input()).model), config, seed=3)
+@pytest.mark.parametrize(
+    ("blocks", "taken"),
+    [  # what DeePMD-kit 3.2 takes in one round of these frames: of the systems 0, 1, 2
+        ("0:1:0.5;1:2:0.5", [100, 100, 10]),
+        ("0:1:0.3;1:3:0.7", [47, 111]),
+        ("0:1:3;1:2:7", [43, 100, 10]),
+        ("0:1:0;1:2:7", [0, 100, 10]),  # DeePMD-kit takes a block of weight 0 once
+    ],
+)
+def test_blocks_of_auto_prob_repeat_frames(tmp_path: Path, blocks: str, taken: list[int]) -> None:
+    """Systems of 10, 100 and 10 frames, of 3 and 5 atoms each."""
+    sources = [0] * 10 + [1] * 100 + [2] * 10
+    frames = [water(5 if i % 3 == 0 else 3) for i in range(120)]
+    written(tmp_path / "a.lmdb", frames, frame_system_ids=sources)
+    config = parse_input(training_input(str(tmp_path / "a.lmdb"))).training.training_data
+    config = config.updated(auto_prob=f"prob_sys_size;{blocks}", batch_size="auto:12")
+    dataset = Dataset.load(config, parse_input(small_input()).model)
+    sampler = Sampler.of(dataset, config, seed=3)
+    assert sampler.steps_per_epoch == sampler.n_batches.sum()
+    for number in range(3):
+        counts = np.zeros(120, int)
+        first = number * int(sampler.n_batches.sum())
+        for step in range(first, first + int(sampler.n_batches.sum())):
+            system, indices = sampler.draw(step)
+            found = np.flatnonzero(
+                [len(dataset.systems[system].types(0)) == (5 if i % 3 == 0 else 3) for i in range(120)]
+            )
+            np.add.at(counts, found[indices], 1)
+        by_source = [counts[np.array(sources) == k] for k in range(3)]
+        if len(taken) == 2:  # a block of two systems
+            by_source = [by_source[0], np.concatenate(by_source[1:])]
+        assert [int(c.sum()) for c in by_source] == taken
+        assert all(np.ptp(c) <= 1 for c in by_source)
+
+
+def test_blocks_are_checked(data: Path) -> None:
+    config = parse_input(training_input("both.lmdb")).training.training_data
+    dataset = Dataset.load(config, parse_input(small_input()).model)
+    for blocks in ("0:3:1", "0:2:1;1:2:1"):
+        with pytest.raises(InputError, match="overlaps another one or goes beyond the 2 systems of the database"):
+            Sampler.of(dataset, config.updated(auto_prob=f"prob_sys_size;{blocks}"), seed=3)
+
+
+def test_blocks_that_leave_nothing(tmp_path: Path) -> None:
+    written(tmp_path / "a.lmdb", [water(3)] * 3, frame_system_ids=[0, 2, 2])
+    config = parse_input(training_input(str(tmp_path / "a.lmdb"))).training.training_data
+    dataset = Dataset.load(config, parse_input(small_input()).model)
+    with pytest.raises(InputError, match="leave no frame"):
+        Sampler.of(dataset, config.updated(auto_prob="prob_sys_size;0:1:0;1:2:1;2:3:0"), seed=3)
 
 
 def test_commands_take_databases(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,6 +56,8 @@ class Database:
     ----------
     type_map
         Names of the types, None if the database has none.
+    sources
+        (n_frames,) numbers of the systems that frames came from, 0 if the database does not say.
     groups
         Frames that one system can hold, by name: the number of atoms, `_nopbc`, and a number where labels differ.
 
@@ -79,6 +81,7 @@ class Database:
         self._format = self._read_format(metadata)
         self._places = self._frame_places(entries, self._read_count(metadata, len(entries) - 1))
         self.type_map = self._read_type_map(metadata)
+        self.sources = self._read_sources(metadata)
         self.groups = self._group(self._read_sizes(metadata))
 
     def key(self, index: int) -> str:
@@ -172,6 +175,19 @@ class Database:
             n = len(sizes) if isinstance(sizes, list) else sizes
             raise self._wrong("frame_nlocs", n, f"a list of {len(self._places)} numbers")
         return sizes
+
+    def _read_sources(self, metadata: Mapping[str, Any]) -> NDArray[np.int64]:
+        n = len(self._places)
+        sources = metadata.get("frame_system_ids")
+        if sources is None:
+            return np.zeros(n, np.int64)
+        if (
+            not isinstance(sources, list)
+            or len(sources) != n
+            or not all(type(k) is int and 0 <= k < n for k in sources)
+        ):
+            raise self._wrong("frame_system_ids", sources, f"a list of {n} numbers of systems, counted from 0")
+        return np.array(sources, np.int64)
 
     def _wrong(self, name: str, value: Any, expected: str) -> DataError:
         return DataError(
@@ -333,6 +349,10 @@ class LmdbStore:
     def sets(self) -> list[str]:
         """Its one set."""
         return [_SET]
+
+    def sources(self) -> NDArray[np.int64]:
+        """(n_frames,) numbers of the systems that the frames came from."""
+        return self._database.sources[self._group.frames]
 
     def words(self, name: str) -> list[str]:
         """Types of the slots, or names of the types."""

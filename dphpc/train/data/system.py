@@ -152,9 +152,9 @@ class System:
         return f"System({self.name!r}, {self.n_frames} frames, {self.n_atoms} atoms)"
 
     @property
-    def in_lmdb(self) -> bool:
-        """Whether the frames stand in an LMDB database."""
-        return isinstance(self._store, LmdbStore)
+    def sources(self) -> NDArray[np.int64] | None:
+        """(n_frames,) numbers of the systems that frames in an LMDB database came from; None for other systems."""
+        return self._store.sources() if isinstance(self._store, LmdbStore) else None
 
     @cached_property
     def n_atoms(self) -> int:
