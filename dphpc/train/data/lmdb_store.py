@@ -14,6 +14,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ _SET = "set.000"
 _DTYPE = re.compile(r"[<>|=]?(f[248]|[iu][1248])|float(16|32|64)|u?int(8|16|32|64)")
 _MAX_DIMENSIONS = 4
 _NEEDED = ("real_atom_types", "coord")
+_KNOWN = frozenset((*_NEEDED, "box", *_LABELS))
 _PER_ATOM = {"coord": 3, "force": 3, "atom_ener": 1, "atom_pref": 1}
 _PER_FRAME = {"box": 9, "energy": 1, "virial": 9}
 
@@ -47,6 +49,17 @@ _PER_FRAME = {"box": 9, "energy": 1, "virial": 9}
 def is_lmdb(path: Path) -> bool:
     """Whether this is a data set of DeePMD-kit in LMDB, by its name or its content."""
     return path.suffix == SUFFIX or (path / FILE).is_file()
+
+
+@lru_cache(64)
+def _dtype(name: str | bytes) -> np.dtype[Any] | None:
+    """The type of numbers of that name, None for any other."""
+    text = name.decode("latin-1") if isinstance(name, bytes) else name
+    return np.dtype(text) if _DTYPE.fullmatch(text) else None
+
+
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, list) and len(value) <= _MAX_DIMENSIONS and all(type(n) is int and n >= 0 for n in value)
 
 
 class Database:
@@ -70,7 +83,7 @@ class Database:
     def __init__(self, path: Path) -> None:
         self._file = LmdbFile(path)
         self.path = path
-        self._last: tuple[int, dict[str, NDArray[Any]]] = (-1, {})
+        self._last: tuple[int, dict[str, Any]] = (-1, {})
         entries = list(self._file.entries())
         meta = next((entry for entry in entries if entry[0] == METADATA), None)
         if meta is None:
@@ -92,18 +105,21 @@ class Database:
         """How messages name a frame, and a value in it."""
         return f"{self.path}, key {self.key(index)}" + (f", {FIELDS.get(name, name)}" if name else "")
 
-    def frame(self, index: int) -> dict[str, NDArray[Any]]:
-        """What a frame holds of what we know, by the names of `.npy` files, flat."""
-        if index == self._last[0]:
-            return self._last[1]
-        found: dict[str, NDArray[Any]] = {}
-        fields = self._unpack(self.key(index), *self._places[index].tolist())
-        for key, value in fields.items():
-            name = _NAMES.get(key, key)
-            if name in (*_NEEDED, "box") or (name in _LABELS and fields.get(f"find_{name}", 1) != 0):
-                found[name] = self._array(value, index, name)
-        self._last = index, found  # one frame's values are asked for one after the other
-        return found
+    def value(self, index: int, name: str) -> NDArray[Any]:
+        """(n,) a field of a frame, by the name of its `.npy` file."""
+        return self._array(self._fields(index)[name], index, name)
+
+    def _fields(self, index: int) -> dict[str, Any]:
+        """What a frame holds of what we know, by the names of `.npy` files, as it is stored."""
+        if index != self._last[0]:
+            stored = self._unpack(self.key(index), *self._places[index].tolist())
+            known = {_NAMES.get(key, key): value for key, value in stored.items()}
+            for name in set(known).difference(_KNOWN):
+                if name.startswith("find_") and known[name] == 0:
+                    known.pop(name.removeprefix("find_"), None)
+                del known[name]
+            self._last = index, known  # a frame's fields are asked for one after the other
+        return self._last[1]
 
     def _unpack(self, key: str, offset: int, size: int) -> dict[str, Any]:
         where = f"{self.path}, key {key}"
@@ -121,27 +137,21 @@ class Database:
         """(n,) the values of a field, whose size is known to be that of its bytes."""
         if isinstance(value, int | float) and not isinstance(value, bool):
             return np.array([value], np.float64)
-        wrong = DataError(
-            "is no array of numbers", where=self.where(index, name),
-            expected="{type: float64, …, shape: [n, …], data: bytes}",
-        )  # fmt: skip
-        if not isinstance(value, dict):
-            raise wrong
-        parts = {k.decode("latin-1") if isinstance(k, bytes) else k: v for k, v in value.items()}
-        dtype, shape, data = (parts.get(part) for part in ("type", "shape", "data"))
-        dtype = dtype.decode("latin-1") if isinstance(dtype, bytes) else dtype
-        if not isinstance(dtype, str) or not _DTYPE.fullmatch(dtype) or not isinstance(data, bytes):
-            raise wrong
-        if not isinstance(shape, list) or len(shape) > _MAX_DIMENSIONS:
-            raise wrong
-        if not all(type(n) is int and n >= 0 for n in shape):
-            raise wrong
-        if math.prod(shape) * np.dtype(dtype).itemsize != len(data):
+        parts = value if isinstance(value, dict) else {}
+        dtype, shape, data = ((parts.get(part) or parts.get(part.encode())) for part in ("type", "shape", "data"))
+        kind = _dtype(dtype if isinstance(dtype, str | bytes) else "")
+        shape, data = shape if shape is not None else [], data if data is not None else b""
+        if kind is None or not _is_shape(shape) or not isinstance(data, bytes):
             raise DataError(
-                f"has {len(data)} bytes for {dtype} of shape {shape}", where=self.where(index, name),
-                expected=f"{math.prod(shape) * np.dtype(dtype).itemsize} bytes",
+                "is no array of numbers", where=self.where(index, name),
+                expected="{type: float64, …, shape: [n, …], data: bytes}",
             )  # fmt: skip
-        return np.frombuffer(data, dtype)
+        if math.prod(shape) * kind.itemsize != len(data):
+            raise DataError(
+                f"has {len(data)} bytes for {kind} of shape {shape}", where=self.where(index, name),
+                expected=f"{math.prod(shape) * kind.itemsize} bytes",
+            )  # fmt: skip
+        return np.frombuffer(data, kind)
 
     # -- metadata ------------------------------------------------------------------------------------------------
 
@@ -215,7 +225,7 @@ class Database:
     def _group(self, sizes: Sequence[int] | None) -> dict[str, Group]:
         found: dict[tuple[Any, ...], Group] = {}
         for index in range(len(self._places)):
-            values = self.frame(index)
+            values = {name: self.value(index, name) for name in self._fields(index)}
             n = self._check(index, values)
             if sizes is not None and sizes[index] != n:
                 raise DataError(
@@ -316,7 +326,7 @@ class Rows:
         return self
 
     def _row(self, frame: int) -> NDArray[Any]:
-        return self._database.frame(frame)[self._name].astype(self.dtype, copy=False)
+        return self._database.value(frame, self._name).astype(self.dtype, copy=False)
 
 
 class LmdbStore:
