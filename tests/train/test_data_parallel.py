@@ -20,6 +20,7 @@ from dphpc.core.errors import DataError, InputError, RunError
 from dphpc.parallel.comm import Communicator, Serial
 from dphpc.parallel.gradients import MpiSum, difference_from_mpi, gradient_sum
 from dphpc.train.checkpoint import Checkpoint
+from dphpc.train.convert import convert
 from dphpc.train.data import Dataset
 from dphpc.train.initial import initial_model
 from dphpc.train.schema import parse_input
@@ -302,6 +303,15 @@ def test_errors_are_everybodys(comm: Communicator, folder: Path) -> None:
     given = small_input()
     given["training"]["training_data"]["systems"] = ["a", "nowhere"]
     with pytest.raises(DataError, match="nowhere") as caught:
+        dphpc.train(given, comm=comm)
+    assert caught.value.speaks == (comm.rank == 0)
+    if comm.rank == 0:
+        convert("a", "cut.lmdb")
+        data = Path("cut.lmdb/data.mdb").read_bytes()
+        Path("cut.lmdb/data.mdb").write_bytes(data[: len(data) // 2])
+    comm.barrier()
+    given["training"]["training_data"]["systems"] = "cut.lmdb"
+    with pytest.raises(DataError, match="ends early") as caught:
         dphpc.train(given, comm=comm)
     assert caught.value.speaks == (comm.rank == 0)
     given = {**small_input(), "dphpc": {"batch": "per_rank"}, "optimizer": {"type": "LKF"}}
