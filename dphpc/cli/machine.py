@@ -24,6 +24,8 @@ PACKAGES = (
     "torch",
     "ase",
     "dpdata",
+    "lmdb",
+    "msgpack",
     "pydantic",
     "typer",
     "rich",

@@ -250,7 +250,7 @@ def test_damaged_files_never_end_the_process(tmp_path: Path) -> None:
     good = written(tmp_path / "good.lmdb", [water(n, extra=b"x" * 3000) for n in range(3, 60)])
     raw = (good / "data.mdb").read_bytes()
     refused, cut = [], []
-    for seed in range(150):
+    for seed in range(80):
         rng = np.random.default_rng(seed)
         data = bytearray(raw)
         if seed % 5 == 0:
@@ -268,8 +268,8 @@ def test_damaged_files_never_end_the_process(tmp_path: Path) -> None:
             refused.append(error)
             cut += [error.what] if len(data) < len(raw) else []
         shutil.rmtree(target)
-    assert len(refused) > 30
-    assert len(cut) > 20
+    assert len(refused) > 15
+    assert len(cut) > 10
     assert all(what.startswith(("ends early", "is no LMDB", "cannot be opened")) for what in cut)
     assert all(".lmdb" in str(error.where) for error in refused)
 
