@@ -17,6 +17,7 @@ COMMAND_MODULES = (
     "dynamics",
     "learning",
     "ipi",
+    "lammps",
     "data",
     "plotting",
     "slurm",

