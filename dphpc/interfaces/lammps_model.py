@@ -90,9 +90,7 @@ def arrays_of(model: DPModel, name: str = "the model") -> dict[str, NDArray[Any]
     """
     _require_plain(model, name)
     p, fitting = SeAParameters.of(model), model.fitting
-    average, inverse = (
-        np.zeros(0) if a is None else np.ravel(a) for a in (fitting.fparam_avg, fitting.fparam_inv_std)
-    )
+    average, inverse = (np.zeros(0) if a is None else np.ravel(a) for a in (fitting.fparam_avg, fitting.fparam_inv_std))
     types = range(model.n_types)
     arrays: dict[str, Any] = {
         "type_map": _text(model.type_map),
@@ -174,7 +172,7 @@ def _require_plain(model: DPModel, name: str) -> None:
 
 def _network(name: str, network: Network) -> dict[str, NDArray[Any]]:
     layers = layers_of(network.astype(np.float64))
-    arrays = {
+    arrays: dict[str, NDArray[Any]] = {
         f"{name}.activations": _text([f"{layer[3]} {layer[4]!r}" for layer in layers]),
         f"{name}.skips": np.array([layer[5] for layer in layers], np.int32),
     }

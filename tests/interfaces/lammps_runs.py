@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 
 from dphpc.interfaces.lammps_model import arrays_of, packed
 from dphpc.model.dp_model import DPModel
+from dphpc.potential.deep_pot import DeepPot
 
 BAR = 1.6021765e6
 """LAMMPS' bar per eV/Å³ (nktv2p of units metal)."""
@@ -47,7 +48,8 @@ class Frame:
         lines += [f"{low[a]:.17g} {high[a]:.17g} {s}lo {s}hi" for a, s in enumerate("xyz")]
         lines += ["{:.17g} {:.17g} {:.17g} xy xz yz".format(*tilts)]
         lines += ["", "Masses", "", *(f"{t + 1} {mass + t}" for t in range(n_types)), "", "Atoms # atomic", ""]
-        lines += [f"{i + 1} {t + 1} {r[0]:.17g} {r[1]:.17g} {r[2]:.17g}" for i, (t, r) in enumerate(zip(self.types, x))]
+        rows = enumerate(zip(self.types, x, strict=True))
+        lines += [f"{i + 1} {t + 1} {r[0]:.17g} {r[1]:.17g} {r[2]:.17g}" for i, (t, r) in rows]
         if velocities is not None:
             v = velocities @ self.rotation
             lines += ["", "Velocities", "", *(f"{i + 1} {u[0]:.17g} {u[1]:.17g} {u[2]:.17g}" for i, u in enumerate(v))]
@@ -140,3 +142,20 @@ class Lammps:
             turned(table[:, 5:14]) / -BAR,
             turned(table[:, 14:20]) / -BAR,
         )
+
+
+def ours(model: DPModel, frame: Frame, **options: object) -> Result:
+    """DeepPot's results."""
+    cell = None if frame.cell is None else frame.cell[None]
+    dp = DeepPot(model, **options)  # type: ignore[arg-type]
+    energy, force, virial, of_atoms, atom_virial = dp.eval(frame.positions[None], cell, frame.types, atomic=True)
+    virials = atom_virial[0].reshape(-1, 3, 3)
+    symmetric = 0.5 * (virials + virials.transpose(0, 2, 1))
+    return Result(float(energy[0, 0]), force[0], virial[0].reshape(3, 3), of_atoms[0, :, 0], virials, symmetric)
+
+
+def compare(found: Result, expected: Result, tolerance: float, where: str) -> None:
+    """Relative to the largest value of a quantity, where that is above 1."""
+    for field in fields(Result):
+        a, b = np.asarray(getattr(found, field.name)), np.asarray(getattr(expected, field.name))
+        assert np.abs(a - b).max() < tolerance * max(1.0, np.abs(b).max()), (where, field.name, a, b)

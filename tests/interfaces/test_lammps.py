@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
+from dphpc import md
 from dphpc.core.exact_sum import exact_sum
 from dphpc.model.compress import compress
 from dphpc.model.dp_model import DPModel
-from dphpc.model.model_file import read_model
+from dphpc.model.model_file import read_model, write_model
+from dphpc.model.networks import Network
 from dphpc.potential.committee import COLUMNS, deviation_of, table_header, virial_deviation
 from dphpc.potential.contract import Outputs
-from dphpc.potential.deep_pot import DeepPot
-from tests.interfaces.lammps_runs import BAR, Frame, Lammps, Result
+from tests.interfaces.lammps_runs import BAR, Frame, Lammps, Result, compare, ours
 from tests.models import random_model, random_structure
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -64,27 +65,10 @@ def deepmd_result(case: h5py.Group) -> Result:
     )
 
 
-def compare(found: Result, expected: Result, tolerance: float, where: str) -> None:
-    """Relative to the largest value of a quantity, where that is above 1."""
-    for field in fields(Result):
-        a, b = np.asarray(getattr(found, field.name)), np.asarray(getattr(expected, field.name))
-        assert np.abs(a - b).max() < tolerance * max(1.0, np.abs(b).max()), (where, field.name, a, b)
-
-
-def ours(model: DPModel, frame: Frame, **options: object) -> Result:
-    """DeepPot's results."""
-    cell = None if frame.cell is None else frame.cell[None]
-    dp = DeepPot(model, **options)  # type: ignore[arg-type]
-    energy, force, virial, of_atoms, atom_virial = dp.eval(frame.positions[None], cell, frame.types, atomic=True)
-    virials = atom_virial[0].reshape(-1, 3, 3)
-    symmetric = 0.5 * (virials + virials.transpose(0, 2, 1))
-    return Result(float(energy[0, 0]), force[0], virial[0].reshape(3, 3), of_atoms[0, :, 0], virials, symmetric)
-
-
 def isolated() -> Frame:
     """Two clusters far apart in a long open box, one atom alone: ranks without atoms, atoms without neighbors."""
     x = random_structure(9, 6.0, 5)[0]
-    x = np.concatenate((x, x[:3] + [60.0, 0.0, 0.0], [[30.0, 0.0, 0.0]]))
+    x = np.concatenate((x, x[:3] + np.array([60.0, 0.0, 0.0]), [[30.0, 0.0, 0.0]]))
     return Frame(x, None, np.arange(len(x)) % 2)
 
 
@@ -209,7 +193,8 @@ def test_several_models(lammps: Lammps, mpirun: list[str], ranks: int) -> None:
     for row, block in zip(rows, blocks, strict=True):
         x = np.array([line.split() for line in block.splitlines()[:24]], float)[:, 1:] @ frame.rotation.T
         now = Frame(x, frame.cell, frame.types)
-        outputs = [Outputs(r.forces, exact_sum(np.array([r.energy])), exact_sum(r.virial[None])) for r in (ours(m, now) for m in models)]
+        each = [ours(model, now) for model in models]
+        outputs = [Outputs(r.forces, exact_sum(np.array([r.energy])), exact_sum(r.virial[None])) for r in each]
         # The virial's columns are of LAMMPS' frame, but for the last.
         expected = deviation_of(outputs)
         np.testing.assert_allclose(row[[3, 4, 5, 6]], expected[[2, 3, 4, 5]], rtol=2e-6)
@@ -217,3 +202,57 @@ def test_several_models(lammps: Lammps, mpirun: list[str], ranks: int) -> None:
         np.testing.assert_allclose(row[[1, 2]], virial_deviation(v.reshape(3, 9), 24)[:2], rtol=2e-6)
     # The first model drives the run.
     compare(lammps.result("end", now), ours(MODEL, now), 1e-9, "end")
+
+
+def moving() -> tuple[Frame, np.ndarray, DPModel]:
+    """Atoms with velocities (n, 3) in Å/ps, and a model of weak forces, as nothing repels its atoms."""
+    velocities = np.random.default_rng(8).normal(0.0, 1.0, (24, 3))
+    nets = [net.layers for net in MODEL.fitting.networks]
+    networks = [Network([*layers[:-1], replace(layers[-1], w=0.1 * layers[-1].w)]) for layers in nets]
+    model = replace(MODEL, fitting=replace(MODEL.fitting, networks=networks))
+    return STRUCTURES["skewed"], velocities - velocities.mean(axis=0), model
+
+
+def test_nve_is_that_of_dphpc_md(lammps: Lammps) -> None:
+    frame, velocities, model = moving()
+    path = lammps.save("model", model)
+    script = lammps.start(frame, velocities=velocities) + "pair_style dphpc model\npair_coeff * * O H\n"
+    script += "timestep 0.0005\nfix 1 all nve\nthermo 20\nthermo_style custom step pe ke press\n"
+    script += "thermo_modify format float %.15g\nrun 400\n"
+    log = lammps.run(script)
+    table = log.partition("Press")[2].partition("\n")[2].partition("Loop time")[0]
+    pe, ke = np.array([line.split() for line in table.splitlines()], float)[:, 1:3].T
+    write_model(model, path.with_suffix(".dp"))
+    given = {
+        "structure": str(lammps.folder / "data.0"), "type_map": ["O", "H"], "model": str(path.with_suffix(".dp")),
+        "timestep_fs": 0.5, "stages": [{"ensemble": "nve", "steps": 400}],
+        "thermo": {"every": 20, "file": str(lammps.folder / "thermo.csv")},
+    }  # fmt: skip
+    thermo = md(given).thermo
+    # Measured: 5e-8 eV; LAMMPS' constants have eight digits.
+    np.testing.assert_allclose(pe, thermo["potential_eV"], atol=1e-6)
+    np.testing.assert_allclose(ke, thermo["kinetic_eV"], atol=1e-6)
+    drift, its = np.ptp(pe + ke), np.ptp(thermo["total_eV"])
+    assert np.ptp(pe) > 0.02  # it moves
+    assert drift == pytest.approx(its, rel=1e-3)
+    assert its < 0.01 * np.ptp(pe)
+
+
+def test_restart_and_npt(lammps: Lammps) -> None:
+    """A run that is taken up again ends where the whole one does; constant pressure runs."""
+    frame, velocities, model = moving()
+    lammps.save("model", model)
+    head = lammps.start(frame, velocities=velocities)
+    pair = "pair_style dphpc model\npair_coeff * * O H\ntimestep 0.0005\n"
+    npt = "fix 1 all npt temp 300 300 0.05 tri 0 0 0.5\n"
+    script = head + pair + npt + f"run 40\n{lammps.look('whole')}" + head + pair + npt
+    script += "run 20\nwrite_restart half\nclear\nread_restart half\n"
+    script += f"plugin load {lammps.plugin}\n" + pair + npt + "run 20\n" + lammps.look("half")
+    log = lammps.run(script)
+    whole, half = (lammps.result(name, frame) for name in ("whole", "half"))
+    assert "ERROR" not in log
+    # Measured: 1e-9 eV/Å: neighbors come in another order, and LAMMPS moves the origin.
+    np.testing.assert_allclose(half.forces, whole.forces, atol=1e-6)
+    assert half.energy == pytest.approx(whole.energy, abs=1e-7)
+    start = ours(model, frame)
+    assert np.abs(whole.forces - start.forces).max() > 1e-3
