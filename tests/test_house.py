@@ -22,7 +22,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "md": {"core", "model", "ops", "potential", "parallel"},
     "train": {"core", "model", "ops", "potential", "parallel"},
     "active": {"core", "model", "ops", "potential", "parallel", "md", "train"},
-    "interfaces": {"core", "model", "ops", "potential", "parallel", "md", "train"},
+    # `_native` says for which instruction set the kernels are compiled into LAMMPS' plugin.
+    "interfaces": {"core", "model", "_native", "ops", "potential", "parallel", "md", "train"},
     "plots": {"core"},
     "cli": set(),  # everything, see below
 }
