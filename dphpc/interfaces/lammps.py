@@ -279,7 +279,7 @@ def _compile(compiler: str, commands: dict[str, list[str]], place: Path, openmp:
     return plugin
 
 
-_LIBRARIES: Sequence[str] = () if sys.platform == "darwin" else ("-ldl",)
+_LIBRARIES: Sequence[str] = ("-undefined", "dynamic_lookup") if sys.platform == "darwin" else ("-ldl",)
 
 
 def _run(words: list[str]) -> None:

@@ -263,6 +263,7 @@ def test_what_a_build_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(InputError, match=r"there is no mpi\.h"):
         build(tmp_path, mpi=tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
     if not Path("/usr/include/mpi.h").exists():
         with pytest.raises(InputError, match=r"there is no mpi\.h, which LAMMPS' headers include"):
             find_mpi(tmp_path)
