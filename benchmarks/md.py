@@ -61,7 +61,7 @@ PLUGIN = "dphpcplugin.so"
 PAIR_STYLES = {
     **{f"LAMMPS {kind}": f"pair_style deepmd model{kind}" for kind in (".pth", "_c.pth", ".pb", "_c.pb")},
     **{
-        f"LAMMPS dphpc {precision}": f"plugin load {PLUGIN}\npair_style dphpc model_c.dphpc precision {precision}"
+        f"LAMMPS dphpc {precision}": f"plugin load ./{PLUGIN}\npair_style dphpc model_c.dphpc precision {precision}"
         for precision in PRECISIONS
     },
 }

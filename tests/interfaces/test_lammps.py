@@ -251,8 +251,8 @@ def test_restart_and_npt(lammps: Lammps) -> None:
     log = lammps.run(script)
     whole, half = (lammps.result(name, frame) for name in ("whole", "half"))
     assert "ERROR" not in log
-    # Measured: 1e-9 eV/Å: neighbors come in another order, and LAMMPS moves the origin.
-    np.testing.assert_allclose(half.forces, whole.forces, atol=1e-6)
-    assert half.energy == pytest.approx(whole.energy, abs=1e-7)
+    # Measured: 2e-16 eV/Å.
+    np.testing.assert_allclose(half.forces, whole.forces, atol=1e-11)
+    assert half.energy == pytest.approx(whole.energy, abs=1e-10)
     start = ours(model, frame)
     assert np.abs(whole.forces - start.forces).max() > 1e-3
