@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -213,13 +214,18 @@ def moving() -> tuple[Frame, np.ndarray, DPModel]:
     return STRUCTURES["skewed"], velocities - velocities.mean(axis=0), model
 
 
-def test_nve_is_that_of_dphpc_md(lammps: Lammps) -> None:
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_nve_is_that_of_dphpc_md(lammps: Lammps, mpirun: list[str], ranks: int) -> None:
+    """With a thin skin, so that the list is built anew many times."""
     frame, velocities, model = moving()
     path = lammps.save("model", model)
-    script = lammps.start(frame, velocities=velocities) + "pair_style dphpc model\npair_coeff * * O H\n"
+    script = (
+        lammps.start(frame, velocities=velocities) + "neighbor 0.1 bin\npair_style dphpc model\npair_coeff * * O H\n"
+    )
     script += "timestep 0.0005\nfix 1 all nve\nthermo 20\nthermo_style custom step pe ke press\n"
     script += "thermo_modify format float %.15g\nrun 400\n"
-    log = lammps.run(script)
+    log = lammps.run(script, [*mpirun, "-n", str(ranks)])
+    assert int(re.findall(r"Neighbor list builds = (\d+)", log)[-1]) > 3
     table = log.partition("Press")[2].partition("\n")[2].partition("Loop time")[0]
     pe, ke = np.array([line.split() for line in table.splitlines()], float)[:, 1:3].T
     write_model(model, path.with_suffix(".dp"))
