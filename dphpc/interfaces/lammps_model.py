@@ -28,7 +28,7 @@ from dphpc.model.compress import FAR_TOLERANCE, MAX_INTERVALS
 from dphpc.model.dp_model import DPModel
 from dphpc.model.model_file import read_model
 from dphpc.model.networks import Network
-from dphpc.model.radial_table import RadialTable, fitted_table
+from dphpc.model.radial_table import MAX_PARTS, Grid, RadialTable, fitted_table
 from dphpc.ops.arguments import layers_of
 from dphpc.ops.se_a.contract import SeAParameters
 from dphpc.potential.deep import R_OVERLAP, DeepPotential
@@ -115,9 +115,7 @@ def arrays_of(model: DPModel, name: str = "the model") -> dict[str, NDArray[Any]
         assert isinstance(table, RadialTable)
         model = replace(model, table=table)  # to be made once
         table = reaching(table, model)
-        arrays[f"{key}.grids"] = np.array(
-            [(g.lower, g.step_fine, g.n_fine, g.step_coarse, g.n_coarse, g.upper) for g in table.grids]
-        )
+        arrays[f"{key}.grids"] = np.array([_numbers_of(grid) for grid in table.grids])
         arrays[f"{key}.coefficients"] = table.coefficients.astype(dtype)
         arrays[f"{key}.empty"] = model.descriptor.empty_slots(table).astype(dtype)
     for t, network in enumerate(fitting.networks):
@@ -144,11 +142,17 @@ def reaching(table: RadialTable, model: DPModel) -> RadialTable:
 def _reaching(table: RadialTable, network: Network, upper: float) -> RadialTable:
     """One network's table, continued."""
     grid = table.grids[0]
-    if grid.n_coarse or upper <= grid.upper:
+    if len(grid.counts) == MAX_PARTS or upper <= grid.upper:
         return table.extended([network], upper)
-    far = fitted_table([network], grid.upper, upper, FAR_TOLERANCE, MAX_INTERVALS)
-    grid = replace(grid, step_coarse=far.grids[0].step_fine, n_coarse=far.grids[0].n_fine)
-    return RadialTable((grid,), np.concatenate((table.coefficients, far.coefficients), axis=1))
+    far = fitted_table([network], grid.upper, upper, FAR_TOLERANCE, MAX_INTERVALS, most_parts=1)
+    coefficients = np.concatenate((table.coefficients, far.coefficients), axis=1)
+    return RadialTable((grid.followed_by(far.grids[0]),), coefficients)
+
+
+def _numbers_of(grid: Grid) -> list[float]:
+    """Upper end, lower end, then step and number of intervals of `MAX_PARTS` parts, 0 where there are fewer."""
+    numbers = [grid.upper, *grid.numbers()]
+    return numbers + [0.0] * (2 + 2 * MAX_PARTS - len(numbers))
 
 
 def packed(arrays: dict[str, NDArray[Any]]) -> bytes:

@@ -117,7 +117,7 @@ def compress(
         fine = RadialTable.from_networks(networks, Grid.uniform(lower, upper, n))
         n_far = int(np.ceil((end - upper) / COARSENING / fine.grids[0].steps[0]))
         far = RadialTable.from_networks(networks, Grid.uniform(upper, end, n_far)) if n_far else None
-    grid = fine.grids[0] if far is None else _joined(fine.grids[0], far.grids[0])
+    grid = fine.grids[0] if far is None else fine.grids[0].followed_by(far.grids[0])
     table = RadialTable.from_networks(networks, grid)
     error_g, error_slope = fine.error(networks)
     report = CompressionReport(
@@ -132,11 +132,6 @@ def compress(
         error_beyond=0.0 if far is None else max(far.error(networks)),
     )
     return replace(model, table=table), report
-
-
-def _joined(first: Grid, second: Grid) -> Grid:
-    """The parts of both; the second begins where the first ends."""
-    return Grid(first.lower, first.steps + second.steps, first.counts + second.counts)
 
 
 def pair_error(descriptor: SeE2A, networks: Sequence[Network], nearest: float) -> Measure:

@@ -120,6 +120,10 @@ class Grid:
         more = at_a_time * int(np.ceil((upper - self.upper) / (at_a_time * self.steps[-1])))
         return replace(self, counts=(*self.counts[:-1], self.counts[-1] + more))
 
+    def followed_by(self, other: Grid) -> Grid:
+        """The parts of both; the other begins where this one ends."""
+        return Grid(self.lower, self.steps + other.steps, self.counts + other.counts)
+
     def locate(self, s: NDArray[np.floating]) -> tuple[NDArray[np.int64], NDArray[np.floating]]:
         """Interval and local coordinate t of each s; beyond the ends the first or last interval goes on."""
         part = np.searchsorted(self.starts[1:], s, side="right")

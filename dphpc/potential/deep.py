@@ -20,7 +20,7 @@ from dphpc.core.state import State
 from dphpc.model.compress import compress
 from dphpc.model.dp_model import DPModel
 from dphpc.model.model_file import read_model
-from dphpc.model.radial_table import NetworkEmbedding, RadialTable, ScalarEmbedding, fitted_table
+from dphpc.model.radial_table import MAX_PARTS, NetworkEmbedding, RadialTable, ScalarEmbedding, fitted_table
 from dphpc.ops.energy import native as native_energy
 from dphpc.ops.energy import reference as reference_energy
 from dphpc.ops.energy.card import CardSums, CardSystem
@@ -125,7 +125,8 @@ class DeepPotential:
         if self._ops is reference:
             return NetworkEmbedding(d.networks)
         networks = [net.astype(np.float64) for net in d.networks]
-        return fitted_table(networks, *d.s_range(R_TABLE), TABLE_TOLERANCE, MAX_INTERVALS)
+        # A part is left for who continues it from there on.
+        return fitted_table(networks, *d.s_range(R_TABLE), TABLE_TOLERANCE, MAX_INTERVALS, most_parts=MAX_PARTS - 1)
 
     def _coarse_table(self) -> RadialTable:
         """As exact as float32 can tell: of fewer intervals more pairs share one, and caches hold more of them."""

@@ -134,7 +134,8 @@ void ModelOf<Real>::read_descriptor(const ModelFile& file) {
 
 template <class Real>
 void ModelOf<Real>::read_table(const ModelFile& file, const std::string& table, const char* coefficients, int n_types) {
-    const ArrayView<double> grids = file.array<double>(table + ".grids", {any, 6});
+    constexpr int most_parts = RadialGrid::most_parts, n_numbers = 2 + 2 * most_parts;
+    const ArrayView<double> grids = file.array<double>(table + ".grids", {any, n_numbers});
     finite(file, table + ".grids", grids);
     const std::int64_t n_tables = grids.shape[0];
     const ArrayView<Real> c = file.array<Real>(coefficients, {n_tables, any, n_powers, any});
@@ -145,14 +146,21 @@ void ModelOf<Real>::read_table(const ModelFile& file, const std::string& table, 
     d_.n_intervals = static_cast<int>(c.shape[1]), d_.channels = static_cast<int>(c.shape[3]);
     d_.coefficients = coefficients_.data();
     for (std::int64_t i = 0; i < n_tables; ++i) {
-        const double* g = grids.data + 6 * i;  // lower, step and number of the fine part, the same of the coarse part, upper
-        const double n_fine = g[2], n_coarse = g[4];
-        if (!(g[1] > 0.0 && g[3] > 0.0 && n_fine >= 1 && n_coarse >= 0 && n_fine + n_coarse <= d_.n_intervals &&
-              n_fine == std::floor(n_fine) && n_coarse == std::floor(n_coarse)))
-            file.fail("grid " + std::to_string(i) + " of '" + table + "' does not fit its coefficients");
-        d_.grids.push_back({g[0], g[0] + g[1] * n_fine, 1.0 / g[1], 1.0 / g[3], static_cast<int>(n_fine),
-                            static_cast<int>(n_coarse)});
-        upper_ = std::min(upper_, g[5]);
+        const double* g = grids.data + n_numbers * i;  // upper, lower, step and number of intervals of each part
+        RadialGrid grid{};
+        std::fill(grid.starts, grid.starts + most_parts, std::numeric_limits<double>::infinity());
+        double start = g[1];
+        std::int64_t first = 0;
+        for (int part = 0; part < most_parts && (part == 0 || g[3 + 2 * part] > 0.0); ++part) {
+            const double step = g[2 + 2 * part], n = g[3 + 2 * part];
+            if (!(step > 0.0 && n >= 1 && n == std::floor(n) && n <= static_cast<double>(d_.n_intervals - first)))
+                file.fail("grid " + std::to_string(i) + " of '" + table + "' does not fit its coefficients");
+            grid.starts[part] = start, grid.inverse_steps[part] = 1.0 / step;
+            grid.first[part] = static_cast<int>(first), grid.last[part] = static_cast<int>(n) - 1;
+            start += step * n, first += static_cast<std::int64_t>(n);
+        }
+        d_.grids.push_back(grid);
+        upper_ = std::min(upper_, g[0]);
     }
     for (const std::int32_t which : network_)
         if (which < 0 || which >= n_tables) file.fail("'network' names a table that is not there");

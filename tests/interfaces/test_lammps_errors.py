@@ -122,7 +122,7 @@ def damaged() -> dict[str, tuple[bytes, str]]:
     nan = arrays["table64.coefficients"].copy()
     nan[0, 3, 2, 1] = np.nan
     grids = arrays["table64.grids"].copy()
-    grids[0, 2] += 1e6
+    grids[0, 3] += 1e6
     names = np.frombuffer(b"tanh 3 swish 3 tanh 3 linear 3", np.uint8)
     changed = {
         "sizes": ({"davg": np.zeros(3)}, r"'davg' is of kind 3 and shape \(3\), expected kind 3 and shape \(2\)"),
