@@ -74,6 +74,19 @@ def peer_input() -> dict[str, Any]:
     return given
 
 
+def peer_lkf_input() -> dict[str, Any]:
+    """Training by LKF, in one block, on the two frames of system `six`, from the same start.
+
+    With six atoms a group can hold all of them, so that chance has no part in it.
+    """
+    given = peer_input()
+    del given["training"]["validation_data"], given["training"]["gradient_max_norm"]
+    given["training"]["training_data"] = {"systems": ["six"], "batch_size": 2}
+    prefactors = {"kf_start_pref_e": 2.0, "kf_limit_pref_e": 1.0, "kf_start_pref_f": 5.0, "kf_limit_pref_f": 2.0}
+    given["optimizer"] = {"type": "LKF", "kf_blocksize": 5120, **prefactors}
+    return given
+
+
 def write_systems(folder: Path) -> None:
     """The three systems of `small_input`, of different sizes."""
     write_system(folder / "a", 10, 5, seed=1)

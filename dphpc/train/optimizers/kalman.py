@@ -1,17 +1,18 @@
 """LKF: a layer-wise extended Kalman filter on energies and groups of forces.
 
-State: the weights w with covariance P, block-diagonal with L blocks.  A measurement is one number, a mean of signed
-predictions ŷ = Σ_j σ_j y_j / n with σ_j = sign(label_j − y_j), whose innovation is the mean absolute error e and whose
-gradient H = ∂ŷ/∂w is what one `backward` with seeds σ_j / n gives.  Then (RLEKF, arXiv 2212.06989, Algorithm 1)
+State: the weights w with covariance P, block-diagonal with L blocks.  A measurement is one number, ŷ = Σ_j σ_j y_j / n
+with σ_j = sign(label_j − y_j), whose innovation is the mean absolute error e and whose gradient H = ∂ŷ/∂w is what one
+`backward` with seeds σ_j / n gives.  Then (RLEKF, arXiv 2212.06989, Algorithm 1)
 
     a = 1 / (λR + Σ_i H_iᵀP_iH_i),  K_i = P_iH_i,  w_i += a·e·K_i,  P_i ← (P_i − a·K_iK_iᵀ) / λ,  λ ← νλ + 1 − ν
 
-with P = 1 at the start and the measurement's variance R = `kf_noise`.  Of the published code both e and H are divided
-by the number of atoms N besides, which makes its R = L one of L·N² here, 1e5 to 1e7; with R far below that the filter
-follows single groups of forces, and the weights run away.
-The reduction over a batch's frames before the filter, with e scaled by √(frames), is FEKF's ("Training one DeePMD
-model in minutes: a step towards online learning", PPoPP 2024).  A step takes the energies, then the forces of
-`kf_force_groups` random groups of `kf_force_atoms` atoms, each after a new prediction.
+with P = 1 at the start and R = `kf_noise`·L: the published code adds λ once for each block.  It measures energies and
+forces both divided by the number of atoms N: a force's variance is R·N² in (eV/Å)², an energy's R in (eV/atom)².
+One variance for both would leave one of them untrained.  A prefactor multiplies e and H: R/prefactor² in its place.
+
+A step takes the energies, then the forces of `kf_force_groups` groups of `kf_force_atoms` random atoms of each frame,
+each after a new prediction.  A batch's frames make one measurement (FEKF, "Training one DeePMD model in minutes: a step
+towards online learning", PPoPP 2024): H is summed over frames, and e is their mean times √(frames).
 
 P is kept as s·(P₀ − UᵀU) with up to `PENDING` rows of U: an update reads P₀ once, for P₀H, and appends K√(a/s) to U,
 where the plain form reads P twice and writes it once more; P₀ −= UᵀU is one product every `PENDING` updates.  Bytes an
@@ -50,7 +51,7 @@ class BlockFilter:
     dtype
         Of the covariance.
     noise
-        R, variance of a measurement relative to the weights' at the start.
+        R, variance of a measurement, the weights' being 1 at the start.
     forgetting
         λ at the start.
     """
@@ -123,23 +124,20 @@ class KalmanOptimizer:
         self.config, self.parameters, self.n_steps, self.seed, self.done = config, parameters, n_steps, seed, 0
         sizes = [slot.size for slot in parameters.slots.values()]
         blocks, dtype = Blocks.of(sizes, choose(sizes, config)), getattr(torch, config.kf_precision)
-        self.filter = BlockFilter(blocks, dtype, config.kf_noise, config.kf_forgetting)
+        self.filter = BlockFilter(blocks, dtype, config.kf_noise * blocks.shape[0], config.kf_forgetting)
 
     def update(self, engine: Engine, batch: Batch, loss: EnergyLoss, learning_rate: float) -> LossResult:
         """See `Optimizer.update`; the learning rate enters the returned loss only."""
         prediction = engine.forward(batch)
         result = finite(loss(prediction, batch, learning_rate))
         counted = np.flatnonzero(loss.counted(batch))
-        groups = self.groups(counted) if batch.forces is not None else []
-        factor = math.sqrt(batch.n_frames)
+        groups = self.groups(counted, batch.frame[counted]) if batch.forces is not None else []
         if batch.energy is not None:
-            seeds, error = energy_measurement(prediction, batch, counted)
-            self._measure(engine, seeds, error * factor * self._prefactor("e"))
+            self._measure(engine, *energy_measurement(prediction, batch, counted, self._prefactor("e")))
         for k, atoms in enumerate(groups):
             if k or batch.energy is not None:
                 prediction = engine.forward(batch)
-            seeds, error = force_measurement(prediction, batch, atoms)
-            self._measure(engine, seeds, error * factor * self._prefactor("f"))
+            self._measure(engine, *force_measurement(prediction, batch, counted, atoms, self._prefactor("f")))
         self.done += 1
         return result
 
@@ -153,12 +151,19 @@ class KalmanOptimizer:
             start += value.numel()
         engine.weights_changed()
 
-    def groups(self, atoms: np.ndarray) -> list[np.ndarray]:
-        """Random disjoint groups; a function of seed and step."""
+    def groups(self, atoms: np.ndarray, frames: np.ndarray) -> list[np.ndarray]:
+        """Random groups of each frame's atoms, joined; an atom comes again when all of its frame have come.
+
+        A function of seed and step.
+        """
         rng = np.random.Generator(np.random.Philox(key=self.seed, counter=self.done << 64))  # no overlap
         size, n_groups = self.config.kf_force_atoms, self.config.kf_force_groups
-        chosen = rng.permutation(atoms)[: n_groups * size]
-        return [chosen[i : i + size] for i in range(0, len(chosen), size)]
+        chosen = []
+        for frame in np.unique(frames):
+            own = atoms[frames == frame]
+            rounds = [rng.permutation(own) for _ in range(-(-n_groups * size // len(own)))]
+            chosen.append(np.concatenate(rounds)[: n_groups * size].reshape(n_groups, size))
+        return list(np.concatenate(chosen, axis=1)) if chosen else []
 
     def _prefactor(self, name: str) -> float:
         start, limit = getattr(self.config, f"kf_start_pref_{name}"), getattr(self.config, f"kf_limit_pref_{name}")
@@ -190,19 +195,33 @@ class KalmanOptimizer:
         return f"LKF with {n} blocks of {size} weights, {self.config.kf_force_groups} groups of forces a step"
 
 
-def energy_measurement(prediction: Prediction, batch: Batch, counted: np.ndarray) -> tuple[LossGradient, float]:
-    """Seeds of the frames' mean signed energy per atom, and its mean absolute error (eV per atom)."""
+def energy_measurement(
+    prediction: Prediction, batch: Batch, counted: np.ndarray, prefactor: float = 1.0
+) -> tuple[LossGradient, float]:
+    """Seeds of the frames' signed energies per atom, summed; √(frames) times their mean absolute error (eV/atom)."""
     assert batch.energy is not None
-    atoms = np.maximum(np.bincount(batch.frame[counted], minlength=batch.n_frames), 1)
-    difference = (batch.energy.ravel() - prediction.energy) / atoms
-    seeds = np.sign(difference) / atoms / batch.n_frames
-    return LossGradient(seeds, None, None, None), float(np.abs(difference).mean())
+    difference = prefactor * (batch.energy.ravel() - prediction.energy) / _atoms(batch, counted)
+    seeds = prefactor * np.sign(difference) / _atoms(batch, counted)
+    return LossGradient(seeds, None, None, None), float(np.abs(difference).mean() * math.sqrt(batch.n_frames))
 
 
-def force_measurement(prediction: Prediction, batch: Batch, atoms: np.ndarray) -> tuple[LossGradient, float]:
-    """Seeds of the mean signed force component of some atoms, and its mean absolute error (eV/Å)."""
+def force_measurement(
+    prediction: Prediction, batch: Batch, counted: np.ndarray, group: np.ndarray, prefactor: float = 1.0
+) -> tuple[LossGradient, float]:
+    """Of a group with as many atoms of each frame, that may come more than once.
+
+    Seeds of the frames' mean signed force component divided by their numbers of atoms, summed; √(frames) times the mean
+    absolute error (eV/Å divided by atoms).
+    """
     assert batch.forces is not None
-    difference = batch.forces[atoms] - prediction.forces[atoms]
+    scale = prefactor / _atoms(batch, counted)[batch.frame[group]][:, None]
+    difference = scale * (batch.forces[group] - prediction.forces[group])
     seeds = np.zeros_like(prediction.forces)
-    seeds[atoms] = np.sign(difference) / difference.size
-    return LossGradient(np.zeros(batch.n_frames), None, seeds, None), float(np.abs(difference).mean())
+    np.add.at(seeds, group, np.sign(difference) * scale * (batch.n_frames / difference.size))
+    error = float(np.abs(difference).mean() * math.sqrt(batch.n_frames))
+    return LossGradient(np.zeros(batch.n_frames), None, seeds, None), error
+
+
+def _atoms(batch: Batch, counted: np.ndarray) -> np.ndarray:
+    """(n_frames,) atoms with an energy, at least 1."""
+    return np.maximum(np.bincount(batch.frame[counted], minlength=batch.n_frames), 1)

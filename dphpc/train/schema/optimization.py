@@ -151,10 +151,10 @@ class LkfConfig(Config):
     """Layer-wise extended Kalman filter.
 
     `kf_blocksize`: largest block of the covariance; not given: the largest that fits into the memory, at most
-    DeePMD-kit's 5120.  Prefactors multiply the errors, geometrically from start to limit.  Not in DeePMD-kit:
-    `kf_memory_gb` (half of the available memory), `kf_precision` of the covariance, `kf_force_groups` updates by the
-    forces of `kf_force_atoms` atoms a step, `kf_noise` (variance of a measurement, the weights' being 1 at the start)
-    and `kf_forgetting` (forgetting factor at the start, which approaches 1).
+    DeePMD-kit's 5120.  Prefactors multiply errors and their gradients, geometrically from start to limit.  Not in
+    DeePMD-kit: `kf_memory_gb` (half of the available memory), `kf_precision` of the covariance, `kf_force_groups`
+    updates by the forces of `kf_force_atoms` atoms of each frame a step, `kf_noise` (factor of the variances of
+    measurements) and `kf_forgetting` (forgetting factor at the start, which approaches 1).
     """
 
     type: Literal["LKF"] = "LKF"
@@ -167,7 +167,7 @@ class LkfConfig(Config):
     kf_precision: Literal["float64", "float32"] = "float64"
     kf_force_groups: PositiveInt = 4
     kf_force_atoms: PositiveInt = 6
-    kf_noise: Positive = 1e6
+    kf_noise: Positive = 1.0
     kf_forgetting: PartOfOne = 0.98
 
 
