@@ -112,6 +112,23 @@ def test_out_json_reads_back_the_same(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["out.json"]
 
 
+def written_optimizer(folder: Path, **options: Any) -> dict[str, Any]:
+    config = parse("optimizer", options)
+    write_input(config, folder / "out.json")
+    assert load_input(folder / "out.json") == config
+    return dict(json.loads((folder / "out.json").read_text())["optimizer"])
+
+
+def test_out_json_means_the_same_to_deepmd_kit(tmp_path: Path) -> None:
+    """Its HybridMuon has `magma_muon` on by default; its LKF does not know our keys."""
+    assert written_optimizer(tmp_path, type="HybridMuon")["magma_muon"] is False
+    lkf = {"type", "kf_start_pref_e", "kf_limit_pref_e", "kf_start_pref_f", "kf_limit_pref_f"}
+    assert written_optimizer(tmp_path, type="LKF").keys() == lkf
+    assert written_optimizer(tmp_path, type="LKF", kf_noise=2.0, kf_blocksize=9).keys() == {
+        *lkf, "kf_noise", "kf_blocksize",
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("path", "value", "where", "message"),
     [

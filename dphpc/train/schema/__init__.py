@@ -97,8 +97,9 @@ def parse_input(mapping: Mapping[str, Any], *, source: str = "input") -> TrainIn
 def write_input(config: TrainInput, path: str | Path) -> None:
     """Write `config` with all defaults as JSON (`out.json`), in one piece.
 
-    Keys without a value are left out, and the section `dphpc` where it is all defaults: DeePMD-kit refuses null for
-    some keys, and sections that it does not know.
+    Left out are keys without a value and, where they are all defaults, the section `dphpc` and an optimizer's keys that
+    DeePMD-kit lacks: it refuses null for some keys, and keys that it does not know.  What an optimizer here leaves off
+    and DeePMD-kit's default turns on is written as off.
 
     Raises
     ------
@@ -107,6 +108,10 @@ def write_input(config: TrainInput, path: str | Path) -> None:
     """
     path = Path(path)
     ours = {"dphpc"} if config.dphpc == DphpcConfig() else set()
-    text = json.dumps(config.model_dump(mode="json", exclude_none=True, exclude=ours), indent=4)
+    written = config.model_dump(mode="json", exclude_none=True, exclude=ours)
+    options = config.optimizer
+    left_out = {key for key in options.own_keys if getattr(options, key) == type(options).model_fields[key].default}
+    kept = {key: value for key, value in written["optimizer"].items() if key not in left_out}
+    written["optimizer"] = {**kept, **options.off_keys}
     with writing(path):
-        write_whole(path, text + "\n")
+        write_whole(path, json.dumps(written, indent=4) + "\n")

@@ -90,7 +90,22 @@ LearningRateConfig = Annotated[
 ]
 
 
-class AdamConfig(Config):
+class _Optimizer(Config):
+    """What all optimizers share.
+
+    Class attributes
+    ----------------
+    own_keys
+        Keys that DeePMD-kit's optimizer of this name lacks.
+    off_keys
+        Keys of it that are off here, and not by default there, with the values that say so.
+    """
+
+    own_keys: ClassVar[frozenset[str]] = frozenset()
+    off_keys: ClassVar[Mapping[str, Any]] = {}
+
+
+class AdamConfig(_Optimizer):
     """Adam; `weight_decay` is added to the gradient."""
 
     type: Literal["Adam"] = "Adam"
@@ -99,7 +114,7 @@ class AdamConfig(Config):
     weight_decay: NonNegative = 0.0
 
 
-class AdamWConfig(Config):
+class AdamWConfig(_Optimizer):
     """AdamW; weight decay apart from the gradient."""
 
     type: Literal["AdamW"] = "AdamW"
@@ -108,7 +123,7 @@ class AdamWConfig(Config):
     weight_decay: NonNegative = 0.001
 
 
-class HybridMuonConfig(Config):
+class HybridMuonConfig(_Optimizer):
     """Muon for weight matrices, Adam for the rest.
 
     `lr_adjust` ≤ 0: an (m, n) step is scaled by lr_adjust_coeff·√max(m, n) and Adam has the learning rate; > 0: by
@@ -118,6 +133,7 @@ class HybridMuonConfig(Config):
 
     key_aliases: ClassVar = {"muon_momentum": "momentum"}
     unsupported_keys: ClassVar = {"magma_muon": (False,)}
+    off_keys: ClassVar = {"magma_muon": False}
 
     type: Literal["HybridMuon"] = "HybridMuon"
     momentum: Fraction = 0.95
@@ -131,7 +147,7 @@ class HybridMuonConfig(Config):
     flash_muon: bool = True
 
 
-class SoapConfig(Config):
+class SoapConfig(_Optimizer):
     """SOAP for weight matrices, Adam with the same betas for the rest (not in DeePMD-kit).
 
     A side longer than `max_precond_dim` is not preconditioned; `shampoo_beta` is the decay of the products' means,
@@ -147,7 +163,7 @@ class SoapConfig(Config):
     weight_decay: NonNegative = 0.0
 
 
-class LkfConfig(Config):
+class LkfConfig(_Optimizer):
     """Layer-wise extended Kalman filter.
 
     `kf_blocksize`: largest block of the covariance; not given: the largest that fits into the memory, at most
@@ -156,6 +172,10 @@ class LkfConfig(Config):
     updates by the forces of `kf_force_atoms` atoms of each frame a step, `kf_noise` (factor of the variances of
     measurements) and `kf_forgetting` (forgetting factor at the start, which approaches 1).
     """
+
+    own_keys: ClassVar = frozenset(
+        {"kf_memory_gb", "kf_precision", "kf_force_groups", "kf_force_atoms", "kf_noise", "kf_forgetting"}
+    )
 
     type: Literal["LKF"] = "LKF"
     kf_blocksize: PositiveInt | None = None
