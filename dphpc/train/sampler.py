@@ -109,7 +109,8 @@ class Sampler:
         if self._in_turn:
             return int(self.n_batches.sum())
         drawn = self.probabilities > 0
-        return math.ceil((self.n_batches[drawn] / self.probabilities[drawn]).max())
+        steps = float((self.n_batches[drawn] / self.probabilities[drawn]).max())
+        return math.ceil(steps * (1.0 - 1e-12))  # 470.00000000000006 are 470
 
     def draw(self, step: int) -> tuple[int, NDArray[np.int64]]:
         """System and frames of a step, counted from 0.  Any order of steps gives the same answers."""

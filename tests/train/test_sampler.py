@@ -100,5 +100,7 @@ def test_steps_per_epoch_and_summary() -> None:
     assert sampler().steps_per_epoch == 15
     assert sampler(sys_probs=[0.5, 0.25, 0.25]).steps_per_epoch == 40
     assert sampler(sys_probs=[1.0, 0.0, 0.0]).steps_per_epoch == 4
+    rounded = Sampler("abcd", [238, 151, 80, 1], [9] * 4, DataConfig(systems=["."], batch_size=1), 0)
+    assert rounded.steps_per_epoch == 470  # the largest quotient in float64 is above it
     lines = sampler().summary()
     assert lines[2].split() == ["b", "40", "2", "10", "6.667e-01"]
