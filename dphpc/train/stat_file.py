@@ -134,6 +134,7 @@ def _options(model: ModelConfig) -> bytes:
         "env_protection": model.descriptor.env_protection,
         "rcut": [model.descriptor.rcut, model.descriptor.rcut_smth],
         "atom_ener": model.fitting_net.atom_ener,
+        "rcond": model.fitting_net.rcond,
     }
     return json.dumps(options).encode()
 

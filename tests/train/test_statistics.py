@@ -95,8 +95,10 @@ def test_stat_file_gives_the_same_again(folder: Path, tmp_path: Path, name: str)
     with pytest.raises(InputError, match="lacks statistics"):
         load_or_compute(dataset, other.updated(type_map=["O", "H", "Y"]), path, "read")
     protected = model.updated(descriptor=model.descriptor.updated(env_protection=0.2))  # the same hash
-    with pytest.raises(InputError, match="lacks statistics"):
-        load_or_compute(dataset, protected, path, "read")
+    truncated = model.updated(fitting_net=model.fitting_net.updated(rcond=0.1))
+    for another in (protected, truncated):
+        with pytest.raises(InputError, match="lacks statistics"):
+            load_or_compute(dataset, another, path, "read")
     leftovers = [p.name for p in tmp_path.rglob("*") if p.name.startswith(".") or p.suffix.isdigit()]
     assert leftovers == []
 
