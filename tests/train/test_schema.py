@@ -176,6 +176,8 @@ def test_out_json_means_the_same_to_deepmd_kit(tmp_path: Path) -> None:
         ("training/numb_epoch", 2, "training", "one of them"),
         ("training/stat_file_mode", "read", "training", "needs stat_file"),
         ("loss/f_use_norm", True, "loss", "acts only with"),
+        ("validating/full_validation", True, "validating/full_validation", "set it to false"),
+        ("validating/ful_validation", False, "validating/ful_validation", "did you mean 'full_validation'"),
         ("dphpc/embeding", "table", "dphpc/embeding", "did you mean 'embedding'"),
     ],
 )
@@ -190,4 +192,7 @@ def test_neutral_values_of_unsupported_keys_are_accepted() -> None:
     parse("training/enable_ema", False)
     parse("training/training_data/set_prefix", "set")
     parse("model/descriptor/exclude_types", [])
-    parse("validating", {"full_validation": False})
+    parse("validating", None)
+    quiet = parse("validating", {"full_validation": False, "validation_freq": 100, "full_val_start": 0.5})
+    assert "validating" not in quiet.model_dump()
+    assert quiet.updated(loss=quiet.loss).model_dump() == quiet.model_dump()

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from pydantic import Field
+
 from dphpc.core.config import Config, load_config, parse_config
 from dphpc.core.errors import writing
 from dphpc.core.files import write_whole
@@ -29,6 +31,7 @@ from dphpc.train.schema.training import (
     DphpcConfig,
     TrainingConfig,
     TrainingDataConfig,
+    ValidatingConfig,
     ValidationDataConfig,
 )
 
@@ -62,13 +65,14 @@ __all__ = [
 class TrainInput(Config):
     """Everything `dphpc train` reads."""
 
-    unsupported_keys: ClassVar = {"validating": (None, {}, {"full_validation": False}), "nvnmd": (None,)}
+    unsupported_keys: ClassVar = {"nvnmd": (None,)}
 
     model: ModelConfig
     learning_rate: LearningRateConfig
     optimizer: OptimizerConfig = AdamConfig()
     loss: LossConfig = LossConfig()
     training: TrainingConfig
+    validating: ValidatingConfig | None = Field(default=None, exclude=True)
     dphpc: DphpcConfig = DphpcConfig()
 
 

@@ -167,6 +167,22 @@ class TrainingConfig(Config):
         return self
 
 
+class ValidatingConfig(Config):
+    """The section `validating`, accepted where it asks for nothing; how to validate then means nothing."""
+
+    ignored_keys: ClassVar = frozenset(
+        ("validation_freq", "save_best", "save_best_dir", "max_best_ckpt", "validation_metric", "full_val_file",
+         "full_val_start")
+    )  # fmt: skip
+    unsupported_keys: ClassVar = {
+        "full_validation": (False,),
+        "ema_full_validation": (False,),
+        "compiled_infer": (False,),
+        "tf32_infer": (False,),
+        "amp_infer": (False,),
+    }
+
+
 class DphpcConfig(Config):
     """The `dphpc` section: what DeePMD-kit has no key for.
 
