@@ -91,6 +91,21 @@ def test_optimizers_have_deepmd_kits_options() -> None:
     assert (lkf.kf_blocksize, lkf.kf_start_pref_e, lkf.kf_start_pref_f, lkf.kf_limit_pref_f) == (None, 1.0, 2.0, 1.0)
 
 
+def test_keys_that_moved_since_deepmd_kit_3_1_are_taken_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    data = changed("training/opt_type", "LKF")
+    data["training"] |= {"kf_blocksize": 9, "kf_start_pref_f": 2.0, "warmup_steps": 3}
+    config = parse_input(data)
+    assert config.optimizer == LkfConfig(kf_blocksize=9, kf_start_pref_f=2.0)
+    assert config.learning_rate.warmup_steps == 3
+    assert "opt_type to optimizer/type" in caplog.text
+    assert "warmup_steps to learning_rate/warmup_steps" in caplog.text
+    assert parse("training/weight_decay", 0.1).optimizer == AdamConfig(weight_decay=0.1)
+    with pytest.raises(InputError, match="'opt_type' of section training stands in section optimizer, too"):
+        parse_input({**data, "optimizer": {"type": "Adam"}})
+    with pytest.raises(InputError, match="'kf_blocksize' is not a known key"):
+        parse("training/kf_blocksize", 9)  # of an optimizer that is Adam
+
+
 def test_learning_rate_alternatives() -> None:
     data = changed("learning_rate", {"start_lr": 1e-3})
     assert parse_input(data).learning_rate.stop_lr == 5e-8
@@ -135,7 +150,9 @@ def test_out_json_means_the_same_to_deepmd_kit(tmp_path: Path) -> None:
         ("model/descriptor/rcut_smoth", 1.0, "model/descriptor/rcut_smoth", "did you mean 'rcut_smth'"),
         ("learning_rate/decay_step", 1, "learning_rate/decay_step", "did you mean 'decay_steps'"),
         ("learning_rate/type", "expo", "learning_rate/type", "did you mean 'exp'"),
-        ("optimizer/type", "AdaMuon", "optimizer/type", "not supported"),
+        ("optimizer/type", "AdaMuon", "optimizer/type", "optimizer of DeePMD-kit that dphpc does not support yet"),
+        ("training/opt_type", "AdaMuon", "optimizer/type", "use HybridMuon"),
+        ("optimizer/type", "Lion", "optimizer/type", "not supported"),
         ("optimizer", {"type": "HybridMuon", "magma_muon": True}, "optimizer/magma_muon", "set it to false"),
         ("optimizer", {"type": "HybridMuon", "muon_mode": "3d"}, "optimizer/muon_mode", "slice"),
         ("optimizer", {"type": "SOAP", "max_precond_dims": 9}, "optimizer/max_precond_dims", "'max_precond_dim'"),

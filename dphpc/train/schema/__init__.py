@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, field_validator
+from pydantic_core import PydanticCustomError
 
-from dphpc.core.config import Config, load_config, parse_config
+from dphpc.core.config import Config, parse_config, read_mapping
 from dphpc.core.errors import writing
 from dphpc.core.files import write_whole
+from dphpc.train.schema.migration import moved_from_training
 from dphpc.train.schema.model import DescriptorConfig, FittingConfig, ModelConfig
 from dphpc.train.schema.optimization import (
     AdamConfig,
@@ -75,6 +77,15 @@ class TrainInput(Config):
     validating: ValidatingConfig | None = Field(default=None, exclude=True)
     dphpc: DphpcConfig = DphpcConfig()
 
+    @field_validator("optimizer", mode="before")
+    @classmethod
+    def _name_deepmd_kits(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and value.get("type") == "AdaMuon":
+            what = "is 'AdaMuon', an optimizer of DeePMD-kit that dphpc does not support yet"
+            problem = {"key": "type", "what": what, "remedy": "use HybridMuon"}
+            raise PydanticCustomError("keys", "wrong keys", {"problems": [problem]})
+        return value
+
 
 def load_input(path: str | Path) -> TrainInput:
     """Read a training input (JSON or YAML).
@@ -84,18 +95,18 @@ def load_input(path: str | Path) -> TrainInput:
     InputError
         The file cannot be read, or a key or value is wrong.
     """
-    return load_config(TrainInput, path)
+    return parse_input(read_mapping(path), source=str(path))
 
 
 def parse_input(mapping: Mapping[str, Any], *, source: str = "input") -> TrainInput:
-    """Check a mapping as `load_input` checks a file.
+    """Check a mapping as `load_input` checks a file; keys that moved in DeePMD-kit 3.2 may be where they were.
 
     Raises
     ------
     InputError
         A key or value is wrong.
     """
-    return parse_config(TrainInput, mapping, source=source)
+    return parse_config(TrainInput, moved_from_training(mapping, source), source=source)
 
 
 def write_input(config: TrainInput, path: str | Path) -> None:
