@@ -31,10 +31,14 @@ class TrainingProgress:
         Where the live line goes; it appears on a terminal only.
     shown
         False: nothing appears at all (ranks other than the first).
+    timed
+        False: the log has no lines of times (`training/time_training`).
     """
 
-    def __init__(self, first: int, n_steps: int, console: Console | None = None, *, shown: bool = True) -> None:
-        self.first, self.n_steps = first, n_steps
+    def __init__(
+        self, first: int, n_steps: int, console: Console | None = None, *, shown: bool = True, timed: bool = True
+    ) -> None:
+        self.first, self.n_steps, self._timed = first, n_steps, timed
         console = console if console is not None else Console(stderr=True)
         columns = (
             TextColumn("[bold]train"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn(),
@@ -61,7 +65,7 @@ class TrainingProgress:
         self._live.advance(self._task)
 
     def show(self, step: int, learning_rate: float, training: Errors, validation: Errors | None) -> None:
-        """Log the errors of a step, the time since the last such line, and the time left."""
+        """Log the errors of a step and, if times are wanted, that since the last such line and that left."""
         now = time.perf_counter()
         seconds = now - self._last
         rate = (step - self._last_step) / seconds if seconds > 0 else 0.0
@@ -70,7 +74,8 @@ class TrainingProgress:
         log.info("batch %7d: trn: %s, lr = %8.2e", step, _text(training), learning_rate)
         if validation is not None:
             log.info("batch %7d: val: %s", step, _text(validation))
-        log.info("batch %7d: %.2f s, %.1f step/s, %s left", step, seconds, rate, clock(left))
+        if self._timed:
+            log.info("batch %7d: %.2f s, %.1f step/s, %s left", step, seconds, rate, clock(left))
         shown = training if validation is None else validation
         self._live.update(self._task, errors=_text({k: v for k, v in shown.items() if k != "rmse"}))
 

@@ -197,7 +197,8 @@ class Trainer:
         start, first = time.perf_counter(), self.step
         training: Errors = {}
         validation: Errors | None = None
-        with stop_signals(self._ask), TrainingProgress(first, self.n_steps, shown=leads) as progress:
+        shows = TrainingProgress(first, self.n_steps, shown=leads, timed=t.time_training)
+        with stop_signals(self._ask), shows as progress:
             while self.step < self.n_steps and (drawn := self._draw()) is not None:
                 rate = self.schedule(self.step)
                 errors = self._train_one(drawn, rate)

@@ -204,10 +204,13 @@ def test_refusals_name_place_and_remedy(path: str, value: Any, where: str, messa
     assert caught.value.where == f"input.json: {where}"
 
 
-def test_neutral_values_of_unsupported_keys_are_accepted() -> None:
+def test_neutral_values_of_unsupported_keys_are_accepted(caplog: pytest.LogCaptureFixture) -> None:
     parse("loss/start_pref_gf", 0.0)
     parse("training/enable_ema", False)
     parse("training/training_data/set_prefix", "set")
+    assert caplog.text == ""
+    parse("training/training_data/set_prefix", "part")
+    assert 'training/training_data/set_prefix "part" has no effect' in caplog.text
     parse("model/descriptor/exclude_types", [])
     parse("validating", None)
     quiet = parse("validating", {"full_validation": False, "validation_freq": 100, "full_val_start": 0.5})

@@ -253,6 +253,15 @@ def test_kinks_go_by_the_network() -> None:
     assert Checkpoint.load(Path("model.ckpt-2.safetensors")).grid is None
 
 
+def test_times_are_logged_unless_the_input_says_no(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "dphpc.train")
+    for timed in (True, False):
+        caplog.clear()
+        dphpc.train(small_input(numb_steps=1, time_training=timed), output=None)
+        assert "batch       1: trn: rmse" in caplog.text
+        assert (" step/s, 0:00:00 left" in caplog.text) == timed
+
+
 def test_epochs_without_validation_data() -> None:
     given = small_input(numb_steps=None, numb_epoch=2)
     del given["training"]["validation_data"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -10,6 +12,8 @@ from pydantic import Field, field_validator, model_validator
 from dphpc.core.config import Config, Seed
 from dphpc.parallel.back_ends import Compression, DataParallel
 from dphpc.train.schema.model import NonNegative, NonNegativeInt, Positive, PositiveInt
+
+log = logging.getLogger("dphpc.train")
 
 Probability = Annotated[float, Field(le=1)]
 
@@ -26,6 +30,14 @@ class DataConfig(Config):
     batch_size: PositiveInt | list[PositiveInt] | str = "auto"
     auto_prob: str = "prob_sys_size"
     sys_probs: list[Probability] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _warn_of_prefix(cls, data: Any) -> Any:
+        prefix = data.get("set_prefix", "set") if isinstance(data, Mapping) else "set"
+        if prefix != "set":
+            log.warning('%s/set_prefix "%s" has no effect: sets are the folders set.*', cls.section, prefix)
+        return data
 
     @field_validator("systems", mode="before")
     @classmethod
