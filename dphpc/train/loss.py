@@ -15,11 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dphpc.core.errors import InputError
-from dphpc.train.data import Batch
+from dphpc.train.data import Batch, Dataset
+from dphpc.train.data.system import LABELS
 from dphpc.train.schema import LossConfig
 from dphpc.train.step import LossGradient, Prediction
 
 Doubles = NDArray[np.float64]
+TERMS = {
+    "e": ("energy",), "f": ("forces",), "v": ("virial",), "ae": ("atom_ener",), "pf": ("forces", "atom_pref"),
+}  # fmt: skip
+"""The labels that each term compares with."""
+
 Penalty = Callable[[Doubles], tuple[Doubles, Doubles]]
 
 
@@ -63,10 +69,7 @@ class EnergyLoss:
 
     def __init__(self, config: LossConfig, start_lr: float, no_energy_types: frozenset[int] = frozenset()) -> None:
         self.config, self.start_lr, self._no_energy = config, start_lr, sorted(no_energy_types)
-        names = ("e", "f", "v", "ae", "pf")
-        pairs = {n: (getattr(config, f"start_pref_{n}"), getattr(config, f"limit_pref_{n}")) for n in names}
-        self.prefactors = {n: pair for n, pair in pairs.items() if pair[0] != 0.0 and pair[1] != 0.0}
-        """(start, limit) of the terms that are on; DeePMD-kit needs both to be nonzero."""
+        self.prefactors = prefactors(config)
         if config.use_huber and ("pf" in self.prefactors or config.relative_f is not None):
             raise InputError("Huber's loss is not defined for relative_f and for forces with atom_pref", where="loss")
         if not self.prefactors:
@@ -112,6 +115,33 @@ class EnergyLoss:
 
     def _add_ae(self, terms: _Terms, prediction: Prediction, prefactor: float) -> None:
         terms.add_atom_energy(prediction.atom_energy, prefactor)
+
+
+def prefactors(config: LossConfig) -> dict[str, tuple[float, float]]:
+    """(start, limit) of the terms that are on; DeePMD-kit needs both to be nonzero."""
+    pairs = {name: (getattr(config, f"start_pref_{name}"), getattr(config, f"limit_pref_{name}")) for name in TERMS}
+    return {name: pair for name, pair in pairs.items() if pair[0] != 0.0 and pair[1] != 0.0}
+
+
+def require_labels(config: LossConfig, dataset: Dataset) -> None:
+    """Refuse training data of which no system has the labels of some term that is on.
+
+    Raises
+    ------
+    InputError
+        The message names the term and the file.
+    """
+    for name in prefactors(config):
+        missing = [label for label in TERMS[name] if label not in dataset.labels]
+        if name == "pf" and config.use_default_pf:
+            missing = [label for label in missing if label != "atom_pref"]
+        if missing:
+            file = LABELS[missing[0]].file
+            raise InputError(
+                f"no system of the training data has {file} in all its sets", where=f"loss/start_pref_{name}",
+                expected=f"{dataset.systems[0].name}/set.*/{file}",
+                remedy=f"add the file, or set start_pref_{name} and limit_pref_{name} to 0",
+            )  # fmt: skip
 
 
 def measure_of(config: LossConfig) -> str:

@@ -29,6 +29,7 @@ from dphpc.train.checkpoint import SUFFIX, Checkpoint, find_checkpoint, newest_o
 from dphpc.train.data import Dataset
 from dphpc.train.finetune import changes, shaped_as, shifted_bias, with_section_of
 from dphpc.train.initial import initial_model, model_arrays, model_of
+from dphpc.train.loss import require_labels
 from dphpc.train.neighbor_stat import neighbor_stat, resolve_sel, sel_warnings
 from dphpc.train.parameters import torch_device
 from dphpc.train.result import TrainResult
@@ -245,6 +246,7 @@ def _with_seed(config: TrainInput, checkpoint: Checkpoint | None) -> TrainInput:
 def _load_data(config: TrainInput) -> tuple[Dataset, Dataset | None]:
     t, cache = config.training, config.dphpc.cache_mb * 2**20
     training = Dataset.load(t.training_data, config.model, cache_bytes=cache)
+    require_labels(config.loss, training)
     validation = None
     if t.validation_data is not None:
         validation = Dataset.load(t.validation_data, config.model, cache_bytes=cache)

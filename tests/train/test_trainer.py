@@ -294,6 +294,31 @@ def test_users_mistakes() -> None:
         dphpc.train(small_input(), restart=".", init_model=".")
 
 
+@pytest.mark.parametrize(
+    ("file", "loss", "where"),
+    [
+        ("energy", {}, "loss/start_pref_e"),
+        ("force", {}, "loss/start_pref_f"),
+        ("virial", {}, "loss/start_pref_v"),
+        ("atom_ener", {"start_pref_ae": 1, "limit_pref_ae": 1}, "loss/start_pref_ae"),
+        ("atom_pref", {"start_pref_pf": 1, "limit_pref_pf": 1}, "loss/start_pref_pf"),
+    ],
+)
+def test_a_term_whose_label_no_system_has_is_refused(file: str, loss: dict[str, float], where: str) -> None:
+    given = small_input(numb_steps=1)
+    given["loss"] |= loss
+    one, other = (Path(f"{system}/set.000/{file}.npy") for system in "ab")
+    one.unlink(missing_ok=True)
+    if other.is_file():
+        assert dphpc.train(given, output=None).step == 1  # one system without it is as before
+        other.unlink()
+    with pytest.raises(InputError, match=rf"no system of the training data has {file}\.npy") as caught:
+        dphpc.train(given)
+    assert caught.value.where == where
+    off = {f"{end}_{where[11:]}": 0 for end in ("start", "limit")}
+    assert dphpc.train({**given, "loss": {**given["loss"], **off}}, output=None).step == 1
+
+
 def test_a_refused_run_overwrites_nothing() -> None:
     dphpc.train(small_input())
     written, other = Path("out.json").read_text(), small_input(numb_steps=20, stat_file="stat.hdf5")
