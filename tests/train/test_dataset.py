@@ -13,6 +13,7 @@ from dphpc.core.errors import DataError
 from dphpc.ops.neighbors.contract import Neighbors
 from dphpc.train.data import Batch, Dataset, FrameInputs, System, open_systems
 from dphpc.train.data.batch import FrameCache
+from dphpc.train.sampler import Sampler
 from dphpc.train.schema import DataConfig, ModelConfig, parse_input
 from tests.train.data_systems import TRICLINIC, TYPE_MAP, make_system, two_systems, write_npy
 from tests.train.test_schema import WATER
@@ -133,9 +134,20 @@ def test_hdf5_equals_npy(folder: Path) -> None:
 def test_folders_are_searched_and_patterns_choose(folder: Path) -> None:
     write_npy(folder / "more/a", two_systems()[0])
     assert [s.name for s in load(folder, ".").systems] == ["a", "b", "more/a"]
-    assert [s.name for s in load(folder, ["b", "."]).systems] == ["b", "a", "more/a"]
+    assert [s.name for s in load(folder, ["b", "."]).systems] == ["b", "a", "b", "more/a"]
     assert [s.name for s in load(folder, ".", rglob_patterns=["a"]).systems] == ["a", "more/a"]
     assert [s.name for s in load(folder, ".", batch_size="filter:20").systems] == ["b"]
+
+
+def test_a_system_that_is_named_twice_is_drawn_from_twice(folder: Path) -> None:
+    """A way to take its frames more often; its neighbor lists are kept once."""
+    data = DataConfig(systems=["a", "a", "b"], batch_size=[1, 2, 3], sys_probs=[0.25, 0.25, 0.5])
+    dataset = Dataset.load(data, model(), base=folder)
+    assert [s.name for s in dataset.systems] == ["a", "a", "b"]
+    sampler = Sampler.of(dataset, data, 0)
+    assert sampler.n_batches.tolist() == [5, 3, 1]
+    assert {sampler.draw(step)[0] for step in range(50)} == {0, 1, 2}
+    assert dataset.geometry(0, 2) is dataset.geometry(1, 2)
 
 
 def no_pickle(folder: Path) -> None:

@@ -43,6 +43,8 @@ class Dataset:
         self.type_map = list(type_map)
         self.rcut = rcut
         self._cache = FrameCache(cache_bytes)
+        same = {id(system): k for k, system in enumerate(self.systems)}
+        self._kept_as = [same[id(system)] for system in self.systems]  # a system that is named twice is kept once
 
     @classmethod
     def load(
@@ -128,7 +130,8 @@ class Dataset:
     def _one(self, system: int, index: int) -> Batch:
         """A frame by itself, kept for the next time."""
         values = self.systems[system].values
-        return self._cache.get((system, index), lambda: Batch.of(self._build(system, index), values(index)))
+        key = self._kept_as[system], index
+        return self._cache.get(key, lambda: Batch.of(self._build(system, index), values(index)))
 
     def _build(self, system: int, index: int) -> Geometry:
         source = self.systems[system]
@@ -158,9 +161,16 @@ def open_systems(
 ) -> list[System]:
     """Open the systems that `paths` name: systems, folders to be searched, `file.hdf5#/group`.
 
+    One that is named twice is there twice, as one object.
+
     Raises
     ------
     DataError
         A system is missing, damaged or inconsistent.
     """
-    return [System(name, store, list(type_map), inputs) for name, store in find_stores(paths, patterns, base)]
+    opened: dict[str, System] = {}
+    found = find_stores(paths, patterns, base)
+    for name, store in found:
+        if name not in opened:
+            opened[name] = System(name, store, list(type_map), inputs)
+    return [opened[name] for name, _ in found]

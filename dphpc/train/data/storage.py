@@ -132,21 +132,20 @@ def find_stores(
 
     An entry is a system, a folder that is searched for systems (folders with `type.raw`; with `patterns`, those
     whose path matches one), an HDF5 file, an LMDB database, or `file#/group`.  Relative paths count from `base`.  The
-    entries keep their order; what is found below one is sorted.
+    entries keep their order; what is found below one is sorted, and what is named twice is there twice.
 
     Raises
     ------
     DataError
         An entry does not exist or holds no system.
     """
-    found: dict[str, Store] = {}
+    found: list[tuple[str, Store]] = []
     databases: dict[Path, Database] = {}
     for entry in systems:
-        for name, store in _expand(entry, list(patterns) if patterns else None, base or Path(), databases):
-            found.setdefault(name, store)
+        found += _expand(entry, list(patterns) if patterns else None, base or Path(), databases)
     if not found:
         raise DataError("no data systems were found", where=", ".join(systems), expected="folders with type.raw")
-    return list(found.items())
+    return found
 
 
 def _expand(
