@@ -64,12 +64,14 @@ def test_type_map_is_remapped(folder: Path) -> None:
     open_systems(["a"], ["O", "H"], base=folder)  # names X, but has no such atom
 
 
-def test_missing_labels_switch_their_terms_off(folder: Path) -> None:
+def test_missing_labels_switch_their_terms_off(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     for file in folder.glob("a/set.*/virial.npy"):
         file.unlink()
     (folder / "a/set.001/atom_ener.npy").unlink()
     system = load(folder, "a").systems[0]
     assert system.labels == {"energy", "forces", "atom_pref"}
+    lost = f"{folder}/a/set.001/atom_ener.npy is missing, while other sets have it"
+    assert [lost in record.getMessage() for record in caplog.records] == [True]  # nothing of the virial, which none has
     batch = load(folder, "a").batch(0, [0, 4])
     assert batch.virial is None
     assert batch.atom_ener is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,6 +14,8 @@ from dphpc.core.box import Box
 from dphpc.core.errors import DataError, did_you_mean
 from dphpc.train.data.lmdb_store import LmdbStore
 from dphpc.train.data.storage import Store
+
+log = logging.getLogger("dphpc.train")
 
 Floats = NDArray[np.float64]
 
@@ -146,6 +149,7 @@ class System:
         self.n_frames = sum(s.n_frames for s in self._sets)
         common = set.intersection(*(set(s.labels) for s in self._sets))
         self.labels = frozenset(common & set(LABELS))
+        self._warn_of_labels(names)
         self._check_inputs(common)
 
     def __repr__(self) -> str:
@@ -155,6 +159,17 @@ class System:
     def sources(self) -> NDArray[np.int64] | None:
         """(n_frames,) numbers of the systems that frames in an LMDB database came from; None for other systems."""
         return self._store.sources() if isinstance(self._store, LmdbStore) else None
+
+    def _warn_of_labels(self, set_names: list[str]) -> None:
+        """Say which labels are lost because a set lacks them."""
+        for label in (name for name in LABELS if name not in self.labels):
+            lacking = [name for name, part in zip(set_names, self._sets, strict=True) if label not in part.labels]
+            if len(lacking) < len(set_names):
+                log.warning(
+                    "%s is missing%s, while other sets have it: its loss term is off for the whole system",
+                    self._store.where(f"{lacking[0]}/{LABELS[label].file}"),
+                    f" (and in {len(lacking) - 1} more sets)" if len(lacking) > 1 else "",
+                )
 
     @cached_property
     def n_atoms(self) -> int:
