@@ -113,6 +113,8 @@ def test_updates_fit_the_labels_of_another_model() -> None:
     options = {"type": "LKF", "kf_blocksize": 200, "kf_limit_pref_f": 0.5, "kf_noise": 1e-4}
     optimizer = make_optimizer(input_with(options), parameters)
     assert isinstance(optimizer, KalmanOptimizer)
+    assert optimizer.filter.noise == pytest.approx(1e-4 * 16)  # DeePMD-kit adds λ once for each block
+    assert optimizer.filter.blocks.shape[0] == 16
     engine = TableStep(model, parameters, TableStep.fitting_grid(model, 0.8, 1e-8), 1e-8)
     loss, before = EnergyLoss(LossConfig(), 1.0), numpy_values(parameters)
     results = [optimizer.update(engine, batch, loss, 1.0).errors for _ in range(40)]
