@@ -64,10 +64,10 @@ def state(step: int) -> dict[str, np.ndarray]:
     return {**loaded.arrays, **loaded.optimizer}
 
 
-def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray], tolerance: float = 1e-9) -> None:
     assert found.keys() == expected.keys()
     for name, value in expected.items():
-        np.testing.assert_allclose(found[name], value, rtol=0, atol=1e-9, err_msg=name)
+        np.testing.assert_allclose(found[name], value, rtol=0, atol=tolerance, err_msg=name)
 
 
 def test_twenty_steps_equal_the_cpus_and_go_on_on_either(folder, plays_a_card, caplog) -> None:
@@ -90,13 +90,16 @@ def test_twenty_steps_equal_the_cpus_and_go_on_on_either(folder, plays_a_card, c
     assert_same(state(N_STEPS), on_cpu)
 
 
-@pytest.mark.parametrize("optimizer", [{"type": "AdamW"}, {"type": "HybridMuon"}])
-def test_other_optimizers(folder, plays_a_card, optimizer: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("name", "tolerance"),
+    [("AdamW", 1e-9), ("HybridMuon", 1e-5)],  # measured 7e-15, 4e-7: Muon's products are rounded to float32
+)
+def test_other_optimizers(folder, plays_a_card, name: str, tolerance: float) -> None:
     states = []
     for device in ("cpu", "cuda"):
-        dphpc.train({**given(numb_steps=4, save_freq=4), "optimizer": optimizer}, device=device)
+        dphpc.train({**given(numb_steps=4, save_freq=4), "optimizer": {"type": name}}, device=device)
         states.append(state(4))
-    assert_same(states[1], states[0])  # measured 7e-15
+    assert_same(states[1], states[0], tolerance)
 
 
 def test_soap(folder, plays_a_card) -> None:
