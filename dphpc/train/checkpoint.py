@@ -115,12 +115,19 @@ class Checkpoint:
                 config=parse_input(head["input"], source=str(path)),
                 arrays=_below("model.", tensors),
                 optimizer=_below("optimizer.", tensors),
-                grid=None if head["grid"] is None else Grid.from_numbers(*head["grid"]),
+                grid=_grid(head["grid"]),
                 min_distance=head["min_distance"],
                 averages=head["averages"],
             )
         except (SafetensorError, KeyError, ValueError, TypeError) as error:
             raise ModelFileError(f"the file is damaged or no checkpoint of dphpc: {error}", where=str(path)) from error
+
+
+def _grid(numbers: list[float] | dict[str, float] | None) -> Grid | None:
+    """The table's grid; a dictionary of the same numbers is of a checkpoint from before tables had parts."""
+    if numbers is None:
+        return None
+    return Grid.from_numbers(*(numbers.values() if isinstance(numbers, dict) else numbers))
 
 
 def _below(prefix: str, tensors: Arrays) -> Arrays:

@@ -41,6 +41,13 @@ def test_round_trip(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]
 
 
+def test_a_grid_from_before_tables_had_parts_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = {"lower": -1.0, "step_fine": 0.5, "n_fine": 20, "step_coarse": 1.0, "n_coarse": 0}
+    monkeypatch.setattr(Grid, "numbers", lambda _: old)
+    checkpoint().save(tmp_path / "x.safetensors")
+    assert Checkpoint.load(tmp_path / "x.safetensors").grid == Grid(-1.0, (0.5,), (20,))
+
+
 def test_the_folder_keeps_the_newest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     folder = CheckpointFolder("out/model.ckpt", None, max_keep=2)
