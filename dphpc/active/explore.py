@@ -29,6 +29,9 @@ FILLED_IN = ("structure", "model", "deviation")
 STOPPED_ABOVE = 3
 """Exit status of `dphpc md` where the models disagreed too much."""
 
+ASTRAY = 4
+"""And where its atoms went astray."""
+
 
 @dataclass(frozen=True)
 class Condition:
@@ -189,7 +192,8 @@ def _explored(status: int, folder: Path) -> bool:
     """Whether a run has explored: to its end, or to where it went astray, as runs of poor models do."""
     if status in (0, STOPPED_ABOVE):
         return True
-    if not 0 < status < 128 or len(deviations(folder)) < 2:  # a signal, or an error before the run had begun
+    # A signal, or an error of inputs, files or the machine, which says nothing of the models; or nothing was explored.
+    if status != ASTRAY or len(deviations(folder)) < 2:
         return False
     text = (folder / LOG).read_text(encoding="utf-8", errors="replace")
     reason = text.rpartition("error: ")[2].strip().split("\n")[0]

@@ -24,7 +24,8 @@ def md(
     """Molecular dynamics; on several ranks as `mpirun -n N dphpc md run.yaml`.
 
     SIGINT, SIGTERM and SIGUSR1 end a run after the present step with a restart file; status 128 + signal. A run that
-    ends because the deviation is above 'stop_above' has status 3.
+    ends because the deviation is above 'stop_above' has status 3; one whose atoms go astray (lost, too near, forces
+    that are too large or no numbers), 4.
     """
     from dphpc.md.run import run_md
 

@@ -54,7 +54,10 @@ def _version(wanted: bool) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and end: status 0, 1 for an error, 2 for wrong usage, 128 + the signal that ended it."""
+    """Run the command line and end.
+
+    Status 0, 1 for an error, 2 for wrong usage, 128 + the signal that ended it; `md` has some more.
+    """
     for module in COMMAND_MODULES:
         importlib.import_module(f"dphpc.cli.{module}")
     app(args=_repeat_flags(list(sys.argv[1:] if arguments is None else arguments)), prog_name="dphpc")

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from ctypes import c_double, c_float, c_int, c_size_t, c_void_p
 from typing import Any
 
-from dphpc.core.errors import RunError
+from dphpc.core.errors import DeviceError
 
 Array = Any
 """An array in a device's memory, with `shape`, `strides`, `dtype` and `itemsize` as NumPy's."""
@@ -61,14 +61,14 @@ def fix_order_of(hipblas: ctypes.CDLL, handle: int) -> None:
 
     Raises
     ------
-    RunError
+    DeviceError
         hipBLAS reports a failure.
     """
     function = hipblas.hipblasSetAtomicsMode
     function.argtypes, function.restype = (c_void_p, c_int), c_int
     status = function(handle, _NO_ATOMICS)
     if status:
-        raise RunError(f"hipblasSetAtomicsMode of hipBLAS failed with status {status}")
+        raise DeviceError(f"hipblasSetAtomicsMode of hipBLAS failed with status {status}")
 
 
 def row_step(x: Array) -> int:
@@ -115,7 +115,7 @@ class Cublas:
 
         Raises
         ------
-        RunError
+        DeviceError
             The card's memory is full.
         """
         if stream not in self._workspaces:
@@ -139,7 +139,7 @@ class Cublas:
 
         Raises
         ------
-        RunError
+        DeviceError
             cuBLAS reports a failure.
         """
         n, m = out.shape
@@ -181,8 +181,8 @@ class Cublas:
             raise _failure(name, status)
 
 
-def _failure(name: str, status: int) -> RunError:
-    return RunError(
+def _failure(name: str, status: int) -> DeviceError:
+    return DeviceError(
         f"{name} of cuBLAS failed with status {status} ({_STATUS.get(status, 'unknown')})",
         remedy="end what else runs on the GPU, or take fewer atoms at a time" if status in _NO_MEMORY else None,
     )

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dphpc.core.cublas import Cublas, cublas_of, fix_order_of
-from dphpc.core.errors import InputError, RunError
+from dphpc.core.errors import DeviceError, InputError
 from dphpc.core.graphs import Graphs, Work, recorded
 
 DEVICES = ("cpu", "cuda", "auto")
@@ -52,7 +52,7 @@ class Device(Protocol):
     has_tf32: bool
 
     def zeros(self, size: int, dtype: Any) -> Array:
-        """A new array (size,); RunError where the memory is full."""
+        """A new array (size,); DeviceError where the memory is full."""
         ...
 
     def upload(self, values: NDArray, to: Array) -> None:
@@ -174,7 +174,7 @@ class Cupy:
             return self._cupy.zeros(size, dtype)
         except self._cupy.cuda.memory.OutOfMemoryError:
             needed = size * np.dtype(dtype).itemsize / 2**20
-            raise RunError(
+            raise DeviceError(
                 f"the memory of {self.name} has no room for {needed:.0f} MiB more", remedy="take fewer atoms at a time"
             ) from None
 
@@ -243,9 +243,9 @@ class Cupy:
         return event
 
     def launch(self, text: str, kernel: str, grid: int, block: int, *arguments: Any) -> None:
-        """See `Device.launch`; RunError for more threads than HIP starts at a time."""
+        """See `Device.launch`; DeviceError for more threads than HIP starts at a time."""
         if self._is_hip and grid * block > MOST_HIP_THREADS:
-            raise RunError(
+            raise DeviceError(
                 f"{self.name} cannot start {grid} times {block} threads: HIP starts fewer than 2³² at a time",
                 remedy="give a GPU fewer atoms: run on more of them",
             )

@@ -74,6 +74,14 @@ class RunError(DphpcError):
     """A run that had started cannot go on (NaN, lost atoms, a rank that failed)."""
 
 
+class AstrayError(RunError):
+    """Atoms have gone where they cannot be evaluated or followed: forces without bounds, NaN, overlap, lost atoms."""
+
+
+class DeviceError(RunError):
+    """A GPU or its library refuses: its memory is full, or it fails."""
+
+
 @contextlib.contextmanager
 def writing(where: str | Path, what: str = "the file", last: str | None = None) -> Iterator[None]:
     """Say what cannot be written and where, if the system refuses it inside; `last`: what there is to go on from."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from dphpc.core.errors import RunError
+from dphpc.core.errors import AstrayError
 from dphpc.core.exact_sum import exact_sum
 from dphpc.core.random import Stream, generator
 from dphpc.core.units import BOLTZMANN_EV_PER_K, EV_PER_A3_IN_BAR
@@ -107,7 +107,7 @@ def _refuse_leap(engine: Engine, changes: Floats, pressure: float) -> None:
     if (np.abs(changes) < LARGEST_CHANGE).all():  # a NaN fails the comparison too
         return
     worst, what = 100.0 * changes[np.argmax(np.abs(changes))], "the volume" if len(changes) == 1 else "a length"
-    error = RunError(
+    error = AstrayError(
         f"the barostat would change {what} by {worst:.3g} % in one move, to reach {pressure:g} bar",
         expected=f"less than {100.0 * LARGEST_CHANGE:g} %",
         remedy="a smaller compressibility_per_bar, a longer pressure_damping_fs, or an nvt stage first",

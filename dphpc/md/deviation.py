@@ -11,12 +11,13 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from dphpc.core.errors import DphpcError, InputError, RunError
+from dphpc.core.errors import DphpcError, InputError
 from dphpc.core.exact_sum import PARTS, exact_sum, total
 from dphpc.md.config import Deviation, Trajectory
 from dphpc.md.engine import Engine
 from dphpc.md.output import Output, TableFile, writing
 from dphpc.md.trajectory import FrameWriter, open_trajectory, write_frame
+from dphpc.md.trouble import kind_of
 from dphpc.parallel.comm import Serial, agree, together
 from dphpc.potential.committee import (
     COLUMNS,
@@ -136,7 +137,7 @@ def _evaluate(model: Potential, path: str, engine: Engine) -> Outputs:
             model.compute(state, engine.neighbors, engine.halo, outputs)
         except DphpcError as caught:
             where = f"step {engine.step}; model {path} of 'deviation'" + (f"; {caught.where}" if caught.where else "")
-            error = RunError(caught.what, where=where, expected=caught.expected, remedy=caught.remedy)
+            error = kind_of(caught)(caught.what, where=where, expected=caught.expected, remedy=caught.remedy)
         except Exception as caught:
             error = caught
         agree(engine.comm, error)

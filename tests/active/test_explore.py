@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,22 @@ def test_a_run_that_dies_is_explored_as_far_as_it_went(
     explore(work)
     assert [step for step, _ in deviations(work.folder)] == list(range(10))
     assert "ended early, and is explored as far as it went" in caplog.text
+
+
+def test_a_run_that_cannot_write_is_an_error(project: Path, models: list[Path]) -> None:
+    # Its trajectory grows until the disk is full; what it explored until then says nothing of the models.
+    (project / "explore.json").write_text(json.dumps(RUN | {"trajectory": {"every": 1, "file": "traj.extxyz"}}))
+    (work,) = works(models, every=1)
+    begin = work.begin
+
+    def limited(part: Path) -> list[str] | None:
+        return ["/bin/sh", "-c", 'ulimit -f 32; trap "" XFSZ; exec "$@"', "sh", *(begin(part) or [])]
+
+    with pytest.raises(RunError, match=r"exploration 0 \(si8\) ended with status 1") as caught:
+        explore(replace(work, begin=limited))
+    assert "the output cannot be written: File too large" in str(caught.value)
+    assert len(deviations(work.part)) > 2
+    assert not work.folder.exists()
 
 
 def test_a_run_that_cannot_begin_is_an_error(project: Path, models: list[Path]) -> None:

@@ -13,7 +13,7 @@ from ase import Atoms
 from ase.io import read, write
 
 from dphpc.cli.main import main
-from dphpc.core.errors import InputError, RunError
+from dphpc.core.errors import DeviceError, DphpcError, InputError, RunError
 from dphpc.md import setup as md_setup
 from dphpc.md.run import run_md
 from dphpc.md.sealed import previous_of
@@ -248,6 +248,33 @@ def test_a_model_that_fails_ends_the_run_on_all_ranks(
     ) as caught:
         run_md(config({}), comm=comm)
     assert caught.value.speaks == (comm.rank == comm.size - 1)
+
+
+def test_the_commands_status_tells_a_run_that_went_astray(
+    config: Make, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def status(settings: dict[str, Any]) -> Any:
+        (folder / "run.json").write_text(json.dumps(settings))
+        with pytest.raises(SystemExit) as caught:
+            main(["md", str(folder / "run.json")])
+        return caught.value.code
+
+    def fails(error: DphpcError) -> None:
+        class Broken(Failing):
+            def compute(self, *_: Any) -> None:
+                raise error
+
+        monkeypatch.setattr(md_setup, "load_potential", lambda path, *others: Broken(load(path, *others), True))
+
+    load = md_setup.load_potential
+    assert status(config({}) | {"thermo": {"file": str(folder / "s.extxyz" / "thermo.csv")}}) == 1
+    assert status(config({}) | {"velocities": {"temperature_K": 1e12, "seed": 1}}) == 4
+    fails(RunError("atoms are too near"))
+    assert status(config({})) == 4
+    fails(DeviceError("the memory is full"))
+    assert status(config({})) == 1
+    fails(InputError("no parameters are given"))
+    assert status(config({})) == 1
 
 
 def test_the_command_has_a_status_of_its_own(config: Make, folder: Path) -> None:
