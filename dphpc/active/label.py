@@ -9,6 +9,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,17 @@ from dphpc.active import calculator
 from dphpc.active.calculator import FRAMES, LABELLED, RECORD
 from dphpc.active.committee import TRAINING, VALIDATION
 from dphpc.active.config import Label, LearnConfig
+from dphpc.active.match import matched
 from dphpc.active.work import LOG, Work, log, require_program
-from dphpc.core.errors import RunError
+from dphpc.core.errors import DataError, RunError
 from dphpc.train.convert import read_configurations
 from dphpc.train.data.writer import Configuration, write_systems
+
+LARGEST = {"energy": 1e12, "force": 1e6, "virial": 1e12}
+"""eV and eV/Å: what is larger is no result, whatever program wrote it, and a training would die of it."""
+
+MOST_REPORTED = 10
+"""Frames of which it is said one by one what is wrong with them."""
 
 
 def labelling(
@@ -58,7 +66,7 @@ def labelling(
         return ["/bin/sh", "-c", command]
 
     def finish(part: Path) -> None:
-        frames = _usable(part)
+        frames = [frame for frame in _usable(part) if frame is not None]
         order = np.random.default_rng((choice or {}).get("seed", 0)).permutation(len(frames))
         held = set(order[: int(hold_out * len(frames))].tolist())
         for name, wanted in ((TRAINING, False), (VALIDATION, True)):
@@ -70,43 +78,84 @@ def labelling(
     return Work(title, folder, RECORD, settings, begin, finish, directory=Path.cwd())
 
 
-def _usable(folder: Path) -> list[Configuration]:
-    """The labelled frames of a folder, without those that lack an energy or forces.
+def first_label(config: LearnConfig, folder: Path, sample: Atoms, type_map: Sequence[str]) -> Work:
+    """Label a frame of the training data, and say how the labels differ from those that the data have of it."""
+    title = "labelling of a first frame, to see that it works,"
+    work = labelling(config, title, folder, lambda: [sample.copy()], type_map)  # without its labels
+    return replace(work, finish=lambda part: log.info("%s", compare(part, sample)))
+
+
+def _usable(folder: Path) -> list[Configuration | None]:
+    """The labels of each frame that a folder asks for; None where there is no energy or force, or none that can be.
 
     Raises
     ------
     RunError
-        There are none.
+        There are none, or they cannot be read.
     """
-    path, asked = folder / LABELLED, len(ase.io.read(folder / FRAMES, index=":", parallel=False))
+    path, asked = folder / LABELLED, list(ase.io.iread(folder / FRAMES, index=":", parallel=False))
+    see = f"see {folder / LOG}"
     if not path.is_file():
         raise RunError(
-            "the labelling has ended and has written no labels", where=str(path), expected="an extxyz file",
-            remedy=f"see {folder / LOG}",
-        )  # fmt: skip
-    found = list(read_configurations(path, "ase/extxyz")) if path.stat().st_size else []
-    whole = [
-        c for c in found if all(name in c.values and np.isfinite(c.values[name]).all() for name in ("energy", "force"))
-    ]
-    if not whole:
+            "the labelling has ended and has written no labels", where=str(path), expected="an extxyz file", remedy=see
+        )
+    labels, problems = matched(asked, _read(path, see))
+    for i, label in enumerate(labels):
+        if label is not None and (wrong := _wrong(label)):
+            problems.append(f"frame {i}: {wrong}")
+            labels[i] = None
+        elif label is not None and "virial" in label.values and not _is_possible(label, "virial"):
+            problems.append(f"frame {i}: its virial is left out: it is not finite, or beyond anything physical")
+            del label.values["virial"]
+    for problem in problems[:MOST_REPORTED]:
+        log.warning("%s", problem)
+    if len(problems) > MOST_REPORTED:
+        log.warning("and %d more", len(problems) - MOST_REPORTED)
+    lost = labels.count(None)
+    if lost == len(asked):
         raise RunError(
-            f"none of {asked} frames has both energy and forces", where=str(path),
-            expected="energy= or free_energy= and a column forces:R:3 of each frame", remedy=f"see {folder / LOG}",
+            f"none of {lost} frames has both energy and forces" + "".join(f"\n  | {p}" for p in problems[:1]),
+            where=str(path), remedy=see,
+            expected="the frames that were asked for, each with energy= or free_energy= and a column forces:R:3",
         )  # fmt: skip
-    if len(whole) < asked:
-        log.warning("%d of %d frames have no labels and are left out: see %s", asked - len(whole), asked, folder / LOG)
-    return whole
+    if lost:
+        log.warning("%d of %d frames have no labels and are left out: see %s", lost, len(asked), folder / LOG)
+    return labels
+
+
+def _read(path: Path, remedy: str) -> list[Configuration]:
+    try:
+        return list(read_configurations(path, "ase/extxyz")) if path.stat().st_size else []
+    except (DataError, ValueError, TypeError) as error:  # the latter two of a virial that is no 3 × 3 numbers
+        what, where = (error.what, error.where) if isinstance(error, DataError) else (str(error), None)
+        raise RunError(
+            f"the labels cannot be read: {what}", where=where or str(path), expected="an extxyz file", remedy=remedy
+        ) from None
+
+
+def _wrong(label: Configuration) -> str:
+    """What forbids to train on a labelled frame, or nothing."""
+    for name in ("energy", "force"):
+        if name not in label.values:
+            return f"it has no {name}"
+        if not _is_possible(label, name):
+            return f"its {name} is not finite, or beyond anything physical"
+    return ""
+
+
+def _is_possible(label: Configuration, name: str) -> bool:
+    values = np.asarray(label.values[name], np.float64)
+    return bool((np.abs(values) <= LARGEST[name]).all())  # a NaN fails the comparison too
 
 
 def compare(folder: Path, sample: Atoms) -> str:
     """What the labels of a first frame say beside those that the data have of it."""
     (label,) = _usable(folder)
+    assert label is not None, "or there is none at all"
     if sample.calc is None:
         return "labelling works: the first frame of the training data was labelled"
-    energy, forces = sample.get_potential_energy(), sample.get_forces()
-    order = np.argsort(sample.numbers, kind="stable"), np.argsort(ase.Atoms(label.symbols).numbers, kind="stable")
-    rms = np.sqrt(np.mean((label.values["force"][order[1]] - forces[order[0]]) ** 2))
-    shift = 1e3 * (label.values["energy"] - energy) / len(sample)
+    rms = np.sqrt(np.mean((label.values["force"] - sample.get_forces()) ** 2))
+    shift = 1e3 * (label.values["energy"] - sample.get_potential_energy()) / len(sample)
     return f"labels of the first frame of the data differ from its own by {shift:.3g} meV/atom and {rms:.3g} eV/Å (RMS)"
 
 

@@ -167,8 +167,7 @@ class Loop:
     def _check_labels(self) -> None:
         """Label a frame of the training data: what is wrong with the labelling shows before hours of training."""
         sample, folder = self.committee.sample, self.folder / "check"
-        title = "labelling of a first frame, to see that it works,"
-        check = label.labelling(self.config, title, folder, lambda: [sample], self.committee.type_map)
+        check = label.first_label(self.config, folder, sample, self.committee.type_map)
         try:
             done = check.is_done()
         except InputError:  # of another calculator: rounds that it has labelled are refused later
@@ -177,7 +176,6 @@ class Loop:
                 shutil.rmtree(path, ignore_errors=True)
         if not done:
             self.workshop.do([check], 1)
-            log.info("%s", label.compare(folder, sample))
 
     def _last_trained(self, number: int, trained: int | None) -> int:
         """The round whose committee a round takes: its own, or of `trained`, the last one, if that knows all data."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -94,17 +95,93 @@ def test_a_command_may_leave_frames_out(project: Path) -> None:
     assert do(work(label=by_script("frames[1:3]"))).n_frames == 2
 
 
+def changed(change: str) -> dict[str, Any]:
+    """A command that labels, and changes what it has read before it does."""
+    label = by_script("frames")
+    script = Path("a script.py")
+    script.write_text(script.read_text().replace("for atoms", f"{change}\nfor atoms", 1))
+    return label
+
+
+def test_frames_and_atoms_may_come_in_another_order(project: Path) -> None:
+    # And moved by whole cells, rounded.
+    swap = "frames = [a[::-1] for a in frames[::-1]]\nfor a in frames: a.positions = (a.positions + a.cell[0]).round(4)"
+    system = do(work(label=changed(swap)))
+    assert system.n_frames == len(FRAMES)
+    for i, atoms in enumerate(FRAMES):
+        assert system.frame(i).forces == pytest.approx(atoms.get_forces(), abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ("frames[1].pbc = False", "not periodic"),
+        ("frames[1].rattle(1.0)", r"atom \d is \d\.\d+ Å away"),
+        ("frames[1] = frames[1][:-1]", "7 atoms in place of 8"),
+        ("frames[1].symbols[3] = 'C'", "other species"),
+        ("frames[1].set_cell(frames[1].cell * 1.01, scale_atoms=True)", "its cell differs by 0.0543 Å"),
+        ("frames[1].positions[3] = frames[1].positions[4]", r"atom 3 is \d\.\d+ Å away"),
+    ],
+)
+def test_labels_of_other_frames_are_left_out(
+    project: Path, change: str, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    label = changed(change)
+    path = Path("a script.py")
+    path.write_text(path.read_text().replace("atoms.calc = tersoff()", "atoms.calc = LennardJones(rc=4)"))
+    path.write_text("from ase.calculators.lj import LennardJones\n" + path.read_text())
+    assert do(work(label=label)).n_frames == len(FRAMES) - 1
+    assert re.search(f"labelled frame 1 is none that was asked for: {reason}", caplog.text)
+    assert "1 of 5 frames have no labels and are left out" in caplog.text
+
+
+def test_a_frame_that_is_labelled_twice_counts_once(project: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert do(work(label=by_script("frames + frames[3:]"))).n_frames == len(FRAMES)
+    assert "labelled frame 5 is there twice" in caplog.text
+    assert "have no labels" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "n_frames", "message"),
+    [
+        ("stress", "nan", 5, "frame 2: its virial is left out"),
+        ("stress", "1e300", 5, "frame 2: its virial is left out"),
+        ("forces", "1e300", 4, "frame 2: its force is not finite, or beyond anything physical"),
+        ("energy", "nan", 4, "frame 2: its energy is not finite"),
+    ],
+)
+def test_what_is_no_result_is_left_out(
+    project: Path, name: str, value: str, n_frames: int, message: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    label = by_script("frames")
+    path = Path("a script.py")
+    path.write_text(
+        "import numpy as np\nfrom ase.calculators.singlepoint import SinglePointCalculator\n"
+        + path.read_text().replace("ase.io.write(", "for atoms in frames: atoms.get_stress()\nr = frames[2].calc.results\n"
+        f"r['{name}'] = np.full_like(r['{name}'], {value})\n"
+        "frames[2].calc = SinglePointCalculator(frames[2], **{k: r[k] for k in ('energy', 'forces', 'stress')})\n"
+        "ase.io.write(")
+    )
+    do(work(label=label))
+    systems = open_systems(["learn/label/data"], ["Si"])
+    assert sum(system.n_frames for system in systems) == n_frames
+    assert message in caplog.text
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [
         ("false {frames} {labelled}", "labelling ended with status 1"),
         ("true {frames} {labelled}", "the labelling has ended and has written no labels"),
         ("cp {frames} {labelled}", "none of 5 frames has both energy and forces"),
+        ("echo garbage > {labelled}; true {frames}", "the labels cannot be read: ASE cannot read this as extxyz"),
     ],
 )
 def test_a_command_that_gives_no_labels(project: Path, command: str, message: str) -> None:
-    with pytest.raises(RunError, match=message):
+    with pytest.raises(RunError, match=message) as caught:
         do(work(label={"command": command}))
+    assert "--format" not in str(caught.value)  # an option that `dphpc learn` lacks
+    assert not Path("learn/label").exists()
 
 
 @pytest.mark.parametrize(
@@ -156,16 +233,30 @@ def test_a_cluster_has_no_stress(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("labels", [True, False])
 def test_the_first_label_is_compared_with_the_datas(
-    project: Path, labels: bool, monkeypatch: pytest.MonkeyPatch
+    project: Path, labels: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder, sample = project / "check", bare(FRAMES[0])
-    folder.mkdir()
-    ase.io.write(folder / "frames.extxyz", sample)
-    labelled = sample.copy()
-    labelled.calc = tersoff()
-    results = {"energy": labelled.get_potential_energy(), "forces": labelled.get_forces()}
-    ase.io.write(folder / "labelled.extxyz", labelled)
+    caplog.set_level("INFO")
+    sample, frame = bare(FRAMES[0]), FRAMES[0]
     if labels:
-        sample.calc = SinglePointCalculator(sample, energy=results["energy"] - 0.8, forces=results["forces"] + 0.25)
-    said = label.compare(folder, sample)
-    assert ("by 100 meV/atom and 0.25 eV/Å" in said) == labels
+        given = {"energy": frame.get_potential_energy() - 0.8, "forces": frame.get_forces() + 0.25}
+        sample.calc = SinglePointCalculator(sample, **given)
+    first(sample, label=changed("frames = [a[::-1] for a in frames]"))
+    assert ("by 100 meV/atom and 0.25 eV/Å" in caplog.text) == labels
+
+
+def first(sample: Atoms, **changes: Any) -> None:
+    """Do the labelling of a first frame."""
+    workshop = Workshop(Path("learn"))
+    with workshop.alone():
+        workshop.do([label.first_label(parse_config(LearnConfig, settings(**changes)), CHECK, sample, ["Si"])], 1)
+
+
+CHECK = Path("learn/check")
+
+
+@pytest.mark.parametrize("change", ["frames[0].rattle(1.0)", "frames = [frames[0][:-1]]"])
+def test_a_first_label_of_another_frame_is_no_label(project: Path, change: str) -> None:
+    for _ in range(2):  # the check is not done by that, and comes again
+        with pytest.raises(RunError, match=r"none of 1 frames has both energy and forces\n  \| labelled frame 0 is none"):
+            first(bare(FRAMES[0]), label=changed(change))
+        assert not CHECK.exists()
