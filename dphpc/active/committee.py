@@ -85,6 +85,7 @@ class Committee:
         later = parse_input(merged(_mapping(first), config.retrain), source=f"'retrain' on top of {config.train}")
         for given in (first, later):
             _require_possible(given, config.train)
+        _require_same_systems(first, later)
         if config.init_model and first.model != later.model:
             raise InputError(
                 "'retrain' changes the section 'model', and later rounds take the weights of earlier ones",
@@ -174,6 +175,18 @@ def _extend(section: dict[str, Any], own: Sequence[str], new: Sequence[Path], fo
     """The systems of a data section as seen from a folder, with the new ones; each stands there by itself."""
     section["systems"] = [os.path.relpath(system, folder) for system in [*own, *map(str, new)]]
     section.pop("rglob_patterns", None)
+
+
+def _require_same_systems(first: TrainInput, later: TrainInput) -> None:
+    """Refuse `retrain` with data of its own: every round has those of the input and all new ones."""
+    for name in ("training_data", "validation_data"):
+        before, after = (getattr(given.training, name) for given in (first, later))
+        for key in ("systems", "rglob_patterns"):
+            if after is not None and getattr(after, key) != getattr(before, key, None):
+                raise InputError(
+                    "'retrain' names other data, and later rounds have those of the first and all new labels",
+                    where=f"retrain/training/{name}/{key}", remedy="name them in the training input, or leave them out",
+                )  # fmt: skip
 
 
 def _require_possible(given: TrainInput, path: str) -> None:

@@ -48,6 +48,8 @@ def label(**given: Any) -> dict[str, Any]:
         ({"train": "none.json"}, "none.json"),
         ({"retrain": {"training": {"numb_stepss": 5}}}, "'retrain' on top of input.json: training/numb_stepss"),
         ({"retrain": {"model": {"descriptor": {"rcut": 5.0}}}}, "say init_model: false"),
+        ({"retrain": {"training": {"training_data": {"systems": ["more"]}}}}, "retrain/training/training_data/systems"),
+        ({"retrain": {"training": {"validation_data": {"systems": ["data"]}}}}, "'retrain' names other data"),
         (explore(md="none.json"), "none.json"),
         (explore(structures=["none.poscar"]), "there is no file 'none.poscar'"),
         (explore(structures=["restart.h5"]), "a restart file cannot be explored from"),
