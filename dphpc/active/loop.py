@@ -26,6 +26,7 @@ from dphpc.active.work import LOG, Stopped, Work, Workshop, log, require_program
 from dphpc.core.config import load_config, parse_config
 from dphpc.core.errors import InputError, RunError
 from dphpc.core.files import write_whole
+from dphpc.parallel.launch import launched_by
 from dphpc.train.evaluate import test as evaluate
 
 SUMMARY, SECONDS, TABLE = "summary.json", "seconds.json", "rounds.csv"
@@ -48,6 +49,7 @@ def learn(config: str | Path | Mapping[str, Any] | LearnConfig, *, dry_run: bool
     RunError
         A step failed, or nothing can be learned from a round; what is done stays.
     """
+    _require_one_process()
     if isinstance(config, str | Path):
         config = load_config(LearnConfig, config)
     elif not isinstance(config, LearnConfig):
@@ -64,6 +66,17 @@ def learn(config: str | Path | Mapping[str, Any] | LearnConfig, *, dry_run: bool
     except Stopped as stopped:
         log.info("stopped by %s; the same command goes on from there", stopped)
         return LearnResult(loop.done, stopped_by=stopped.number)
+
+
+def _require_one_process() -> None:
+    launched = launched_by()
+    if launched is not None and launched[2] > 1:
+        error = InputError(
+            f"a loop is one process, and {launched[0]} started {launched[2]}", expected="dphpc learn RUN, by itself",
+            remedy="'launch' in the run file gives its trainings and runs ranks: launch: {train: mpirun -n 4, md: mpirun -n 4}",
+        )  # fmt: skip
+        error.speaks = launched[1] == 0
+        raise error
 
 
 class Loop:

@@ -25,6 +25,7 @@ from dphpc.core.cores import n_cores
 from dphpc.core.errors import InputError, RunError
 from dphpc.core.files import write_whole
 from dphpc.core.signals import stop_signals
+from dphpc.parallel.launch import unlaunched
 
 log = logging.getLogger("dphpc.learn")
 
@@ -195,7 +196,7 @@ class Workshop:
         """
         waiting = [work for work in works if not work.is_done()]
         total, running, asked = len(works), dict[subprocess.Popen[bytes], Work](), list[int]()
-        environment = dict(os.environ)
+        environment = unlaunched(os.environ)
         if share_cores:
             share = n_cores() // max(1, min(at_once, len(waiting)))
             environment.setdefault("OMP_NUM_THREADS", str(max(1, share)))

@@ -10,7 +10,7 @@ import typer
 from dphpc.cli.app import command
 
 
-@command("learn")
+@command("learn", parallel=True)  # all ranks, if there are several, say that there should be one
 def learn_in_rounds(
     input: Annotated[Path, typer.Argument(metavar="RUN", help="Run file, YAML or JSON.")],
     dry_run: Annotated[

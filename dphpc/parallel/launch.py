@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 
 LAUNCHERS: tuple[tuple[str, str, str], ...] = (
     ("Open MPI", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
@@ -22,6 +23,13 @@ START_ANYWHERE = {
     "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
 }
 """Lets Open MPI (4; 5) start ranks as root and on fewer cores, as in a container; MPICH reads none of it."""
+
+_OF_A_RANK = re.compile(
+    r"OMPI_(COMM_WORLD_|UNIVERSE_SIZE|APP_CTX_|NUM_APP_CTX|ARGV|COMMAND|FIRST_RANKS|FILE_LOCATION)"
+    r"|OMPI_MCA_(orte_|ess|initial_wdir$|pmix$)|PRTE_LAUNCHED|PMIX_(?!MCA_)|PMI2?_|HYDI_|MPI_LOCAL"
+    r"|MV2_COMM_WORLD_|MPISPAWN_|PALS_|SLURM_(PROCID|LOCALID|GTIDS|STEP|PMI)"
+)
+"""Variables that a launcher gives each rank; what users set for it (`OMPI_MCA_btl`, `SLURM_JOB_ID`) is none of them."""
 
 
 def launched_by() -> tuple[str, int, int] | None:
@@ -42,6 +50,11 @@ def launched_size() -> int:
     """The number of ranks that were started together, 1 without a launcher."""
     found = launched_by()
     return found[2] if found else 1
+
+
+def unlaunched(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment for processes that are no ranks of what started this one, and may themselves start ranks."""
+    return {name: value for name, value in environment.items() if not _OF_A_RANK.match(name)}
 
 
 def without_mpi() -> bool:

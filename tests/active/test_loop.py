@@ -276,3 +276,17 @@ def test_a_dry_run_says_what_it_would_do(project: Path) -> None:
     assert "up to 2 rounds of 1 runs, 40 steps in all" in message
     assert "at most:   6 trainings, 2 runs, 6 labels" in message
     assert not (project / "learn").exists()
+
+
+def test_several_processes_are_refused(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (project / "learn.json").write_text(json.dumps(settings()))
+    said = []
+    for rank in "01":
+        monkeypatch.setenv("PMI_RANK", rank)
+        monkeypatch.setenv("PMI_SIZE", "2")
+        with start("learn.json", "--dry-run") as process:
+            said.append(process.communicate(timeout=60)[1])
+        assert process.returncode == 1
+    assert "a loop is one process, and MPICH or Intel MPI started 2" in said[0]
+    assert "WARNING" not in said[0]
+    assert not said[1]

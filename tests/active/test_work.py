@@ -79,6 +79,13 @@ def test_cores_are_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert threads("as the user says", at_once=2, share_cores=True) == "threads 7"
 
 
+def test_a_process_is_no_rank_of_what_started_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PMI_RANK", "0")
+    monkeypatch.setenv("PMI_SIZE", "1")
+    do(tmp_path, shell(tmp_path / "a", 'echo "rank $PMI_RANK"'))
+    assert (tmp_path / "a" / "log").read_text().strip() == "rank"
+
+
 NEVER = "trap 'echo ended in order; exit 143' TERM; touch ../started; while true; do sleep 0.05; done"
 
 

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from dphpc.parallel.launch import first_host, meeting_point, without_mpi
+from dphpc.parallel.launch import first_host, launched_by, meeting_point, unlaunched, without_mpi
 
 
 @pytest.fixture
@@ -32,6 +32,24 @@ def test_ranks_that_no_mpi_joins(step: pytest.MonkeyPatch) -> None:
     step.delenv("PMI_RANK")
     step.setenv("SLURM_STEP_NUM_TASKS", "1")
     assert not without_mpi()
+
+
+def test_what_a_rank_starts_is_no_rank(step: pytest.MonkeyPatch) -> None:
+    of_ranks = (
+        "OMPI_COMM_WORLD_RANK",
+        "OMPI_COMM_WORLD_SIZE",
+        "OMPI_MCA_ess_base_vpid",
+        "PMIX_RANK",
+        "PMI_RANK",
+        "PMI_FD",
+    )
+    kept = ("OMPI_MCA_rmaps_base_oversubscribe", "OMPI_ALLOW_RUN_AS_ROOT", "PMIX_MCA_gds", "SLURM_JOB_ID", "PATH")
+    for name in (*of_ranks, *kept):
+        step.setenv(name, "1")
+    assert launched_by() is not None
+    environment = unlaunched(os.environ)
+    assert not environment.keys() & {*of_ranks, "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"}
+    assert environment.keys() >= set(kept)
 
 
 def test_ranks_meet_on_the_first_node_at_the_steps_own_port(step: pytest.MonkeyPatch) -> None:
