@@ -22,7 +22,7 @@ from dphpc.active.calculator import FRAMES, LABELLED, RECORD
 from dphpc.active.committee import TRAINING, VALIDATION
 from dphpc.active.config import Label, LearnConfig
 from dphpc.active.match import matched
-from dphpc.active.work import LOG, Work, log, require_program
+from dphpc.active.work import LOG, Work, log, require_shell_command
 from dphpc.core.errors import DataError, RunError
 from dphpc.train.convert import read_configurations
 from dphpc.train.data.writer import Configuration, write_systems
@@ -168,6 +168,6 @@ def check(label: Label) -> None:
         There is no such calculator or program, or the calculator does not take the parameters.
     """
     if label.command is not None:
-        require_program(label.command, "label/command")
+        require_shell_command(label.command, "label/command")
         return
     calculator.make_calculator(label)

@@ -10,6 +10,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -143,10 +144,36 @@ def require_program(command: str, where: str) -> None:
     except ValueError as error:
         raise InputError(f"the command cannot be read: {error}", where=where) from None
     if shutil.which(program) is None:
-        raise InputError(
-            f"there is no program '{program}'", where=where, expected="a program in PATH, or with its path",
-            remedy="load its module, or correct the name",
-        )  # fmt: skip
+        raise _no_program(program, where)
+
+
+def require_shell_command(command: str, where: str) -> None:
+    """Raise InputError unless /bin/sh can read a command and knows its first word, as far as that is seen before."""
+    checked = subprocess.run(["/bin/sh", "-n", "-c", command], capture_output=True, text=True, check=False)
+    if checked.returncode:
+        raise InputError(f"the shell cannot read the command: {checked.stderr.strip()}", where=where)
+    words = shlex.shlex(command, posix=True, punctuation_chars=True)
+    words.whitespace_split = True
+    try:
+        word = next((w for w in words if w.strip("(") and not _ASSIGNMENT.match(w)), "")
+    except ValueError:  # quotes that the shell reads in another way
+        return
+    if not word or word[0] in "<>&|;~" or set(word) & set("$`*?["):  # what the shell has yet to make of it
+        return
+    # Built-in commands, too.
+    known = ["/bin/sh", "-c", 'command -v -- "$1"', "sh", word]
+    if shutil.which(word) is None and ("/" in word or subprocess.run(known, capture_output=True, check=False).returncode):
+        raise _no_program(word, where)
+
+
+_ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=")
+
+
+def _no_program(name: str, where: str) -> InputError:
+    return InputError(
+        f"there is no program '{name}'", where=where, expected="a program in PATH, or with its path",
+        remedy="load its module, or correct the name",
+    )  # fmt: skip
 
 
 @dataclass
