@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, field_v
 
 from dphpc.core.config import Config, Seed
 from dphpc.md.config import Kelvin
+from dphpc.train.data.storage import HDF5_MARK
 
 PLACEHOLDERS = ("{frames}", "{labelled}")
 """Of a labelling command: the files it reads and writes."""
@@ -132,6 +133,8 @@ class LearnConfig(Config):
     def _folder_has_a_name(cls, name: str) -> str:
         if not name.strip():
             raise ValueError("'folder' is empty")
+        if HDF5_MARK in name:
+            raise ValueError(f"'{HDF5_MARK}' in 'folder' would be taken for the mark of an HDF5 file's group: leave it out")
         return name
 
     @model_validator(mode="after")

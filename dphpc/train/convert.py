@@ -130,7 +130,7 @@ def read_configurations(
     DataError
         The file cannot be read.
     """
-    if not Path(str(path).partition(HDF5_MARK)[0]).exists():
+    if not (path.exists() or Path(str(path).partition(HDF5_MARK)[0]).exists()):
         raise DataError("the input does not exist", where=str(path))
     chosen = input_format or _guess(path)
     if chosen in DEEPMD_FORMATS:
@@ -143,7 +143,8 @@ def read_configurations(
 
 
 def _guess(path: Path) -> str:
-    if path.is_dir() or path.suffix in (".h5", ".hdf5") or HDF5_MARK in str(path) or is_lmdb(path):
+    # What is not there itself is a group of an HDF5 file that is.
+    if path.is_dir() or path.suffix in (".h5", ".hdf5") or is_lmdb(path) or not path.exists():
         return "deepmd"
     found = next((fmt for pattern, fmt in _BY_NAME if fnmatch(path.name, pattern)), "ase")
     # dpdata takes no notice of a dump's elements.

@@ -43,6 +43,7 @@ def label(**given: Any) -> dict[str, Any]:
         (label(calculator="emtt"), "did you mean 'emt'"),
         ({"hold_out": 1.0}, "less than 1"),
         ({"folder": " "}, "'folder' is empty"),
+        ({"folder": "le#arn"}, "'#' in 'folder'"),
         ({"launch": {"md": "no-such-mpirun -n 2"}}, "there is no program 'no-such-mpirun'"),
         ({"launch": {"train": "mpirun 'n"}}, "No closing quotation"),
         ({"train": "none.json"}, "none.json"),

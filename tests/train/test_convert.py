@@ -183,6 +183,13 @@ def test_type_map_names_the_types_of_a_system(tmp_path: Path) -> None:
     np.testing.assert_array_equal(after.types, np.sort(before.types))
 
 
+def test_a_path_may_have_the_mark_of_groups(tmp_path: Path) -> None:
+    path = tmp_path / "le#arn" / "a.extxyz"
+    path.parent.mkdir()
+    write(path, Atoms("H2", [[0, 0, 0], [0, 0, 0.74]]))
+    assert convert(path, tmp_path / "out").n_frames == 1
+
+
 @pytest.mark.parametrize("name", ["extxyz", "quip/gap/xyz", "mace/xyz", "xyz"])
 def test_every_frame_of_xyz(tmp_path: Path, name: str) -> None:
     frames = atoms_frames()
