@@ -61,7 +61,7 @@ def make_calculator(label: Label) -> Any:
         if isinstance(parameters.get("profile"), dict):
             parameters["profile"] = _profile(make)(**parameters["profile"])
         return make(**parameters)
-    except Exception as error:  # whatever a module, a class or its check of arguments raises
+    except (Exception, SystemExit) as error:  # whatever a module, a class or its check of arguments raises
         raise InputError(
             f"the calculator '{name}' cannot be made: {type(error).__name__}: {error}", where="label",
             remedy="install or load its program, and check 'parameters' with its documentation",
@@ -106,7 +106,7 @@ def _label_one(label: Label, atoms: Atoms, folder: Path, number: int) -> None:
     """In a process of its own: write the labelled frame, or end with status 1."""
     try:
         labelled = label_frame(label, atoms, folder / f"{number:04d}")
-    except Exception as error:  # whatever a calculator raises
+    except (Exception, SystemExit) as error:  # whatever a calculator raises
         print(f"frame {number}: {error if isinstance(error, DphpcError) else f'{type(error).__name__}: {error}'}")
         sys.exit(1)
     partial = folder / f".{number:04d}.extxyz"

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from dphpc.core.config import Config, Seed
 from dphpc.md.config import Kelvin
@@ -13,17 +23,29 @@ from dphpc.train.data.storage import HDF5_MARK
 PLACEHOLDERS = ("{frames}", "{labelled}")
 """Of a labelling command: the files it reads and writes."""
 
+LONGEST = ("round-00", "explore", 100 * "x", 50 * "x")
+"""As long as a path in `folder` becomes."""
+
 
 def _listed(value: Any) -> Any:
     return [value] if isinstance(value, int | float | str) and not isinstance(value, bool) else value
 
 
+def _without_nul(name: str) -> str:
+    if "\0" in name:
+        raise ValueError("paths and commands have no NUL characters")
+    return name
+
+
+Text = Annotated[str, AfterValidator(_without_nul)]
+
+
 class Exploration(Config):
     """Runs of one MD run file: from each structure, at each temperature and pressure."""
 
-    md: str
+    md: Text
     """Run file of `dphpc md` without `model`, `structure` and `deviation`."""
-    structures: Annotated[list[str], BeforeValidator(_listed), Field(min_length=1)]
+    structures: Annotated[list[Text], BeforeValidator(_listed), Field(min_length=1)]
     temperature_K: Annotated[list[Kelvin], BeforeValidator(_listed)] = Field(default=[])
     """In place of the run file's, in `velocities` and in every stage that has one; a run for each."""
     pressure_bar: Annotated[list[float], BeforeValidator(_listed)] = Field(default=[])
@@ -63,7 +85,7 @@ class Label(Config):
     """ASE's name of it, or `module:name` of a class or function that makes one."""
     parameters: dict[str, Any] = Field(default={})
     """The calculator's arguments."""
-    command: str | None = None
+    command: Text | None = None
     """Reads the extxyz file {frames} and writes the extxyz file {labelled}."""
 
     @model_validator(mode="after")
@@ -93,8 +115,8 @@ class Round(Config):
 class Launch(Config):
     """What goes before the commands that are started, such as `mpirun -n 4`."""
 
-    train: str = ""
-    md: str = ""
+    train: Text = ""
+    md: Text = ""
 
 
 class AtOnce(Config):
@@ -108,7 +130,7 @@ class AtOnce(Config):
 class LearnConfig(Config):
     """Everything of a loop.  Paths are relative to the current directory."""
 
-    train: str
+    train: Text
     """Training input; its systems are the first data."""
     retrain: dict[str, Any] = Field(default={})
     """Keys of the training input that have other values in rounds after the first."""
@@ -116,7 +138,7 @@ class LearnConfig(Config):
     """Rounds after the first start from the weights of the round before; else from random ones."""
     models: Annotated[int, Field(ge=2)] = 4
     """Of the committee: they differ by their seeds."""
-    folder: str = "learn"
+    folder: Text = "learn"
     """Where everything is written."""
     rounds: Annotated[list[Round], Field(min_length=1)]
     select: Select | None = None
@@ -134,7 +156,13 @@ class LearnConfig(Config):
         if not name.strip():
             raise ValueError("'folder' is empty")
         if HDF5_MARK in name:
-            raise ValueError(f"'{HDF5_MARK}' in 'folder' would be taken for the mark of an HDF5 file's group: leave it out")
+            raise ValueError(f"'folder' has a '{HDF5_MARK}', by which data name a group of an HDF5 file: leave it out")
+        try:
+            os.stat(Path(name, *LONGEST))
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except OSError as error:
+            raise ValueError(f"'folder' cannot be one: {error.strerror}") from None
         return name
 
     @model_validator(mode="after")

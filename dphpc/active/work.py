@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from dphpc.core.cores import n_cores
-from dphpc.core.errors import InputError, RunError
+from dphpc.core.errors import InputError, RunError, writing
 from dphpc.core.files import write_whole
 from dphpc.core.signals import stop_signals
 from dphpc.parallel.launch import unlaunched
@@ -191,9 +191,13 @@ class Workshop:
         ------
         InputError
             Another is at work.
+        RunError
+            The folder cannot be made.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / ".lock").open("w") as file:
+        with writing(self.folder, "the folder"):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = (self.folder / ".lock").open("w")
+        with lock as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:

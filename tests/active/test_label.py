@@ -194,6 +194,7 @@ def test_a_command_that_gives_no_labels(project: Path, command: str, message: st
         ({"calculator": "espreso"}, "did you mean 'espresso'"),
         ({"calculator": "no_such_module:Make"}, "No module named 'no_such_module'"),
         ({"calculator": "math:Make"}, "has no attribute 'Make'"),
+        ({"calculator": "sys:exit"}, "the calculator 'sys:exit' cannot be made: SystemExit"),
         ({"calculator": FAILS, "parameters": {"frequently": 1}}, "unexpected keyword argument 'frequently'"),
         ({"calculator": "lj", "parameters": {"profile": {"command": "pw.x"}}}, "it takes no 'profile'"),
         ({"command": "no-such-program {frames} {labelled}"}, "there is no program 'no-such-program'"),
