@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.data import atomic_numbers
 
 from dphpc.active.config import LearnConfig
-from dphpc.active.work import Work, command_line
+from dphpc.active.work import Work, command_line, read_json, spoiled
 from dphpc.core.errors import InputError
 from dphpc.model.activations import has_kinks
 from dphpc.model.compress import compress_file
@@ -110,6 +109,14 @@ class Committee:
         """The model files of a round's committee."""
         return [self.folder(number, k) / MODEL for k in range(self.config.models)]
 
+    def require_models(self, number: int) -> list[Path]:
+        """The model files of a round's committee; an error where one is missing that was there when it was done."""
+        models = self.models(number)
+        for path in models:
+            if not path.is_file():
+                raise spoiled(path, "a model of a committee that is trained is missing")
+        return models
+
     def trainings(self, number: int, data: Data, before: int | None) -> list[Work]:
         """What makes a round's committee.
 
@@ -133,8 +140,7 @@ class Committee:
         for k, section in enumerate((model["descriptor"], model["fitting_net"], training)):
             section["seed"] = draw_seed(config.seed, number, member, k)
         if start is not None:  # another sum of `sel` would make another model of the same weights
-            completed = json.loads((self.folder(start, member) / COMPLETED).read_text(encoding="utf-8"))
-            model["descriptor"]["sel"] = completed["model"]["descriptor"]["sel"]
+            model["descriptor"]["sel"] = _sel(self.folder(start, member) / COMPLETED)
         arguments = ["train", "input.json", "--continue", "--output", COMPLETED]
         if start is not None:
             arguments += ["--init-model", os.path.relpath(self.folder(start, member) / MODEL, folder)]
@@ -239,6 +245,14 @@ def _is_trained(folder: Path) -> bool:
         return False
     checkpoint = Checkpoint.load(find_checkpoint(folder))
     return checkpoint.step >= (checkpoint.config.training.numb_steps or 0)
+
+
+def _sel(path: Path) -> Any:
+    """`sel` of a training, from what it has left of its input."""
+    try:
+        return read_json(path)["model"]["descriptor"]["sel"]
+    except (KeyError, TypeError):
+        raise spoiled(path, "the input of a training that is done is damaged: it has no 'sel'") from None
 
 
 def _freeze_and_compress(folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any
 
 from dphpc.active.committee import draw_seed, round_folder
 from dphpc.active.config import Exploration, LearnConfig, Round, Select
-from dphpc.active.work import LOG, Work, command_line, log
+from dphpc.active.work import LOG, Work, command_line, log, read_json, spoiled
 from dphpc.core.config import parse_config, read_mapping
 from dphpc.core.errors import InputError
 from dphpc.md.config import RESTART_SUFFIXES, MdConfig
@@ -203,7 +202,7 @@ def _explored(status: int, folder: Path) -> bool:
 
 def unreached(folder: Path) -> int:
     """Frames that a run would have compared, had it not ended early; 0 if it minimizes, which takes what it needs."""
-    run = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    run = read_json(folder / RECORD)
     if any(stage["ensemble"] == "minimize" for stage in run["stages"]):
         return 0
     planned = sum(stage["steps"] for stage in run["stages"]) // run["deviation"]["every"] + 1
@@ -211,10 +210,24 @@ def unreached(folder: Path) -> int:
 
 
 def deviations(folder: Path) -> list[tuple[int, float]]:
-    """Step and max_devi_f in eV/Å of the frames that a run has compared its models on."""
+    """Step and max_devi_f in eV/Å of the frames that a run has compared its models on.
+
+    Raises
+    ------
+    InputError
+        The file is damaged.
+    """
     path = folder / DEVIATIONS
     if not path.is_file():
         return []
-    lines = [line for line in path.read_text(encoding="ascii").splitlines(keepends=True) if not line.startswith("#")]
-    rows = [line.split() for line in lines if line.endswith("\n")]
-    return [(int(row[0]), float(row[4])) for row in rows]
+    lines = path.read_text(encoding="ascii", errors="replace").splitlines(keepends=True)
+    found = []
+    for number, line in enumerate(lines, 1):
+        if line.startswith("#") or not line.endswith("\n"):  # the last one, of a run that was killed
+            continue
+        try:
+            step, _, _, _, worst, _, _ = line.split()
+            found.append((int(step), float(worst)))
+        except ValueError:
+            raise spoiled(path, f"line {number} of a run's deviations is damaged") from None
+    return found

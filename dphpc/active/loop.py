@@ -6,7 +6,6 @@ same command goes on wherever it was cut; what is done is not done again.
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import time
@@ -18,11 +17,21 @@ from typing import Any
 import numpy as np
 
 from dphpc.active import explore, label
-from dphpc.active.committee import Committee, Data, draw_seed, round_folder
+from dphpc.active.committee import TRAINING, VALIDATION, Committee, Data, draw_seed, round_folder
 from dphpc.active.config import LearnConfig, Round, Select
 from dphpc.active.result import LearnResult, RoundSummary
 from dphpc.active.select import Counts, choose, count
-from dphpc.active.work import LOG, Stopped, Work, Workshop, log, require_program, write_json
+from dphpc.active.work import (
+    LOG,
+    Stopped,
+    Work,
+    Workshop,
+    log,
+    read_json,
+    require_program,
+    spoiled,
+    write_json,
+)
 from dphpc.core.config import load_config, parse_config
 from dphpc.core.errors import InputError, RunError
 from dphpc.core.files import write_whole
@@ -73,7 +82,7 @@ def _require_one_process() -> None:
     if launched is not None and launched[2] > 1:
         error = InputError(
             f"a loop is one process, and {launched[0]} started {launched[2]}", expected="dphpc learn RUN, by itself",
-            remedy="'launch' in the run file gives its trainings and runs ranks: launch: {train: mpirun -n 4, md: mpirun -n 4}",
+            remedy="let the run file's 'launch' give its steps ranks: launch: {train: mpirun -n 4, md: mpirun -n 4}",
         )  # fmt: skip
         error.speaks = launched[1] == 0
         raise error
@@ -92,10 +101,29 @@ class Loop:
         label.check(config.label)
         self.folder = Path(config.folder)
         self.workshop = Workshop(self.folder)
-        self.done: list[RoundSummary] = []
-        while (path := round_folder(config, len(self.done)) / SUMMARY).is_file():
-            self.done.append(RoundSummary(**json.loads(path.read_text(encoding="utf-8"))))
+        self.done = self._rounds_done()
         self._require_agreement()
+
+    def _rounds_done(self) -> list[RoundSummary]:
+        """What came out of the rounds that are done; not of the last one if its labels were removed, to be made anew.
+
+        Raises
+        ------
+        InputError
+            A summary is damaged.
+        """
+        done: list[RoundSummary] = []
+        while (path := round_folder(self.config, len(done)) / SUMMARY).is_file():
+            done.append(RoundSummary.of(path, len(done)))
+        last = len(done) - 1
+        if done and done[last].labelled and not self._label_folder(last).is_dir() and max(self._begun()) == last:
+            done.pop()
+        return done
+
+    def _begun(self) -> list[int]:
+        """Numbers of the rounds that have a folder."""
+        names = (path.name.removeprefix("round-") for path in self.folder.glob("round-*"))
+        return [int(name) for name in names if name.isdecimal()]
 
     def _schedule(self) -> Iterator[tuple[int, int, Round]]:
         """Number, entry of the run file and its place there, round by round; a round that is yielded is then done."""
@@ -109,13 +137,11 @@ class Loop:
 
     def _require_agreement(self) -> None:
         """Refuse a run file that asks for other rounds than were done, or for others of what was done in them."""
-        numbers = [
-            int(name) for f in self.folder.glob("round-*") if (name := f.name.removeprefix("round-")).isdecimal()
-        ]
-        if max(numbers, default=0) > len(self.done):
+        latest = max(self._begun(), default=0)
+        if latest > len(self.done):
             raise InputError(
                 f"round {len(self.done)} is not done, and there is a later one, which knew other data of it",
-                where=str(round_folder(self.config, max(numbers))), remedy="remove all later ones",
+                where=str(round_folder(self.config, latest)), remedy="remove all later ones",
             )  # fmt: skip
         schedule, data, trained = self._schedule(), Data(), None
         for summary in self.done:
@@ -135,7 +161,7 @@ class Loop:
             labelling = [] if summary.converged else [self._labelling(number, entry, explorations)]
             for work in [*trainings, *explorations, *labelling]:
                 work.is_done()
-            data = data.with_labels(self._label_folder(number))
+            data = self._with_labels(data, number)
 
     def describe(self) -> list[str]:
         """What the loop does."""
@@ -171,9 +197,9 @@ class Loop:
                 self._train(number, data, trained)
                 self._round(number, place, entry, self._last_trained(number, trained))
             trained = self._last_trained(number, trained)
-            data = data.with_labels(self._label_folder(number))
+            data = self._with_labels(data, number)
         self._train(len(self.done), data, trained)
-        models = self.committee.models(self._last_trained(len(self.done), trained))
+        models = self.committee.require_models(self._last_trained(len(self.done), trained))
         log.info("models, trained on all data: %s", ", ".join(map(str, models)))
         return LearnResult(self.done, models, self.done[-1].converged)
 
@@ -219,6 +245,7 @@ class Loop:
     def _round(self, number: int, place: int, entry: Round, trained: int) -> None:
         """Explore, select, label, and say what came of it."""
         select, works = self.config.selection(entry), self._explorations(number, entry, trained)
+        self.committee.require_models(trained)
         explore.require_same_runs(works, complete=False)
         self._do(number, "explore", works, self.config.at_once.md, share_cores=not self.config.launch.md)
         counts = count([work.folder for work in works], select)
@@ -229,6 +256,16 @@ class Loop:
             self._do(number, "label", [self._labelling(number, entry, works)])
         self._conclude(number, place, counts, trained, converged)
 
+    def _with_labels(self, data: Data, number: int) -> Data:
+        """The data, and what a round that is done has added; an error where that is no longer there."""
+        folder, labelled = self._label_folder(number), self.done[number].labelled
+        held = int(self.config.hold_out * labelled)
+        for name, n in ((TRAINING, labelled - held), (VALIDATION, held)):
+            if n and not (folder / name).is_dir():
+                what = f"round {number} has labelled {labelled} frames, and their data are missing"
+                raise spoiled(folder / name, what)
+        return data.with_labels(folder)
+
     def _label_folder(self, number: int) -> Path:
         """Where a round's labels are; there is none if nothing was labelled."""
         return round_folder(self.config, number) / "label"
@@ -237,7 +274,7 @@ class Loop:
         folder, n = round_folder(self.config, number), max(1, counts.frames)
         fractions = counts.accurate / n, counts.candidate / n, counts.failed / n
         labelled, force, energy = self._errors(number, trained)
-        seconds = json.loads((folder / SECONDS).read_text(encoding="utf-8"))
+        seconds = _seconds(folder / SECONDS)
         train, explored, labels = (seconds.get(step, 0.0) for step in ("train", "explore", "label"))
         summary = RoundSummary(
             number, place, counts.frames, *fractions, counts.worst, labelled, force, energy, train, explored,
@@ -275,8 +312,17 @@ class Loop:
             self.workshop.do(works, at_once, share_cores)
         finally:
             path = round_folder(self.config, number) / SECONDS
-            seconds = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+            seconds = _seconds(path)
             write_json(path, seconds | {step: seconds.get(step, 0.0) + time.monotonic() - started})
+
+
+def _seconds(path: Path) -> dict[str, float]:
+    """How long the steps of a round took, as far as that is known: no result depends on it."""
+    try:
+        found = read_json(path)
+    except InputError:
+        return {}
+    return {k: v for k, v in found.items() if isinstance(v, float)} if isinstance(found, dict) else {}
 
 
 def _nothing_to_learn(counts: Counts, select: Select, folder: Path) -> RunError:

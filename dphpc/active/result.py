@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import html
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from dphpc.active.work import clock
+from dphpc.active.work import clock, read_json, spoiled
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,22 @@ class RoundSummary:
     explore_s: float
     label_s: float
     converged: bool
+
+    @classmethod
+    def of(cls, path: Path, number: int) -> RoundSummary:
+        """What a round has left in a file.
+
+        Raises
+        ------
+        InputError
+            It is damaged, or another round's.
+        """
+        found = read_json(path)
+        names = {f.name for f in fields(cls)}
+        numbers = isinstance(found, dict) and all(isinstance(value, int | float) for value in found.values())
+        if not numbers or found.keys() != names or found["round"] != number:
+            raise spoiled(path, f"the summary of round {number} is damaged")
+        return cls(**found)
 
     def cells(self) -> list[str]:
         """As the table on the screen has it."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
+import io
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,10 @@ from pathlib import Path
 import ase.io
 import numpy as np
 from ase import Atoms
-from ase.io.extxyz import XYZError
 
 from dphpc.active.config import Select
 from dphpc.active.explore import CANDIDATES, deviations, unreached
+from dphpc.active.work import spoiled
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,16 @@ def count(runs: Sequence[Path], select: Select) -> Counts:
 
 
 def choose(runs: Sequence[Path], select: Select, seed: int) -> list[Atoms]:
-    """At most `select.most` of the candidates, drawn with equal chances; without what the models say of them."""
+    """At most `select.most` of the candidates, drawn with equal chances; without what the models say of them.
+
+    Raises
+    ------
+    InputError
+        Frames are damaged, or fewer than the runs have written.
+    """
     found: dict[bytes, Atoms] = {}
     for folder in runs:
-        for atoms in _frames(folder):
-            deviation, step = float(atoms.info["max_devi_f"]), int(atoms.info["Step"])
+        for atoms, deviation, step in _all_frames(folder, select):
             if select.above < deviation < select.below:
                 # Runs from one structure share their first frame.
                 key = atoms.numbers.tobytes() + atoms.cell.array.tobytes() + atoms.positions.tobytes()
@@ -61,9 +67,29 @@ def choose(runs: Sequence[Path], select: Select, seed: int) -> list[Atoms]:
     return [frames[i] for i in np.sort(drawn)]
 
 
-def _frames(folder: Path) -> Iterator[Atoms]:
-    """The frames above `above`; of a run that died in the middle of one, those before."""
-    path = folder / CANDIDATES
-    if path.is_file() and path.stat().st_size:
-        with contextlib.suppress(XYZError):
-            yield from ase.io.iread(path, index=":", format="extxyz", parallel=False)
+def _all_frames(folder: Path, select: Select) -> list[tuple[Atoms, float, int]]:
+    """What a run has written of frames above `above`: they, max_devi_f in eV/Å, and step."""
+    frames = list(_frames(folder / CANDIDATES))
+    # Deviations stand there rounded, and one that is infinite without a frame.
+    expected = sum(select.above * (1.0 + 1e-5) < worst < np.inf for _, worst in deviations(folder))
+    if len(frames) < expected - 1:  # a run may die between a deviation and its frame
+        what = f"{len(frames)} frames can be read, and {expected} deviate so that they are there"
+        raise spoiled(folder / CANDIDATES, what)
+    return frames
+
+
+def _frames(path: Path) -> Iterator[tuple[Atoms, float, int]]:
+    """The frames of a file; of a run that died in the middle of one, those before."""
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for number in itertools.count():
+            lines = [file.readline()]
+            try:
+                lines += itertools.islice(file, int(lines[0]) + 1) if lines[0].endswith("\n") else []
+                if not lines[-1].endswith("\n") or len(lines) < int(lines[0]) + 2:
+                    return
+                (atoms,) = ase.io.iread(io.StringIO("".join(lines)), format="extxyz", parallel=False)
+                yield atoms, float(atoms.info["max_devi_f"]), int(atoms.info["Step"])
+            except Exception as error:  # whatever ASE makes of damaged lines
+                raise spoiled(path, f"frame {number} is damaged: {type(error).__name__}: {error}") from None

@@ -92,12 +92,12 @@ class Work:
         Raises
         ------
         InputError
-            The work was done, or begun, with other settings.
+            The work was done, or begun, with other settings, or its record is damaged.
         """
         for folder in (self.folder, self.part):
             path = folder / self.record
             if path.is_file():
-                key = _difference(json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(self.settings)))
+                key = _difference(read_json(path), json.loads(json.dumps(self.settings)))
                 if key is not None:
                     raise InputError(
                         f"{self.title} was {'done' if folder == self.folder else 'begun'} with another {key}",
@@ -127,6 +127,30 @@ def _short(value: Any) -> str:
 def write_json(path: Path, value: Any) -> None:
     """Write a file in one piece."""
     write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """What is in a file that a step has left.
+
+    Raises
+    ------
+    InputError
+        It is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise spoiled(path, "a file of a step that is done is missing") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise spoiled(path, f"a file of a step that is done or begun is damaged: {error}") from None
+
+
+def spoiled(path: Path, what: str) -> InputError:
+    """The error of a step that has not left what a step leaves; `path` lies in its folder."""
+    return InputError(
+        what, where=str(path), expected="all files as `dphpc learn` has left them",
+        remedy="restore it, or remove the folder of that step, and of all that follow, to do them anew",
+    )  # fmt: skip
 
 
 def command_line(launch: str, *arguments: str) -> list[str]:
@@ -162,7 +186,7 @@ def require_shell_command(command: str, where: str) -> None:
         return
     # Built-in commands, too.
     known = ["/bin/sh", "-c", 'command -v -- "$1"', "sh", word]
-    if shutil.which(word) is None and ("/" in word or subprocess.run(known, capture_output=True, check=False).returncode):
+    if shutil.which(word) is None and ("/" in word or subprocess.run(known, stdout=subprocess.DEVNULL).returncode):
         raise _no_program(word, where)
 
 

@@ -260,6 +260,52 @@ def test_what_contradicts_finished_work_is_refused(copy: Path, changes: dict[str
     assert stamps(copy) == before
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("round-00/summary.json", "", "a file of a step that is done or begun is damaged"),
+        ("round-00/summary.json", "[1]", "the summary of round 0 is damaged"),
+        ("round-01/summary.json", '{"round": 1}', "the summary of round 1 is damaged"),
+        ("round-01/train/0/input.json", "{", "a file of a step that is done or begun is damaged"),
+        ("round-00/train/0/out.json", None, "a file of a step that is done is missing"),
+        ("round-00/train/1/out.json", '{"model": 5}', "the input of a training that is done is damaged"),
+        ("round-00/explore/00-si8/run.json", "\0", "a file of a step that is done or begun is damaged"),
+        ("round-01/label/data", None, "round 1 has labelled 3 frames, and their data are missing"),
+        ("round-00/label/valid", None, "round 0 has labelled 3 frames, and their data are missing"),
+        ("round-00/label", None, "round 0 has labelled 3 frames, and their data are missing"),
+    ],
+)
+def test_what_is_damaged_is_told(copy: Path, name: str, text: str | None, message: str) -> None:
+    path = copy / name
+    if text is not None:
+        path.write_text(text)
+    elif path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+    with pytest.raises(InputError, match=message) as caught:
+        dphpc.learn(settings())
+    assert name in str(caught.value)
+    assert "remove the folder of that step" in str(caught.value)
+
+
+def test_labels_that_were_removed_with_all_that_followed_are_made_anew(
+    finished: tuple[Path, LearnResult], copy: Path
+) -> None:
+    shutil.rmtree(copy / "round-02")
+    shutil.rmtree(copy / "round-01" / "label")
+    (copy / "round-01" / "seconds.json").write_text("{")  # of which no result depends
+    with pytest.raises(RunError, match="round 2, training of model 0 ended with status 1"):
+        dphpc.learn(settings(launch={"train": "false"}))
+    assert read(copy / "round-01" / "summary.json")["rmse_f"] == finished[1].rounds[1].rmse_f
+
+
+def test_models_that_are_missing_are_told(finished: tuple[Path, LearnResult], copy: Path) -> None:
+    (copy / "round-02" / "train" / "1" / "model.dp").unlink()
+    with pytest.raises(InputError, match="a model of a committee that is trained is missing"):
+        dphpc.learn(settings())
+
+
 def test_a_second_loop_in_the_folder_is_refused(copy: Path) -> None:
     with (copy / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -12,6 +12,7 @@ from ase import Atoms
 
 from dphpc.active.config import Select
 from dphpc.active.select import choose, count
+from dphpc.core.errors import InputError
 
 SELECT = Select(above=0.1, below=0.4, most=5)
 
@@ -86,3 +87,39 @@ def test_frames_before_one_that_was_cut_are_read(tmp_path: Path) -> None:
     text = (folder / "candidates.extxyz").read_text()
     (folder / "candidates.extxyz").write_text(text[: -len(text) // 5])
     assert [frame.info["step"] for frame in choose([folder], SELECT, 1)] == [0]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("\n20 0 0 0 ", "\n2x 0 0 0 ", "line 4 of a run's deviations is damaged"),
+        ("\n20 0 0 0 3.000000e-01", "\n20 0 0", "line 4 of a run's deviations is damaged"),
+    ],
+)
+def test_deviations_that_are_damaged(tmp_path: Path, old: str, new: str, message: str) -> None:
+    folder = run(tmp_path / "a", [0.05, 0.2, 0.3, 0.7])
+    path = folder / "model_devi.out"
+    text = path.read_text().replace("          20 ", "20 ")
+    assert old in text
+    path.write_text(text.replace(old, new))
+    with pytest.raises(InputError, match=message):
+        count([folder], SELECT)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("Step=20", "Step=x", "frame 1 is damaged"),
+        ("2.3", "xx", "frame 0 is damaged"),
+        ("2\n", "xx\n", "frame 0 is damaged"),
+        ("2\n", "90\n", "0 frames can be read, and 3 deviate"),
+        ("Step", "\0\0", "frame 0 is damaged"),
+    ],
+)
+def test_candidates_that_are_damaged(tmp_path: Path, old: str, new: str, message: str) -> None:
+    folder = run(tmp_path / "a", [0.05, 0.2, 0.3, 0.7])
+    path = folder / "candidates.extxyz"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new, 1))
+    with pytest.raises(InputError, match=message):
+        choose([folder], SELECT, 1)
