@@ -139,13 +139,17 @@ def _wrong(label: Configuration) -> str:
         if name not in label.values:
             return f"it has no {name}"
         if not _is_possible(label, name):
-            return f"its {name} is not finite, or beyond anything physical"
+            return f"its {name} is none, not finite, or beyond anything physical"
     return ""
 
 
 def _is_possible(label: Configuration, name: str) -> bool:
-    values = np.asarray(label.values[name], np.float64)
-    return bool((np.abs(values) <= LARGEST[name]).all())  # a NaN fails the comparison too
+    shape = {"energy": (), "force": (len(label.symbols), 3), "virial": (3, 3)}[name]
+    try:
+        values = np.asarray(label.values[name], np.float64)
+    except ValueError:  # text
+        return False
+    return values.shape == shape and bool((np.abs(values) <= LARGEST[name]).all())  # a NaN fails the comparison too
 
 
 def compare(folder: Path, sample: Atoms) -> str:

@@ -138,6 +138,11 @@ def test_labels_of_other_frames_are_left_out(
     assert "1 of 5 frames have no labels and are left out" in caplog.text
 
 
+def test_a_virial_that_is_none_is_told(project: Path) -> None:
+    with pytest.raises(RunError, match=r"the labels cannot be read: .*expecting special 3x3 matrix"):
+        do(work(label=changed("frames[1].info['virial'] = [1.0, 2.0, 3.0]")))
+
+
 def test_a_frame_that_is_labelled_twice_counts_once(project: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert do(work(label=by_script("frames + frames[3:]"))).n_frames == len(FRAMES)
     assert "labelled frame 5 is there twice" in caplog.text
@@ -149,8 +154,8 @@ def test_a_frame_that_is_labelled_twice_counts_once(project: Path, caplog: pytes
     [
         ("stress", "nan", 5, "frame 2: its virial is left out"),
         ("stress", "1e300", 5, "frame 2: its virial is left out"),
-        ("forces", "1e300", 4, "frame 2: its force is not finite, or beyond anything physical"),
-        ("energy", "nan", 4, "frame 2: its energy is not finite"),
+        ("forces", "1e300", 4, "frame 2: its force is none, not finite, or beyond anything physical"),
+        ("energy", "nan", 4, "frame 2: its energy is none, not finite"),
     ],
 )
 def test_what_is_no_result_is_left_out(
