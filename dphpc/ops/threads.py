@@ -4,11 +4,14 @@ Nothing is set behind the user's back: programs call `set_threads` once at start
 calls give back what they have set (`threads_restored`).  Until `set_threads` the kernels use `default_threads()` and
 NumPy's BLAS whatever its own start-up found.  Then that BLAS has one thread: its products here are small, and the
 threads that wait for the next one would keep the cores from the kernels' threads.
+
+A process may be forked (`os.fork`, multiprocessing's `fork`) at any time outside the kernels: both sides go on.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,6 +21,28 @@ from dphpc.core.cores import n_cores
 from dphpc.core.errors import InputError
 
 _threads: int | None = None
+
+_released = True
+"""No thread waited for the kernels' next loop when the process was last forked."""
+
+_one_only = False
+"""This process was forked from one whose threads could not be ended: a loop of several would wait for them for ever."""
+
+
+def _before_fork() -> None:
+    global _released
+    # GNU OpenMP keeps its threads for the next loop.  A child has none of them, but would wait for them there.
+    native = sys.modules.get("dphpc._native")
+    _released = native is None or native.kernels.release_threads()
+
+
+def _after_fork_in_child() -> None:
+    global _one_only
+    _one_only = _one_only or not _released
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)
 
 
 def default_threads(ranks_on_node: int = 1) -> int:
@@ -71,4 +96,6 @@ def threads_restored() -> Iterator[None]:
 
 def get_threads() -> int:
     """Threads of the native kernels."""
+    if _one_only:
+        return 1
     return _threads if _threads is not None else default_threads()

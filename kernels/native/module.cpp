@@ -38,6 +38,7 @@ nb::tuple build_neighbors(Array<const double> positions, Array<const std::int32_
 
 NB_MODULE(DPHPC_MODULE, m) {
     m.attr("has_openmp") = has_openmp;
+    m.def("release_threads", &release_threads);
     m.def("build_neighbors", &build_neighbors, "positions"_a, "types"_a, "ids"_a, "n_local"_a, "reach"_a,
           "threads"_a);
     bind_se_a(m);

@@ -17,4 +17,17 @@ inline int thread_id() { return 0; }
 inline int team_size() { return 1; }
 #endif
 
+// Ends the threads that wait for the calling one's next loop, which starts new ones; false where OpenMP cannot.
+// A forked process has none of its parent's threads, and GNU OpenMP would wait for them for ever; LLVM's looks after
+// that itself.
+inline bool release_threads() {
+#if !defined(_OPENMP) || defined(__clang__)
+    return true;
+#elif __GNUC__ >= 9
+    return omp_pause_resource_all(omp_pause_soft) == 0;
+#else
+    return false;
+#endif
+}
+
 }  // namespace dphpc
