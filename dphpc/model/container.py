@@ -43,7 +43,7 @@ def read_tree(path: Path) -> Tree:
         return _read_hdf5(path) if path.suffix in (".dp", ".hlo") else _read_yaml(path)
     except ModelFileError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError) as error:
+    except Exception as error:  # a damaged file makes h5py and the parsers raise whatever they come across
         raise ModelFileError(
             f"the file is damaged or no model file: {error}", where=str(path), expected="a DeePMD-kit or dphpc model"
         ) from error

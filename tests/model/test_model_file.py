@@ -121,6 +121,22 @@ def test_what_makes_a_model_of_other_files(tmp_path: Path, name: str, remedy: st
     assert caught.value.remedy is None if remedy is None else remedy in str(caught.value.remedy)
 
 
+def test_bits_that_h5py_stumbles_over(tmp_path: Path) -> None:
+    path = tmp_path / "model.dp"
+    write_model(random_model(0), path)
+    whole, rng, refused = path.read_bytes(), np.random.default_rng(7), 0
+    for _ in range(60):  # h5py says RuntimeError to some, and OSError, KeyError, … to others
+        damaged = bytearray(whole)
+        for place in rng.integers(0, 2000, 3):  # where the tree of groups is
+            damaged[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(damaged)
+        try:
+            read_model(path)
+        except ModelFileError:
+            refused += 1
+    assert refused > 10
+
+
 def test_yaml_runs_no_code(tmp_path: Path) -> None:
     path = tmp_path / "model.yaml"
     path.write_text("model: !!python/object/apply:os.system ['touch owned']\n")
