@@ -51,7 +51,7 @@ def read_model(path: str | Path) -> DPModel:
         ) from None  # fmt: skip
     except KeyError as error:
         raise ModelFileError(f"the model has no entry {error}", where=str(path), remedy="is it complete?") from error
-    except (ValueError, TypeError, IndexError, AttributeError) as error:
+    except (ValueError, TypeError, IndexError, AttributeError, OverflowError) as error:
         raise ModelFileError(f"the model's entries do not fit together: {error}", where=str(path)) from error
 
 
@@ -130,6 +130,8 @@ def _network(node: Tree | None, where: str) -> Network:
         values = layer["@variables"]
         activation(layer["activation_function"])
         w = np.asarray(values["w"])
+        if w.ndim != 2 or not w.size:
+            raise ModelFileError(f"'w' of a layer has shape {w.shape}", where=where, expected="(inputs, outputs)")
         b, idt = (None if values.get(k) is None else np.asarray(values[k]).ravel() for k in ("b", "idt"))
         for name, vector in (("b", b), ("idt", idt)):
             if vector is not None and len(vector) != w.shape[1]:
@@ -157,7 +159,7 @@ def _descriptor(node: Tree) -> SeE2A:
     if len(nodes) != expected:
         raise ModelFileError(f"{len(nodes)} embedding networks, expected {expected}", where="model/descriptor")
     davg, dstd = _statistics(node["@variables"], len(sel), sum(sel))
-    return SeE2A(
+    descriptor = SeE2A(
         rcut=float(node["rcut"]),
         rcut_smth=float(node["rcut_smth"]),
         sel=sel,
@@ -174,6 +176,24 @@ def _descriptor(node: Tree) -> SeE2A:
         precision=_precision(node),
         trainable=bool(node.get("trainable", True)),
     )
+    _check_descriptor(descriptor)
+    return descriptor
+
+
+def _check_descriptor(descriptor: SeE2A) -> None:
+    """Refuse numbers that no kernel is made for."""
+    where = "model/descriptor"
+    widths = {(net.n_in, net.n_out) for net in descriptor.networks}
+    if len(widths) != 1 or descriptor.networks[0].n_in != 1:
+        raise ModelFileError("the embedding networks do not take one number to equally many channels", where=where)
+    channels, axis, sel = descriptor.n_channels, descriptor.axis_neuron, descriptor.sel
+    if not 1 <= axis <= channels:
+        raise ModelFileError(f"axis_neuron is {axis} of {channels} channels", where=where, expected=f"1 to {channels}")
+    if min(sel) < 0 or sum(sel) == 0:
+        raise ModelFileError(f"sel is {list(sel)}", where=where, expected="numbers of neighbors")
+    if not 0.0 <= descriptor.rcut_smth < descriptor.rcut < np.inf or not np.isfinite(descriptor.env_protection):
+        numbers = f"rcut {descriptor.rcut}, rcut_smth {descriptor.rcut_smth}, protection {descriptor.env_protection}"
+        raise ModelFileError(f"{numbers}: no environment", where=where, expected="0 ≤ rcut_smth < rcut, finite numbers")
 
 
 def _statistics(variables: Tree, n_types: int, n_slots: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -88,6 +89,54 @@ def edited(tmp_path: Path, change: object, model: DPModel | None = None) -> Path
 def test_what_is_wrong_is_named(tmp_path: Path, change: object, message: str) -> None:
     with pytest.raises(ModelFileError, match=message):
         read_model(edited(tmp_path, change))
+
+
+Change = Callable[[np.ndarray], np.ndarray]
+
+
+@pytest.mark.parametrize(
+    ("network", "layer", "change", "message"),
+    [
+        (1, 0, lambda w: w[:0], r"shape \(0, 4\)"),
+        (1, 0, lambda w: w.ravel(), r"shape \(4,\)"),
+        (1, 1, lambda w: w[..., None], r"shape \(4, 8, 1\)"),
+        (1, 0, lambda w: np.repeat(w, 2, axis=0), "do not take one number"),
+        (3, 2, lambda w: w[:, :8], "to equally many channels"),
+    ],
+)
+@pytest.mark.parametrize("compressed", [False, True])
+def test_networks_that_are_none(
+    tmp_path: Path, network: int, layer: int, change: Change, message: str, compressed: bool
+) -> None:
+    path = tmp_path / "model.dp"
+    write_model(compress(random_model(0))[0] if compressed else random_model(0), path)
+    with h5py.File(path, "a") as file:
+        tree = json.loads(file.attrs["json"])
+        variables = tree["model"]["descriptor"]["embeddings"]["networks"][network]["layers"][layer]["@variables"]
+        name, variables["b"] = variables["w"], None
+        changed = change(file[name][()])
+        del file[name]
+        file[name] = changed
+        file.attrs["json"] = json.dumps(tree)
+    with pytest.raises(ModelFileError, match=message):
+        read_model(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("sel", [math.inf, 24], "do not fit together"),
+        ("sel", [-1, 49], r"sel is \[-1, 49\]"),
+        ("axis_neuron", 17, "axis_neuron is 17 of 16"),
+        ("axis_neuron", -4, "axis_neuron is -4"),
+        ("rcut", math.nan, "rcut nan"),
+        ("rcut", 1.5, "rcut 1.5, rcut_smth 1.5"),
+        ("env_protection", math.inf, "protection inf"),
+    ],
+)
+def test_numbers_that_no_kernel_takes(tmp_path: Path, key: str, value: object, message: str) -> None:
+    with pytest.raises(ModelFileError, match=message):
+        read_model(edited(tmp_path, lambda tree: tree["model"]["descriptor"].update({key: value})))
 
 
 def test_damaged_and_foreign_files(tmp_path: Path) -> None:
