@@ -136,20 +136,20 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
         if path.stat().st_size > MAX_INPUT_BYTES:
             raise InputError(f"'{path}' is too large for an input file", expected=f"at most {MAX_INPUT_BYTES} bytes")
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+    except (OSError, ValueError) as error:
+        reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else getattr(error, "strerror", error)
         raise InputError(
-            f"cannot read the input file '{path}': {reason}", remedy="check the path and its permissions"
+            f"cannot read the input file {str(path)!r}: {reason}", remedy="check the path and its permissions"
         ) from None
     try:
         if path.suffix.lower() == ".json":
             data = json.loads(text, object_pairs_hook=_unique)
         else:
             data = yaml.load(text, Loader=_Loader)
-    except (json.JSONDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise InputError(f"the file is not valid {_format_of(path)}: {error}", where=str(path)) from None
     except _DuplicateKey as error:
         raise InputError(f"key '{error}' is given twice", where=str(path), remedy="keep one of them") from None
+    except Exception as error:  # of values that its tags or digits promise PyYAML raises whatever its functions do
+        raise InputError(f"the file is not valid {_format_of(path)}: {error}", where=str(path)) from None
     if not isinstance(data, dict):
         raise InputError("the file holds no keys", where=str(path), expected="a mapping of sections")
     return data

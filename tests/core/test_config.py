@@ -77,6 +77,11 @@ def test_infinity_is_no_number() -> None:
         ("a.json", "[1]", "holds no keys"),
         ("a.yaml", "!!python/object/apply:os.getcwd []", "not valid YAML"),
         ("missing.json", None, "cannot read"),
+        ("a.json\0", None, "cannot read the input file .*null"),
+        ("a.json", "1" * 5000, "not valid JSON"),
+        ("a.yaml", f"name: {'1' * 5000}", "not valid YAML"),
+        ("a.yaml", "name: 2001-99-99", "not valid YAML"),
+        *(("a.yaml", f"name: !!{tag} ''", "not valid YAML") for tag in ("timestamp", "int", "float", "bool")),
     ],
 )
 def test_files_that_cannot_be_read(tmp_path: Path, name: str, text: str | None, message: str) -> None:
