@@ -15,6 +15,14 @@ from dphpc.core.exact_sum import round_to
 
 Floats = NDArray[np.float64]
 
+MIN_HEIGHT = 0.5
+"""Å between opposite faces of a box that repeats there: what is thinner is taken for a mistake of units."""
+
+MAX_COORDINATE = 1e7
+"""Å from the origin: what is farther is taken for a mistake, and has lost the last of its decimals."""
+
+_MAX_SHIFT = 2.0**31
+
 
 @dataclass(frozen=True)
 class Box:
@@ -149,11 +157,20 @@ class Box:
 
         With a tolerance, a fraction of the box, what is so little below a face counts as on it: then a position on a
         face has one answer, whichever face it is.
+
+        Raises
+        ------
+        DataError
+            A position lies more cells away than fit into 32 bits.
         """
         shifts = np.zeros((len(positions), 3), np.int32)
         for axis in range(3):
             if self.periodic[axis]:
-                shifts[:, axis] = np.floor(self.fractional(positions, axis) + tolerance)
+                cells = np.floor(self.fractional(positions, axis) + tolerance)
+                farthest = np.abs(cells).max(initial=0.0)
+                if farthest >= _MAX_SHIFT:  # never NaN
+                    raise DataError(f"a position lies {farthest:.3g} cells outside the box", expected="positions in Å")
+                shifts[:, axis] = cells
         return shifts
 
     def carried_to(self, box: Box, positions: Floats) -> Floats:

@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 
 from dphpc.core.box import Box
 
+VIRTUAL = -1
+"""Type of a slot that holds no atom: data that mix sizes pad their frames to one length."""
+
 
 @dataclass(frozen=True)
 class Field:

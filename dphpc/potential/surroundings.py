@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dphpc.core.box import Box
+from dphpc.core.box import MAX_COORDINATE, MIN_HEIGHT, Box
 from dphpc.core.errors import DataError, InputError
 from dphpc.core.images import fold_ghosts, periodic_images
 from dphpc.core.state import State
@@ -39,8 +39,18 @@ class Surroundings:
 
     @classmethod
     def of(cls, positions: Floats, box: Box | None, types: NDArray[np.int32], reach: float) -> Surroundings:
-        """Images and neighbors within `reach` (Å) of positions (n, 3) Å with types (n,); no box means open."""
+        """Images and neighbors within `reach` (Å) of positions (n, 3) Å with types (n,); no box means open.
+
+        Raises
+        ------
+        DataError
+            A position is not finite or beyond `MAX_COORDINATE`, or the box repeats at less than `MIN_HEIGHT`.
+        """
+        _check_positions(positions)
         box = box or Box.around(positions)
+        height = min((h for h, repeats in zip(box.heights, box.periodic, strict=True) if repeats), default=np.inf)
+        if height < MIN_HEIGHT:
+            raise DataError(f"the cell repeats at {height:.3g} Å", expected=f"{MIN_HEIGHT} Å or more, lengths in Å")
         n = len(positions)
         wrapping = box.wrap_shifts(positions) @ box.matrix
         wrapped = positions - wrapping
@@ -64,6 +74,15 @@ class Surroundings:
     def fold(self, array: Floats) -> Floats:
         """(n_local, …): a per-atom array (n_all, …) with every ghost's share given to its owner."""
         return fold_ghosts(array, self.owners, self.state.n_local)
+
+
+def _check_positions(positions: Floats) -> None:
+    """Refuse positions (n, 3) that are not finite or too far away."""
+    wrong = ~(np.abs(positions) <= MAX_COORDINATE).all(axis=1)  # true of NaN
+    if wrong.any():
+        atom = int(np.argmax(wrong))
+        problem = f"beyond {MAX_COORDINATE:g} Å" if np.isfinite(positions[atom]).all() else "not finite"
+        raise DataError(f"the position of atom {atom} is {problem}")
 
 
 def nearest_pair(positions: Floats, neighbors: Neighbors) -> tuple[int, int]:
@@ -115,7 +134,7 @@ class KeptSurroundings:
         Raises
         ------
         DataError
-            A position is not finite, or the cell spans no volume.
+            A position is not finite or too far away, or the cell spans no volume or is too thin.
         """
         key = (cell, periodic, types)
         same = self._kept is not None and all(map(np.array_equal, key, self._key))
@@ -123,9 +142,7 @@ class KeptSurroundings:
             self._kept.move_to(positions)
             return self._kept
         self._kept = None  # frees the old list before the new one is made, and a failure leaves none behind
-        bad = ~np.isfinite(positions).all(axis=1)
-        if bad.any():
-            raise DataError(f"the position of atom {int(np.argmax(bad))} is not finite")
+        _check_positions(positions)
         box = Box.of_cell(cell, periodic, positions)
         self._kept = Surroundings.of(positions, box, types, self.cutoff + self.skin)
         self._key, self._built_at = tuple(np.array(part) for part in key), positions.copy()

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dphpc.core.box import Box
+from dphpc.core.box import MAX_COORDINATE, MIN_HEIGHT, Box
 from dphpc.core.errors import DataError, did_you_mean
+from dphpc.core.state import VIRTUAL
 from dphpc.train.data.lmdb_store import LmdbStore
 from dphpc.train.data.storage import Store
 
@@ -19,16 +20,9 @@ log = logging.getLogger("dphpc.train")
 
 Floats = NDArray[np.float64]
 
-VIRTUAL = -1
-"""Type of a slot that holds no atom (npy/mixed pads frames to one length)."""
-
-MIN_HEIGHT = 0.5
-"""Å: thinner periodic boxes are taken for a mistake of units."""
-
 MIN_VOLUME_PER_ATOM = 0.2
 """Å³: the same; hydrogen at 1 TPa has about 1 Å³."""
 
-MAX_COORDINATE = 1e7
 _CHUNK = 2**22
 
 
