@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dphpc.core.box import Box
+from dphpc.core.box import MAX_COORDINATE, Box
 from dphpc.core.device import Device, find_device
 from dphpc.core.errors import DataError, InputError
+from dphpc.core.state import VIRTUAL
 from dphpc.model.dp_model import DPModel
 from dphpc.model.model_file import read_model
 from dphpc.model.show import summary
@@ -86,6 +87,7 @@ class DeepPot:
         atomic: bool = False,
         fparam: ArrayLike | None = None,
         aparam: ArrayLike | None = None,
+        mixed_type: bool = False,
     ) -> tuple[Floats, ...]:
         """Energies, forces and virials of frames.
 
@@ -96,13 +98,16 @@ class DeepPot:
         cells
             (nframes, 9) or (nframes, 3, 3) Å, lattice vectors as rows; None for open boundaries.
         atom_types
-            (natoms,), or (nframes, natoms) where frames differ.
+            (natoms,), or (nframes, natoms) where frames differ.  A slot of type −1 holds no atom: all that is
+            returned of it is 0.
         atomic
             Also return atomic energies and virials.
         fparam
             (nframes, numb_fparam) or (numb_fparam,) for all frames.
         aparam
             (nframes, natoms, numb_aparam), (natoms, numb_aparam) or (numb_aparam,).
+        mixed_type
+            As DeePMD-kit has it; the shape of `atom_types` says the same, and nothing depends on it.
 
         Returns
         -------
@@ -113,6 +118,8 @@ class DeepPot:
         ------
         DataError
             Shapes that do not fit, positions that are not finite, types the model does not know.
+        InputError
+            Parameters are missing, or the model takes none.
         """
         frames, boxes, types = self._frames(coords, cells, atom_types)
         n_frames, n = frames.shape[:2]
@@ -121,11 +128,14 @@ class DeepPot:
         force = np.zeros((n_frames, n, 3))
         atom_energy, atom_virial = np.zeros((n_frames, n, 1)), np.zeros((n_frames, n, 9))
         for k in range(n_frames):
-            around = Surroundings.of(frames[k], boxes[k], types[k], self.get_rcut())
-            out = self.evaluate(around, None if columns is None else columns[k], atomic_virial=atomic)
-            energy[k, 0], virial[k], force[k] = out.energy, out.virial.ravel(), out.forces
+            real = types[k] != VIRTUAL
+            if not real.any():
+                continue
+            around = Surroundings.of(frames[k, real], boxes[k], types[k, real], self.get_rcut())
+            out = self.evaluate(around, None if columns is None else columns[k, real], atomic_virial=atomic)
+            energy[k, 0], virial[k], force[k, real] = out.energy, out.virial.ravel(), out.forces
             if atomic and out.atom_energy is not None and out.atom_virial is not None:
-                atom_energy[k, :, 0], atom_virial[k] = out.atom_energy, out.atom_virial.reshape(n, 9)
+                atom_energy[k, real, 0], atom_virial[k, real] = out.atom_energy, out.atom_virial.reshape(-1, 9)
         return (energy, force, virial, atom_energy, atom_virial) if atomic else (energy, force, virial)
 
     def evaluate(self, around: Surroundings, columns: Floats | None = None, *, atomic_virial: bool = False) -> Outputs:
@@ -152,41 +162,51 @@ class DeepPot:
             out.atom_virial = around.fold(out.atom_virial)
         return out
 
-    def eval_descriptor(self, coords: ArrayLike, cells: ArrayLike | None, atom_types: ArrayLike) -> Floats:
+    def eval_descriptor(
+        self, coords: ArrayLike, cells: ArrayLike | None, atom_types: ArrayLike, mixed_type: bool = False
+    ) -> Floats:
         """Descriptors (nframes, natoms, M·axis) of frames given as in `eval`."""
         frames, boxes, types = self._frames(coords, cells, atom_types)
-        result = []
-        for positions, box, kinds in zip(frames, boxes, types, strict=True):
-            around = Surroundings.of(positions, box, kinds, self.get_rcut())
-            centers = np.arange(len(positions), dtype=np.int32)
+        result = np.zeros((*types.shape, self.model.descriptor.n_features))
+        for k in range(len(frames)):
+            real = types[k] != VIRTUAL
+            if not real.any():
+                continue
+            around = Surroundings.of(frames[k, real], boxes[k], types[k, real], self.get_rcut())
+            centers = np.arange(around.state.n_local, dtype=np.int32)
             env = Environment(around.state.positions, around.state.types, around.neighbors, centers)
-            result.append(self.potential.descriptors(env, around.state.ids).astype(np.float64))
-        return np.stack(result)
+            result[k, real] = self.potential.descriptors(env, around.state.ids)
+        return result
 
     def _frames(
         self, coords: ArrayLike, cells: ArrayLike | None, atom_types: ArrayLike
     ) -> tuple[Floats, list[Box | None], NDArray[np.int32]]:
-        types = np.atleast_2d(np.asarray(atom_types, np.int32))
-        n = types.shape[1]
-        positions = np.asarray(coords, np.float64)
-        if n == 0 or positions.size % (3 * n):
+        """Positions (nframes, natoms, 3), boxes, and types (nframes, natoms)."""
+        given = np.atleast_2d(_numbers("atom_types", atom_types))
+        n, positions = given.shape[-1], _numbers("coords", coords)
+        if n == 0 or given.ndim > 2 or positions.size % (3 * n):
             raise DataError(
                 f"coords of shape {positions.shape} do not fit {n} atoms",
                 expected="(nframes, natoms, 3) or (nframes, 3·natoms)",
             )
         frames = positions.reshape(-1, n, 3)
-        if len(types) not in (1, len(frames)):
-            raise DataError(f"types for {len(types)} frames and coords for {len(frames)}")
-        types = np.broadcast_to(types, (len(frames), n))
-        if types.min() < 0 or types.max() >= self.model.n_types:
+        if len(given) not in (1, len(frames)):
+            raise DataError(f"types for {len(given)} frames and coords for {len(frames)}")
+        known = (given >= VIRTUAL) & (given < self.model.n_types) & (given == np.floor(given))
+        if not known.all():
+            last = self.model.n_types - 1
             raise DataError(
-                f"atom types from {types.min()} to {types.max()}", expected=f"0 to {self.model.n_types - 1}"
+                f"atom types hold {given[~known][0]:.15g}", expected=f"0 to {last}, or {VIRTUAL} where there is no atom"
             )
-        if not np.isfinite(frames).all():
-            raise DataError("a position is not finite", where=f"frame {int(np.argwhere(~np.isfinite(frames))[0, 0])}")
+        types = np.broadcast_to(given.astype(np.int32), frames.shape[:2])
+        wrong = ~(np.abs(frames) <= MAX_COORDINATE).all(axis=2) & (types != VIRTUAL)  # NaN is not below anything
+        if wrong.any():
+            frame, atom = np.argwhere(wrong)[0].tolist()
+            problem = f"beyond {MAX_COORDINATE:g} Å" if np.isfinite(frames[frame, atom]).all() else "not finite"
+            raise DataError(f"a position is {problem}", where=f"frame {frame}, atom {atom}")
         if cells is None:
             return frames, [None] * len(frames), types
-        matrices = np.asarray(cells, np.float64)
+        matrices = _numbers("cells", cells)
         if matrices.size != 9 * len(frames):
             raise DataError(f"cells of shape {matrices.shape} for {len(frames)} frames", expected="(nframes, 9)")
         return frames, [Box(m) for m in matrices.reshape(-1, 3, 3)], types
@@ -201,10 +221,11 @@ class DeepPot:
         Raises
         ------
         InputError, DataError
-            The model takes parameters and none are given, or they do not fit.
+            The model takes parameters and none are given, or takes none; or they do not fit.
         """
         fitting = self.model.fitting
-        fparam = fitting.default_fparam if fparam is None else fparam
+        if fparam is None and fitting.numb_fparam:
+            fparam = fitting.default_fparam
         per_frame = _parameters("fparam", fparam, fitting.numb_fparam, (n_frames,))
         per_atom = _parameters("aparam", aparam, fitting.numb_aparam, (n_frames, n))
         if per_frame is not None:
@@ -217,13 +238,22 @@ class DeepPot:
 
 def _parameters(name: str, values: ArrayLike | None, width: int, shape: tuple[int, ...]) -> Floats | None:
     """Frame or atomic parameters broadcast to (*shape, width), as DeePMD-kit broadcasts them."""
-    if width == 0:
-        return None
+    if (values is None) != (width == 0):
+        given = "and none are given" if values is None else "and some are given"
+        raise InputError(f"the model takes {width or 'no'} '{name}' {given}")
     if values is None:
-        raise InputError(f"the model takes {width} '{name}' and none are given")
-    array = np.asarray(values, np.float64)
+        return None
+    array = _numbers(name, values)
     full = (*shape, width)
     for k in range(len(full)):
         if array.size == np.prod(full[k:]):
             return np.broadcast_to(array.reshape(full[k:]), full)
     raise DataError(f"{name} of shape {array.shape}", expected=f"{full}")
+
+
+def _numbers(name: str, values: ArrayLike) -> Floats:
+    """An argument as an array."""
+    try:
+        return np.asarray(values, np.float64)
+    except (TypeError, ValueError, OverflowError):  # text, lists of unequal lengths, …
+        raise DataError(f"'{name}' is no array of numbers", expected="numbers, as many in each row") from None

@@ -209,7 +209,9 @@ def predict(dp: DeepPot, frame: Frame, periodic: bool) -> Outputs:
 
 def _parameters(dp: DeepPot, frame: Frame) -> Floats | None:
     """A frame's (natoms, numb_fparam + numb_aparam), None where the model takes none."""
-    columns = dp.parameter_columns(1, len(frame.types), frame.fparam, frame.aparam)
+    fparam = frame.fparam if dp.get_dim_fparam() else None  # of several models one may take what another does not
+    aparam = frame.aparam if dp.get_dim_aparam() else None
+    columns = dp.parameter_columns(1, len(frame.types), fparam, aparam)
     return None if columns is None else columns[0]
 
 

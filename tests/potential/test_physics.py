@@ -169,11 +169,52 @@ def test_descriptor_is_invariant() -> None:
         (np.full((1, 6), np.nan), None, [0, 1], "not finite"),
         (np.arange(6.0)[None], np.zeros((1, 9)), [0, 1], "spans no volume"),
         (np.arange(6.0)[None], np.eye(3)[:2], [0, 1], "cells of shape"),
+        (np.arange(6.0)[None], np.diag([9.0, 9.0, 0.4]), [0, 1], r"repeats at 0\.4 Å"),
+        (np.array([[0.0, 0, 0, 2**31 * 8, 0, 0]]), 8 * np.eye(3), [0, 1], r"beyond 1e\+07 Å"),
+        (np.arange(6.0)[None], None, [0, 2**32], "hold 4294967296"),
+        (np.arange(6.0)[None], None, [0, 0.5], r"hold 0\.5"),
+        (np.arange(6.0)[None], None, [0, -2], "hold -2"),
+        (np.arange(6.0)[None], None, "OH", "'atom_types' is no array"),
+        (np.arange(6.0)[None], None, None, "hold nan"),
+        ("x", None, [0, 1], "'coords' is no array"),
+        (None, None, [0, 1], "do not fit"),
+        ([[1.0, 2.0], [1.0]], None, [0, 1], "'coords' is no array"),
+        (np.arange(6.0)[None], "x", [0, 1], "'cells' is no array"),
     ],
 )
-def test_wrong_arguments(coords: np.ndarray, cells: np.ndarray | None, types: list[int], message: str) -> None:
+def test_wrong_arguments(coords: object, cells: object, types: object, message: str) -> None:
     with pytest.raises(DataError, match=message):
         DeepPot(MODELS["two_sided"]).eval(coords, cells, types)
+
+
+def test_a_slot_of_type_minus_1_is_no_atom() -> None:
+    dp = DeepPot(MODELS["two_sided"])
+    x, cell, types = random_structure()
+    frames, cells = np.stack((x, x + 0.1, x)), np.stack([cell] * 3)
+    kinds = np.stack([types] * 3)
+    kinds[0, [3, 9]], kinds[2] = -1, -1
+    frames[0, 3] = np.nan  # nobody reads it
+    found = dp.eval(frames, cells, kinds, atomic=True, mixed_type=True)
+    real = kinds[0] >= 0
+    expected = dp.eval(x[real], cell, types[real], atomic=True)
+    for of_frame in (0, 2):
+        per_frame, per_atom = (0, 2), (1, 3, 4)
+        for k in per_frame:
+            assert np.array_equal(found[k][of_frame], expected[k][0] if of_frame == 0 else 0 * expected[k][0])
+        for k in per_atom:
+            assert not found[k][of_frame, kinds[of_frame] < 0].any()
+            assert of_frame == 2 or np.array_equal(found[k][0, real], expected[k][0])
+    assert found[0][1, 0] == pytest.approx(dp.eval(x, cell, types)[0][0, 0], rel=1e-12)
+    features = dp.eval_descriptor(frames, cells, kinds, mixed_type=True)
+    assert np.array_equal(features[0, real], dp.eval_descriptor(x[real], cell, types[real])[0])
+    assert not features[0, ~real].any()
+    assert not features[2].any()
+
+
+def test_no_frames() -> None:
+    x, cell, types = random_structure()
+    energy, force, virial = DeepPot(MODELS["two_sided"]).eval(x[None][:0], cell[None][:0], types)
+    assert (energy.shape, force.shape, virial.shape) == ((0, 1), (0, len(x), 3), (0, 9))
 
 
 def test_missing_parameters() -> None:
@@ -181,6 +222,11 @@ def test_missing_parameters() -> None:
     x, cell, types = random_structure()
     with pytest.raises(InputError, match="fparam"):
         dp.eval(x[None], cell[None], types)
+    for wrong in ({"fparam": [0.1], "aparam": [0.1]}, {"fparam": [0.1], "aparam": np.ones(len(x))}):
+        with pytest.raises(InputError, match="takes no 'aparam' and some are given"):
+            dp.eval(x[None], cell[None], types, **wrong)
+    with pytest.raises(DataError, match="'fparam' is no array"):
+        dp.eval(x[None], cell[None], types, fparam=["x"])
     with pytest.raises(InputError, match="precision"):
         DeepPot(MODELS["two_sided"], "half")
 
