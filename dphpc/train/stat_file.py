@@ -153,7 +153,7 @@ def _read(path: Path, names: Sequence[str]) -> dict[str, NDArray]:
         return {
             n: np.load(io.BytesIO((path / n).read_bytes()), allow_pickle=False) for n in names if (path / n).is_file()
         }
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of a damaged file h5py raises whatever it comes across
         raise DataError(f"the stat_file cannot be read: {error}", where=str(path), remedy="remove it") from None
 
 

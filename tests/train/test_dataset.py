@@ -133,6 +133,33 @@ def test_hdf5_equals_npy(folder: Path) -> None:
             np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
 
 
+def test_damaged_hdf5_is_refused(folder: Path) -> None:
+    data = two_systems()[0]
+    with h5py.File(folder / "all.hdf5", "w") as file:
+        file["a/type.raw"] = data["types"]
+        file["a/type_map.raw"] = np.array(TYPE_MAP, dtype="S")
+        for key in ("coord", "box", "energy", "force"):
+            file[f"a/set.000/{key}.npy"] = data[key]
+    whole, rng, refused = (folder / "all.hdf5").read_bytes(), np.random.default_rng(3), 0
+    path = folder / "damaged.hdf5"
+    for _ in range(40):  # h5py says RuntimeError, KeyError, ValueError, OSError to it
+        damaged = bytearray(whole)
+        for place in rng.integers(0, len(whole), 5):
+            damaged[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(damaged)
+        try:
+            for system in open_systems([str(path)], TYPE_MAP):
+                for index in range(system.n_frames):
+                    system.frame(index)
+        except DataError:
+            refused += 1
+    assert refused > 5
+    with h5py.File(folder / "all.hdf5", "a") as file:
+        file["a"].create_group(b"set.\xff")
+    with pytest.raises(DataError, match="no text"):
+        open_systems([str(folder / "all.hdf5")], TYPE_MAP)
+
+
 def test_folders_are_searched_and_patterns_choose(folder: Path) -> None:
     write_npy(folder / "more/a", two_systems()[0])
     assert [s.name for s in load(folder, ".").systems] == ["a", "b", "more/a"]

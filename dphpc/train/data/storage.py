@@ -6,7 +6,8 @@ All answer the same questions; arrays are opened by their header, and no pickled
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,10 @@ class GroupStore:
         """Names of the sets, sorted."""
         with _open(self._path) as file:
             group = file[self._key("")]
-            return sorted(name for name in group if name.startswith("set.") and isinstance(group[name], h5py.Group))
+            names = list(group)
+            if not all(isinstance(name, str) for name in names):  # what is no UTF-8 comes as bytes
+                raise DataError("the name of a set or entry is no text: the file is damaged", where=self.where())
+            return sorted(name for name in names if name.startswith("set.") and isinstance(group[name], h5py.Group))
 
     def words(self, name: str) -> list[str]:
         """Entries of a list of text or numbers."""
@@ -96,16 +100,13 @@ class GroupStore:
 
     def array(self, name: str) -> NDArray[Any]:
         """The array of an entry, read as a whole."""
-        with _open(self._path) as file:
+        with _open(self._path, self.where(name)) as file:
             entry = file.get(self._key(name))
             if not isinstance(entry, h5py.Dataset):
                 raise DataError("is missing or no array", where=self.where(name))
             if entry.nbytes > _memory_limit():
                 raise DataError(f"holds {entry.nbytes / 2**30:.1f} GiB, more than fits", where=self.where(name))
-            try:
-                return np.asarray(entry[()])
-            except OSError as error:
-                raise DataError(f"is damaged: {error}", where=self.where(name)) from None
+            return np.asarray(entry[()])
 
     def _key(self, name: str) -> str:
         return "/" + "/".join(part for part in (self._group, name) if part)
@@ -114,11 +115,16 @@ class GroupStore:
 Store = FolderStore | GroupStore | LmdbStore
 
 
-def _open(path: Path) -> h5py.File:
+@contextmanager
+def _open(path: Path, entry: str = "") -> Iterator[h5py.File]:
+    """The file while it is read; `entry` is what for, as messages name it."""
     try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        raise DataError(f"cannot be opened as HDF5: {error}", where=str(path)) from None
+        with h5py.File(path, "r") as file:
+            yield file
+    except DataError:
+        raise
+    except Exception as error:  # of a damaged file h5py raises whatever it comes across
+        raise DataError(f"is damaged or not HDF5: {error}", where=entry or str(path)) from None
 
 
 def _memory_limit() -> int:
@@ -200,4 +206,4 @@ def _groups(path: Path, inside: str) -> list[str]:
                 found.append(f"{top.name}/{name}") if isinstance(item, h5py.Group) and "type.raw" in item else None
             )
         )
-    return sorted(name.strip("/") for name in found)
+        return sorted(name.strip("/") for name in found)
