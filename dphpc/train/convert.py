@@ -170,7 +170,11 @@ def _from_deepmd(path: str, type_map: Sequence[str] | None) -> Iterator[Configur
         for name in widths:
             file = f"{store.sets()[0]}/{name}.npy"
             if store.has(file):
-                widths[name] = store.array(file)[0].size // (len(store.words("type.raw")) if name == "aparam" else 1)
+                array = store.array(file)
+                if not array.ndim or not array.size:
+                    shape = f"has shape {array.shape}"
+                    raise DataError(shape, where=store.where(file), expected="values of each frame")
+                widths[name] = array[0].size // (len(store.words("type.raw")) if name == "aparam" else 1)
         inputs = FrameInputs(widths["fparam"], widths["aparam"])
         (system,) = open_systems([base.name], names, inputs) if inputs.labels() else (base,)
         for i in range(system.n_frames):

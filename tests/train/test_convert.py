@@ -78,6 +78,16 @@ def test_deepmd_systems_keep_everything(tmp_path: Path, output_format: str) -> N
     assert aparam  # parameters travel too
 
 
+@pytest.mark.parametrize("array", [np.float64(3.0), np.zeros((0, 2)), np.zeros((5, 0))])
+@pytest.mark.parametrize("name", ["fparam", "aparam"])
+def test_parameters_without_values(tmp_path: Path, name: str, array: np.ndarray) -> None:
+    write_npy(tmp_path / "in", two_systems()[0])
+    np.save(tmp_path / "in" / "set.000" / f"{name}.npy", array)
+    with pytest.raises(DataError, match=r"has shape \(.*\)") as caught:
+        convert(tmp_path / "in", tmp_path / "out")
+    assert f"{name}.npy" in str(caught.value.where)
+
+
 def test_unlabeled_poscar_through_dpdata(tmp_path: Path) -> None:
     atoms = atoms_frames()[3]
     atoms.calc = None
