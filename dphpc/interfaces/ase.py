@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 from numpy.typing import ArrayLike
@@ -13,6 +12,7 @@ from numpy.typing import ArrayLike
 from dphpc.core.errors import DataError, InputError
 from dphpc.interfaces.elements import ElementPotential, Model
 from dphpc.potential.contract import Outputs
+from dphpc.potential.deep_pot import as_numbers
 
 VOIGT = ([0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1])
 """Rows and columns of ASE's six stress components xx, yy, zz, yz, xz, xy."""
@@ -61,9 +61,10 @@ class DPHPC(Calculator):
     ------
     InputError, ModelFileError
         A file is no model, models differ in their types, or an argument is wrong; in a calculation: an element
-        that the model does not know, or parameters that are missing.
+        that the model does not know, or parameters that are missing or that the model does not take.
     DataError
-        In a calculation: positions that are not finite, or a cell without a vector in a direction that repeats.
+        Parameters that are no numbers; in a calculation: positions that are not finite or too far away, or a cell
+        without a vector in a direction that repeats, or too thin there.
 
     Examples
     --------
@@ -132,7 +133,7 @@ class DPHPC(Calculator):
 
 def _own(parameters: Mapping[str, ArrayLike | None]) -> dict[str, Any]:
     """Copies: ASE asks whether parameters have changed, which an array that the caller changes would hide."""
-    return {name: None if value is None else np.array(value, np.float64) for name, value in parameters.items()}
+    return {name: None if value is None else as_numbers(name, value).copy() for name, value in parameters.items()}
 
 
 def _results(out: Outputs, atoms: Atoms, volume: float) -> dict[str, Any]:

@@ -83,10 +83,12 @@ class ElementPotential:
         InputError
             An element that the model does not know.
         """
-        types = self._type_of[numbers]
+        known = (numbers >= 0) & (numbers < len(self._type_of))
+        types = np.where(known, self._type_of[np.where(known, numbers, 0)], np.int32(UNKNOWN))
         if types.min() == UNKNOWN:
             first = int(types.argmin())
-            name, index = chemical_symbols[numbers[first]], first if indices is None else indices[first]
+            name = chemical_symbols[numbers[first]] if known[first] else f"of number {numbers[first]}"
+            index = first if indices is None else indices[first]
             raise InputError(
                 f"the structure has element {name}, which the model does not know",
                 where=f"atom {index}", expected=f"elements of the model: {', '.join(self.elements)}",
@@ -129,14 +131,16 @@ class ElementPotential:
 
 def _by_type(type_map: Sequence[str] | Mapping[str, int]) -> list[str]:
     """The element of each type."""
-    if not isinstance(type_map, Mapping):
-        return list(type_map)
-    elements = sorted(type_map, key=type_map.__getitem__)
-    if [type_map[name] for name in elements] != list(range(len(elements))):
-        raise InputError(
-            f"type_map is {dict(type_map)}", expected=f"types 0 to {len(elements) - 1}, each of one element"
-        )
-    return elements
+    if isinstance(type_map, Mapping):
+        numbers = list(type_map.values())
+        if not all(isinstance(n, int | np.integer) for n in numbers) or sorted(numbers) != list(range(len(numbers))):
+            raise InputError(
+                f"type_map is {dict(type_map)}", expected=f"types 0 to {len(numbers) - 1}, each of one element"
+            )
+        type_map = sorted(type_map, key=type_map.__getitem__)
+    if isinstance(type_map, str) or not all(isinstance(name, str) for name in type_map):
+        raise InputError(f"type_map is {type_map!r}", expected='a list of element symbols, such as ["O", "H"]')
+    return list(type_map)
 
 
 def _type_of(elements: Sequence[str], n_types: int) -> NDArray[np.int32]:

@@ -182,8 +182,8 @@ class DeepPot:
         self, coords: ArrayLike, cells: ArrayLike | None, atom_types: ArrayLike
     ) -> tuple[Floats, list[Box | None], NDArray[np.int32]]:
         """Positions (nframes, natoms, 3), boxes, and types (nframes, natoms)."""
-        given = np.atleast_2d(_numbers("atom_types", atom_types))
-        n, positions = given.shape[-1], _numbers("coords", coords)
+        given = np.atleast_2d(as_numbers("atom_types", atom_types))
+        n, positions = given.shape[-1], as_numbers("coords", coords)
         if n == 0 or given.ndim > 2 or positions.size % (3 * n):
             raise DataError(
                 f"coords of shape {positions.shape} do not fit {n} atoms",
@@ -206,7 +206,7 @@ class DeepPot:
             raise DataError(f"a position is {problem}", where=f"frame {frame}, atom {atom}")
         if cells is None:
             return frames, [None] * len(frames), types
-        matrices = _numbers("cells", cells)
+        matrices = as_numbers("cells", cells)
         if matrices.size != 9 * len(frames):
             raise DataError(f"cells of shape {matrices.shape} for {len(frames)} frames", expected="(nframes, 9)")
         return frames, [Box(m) for m in matrices.reshape(-1, 3, 3)], types
@@ -243,7 +243,7 @@ def _parameters(name: str, values: ArrayLike | None, width: int, shape: tuple[in
         raise InputError(f"the model takes {width or 'no'} '{name}' {given}")
     if values is None:
         return None
-    array = _numbers(name, values)
+    array = as_numbers(name, values)
     full = (*shape, width)
     for k in range(len(full)):
         if array.size == np.prod(full[k:]):
@@ -251,8 +251,8 @@ def _parameters(name: str, values: ArrayLike | None, width: int, shape: tuple[in
     raise DataError(f"{name} of shape {array.shape}", expected=f"{full}")
 
 
-def _numbers(name: str, values: ArrayLike) -> Floats:
-    """An argument as an array."""
+def as_numbers(name: str, values: ArrayLike) -> Floats:
+    """An argument as an array; raises DataError."""
     try:
         return np.asarray(values, np.float64)
     except (TypeError, ValueError, OverflowError):  # text, lists of unequal lengths, …

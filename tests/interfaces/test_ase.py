@@ -251,6 +251,10 @@ def test_types_go_by_element() -> None:
         (lambda a: a.cell.__setitem__(2, 0.0), DataError, "repeats along c, but its cell has no vector"),
         (lambda a: a.cell.__setitem__(2, a.cell[1]), DataError, "spans no volume"),
         (lambda a: a.__delitem__(slice(None)), DataError, "no atoms"),
+        (lambda a: a.numbers.__setitem__(4, 500), InputError, "(?s)element of number 500.*atom 4"),
+        (lambda a: a.numbers.__setitem__(4, -111), InputError, "(?s)element of number -111.*atom 4"),  # −111: oxygen
+        (lambda a: a.positions.__setitem__((5, 1), 1e12), DataError, r"position of atom 5 is beyond 1e\+07 Å"),
+        (lambda a: a.cell.__setitem__(2, a.cell[1] + [0, 0, 1e-2]), DataError, r"repeats at 0\.01 Å"),
     ],
 )
 def test_a_bad_structure_is_refused_and_a_good_one_taken_again(change: object, kind: type, message: str) -> None:
@@ -273,6 +277,10 @@ def test_a_bad_structure_is_refused_and_a_good_one_taken_again(change: object, k
         (MODEL, {"type_map": ["O"]}, "names 1 elements"),
         (MODEL, {"type_map": ["O", "O"]}, "twice"),
         (MODEL, {"type_map": {"O": 1, "H": 2}}, "types 0 to 1"),
+        (MODEL, {"type_map": {"O": "0", "H": 1}}, "types 0 to 1"),
+        (MODEL, {"type_map": "OH"}, "type_map is 'OH'"),
+        (MODEL, {"type_map": [8, 1]}, r"type_map is \[8, 1\]"),
+        (MODEL, {"fparam": "x"}, "'fparam' is no array"),
         (MODEL, {"precision": "half"}, "precision"),
         (MODEL, {"threads": 0}, "threads"),
     ],
