@@ -26,7 +26,7 @@ class DPHPC(Calculator):
     (positive under tension, as dE/dε / V).  Any of the three directions may be open.
 
     The neighbor list is kept from one call to the next until an atom has moved half the skin, or the cell, its
-    boundaries or the species have changed.
+    boundaries or the species have changed.  Copies and pickles hold the models, and have lists of their own.
 
     Parameters
     ----------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -54,6 +55,10 @@ class DeepPot:
 
     def __repr__(self) -> str:
         return summary(self.model)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A copy or pickle holds the model; tables and what is on a card are made again of it.
+        return DeepPot, (self.model, self.potential.precision, "cpu" if self.potential.device is None else "cuda")
 
     def get_type_map(self) -> list[str]:
         """Element names of the types 0, 1, …"""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -148,6 +149,10 @@ class KeptSurroundings:
         self._key, self._built_at = tuple(np.array(part) for part in key), positions.copy()
         self.builds += 1
         return self._kept
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy or pickle builds a list of its own.
+        return {**self.__dict__, "_kept": None, "_key": (), "_built_at": np.zeros((0, 3))}
 
     def _near(self, positions: Floats) -> bool:
         moved = positions - self._built_at

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import multiprocessing
+import pickle
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from threading import Thread
 
@@ -288,6 +293,59 @@ def test_a_bad_structure_is_refused_and_a_good_one_taken_again(change: object, k
 def test_wrong_arguments(models: object, options: dict[str, object], message: str) -> None:
     with pytest.raises(DphpcError, match=message):
         DPHPC(models, **options)  # type: ignore[arg-type]
+
+
+def test_parameters_that_the_model_does_not_take_are_refused() -> None:
+    with pytest.raises(InputError, match="takes no 'fparam' and some are given"):
+        fresh(structure(), fparam=[0.1])
+    with pytest.raises(InputError, match="takes no 'aparam' and some are given"):
+        fresh(structure(), aparam=[0.1])
+
+
+def pickled(thing: object) -> object:
+    """What another process would make of it."""
+    return pickle.loads(pickle.dumps(thing))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, copy.copy, pickled])
+@pytest.mark.parametrize("precision", ["float64", "mixed"])
+def test_copies_and_pickles(copied: Callable[[object], object], precision: str) -> None:
+    atoms = structure()
+    calculator = atoms.calc = DPHPC([MODEL, random_model(2)], precision=precision)
+    energy, deviation = atoms.get_potential_energy(), dict(calculator.deviation)
+    again = copied(calculator)
+    assert isinstance(again, DPHPC)
+    assert again.results["energy"] == energy
+    again.calculate(atoms)
+    assert again.results["energy"] == energy
+    assert again.deviation == deviation
+    other = copied(atoms) if copied is not copy.copy else atoms.copy()
+    assert isinstance(other, Atoms)
+    other.calc = other.calc or again
+    other.positions[0] += 0.3
+    other.get_forces()
+    assert atoms.calc is calculator
+    assert atoms.get_potential_energy() == energy
+    dp = copied(DeepPot(MODEL, precision))
+    assert isinstance(dp, DeepPot)
+    types = [("O", "H").index(s) for s in atoms.get_chemical_symbols()]
+    assert dp.eval(atoms.positions, atoms.cell.array, types)[0][0, 0] == pytest.approx(energy, abs=1e-12)
+
+
+def test_a_pool_of_new_processes_takes_a_calculator() -> None:
+    atoms = structure()
+    atoms.calc = DPHPC(MODEL)
+    energy = atoms.get_potential_energy()
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        found = pool.submit(Atoms.get_potential_energy, moved(atoms)).result(timeout=200)
+    assert found == moved(atoms).get_potential_energy() != energy
+
+
+def moved(atoms: Atoms) -> Atoms:
+    """A copy with its calculator and an atom elsewhere."""
+    atoms = copy.deepcopy(atoms)
+    atoms.positions[0] += 0.2
+    return atoms
 
 
 def test_ase_relaxes_cells_and_finds_phonons(tmp_path: Path) -> None:
