@@ -37,7 +37,7 @@ LEVELS = (0.20, 0.15, 0.10, 0.08, 0.06)
 PRESETS: dict[str, dict[str, Any]] = {
     "Adam": {"optimizer": {"type": "Adam"}},
     "Adam-fast": {"optimizer": {"type": "Adam"}, "start_lr": 3e-3, "stop_lr": 1e-5},
-    "HybridMuon": {"optimizer": {"type": "HybridMuon"}, "start_lr": 6e-2, "stop_lr": 1e-4},
+    "HybridMuon": {"optimizer": {"type": "HybridMuon"}, "start_lr": 3e-2, "stop_lr": 1e-4},
     "SOAP": {"optimizer": {"type": "SOAP"}, "start_lr": 1e-2, "stop_lr": 1e-5},
     "LKF": {"optimizer": {"type": "LKF", "kf_memory_gb": 0.5, "kf_precision": "float32"}, "steps_to_time": 6},
 }
