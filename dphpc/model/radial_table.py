@@ -307,7 +307,7 @@ def fitted_table(
         s, errors = measure(table)
         error = errors.max()
         rounded = error < _ROUNDING and error > before / 1.3
-        if error <= tolerance or grid.n_intervals >= max_intervals or rounded:
+        if not error > tolerance or grid.n_intervals >= max_intervals or rounded:  # or the networks give no numbers
             return table
         before = error
         # A quintic piece's slope has an error of the width's fifth power, once the width is small.
@@ -337,7 +337,7 @@ def _grid_of(lower: float, upper: float, density: Doubles, most_parts: int) -> G
         total = best[split] + cost[split, np.arange(n + 1)]
         better = total < best - 1.0
         edges = [[*edges[split[j]], j] if better[j] else edges[j] for j in range(n + 1)]
-        best = np.minimum(best, total)
+        best = np.where(better, total, best)
     parts = [slice(i, j) for i, j in itertools.pairwise(edges[n])]
     counts = [int(np.ceil((part.stop - part.start) * density[part].max() - 1e-9)) for part in parts]
     width = (upper - lower) / n

@@ -78,6 +78,12 @@ def test_a_network_that_is_steep_at_one_end_has_narrow_intervals_there_alone() -
     assert grid.n_intervals < 0.2 * uniform.grids[0].n_intervals
 
 
+def test_networks_that_give_no_numbers_end_the_search() -> None:
+    net = initial_network([1, 5], "tanh", np.random.default_rng(0))
+    net.layers[0].w[0, 2] = np.nan
+    assert np.isnan(fitted_table([net], 0.0, 1.0, 1e-9).coefficients).any()
+
+
 def test_every_argument_finds_its_interval() -> None:
     grid = Grid(-0.5, (0.1, 0.4, 0.05, 1.0), (3, 2, 7, 1))
     s = np.concatenate((grid.knots, grid.knots[:-1] + 0.3 * grid.widths, [-3.0, 30.0]))
