@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "exact_sum.h"
+#include "grid_parts.h"
 
 namespace dphpc {
 namespace {
@@ -147,19 +148,16 @@ void ModelOf<Real>::read_table(const ModelFile& file, const std::string& table, 
     d_.coefficients = coefficients_.data();
     for (std::int64_t i = 0; i < n_tables; ++i) {
         const double* g = grids.data + n_numbers * i;  // upper, lower, step and number of intervals of each part
-        RadialGrid grid{};
-        std::fill(grid.starts, grid.starts + most_parts, std::numeric_limits<double>::infinity());
-        double start = g[1];
-        std::int64_t first = 0;
-        for (int part = 0; part < most_parts && (part == 0 || g[3 + 2 * part] > 0.0); ++part) {
-            const double step = g[2 + 2 * part], n = g[3 + 2 * part];
-            if (!(step > 0.0 && n >= 1 && n == std::floor(n) && n <= static_cast<double>(d_.n_intervals - first)))
+        double starts[most_parts], steps[most_parts], start = g[1];
+        int counts[most_parts], n_parts = 0, left = d_.n_intervals;
+        for (; n_parts < most_parts && (n_parts == 0 || g[3 + 2 * n_parts] > 0.0); ++n_parts) {
+            const double step = g[2 + 2 * n_parts], n = g[3 + 2 * n_parts];
+            if (!(step > 0.0 && n >= 1 && n == std::floor(n) && n <= static_cast<double>(left)))
                 file.fail("grid " + std::to_string(i) + " of '" + table + "' does not fit its coefficients");
-            grid.starts[part] = start, grid.inverse_steps[part] = 1.0 / step;
-            grid.first[part] = static_cast<int>(first), grid.last[part] = static_cast<int>(n) - 1;
-            start += step * n, first += static_cast<std::int64_t>(n);
+            starts[n_parts] = start, steps[n_parts] = step, counts[n_parts] = static_cast<int>(n);
+            start += step * n, left -= counts[n_parts];
         }
-        d_.grids.push_back(grid);
+        d_.grids.push_back(grid_of_parts(n_parts, starts, steps, counts));
         upper_ = std::min(upper_, g[0]);
     }
     for (const std::int32_t which : network_)

@@ -6,8 +6,8 @@
 #include <nanobind/stl/optional.h>
 
 #include <algorithm>
-#include <limits>
 
+#include "grid_parts.h"
 #include "se_a.h"
 
 namespace dphpc {
@@ -47,18 +47,16 @@ struct SystemArrays {
 
 // A dphpc.model.radial_table.Grid.
 inline RadialGrid grid_of(nb::handle grid) {
-    RadialGrid view{};
-    std::fill(view.starts, view.starts + RadialGrid::most_parts, std::numeric_limits<double>::infinity());
-    const nb::tuple starts = nb::cast<nb::tuple>(grid.attr("starts")), steps = nb::cast<nb::tuple>(grid.attr("steps"));
-    const nb::tuple counts = nb::cast<nb::tuple>(grid.attr("counts"));
-    int first = 0;
-    for (std::size_t k = 0; k < counts.size(); ++k) {
-        const int n = nb::cast<int>(counts[k]);
-        view.starts[k] = nb::cast<double>(starts[k]), view.inverse_steps[k] = 1.0 / nb::cast<double>(steps[k]);
-        view.first[k] = first, view.last[k] = n - 1;
-        first += n;
+    double starts[RadialGrid::most_parts], steps[RadialGrid::most_parts];
+    int counts[RadialGrid::most_parts];
+    const nb::tuple given[] = {nb::cast<nb::tuple>(grid.attr("starts")), nb::cast<nb::tuple>(grid.attr("steps")),
+                               nb::cast<nb::tuple>(grid.attr("counts"))};
+    const int n = std::min(static_cast<int>(given[2].size()), RadialGrid::most_parts);
+    for (int k = 0; k < n; ++k) {
+        starts[k] = nb::cast<double>(given[0][k]), steps[k] = nb::cast<double>(given[1][k]);
+        counts[k] = nb::cast<int>(given[2][k]);
     }
-    return view;
+    return grid_of_parts(n, starts, steps, counts);
 }
 
 template <class Real>
