@@ -28,7 +28,9 @@ PLUGIN = "dphpcplugin.so"
 """A name that LAMMPS loads by itself from the folders of LAMMPS_PLUGIN_PATH."""
 
 KERNELS = ("native/energy.cpp", "native/fitting.cpp")
-PAIR_STYLE = tuple(f"lammps/{name}.cpp" for name in ("pair_dphpc", "model", "model_file", "deviation", "arguments"))
+PAIR_STYLE = tuple(
+    f"lammps/{name}.cpp" for name in ("pair_dphpc", "pair_dphpc_list", "model", "model_file", "deviation", "arguments")
+)
 ENTRY = "lammps/plugin.cpp"
 """Compiled for the oldest machines: it says what a machine lacks."""
 
@@ -266,7 +268,7 @@ def _has_openmp(compiler: str, place: Path) -> bool:
 def _commands(lammps: Lammps, mpi: Path, isa: str, openmp: bool, missing: Path) -> dict[str, list[str]]:
     """For each source the compiler's arguments; `missing` is where headers are looked for that LAMMPS lacks."""
     kernels = Path(str(resources.files("dphpc") / "_kernels"))
-    common = [*FLAGS, *(["-fopenmp"] if openmp else [])]
+    common = [*FLAGS, *(["-fopenmp"] if openmp else []), f"-fmacro-prefix-map={kernels}=dphpc"]  # for LAMMPS' messages
     common += [f"-D{name}" for name in lammps.defines]
     common += [f"-DDPHPC_LAMMPS_VERSION={lammps.version or 0}", f'-DDPHPC_ISA="{isa}"']
     common += [*(f"-I{kernels / name}" for name in ("native", "shared"))]

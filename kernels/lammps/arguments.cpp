@@ -9,7 +9,8 @@
 namespace dphpc {
 namespace {
 
-const char* const keywords[] = {"precision", "threads", "fparam", "out_freq", "out_file"};
+const char* const keywords[] = {"precision", "threads",  "fparam",    "out_freq",
+                                "out_file",  "relative", "relative_v", "atomic"};
 
 bool is_keyword(const std::string& word) {
     return std::find(std::begin(keywords), std::end(keywords), word) != std::end(keywords);
@@ -42,7 +43,12 @@ Arguments arguments_of(const std::vector<std::string>& given) {
     while (k < given.size()) {
         const std::string keyword = given[k++];
         if (!is_keyword(keyword))
-            refuse("'" + keyword + "' is none of precision, threads, fparam, out_freq and out_file");
+            refuse("'" + keyword + "' is none of precision, threads, fparam, out_freq, out_file, relative, relative_v and "
+                   "atomic");
+        if (keyword == "atomic") {
+            a.measure.atomic = true;
+            continue;
+        }
         if (k == given.size()) refuse(keyword + " wants a value");
         if (keyword == "fparam") {
             for (double value; k < given.size() && to_number(given[k], value); ++k) a.fparam.push_back(value);
@@ -57,6 +63,9 @@ Arguments arguments_of(const std::vector<std::string>& given) {
             a.threads = whole(keyword, value, 1);
         } else if (keyword == "out_freq") {
             a.out_freq = whole(keyword, value, 0);
+        } else if (keyword == "relative" || keyword == "relative_v") {
+            double& level = keyword == "relative" ? a.measure.relative : a.measure.relative_v;
+            if (!to_number(value, level) || level < 0.0) refuse(keyword + " " + value + ", expected a number from 0 on");
         } else {
             a.out_file = value;
         }

@@ -4,6 +4,8 @@
 #include <string>
 #include <vector>
 
+#include "deviation.h"
+
 namespace dphpc {
 
 struct Arguments {
@@ -13,6 +15,7 @@ struct Arguments {
     std::vector<double> fparam;  // empty where none are given
     int out_freq = 100;
     std::string out_file = "model_devi.out";
+    Measure measure;
 };
 
 // Both throw std::invalid_argument with a sentence for the user.

@@ -9,7 +9,6 @@
 #include "error.h"
 #include "force.h"
 #include "memory.h"
-#include "neigh_list.h"
 #include "neighbor.h"
 #include "update.h"
 #include "utils.h"
@@ -19,7 +18,6 @@ using namespace LAMMPS_NS;
 namespace {
 
 constexpr std::size_t message_bytes = std::size_t(1) << 28;  // of a broadcast
-constexpr int sample = 16384;  // atoms of a rank whose neighbors are compared with sel
 
 }  // namespace
 
@@ -37,23 +35,24 @@ PairDphpc::~PairDphpc() {
     if (copymode || !allocated) return;
     memory->destroy(setflag);
     memory->destroy(cutsq);
+    memory->destroy(scale_);
 }
 
 // ------------------------------------------------------------------ what the input says
 
 void PairDphpc::settings(int narg, char** arg) {
     dphpc::Arguments given;
+    forget_types();
     try {
         given = dphpc::arguments_of({arg, arg + narg});
-        models_.clear();
-        threads_ = given.threads, out_freq_ = given.out_freq, out_file_ = given.out_file;
+        threads_ = given.threads, out_freq_ = given.out_freq, out_file_ = given.out_file, measure_ = given.measure;
         read_models(given.models, given.single, given.fparam);
     } catch (const std::exception& problem) {
         // The same on all ranks: they have the same arguments and the same bytes.
+        models_.clear();
         error->all(FLERR, "pair_style dphpc: {}", std::string(problem.what()));
     }
     looked_over_ = false;
-    deviation_step_ = -1;
     open_deviation();
     std::string types;
     for (const std::string& name : models_[0].settings.type_map) types += " " + name;
@@ -61,6 +60,14 @@ void PairDphpc::settings(int narg, char** arg) {
         utils::logmesg(lmp, "dphpc model {}: types{}, cutoff {} A, {}, kernels {}, {} thread(s) a rank\n",
                        models_[0].path, types, models_[0].settings.rcut, given.single ? "mixed" : "float64", DPHPC_ISA,
                        threads_ ? threads_ : comm->nthreads);
+}
+
+// Those of another model, which pair_coeff is to name anew.
+void PairDphpc::forget_types() {
+    models_.clear();
+    type_of_.clear();
+    for (int i = 1; allocated && i <= atom->ntypes; ++i)
+        for (int j = 1; j <= atom->ntypes; ++j) setflag[i][j] = 0, scale_[i][j] = 1.0;
 }
 
 void PairDphpc::read_models(const std::vector<std::string>& paths, bool single, const std::vector<double>& fparam) {
@@ -105,7 +112,7 @@ dphpc::Bytes PairDphpc::read_on_all(const std::string& path) {
 void PairDphpc::open_deviation() {
     deviation_.close();
     int opened = 1;
-    if (comm->me == 0 && models_.size() > 1 && out_freq_ > 0) opened = deviation_.open(out_file_);
+    if (comm->me == 0 && models_.size() > 1 && out_freq_ > 0) opened = deviation_.open(out_file_, measure_.atomic);
     MPI_Bcast(&opened, 1, MPI_INT, 0, world);
     if (!opened) error->all(FLERR, "pair_style dphpc: cannot write out_file '{}'", out_file_);
 }
@@ -115,8 +122,11 @@ void PairDphpc::coeff(int narg, char** arg) {
     if (!allocated) {
         memory->create(setflag, n + 1, n + 1, "pair:setflag");
         memory->create(cutsq, n + 1, n + 1, "pair:cutsq");
+        memory->create(scale_, n + 1, n + 1, "pair:scale");
+        for (int i = 0; i <= n; ++i) std::fill_n(scale_[i], n + 1, 1.0);
         allocated = 1;
     }
+    if (models_.empty()) error->all(FLERR, "pair_style dphpc has no model: say pair_style dphpc MODEL first");
     if (narg < 2 || std::string(arg[0]) != "*" || std::string(arg[1]) != "*")
         error->all(FLERR, "pair_style dphpc wants: pair_coeff * * and the name of each atom type in the model");
     try {
@@ -137,11 +147,8 @@ void PairDphpc::init_style() {
         unit_ = utils::get_conversion_factor(utils::ENERGY, utils::METAL2REAL);
     else
         error->all(FLERR, "pair_style dphpc needs units metal or real, not {}", units);
-    // Bonded pairs whose weight is 0 are not in the list.
-    bool complete = true;
-    for (int k = 1; k <= 3; ++k) complete = complete && force->special_lj[k] != 0.0 && force->special_coul[k] != 0.0;
-    if (atom->molecular != Atom::ATOMIC && atom->nbonds > 0 && !complete)
-        error->all(FLERR, "pair_style dphpc sees bonded pairs, too: say special_bonds lj/coul 1 1 1");
+    if (measure_.atomic && !atom->tag_enable) error->all(FLERR, "pair_style dphpc: atomic needs atoms with ids");
+    new_run_ = new_lines_ = true;
     neighbor->add_request(this, NeighConst::REQ_FULL);
 }
 
@@ -152,84 +159,35 @@ double PairDphpc::init_one(int i, int j) {
     return reach;
 }
 
-// ------------------------------------------------------------------ neighbors
-
-// Rows of the full list in the kernels' form: by center, and within a center sorted by type.
-void PairDphpc::take_list() {
-    const int n_all = atom->nlocal + atom->nghost;
-    types_.resize(n_all);
-    for (int i = 0; i < n_all; ++i) types_[i] = type_of_[atom->type[i]];
-    centers_.assign(models_[0].settings.n_types(), {});
-    std::vector<int> listed(atom->nlocal, -1);  // place in LAMMPS' list
-    for (int k = 0; k < list->inum; ++k) {
-        const int i = list->ilist[k];
-        if (types_[i] < 0) continue;
-        listed[i] = k;
-        centers_[types_[i]].push_back(i);
-    }
-    offsets_.assign(atom->nlocal + 1, 0);
-    std::int64_t n_pairs = 0;
-    for (int i = 0; i < atom->nlocal; ++i) {
-        if (listed[i] >= 0) n_pairs += list->numneigh[i];
-        offsets_[i + 1] = n_pairs;
-    }
-    indices_.resize(n_pairs);
-    for (int i = 0; i < atom->nlocal; ++i)
-        if (listed[i] >= 0) order_row(i, list->firstneigh[i], list->numneigh[i]);
+// What `fix adapt` changes: a factor of energies, forces and virials.
+void* PairDphpc::extract(const char* name, int& dimensions) {
+    if (std::string(name) != "scale") return nullptr;
+    dimensions = 2;
+    return scale_;
 }
 
-void PairDphpc::order_row(int i, const int* neighbors, int n) {
-    const int n_types = models_[0].settings.n_types();
-    place_.assign(n_types + 1, 0);
-    for (int k = 0; k < n; ++k) ++place_[types_[neighbors[k] & NEIGHMASK] + 1];
-    // A list that LAMMPS made for these types alone holds no others.
-    if (place_[0] > 0) error->one(FLERR, "pair_style dphpc: the list of atom {} holds types that are NULL", i);
-    place_[0] = offsets_[i];
-    for (int t = 0; t < n_types; ++t) place_[t + 1] += place_[t];
-    for (int k = 0; k < n; ++k) {
-        const int j = neighbors[k] & NEIGHMASK;
-        indices_[place_[types_[j]]++] = j;
-    }
-}
-
-dphpc::System PairDphpc::system() const {
-    const double* x = atom->x && atom->nlocal + atom->nghost ? atom->x[0] : nullptr;
-    return {x, types_.data(), offsets_.data(), indices_.data(), nullptr, static_cast<std::int64_t>(types_.size()), 0};
-}
-
-// Says once where there are more neighbors than `sel`: DeePMD-kit would drop the farthest.
-void PairDphpc::look_over() {
-    looked_over_ = true;
-    const Loaded& loaded = models_[0];
-    const double limit = loaded.settings.rcut * loaded.settings.rcut;
-    std::vector<int> counts(loaded.settings.n_types());
-    for (int i = 0; i < std::min(atom->nlocal, sample); ++i) {
-        std::fill(counts.begin(), counts.end(), 0);
-        for (std::int64_t k = offsets_[i]; k < offsets_[i + 1]; ++k) {
-            const int j = indices_[k];
-            double r2 = 0.0;
-            for (int a = 0; a < 3; ++a) r2 += (atom->x[j][a] - atom->x[i][a]) * (atom->x[j][a] - atom->x[i][a]);
-            counts[types_[j]] += r2 < limit;
+double PairDphpc::scale() const {
+    const int n = atom->ntypes;
+    double one = 1.0;
+    bool found = false;
+    for (int i = 1; i <= n; ++i)
+        for (int j = i; j <= n; ++j) {
+            if (!setflag[i][j]) continue;
+            if (found && scale_[i][j] != one) error->all(FLERR, "pair_style dphpc has one scale: scale * * VALUE");
+            one = scale_[i][j], found = true;
         }
-        for (std::size_t t = 0; t < counts.size(); ++t) {
-            const int sel = loaded.model->sel()[t];
-            if (sel == 0 || counts[t] <= sel) continue;
-            error->warning(FLERR, "atom {} has {} neighbors of type {}, sel is {}: all of them count here, while "
-                           "DeePMD-kit drops the farthest", atom->tag[i], counts[t], loaded.settings.type_map[t], sel);
-            return;
-        }
-    }
+    return one;
 }
 
 // ------------------------------------------------------------------ energies and forces
 
 void PairDphpc::compute(int eflag, int vflag) {
     ev_init(eflag, vflag);
-    if (neighbor->ago == 0 || static_cast<int>(types_.size()) != atom->nlocal + atom->nghost) take_list();
+    if (new_run_) look_at_list();
+    if (neighbor->ago == 0 || has_other_types()) take_list();
     if (!looked_over_) look_over();
-    const bool with_deviation = models_.size() > 1 && out_freq_ > 0 && update->ntimestep % out_freq_ == 0 &&
-                                update->ntimestep != deviation_step_;
-    evaluate_first(with_deviation);
+    factor_ = unit_ * scale();
+    evaluate_first(models_.size() > 1 && out_freq_ > 0 && update->ntimestep % out_freq_ == 0);
 }
 
 void PairDphpc::evaluate(Loaded& loaded, dphpc::Results& results) {
@@ -246,14 +204,14 @@ void PairDphpc::evaluate_first(bool with_deviation) {
     const std::size_t n_all = types_.size();
     forces_.resize(models_.size());
     dphpc::Results results{};
-    const bool straight = unit_ == 1.0 && !with_deviation;
+    const bool straight = factor_ == 1.0 && !with_deviation;
     if (!straight) forces_[0].assign(3 * n_all, 0.0);
     results.forces = !straight ? forces_[0].data() : n_all ? atom->f[0] : nullptr;
     if (eflag_atom) energies_.assign(atom->nlocal, 0.0), results.atom_energies = energies_.data();
     if (vflag_atom || cvflag_atom) virials_.assign(9 * n_all, 0.0), results.atom_virials = virials_.data();
     evaluate(models_[0], results);
     if (!straight)
-        for (std::size_t k = 0; k < 3 * n_all; ++k) atom->f[0][k] += unit_ * forces_[0][k];
+        for (std::size_t k = 0; k < 3 * n_all; ++k) atom->f[0][k] += factor_ * forces_[0][k];
     take_results(results);
     if (with_deviation) write_deviation(results);
 }
@@ -262,19 +220,19 @@ void PairDphpc::take_results(const dphpc::Results& results) {
     // Of a virial's rows (force) and columns (distance), LAMMPS' six are xx yy zz xy xz yz and its nine go on yx zx zy.
     // An atom's virial is not symmetric: where there is room for six, each has the mean of the two.
     constexpr int place[9] = {0, 4, 8, 3, 6, 7, 1, 2, 5}, transposed[6] = {0, 4, 8, 1, 2, 5};
-    if (eflag_global) eng_vdwl += unit_ * results.energy;
+    if (eflag_global) eng_vdwl += factor_ * results.energy;
     if (eflag_atom)
-        for (int i = 0; i < atom->nlocal; ++i) eatom[i] += unit_ * energies_[i];
+        for (int i = 0; i < atom->nlocal; ++i) eatom[i] += factor_ * energies_[i];
     if (vflag_global)
-        for (int k = 0; k < 6; ++k) virial[k] += unit_ * results.virial[place[k]];
+        for (int k = 0; k < 6; ++k) virial[k] += factor_ * results.virial[place[k]];
     const std::size_t n_all = types_.size();
     if (vflag_atom)
         for (std::size_t i = 0; i < n_all; ++i)
             for (int k = 0; k < 6; ++k)
-                vatom[i][k] += 0.5 * unit_ * (virials_[9 * i + place[k]] + virials_[9 * i + transposed[k]]);
+                vatom[i][k] += 0.5 * factor_ * (virials_[9 * i + place[k]] + virials_[9 * i + transposed[k]]);
     if (cvflag_atom)
         for (std::size_t i = 0; i < n_all; ++i)
-            for (int k = 0; k < 9; ++k) cvatom[i][k] += unit_ * virials_[9 * i + place[k]];
+            for (int k = 0; k < 9; ++k) cvatom[i][k] += factor_ * virials_[9 * i + place[k]];
 }
 
 void PairDphpc::too_near(const Loaded& loaded) {
@@ -308,15 +266,19 @@ void PairDphpc::write_deviation(const dphpc::Results& first) {
         }
         sent_ = forces_[m].data();
         comm->reverse_comm(this);
+        if (unit_ != 1.0)
+            for (double& value : forces_[m]) value *= unit_;
         dphpc::ModelResults result{forces_[m].data(), {}};
-        std::copy(results.virial, results.virial + 9, result.virial);
+        for (int k = 0; k < 9; ++k) result.virial[k] = unit_ * results.virial[k];
         of_models.push_back(result);
     }
     sent_ = nullptr;
-    deviation_step_ = update->ntimestep;
-    const std::vector<double> row = dphpc::deviation_of(of_models, atom->nlocal, atom->natoms, world);
-    if (comm->me == 0 && !deviation_.write(update->ntimestep, row))
+    dphpc::Atoms atoms{atom->nlocal, {}, atom->natoms};
+    if (measure_.atomic) atoms.ids.assign(atom->tag, atom->tag + atom->nlocal);
+    const std::vector<double> row = dphpc::deviation_of(of_models, atoms, measure_, world);
+    if (comm->me == 0 && !deviation_.write(update->ntimestep, row, new_lines_))
         error->one(FLERR, "pair_style dphpc: cannot write {}: check space and permissions", out_file_);
+    new_lines_ = false;
 }
 
 int PairDphpc::pack_reverse_comm(int n, int first, double* buffer) {

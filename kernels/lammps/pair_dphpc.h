@@ -24,6 +24,7 @@ class PairDphpc : public Pair {
     void init_style() override;
     double init_one(int i, int j) override;
     void compute(int eflag, int vflag) override;
+    void* extract(const char* name, int& dimensions) override;
     double memory_usage() override;
 
     int pack_reverse_comm(int n, int first, double* buffer) override;
@@ -39,6 +40,11 @@ class PairDphpc : public Pair {
     void read_models(const std::vector<std::string>& paths, bool single, const std::vector<double>& fparam);
     dphpc::Bytes read_on_all(const std::string& path);
     void open_deviation();
+    void forget_types();
+    void look_at_list();
+    bool has_other_types() const;
+    int mask_of_absent() const;
+    double scale() const;
     void take_list();
     void order_row(int i, const int* neighbors, int n);
     void look_over();
@@ -53,10 +59,14 @@ class PairDphpc : public Pair {
     int threads_ = 0;  // 0: as many as LAMMPS has
     int out_freq_ = 100;
     std::string out_file_ = "model_devi.out";
+    dphpc::Measure measure_;
     dphpc::DeviationFile deviation_;
-    bigint deviation_step_ = -1;  // of the last line
     bool looked_over_ = false;
-    double unit_ = 1.0;  // LAMMPS' energy unit per eV
+    bool new_run_ = true;      // nothing has been evaluated since init
+    bool new_lines_ = true;    // nor has a line been written
+    double unit_ = 1.0;        // LAMMPS' energy unit per eV
+    double factor_ = 1.0;      // of energies, forces and virials: unit_, times what `fix adapt` may ask for
+    double** scale_ = nullptr; // (n_types + 1, n_types + 1) that `fix adapt` may change, all to one number
 
     std::vector<int> type_of_;          // of LAMMPS' types the model's, −1 for those it does not act on
     std::vector<std::int32_t> types_;   // (n_all)

@@ -8,6 +8,7 @@
 
 #include "builds.h"
 #include "error.h"
+#include "force.h"
 #include "lammps.h"
 #include "lmptype.h"
 
@@ -86,4 +87,6 @@ extern "C" __attribute__((visibility("default"))) void lammpsplugin_init(void* l
                   reinterpret_cast<void*>(&make_pair_dphpc),
                   handle};
     reinterpret_cast<void (*)(Plugin*, void*)>(regfunc)(&plugin, lmp);
+    // LAMMPS keeps one list of plugins for all its instances in a process, and lets the first one alone have a style.
+    lammps->force->pair_map->emplace(plugin.name, reinterpret_cast<Force::PairCreator>(plugin.creator));
 }

