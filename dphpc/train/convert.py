@@ -17,7 +17,7 @@ import numpy as np
 
 from dphpc.core.errors import DataError, InputError, did_you_mean
 from dphpc.train.data.dataset import open_systems
-from dphpc.train.data.lmdb_store import is_lmdb
+from dphpc.train.data.lmdb_frames import is_lmdb
 from dphpc.train.data.storage import HDF5_MARK, find_stores
 from dphpc.train.data.system import FrameInputs
 from dphpc.train.data.writer import Configuration, write_systems

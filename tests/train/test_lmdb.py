@@ -20,6 +20,7 @@ from dphpc.train.bias import change_bias
 from dphpc.train.convert import convert
 from dphpc.train.data import Dataset, System, open_systems
 from dphpc.train.data.lmdb_file import LmdbFile
+from dphpc.train.data.lmdb_frames import Database
 from dphpc.train.freeze import freeze
 from dphpc.train.neighbor_stat import neighbor_stat_of
 from dphpc.train.sampler import Sampler
@@ -194,6 +195,7 @@ def bad_array(**changed: Any) -> dict[str, Any]:
         ([water(3, atom_types=encoded([0, 1, 1]))], {}, "types are not integers", "000000000000, atom_types"),
         ([water(3, atom_types=encoded([0, 1, 2], np.int32))], {}, "type 2 is used", "atom_types"),
         ([water(3), water(3, forces=encoded(np.full((3, 3), np.nan)))], {}, "frame 000000000001 holds NaN", "forces"),
+        ([water(3), water(3, coords=encoded([[1e9] * 3] * 3))], {}, "frame 000000000001 has coordinates", "coords"),
         ([water(3, cells=encoded(0.1 * np.eye(3)))], {}, "frame 000000000000 is a box thinner than", "cells"),
         ([water(3)], {"type_map": ["O", "X"]}, "the element 'X' is not in the type map", "__metadata__, type_map"),
     ],
@@ -205,6 +207,18 @@ def test_what_is_wrong_is_named(tmp_path: Path, frames: list, metadata: dict, wh
     assert what in caught.value.what
     assert "a.lmdb" in str(caught.value.where)
     assert where in str(caught.value.where)
+
+
+def test_each_frame_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frames of one composition, frames of several, and open ones."""
+    frames = [*[water(3)] * 4, *[water(4)] * 3, water(4, atom_types=encoded([0, 0, 1, 1], np.int32))]
+    written(tmp_path / "a.lmdb", [*frames, water(5, cells=None)])
+    read: list[str] = []
+    unpack = Database._unpack
+    monkeypatch.setattr(Database, "_unpack", lambda self, key, *place: read.append(key) or unpack(self, key, *place))
+    systems = open_systems(["a.lmdb"], ["O", "H"], base=tmp_path)
+    assert [system.n_frames for system in systems] == [4, 4, 1]
+    assert sorted(read) == [*(f"{i:012d}" for i in range(9)), "__metadata__"]
 
 
 def test_no_database(tmp_path: Path) -> None:

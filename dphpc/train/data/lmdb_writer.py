@@ -1,4 +1,4 @@
-"""Writing frames as one LMDB database, as dpdata writes it (see `lmdb_store`)."""
+"""Writing frames as one LMDB database, as dpdata writes it (see `lmdb_frames`)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
-from dphpc.train.data.lmdb_store import FIELDS, METADATA, NUMBER_FORMAT
+from dphpc.train.data.lmdb_frames import FIELDS, METADATA, NUMBER_FORMAT
 
 Frame = Mapping[str, NDArray[Any]]
 

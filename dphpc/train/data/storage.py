@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dphpc.core.errors import DataError
-from dphpc.train.data.lmdb_store import Database, LmdbStore, is_lmdb, lmdb_stores
+from dphpc.train.data.lmdb_frames import Database, is_lmdb
+from dphpc.train.data.lmdb_store import LmdbStore, lmdb_stores
 
 HDF5_MARK = "#"
 MAX_TEXT_BYTES = 256 * 2**20

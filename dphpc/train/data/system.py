@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from dphpc.core.box import MAX_COORDINATE, MIN_HEIGHT, Box
 from dphpc.core.errors import DataError, did_you_mean
 from dphpc.core.state import VIRTUAL
-from dphpc.train.data.lmdb_store import LmdbStore
+from dphpc.train.data.lmdb_store import LmdbStore, Rows
 from dphpc.train.data.storage import Store
 
 log = logging.getLogger("dphpc.train")
@@ -24,6 +24,7 @@ MIN_VOLUME_PER_ATOM = 0.2
 """Å³: the same; hydrogen at 1 TPa has about 1 Å³."""
 
 _CHUNK = 2**22
+_FAR = f"has coordinates beyond {MAX_COORDINATE:g} Å"
 
 
 @dataclass(frozen=True)
@@ -343,18 +344,23 @@ class System:
         return array.reshape(frames, width)
 
     def _check_finite(self, set_name: str, part: _Set) -> None:
-        arrays = {"coord.npy": part.coord} | {
+        arrays: dict[str, Any] = {"coord.npy": part.coord} | {
             {**LABELS, **self._inputs.labels()}[name].file: array for name, array in part.labels.items()
         }
         for file, array in arrays.items():
             where = self._store.where(f"{set_name}/{file}")
+            if isinstance(array, Rows):  # was looked at when its database was opened
+                self._refuse(array.not_finite(), "holds NaN or infinity", where)
+                if file == "coord.npy":
+                    self._refuse(array.farthest() > MAX_COORDINATE, _FAR, where)
+                continue
             step = max(1, _CHUNK // array.shape[1])
             for first in range(0, len(array), step):
                 chunk = array[first : first + step]
                 self._refuse(~np.isfinite(chunk).all(axis=1), "holds NaN or infinity", where, first=first)
                 if file == "coord.npy":
                     far = (np.abs(chunk) > MAX_COORDINATE).any(axis=1)
-                    self._refuse(far, f"has coordinates beyond {MAX_COORDINATE:g} Å", where, first=first)
+                    self._refuse(far, _FAR, where, first=first)
 
     def _refuse(self, bad: NDArray[Any], what: str, where: str, expected: str | None = None, *, first: int = 0) -> None:
         """Raise for the first frame of a set that is flagged."""
