@@ -143,8 +143,13 @@ class DPHPC:
         force.setName("dphpc")
         return force
 
-    def createSystem(self, topology: app.Topology) -> openmm.System:
-        """A System of a topology's atoms, with their elements' masses, in which the potential is the only force.
+    def createSystem(self, topology: app.Topology, removeCMMotion: bool = True) -> openmm.System:
+        """A System of a topology's atoms, with their elements' masses, in which no other force acts.
+
+        Parameters
+        ----------
+        removeCMMotion
+            Add OpenMM's CMMotionRemover, as openmm-ml and force fields do.
 
         Raises
         ------
@@ -157,6 +162,8 @@ class DPHPC:
         if topology.getPeriodicBoxVectors() is not None:
             system.setDefaultPeriodicBoxVectors(*topology.getPeriodicBoxVectors())
         system.addForce(force)
+        if removeCMMotion:
+            system.addForce(openmm.CMMotionRemover())
         return system
 
     def createMixedSystem(self, topology: app.Topology, system: openmm.System, atoms: Iterable[int]) -> openmm.System:
@@ -178,7 +185,7 @@ class DPHPC:
             As `createForce`; a bond or virtual site crosses the region's boundary; the System has a force whose
             interactions inside the region are not known how to take out.
         """
-        atoms = list(atoms)
+        atoms = _checked(atoms, topology.getNumAtoms())
         force = self.createForce(topology, atoms)
         if topology.getNumAtoms() != system.getNumParticles():
             raise InputError(
@@ -262,7 +269,11 @@ class _Computation:
 
 
 def _checked(atoms: Iterable[int], n_atoms: int) -> list[int]:
-    chosen = [int(k) for k in atoms]
+    listed = list(atoms)
+    for k in listed:
+        if not isinstance(k, int | np.integer) or isinstance(k, bool):
+            raise InputError(f"atoms holds {k!r}", expected="indices of atoms, such as atom.index of a topology's atom")
+    chosen = [int(k) for k in listed]
     if not chosen:
         raise InputError("no atoms are chosen", expected="indices of atoms, or None for all of them")
     if min(chosen) < 0 or max(chosen) >= n_atoms:

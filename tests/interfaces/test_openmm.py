@@ -137,6 +137,18 @@ def test_a_barostat_changes_the_box_and_the_energy_follows() -> None:
     assert evaluated(context)[0] == pytest.approx(expected, abs=1e-9)
 
 
+@pytest.mark.parametrize("remove", [True, False])
+def test_the_center_of_mass_is_kept_at_rest(remove: bool) -> None:
+    topology, x, _, _ = water()
+    system = DPHPC(MODEL).createSystem(topology, removeCMMotion=remove)
+    context = context_of(system, x)
+    context.setVelocities(np.full((len(x), 3), 0.1))
+    context.getIntegrator().step(2)
+    velocities = context.getState(velocities=True).getVelocities(asNumpy=True)._value
+    masses = np.array([system.getParticleMass(k)._value for k in range(len(x))])
+    assert np.average(velocities[:, 0], weights=masses) == pytest.approx(0.0 if remove else 0.1, abs=1e-6)
+
+
 def test_a_region_is_as_if_alone() -> None:
     topology, x, cell, types = water()
     region = [5, 2, 17, 11, 3, 20]  # in an order of the caller's
@@ -236,6 +248,8 @@ def test_several_models_give_their_deviation() -> None:
         (["O", "H"], [-1], "atoms -1 to -1"),
         (["O", "H"], [1, 1], "twice"),
         (["O", "H"], [], "no atoms"),
+        (["O", "H"], "OH", "atoms holds 'O'"),
+        (["O", "H"], [True, False], "atoms holds True"),
         ([], None, "no atoms"),
     ],
 )
