@@ -74,6 +74,11 @@ class Checkpoint:
         """Whether it is of a minimization, whose velocities are not the atoms'."""
         return bool(self.stages[self.stage]["ensemble"] == "minimize")
 
+    @property
+    def drifts(self) -> bool:
+        """Whether it is of a stage in which the center of mass moves."""
+        return bool(self.stages[self.stage].get("thermostat") == "langevin")
+
     def fixes_as(self, fixed: Fixed | None) -> bool:
         """Whether a run file's choice of fixed atoms is this run's."""
         return self.fixed == (fixed.model_dump() if fixed else None)

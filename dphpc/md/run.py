@@ -41,7 +41,7 @@ from dphpc.md.setup import (
     starts_from_own_restart,
 )
 from dphpc.md.trajectory import FrameWriter, open_trajectory, write_frame
-from dphpc.md.velocities import draw_velocities
+from dphpc.md.velocities import draw_velocities, stop_drift
 from dphpc.ops.threads import default_threads, set_threads, threads_restored
 from dphpc.parallel.balance import imbalance
 from dphpc.parallel.comm import Communicator, ends_together, from_first, together, world
@@ -155,6 +155,7 @@ class Run:
         self.stage, self.stage_step, self.bath = 0, 0, no_sum()
         self.saved: dict[str, NDArray] = {}
         self.at_rest = False  # whether velocities are a minimizer's, not the atoms'
+        self.drifts = False  # whether Langevin moved the center of mass in the stage before
         self.converged: bool | None = None
         if old is not None:
             step0, time0, dt = old.clock
@@ -168,7 +169,7 @@ class Run:
                 self.bath = np.array(old.account)
             plan = f"going on in stage {self.stage + 1} after {self.stage_step} of its steps" if where else "new stages"
             self.screen.say(f"restart:   at step {engine.step}, {engine.time:.6g} ps; {plan}")
-            self.at_rest = old.minimizes
+            self.at_rest, self.drifts = old.minimizes, where is None and old.drifts
             if s.velocities is not None and not self.at_rest and s.stages[self.stage].ensemble != "minimize":
                 self.screen.say("velocities: from the restart file; the run file's 'velocities' is not used")
         self.begun = engine.time
@@ -263,6 +264,7 @@ class Run:
                 self._write(integrator, last=True)  # the minimum
             self.bath += bath_energy(engine, integrator)
             self.stage, self.stage_step, self.at_rest = self.stage + 1, 0, not integrator.dynamic
+            self.drifts = not integrator.frozen
             if self.at_rest and stages[self.stage].ensemble != "minimize":
                 engine.to_host()
                 self._start_moving()
@@ -288,6 +290,8 @@ class Run:
         integrator = integrator_of(stage, self.engine.n_atoms, self.engine.n_fixed, self.settings.seed)
         if isinstance(integrator, Fire) and not self.saved:
             integrator.begin(self.engine)
+        elif self.drifts and integrator.frozen:  # of whose degrees of freedom the drift is none
+            self.bath += stop_drift(self.engine)
         return integrator
 
     def _intervals(self) -> dict[str, int]:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import NDArray
+
+from dphpc.core.exact_sum import exact_sum
 from dphpc.core.units import BOLTZMANN_EV_PER_K
 from dphpc.md.engine import Engine
 from dphpc.md.observables import degrees_of_freedom
@@ -14,11 +18,28 @@ def draw_velocities(engine: Engine, temperature: float, seed: int) -> None:
     velocity depends on seed and id, not on the rank that holds it.
     """
     engine.host.draw_velocities(temperature, seed)
-    velocities = engine.state.velocities[: engine.state.n_local]
-    if engine.n_atoms > 1 and not engine.n_fixed:
-        momentum = engine.momentum()
-        velocities -= momentum[:3] / momentum[3]
+    _rest(engine)
     kinetic = engine.kinetic_energy()
     target = 0.5 * degrees_of_freedom(engine.n_atoms, 3, engine.n_fixed) * BOLTZMANN_EV_PER_K * temperature
     if kinetic > 0.0:
         engine.host.scale_velocities((target / kinetic) ** 0.5)
+
+
+def stop_drift(engine: Engine) -> NDArray[np.float64]:
+    """Bring the center of mass to rest, unless there are fixed atoms; collective.
+
+    Returns
+    -------
+    (3,) eV that the atoms lost, in the parts of `core.exact_sum`.
+    """
+    engine.to_host()
+    before = engine.kinetic_energy()
+    _rest(engine)
+    engine.moves.put_velocities(engine.state.velocities[: engine.state.n_local])
+    return exact_sum(np.array([before - engine.kinetic_energy()]))
+
+
+def _rest(engine: Engine) -> None:
+    if engine.n_atoms > 1 and not engine.n_fixed:
+        momentum = engine.momentum()
+        engine.state.velocities[: engine.state.n_local] -= momentum[:3] / momentum[3]

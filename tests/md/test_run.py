@@ -209,6 +209,36 @@ def test_the_last_step_is_written_and_only_once(
 
 
 @pytest.mark.mpi
+@pytest.mark.parametrize("after", ["nve", "nose-hoover", "bussi", "langevin"])
+@pytest.mark.parametrize("new_plan", [False, True])
+def test_the_drift_that_langevin_leaves_is_stopped(
+    comm: Communicator, config: Make, argon: LennardJones, after: str, new_plan: bool
+) -> None:
+    """It is none of the degrees of freedom of the others, nor of their temperature."""
+    folder = Path(config()["structure"]).parent
+    files = {
+        "thermo": {"every": 1, "file": str(folder / "t.csv")},
+        "trajectory": {"every": 1, "file": str(folder / "t.extxyz"), "velocities": True},
+        "restart": {"file": str(folder / "r.h5")},
+    }
+    before = stage("langevin", 10) | {"temperature_K": 60}
+    plan = config(stages=[before, *[stage(after, 5)] * (not new_plan)], **files)
+    run_md(plan, comm=comm, potential=argon)
+    if new_plan:
+        again = {"structure": str(folder / "r.h5"), "stages": [stage(after, 5)], "replicate": None}
+        run_md(config(**files | again), comm=comm, potential=argon)
+    if comm.rank == 0:
+        momenta = [np.abs(f.get_momenta().sum(axis=0)).max() for f in read(folder / "t.extxyz", ":", parallel=False)]
+        assert momenta[10] > 0.1
+        assert (max(momenta[11:]) < 1e-5) == (after != "langevin")
+        names, rows = table(files["thermo"]["file"])
+        conserved = rows[:, names.index("conserved_eV")]
+        assert len(rows) == 16
+        assert np.ptp(conserved) < 1e-3
+    comm.barrier()
+
+
+@pytest.mark.mpi
 def test_thermo_is_kept_once_as_numbers(comm: Communicator, config: Make, argon: LennardJones) -> None:
     run = Run(parse_config(MdConfig, config(model="unused")), comm, argon)
     result = run.go()
