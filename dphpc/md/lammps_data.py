@@ -20,6 +20,9 @@ from numpy.typing import NDArray
 from dphpc.core.box import Box
 from dphpc.core.errors import DataError
 
+SUFFIXES = (".lmp", ".data", ".lammps", ".lmpdat")
+"""Of a file's name."""
+
 STYLES = {
     "atomic": ("id", "type", "x"), "charge": ("id", "type", "q", "x"), "molecular": ("id", "mol", "type", "x"),
     "bond": ("id", "mol", "type", "x"), "angle": ("id", "mol", "type", "x"), "full": ("id", "mol", "type", "q", "x"),
@@ -40,7 +43,11 @@ SECTIONS = (
     "Improper Coeffs",
 )  # fmt: skip
 
+READ = ("Atoms", "Velocities", "Masses", "Atom Type Labels")
+"""Sections that are read, as long as the header says."""
+
 MAX_ATOMS = 2_000_000_000
+MAX_ID = 1 << 53
 
 
 @dataclass
@@ -74,7 +81,7 @@ class LammpsData:
 class _Header:
     n_atoms: int = 0
     n_types: int = 0
-    bounds: NDArray[np.float64] = field(default_factory=lambda: np.array([[-0.5, 0.5]] * 3))
+    bounds: NDArray[np.float64] = field(default_factory=lambda: np.full((3, 2), np.nan))
     tilt: NDArray[np.float64] = field(default_factory=lambda: np.zeros(3))
     vectors: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 
@@ -120,12 +127,12 @@ class _Reader:
             if name == "Masses":
                 self._read_masses()
             elif name == "Atom Type Labels":
-                self.labels = {int(w[0]): w[1] for w, _ in self._lines(self.header.n_types)}
+                self.labels = dict(self._label(words) for words, _ in self._lines(self.header.n_types))
             elif name == "Atoms":
                 data = self._read_atoms(hint)
             elif name == "Velocities":
                 velocities = self._table(self.header.n_atoms, 4, "Velocities", self._first_line())
-            section = self._next_section()
+            section = self._next_section(read=name in READ)
         if data is None:
             raise self._error("the file has no Atoms section")
         if velocities is not None:
@@ -168,11 +175,39 @@ class _Reader:
                 raise self._error(f"the header announces {h.n_atoms} atoms")
         return None
 
-    def _next_section(self) -> tuple[str, str] | None:
+    def _next_section(self, read: bool) -> tuple[str, str] | None:
+        """The next one's name and hint; after one that was `read` as long as the header says, no number may come."""
         for line in self.file:
             if section := _section(line):
                 return section
+            words = line.partition("#")[0].split()
+            if read and words and re.fullmatch(r"[-+]?[\d.]+", words[0]):
+                raise self._error(
+                    f"a section has more lines than the header says: '{line.strip()}'",
+                    f"{self.header.n_atoms} atoms and {self.header.n_types} atom types, as the header says",
+                    "correct the header, or take the line out",
+                )
+            read = read and not words
         return None
+
+    def _label(self, words: list[str]) -> tuple[int, str]:
+        if len(words) < 2 or not words[0].isdigit():
+            raise self._error(
+                f"a line of Atom Type Labels cannot be read: {' '.join(words)}", "a type and its name, 1 Si"
+            )
+        return self._type(int(words[0])), words[1]
+
+    def _type(self, kind: int) -> int:
+        if not 1 <= kind <= self.header.n_types:
+            raise self._error(f"there is a type {kind}", f"1 to {self.header.n_types}, as the header says")
+        return kind
+
+    def _box(self) -> Box:
+        for axis, (a, b) in zip("xyz", self.header.bounds.tolist(), strict=True):
+            if not self.header.vectors and not a < b:
+                found = f"is from {a:g} to {b:g}" if np.isfinite(a + b) else "is missing"
+                raise self._error(f"the box along {axis} {found}", f"a line like '0.0 10.0 {axis}lo {axis}hi'")
+        return self.header.box()
 
     def _lines(self, n: int) -> Iterator[tuple[list[str], str]]:
         """Words and comment of the next n lines that are not blank."""
@@ -191,7 +226,12 @@ class _Reader:
 
     def _read_masses(self) -> None:
         for words, comment in self._lines(self.header.n_types):
-            kind = int(words[0]) if words[0].isdigit() else _key_of(self.labels, words[0])
+            numbers = {name: number for number, name in self.labels.items()}
+            if not words[0].isdigit() and words[0] not in numbers:
+                raise self._error(
+                    f"Masses names the type '{words[0]}'", "a number, or a name that Atom Type Labels has before"
+                )
+            kind = self._type(int(words[0])) if words[0].isdigit() else numbers[words[0]]
             try:
                 self.masses[kind] = float(words[1])
             except (ValueError, IndexError):
@@ -203,6 +243,10 @@ class _Reader:
 
     def _read_atoms(self, hint: str) -> LammpsData:
         n = self.header.n_atoms
+        if not n:
+            raise self._error("the header announces no atoms", "a line like '192 atoms'; the first line is but a title")
+        if not self.header.n_types:
+            raise self._error("the header announces no types of atoms", "a line like '2 atom types'")
         start = self._first_line()
         words = start.partition("#")[0].split()
         style = self._style(hint, words)
@@ -213,13 +257,33 @@ class _Reader:
         type_column = columns.index("type")
         table = self._table(n, len(words), "Atoms", start, type_column)
         x = columns.index("x")
+        whole = [k for k in range(len(words)) if not x <= k < x + 3 and columns[min(k, x)] != "q"]
+        self._require_whole(table, whole, style)
         return LammpsData(
-            box=self.header.box(),
+            box=self._box(),
             ids=table[:, 0].astype(np.int64),
             types=table[:, type_column].astype(np.int32),
             positions=np.ascontiguousarray(table[:, x : x + 3]),
             images=table[:, width:].astype(np.int32) if len(words) > width else np.zeros((n, 3), np.int32),
         )
+
+    def _require_whole(self, table: NDArray, whole: list[int], style: str) -> None:
+        """Refuse what is no id, type or image flag in the columns that are to hold such: the style is another."""
+        for column in whole:
+            bad = np.flatnonzero(table[:, column] != np.rint(table[:, column]))
+            if len(bad):
+                raise self._error(
+                    f"atom {table[bad[0], 0]:g} has {table[bad[0], column]:g} in column {column + 1}",
+                    f"a whole number there, in atom style '{style}'",
+                    "if the file is of another style, write it behind the section's name: Atoms # sphere",
+                )
+        type_column = STYLES[style].index("type")
+        for name, column, most in (("id", 0, MAX_ID), ("type", type_column, self.header.n_types)):
+            bad = np.flatnonzero((table[:, column] < 1) | (table[:, column] > most))
+            if len(bad):
+                raise self._error(
+                    f"line {bad[0] + 1} of Atoms has the {name} {table[bad[0], column]:g}", f"1 to {most:,}"
+                )
 
     def _style(self, hint: str, words: list[str]) -> str:
         if hint in STYLES:
@@ -275,7 +339,3 @@ def _section(line: str) -> tuple[str, str] | None:
     text, _, hint = line.partition("#")
     name = " ".join(text.split())
     return (name, hint.strip().split(" ")[0]) if name in SECTIONS else None
-
-
-def _key_of(labels: dict[int, str], label: str) -> int:
-    return next((k for k, name in labels.items() if name == label), 0)

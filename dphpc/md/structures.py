@@ -10,18 +10,14 @@ from pathlib import Path
 
 import numpy as np
 from ase import Atoms
-from ase.constraints import FixAtoms, FixCartesian, FixScaled
 from ase.data import atomic_masses, atomic_numbers
-from ase.io import read as ase_read
-from ase.io.formats import filetype, ioformats
-from ase.units import fs as ASE_FS
 from numpy.typing import NDArray
 
 from dphpc.core.box import Box
-from dphpc.core.errors import DataError, DphpcError, InputError, did_you_mean
+from dphpc.core.errors import DataError, InputError, did_you_mean
 from dphpc.core.state import RESTARTED, State, row_dtype
-from dphpc.md.config import RESTART_SUFFIXES
-from dphpc.md.lammps_data import LammpsData, read_lammps_data
+from dphpc.md.ase_files import fixed_in, ids_of, read_last, velocities_of
+from dphpc.md.lammps_data import SUFFIXES, LammpsData, read_lammps_data
 from dphpc.parallel.comm import Communicator
 from dphpc.parallel.domain import Domain
 
@@ -30,13 +26,6 @@ _log = logging.getLogger(__name__)
 ROWS = row_dtype(RESTARTED)
 UNUSUAL_MASS = 0.1
 """Fraction by which a mass may differ from the element's before a run says so."""
-
-LAMMPS_SUFFIXES = (".lmp", ".data", ".lammps", ".lmpdat")
-FORMATS = (
-    f"by its name LAMMPS data ({', '.join(LAMMPS_SUFFIXES)}, data.*), extxyz (.extxyz, .xyz), "
-    f"POSCAR (POSCAR*, CONTCAR*, .poscar, .vasp), CIF (.cif) or a restart file ({', '.join(RESTART_SUFFIXES)})"
-)
-"""How a structure's name tells its format."""
 
 CHUNK = 1 << 18
 """Atoms read and dealt out at a time."""
@@ -143,10 +132,10 @@ def read_structure(
     """
     require_file(path, "structure")
     name = Path(path).name.lower()
-    if name.endswith(LAMMPS_SUFFIXES) or name.startswith("data."):
+    if name.endswith(SUFFIXES) or name.startswith("data."):
         source = _from_lammps(read_lammps_data(path), type_map, path)
     else:
-        atoms, last_of_several = _read_ase(path)
+        atoms, last_of_several = read_last(path)
         source = replace(_from_ase(atoms, path, with_fixed), last_of_several=last_of_several)
     if periodic is not None and tuple(periodic) != source.box.periodic:
         source = replace(source, box=replace(source.box, periodic=(periodic[0], periodic[1], periodic[2])))
@@ -180,7 +169,15 @@ def _from_lammps(data: LammpsData, type_map: list[str] | None, path: str) -> Sou
             where="key 'type_map'",
             expected=f"types 1 to {len(names)}, which 'type_map' names",
         )
-    masses = {names[k - 1]: m for k, m in data.masses.items() if k <= len(names)}
+    masses: dict[str, float] = {}
+    for kind in sorted(data.masses, key=lambda kind: kind not in present):
+        name, mass = names[kind - 1] if kind <= len(names) else "", data.masses[kind]
+        if name and masses.setdefault(name, mass) != mass and kind in present:
+            raise InputError(
+                f"several types of '{path}' are '{name}', and have different masses ({masses[name]:g} and {mass:g} u)",
+                where="section Masses; key 'type_map'", expected="one mass for a species",
+                remedy="give them one, or names of their own in a model that has them as species",
+            )  # fmt: skip
     for name, mass in masses.items():
         _check_mass(name, mass, names, path)
     rows = np.zeros(len(data.ids), ROWS)
@@ -204,61 +201,16 @@ def _check_mass(name: str, mass: float, names: list[str], path: str) -> None:
         )
 
 
-def _read_ase(path: str) -> tuple[Atoms, bool]:
-    """A file's last frame, and whether there are others before it."""
-    name = Path(path).name
-    lower = name.lower()
-    is_vasp = lower.startswith(("poscar", "contcar")) or lower.endswith((".poscar", ".vasp"))
-    kind = "vasp" if is_vasp else "extxyz" if lower.endswith((".xyz", ".extxyz")) else None
-    try:
-        kind = kind or filetype(path)
-        # Formats of one frame take no range.  parallel: else ASE talks to the other ranks.
-        found = ase_read(path, index=-1 if ioformats[kind].single else slice(-2, None), format=kind, parallel=False)
-        frames = [found] if isinstance(found, Atoms) else found
-        atoms = frames[-1]
-        assert isinstance(atoms, Atoms)
-    except DphpcError:
-        raise
-    except Exception as error:  # ASE's readers raise whatever comes to them
-        raise DataError(
-            f"the structure cannot be read: {str(error) or type(error).__name__}",
-            where=path,
-            expected=FORMATS,
-        ) from None
-    occupancies = atoms.info.get("occupancy", {}).values()
-    if any(len(site) > 1 or sum(site.values()) < 1 for site in occupancies):
-        raise DataError("the structure has sites that are occupied in part", where=path, remedy="write an ordered cell")
-    return atoms, len(frames) > 1
-
-
-def _fixed_in(atoms: Atoms, path: str) -> NDArray[np.bool_]:
-    """(n,) whether the file fixes an atom."""
-    held = np.zeros((len(atoms), 3), bool)
-    for constraint in atoms.constraints:
-        if isinstance(constraint, FixAtoms):
-            held[constraint.index] = True
-        elif isinstance(constraint, FixCartesian | FixScaled):
-            held[constraint.index] |= constraint.mask
-    partly = np.flatnonzero(held.any(axis=1) & ~held.all(axis=1))
-    if len(partly):
-        raise DataError(
-            f"the structure fixes atom {partly[0] + 1} in some directions only, which a run does not do",
-            where=path, expected="atoms that are fixed in all three directions, or in none",
-            remedy="say in the run file which atoms are fixed, for instance fixed: {ids: [1, 2]}; fixed: {} frees all",
-        )  # fmt: skip
-    return np.asarray(held[:, 0])
-
-
 def _from_ase(atoms: Atoms, path: str, with_fixed: bool) -> Source:
     names, types = np.unique(atoms.get_chemical_symbols(), return_inverse=True)
     rows = np.zeros(len(atoms), ROWS)
-    rows["ids"] = np.arange(1, len(atoms) + 1)
+    rows["ids"] = ids_of(atoms, path)
     rows["types"], rows["positions"] = types, atoms.positions
     if with_fixed:
-        rows["fixed"] = _fixed_in(atoms, path)
-    has_velocities = atoms.has("momenta")
-    if has_velocities:
-        rows["velocities"] = atoms.get_velocities() * (1000.0 * ASE_FS)
+        rows["fixed"] = fixed_in(atoms, path)
+    velocities = velocities_of(atoms, path)
+    if velocities is not None:
+        rows["velocities"] = velocities
     masses: dict[str, float] = {}
     if atoms.has("masses"):
         for k, name in enumerate(names):
@@ -267,7 +219,7 @@ def _from_ase(atoms: Atoms, path: str, with_fixed: bool) -> Source:
                 raise DataError(f"atoms of species {name} have different masses", where=path)
             masses[str(name)] = float(own[0])
     box = Box.of_cell(atoms.cell.array, atoms.pbc, atoms.positions)
-    return Source.of_rows(box, [str(n) for n in names], rows, masses, has_velocities, path)
+    return Source.of_rows(box, [str(n) for n in names], rows, masses, velocities is not None, path)
 
 
 def masses_of(

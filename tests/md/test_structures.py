@@ -113,6 +113,22 @@ def test_a_type_map_in_the_wrong_order_is_noticed_by_the_masses(tmp_path: Path) 
         (HEADER.replace("3 atoms", "-3 atoms"), "announces -3 atoms"),
         (f"{HEADER}\nAtoms\n\n{ATOMS['atomic']}\nVelocities\n\n1 0 0 0\n2 0 0 0\n4 0 0 0\n", "different atoms"),
         (HEADER + "\nAtoms # atomic\n\n" + ATOMS["atomic"].replace("3 2", "2 2"), "same id"),
+        # The same without a hint: a diameter is no type, and a dipole no image flag.
+        (HEADER + "\nAtoms\n\n" + "1 1 1.2 1.0 0 0 0\n" * 3, r"(?s)1\.2 in column 3.*style 'full'"),
+        (HEADER + "\nAtoms\n\n" + "1 1 0.5 0 0 0 0.3 0 0\n" * 3, r"(?s)0\.3 in column 7.*style 'charge'"),
+        (HEADER + "\nAtoms # atomic\n\n" + ATOMS["atomic"] + "4 1 5 5 5 0 0 0\n", "more lines than the header says"),
+        (f"{HEADER}\nAtoms\n\n{ATOMS['atomic']}{TAIL.replace('Bonds', '4 0 0 0')}", "more lines than the header"),
+        (HEADER + "3 1.008 # H\n\nAtoms # atomic\n\n" + ATOMS["atomic"], "more lines than the header says"),
+        (HEADER + "\nAtoms # atomic\n\n" + ATOMS["atomic"].replace("2 2", "2 3"), r"line 3 of Atoms has the type 3"),
+        (HEADER + "\nAtoms # atomic\n\n" + ATOMS["atomic"].replace("1 1 2", "0 1 2"), r"line 2 of Atoms has the id 0"),
+        (HEADER.replace("2 1.008", "3 1.008"), "there is a type 3"),
+        (HEADER.replace("2 1.008", "H 1.008"), "Masses names the type 'H'"),
+        (HEADER.replace("Masses", "Atom Type Labels\n\nO 1\nH 2\n\nMasses"), r"Labels cannot be read: O 1"),
+        (HEADER.replace("Masses", "Atom Type Labels\n\n1\n2\n\nMasses"), r"Labels cannot be read: 1"),
+        (HEADER.replace("-2.0 8.0", "8.0 -2.0") + "\nAtoms\n\n" + ATOMS["atomic"], "along y is from 8 to -2"),
+        (HEADER.replace("-2.0 8.0 ylo yhi\n", "") + "\nAtoms\n\n" + ATOMS["atomic"], "box along y is missing"),
+        (HEADER[HEADER.index("3 atoms") :] + "\nAtoms\n\n" + ATOMS["atomic"], "announces no atoms"),
+        (HEADER.partition("2 atom types")[0] + "\nAtoms\n\n" + ATOMS["atomic"], "announces no types of atoms"),
         (HEADER + "\nAtoms # atomic\n\n" + ATOMS["atomic"].replace("0.25", "nan"), "not finite"),
     ],
 )
@@ -121,6 +137,15 @@ def test_damaged_lammps_files(tmp_path: Path, text: str, message: str) -> None:
     path.write_text(text)
     with pytest.raises(DphpcError, match=message):
         read_structure(str(path), None, None)
+
+
+def test_isotopes_of_one_name_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.lmp"
+    path.write_text(f"{HEADER}\nAtoms\n\n{ATOMS['atomic']}".replace("15.9994 # O", "2.014   # H"))
+    with pytest.raises(InputError, match=r"several types .* are 'H', .* \(2\.014 and 1\.008 u\)"):
+        read_structure(str(path), None, None)
+    path.write_text(path.read_text().replace("1 1 2 3 4", "1 2 2 3 4"))
+    assert read_structure(str(path), None, None).masses == {"H": 1.008}, "of the type that has atoms"
 
 
 @pytest.mark.parametrize("name", ["POSCAR", "x.vasp", "x.cif", "x.extxyz"])
@@ -159,6 +184,50 @@ def test_velocities_and_masses_come_along(tmp_path: Path) -> None:
     assert source.has_velocities
     np.testing.assert_allclose(source.read(0, 4)["velocities"], np.arange(12).reshape(4, 3), atol=1e-6)
     assert not read_structure(_written(tmp_path, bulk("Ar")), None, None).has_velocities
+
+
+@pytest.mark.parametrize("name", ["vel", "velo", "velocities"])
+def test_velocities_of_no_known_unit_are_told(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    atoms = bulk("Ar", cubic=True)
+    atoms.set_array(name, np.ones((4, 3)))
+    assert not read_structure(_written(tmp_path, atoms), None, None).has_velocities
+    assert f"'{name}'" in caplog.text
+    assert "momenta" in caplog.text
+
+
+def test_ids_of_the_file_are_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    atoms = bulk("Ar", cubic=True)
+    atoms.set_array("id", np.array([7, 3, 9, 4]))
+    source = read_structure(_written(tmp_path, atoms), None, None)
+    assert source.read(0, 4)["ids"].tolist() == [7, 3, 9, 4]
+    assert source.max_id == 9
+    assert not caplog.text
+    for bad in ([0, 1, 2, 3], [1, 2, 2, 3], [0.5, 1.5, 2.5, 3.5]):
+        atoms.set_array("id", None)
+        atoms.set_array("id", np.array(bad))
+        assert read_structure(_written(tmp_path, atoms), None, None).read(0, 4)["ids"].tolist() == [1, 2, 3, 4]
+        assert "'id'" in caplog.text
+        caplog.clear()
+
+
+def test_a_dump_without_elements_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.lammpstrj"
+    text = "ITEM: TIMESTEP\n0\nITEM: NUMBER OF ATOMS\n1\nITEM: BOX BOUNDS pp pp pp\n0 5\n0 5\n0 5\nITEM: ATOMS id type"
+    path.write_text(f"{text} element x y z\n1 1 Si 0 0 0\n")
+    assert read_structure(str(path), None, None).species == ["Si"]
+    path.write_text(f"{text} x y z\n1 1 0 0 0\n")
+    with pytest.raises(InputError, match="no column 'element'"):  # a type is no atomic number
+        read_structure(str(path), None, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [("x.foo", "hello\n", "its format is not known"), ("x.extxyz", "", "the file is empty")],
+)
+def test_what_is_no_structure(tmp_path: Path, name: str, text: str, message: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=message):
+        read_structure(str(tmp_path / name), None, None)
 
 
 def _written(tmp_path: Path, atoms: Atoms) -> str:

@@ -1,0 +1,113 @@
+"""Structures from files that ASE reads: extxyz, POSCAR, CIF and others."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+from ase import Atoms
+from ase.constraints import FixAtoms, FixCartesian, FixScaled
+from ase.io import read as ase_read
+from ase.io.formats import filetype, ioformats
+from ase.units import fs as ASE_FS
+from numpy.typing import NDArray
+
+from dphpc.core.errors import DataError, DphpcError, InputError
+from dphpc.md.config import RESTART_SUFFIXES
+from dphpc.md.lammps_data import SUFFIXES
+
+_log = logging.getLogger(__name__)
+
+FORMATS = (
+    f"by its name LAMMPS data ({', '.join(SUFFIXES)}, data.*), extxyz (.extxyz, .xyz), "
+    f"POSCAR (POSCAR*, CONTCAR*, .poscar, .vasp), CIF (.cif) or a restart file ({', '.join(RESTART_SUFFIXES)})"
+)
+"""How a structure's name tells its format."""
+
+UNREAD = ("vel", "velo", "velocities", "velocity")
+"""Columns of extxyz that some programs write in Å/fs, others in Å/ps or ASE's unit."""
+
+
+def read_last(path: str) -> tuple[Atoms, bool]:
+    """A file's last frame, and whether there are others before it."""
+    name = Path(path).name
+    lower = name.lower()
+    is_vasp = lower.startswith(("poscar", "contcar")) or lower.endswith((".poscar", ".vasp"))
+    kind = "vasp" if is_vasp else "extxyz" if lower.endswith((".xyz", ".extxyz")) else None
+    try:
+        kind = kind or filetype(path)
+        _require_told(path, kind)
+        # Formats of one frame take no range.  parallel: else ASE talks to the other ranks.
+        found = ase_read(path, index=-1 if ioformats[kind].single else slice(-2, None), format=kind, parallel=False)
+        frames = [found] if isinstance(found, Atoms) else found
+        atoms = frames[-1]
+        assert isinstance(atoms, Atoms)
+    except DphpcError:
+        raise
+    except Exception as error:  # ASE's readers raise whatever comes to them
+        raise DataError(
+            f"the structure cannot be read: {str(error) or type(error).__name__}",
+            where=path,
+            expected=FORMATS,
+        ) from None
+    occupancies = atoms.info.get("occupancy", {}).values()
+    if any(len(site) > 1 or sum(site.values()) < 1 for site in occupancies):
+        raise DataError("the structure has sites that are occupied in part", where=path, remedy="write an ordered cell")
+    return atoms, len(frames) > 1
+
+
+def _require_told(path: str, kind: str) -> None:
+    """Refuse files that do not tell what they are, or of what."""
+    if not Path(path).stat().st_size:
+        raise DataError("the file is empty", where=path)
+    if kind not in ioformats:
+        raise DataError("the structure cannot be read: its format is not known", where=path, expected=FORMATS)
+    if kind == "lammps-dump-text":
+        with open(path, encoding="utf-8", errors="replace") as file:
+            columns = next((line.split()[2:] for line in file if line.startswith("ITEM: ATOMS")), [])
+        if "element" not in columns:
+            raise InputError(
+                "the dump has no column 'element', and a type does not tell its species", where=path,
+                expected="dump custom … id type element x y z, and dump_modify … element O H",
+                remedy="write it so, or a data file (write_data)",
+            )  # fmt: skip
+
+
+def ids_of(atoms: Atoms, path: str) -> NDArray[np.int64]:
+    """(n,) as the file has them, else from 1."""
+    counted, ids = np.arange(1, len(atoms) + 1), atoms.arrays.get("id")
+    if ids is None or not len(ids):
+        return counted
+    if ids.dtype.kind != "i" or ids.ndim > 1 or ids.min() < 1 or len(np.unique(ids)) < len(ids):
+        _log.warning(f"'id' in {path} holds no ids (whole numbers from 1, each once): atoms are numbered from 1")
+        return counted
+    return np.asarray(ids, np.int64)
+
+
+def velocities_of(atoms: Atoms, path: str) -> NDArray[np.float64] | None:
+    """(n, 3) Å/ps, or None where the file has none of a known unit."""
+    if atoms.has("momenta"):
+        return np.asarray(atoms.get_velocities() * (1000.0 * ASE_FS), np.float64)
+    for name in UNREAD:
+        if name in atoms.arrays:
+            _log.warning(f"'{name}' in {path} is not read: its unit is not told; 'momenta', in ASE's, would be")
+    return None
+
+
+def fixed_in(atoms: Atoms, path: str) -> NDArray[np.bool_]:
+    """(n,) whether the file fixes an atom."""
+    held = np.zeros((len(atoms), 3), bool)
+    for constraint in atoms.constraints:
+        if isinstance(constraint, FixAtoms):
+            held[constraint.index] = True
+        elif isinstance(constraint, FixCartesian | FixScaled):
+            held[constraint.index] |= constraint.mask
+    partly = np.flatnonzero(held.any(axis=1) & ~held.all(axis=1))
+    if len(partly):
+        raise DataError(
+            f"the structure fixes atom {partly[0] + 1} in some directions only, which a run does not do",
+            where=path, expected="atoms that are fixed in all three directions, or in none",
+            remedy="say in the run file which atoms are fixed, for instance fixed: {ids: [1, 2]}; fixed: {} frees all",
+        )  # fmt: skip
+    return np.asarray(held[:, 0])
