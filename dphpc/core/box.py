@@ -129,6 +129,17 @@ class Box:
         """The box with vectors and origin at multiples of a power of two."""
         return replace(self, matrix=round_to(self.matrix, spacing), origin=round_to(self.origin, spacing))
 
+    @cached_property
+    def is_cuboid(self) -> bool:
+        """Whether the vectors lie along x, y and z."""
+        return bool(np.array_equal(self.matrix, np.diag(np.diag(self.matrix))))
+
+    def least_stretch(self, factors: Floats) -> float:
+        """The least factor of any distance, where vectors became this box's by factors (3,), and points with them."""
+        if self.is_cuboid or np.ptp(factors) == 0.0:
+            return float(factors.min())
+        return float(np.linalg.norm(self.inverse @ (self.matrix * factors[:, None]), -2))
+
     def replicated(self, replicate: Sequence[int]) -> Box:
         """The box repeated along its vectors."""
         return replace(self, matrix=self.matrix * np.array(replicate)[:, None])

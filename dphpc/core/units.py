@@ -26,3 +26,6 @@ EV_PER_A3_IN_GPA = 160.2176634
 
 FS = 1e-3
 """A femtosecond in ps."""
+
+U_PER_A3_IN_G_PER_CM3 = ATOMIC_MASS_KG * 1e27
+"""u/Å³ in g/cm³."""

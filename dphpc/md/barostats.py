@@ -32,8 +32,10 @@ class CellRescaling:
     pressure is that of observables.  For the volume q = λ and μ = β/4τ, the same everywhere; then V has the density
     e^(−(E + P₀V)/kT).
 
-    With `anisotropic` every other move is one of the shape at constant volume: of the logarithms of three orthogonal
-    lengths (after Del Tatto et al., Appl. Sci. 12, 1139 (2022)), whose sum stays, with μ = β/3Vτ and f = V (P_ii − P).
+    With `anisotropic` every other move is one of the shape at constant volume and angles: of the logarithms of the box
+    vectors' lengths (after Del Tatto et al., Appl. Sci. 12, 1139 (2022)), whose sum stays, with μ = β/3Vτ and
+    f = V (P_ii − P).  There P_ii is the pressure tensor's component along box vector i and the normal of its face,
+    (h P h⁻¹)_ii with the box vectors as rows of h.
 
     Parameters
     ----------
@@ -98,8 +100,9 @@ def _volume_force(engine: Engine, kT: float, target: float) -> Floats:
 def _shape_force(engine: Engine) -> Floats:
     """(3,) f = V (P_ii − P) of the lengths' logarithms, in eV; collective."""
     _, kinetic, virial = mechanics(engine)
-    diagonal = np.diag(kinetic + virial)
-    return diagonal - diagonal.mean()
+    box = engine.state.box
+    along = np.diag(box.matrix @ (kinetic + virial) @ box.inverse)
+    return np.asarray(along - along.mean(), np.float64)
 
 
 def _refuse_leap(engine: Engine, changes: Floats, pressure: float) -> None:

@@ -133,7 +133,7 @@ class Stage(Config):
     barostat_every: PositiveInt = 10
     """Steps between two moves of the box."""
     coupling: Annotated[Literal["isotropic", "anisotropic"], BeforeValidator(_lower)] = "isotropic"
-    """One factor for all directions, or lengths that are free of each other."""
+    """One factor for all directions, or box vectors' lengths that are free of each other, at constant angles."""
 
     @model_validator(mode="after")
     def _check(self) -> Stage:

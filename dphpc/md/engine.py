@@ -95,8 +95,8 @@ class Engine:
         Local atoms that no ghost of another rank is near, and the others; each in parts to be evaluated one by one.
     rebuilds
         How often neighbors were built.
-    n_fixed, n_pairs
-        How many atoms of all ranks are fixed, and length of the neighbor list.
+    mass, n_fixed, n_pairs
+        u, of all atoms; how many of them are fixed; length of the neighbor list.
     in_flight
         (2,) seconds that messages to and from ghosts were under way, and of which this rank waited for them.
     asked_to_stop
@@ -125,16 +125,16 @@ class Engine:
         self.state, self.domain, self.comm, self.potential = state, domain, comm, potential
         self.timestep, self.skin, self.reach = timestep, skin, potential.cutoff + skin
         self.halo, self.timers = Halo(domain, comm), Timers()
-        self.deferred = Deferred(self.timers)
-        self.step, self.clock = 0, (0, 0.0)
+        self.deferred, self.step, self.clock = Deferred(self.timers), 0, (0, 0.0)
         self.outputs = Outputs(state.forces)
         self.rebuilds, self.n_pairs, self.in_flight, self.moving = 0, 0, np.zeros(2), False
         self.deterministic, self.balance = deterministic, balance
         self.asked_to_stop, self.stop, self.moved2 = 0, 0, 0.0
-        self._stretch = np.ones(3)  # of the box along x, y, z since the neighbor list was built
+        self._stretch = np.ones(3)  # of the box vectors since the neighbor list was built
         self.last_restart: str | None = None
-        own = state.n_local, np.count_nonzero(state.fixed)
-        self.n_atoms, self.n_fixed = comm.allreduce(np.array(own, np.int64)).tolist()
+        kinds = np.bincount(state.types[: state.n_local], minlength=len(masses))
+        self.n_fixed, *numbers = comm.allreduce(np.array([np.count_nonzero(state.fixed), *kinds])).tolist()
+        self.n_atoms, self.mass = sum(numbers), sum(n * m for n, m in zip(numbers, masses.tolist(), strict=True) if n)
         self._neighbors: Neighbors | None = None
         self.inner: list[NDArray[np.int32]] = []
         self.outer: list[NDArray[np.int32]] = []
@@ -180,12 +180,12 @@ class Engine:
             self.moves.randomize_velocities(account, keep, temperature, seed, self.step + 1)
 
     def rescale_box(self, factors: NDArray[np.float64]) -> None:
-        """Box and positions ×= factors (3,) along x, y, z, velocities ÷= factors; forces are to be brought up to date.
+        """Box vectors ×= factors (3,), the atoms with them, momenta inversely; forces are to be brought up to date.
 
         The factors are the same on all ranks; the box repeats in all directions, and its corner stays where it is.
         """
         with self.timers("integrate"):
-            box = replace(self.state.box, matrix=self.state.box.matrix * factors)
+            box = replace(self.state.box, matrix=self.state.box.matrix * factors[:, None])
             if self.deterministic:
                 box = box.on_grid()  # a box that outgrows its grid gets the next, as a restart in it would
                 self.spacing = box.spacing
@@ -302,7 +302,8 @@ class Engine:
 
         Of two atoms within the cutoff the places were within (cutoff + 2 slack)/stretch ≤ reach when it was built.
         """
-        shrunk = max(1.0 - float(self._stretch.min()), 0.0)  # in a box that has grown it stays: atoms fly away as ever
+        least = self.state.box.least_stretch(self._stretch)
+        shrunk = max(1.0 - least, 0.0)  # in a box that has grown it stays: atoms fly away as ever
         return max(0.5 * (self.skin - shrunk * self.reach), 0.0)
 
     def _agree_on_moves(self, moved2: float) -> tuple[bool, bool]:

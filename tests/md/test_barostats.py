@@ -18,7 +18,7 @@ from dphpc.core.errors import InputError, RunError
 from dphpc.core.exact_sum import no_sum, round_to
 from dphpc.core.state import State
 from dphpc.core.units import BOLTZMANN_EV_PER_K, EV_PER_A3_IN_BAR
-from dphpc.md.barostats import CellRescaling
+from dphpc.md.barostats import CellRescaling, _shape_force
 from dphpc.md.config import Stage
 from dphpc.md.engine import Engine
 from dphpc.md.integrators import Integrator, VelocityVerlet
@@ -58,8 +58,8 @@ def constant_pressure(
 # Moves of the box.
 
 
-def skewed(argon: LennardJones) -> Engine:
-    atoms = bulk("Ar", "fcc", a=5.4).repeat((4, 4, 4))
+def skewed(argon: LennardJones, n: int = 4) -> Engine:
+    atoms = bulk("Ar", "fcc", a=5.4).repeat((n, n, n))
     atoms.rattle(0.1, seed=2)
     box = Box(atoms.cell.array, origin=np.array([1.0, -2.0, 0.5])).on_grid()
     state = State(box, len(atoms))
@@ -119,6 +119,44 @@ def test_a_list_is_built_anew_before_it_lacks_a_pair(argon: LennardJones) -> Non
     assert [built.count(n) for n in sorted(set(built))][:2] == [17, 18]
 
 
+def test_in_a_skewed_box_a_list_is_built_anew_before_it_lacks_a_pair(argon: LennardJones) -> None:
+    engine, built, shape = skewed(argon), [], np.array([0.995, 1.0, 1.005])
+    for _ in range(30):
+        engine.rescale_box(shape)
+        engine.update_forces()
+        built.append(engine.rebuilds)
+        assert np.array_equal(by_id(engine, "forces"), by_id(anew(engine), "forces"))
+    # Where no vector was skewed it would be 17, as above: distances in other directions shrink by more.
+    assert [built.count(n) for n in sorted(set(built))][:2] == [15, 15]
+
+
+def test_vectors_of_a_skewed_box_grow_with_their_atoms_at_constant_angles(argon: LennardJones) -> None:
+    engine, factors = skewed(argon), np.array([1.02, 0.99, 1.01])
+    old, before, v = engine.state.box, true_positions(engine), by_id(engine, "velocities").copy()
+    engine.rescale_box(factors)
+    box, after, w = engine.state.box, true_positions(engine), by_id(engine, "velocities")
+    np.testing.assert_allclose(box.matrix, old.matrix * factors[:, None], rtol=1e-13, atol=1e-12)
+    np.testing.assert_allclose(box.to_fractional(after), old.to_fractional(before), atol=1e-12)
+    # Canonical: a momentum's product with any vector that goes with the box stays.
+    np.testing.assert_allclose(w @ box.matrix.T, v @ old.matrix.T, atol=1e-10)
+    assert np.abs(w - v / factors).max() > 0.01
+
+
+def test_the_force_on_a_length_is_the_energys_derivative(argon: LennardJones) -> None:
+    """By finite differences of potential and kinetic energy, at constant fractional coordinates."""
+    force, h = _shape_force(skewed(argon, 3)), 1e-5
+    for k, other in ((0, 1), (1, 2)):
+        totals = []
+        for sign in (1.0, -1.0):
+            engine, step = skewed(argon, 3), np.zeros(3)
+            step[[k, other]] = sign * h, -sign * h
+            engine.rescale_box(np.exp(step))
+            engine.update_forces()
+            totals.append(measure(engine, VelocityVerlet(), no_sum()).total_eV)
+        assert (totals[1] - totals[0]) / (2.0 * h) == pytest.approx(force[k] - force[other], abs=2e-5)
+        assert abs(force[k] - force[other]) > 0.05
+
+
 def test_an_atoms_image_does_not_matter(argon: LennardJones) -> None:
     engine, other = skewed(argon), skewed(argon)
     random, n = np.random.default_rng(1), engine.state.n_local
@@ -131,6 +169,7 @@ def test_an_atoms_image_does_not_matter(argon: LennardJones) -> None:
     other.state.positions[:n] += shifts @ other.state.box.matrix
     for e in (engine, other):
         e.rescale_box(np.full(3, 1.0123))
+        e.rescale_box(np.array([1.002, 0.997, 1.001]))
     assert np.array_equal(other.state.positions[:n] - shifts @ other.state.box.matrix, engine.state.positions[:n])
 
 
@@ -219,6 +258,22 @@ def test_a_move_of_the_shape_keeps_the_volume_and_its_account(engine_of: EngineO
     assert abs(lost[0] / lost[1]) > 40.0  # measured: 64
 
 
+def test_a_move_of_the_shape_of_a_skewed_box_has_its_account(argon: LennardJones) -> None:
+    lost = []
+    for compressibility in (STIFF, STIFF / 16):
+        engine = skewed(argon, 3)
+        before, old = measure(engine, VelocityVerlet(), no_sum()), engine.state.box
+        engine.step = 2  # whose lot is the shape's
+        given = CellRescaling(0.02, compressibility, 0.02, seed=4, anisotropic=True).move(engine, 60.0, 5000.0)
+        after, box = measure(engine, VelocityVerlet(), given), engine.state.box
+        assert after.volume_A3 == pytest.approx(before.volume_A3, rel=1e-12)
+        lengths = np.linalg.norm(box.matrix, axis=1) / np.linalg.norm(old.matrix, axis=1)
+        assert np.ptp(lengths) > 1e-3
+        np.testing.assert_allclose(box.matrix, old.matrix * lengths[:, None], atol=1e-11)
+        lost.append(after.conserved_eV - before.total_eV)
+    assert abs(lost[0] / lost[1]) > 40.0  # measured: 64
+
+
 def test_a_length_alone_gives_way(config: Make, argon: LennardJones, tmp_path: Path) -> None:
     """A crystal that is too long in one direction, at one volume, becomes a cube."""
     atoms = bulk("Ar", "fcc", a=5.4, cubic=True).repeat((2, 2, 2))
@@ -278,16 +333,6 @@ def test_an_open_box_is_refused_before_anything_is_written(comm: Communicator, c
     with pytest.raises(InputError, match=r"(?s)repeats in all three directions, this one is ppf.*stage 2"):
         run_md(made, comm=comm, potential=argon)
     assert not Path(made["thermo"]["file"]).exists()
-
-
-@pytest.mark.mpi
-def test_a_skewed_box_has_no_lengths_of_its_own(comm: Communicator, config: Make, argon: Any) -> None:
-    made = config(stages=[NPT | {"coupling": "anisotropic"}])
-    if comm.rank == 0:
-        write(made["structure"], bulk("Ar", "fcc", a=5.4).repeat((3, 3, 3)), parallel=False)
-    comm.barrier()
-    with pytest.raises(InputError, match=r"(?s)box vectors along x, y and z.*stage 1"):
-        run_md(made, comm=comm, potential=argon)
 
 
 @pytest.mark.mpi

@@ -137,8 +137,13 @@ def test_a_minimization(
 @pytest.mark.mpi
 @pytest.mark.parametrize(
     ("periodic", "ensemble"),
-    [((True, True, True), "nve"), ((True, True, False), "nve"), ((True, True, True), "npt")],
-    ids=["triclinic", "slab", "npt"],
+    [
+        ((True, True, True), "nve"),
+        ((True, True, False), "nve"),
+        ((True, True, True), "npt"),
+        ((True, True, True), "npt, anisotropic"),
+    ],
+    ids=["triclinic", "slab", "npt", "npt, anisotropic"],
 )
 def test_a_skewed_cell(
     periodic: tuple[bool, bool, bool],

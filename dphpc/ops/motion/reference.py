@@ -81,7 +81,9 @@ class HostMoves:
         velocities *= factor
 
     def strain(self, box: Box, factors: Floats, spacing: float) -> None:
-        """Positions follow from the state's box into another, velocities ÷= factors (3,); noted positions follow, too.
+        """Positions, noted ones too, follow from the state's box into one whose vectors are factors (3,) times as long.
+
+        Where x becomes x F velocities become v F⁻ᵀ, so that phase space keeps its volume: v ÷ factors in a cuboid.
 
         A position is carried as it stands inside the box, rounded to the new spacing, and put back into its image: so
         it does not matter in which the atom stood.
@@ -92,7 +94,7 @@ class HostMoves:
             shifts = old.wrap_shifts(positions, ON_FACE)
             inside = old.carried_to(box, positions - shifts @ old.matrix)
             positions[...] = round_to(inside, spacing, out=inside) + shifts @ box.matrix
-            self._state.velocities[piece] /= factors
+            self._state.velocities[piece] = _strained(self._state.velocities[piece], old, box, factors)
             self._built_at[piece] = old.carried_to(box, self._built_at[piece])
 
     def rescale(self, bath: Bath, inputs: Floats, combine: Combine, *, measured: bool) -> None:
@@ -197,6 +199,15 @@ class HostMoves:
             moved = self._state.positions[piece] - self._built_at[piece]
             np.einsum("ij,ij->i", moved, moved, out=squares[piece])
         return squares
+
+
+def _strained(velocities: Floats, old: Box, box: Box, factors: Floats) -> Floats:
+    """(n, 3) Å/ps in a box that a strain made of the old one; see `HostMoves.strain`."""
+    if old.is_cuboid or np.ptp(factors) == 0.0:
+        return velocities / factors
+    x, y, z = velocities.T
+    # Not a matrix product: it may round an atom differently in another place of the array.
+    return np.stack([x * a + y * b + z * c for a, b, c in box.inverse @ old.matrix], axis=1)
 
 
 def _rows(a: Floats, b: Floats) -> Floats:
