@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dphpc.core.exact_sum import PARTS, total
-from dphpc.core.units import BOLTZMANN_EV_PER_K, EV_PER_A3_IN_BAR
+from dphpc.core.units import BOLTZMANN_EV_PER_K, EV_PER_A3_IN_BAR, U_PER_A3_IN_G_PER_CM3
 from dphpc.md.engine import Engine
 from dphpc.md.integrators import Integrator
 
@@ -35,6 +35,10 @@ class Thermo:
     pxz_bar: float
     pyz_bar: float
     volume_A3: float
+    density_g_cm3: float
+    a_A: float
+    b_A: float
+    c_A: float
 
     def csv(self) -> str:
         """A line of the values, so that reading gives them back to the last bit."""
@@ -93,7 +97,7 @@ def measure(engine: Engine, integrator: Integrator, bath_before: NDArray[np.floa
     pressure = 0.5 * (pressure + pressure.T)
     if not any(box.periodic):
         pressure[...] = np.nan
-    p = pressure.tolist()
+    p, (a, b, c) = pressure.tolist(), np.linalg.norm(box.matrix, axis=1).tolist()
     return Thermo(
         step=engine.step,
         time_ps=engine.time,
@@ -106,4 +110,6 @@ def measure(engine: Engine, integrator: Integrator, bath_before: NDArray[np.floa
         pxx_bar=p[0][0], pyy_bar=p[1][1], pzz_bar=p[2][2],
         pxy_bar=p[0][1], pxz_bar=p[0][2], pyz_bar=p[1][2],
         volume_A3=box.volume,
+        density_g_cm3=engine.mass / box.volume * U_PER_A3_IN_G_PER_CM3,
+        a_A=a, b_A=b, c_A=c,
     )  # fmt: skip

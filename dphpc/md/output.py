@@ -59,12 +59,13 @@ class TableFile:
     """Lines under a header; `resume_at` bytes of an old file are kept, None begins anew."""
 
     def __init__(self, path: str, header: str, resume_at: int | None) -> None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        if resume_at is None:
-            self._file = open(path, "w+", encoding="ascii", newline="")  # noqa: SIM115 (lives as long as the run)
-            self._file.write(header)
-            return
-        self._file = open(path, "r+", encoding="ascii", newline="")  # noqa: SIM115
+        with errors.writing(path, "the output"):
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            mode = "w+" if resume_at is None else "r+"
+            self._file = open(path, mode, encoding="ascii", newline="")  # noqa: SIM115 (lives as long as the run)
+            if resume_at is None:
+                self._file.write(header)
+                return
         if self._file.readline() != header:
             raise DataError("the file to go on with has another header", where=path, remedy="name another file")
         self._file.truncate(resume_at)

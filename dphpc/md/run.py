@@ -197,7 +197,7 @@ class Run:
         with together(self.comm):
             if s.trajectory:
                 at = kept.get(s.trajectory.file)
-                self.trajectory = open_trajectory(s.trajectory, species, self.masses, at, self.comm)
+                self.trajectory = open_trajectory(s.trajectory, species, self.masses, at, self.comm, s.type_map)
             if self.comm.rank == 0:
                 if s.thermo.file:
                     self.thermo_file = TableFile(s.thermo.file, HEADER, kept.get(s.thermo.file))

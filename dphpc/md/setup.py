@@ -29,6 +29,9 @@ from dphpc.parallel.placement import Placement
 from dphpc.potential.contract import Potential
 from dphpc.potential.deep import DeepPotential
 
+SHORT_STEP = 0.02
+"""fs: shorter ones may be meant in ps, and the run says so."""
+
 
 def read_settings(
     config: str | Path | Mapping[str, Any], has_potential: bool, resume: bool
@@ -163,7 +166,7 @@ def read_start(
 
 
 def require_box_for_pressure(settings: MdConfig, box: Box) -> None:
-    """Refuse constant pressure where the box does not repeat, or is skewed and its lengths are to be free.
+    """Refuse constant pressure where the box does not repeat.
 
     Raises
     ------
@@ -176,14 +179,6 @@ def require_box_for_pressure(settings: MdConfig, box: Box) -> None:
         raise InputError(
             f"constant pressure needs a box that repeats in all three directions, this one is {sides}",
             where=f"{settings.structure}; stage {npt[0]}", expected="ppp", remedy="use nvt, or set periodic",
-        )  # fmt: skip
-    free = [n for n in npt if settings.stages[n - 1].coupling == "anisotropic"]
-    skew = np.abs(box.matrix - np.diag(np.diag(box.matrix))).max()
-    if free and skew > 1e-9 * np.abs(box.matrix).max():  # a file's rounding is none
-        raise InputError(
-            "coupling: anisotropic is for box vectors along x, y and z, these are others",
-            where=f"{settings.structure}; stage {free[0]}",
-            expected="a diagonal cell", remedy="use coupling: isotropic",
         )  # fmt: skip
 
 
@@ -223,6 +218,13 @@ def _require_same_plan(checkpoint: Checkpoint, settings: MdConfig, replaced: Pat
     )
 
 
+def _too_short(settings: MdConfig) -> str | None:
+    """What to say of a time step that LAMMPS' `metal` units may have."""
+    if settings.timestep_fs >= SHORT_STEP:
+        return None
+    return f"timestep_fs is {settings.timestep_fs:g}: it is in femtoseconds, LAMMPS' 0.0005 ps is 0.5"
+
+
 def header(
     settings: MdConfig, potential: Potential, start: Start, domain: Domain, places: Placement, needed: Estimate,
     device: Device | None,
@@ -243,5 +245,5 @@ def header(
         *([f"GPU:       {needed.card}"] if needed.card else []),
         *(f"committee: {1 + len(d.models)} models, compared every {d.every} steps" for d in [s.deviation] if d),
         f"memory:    {needed}",
-        *(f"warning:   {text}" for text in (places.warning(), start.warning) if text),
+        *(f"warning:   {text}" for text in (places.warning(), start.warning, _too_short(s)) if text),
     ]

@@ -18,6 +18,7 @@ import numpy as np
 from ase.units import fs as ASE_FS
 from numpy.typing import NDArray
 
+from dphpc.core import errors
 from dphpc.core.box import Box
 from dphpc.core.errors import DataError
 from dphpc.md.config import Trajectory
@@ -119,17 +120,29 @@ def _written(writer: FrameWriter | None, engine: Engine, settings: Trajectory, f
 
 
 def open_trajectory(
-    settings: Trajectory, species: list[str], masses: NDArray[np.float64], resume_at: int | None, comm: Communicator
+    settings: Trajectory,
+    species: list[str],
+    masses: NDArray[np.float64],
+    resume_at: int | None,
+    comm: Communicator,
+    type_map: list[str] | None = None,
 ) -> FrameWriter | None:
-    """The writer for a file, on ranks that write; `resume_at` is its extent at the restart, None to begin anew."""
+    """The writer for a file, on ranks that write; `resume_at` is its extent at the restart, None to begin anew.
+
+    Types count `species`, but in a LAMMPS dump `type_map`, where that is given.
+    """
     if comm.rank >= _n_writers(settings, comm):
         return None
     path = Path(settings.file)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if settings.kind == "h5md":
-        return H5mdWriter(path, species, masses, settings, resume_at, comm)
-    kind = ExtxyzWriter if settings.kind == "extxyz" else LammpsWriter
-    return kind(path, species, masses, settings, resume_at)
+    with errors.writing(path, "the output"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if settings.kind == "h5md":
+            return H5mdWriter(path, species, masses, settings, resume_at, comm)
+        if settings.kind == "extxyz":
+            return ExtxyzWriter(path, species, masses, settings, resume_at)
+        writer = LammpsWriter(path, species, masses, settings, resume_at)
+        writer.number(type_map or species)
+        return writer
 
 
 def _n_writers(settings: Trajectory, comm: Communicator) -> int:
@@ -205,6 +218,10 @@ class ExtxyzWriter(TextWriter):
 class LammpsWriter(TextWriter):
     """LAMMPS' `dump custom`, units metal; https://docs.lammps.org/dump.html."""
 
+    def number(self, names: list[str]) -> None:
+        """Let types count `names`."""
+        self.numbers = np.array([names.index(name) + 1 if name in names else 0 for name in self.species])
+
     def begin(self, frame: Frame) -> None:
         """The ITEM lines."""
         s = self.settings
@@ -218,7 +235,12 @@ class LammpsWriter(TextWriter):
     def add(self, first: int, part: Part) -> None:
         """Lines of atoms."""
         types = part["types"]
-        columns = [("%d", part["ids"]), ("%d", types + 1), ("%s", self.species[types]), ("%.8f", part["positions"])]
+        columns = [
+            ("%d", part["ids"]),
+            ("%d", self.numbers[types]),
+            ("%s", self.species[types]),
+            ("%.8f", part["positions"]),
+        ]
         columns += [] if self.settings.unwrap else [("%d", part["images"])]
         columns += [("%.8f", part[name]) for name in ("velocities", "forces") if name in part]
         self._write_table(columns)
@@ -366,8 +388,7 @@ class H5mdWriter:
 
 def _edges(box: Box) -> NDArray[np.float64]:
     """(3,) of a cuboid, else (3, 3)."""
-    diagonal = np.diag(box.matrix)
-    return diagonal if np.array_equal(np.diag(diagonal), box.matrix) else box.matrix
+    return np.diag(box.matrix) if box.is_cuboid else box.matrix
 
 
 _H5MD_FIELDS = {"position": "positions", "image": "images", "velocity": "velocities", "force": "forces"}

@@ -121,10 +121,13 @@ def test_thermo_csv_and_screen(
     header, values = table(run["thermo"]["file"])
     assert ",".join(header) == (
         "step,time_ps,temperature_K,potential_eV,kinetic_eV,total_eV,conserved_eV,pressure_bar,pxx_bar,pyy_bar,"
-        "pzz_bar,pxy_bar,pxz_bar,pyz_bar,volume_A3"
+        "pzz_bar,pxy_bar,pxz_bar,pyz_bar,volume_A3,density_g_cm3,a_A,b_A,c_A"
     )
     assert values[:, 0].tolist() == [0, 5, 10, 15, 17]
     assert values[:, 1].tolist() == pytest.approx([0, 0.02, 0.04, 0.06, 0.068], abs=1e-15)
+    np.testing.assert_allclose(
+        values[0, -4:], [48 * 39.948 * 1.66053906660 / values[0, 14], 16.2, 10.8, 10.8], rtol=1e-4
+    )
     for column, name in zip(values.T, COLUMNS, strict=True):
         assert np.array_equal(column, result.thermo[name]), "the file gives the values back to the last bit"
     out = capsys.readouterr().out
@@ -242,7 +245,7 @@ def test_the_drift_that_langevin_leaves_is_stopped(
 def test_thermo_is_kept_once_as_numbers(comm: Communicator, config: Make, argon: LennardJones) -> None:
     run = Run(parse_config(MdConfig, config(model="unused")), comm, argon)
     result = run.go()
-    assert len(run.rows.tobytes()) == (8 * 15 * 5 if comm.rank == 0 else 0)
+    assert len(run.rows.tobytes()) == (8 * 19 * 5 if comm.rank == 0 else 0)
     assert comm.allgather(result.thermo["step"].tolist()) == [[0, 5, 10, 15, 20]] * comm.size
 
 
@@ -296,8 +299,13 @@ def test_a_restart_may_change_the_model_and_its_types(comm: Communicator, config
 @pytest.mark.mpi
 def test_outputs_that_cannot_be_written_are_an_error(comm: Communicator, config: Make, argon: LennardJones) -> None:
     folder = Path(config()["structure"]).parent
-    with pytest.raises((RunError, OSError), match="Is a directory"):
+    where = f"(?s)cannot be written: Is a directory.*where: *{folder}"
+    with pytest.raises(RunError, match=where):
         run_md(config(thermo={"file": str(folder)}), comm=comm, potential=argon)
+    for kind in ("extxyz", "lammps", "h5md"):
+        trajectory = {"file": str(Path(config()["structure"]) / "t"), "format": kind}  # a file is no folder
+        with pytest.raises(RunError, match=r"(?s)the output cannot be written: .*where: .*ar\.extxyz/t"):
+            run_md(config(trajectory=trajectory), comm=comm, potential=argon)
     (folder / "none.h5").mkdir(exist_ok=True)
     with pytest.raises(RunError, match=r"restart file cannot be written"):
         run_md(config(restart={"every": 5, "file": str(folder / "none.h5")}), comm=comm, potential=argon)
@@ -412,3 +420,9 @@ def test_the_header_says_which_frame_was_taken(
     write(frames, [read(run["structure"], parallel=False)] * 2)
     run_md(run | {"structure": str(frames)}, potential=argon)
     assert f"structure: {frames}, last of its frames, replicated" in capsys.readouterr().out
+
+
+def test_a_time_step_in_ps_is_told(config: Make, argon: LennardJones, capsys: pytest.CaptureFixture[str]) -> None:
+    for timestep, told in ((0.0005, True), (0.5, False)):
+        run_md(config(timestep_fs=timestep), potential=argon)
+        assert ("warning:   timestep_fs is 0.0005: it is in femtoseconds" in capsys.readouterr().out) == told

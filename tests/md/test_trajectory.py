@@ -81,6 +81,22 @@ def test_lammps_dump(comm: Communicator, written: Callable[..., tuple[Path, Path
 
 
 @pytest.mark.mpi
+def test_types_of_a_dump_are_the_run_files(comm: Communicator, config: Make) -> None:
+    """As those of a data file whose types it names, whatever their order in the model."""
+    path = Path(config()["structure"]).with_name("t.dump")
+    potential = LennardJones(["Ne", "Ar"], cutoff=6.5, cutoff_smooth=5.0)
+    for type_map, number in ((None, "2"), (["Ar", "Ne"], "1")):
+        made = config(trajectory={"every": 20, "file": str(path)}, type_map=type_map)
+        run_md(made, comm=comm, potential=potential)
+        comm.barrier()
+        if comm.rank == 0:
+            lines = path.read_text().splitlines()
+            assert lines[8].split()[2:5] == ["id", "type", "element"]
+            assert {tuple(line.split()[1:3]) for line in lines[9:57]} == {(number, "Ar")}
+        comm.barrier()
+
+
+@pytest.mark.mpi
 def test_h5md(comm: Communicator, written: Callable[..., tuple[Path, Path]]) -> None:
     path, restart = written("t.h5md")
     if comm.rank == 0:
