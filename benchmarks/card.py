@@ -1,4 +1,4 @@
-"""MD on a card by size and precision, where its time goes, and how far the card's own ceilings are.
+"""MD on a GPU by size and precision, where its time goes, and how far the GPU's own ceilings are.
 
     python benchmarks/card.py                                        # the bundled silicon model
     python benchmarks/card.py --model water_c.dp --structure water.lmp --types O H --name card_water
@@ -8,10 +8,10 @@
 
 Ceilings are measured first: a large copy, and the matrix products of the fitting net's layers.  Each size runs twice,
 the first time for what is done once; with `--steps` once, for so many.  A run's start is all before its first step:
-kernels compiled, atoms dealt out and brought to the card, the first list and forces.  `--profile` adds a run under
+kernels compiled, atoms dealt out and brought to the GPU, the first list and forces.  `--profile` adds a run under
 CUPTI (PyTorch's profiler) for each kernel's time.  `--random` takes diamond, with 158 neighbors inside 6 Å, and models
 of random weights by the widths of embedding and fitting net.  `--frames` adds runs with a trajectory's frame every so
-many steps: what one adds to the run, and how long the host works for it, which it would add if the card waited.
+many steps: what one adds to the run, and how long the host works for it, which it would add if the GPU waited.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ SILICON = ROOT / "examples" / "silicon"
 
 
 def seconds_of(work: Callable[[], object], repeat: int = 20) -> float:
-    """Of one call, on the card's clock; median."""
+    """Of one call, on the GPU's clock; median."""
     work()
     times = []
     for _ in range(repeat):
@@ -108,7 +108,7 @@ def random_model(folder: Path, widths: str) -> Path:
 
 
 def profiled(config: dict[str, Any]) -> list[dict[str, Any]]:
-    """Kernels by their time on the card: name, calls, µs a call."""
+    """Kernels by their time on the GPU: name, calls, µs a call."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CUDA]) as found, silent():

@@ -7,7 +7,7 @@ Seconds a step are those of the last quarter of a run; the start is the time fro
 step; memory is the peak beyond that of importing torch.  The ceiling is six matrix products of the fitting net's size
 for each atom at BLAS' measured rate, and the table's arithmetic at the fastest rate seen, on as many cores.
 
-With `--device cuda` both train on a card, where the ceiling of the CPU says nothing.  The peer may be a folder to put
+With `--device cuda` both train on a GPU, where the ceiling of the CPU says nothing.  The peer may be a folder to put
 on PYTHONPATH instead of a virtual environment: `--peer-path FOLDER` runs `python -m deepmd` of this Python.
 """
 

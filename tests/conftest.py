@@ -22,13 +22,13 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def emulated(tmp_path_factory: pytest.TempPathFactory) -> EmulatedDevice:
-    """A card that the host plays."""
+    """A GPU that the host plays."""
     return EmulatedDevice(tmp_path_factory.mktemp("emulated"))
 
 
 @pytest.fixture(scope="session")
 def card() -> Device:
-    """A card, or the test is skipped."""
+    """A GPU, or the test is skipped."""
     try:
         device = find_device("cuda")
     except InputError as error:

@@ -16,7 +16,7 @@ class Buffers:
     Parameters
     ----------
     make
-        A new array (size,) of a type: a card's `zeros` or `pinned`.
+        A new array (size,) of a type: a GPU's `zeros` or `pinned`.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""Matrix products of a card by cuBLAS itself.
+"""Matrix products of a GPU by cuBLAS itself.
 
 CuPy calls the same library, but refuses to while a graph is recorded, and takes some 15 µs a call.  With ROCm, CuPy's
 own products are taken, which are hipBLAS'; it is only told to add up in a fixed order.
@@ -18,7 +18,7 @@ Array = Any
 """An array in a device's memory, with `shape`, `strides`, `dtype` and `itemsize` as NumPy's."""
 
 WORKSPACE = 32 * 2**20
-"""Bytes for each stream: what NVIDIA recommends for its largest cards."""
+"""Bytes for each stream: what NVIDIA recommends for its largest GPUs."""
 
 # As cublas_api.h declares them; the enumerations are ints.
 _ARGUMENTS: dict[str, tuple[Any, ...]] = {
@@ -83,7 +83,7 @@ def row_step(x: Array) -> int:
 
 
 class Cublas:
-    """Products on the card that is current when the first is asked for.
+    """Products on the GPU that is current when the first is asked for.
 
     What a product gives depends neither on its stream nor on whether it is recorded: there is one handle, and each
     stream has memory of its own, of one size, so that products on two streams may run at the same time.
@@ -95,7 +95,7 @@ class Cublas:
     address
         Of an array's first element.
     memory
-        Makes so many bytes of the card's memory, an array.
+        Makes so many bytes of the GPU's memory, an array.
     """
 
     def __init__(self, library: ctypes.CDLL, address: Callable[[Array], int], memory: Callable[[int], Array]) -> None:
@@ -116,7 +116,7 @@ class Cublas:
         Raises
         ------
         DeviceError
-            The card's memory is full.
+            The GPU's memory is full.
         """
         if stream not in self._workspaces:
             self._workspaces[stream] = self._memory(WORKSPACE)

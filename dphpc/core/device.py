@@ -18,7 +18,7 @@ from dphpc.core.graphs import Graphs, Work, recorded
 DEVICES = ("cpu", "cuda", "auto")
 
 TF32_CARDS = ((8, 0), (9, 0), (10, 0), (10, 3))
-"""Compute capabilities of cards whose TF32 is more than six times as fast as float32: A100, H100, H200, B200, B300."""
+"""Compute capabilities of GPUs whose TF32 is more than six times as fast as float32: A100, H100, H200, B200, B300."""
 
 MOST_HIP_THREADS = 2**32 - 1
 """Of one launch, all blocks together."""
@@ -28,11 +28,11 @@ Array = Any
 
 
 class Event(Protocol):
-    """A point in the order of what a card was told to do."""
+    """A point in the order of what a GPU was told to do."""
 
     @property
     def done(self) -> bool:
-        """Whether the card has come there."""
+        """Whether the GPU has come there."""
         ...
 
     def synchronize(self) -> None:
@@ -41,7 +41,7 @@ class Event(Protocol):
 
 
 class Device(Protocol):
-    """Memory, matrix products and kernels of a card.
+    """Memory, matrix products and kernels of a GPU.
 
     `name` is for people; `warp` is how many threads go in step; `has_tf32` tells whether products of factors that TF32
     holds are many times as fast as others of float32.
@@ -97,7 +97,7 @@ class Device(Protocol):
         ...
 
     def pinned(self, size: int, dtype: Any) -> NDArray:
-        """A new array (size,) of the host's, from and to which copies go on beside what host and card do meanwhile."""
+        """A new array (size,) of the host's, from and to which copies go on beside what host and GPU do meanwhile."""
         ...
 
     def start_upload(self, values: NDArray, to: Array) -> None:
@@ -136,7 +136,7 @@ class Device(Protocol):
 
 
 class Cupy:
-    """The card with an index.
+    """The GPU with an index.
 
     Where CuPy is not linked with cuBLAS, as with ROCm, its own products are taken, which are hipBLAS'; as it does not
     record them, `replay` then calls `work` each time.
@@ -298,19 +298,19 @@ class Cupy:
 
 
 def find_device(choice: str, rank_on_node: int = 0) -> Device | None:
-    """The card that a process of a node is to take, or None for the CPU.
+    """The GPU that a process of a node is to take, or None for the CPU.
 
     Parameters
     ----------
     choice
-        One of `DEVICES`; `auto` takes a card where there is one.
+        One of `DEVICES`; `auto` takes a GPU where there is one.
     rank_on_node
-        Processes of a node take its cards in turn.
+        Processes of a node take its GPUs in turn.
 
     Raises
     ------
     InputError
-        No such choice, or a card is wanted and cannot be had.
+        No such choice, or a GPU is wanted and cannot be had.
     """
     if choice not in DEVICES:
         raise InputError(f"unknown device '{choice}'", expected=", ".join(DEVICES))
@@ -338,7 +338,7 @@ def find_device(choice: str, rank_on_node: int = 0) -> Device | None:
 
 
 def _cards() -> tuple[int, str]:
-    """How many cards CuPy sees, and why none."""
+    """How many GPUs CuPy sees, and why none."""
     try:
         import cupy
     except ImportError as error:

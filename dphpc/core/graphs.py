@@ -1,4 +1,4 @@
-"""What a card is told to do again and again, kept so that it is told with one call."""
+"""What a GPU is told to do again and again, kept so that it is told with one call."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 MOST = 64
-"""Graphs that are kept: each holds a little of the card's memory."""
+"""Graphs that are kept: each holds a little of the GPU's memory."""
 
 Work = Callable[[], None]
 

@@ -1,4 +1,4 @@
-"""What back ends for cards share: sizes of blocks, running sums and the order of long arrays."""
+"""What back ends for GPUs share: sizes of blocks, running sums and the order of long arrays."""
 
 from __future__ import annotations
 

@@ -53,13 +53,13 @@ def grid_structs(grids: Sequence[Grid]) -> NDArray:
 
 
 def descriptor_struct(p: SeAParameters, pointers: Iterable[int], n_intervals: int) -> NDArray:
-    """A descriptor; the addresses are those of `sel` to `empty`, in their order, on the card."""
+    """A descriptor; the addresses are those of `sel` to `empty`, in their order, on the GPU."""
     scalars = p.rcut, p.rcut_smth, p.protection, 1.0 / (p.rcut - p.rcut_smth), p.scale
     return np.array([(*scalars, *pointers, n_intervals, int(p.round_displacements))], DESCRIPTOR)
 
 
 def layer_struct(layer: tuple[Any, ...], bias: int, idt: int) -> NDArray:
-    """A layer as `arguments.layers_of` gives it, with the addresses of its vectors on the card, or 0."""
+    """A layer as `arguments.layers_of` gives it, with the addresses of its vectors on the GPU, or 0."""
     w, _, _, name, threshold, skip = layer
     g = 1.0 / (1.0 + np.exp(-threshold))
     silut = threshold, threshold * g, g + threshold * g * (1.0 - g)

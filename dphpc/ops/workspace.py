@@ -1,4 +1,4 @@
-"""Memory on a card that stays from call to call, and launches over elements."""
+"""Memory on a GPU that stays from call to call, and launches over elements."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Kind = tuple[tuple[int, ...], DTypeLike]
 
 
 class Workspace:
-    """Arrays on a card, by name: each keeps its memory from call to call."""
+    """Arrays on a GPU, by name: each keeps its memory from call to call."""
 
     def __init__(self, device: Device) -> None:
         self.device, self.buffers, self.pinned = device, Buffers(device.zeros), Buffers(device.pinned)
@@ -80,7 +80,7 @@ class Workspace:
 
 
 class Parcel:
-    """Arrays side by side in a card's memory, which go up or come down in one copy."""
+    """Arrays side by side in a GPU's memory, which go up or come down in one copy."""
 
     def __init__(self, work: Workspace, name: str, kinds: Sequence[Kind]) -> None:
         self._work, self._name, end = work, name, 0

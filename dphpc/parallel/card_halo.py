@@ -1,8 +1,8 @@
-"""Ghosts of a rank whose atoms are in a card's memory: positions go forward, whole-number forces come back.
+"""Ghosts of a rank whose atoms are in a GPU's memory: positions go forward, whole-number forces come back.
 
-The routes are those of `Halo`, or on one rank periodic images that were found on the card.  What other ranks need is
-packed on the card, goes down through pinned memory, by MPI, up and into its place; a rank's own ghosts never leave the
-card.  Only with `gpu_aware_mpi` does MPI get the card's memory itself: an MPI that knows no cards crashes on it.
+The routes are those of `Halo`, or on one rank periodic images that were found on the GPU.  What other ranks need is
+packed on the GPU, goes down through pinned memory, by MPI, up and into its place; a rank's own ghosts never leave the
+GPU.  Only with `gpu_aware_mpi` does MPI get the GPU's memory itself: an MPI that knows no GPUs crashes on it.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from dphpc.parallel.comm import Communicator, Exchange, Message, NoMessages
 from dphpc.parallel.halo import Flight, Routes
 
 CARD_GHOST_BYTES = 4 + 4 * 24
-"""On the card for each ghost: index to send, displacement, positions packed and received, forces received."""
+"""On the GPU for each ghost: index to send, displacement, positions packed and received, forces received."""
 
 HOST_GHOST_BYTES = 4 * 24
 """In pinned memory for each ghost of another rank: positions and forces, down and up."""
 
 
 class GhostOps(Protocol):
-    """What is done on the card, as `dphpc.ops.ghosts.cuda.CudaGhosts` does it."""
+    """What is done on the GPU, as `dphpc.ops.ghosts.cuda.CudaGhosts` does it."""
 
     device: Device
 
@@ -49,7 +49,7 @@ class CardHalo:
     Parameters
     ----------
     gpu_aware_mpi
-        Whether MPI reads and writes the card's memory.
+        Whether MPI reads and writes the GPU's memory.
     """
 
     def __init__(self, comm: Communicator, ops: GhostOps, gpu_aware_mpi: bool = False) -> None:
@@ -60,7 +60,7 @@ class CardHalo:
 
     @property
     def card_nbytes(self) -> int:
-        """That it keeps on the card."""
+        """That it keeps on the GPU."""
         return sum(b.nbytes for b in (self._buffers, self._forward.card, self._back.card))
 
     @property
@@ -137,7 +137,7 @@ class CardHalo:
 
 
 class _Lane:
-    """Rows of three numbers on their way to the partners' cards, and from there to this one: one way of the two."""
+    """Rows of three numbers on their way to the partners' GPUs, and from there to this one: one way of the two."""
 
     def __init__(self, comm: Communicator, device: Device, dtype: Any, gpu_aware: bool) -> None:
         self._comm, self._device, self._dtype, self._gpu_aware = comm, device, dtype, gpu_aware
@@ -156,7 +156,7 @@ class _Lane:
             self._up = self.host.get("up", (n_received, 3), self._dtype)
 
     def start(self, outgoing: Array, finish: Callable[[Array], None]) -> Flight:
-        """Send rows (n_sent, 3), once the card has written them; `finish` gets what arrives (n_received, 3)."""
+        """Send rows (n_sent, 3), once the GPU has written them; `finish` gets what arrives (n_received, 3)."""
         device, incoming = self._device, self._incoming
         if not self._partners:
             return Flight(NoMessages(), lambda: finish(incoming))
@@ -184,7 +184,7 @@ class _Lane:
 
 
 class _Departing:
-    """Messages that leave when the card has written them, and those that arrive meanwhile."""
+    """Messages that leave when the GPU has written them, and those that arrive meanwhile."""
 
     def __init__(self, written: Event, send: Callable[[], Exchange], arriving: Exchange) -> None:
         self._written, self._send, self._arriving = written, send, arriving

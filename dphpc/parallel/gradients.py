@@ -64,7 +64,7 @@ class MpiSum:
 
 
 class TorchSum:
-    """torch.distributed: NCCL where each rank's gradients are on a card of its own, else Gloo.  Open until `close`.
+    """torch.distributed: NCCL where each rank's gradients are on a GPU of its own, else Gloo.  Open until `close`.
 
     Attributes
     ----------
@@ -192,7 +192,7 @@ class ShortSum:
 
 
 class ThroughHost:
-    """Sums of tensors on a card by what adds up the host's."""
+    """Sums of tensors on a GPU by what adds up the host's."""
 
     def __init__(self, inner: GradientSum) -> None:
         self._inner = inner
@@ -214,7 +214,7 @@ def gradient_sum(
     """The sum of that kind between all ranks, for as long as the context lasts; collective.
 
     `auto` is MPI for gradients on the host: the ranks have it already, and between CPUs torch was measured to be no
-    faster.  For those on cards it is torch where that has NCCL.
+    faster.  For those on GPUs it is torch where that has NCCL.
 
     Parameters
     ----------
@@ -250,7 +250,7 @@ def gradient_sum(
 
 
 def one_card_each(cards: list[tuple[str, str]]) -> bool:
-    """Whether ranks have cards of their own, which NCCL asks for; `cards` are (node, card) of each."""
+    """Whether ranks have GPUs of their own, which NCCL asks for; `cards` are (node, GPU) of each."""
     return len(set(cards)) == len(cards)
 
 
@@ -264,5 +264,5 @@ def difference_from_mpi(kind: DataParallel, comm: Communicator) -> float:
 
 
 def _card(device: torch.device) -> tuple[str, str]:
-    """A card's node and name on it; its index counts those that the process sees, which may differ by rank."""
+    """A GPU's node and name on it; its index counts those that the process sees, which may differ by rank."""
     return platform.node(), str(getattr(torch.cuda.get_device_properties(device), "uuid", device.index))

@@ -34,7 +34,7 @@ def job_script(
         The command's input and options.
     resources
         Options of sbatch to their values; the template's own where one is missing.  With `gpus-per-node` the command
-        runs on cards, by a rank each.
+        runs on GPUs, by a rank each.
     mpi
         What srun is told of the MPI, "mpirun" for that, "none" for training without MPI, "auto" for what mpi4py's MPI
         needs.
@@ -56,8 +56,8 @@ def job_script(
         raise InputError("a loop is no scaling test", where="--scaling", expected="md or train")
     several = max(int(resources.get(key, 1)) for key in ("nodes", "ntasks-per-node")) > 1 or mpi != "auto"
     kind = {"md": "-cpu", "train": "-mpi" if several else "-cpu", "learn": ""}[command]
-    on_cards: list[str] = []  # which the templates for cards say themselves
-    if "gpus-per-node" in resources and command != "learn":  # whose files say what runs on cards
+    on_cards: list[str] = []  # which the templates for GPUs say themselves
+    if "gpus-per-node" in resources and command != "learn":  # whose files say what runs on GPUs
         kind, on_cards = "-gpu", ["--device", "cuda"]
         resources = {"ntasks-per-node": resources["gpus-per-node"], **resources}
     text = template("scaling.slurm" if scaling else f"{command}{kind}.slurm")

@@ -127,7 +127,7 @@ def load_committee(
     Raises
     ------
     InputError
-        Models with different type maps, or no card where one is asked for.
+        Models with different type maps, or no GPU where one is asked for.
     """
     card = find_device(device)
     potentials = [DeepPot(model, precision, card) for model in models]

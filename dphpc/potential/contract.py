@@ -116,7 +116,7 @@ class Potential(Protocol):
 
 @runtime_checkable
 class CardPotential(Potential, Protocol):
-    """A potential that can be evaluated where the atoms live on a card; `device` is None where it has none."""
+    """A potential that can be evaluated where the atoms live on a GPU; `device` is None where it has none."""
 
     device: Device | None
 
@@ -141,7 +141,7 @@ class CardPotential(Potential, Protocol):
         parts
             (n_parts, ntypes) how many atoms of each type a part has.
         by_type
-            (n_local,) int32 on the card: the atoms of type 0, those of the first part first, then of type 1, …
+            (n_local,) int32 on the GPU: the atoms of type 0, those of the first part first, then of type 1, …
         """
         ...
 
@@ -150,7 +150,7 @@ class CardPotential(Potential, Protocol):
         ...
 
     def list_on_card(self, neighbors: Neighbors) -> tuple[Array, Array]:
-        """Offsets and indices of a list in the card's memory, until it is given another."""
+        """Offsets and indices of a list in the GPU's memory, until it is given another."""
         ...
 
     def launch(self, system: CardSystem, sums: CardSums, part: int = 0) -> None:
@@ -162,5 +162,5 @@ class CardPotential(Potential, Protocol):
 
 
 def card_of(potential: Potential) -> Device | None:
-    """The card on which a potential can be evaluated where the atoms live, if it has one."""
+    """The GPU on which a potential can be evaluated where the atoms live, if it has one."""
     return potential.device if isinstance(potential, CardPotential) else None

@@ -65,16 +65,16 @@ class DeepPotential:
     ----------
     precision
         `float64`; `mixed`: float32 table, moments and fitting net, float64 displacements, energies and sums; `tf32`:
-        `mixed`, but large products in pieces of TF32 on a card that has it; `float32`: displacements rounded too.
+        `mixed`, but large products in pieces of TF32 on a GPU that has it; `float32`: displacements rounded too.
     fparam
         (numb_fparam,) frame parameters of the run, where the model wants them and has no default.
     device
-        The card that evaluates it; None for the CPU.
+        The GPU that evaluates it; None for the CPU.
 
     Raises
     ------
     InputError
-        Unknown precision, or frame parameters that are missing or do not fit; on a card also a network with kinks
+        Unknown precision, or frame parameters that are missing or do not fit; on a GPU also a network with kinks
         that has no table.
     """
 
@@ -94,7 +94,7 @@ class DeepPotential:
         self.device, self._card = device, None if device is None else CudaEnergy(device, in_pieces=precision == "tf32")
         self._placed: list[list[Group]] = []  # of each part
         self._counts = b""  # of local atoms of each part and type
-        self._extra: Array | None = None  # frame parameters on the card, for as many rows as were asked for
+        self._extra: Array | None = None  # frame parameters on the GPU, for as many rows as were asked for
         if self._card is not None:
             if by_reference:
                 raise InputError(

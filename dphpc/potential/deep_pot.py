@@ -33,12 +33,12 @@ class DeepPot:
     precision
         `float64` (default), `mixed`, `tf32` or `float32`.
     device
-        `cpu` (default), `cuda`, or `auto`: a card where there is one; or a card that is already found.
+        `cpu` (default), `cuda`, or `auto`: a GPU where there is one; or a GPU that is already found.
 
     Raises
     ------
     InputError, ModelFileError
-        The file is no model, an argument is wrong, or there is no card and `cuda` is asked for.
+        The file is no model, an argument is wrong, or there is no GPU and `cuda` is asked for.
 
     Examples
     --------
@@ -57,7 +57,7 @@ class DeepPot:
         return summary(self.model)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A copy or pickle holds the model; tables and what is on a card are made again of it.
+        # A copy or pickle holds the model; tables and what is on a GPU are made again of it.
         return DeepPot, (self.model, self.potential.precision, "cpu" if self.potential.device is None else "cuda")
 
     def get_type_map(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""The same physics as `step.TableStep` with atoms, weights and all that lies between them on a card."""
+"""The same physics as `step.TableStep` with atoms, weights and all that lies between them on a GPU."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class _Kept:
 
 
 def require_for_card(model: DPModel) -> None:
-    """Refuse models that are not trained on a card.
+    """Refuse models that are not trained on a GPU.
 
     Raises
     ------
@@ -68,7 +68,7 @@ def require_for_card(model: DPModel) -> None:
 
 
 class CardStep(TableStep):
-    """Energies and loss gradients of batches on the card that holds the parameters; used like `TableStep`.
+    """Energies and loss gradients of batches on the GPU that holds the parameters; used like `TableStep`.
 
     Predictions come down, derivatives of the loss go up; gradients stay where the optimizer takes them.
     """

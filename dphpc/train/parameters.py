@@ -4,7 +4,7 @@ The model's layers hold NumPy views (kernels, validation, files), `Parameters.ne
 the graphs, and the optimizer sees one flat parameter whose flat gradient the passes write into.  Nothing is
 copied between them, and a sum over ranks is one call per flat gradient.
 
-On a card the flat tensors share the memory of the card's arrays; torch works on the default stream and CuPy on one
+On a GPU the flat tensors share the memory of the GPU's arrays; torch works on the default stream and CuPy on one
 that waits for it, and it for that.  The model's own arrays are then copies on the host, which `Parameters.fetch` brings
 up to date.
 """
@@ -48,7 +48,7 @@ class Slot:
         return flats[self.flat].detach()[self.start : self.start + self.size].view(self.shape)
 
     def cut(self, flats: list[Array]) -> Array:
-        """The same of arrays of NumPy or of a card."""
+        """The same of arrays of NumPy or of a GPU."""
         return flats[self.flat][self.start : self.start + self.size].reshape(self.shape)
 
 
@@ -58,7 +58,7 @@ class Parameters:
     Parameters
     ----------
     device
-        The card whose memory holds them; None for the host's.
+        The GPU whose memory holds them; None for the host's.
 
     Attributes
     ----------
@@ -67,13 +67,13 @@ class Parameters:
     slots
         Name to place, in order.
     descriptor_networks, fitting_networks
-        The model's networks with torch tensors: leaves that require gradients where trainable; on a card, with the
-        card's arrays.
+        The model's networks with torch tensors: leaves that require gradients where trainable; on a GPU, with the
+        GPU's arrays.
 
     Raises
     ------
     InputError
-        torch cannot use the card.
+        torch cannot use the GPU.
     """
 
     def __init__(self, model: DPModel, device: Device | None = None) -> None:
@@ -129,7 +129,7 @@ class Parameters:
         return twins
 
     def _on_card(self, device: Device, networks: list[Network], prefix: str) -> list[Network]:
-        """The networks with arrays of the card; those that are not trained are copies."""
+        """The networks with arrays of the GPU; those that are not trained are copies."""
 
         def array(name: str, value: NDArray[np.floating] | None) -> Array | None:
             if value is None or name in self.slots:
@@ -148,7 +148,7 @@ class Parameters:
         return twins
 
     def fetch(self) -> None:
-        """Bring the model's arrays up to date with those of a card."""
+        """Bring the model's arrays up to date with those of a GPU."""
         if self.device is None:
             return
         flats = [self.device.download(array) for array in self._arrays]
@@ -177,7 +177,7 @@ class Parameters:
         return parts
 
     def gradients_of(self, prefix: str) -> dict[str, Array]:
-        """Arrays (NumPy's or the card's) of the gradients whose names begin with `prefix.`, by the rest of the name."""
+        """Arrays (NumPy's or the GPU's) of the gradients whose names begin with `prefix.`, by the rest of the name."""
         found = (name for name in self.slots if name.startswith(prefix + "."))
         return {name[len(prefix) + 1 :]: self.slots[name].cut(self._gradient_arrays) for name in found}
 
@@ -197,18 +197,18 @@ class Parameters:
 
 
 def torch_device(device: Device | None) -> torch.device:
-    """Where torch has the parameters of a training on a card, or on the CPU without one.
+    """Where torch has the parameters of a training on a GPU, or on the CPU without one.
 
     Raises
     ------
     InputError
-        torch cannot use the card.
+        torch cannot use the GPU.
     """
     return _zeros(1, "float64", device)[0].device
 
 
 def _zeros(n: int, dtype: str, device: Device | None) -> tuple[Tensor, Array]:
-    """Zeros (n,) as a tensor and as an array of NumPy or of the card, which share their memory."""
+    """Zeros (n,) as a tensor and as an array of NumPy or of the GPU, which share their memory."""
     if device is None:
         tensor = torch.zeros(n, dtype=getattr(torch, dtype))
         return tensor, tensor.numpy()
@@ -218,7 +218,7 @@ def _zeros(n: int, dtype: str, device: Device | None) -> tuple[Tensor, Array]:
         if tensor.is_cuda:
             torch.cuda.set_device(tensor.device)  # what torch makes by itself belongs there, too
         return tensor, array
-    except (AssertionError, RuntimeError, BufferError) as error:  # of a torch without CUDA, or that sees no card
+    except (AssertionError, RuntimeError, BufferError) as error:  # of a torch without CUDA, or that sees no GPU
         what = str(error).splitlines()[0]
         raise InputError(
             f"torch {torch.__version__} cannot use {device.name}: {what}", where="dphpc/device",

@@ -75,12 +75,12 @@ class Trainer:
     comm, gradients
         The ranks that train together, and what adds up their gradients; all call alike, and the first writes files.
     device
-        The card that trains; None for the CPU.
+        The GPU that trains; None for the CPU.
 
     Raises
     ------
     InputError
-        The input asks for what a card does not do.
+        The input asks for what a GPU does not do.
     """
 
     def __init__(
@@ -155,7 +155,7 @@ class Trainer:
     def engine(self, batch: Batch, n_pairs: int, *, own: bool = False) -> Engine:
         """What evaluates a batch: the table, or the networks where the batch has fewer pairs than twice the knots.
 
-        A card has the table only.  On several ranks the batch is all ranks', who have `n_pairs` of it together, or
+        A GPU has the table only.  On several ranks the batch is all ranks', who have `n_pairs` of it together, or
         (`own`) this one's alone.
         """
         table = self._table

@@ -1,4 +1,4 @@
-// What the threads of a block do together.  WARP, their number in step, is 32, or 64 on some of AMD's cards.
+// What the threads of a block do together.  WARP, their number in step, is 32, or 64 on some of AMD's GPUs.
 #pragma once
 
 namespace dphpc {

@@ -20,7 +20,7 @@ struct Described {
 };
 
 // Blocks of 128 threads that a multiprocessor has at a time: while one waits for memory, others work; but with float64's Ā, 4
-// keep more of the table in the nearest cache.  Compilers for cards before Hopper spill registers with more.
+// keep more of the table in the nearest cache.  Compilers for GPUs before Hopper spill registers with more.
 #if defined(__HIP__)  // there this is no number of blocks, and a compute unit's shared memory holds two to five
 constexpr int n_describing = 1, n_exerting = 1;
 #else

@@ -5,7 +5,7 @@ namespace dphpc {
 
 __device__ inline long long my_element() { return static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x; }
 
-// Where element i stands in rows of n; there are fewer than 2³², as a card divides 64 bits several times more slowly.
+// Where element i stands in rows of n; there are fewer than 2³², as a GPU divides 64 bits several times more slowly.
 struct Place {
     long long row;
     int column;

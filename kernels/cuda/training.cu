@@ -28,7 +28,7 @@ struct Sorted {
     int n_shares;             // of each interval's pairs
 };
 
-// A frame that stays on the card, and where its local atoms, images and pairs begin in a batch.
+// A frame that stays on the GPU, and where its local atoms, images and pairs begin in a batch.
 struct Frame {
     const double* positions;
     const int* types;

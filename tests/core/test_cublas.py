@@ -29,7 +29,7 @@ def library(tmp_path_factory):
 
 
 class Host:
-    """The host's memory as a card's."""
+    """The host's memory as a GPU's."""
 
     def __init__(self, library):
         self.library, self.made = library, []

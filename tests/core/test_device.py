@@ -1,4 +1,4 @@
-"""How a card is found, and what is said where there is none."""
+"""How a GPU is found, and what is said where there is none."""
 
 from __future__ import annotations
 

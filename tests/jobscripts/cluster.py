@@ -45,7 +45,7 @@ GresTypes=gpu
 NodeName={host} NodeAddr=127.0.0.1 CPUs=4 Gres=gpu:2 State=UNKNOWN
 PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP
 """
-"""The node claims 4 cores and 2 cards, whatever it has.
+"""The node claims 4 cores and 2 GPUs, whatever it has.
 
 Numbers of jobs begin anywhere: MPICH names its shared memory after them, and what a killed job of an earlier cluster
 left of it makes one of the same number fail.

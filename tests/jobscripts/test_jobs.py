@@ -187,7 +187,7 @@ def test_training_on_ranks_goes_on_after_a_signal(slurm: Cluster, folder: Path, 
 @pytest.mark.parametrize("mpi", ["auto", "mpirun"], ids=["srun", "mpirun"], indirect=True)
 def test_a_rank_for_each_card(slurm: Cluster, folder: Path, mpi: str) -> None:
     (folder / "run.yaml").write_text(json.dumps({**RUN, "stages": [{"ensemble": "nve", "steps": 20}]}))
-    # Slurm believes that there are cards; the last --device counts.
+    # Slurm believes that there are GPUs; the last --device counts.
     words = ["md", "run.yaml", "--gpus", "2", "--cpus-per-task", "1", "--time", "10", "--mpi", mpi]
     job = submit(slurm, folder, *words, "--", "--device", "cpu")
     assert "gpu:2" in slurm.job(job)["TresPerNode"]

@@ -1,4 +1,4 @@
-"""The cell search on a card against all distances and against the host's: the same rows to the last index."""
+"""The cell search on a GPU against all distances and against the host's: the same rows to the last index."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The kernels for cards against the references: on a host that plays a card, and on a card where there is one."""
+"""The kernels for GPUs against the references: on a host that plays a GPU, and on a GPU where there is one."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def layers_by(request, monkeypatch):
 
 
 def compare(device, case, net, columns=None, tolerance=1e-12, tile=TILE, kind=CudaEnergy):
-    """Asserts that a card's results are the reference's, each relative to the largest of what is added."""
+    """Asserts that a GPU's results are the reference's, each relative to the largest of what is added."""
     got = evaluate(kind(device, tile), case, net, columns, spacing=FINE)
     expected = evaluate(reference, case, net, columns)
     for k, (a, b) in enumerate(zip(got, expected, strict=True)):
@@ -196,7 +196,7 @@ def test_only_what_has_changed_goes_up(emulated, se_a_case):
 
 
 def on_card(device, env):
-    """The atoms of an environment, and empty sums, in a card's memory."""
+    """The atoms of an environment, and empty sums, in a GPU's memory."""
 
     def up(values, dtype):
         array = device.zeros(values.size, dtype).reshape(values.shape)

@@ -1,4 +1,4 @@
-"""What training launches on a card, against the references and the CPU's kernels."""
+"""What training launches on a GPU, against the references and the CPU's kernels."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def frame_of(env, owner=None):
 
 
 def on_card(device, case, dtype=np.float64):
-    """The operations, the case on the card, and functions that bring arrays up and down."""
+    """The operations, the case on the GPU, and functions that bring arrays up and down."""
     table, p = case.e.table, case.p
     ops = CudaSeA(device, table.n_channels, p.axis_neuron, len(p.sel), dtype)
     new = Workspace(device).new
@@ -85,7 +85,7 @@ def compare(device, case, dtype=np.float64):
     bars = card.new(case.bar), card.new(case.bar_dot)
     found = card.ops.tangent_adjoint(card.env, card.d, motion, *bars)
     expected = reference.tangent_adjoint(*args, case.direction, case.strain, case.bar, case.bar_dot)
-    hidden = case.p.davg == 0.0  # whose missing slots are rows of zeros, which the card leaves out
+    hidden = case.p.davg == 0.0  # whose missing slots are rows of zeros, which the GPU leaves out
     expected[1][hidden] = 0.0
     for a, b in zip(found, expected, strict=True):
         assert_close(card.down(a), b, tolerance)
@@ -152,7 +152,7 @@ def test_fewer_shares_where_the_table_is_large(device, se_a_case, monkeypatch):
 
 
 def uploaded(new, net: Network) -> Network:
-    """The network with its arrays on the card."""
+    """The network with its arrays on the GPU."""
 
     def up(a):
         return None if a is None else new(a)

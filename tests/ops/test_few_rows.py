@@ -105,7 +105,7 @@ def test_bits_of_a_row_do_not_depend_on_place_or_number(device, dtype):
 
 
 def test_tensor_cores_are_given_the_right_elements(tmp_path, monkeypatch):
-    """By what PTX says of the lanes' elements; a card's own products are tested by all else here."""
+    """By what PTX says of the lanes' elements; a GPU's own products are tested by all else here."""
     plain = kernel_text.kernel_text
 
     def by_tensor_cores(name, **definitions):

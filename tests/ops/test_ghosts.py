@@ -1,4 +1,4 @@
-"""Periodic images on a card against the halo of one rank, and the ways between atoms and ghosts against NumPy."""
+"""Periodic images on a GPU against the halo of one rank, and the ways between atoms and ghosts against NumPy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The kernels compiled for AMD's cards as CuPy has them compiled there, and what they take of one."""
+"""The kernels compiled for AMD's GPUs as CuPy has them compiled there, and what they take of one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A fitting net on a card, whose last layer is one kernel, forward and back, with the sum of energies."""
+"""A fitting net on a GPU, whose last layer is one kernel, forward and back, with the sum of energies."""
 
 from __future__ import annotations
 

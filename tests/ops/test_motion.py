@@ -1,4 +1,4 @@
-"""Moves on a card against those on the host, to the last bit where only sums and products are taken."""
+"""Moves on a GPU against those on the host, to the last bit where only sums and products are taken."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Account:
 
 
 def both(device, spacing=SPACING, fixed=False):
-    """The same atoms on the host and on a card, with forces; some of them `fixed`."""
+    """The same atoms on the host and on a GPU, with forces; some of them `fixed`."""
     rng = np.random.default_rng(2)
     state = State(Box(np.eye(3) * 20.0), N)
     state.resize(N, GHOSTS)
@@ -170,7 +170,7 @@ def test_a_snapshot_is_of_the_atoms_as_they_were(device):
 
 
 class Halving:
-    """Keeps account of the kinetic energy it met; on a card Bussi's kernel does, for these inputs."""
+    """Keeps account of the kinetic energy it met; on a GPU Bussi's kernel does, for these inputs."""
 
     kernel = "bussi"
 

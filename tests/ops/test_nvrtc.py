@@ -1,4 +1,4 @@
-"""The kernels for cards compiled for three kinds of them, and what they take of one."""
+"""The kernels for GPUs compiled for three kinds of them, and what they take of one."""
 
 from __future__ import annotations
 

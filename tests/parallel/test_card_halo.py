@@ -1,4 +1,4 @@
-"""Ghosts in a card's memory against those in the host's, on any number of ranks; the host plays a card for each."""
+"""Ghosts in a GPU's memory against those in the host's, on any number of ranks; the host plays a GPU for each."""
 
 from collections.abc import Callable
 
@@ -64,7 +64,7 @@ def test_the_same_as_on_the_host(built: tuple[State, Halo], card_halo: CardHalo)
 
 
 def test_mpi_that_reads_the_card(built: tuple[State, Halo], comm: Communicator, emulated: EmulatedDevice) -> None:
-    """On the host's own memory, which any MPI reads; on a card one that knows none would crash."""
+    """On the host's own memory, which any MPI reads; on a GPU one that knows none would crash."""
     state, halo = built
     card_halo = CardHalo(comm, CudaGhosts(emulated), gpu_aware_mpi=True)
     card_halo.follow(halo.routes, state.n_local)
@@ -93,7 +93,7 @@ def test_arrays_may_be_longer_than_the_system(built: tuple[State, Halo], card_ha
 def test_other_work_is_launched_before_the_messages_leave(
     built: tuple[State, Halo], comm: Communicator, device: Device
 ) -> None:
-    """What was packed is what is sent, though the card's memory has changed when the host looks at it."""
+    """What was packed is what is sent, though the GPU's memory has changed when the host looks at it."""
     state, halo = built
     card_halo = CardHalo(comm, CudaGhosts(device))
     card_halo.follow(halo.routes, state.n_local)

@@ -18,7 +18,7 @@ HOROVOD = pytest.param("horovod", marks=pytest.mark.skipif(not find_spec("horovo
 
 @pytest.mark.mpi
 def test_a_cards_gradients_go_through_the_host_where_mpi_adds_them(comm: Communicator) -> None:
-    # The host's memory in the place of a card's: what is tested is that the sum comes back, and when.
+    # The host's memory in the place of a GPU's: what is tested is that the sum comes back, and when.
     values = torch.full((5,), float(comm.rank + 1), dtype=torch.float64)
     sums = ThroughHost(MpiSum(comm))
     under_way = sums.start(values)

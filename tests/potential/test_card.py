@@ -1,4 +1,4 @@
-"""Whole models on a card, DeePMD-kit's own among them, against the CPU."""
+"""Whole models on a GPU, DeePMD-kit's own among them, against the CPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whole trainings on a card."""
+"""Whole trainings on a GPU."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def plays_a_card(emulated, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """Trainings that ask for a card get the one that the host plays; what they ask for is written down."""
+    """Trainings that ask for a GPU get the one that the host plays; what they ask for is written down."""
     asked: list[tuple[str, int]] = []
 
     def find(choice: str, rank: int) -> Any:
@@ -111,7 +111,7 @@ def test_soap(folder, plays_a_card) -> None:
 
 
 def test_a_gradient_that_is_not_finite_is_seen_a_step_later(folder, plays_a_card, monkeypatch) -> None:
-    """Or when the state is asked for; the card has left the weights alone meanwhile."""
+    """Or when the state is asked for; the GPU has left the weights alone meanwhile."""
     backward, weights = CardStep.backward, []
 
     def broken(step: CardStep, *args: Any) -> None:

@@ -1,4 +1,4 @@
-"""A training step on a card against the CPU's."""
+"""A training step on a GPU against the CPU's."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.train.test_gradient import MODELS, gradients, relative
 
 @pytest.fixture(autouse=True)
 def few_shares(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks without work take the host that plays a card as much time as others."""
+    """Blocks without work take the host that plays a GPU as much time as others."""
     monkeypatch.setattr(cuda, "MOST_SHARES", 3)
 
 
@@ -33,7 +33,7 @@ NAMES = ("atom_energy", "energy", "forces", "virial")
 
 
 def steps(device, make, n_intervals=200) -> tuple[CardStep, TableStep]:
-    """A step on the card and one on the CPU, each with a model of its own."""
+    """A step on the GPU and one on the CPU, each with a model of its own."""
     models = make(), make()
     lower, upper = models[0].descriptor.s_range(0.8)
     grid = Grid.uniform(lower, upper, n_intervals)
@@ -130,7 +130,7 @@ def test_frames_of_a_shape_share_graphs(device) -> None:
             for flat in step.parameters.flats:
                 flat.data.mul_(1.001)
             step.weights_changed()
-    if not asked[0]:  # a card does not tell
+    if not asked[0]:  # a GPU does not tell
         return
     assert asked[-1] == ["join_frames"] + 3 * ["graph"]
     assert len(asked[-len(frames) - 1]) > 50  # the other shape, met for the first time
@@ -172,7 +172,7 @@ def test_table_grows_with_the_data_and_with_the_weights(device) -> None:
         flat.data.mul_(3.0)
     before = cpu.check_table()
     card.weights_changed()
-    assert card.table_error() > 2 * before  # of the weights that the card has
+    assert card.table_error() > 2 * before  # of the weights that the GPU has
     assert card.check_table() <= 1e-9 or card.grid.n_intervals >= 4096
 
 

@@ -1,4 +1,4 @@
-"""What energies on a card are made from, and where they go: arrays in its memory."""
+"""What energies on a GPU are made from, and where they go: arrays in its memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ VIRIAL_SLOTS = 64
 
 @dataclass(frozen=True)
 class CardSystem:
-    """Atoms and their neighbors in a card's memory.
+    """Atoms and their neighbors in a GPU's memory.
 
     Attributes
     ----------
@@ -35,7 +35,7 @@ class CardSystem:
 
 @dataclass(frozen=True)
 class CardSums:
-    """What results are added to in a card's memory: in whole multiples of the spacing, but for the energy.
+    """What results are added to in a GPU's memory: in whole multiples of the spacing, but for the energy.
 
     Attributes
     ----------
@@ -73,7 +73,7 @@ class CardSums:
 
 
 def virial_parts(slots: NDArray[np.int64], spacing: float) -> NDArray[np.float64]:
-    """(3, 3, 3) eV, in the parts of `core.exact_sum`, of the whole numbers in a card's slots."""
+    """(3, 3, 3) eV, in the parts of `core.exact_sum`, of the whole numbers in a GPU's slots."""
     slots = slots.reshape(VIRIAL_SLOTS, 3, 3)
     # Sums over all atoms may be longer than a float64's digits: in two parts, each of which is exact.
     coarse, fine = (slots >> 30).sum(axis=0), (slots & (2**30 - 1)).sum(axis=0)

@@ -1,8 +1,8 @@
-"""Energies and forces on a card, batch by batch: descriptor, fitting net and the way back stay in its memory.
+"""Energies and forces on a GPU, batch by batch: descriptor, fitting net and the way back stay in its memory.
 
 A batch holds atoms of any types, each type's in tiles of so many rows that a matrix product has; the descriptor and the
 way back, which do not ask for the net, are one launch for all of it.  Tables and nets go up once, a neighbor list when
-it is new.  For a caller on the host positions go up and forces come down at every call; where atoms live on the card,
+it is new.  For a caller on the host positions go up and forces come down at every call; where atoms live on the GPU,
 `launch` leaves all results there and waits for nothing.  Forces and virials are whole multiples of a spacing, added as
 integers: they do not depend on the order in which blocks run.
 """
@@ -67,7 +67,7 @@ class _Work:
 
 
 class CudaEnergy:
-    """A back end of `contract.EnergyOps` with what it keeps on a card.
+    """A back end of `contract.EnergyOps` with what it keeps on a GPU.
 
     With a spacing of the forces all matrix products of a net have the same rows: the library picks its kernel, and with
     it the order of a sum, by the shape.
@@ -173,7 +173,7 @@ class CudaEnergy:
         columns: Array | None,
         sums: CardSums,
     ) -> None:
-        """As `energy_and_forces`, of what is on the card and in its sums, without waiting for it.
+        """As `energy_and_forces`, of what is on the GPU and in its sums, without waiting for it.
 
         What is launched follows from the arguments' addresses and numbers, and from `workspace.growths`.
 
@@ -189,7 +189,7 @@ class CudaEnergy:
         self._evaluate_all(self._work(system, centers, p, e, groups, columns, sums), groups)
 
     def list_of(self, neighbors: Neighbors) -> tuple[Array, Array]:
-        """Offsets and indices of the host's list on the card, where they stay until another list is met."""
+        """Offsets and indices of the host's list on the GPU, where they stay until another list is met."""
         give = self.workspace.buffer
         offsets = give("offsets", neighbors.offsets.shape, np.int64)
         indices = give("indices", neighbors.indices.shape, np.int32)

@@ -1,4 +1,4 @@
-"""How atoms share the matrix products of a card's fitting nets: tiles of rows, and batches of tiles."""
+"""How atoms share the matrix products of a GPU's fitting nets: tiles of rows, and batches of tiles."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BLOCK, WIDE_BLOCK = 128, 256
 """Threads for an atom; the latter in a run of few."""
 
 FEW_ATOMS, WIDE_CHANNELS = 384, 256
-"""Of such a run: blocks of the former would leave most of a card idle; with more channels, shared memory ends."""
+"""Of such a run: blocks of the former would leave most of a GPU idle; with more channels, shared memory ends."""
 
 FEW_ROWS, FEW_TERMS = 256, 512
 """Up to so many rows of a tile, inputs and outputs a layer is a kernel of our own, not a product and what follows."""
@@ -38,7 +38,7 @@ BATCH_BYTES = 2**29
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer of a net in a card's memory."""
+    """A layer of a net in a GPU's memory."""
 
     w: Array  # (n_in, n_out)
     ahead: Array  # (3·n_in, n_out), pieces to meet those of values; None where no product is done in pieces
@@ -52,7 +52,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class DeviceNet:
-    """A fitting net in a card's memory, and how its atoms share the card.
+    """A fitting net in a GPU's memory, and how its atoms share the GPU.
 
     `rows` are those of its products, whose left factors have `parts` (1 or 3); `block` threads take an atom's pairs.
     """

@@ -1,4 +1,4 @@
-"""Periodic images and the ways between atoms and their ghosts, in a card's memory."""
+"""Periodic images and the ways between atoms and their ghosts, in a GPU's memory."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Images:
 
 
 class CudaGhosts:
-    """What is done with local atoms and ghosts on a card; all arrays are in its memory.
+    """What is done with local atoms and ghosts on a GPU; all arrays are in its memory.
 
     Positions have the bits that `State.wrapped` and `Halo.build_ghosts` give them where whole multiples of the box's
     vectors are exact, as in a deterministic run.
@@ -56,7 +56,7 @@ class CudaGhosts:
     Attributes
     ----------
     buffers
-        What it keeps on the card, the images included.
+        What it keeps on the GPU, the images included.
     """
 
     def __init__(self, device: Device) -> None:
@@ -116,7 +116,7 @@ class CudaGhosts:
         return marks
 
     def places(self, marks: Array) -> Array:
-        """(m,) int32, ascending: where marks (n,) int32 are 1; the next take its memory.  Waits for the card."""
+        """(m,) int32, ascending: where marks (n,) int32 are 1; the next take its memory.  Waits for the GPU."""
         n = len(marks)
         offsets = self.buffers.get("offsets", (n + 2,), np.int64)
         running_sums(self.device, self.buffers, self._text, marks, offsets)
@@ -125,7 +125,7 @@ class CudaGhosts:
         return places
 
     def parts(self, types: Array, marks: Array, n_types: int) -> tuple[Array, NDArray[np.int64]]:
-        """The order of atoms by type and, of a type, by marks of 0 and 1; and how many there are.  Waits for the card.
+        """The order of atoms by type and, of a type, by marks of 0 and 1; and how many there are.  Waits for the GPU.
 
         Parameters
         ----------
@@ -199,5 +199,5 @@ def _struct(box: Box) -> NDArray:
 
 
 def memory_per_atom(ghosts: float) -> float:
-    """Bytes that images and orders take on the card for each local atom with so many `ghosts`, beside the state's."""
+    """Bytes that images and orders take on the GPU for each local atom with so many `ghosts`, beside the state's."""
     return 9 / 8 * (4 + 8 + (4 + 24) * ghosts + 8 + ORDER_BYTES)

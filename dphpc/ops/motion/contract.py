@@ -25,7 +25,7 @@ Snapshot = Callable[[], dict[str, NDArray]]
 class Account(Protocol):
     """The numbers of a thermostat.
 
-    While atoms move on a card `scalars` is there, and here only after a look at the card; a new array in its place is
+    While atoms move on a GPU `scalars` is there, and here only after a look at the GPU; a new array in its place is
     taken up.
     """
 
@@ -35,7 +35,7 @@ class Account(Protocol):
 class Bath(Account, Protocol):
     """A thermostat that answers the kinetic energy of all atoms with a factor for their velocities.
 
-    `kernel`, of `kernels/cuda/thermostats.cu`, does on a card what `respond` does here.
+    `kernel`, of `kernels/cuda/thermostats.cu`, does on a GPU what `respond` does here.
     """
 
     kernel: str

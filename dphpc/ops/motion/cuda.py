@@ -1,4 +1,4 @@
-"""Moves on a card, where the atoms' positions, velocities and forces stay from step to step."""
+"""Moves on a GPU, where the atoms' positions, velocities and forces stay from step to step."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _MOVING = [f for f in FIELDS if f.name in ("positions", "velocities", "forces")]
 
 
 class CudaMoves:
-    """See `contract.Moves`; nothing waits for the card but what gives numbers, and `rescale` on several ranks.
+    """See `contract.Moves`; nothing waits for the GPU but what gives numbers, and `rescale` on several ranks.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ class CudaMoves:
     Attributes
     ----------
     ids, types, positions, velocities, images, fixed, forces
-        As in `core.state.State`, in the card's memory; those that ghosts have are as long as all atoms.
+        As in `core.state.State`, in the GPU's memory; those that ghosts have are as long as all atoms.
     built_at
         (n_local, 3) Å, where the neighbor list was built.
     """
@@ -244,7 +244,7 @@ class CudaMoves:
         return np.ascontiguousarray(self.device.download(sums).reshape(n, -1).T)
 
     def snapshot(self, fields: Collection[str]) -> Snapshot:
-        """See `contract.Moves.snapshot`; the card copies them between what it was told before and what comes next."""
+        """See `contract.Moves.snapshot`; the GPU copies them between what it was told before and what comes next."""
         copies: dict[str, Array] = {}
         for name in fields:
             array = getattr(self, name)[: self.n_local]

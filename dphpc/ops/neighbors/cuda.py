@@ -1,4 +1,4 @@
-"""Neighbor search in linear time by cells, on a card: positions and list stay in its memory."""
+"""Neighbor search in linear time by cells, on a GPU: positions and list stay in its memory."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Grid = tuple[NDArray, int]
 
 @dataclass(frozen=True)
 class DeviceNeighbors:
-    """A neighbor list in a card's memory, which is that of the search: the next one overwrites it.
+    """A neighbor list in a GPU's memory, which is that of the search: the next one overwrites it.
 
     Attributes
     ----------
@@ -60,7 +60,7 @@ class CudaNeighbors:
     Attributes
     ----------
     buffers
-        What it keeps on the card, the list included.
+        What it keeps on the GPU, the list included.
     """
 
     def __init__(self, device: Device) -> None:
@@ -73,7 +73,7 @@ class CudaNeighbors:
     ) -> DeviceNeighbors:
         """The list of all pairs nearer than `reach` (Å); see `contract.BuildNeighbors`.
 
-        The arrays, (n_all, 3) float64, (n_all,) int32 and (n_all,) int64 in the card's memory, may be longer.  The host
+        The arrays, (n_all, 3) float64, (n_all,) int32 and (n_all,) int64 in the GPU's memory, may be longer.  The host
         waits twice: for the system's extent, and for the length of the list.
 
         Raises
@@ -103,7 +103,7 @@ class CudaNeighbors:
     ) -> Array:
         """Launch what builds the list, without waiting for it; returns (2,) int64, what `found` is to be told.
 
-        With `n_ghost`, (1,) int64 on the card, rows beyond so many ghosts are no atoms.  Any grid gives the same list.
+        With `n_ghost`, (1,) int64 on the GPU, rows beyond so many ghosts are no atoms.  Any grid gives the same list.
         """
         device, text, get, (cells_of, n_cells) = self.device, self._text, self.buffers.get, grid
         offsets, counts = get("offsets", (n_local + 2,), np.int64), get("counts", (n_local,), np.int32)
@@ -184,7 +184,7 @@ def choose_grid(low: NDArray[np.float64], high: NDArray[np.float64], n_all: int,
 
 
 def memory_per_atom(neighbors: float, ghosts: float) -> float:
-    """Bytes that a search keeps on the card for each local atom, beside positions, types and ids.
+    """Bytes that a search keeps on the GPU for each local atom, beside positions, types and ids.
 
     Parameters
     ----------

@@ -1,6 +1,6 @@
-"""The `se_e2_a` operations in training on a card; what they compute is in `contract.SeAOps`.
+"""The `se_e2_a` operations in training on a GPU; what they compute is in `contract.SeAOps`.
 
-Results are arrays of the card and stay until the operation is called again.  Forces are whole multiples of a spacing,
+Results are arrays of the GPU and stay until the operation is called again.  Forces are whole multiples of a spacing,
 gradients by the table are summed in an order that repeats: a step has the same bits whenever it is made.
 """
 
@@ -37,7 +37,7 @@ _SORTED = struct("p order", "p rows", "p starts", "i4 n_intervals", "i4 n_shares
 
 @dataclass(frozen=True)
 class Described:
-    """A descriptor with its present table, on the card: `coefficients` and `empty` as those of `contract.Embedding`."""
+    """A descriptor with its present table, on the GPU: `coefficients` and `empty` as those of `contract.Embedding`."""
 
     coefficients: Array
     empty: Array
@@ -61,7 +61,7 @@ class CudaSeA:
     Attributes
     ----------
     frames
-        Those that stay on the card, from which batches are put together.
+        Those that stay on the GPU, from which batches are put together.
     """
 
     def __init__(self, device: Device, channels: int, axis: int, n_types: int, dtype: type) -> None:

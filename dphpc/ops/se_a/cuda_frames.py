@@ -1,4 +1,4 @@
-"""Frames that stay on a card, and the batches that are put together from them there."""
+"""Frames that stay on a GPU, and the batches that are put together from them there."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PAIR_FORCE_LIMIT = 2.0**54 * SPACING
 """eV/Å (1,024): sums of hundreds of such forces are within 64 bits."""
 
 FRAMES_SHARE = 0.5
-"""Of the card's free memory for frames that stay there."""
+"""Of the GPU's free memory for frames that stay there."""
 
 JOIN_BLOCKS = 16
 """That put a frame into its batch."""
@@ -93,7 +93,7 @@ class Results:
 
 @dataclass(frozen=True)
 class CardEnvironment:
-    """Where a batch's atoms are, on the card; batches of one shape have the same addresses.
+    """Where a batch's atoms are, on the GPU; batches of one shape have the same addresses.
 
     Attributes
     ----------
@@ -152,7 +152,7 @@ class CardEnvironment:
 
 @dataclass(frozen=True)
 class _Resident:
-    """A frame on the card; with its arrays on the host, so that no others get their identities."""
+    """A frame on the GPU; with its arrays on the host, so that no others get their identities."""
 
     frame: OwnedAtoms
     arrays: tuple[Array, ...]
@@ -161,7 +161,7 @@ class _Resident:
 
     @property
     def nbytes(self) -> int:
-        """Of the card's memory."""
+        """Of the GPU's memory."""
         return sum(int(a.nbytes) for a in self.arrays)
 
 

@@ -1,4 +1,4 @@
-"""The radial table as a function of the embedding weights, on a card; the passes are those of `knots.KnotTable`."""
+"""The radial table as a function of the embedding weights, on a GPU; the passes are those of `knots.KnotTable`."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ class CudaKnotTable:
     Parameters
     ----------
     networks
-        Of equal shapes and of any one precision, which the table has too; their arrays are the card's, and are read by
+        Of equal shapes and of any one precision, which the table has too; their arrays are the GPU's, and are read by
         each `update`.
 
     Attributes
     ----------
     coefficients, empty
-        As those of `knots.KnotTable`, on the card.
+        As those of `knots.KnotTable`, on the GPU.
     """
 
     def __init__(self, device: Device, networks: Sequence[Network], p: SeAParameters, grid: Grid) -> None:

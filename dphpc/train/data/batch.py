@@ -170,7 +170,7 @@ class Batch:
             volume=np.array([geometry.volume]), geometries=(geometry,), **labels,
         )  # fmt: skip
 
-    # Joined when first asked for: a card puts frames together that it has.
+    # Joined when first asked for: a GPU puts frames together that it has.
 
     @cached_property
     def positions(self) -> Floats:

@@ -32,7 +32,7 @@ class AdamRule:
     lr_factor
         Multiplies every learning rate.
     device
-        The card that holds the values; None for the host.
+        The GPU that holds the values; None for the host.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class AdamRule:
         return value.grad.data_ptr(), value.data_ptr(), first.data_ptr(), second.data_ptr(), value.numel()
 
     def step(self, learning_rate: float, norm: Tensor | None = None) -> None:
-        """One step; on a card none where `norm` (float64, there) is not finite."""
+        """One step; on a GPU none where `norm` (float64, there) is not finite."""
         self._steps += 1
         rate = learning_rate * self.lr_factor
         s = AdamStep(rate, *self.betas, self._steps, self.weight_decay, self.decoupled)

@@ -1,4 +1,4 @@
-"""Adam on a card whose host looks at the gradient's norm one step late, so as not to wait for it."""
+"""Adam on a GPU whose host looks at the gradient's norm one step late, so as not to wait for it."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from dphpc.train.parameters import Parameters
 
 
 class LateCheckOptimizer(GradientOptimizer):
-    """Lets the card itself leave the weights alone where the gradient is not finite.
+    """Lets the GPU itself leave the weights alone where the gradient is not finite.
 
-    While the card makes the gradient, the host goes on to the next batch; it asks for the norm when it has to wait for
+    While the GPU makes the gradient, the host goes on to the next batch; it asks for the norm when it has to wait for
     that batch's prediction anyway, or when the state is asked for.
     """
 

@@ -1,7 +1,7 @@
 """Muon for the weight matrices, Adam for everything else (`HybridMuon` of a training input).
 
 Formulas in `dphpc.ops.muon.contract`.  The scale s = coeff·√max(m, n) gives the step of a matrix (m, n) Adam's root
-mean square (Liu et al., "Muon is scalable for LLM training", arXiv 2502.16982, eq. 4).  On a card torch takes the
+mean square (Liu et al., "Muon is scalable for LLM training", arXiv 2502.16982, eq. 4).  On a GPU torch takes the
 steps, in float32 too.
 """
 

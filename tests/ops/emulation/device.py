@@ -1,4 +1,4 @@
-"""A card that is not there: CUDA text compiled by g++ through `host.h`, its memory NumPy's."""
+"""A GPU that is not there: CUDA text compiled by g++ through `host.h`, its memory NumPy's."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ class EmulatedDevice:
 
     def product(self, a, b, out, *, transposed=False, left_transposed=False, add=False, tf32=False):
         for x in (a, b, out):
-            row_step(x)  # or a card could not
+            row_step(x)  # or a GPU could not
 
         def multiply():
             left, right = (cut(x) if tf32 and x.dtype == np.float32 else x for x in (a, b))

@@ -1,4 +1,4 @@
-"""AMD's run-time compiler, which needs no card, through ctypes: it comes with ROCm, and with Debian's package hipcc."""
+"""AMD's run-time compiler, which needs no GPU, through ctypes: it comes with ROCm, and with Debian's package hipcc."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OPTIONS = ("-std=c++17", "-fcuda-flush-denormals-to-zero")
 
 @dataclass(frozen=True)
 class Resources:
-    """What a kernel takes of a card: vector registers a thread, bytes of shared memory a block, of scratch a thread."""
+    """What a kernel takes of a GPU: vector registers a thread, bytes of shared memory a block, of scratch a thread."""
 
     registers: int
     shared: int

@@ -1,4 +1,4 @@
-"""NVIDIA's run-time compiler, which needs no card, through ctypes: the wheel nvidia-cuda-nvrtc-cu12 brings it."""
+"""NVIDIA's run-time compiler, which needs no GPU, through ctypes: the wheel nvidia-cuda-nvrtc-cu12 brings it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Resources:
-    """What a kernel takes of a card: registers a thread, bytes of shared memory a block, bytes of spilled registers."""
+    """What a kernel takes of a GPU: registers a thread, bytes of shared memory a block, bytes of spilled registers."""
 
     registers: int
     shared: int
@@ -26,7 +26,7 @@ def compile_cubin(text: str, architecture: str) -> tuple[bytes, dict[str, Resour
 
 
 def compile_ptx(text: str) -> str:
-    """The program in NVIDIA's assembly language, for any card from sm_70 on."""
+    """The program in NVIDIA's assembly language, for any GPU from sm_70 on."""
     with _compiled(text, "compute_70") as (nvrtc, program, _):
         return read(nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX, program).decode()
 
