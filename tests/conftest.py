@@ -32,7 +32,7 @@ def card() -> Device:
     try:
         device = find_device("cuda")
     except InputError as error:
-        pytest.skip(f"no card to try the kernels on: {error.what}")
+        pytest.skip(f"no GPU to try the kernels on: {error.what}")
     assert device is not None
     return device
 

@@ -16,10 +16,10 @@ from dphpc.core.exact_sum import round_to
 Floats = NDArray[np.float64]
 
 MIN_HEIGHT = 0.5
-"""Å between opposite faces of a box that repeats there: what is thinner is taken for a mistake of units."""
+"""Least distance (Å) between opposite faces in a periodic direction; a thinner box is taken for a mistake of units."""
 
 MAX_COORDINATE = 1e7
-"""Å from the origin: what is farther is taken for a mistake, and has lost the last of its decimals."""
+"""Greatest coordinate (Å); one beyond is taken for a mistake, and float64 would keep too few of its decimals."""
 
 _MAX_SHIFT = 2.0**31
 
@@ -65,7 +65,7 @@ class Box:
 
     @classmethod
     def of_cell(cls, cell: Floats, periodic: Sequence[bool] | NDArray, positions: Floats, margin: float = 1.0) -> Box:
-        """The box of a cell as ASE has it, in which vectors may be missing.
+        """The box of an ASE cell, in which vectors may be missing.
 
         Parameters
         ----------
@@ -121,7 +121,7 @@ class Box:
 
     @cached_property
     def spacing(self) -> float:
-        """Å, a power of two: its multiples, up to four boxes away, differ and move by box vectors without rounding."""
+        """Å, a power of two whose multiples, up to four boxes away, are added and subtracted without rounding."""
         extent = float((np.abs(self.origin) + np.abs(self.matrix).sum(axis=0)).max())
         return 2.0 ** (math.ceil(math.log2(4.0 * extent)) - 51)
 
@@ -145,7 +145,7 @@ class Box:
         return replace(self, matrix=self.matrix * np.array(replicate)[:, None])
 
     def on_grid(self, replicate: Sequence[int] = (1, 1, 1)) -> Box:
-        """The nearest box whose repeated one has vectors at multiples of its own `spacing`."""
+        """The nearest box that, once replicated, has its vectors at multiples of its own `spacing`."""
         spacing = self.replicated(replicate).spacing
         box = self.rounded(spacing)
         # Rounding may bring the box to the next power of two.
@@ -166,8 +166,8 @@ class Box:
     def wrap_shifts(self, positions: Floats, tolerance: float = 0.0) -> NDArray[np.int32]:
         """(n, 3) whole cells by which each position lies outside the box, 0 where not periodic.
 
-        With a tolerance, a fraction of the box, what is so little below a face counts as on it: then a position on a
-        face has one answer, whichever face it is.
+        A position that lies below a face by no more than `tolerance`, a fraction of the box, counts as on it.  So a
+        position on a face gives the same result whichever of the two opposite faces it is rounded to.
 
         Raises
         ------
@@ -185,7 +185,7 @@ class Box:
         return shifts
 
     def carried_to(self, box: Box, positions: Floats) -> Floats:
-        """Where another box has the fractional coordinates of positions (n, 3); bits are each position's own."""
+        """Positions (n, 3) with the same fractional coordinates in another box; the bits of each depend on it alone."""
         carried = np.empty_like(positions)
         a, b, c = (self.fractional(positions, axis) for axis in range(3))
         for k, ((ak, bk, ck), corner) in enumerate(zip(box.matrix.T, box.origin, strict=True)):

@@ -11,17 +11,17 @@ from dphpc.core.device import Array
 
 
 class Buffers:
-    """Arrays by name; what they hold is kept only while they fit.
+    """Arrays by name; one that grows loses its contents.
 
     Parameters
     ----------
     make
-        A new array (size,) of a type: a GPU's `zeros` or `pinned`.
+        Makes an array (size,) of a type: `Device.zeros` or `Device.pinned`.
 
     Attributes
     ----------
     growths
-        How many arrays were made: as long as it is the same, so are their addresses.
+        How many arrays were made so far; while this does not change, neither do the arrays' addresses.
     """
 
     def __init__(self, make: Callable[[int, DTypeLike], Array]) -> None:
@@ -30,7 +30,7 @@ class Buffers:
         self.growths = 0
 
     def get(self, name: str, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
-        """An array of this shape; what stands in it is of no use."""
+        """The array of this name in this shape; its contents are undefined."""
         size = math.prod(shape)
         if name not in self._kept or self.capacity(name) < size:
             self._kept.pop(name, None)  # gives its memory back before more is asked for
@@ -41,9 +41,9 @@ class Buffers:
 
     @property
     def nbytes(self) -> int:
-        """Of all of them."""
+        """Bytes of all arrays."""
         return sum(int(array.nbytes) for array in self._kept.values())
 
     def capacity(self, name: str) -> int:
-        """The size up to which an array keeps its memory."""
+        """Number of elements up to which an array keeps its memory."""
         return int(self._kept[name].size) if name in self._kept else 0

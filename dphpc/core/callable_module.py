@@ -1,4 +1,4 @@
-"""Packages that can be called: `dphpc.train(...)` beside `dphpc.train.run.train(...)`."""
+"""Packages that can be called: `dphpc.train(...)` is short for `dphpc.train.run.train(...)`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def make_callable(module_name: str, target: str) -> None:
-    """Let a package be called as one of its functions, which is imported at the first call only.
+    """Make calling a package call one of its functions, which is imported at the first call only.
 
     Parameters
     ----------

@@ -18,7 +18,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from dphpc.core.errors import InputError, did_you_mean, nearest
 
 Seed = Annotated[int, Field(ge=0, lt=2**60)]
-"""As `core.random` takes it."""
+"""A seed in the range that `core.random` takes."""
 
 MAX_INPUT_BYTES = 16 * 2**20
 MAX_REPORTED = 10
@@ -148,7 +148,7 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
             data = yaml.load(text, Loader=_Loader)
     except _DuplicateKey as error:
         raise InputError(f"key '{error}' is given twice", where=str(path), remedy="keep one of them") from None
-    except Exception as error:  # of values that its tags or digits promise PyYAML raises whatever its functions do
+    except Exception as error:  # PyYAML passes on whatever the constructor of a tagged or malformed value raises
         raise InputError(f"the file is not valid {_format_of(path)}: {error}", where=str(path)) from None
     if not isinstance(data, dict):
         raise InputError("the file holds no keys", where=str(path), expected="a mapping of sections")

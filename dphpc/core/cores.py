@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
-"""Where a container is told how much processor time it gets: "quota period" in µs, or "max period"."""
+"""File with the container's limit on processor time: "quota period" in µs, or "max period"."""
 
 
 def affinity() -> frozenset[int]:
@@ -17,7 +17,7 @@ def affinity() -> frozenset[int]:
 
 
 def quota() -> int | None:
-    """Cores' worth of time that the container may use, at least 1; None without a limit."""
+    """How many cores' processor time the container may use, at least 1; None without a limit."""
     try:
         limit, period = QUOTA.read_text().split()
         return max(1, int(limit) // int(period))

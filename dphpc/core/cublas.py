@@ -1,7 +1,7 @@
-"""Matrix products of a GPU by cuBLAS itself.
+"""Matrix products on a GPU by direct calls of cuBLAS.
 
-CuPy calls the same library, but refuses to while a graph is recorded, and takes some 15 µs a call.  With ROCm, CuPy's
-own products are taken, which are hipBLAS'; it is only told to add up in a fixed order.
+CuPy calls the same library, but not while a CUDA graph is captured, and takes some 15 µs a call.  With ROCm the
+products are CuPy's, by hipBLAS; here hipBLAS is only told to sum in a fixed order.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Array = Any
 """An array in a device's memory, with `shape`, `strides`, `dtype` and `itemsize` as NumPy's."""
 
 WORKSPACE = 32 * 2**20
-"""Bytes for each stream: what NVIDIA recommends for its largest GPUs."""
+"""Bytes of workspace for each stream: what NVIDIA recommends for its largest GPUs."""
 
 # As cublas_api.h declares them; the enumerations are ints.
 _ARGUMENTS: dict[str, tuple[Any, ...]] = {
@@ -39,7 +39,7 @@ _NO_MEMORY = (1, 3)
 _DEFAULT_ALGORITHM, _TF32 = -1, 77
 _NO_ATOMICS = 0  # HIPBLAS_ATOMICS_NOT_ALLOWED of hipblas.h
 _ZEROS, _ONES = {"d": c_double(0), "f": c_float(0)}, {"d": c_double(1), "f": c_float(1)}
-# By a type's character: cudaDataType, cublasComputeType_t, and where 0 and 1 of that type lie.
+# By a dtype's character: cudaDataType, cublasComputeType_t, and the addresses of 0 and 1 in that type.
 _KINDS = {
     char: (data, compute, ctypes.addressof(_ZEROS[char]), ctypes.addressof(_ONES[char]))
     for char, data, compute in (("d", 1, 70), ("f", 0, 68))
@@ -47,17 +47,17 @@ _KINDS = {
 
 
 def cublas_of(file: str) -> ctypes.CDLL | None:
-    """The cuBLAS that a library is linked with, such as CuPy's own; None where it is not, as with ROCm.
+    """The cuBLAS that the library `file` is linked with; None if it is linked with none, as with ROCm.
 
-    A library's symbols are looked for in what it was linked with, too: this is the very one that CuPy loaded, from
-    wherever, also where torch has brought another version into the process.
+    Symbols are looked up in what a library was linked with, too.  So CuPy's extension module leads to the very cuBLAS
+    that CuPy loaded, even where torch has brought another version into the process.
     """
     library = ctypes.CDLL(file)
     return library if all(hasattr(library, name) for name in _ARGUMENTS) else None
 
 
 def fix_order_of(hipblas: ctypes.CDLL, handle: int) -> None:
-    """Have products of a handle of hipBLAS add up in the same order every time.
+    """Make the matrix products of a hipBLAS handle sum in the same order every time.
 
     Raises
     ------
@@ -72,7 +72,7 @@ def fix_order_of(hipblas: ctypes.CDLL, handle: int) -> None:
 
 
 def row_step(x: Array) -> int:
-    """Elements from a row to the next, of a matrix whose rows are contiguous."""
+    """Leading dimension: elements from one row to the next of a matrix (n, m) whose rows are contiguous."""
     (n, m), (down, right) = x.shape, x.strides
     assert not n or m < 2 or right == x.itemsize, "elements of a row are not neighbors"
     if n < 2 or not m:
@@ -83,19 +83,19 @@ def row_step(x: Array) -> int:
 
 
 class Cublas:
-    """Products on the GPU that is current when the first is asked for.
+    """Matrix products on the GPU that is current at the first call of `product`.
 
-    What a product gives depends neither on its stream nor on whether it is recorded: there is one handle, and each
-    stream has memory of its own, of one size, so that products on two streams may run at the same time.
+    The result depends neither on the stream nor on whether the call is captured: there is one handle, and each stream
+    has a workspace of its own, all of one size, so that products on two streams may run at the same time.
 
     Parameters
     ----------
     library
         cuBLAS.
     address
-        Of an array's first element.
+        Gives the address of an array's first element.
     memory
-        Makes so many bytes of the GPU's memory, an array.
+        Allocates an array of so many bytes on the GPU.
     """
 
     def __init__(self, library: ctypes.CDLL, address: Callable[[Array], int], memory: Callable[[int], Array]) -> None:
@@ -111,7 +111,7 @@ class Cublas:
         self._workspaces: dict[int, Array] = {}
 
     def reserve(self, stream: int) -> None:
-        """Make the memory that products on a stream (its address) need, lest the first there does while recorded.
+        """Allocate the workspace of a stream (given by its address) now, as none can be allocated during a capture.
 
         Raises
         ------
@@ -167,11 +167,11 @@ class Cublas:
             handle = c_void_p()
             self._call("cublasCreate_v2", ctypes.byref(handle))
             self._handle = handle.value
-            # At the interpreter's end, the driver may be gone before.
+            # Not at the interpreter's exit: the driver may be gone by then.
             weakref.finalize(self, self._functions["cublasDestroy_v2"], self._handle).atexit = False
         self.reserve(stream)
-        self._stream = None  # should one of these fail
-        self._call("cublasSetStream_v2", self._handle, stream)  # takes the memory away
+        self._stream = None  # in case one of these calls fails
+        self._call("cublasSetStream_v2", self._handle, stream)  # resets the workspace
         self._call("cublasSetWorkspace_v2", self._handle, self._address(self._workspaces[stream]), WORKSPACE)
         self._stream = stream
 

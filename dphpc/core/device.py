@@ -1,4 +1,4 @@
-"""Cards: how one is found, and what kernels are launched with; beside the `cuda.py` files the only importer of CuPy."""
+"""GPUs: how one is found and what it is used through; beside the `cuda.py` files the only importer of CuPy."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ TF32_CARDS = ((8, 0), (9, 0), (10, 0), (10, 3))
 """Compute capabilities of GPUs whose TF32 is more than six times as fast as float32: A100, H100, H200, B200, B300."""
 
 MOST_HIP_THREADS = 2**32 - 1
-"""Of one launch, all blocks together."""
+"""Threads of one launch, all blocks together, that HIP accepts."""
 
 Array = Any
 """An array in a device's memory, with `shape`, `size`, `reshape`, `fill` and slices as NumPy's."""
 
 
 class Event(Protocol):
-    """A point in the order of what a GPU was told to do."""
+    """A point in a GPU's stream of work."""
 
     @property
     def done(self) -> bool:
-        """Whether the GPU has come there."""
+        """Whether the GPU has reached it."""
         ...
 
     def synchronize(self) -> None:
-        """Wait until it has."""
+        """Wait until the GPU has reached it."""
         ...
 
 
 class Device(Protocol):
     """Memory, matrix products and kernels of a GPU.
 
-    `name` is for people; `warp` is how many threads go in step; `has_tf32` tells whether products of factors that TF32
-    holds are many times as fast as others of float32.
+    `name` is for people; `warp` is the number of threads of a warp; `has_tf32` tells whether TF32 products are many
+    times as fast as those of float32.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Device(Protocol):
     has_tf32: bool
 
     def zeros(self, size: int, dtype: Any) -> Array:
-        """A new array (size,); DeviceError where the memory is full."""
+        """A new array (size,) of zeros; DeviceError if the memory is full."""
         ...
 
     def upload(self, values: NDArray, to: Array) -> None:
@@ -60,23 +60,23 @@ class Device(Protocol):
         ...
 
     def download(self, array: Array) -> NDArray:
-        """A copy on the host, made when all that was launched before is done."""
+        """A copy on the host, made when everything launched before is done."""
         ...
 
     def copy(self, source: Array, to: Array) -> None:
-        """Copy an array to one of the same shape and type, without waiting for it."""
+        """Copy an array to one of the same shape and type; does not wait."""
         ...
 
     def fill(self, array: Array, value: float) -> None:
-        """Set all elements, without waiting for it."""
+        """Set all elements; does not wait."""
         ...
 
     def address(self, array: Array) -> int:
-        """Of the first element."""
+        """Address of the first element."""
         ...
 
     def free_memory(self) -> int:
-        """Bytes that nobody has taken."""
+        """Free bytes of the GPU's memory."""
         ...
 
     def product(
@@ -90,18 +90,19 @@ class Device(Protocol):
         add: bool = False,
         tf32: bool = False,
     ) -> None:
-        """`out` (n, m) = a (n, k) · b (k, m), or · bᵀ with b (m, k) where `transposed`; `add` adds it to `out`.
+        """`out` (n, m) = a (n, k) · b (k, m); with `add` the product is added to `out`.
 
-        `left_transposed` takes aᵀ with a (k, n).  Rows of all three are contiguous, and may be some of a wider array's.
+        `transposed` takes bᵀ, with b (m, k), and `left_transposed` aᵀ, with a (k, n).  Rows of all three arrays are
+        contiguous, and may be parts of a wider array's rows.  `tf32` allows float32 factors to be rounded to TF32.
         """
         ...
 
     def pinned(self, size: int, dtype: Any) -> NDArray:
-        """A new array (size,) of the host's, from and to which copies go on beside what host and GPU do meanwhile."""
+        """A new array (size,) in page-locked host memory, which is copied while host and GPU do other work."""
         ...
 
     def start_upload(self, values: NDArray, to: Array) -> None:
-        """Begin to copy a pinned array to one of the same shape and type; until it is done, it must be left alone."""
+        """Begin to copy a pinned array to one of the same shape and type; do not change it until that is done."""
         ...
 
     def start_download(self, array: Array, to: NDArray) -> None:
@@ -109,37 +110,37 @@ class Device(Protocol):
         ...
 
     def mark(self) -> Event:
-        """The end of all that was begun and launched so far."""
+        """An event after everything that was launched so far."""
         ...
 
     def launch(self, text: str, kernel: str, grid: int, block: int, *arguments: Any) -> None:
-        """Start a kernel of a text that is compiled when first met.
+        """Start a kernel of a source text, which is compiled at its first use.
 
-        Arguments are arrays, NumPy scalars, and arrays (1,) of a structured type for what is passed by value.
+        Arguments are arrays, NumPy scalars, and arrays (1,) of a structured type for structs that are passed by value.
         """
         ...
 
     def replay(self, key: Hashable, work: Work) -> None:
-        """Start what `work` launches; where a key is met again, as one graph that starts at a single call.
+        """Do what `work` launches; from the second time with the same key on, as one CUDA graph.
 
-        A key that is new has `work` called; one met for the second time has it called to be recorded, and from then on
-        the record is launched.  So the key holds all that decides what is launched: addresses and sizes of arrays, and
-        numbers passed by value.  `work` calls `launch`, `product`, `copy`, `fill` and `beside` and nothing else of a
-        device: it makes no arrays and waits for nothing.  Within another's work it is a part of that.  The
-        graphs of a few keys are kept.
+        At the first use of a key `work` is called; at the second it is called and captured as a graph, which later uses
+        launch.  So the key must hold everything that decides what is launched: addresses and sizes of arrays, and
+        numbers passed by value.  `work` may call `launch`, `product`, `copy`, `fill` and `beside` and nothing else of a
+        device: it allocates nothing and waits for nothing.  A `replay` inside another's work becomes a part of that
+        graph.  The graphs of the most recently used keys are kept.
         """
         ...
 
     def beside(self, works: Sequence[Work]) -> None:
-        """Start what works launch, none of which writes what another reads or writes: in a graph at the same time."""
+        """Do independent works, side by side in a graph; none may write what another reads or writes."""
         ...
 
 
 class Cupy:
-    """The GPU with an index.
+    """The GPU with this index, through CuPy.
 
-    Where CuPy is not linked with cuBLAS, as with ROCm, its own products are taken, which are hipBLAS'; as it does not
-    record them, `replay` then calls `work` each time.
+    Where CuPy is not linked with cuBLAS, as with ROCm, matrix products are CuPy's own, by hipBLAS.  It cannot capture
+    them, so that `replay` then calls `work` each time.
     """
 
     def __init__(self, index: int) -> None:
@@ -154,10 +155,10 @@ class Cupy:
         self._functions: dict[tuple[str, str], Any] = {}
         self._graphs = Graphs(self._captured)
         self._capturing = False
-        self._lanes: list[Any] = []  # streams beside the current one
+        self._lanes: list[Any] = []  # streams that `beside` uses next to the current one
         self._card = cupy.cuda.Device(index)
         self._card.use()
-        # What is to become a graph must not go to the default stream; the order to others' work there is kept.
+        # The default stream cannot be captured; a blocking stream keeps the order with what others launch there.
         if cupy.cuda.get_current_stream() == cupy.cuda.Stream.null:
             cupy.cuda.Stream(non_blocking=False).use()
         properties = cupy.cuda.runtime.getDeviceProperties(index)
@@ -272,29 +273,28 @@ class Cupy:
             self._capturing = False
 
     def beside(self, works: Sequence[Work]) -> None:
-        """See `Device.beside`; outside of a graph one after the other."""
+        """See `Device.beside`; outside of a graph they run one after the other."""
         cuda = self._cupy.cuda
         own = cuda.get_current_stream()
-        first, *others = works or [lambda: None]
-        while self._cublas and len(self._lanes) < len(others):
+        while self._cublas and len(self._lanes) < len(works) - 1:  # before a capture, which must not allocate
             self._lanes.append(cuda.Stream(non_blocking=False))
             self._cublas.reserve(self._lanes[-1].ptr)
-        if others and self._capturing:
-            begin, ends = self.mark(), []
-            try:
-                for lane, work in zip(self._lanes, others, strict=False):
-                    lane.wait_event(begin)
-                    lane.use()  # `with` would go back to the default stream
-                    work()
-                    ends.append(self.mark())
-            finally:
-                own.use()
-            first()
-            for end in ends:
-                own.wait_event(end)
-        else:
+        if not self._capturing or len(works) < 2:
             for work in works:
                 work()
+            return
+        begin, ends = self.mark(), []
+        try:
+            for lane, work in zip(self._lanes, works[1:], strict=False):
+                lane.wait_event(begin)
+                lane.use()  # `with` would go back to the default stream
+                work()
+                ends.append(self.mark())
+        finally:
+            own.use()
+        works[0]()
+        for end in ends:
+            own.wait_event(end)
 
 
 def find_device(choice: str, rank_on_node: int = 0) -> Device | None:
@@ -338,7 +338,7 @@ def find_device(choice: str, rank_on_node: int = 0) -> Device | None:
 
 
 def _cards() -> tuple[int, str]:
-    """How many GPUs CuPy sees, and why none."""
+    """How many GPUs CuPy sees, and the reason if it sees none."""
     try:
         import cupy
     except ImportError as error:
@@ -347,7 +347,7 @@ def _cards() -> tuple[int, str]:
         return 0, f"CuPy is installed and cannot be imported: {_last_line(error)}"
     try:
         return int(cupy.cuda.runtime.getDeviceCount()), "CuPy sees no GPU"
-    except Exception as error:  # of the driver: each kind of failure has a class of its own
+    except Exception as error:  # the driver's failures have a class for each kind
         return 0, f"CuPy sees no GPU ({error})"
 
 

@@ -29,9 +29,9 @@ class DphpcError(Exception):
     Attributes
     ----------
     agreed
-        All ranks of a parallel run raised this error together.
+        Whether all ranks of a parallel run raise this error together.
     speaks
-        This rank is the one that shows it; the others end silently.
+        Whether this rank prints it; the others end silently.
     """
 
     agreed: bool = False
@@ -75,7 +75,7 @@ class RunError(DphpcError):
 
 
 class AstrayError(RunError):
-    """Atoms have gone where they cannot be evaluated or followed: forces without bounds, NaN, overlap, lost atoms."""
+    """A run whose atoms have gone astray: unbounded forces, NaN, overlapping or lost atoms."""
 
 
 class DeviceError(RunError):
@@ -84,7 +84,7 @@ class DeviceError(RunError):
 
 @contextlib.contextmanager
 def writing(where: str | Path, what: str = "the file", last: str | None = None) -> Iterator[None]:
-    """Say what cannot be written and where, if the system refuses it inside; `last`: what there is to go on from."""
+    """Turn an OSError inside into a RunError about `what` at `where`; `last` tells what the user can go on from."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Files that are there as a whole or not at all."""
+"""Writing a file so that it is complete or not there at all."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pathlib import Path
 
 @contextmanager
 def whole(path: Path, *, sync: bool = False) -> Iterator[Path]:
-    """A temporary name beside `path`, which takes its place if the block ends well; else nothing is left.
+    """A temporary path beside `path`, renamed to it if the block succeeds and deleted otherwise.
 
-    A link of that name is replaced, not followed.
+    If `path` is a symbolic link, the link is replaced, not its target.
 
     Parameters
     ----------
     sync
-        Whether the bytes reach the disk before the name does: else the name may outlive a failing machine's power, and
-        the bytes not.
+        Write the bytes to the disk before the file is renamed: else, after a power failure, the name may be there
+        without the bytes.
 
     Raises
     ------
@@ -26,7 +26,7 @@ def whole(path: Path, *, sync: bool = False) -> Iterator[Path]:
         It cannot be written; what had the name before stays.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    partial.unlink(missing_ok=True)  # of a process that was killed and had this number
+    partial.unlink(missing_ok=True)  # left by a killed process with this process id
     try:
         yield partial
         if sync:
@@ -38,7 +38,7 @@ def whole(path: Path, *, sync: bool = False) -> Iterator[Path]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text as `whole` has it; its folder is made where there is none.
+    """Write a text through `whole`, and make its folder if there is none.
 
     Raises
     ------

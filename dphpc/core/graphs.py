@@ -1,4 +1,4 @@
-"""What a GPU is told to do again and again, kept so that it is told with one call."""
+"""CUDA graphs: a sequence of launches that is repeated, captured once and then started by one call."""
 
 from __future__ import annotations
 
@@ -7,30 +7,34 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 MOST = 64
-"""Graphs that are kept: each holds a little of the GPU's memory."""
+"""Graphs that are kept; each takes a little of the GPU's memory."""
 
 Work = Callable[[], None]
+"""A function that launches kernels, copies and matrix products."""
 
 
 class Stream(Protocol):
-    """Of CuPy's."""
+    """What is used of CuPy's streams."""
 
     def begin_capture(self) -> None:
-        """Keep what is told from now on instead of doing it."""
+        """Record what is launched from now on instead of doing it."""
         ...
 
     def end_capture(self) -> Any:
-        """What was kept, to be started by its `launch`; an error where it cannot be."""
+        """The recorded graph, whose `launch` starts it; raises where it cannot be made."""
         ...
 
 
 def recorded(stream: Stream, work: Work) -> Work:
-    """Starts what a work tells a stream, which is not started now; an error of the work's ends the recording."""
+    """Capture what a work launches on a stream, without doing it; returns what starts it.
+
+    An error of the work ends the capture and is raised.
+    """
     stream.begin_capture()
     try:
         work()
     except BaseException:
-        with suppress(Exception):  # of a broken recording: what broke it is to be seen
+        with suppress(Exception):  # of the broken capture: its cause is what the user should see
             stream.end_capture()
         raise
     launch: Work = stream.end_capture().launch  # on the stream that is current then
@@ -38,20 +42,20 @@ def recorded(stream: Stream, work: Work) -> Work:
 
 
 class Graphs:
-    """Graphs by key, those that were used last.
+    """The most recently used graphs, by key.
 
     Parameters
     ----------
     capture
-        Gives what starts, at one call, all that a work launches, without starting it.
+        Captures what a work launches, and returns what starts it.
     most
-        Keys to remember.
+        Number of keys to remember.
     """
 
     def __init__(self, capture: Callable[[Work], Work], most: int = MOST) -> None:
         self._capture, self._most = capture, most
         self._kept: dict[Hashable, Work | None] = {}
-        self._within = False  # another's work
+        self._within = False  # inside the work of another `replay`
 
     def replay(self, key: Hashable, work: Work) -> None:
         """See `Device.replay`."""
@@ -67,7 +71,7 @@ class Graphs:
     def _replay(self, key: Hashable, work: Work) -> None:
         start = None
         if key not in self._kept:
-            work()  # programs are loaded, libraries choose their kernels
+            work()  # not captured: programs are loaded, libraries choose their kernels
         else:
             start = self._kept.pop(key) or self._capture(work)
             start()

@@ -1,4 +1,4 @@
-"""Periodic images of all atoms of one process, as ghosts (evaluation and training; MD uses the halo)."""
+"""Periodic images as ghosts, where one process has all atoms: evaluation and training (MD uses `parallel.halo`)."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def periodic_images(
 
 
 def fold_ghosts(array: NDArray[np.float64], owners: NDArray[np.int32], n_local: int) -> NDArray[np.float64]:
-    """(n_local, …): a per-atom array (n_all, …) with the share of every ghost given to its owner; owners (n_ghost,)."""
+    """(n_local, …): a per-atom array (n_all, …) with each ghost's values added to its owner's; owners (n_ghost,)."""
     flat = array.reshape(len(array), -1)
     folded = flat[:n_local].copy()
     for k in range(flat.shape[1]):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def memory_available() -> float:
-    """Bytes that this node still has, within this process's control group."""
+    """Bytes still available on this node, within the limits of this process's control group."""
     found = [float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))]
     for line in _lines("/proc/meminfo"):
         if line.startswith("MemAvailable:"):
@@ -23,7 +23,7 @@ def memory_available() -> float:
 
 
 def peak_memory() -> float:
-    """Bytes that this process took at most so far."""
+    """Peak resident memory of this process so far, in bytes."""
     for line in _lines("/proc/self/status"):
         if line.startswith("VmHWM:"):
             return float(line.split()[1]) * 1024.0

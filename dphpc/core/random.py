@@ -1,6 +1,6 @@
-"""Random numbers by counter: a value depends on (seed, stream, step, atom id) and on nothing else.
+"""Counter-based random numbers: a value depends on (seed, stream, step, atom id) and on nothing else.
 
-Whatever rank owns an atom, and whether or not the run was restarted, it draws the same numbers.
+So an atom draws the same numbers whichever rank owns it, and whether or not the run was restarted.
 Philox4x32-10 of Salmon et al., SC'11, https://doi.org/10.1145/2063384.2063405.
 """
 
@@ -67,10 +67,10 @@ def normals(seed: int, stream: Stream, step: int, ids: NDArray[np.int64], n: int
 
 
 def generator(seed: int, stream: Stream, step: int) -> np.random.Generator:
-    """NumPy's generator for the few numbers a step needs as a whole, the same on every rank."""
+    """A NumPy generator for the few numbers that a whole step needs; the same on every rank."""
     return np.random.Generator(np.random.Philox(key=[seed, int(stream)], counter=[0, 0, 0, step]))
 
 
 def _uniform(a: Words, b: Words) -> NDArray[np.float64]:
-    """53 random bits of two words as a number in [0, 1)."""
+    """Two random words as a number of 53 bits in [0, 1)."""
     return ((a << np.uint64(21)) ^ (b >> np.uint64(11))) * 2.0**-53

@@ -1,4 +1,4 @@
-"""Signals that ask a run to end in order: Ctrl-C, a batch system's notice, `kill`."""
+"""Signals that ask a run to stop in good order: Ctrl-C, a batch system's notice, `kill`."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from types import FrameType
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 SAME_REQUEST = 1.0
-"""Seconds within which a second signal is the first once more: a launcher may pass on what the terminal sent, too."""
+"""Seconds within which a second signal counts as the first: a launcher may repeat what the terminal has sent."""
 
 
 @contextmanager
 def stop_signals(ask: Callable[[int], None]) -> Iterator[None]:
-    """While this lasts, the first of `STOP_SIGNALS` calls `ask` with its number; a later one acts as it did before.
+    """Inside, the first of `STOP_SIGNALS` calls `ask` with its number; a later one has its usual effect.
 
-    Outside the main thread, where Python takes no signals, nothing changes.
+    Outside the main thread, where Python handles no signals, this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -37,7 +37,7 @@ def stop_signals(ask: Callable[[int], None]) -> Iterator[None]:
 
     def restore() -> None:
         for asked, handler in before.items():
-            # None: not Python's own, which cannot be put back from here.
+            # None: a handler that Python did not install and cannot put back.
             signal.signal(asked, signal.SIG_DFL if handler is None else handler)
 
     before = {number: signal.signal(number, handle) for number in STOP_SIGNALS}

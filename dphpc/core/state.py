@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from dphpc.core.box import Box
 
 VIRTUAL = -1
-"""Type of a slot that holds no atom: data that mix sizes pad their frames to one length."""
+"""Type of a slot without an atom: data with frames of different sizes pad them to one length."""
 
 
 @dataclass(frozen=True)
@@ -49,16 +49,16 @@ GHOSTED = tuple(f for f in FIELDS if f.ghosts)
 RESTARTED = tuple(f for f in FIELDS if f.restart)
 
 PIECE = 1 << 14
-"""Atoms that are worked on at a time: what that takes stays in a cache, and is not asked of the system anew."""
+"""Atoms that are worked on at a time, so that temporary arrays fit into the cache and are reused by the allocator."""
 
 
 def pieces(n: int) -> list[slice]:
-    """Of n atoms, one after the other."""
+    """Slices of at most `PIECE` atoms that cover n atoms."""
     return [slice(first, min(first + PIECE, n)) for first in range(0, n, PIECE)]
 
 
 def row_dtype(fields: Sequence[Field]) -> np.dtype:
-    """One atom's fields side by side, as messages carry them."""
+    """The structured type with one atom's fields, as messages carry them."""
     return np.dtype([(f.name, f.dtype, f.shape) for f in fields])
 
 
@@ -106,14 +106,14 @@ class State:
         return rows
 
     def keep_local(self, index: NDArray[np.integer]) -> None:
-        """Let the local atoms be those at `index`, in that order, without ghosts."""
+        """Keep only the local atoms at `index`, in that order; drops the ghosts."""
         for f in MIGRATING:
             array = getattr(self, f.name)
             array[: len(index)] = array.take(index, axis=0)
         self.resize(len(index), 0)
 
     def append_local(self, rows: NDArray) -> None:
-        """Add atoms (a structured array of fields); there must be no ghosts."""
+        """Append local atoms, a structured array of fields; there must be no ghosts."""
         assert self.n_ghost == 0
         assert rows.dtype.names is not None
         old = self.n_local
@@ -122,7 +122,7 @@ class State:
             getattr(self, name)[old:] = rows[name]
 
     def set_ghosts(self, rows: NDArray) -> None:
-        """Let the ghosts be these (a structured array of the fields that ghosts carry)."""
+        """Replace the ghosts by these, a structured array of the fields in `GHOSTED`."""
         self.resize(self.n_local, len(rows))
         for f in GHOSTED:
             getattr(self, f.name)[self.n_local :] = rows[f.name]
