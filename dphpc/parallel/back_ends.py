@@ -1,4 +1,4 @@
-"""Names of what adds up gradients between ranks, and how; apart from `gradients`, as that needs torch."""
+"""The choices for summing gradients over ranks; apart from `gradients`, so that reading an input needs no torch."""
 
 from __future__ import annotations
 

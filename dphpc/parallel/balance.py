@@ -1,7 +1,7 @@
-"""Cut planes that share the work: bricks become smaller where there is more to do.
+"""Load balancing: cut planes are moved so that bricks are smaller where there is more work.
 
-Planes run through the whole box, so that a brick has one neighbor on each side.  Along one direction the best planes,
-those of the others given, follow from a search for the smallest bottleneck (rectilinear partitioning; Nicol,
+Planes run through the whole box, so that a brick has one neighbor on each side.  With the planes of two directions
+fixed, the best planes of the third are those with the smallest bottleneck (rectilinear partitioning; Nicol,
 J. Parallel Distrib. Comput. 23, 119 (1994)); the directions take turns.
 """
 
@@ -17,12 +17,13 @@ from dphpc.parallel.comm import Communicator
 from dphpc.parallel.domain import Domain
 
 BINS = 1024
-"""Places along a direction where a plane may be."""
+"""Number of places along a direction at which a plane may stand."""
 
 ROUNDS = 3
-"""How often each direction has its turn."""
+"""How many times the planes of each direction are moved."""
 
 BISECTIONS = 30
+"""Steps of the search for the smallest bottleneck."""
 
 Floats = NDArray[np.float64]
 
@@ -36,18 +37,18 @@ def imbalance(work: float, comm: Communicator) -> float:
 def balanced(
     domain: Domain, fractional: Sequence[Floats], work: Floats, thinnest: Sequence[float], comm: Communicator
 ) -> Domain:
-    """The domain with planes at which the most loaded brick has as little as possible; collective.
+    """The domain with its planes moved so that the most loaded brick has the least work; collective.
 
     Parameters
     ----------
     fractional
-        Three arrays (n_local,): the coordinates of this rank's atoms.
+        Three arrays (n_local,): the fractional coordinates of this rank's atoms.
     work
-        (n_local,) of each atom, in any unit that all ranks share.
+        (n_local,) work of each atom, in any unit that all ranks share.
     thinnest
-        Three fractions of the box that no brick may fall below.
+        (3,) the least width of a brick along each direction, as a fraction of the box.
     """
-    # Atoms beyond an open face count to the outermost place.
+    # Atoms beyond an open face are counted in the outermost bin.
     bins = [np.clip((x * BINS).astype(np.int64), 0, BINS - 1) for x in fractional]
     for _ in range(ROUNDS):
         for axis in range(3):
@@ -58,7 +59,7 @@ def balanced(
             column = np.ravel_multi_index([domain.place(fractional[k], k) for k in others], shape)
             size = int(np.prod(shape))
             found = np.bincount(bins[axis] * size + column, work, BINS * size)
-            # Without atoms NumPy counts in integers.
+            # bincount of no atoms gives integers.
             histogram = comm.allreduce(found.astype(np.float64)).reshape(BINS, size)
             gap = max(1, int(np.ceil(min(thinnest[axis], 0.5 / domain.grid[axis]) * BINS)))
             planes = best_planes(histogram, domain.grid[axis], gap) / BINS
@@ -68,15 +69,15 @@ def balanced(
 
 
 def best_planes(histogram: Floats, n_parts: int, gap: int = 1) -> NDArray[np.int64]:
-    """(n_parts + 1,) bins at which to cut a histogram (n_bins, n_columns) with the smallest bottleneck.
+    """(n_parts + 1,) bins at which to cut a histogram (n_bins, n_columns) so that its bottleneck is smallest.
 
-    The bottleneck is the largest sum that a column has between two planes; these stand at least `gap` bins apart.
+    The bottleneck is the largest sum of a column between two planes; planes stand at least `gap` bins apart.
     """
     below = np.concatenate((np.zeros((1, histogram.shape[1])), np.cumsum(histogram, axis=0)))
     n_bins = len(histogram)
 
     def planes(limit: float) -> NDArray[np.int64] | None:
-        """Each plane as far on as the limit allows, or None if the last part is over it."""
+        """Each plane as far on as the limit allows; None if the last part exceeds it."""
         cuts = [0]
         for part in range(1, n_parts):
             start = cuts[-1]

@@ -1,8 +1,8 @@
-"""Ghosts of a rank whose atoms are in a GPU's memory: positions go forward, whole-number forces come back.
+"""The halo of a rank whose atoms are in a GPU's memory: positions go to ghosts, integer forces come back.
 
 The routes are those of `Halo`, or on one rank periodic images that were found on the GPU.  What other ranks need is
-packed on the GPU, goes down through pinned memory, by MPI, up and into its place; a rank's own ghosts never leave the
-GPU.  Only with `gpu_aware_mpi` does MPI get the GPU's memory itself: an MPI that knows no GPUs crashes on it.
+packed on the GPU, copied to pinned host memory, sent by MPI, copied to the GPU and put into its place; a rank's own
+ghosts never leave the GPU.  Only with `gpu_aware_mpi` is MPI given GPU memory: one that is not GPU-aware crashes on it.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from dphpc.parallel.comm import Communicator, Exchange, Message, NoMessages
 from dphpc.parallel.halo import Flight, Routes
 
 CARD_GHOST_BYTES = 4 + 4 * 24
-"""On the GPU for each ghost: index to send, displacement, positions packed and received, forces received."""
+"""GPU memory for each ghost: index to send, displacement, positions packed and received, forces received."""
 
 HOST_GHOST_BYTES = 4 * 24
-"""In pinned memory for each ghost of another rank: positions and forces, down and up."""
+"""Pinned memory for each ghost of another rank: positions and forces, sent and received."""
 
 
 class GhostOps(Protocol):
-    """What is done on the GPU, as `dphpc.ops.ghosts.cuda.CudaGhosts` does it."""
+    """The operations on the GPU that a halo needs, see `dphpc.ops.ghosts.cuda.CudaGhosts`."""
 
     device: Device
 
     def take(self, array: Array, index: Array, out: Array) -> None:
-        """`out` (n, …) gets the rows of an array (…) at index (n,) int32."""
+        """Set `out` (n, …) to the rows of an array at index (n,) int32."""
         ...
 
     def displace(self, source: Array, index: Array | None, displacements: Array, ghosts: Array) -> None:
-        """Ghosts (n, 3) get source[index] + displacements (n, 3); without an index the source's rows are theirs."""
+        """Set ghosts (n, 3) to source[index] + displacements (n, 3); without an index to source + displacements."""
         ...
 
     def add(self, values: Array, index: Array, totals: Array) -> None:
@@ -44,12 +44,12 @@ class GhostOps(Protocol):
 
 
 class CardHalo:
-    """Brings ghosts up to date and forces home, without the host's seeing either.
+    """Refreshes ghosts and reduces their forces in GPU memory.
 
     Parameters
     ----------
     gpu_aware_mpi
-        Whether MPI reads and writes the GPU's memory.
+        Whether MPI can read and write GPU memory.
     """
 
     def __init__(self, comm: Communicator, ops: GhostOps, gpu_aware_mpi: bool = False) -> None:
@@ -60,18 +60,18 @@ class CardHalo:
 
     @property
     def card_nbytes(self) -> int:
-        """That it keeps on the GPU."""
+        """Bytes that the halo keeps on the GPU."""
         return sum(b.nbytes for b in (self._buffers, self._forward.card, self._back.card))
 
     @property
     def host_nbytes(self) -> int:
-        """That it keeps in pinned memory."""
+        """Bytes that the halo keeps in pinned host memory."""
         return self._forward.host.nbytes + self._back.host.nbytes
 
     def follow(self, routes: Routes, n_local: int) -> None:
-        """Take the routes that `Halo.build_ghosts` found; no messages may be under way.
+        """Take over the routes that `Halo.build_ghosts` found; no messages may be under way.
 
-        The state's positions, types and ids, ghosts included, are the caller's to bring up.
+        The caller uploads the state's positions, types and ids, ghosts included.
         """
         send = self._buffers.get("send", routes.send.shape, np.int32)
         displacements = self._buffers.get("displacements", routes.displacements.shape, np.float64)
@@ -84,20 +84,20 @@ class CardHalo:
         self._back.route(routes.partners, received, sent)
 
     def follow_images(self, owners: Array, displacements: Array, n_local: int) -> None:
-        """Take the images of one rank that has the whole box: owners (n_ghost,) int32, displacements (n_ghost, 3) Å."""
+        """Take over the images of a single rank: owners (n_ghost,) int32 and displacements (n_ghost, 3) Å."""
         assert self.comm.size == 1
         self._take_up(owners, displacements, len(owners), n_local)
 
     @property
     def ways(self) -> Hashable:
-        """Where a rank that has the whole box finds its images: the key of what `refresh` and `reduce` launch."""
+        """On a single rank: what decides the launches of `refresh` and `reduce`, for the key of a graph."""
         address = self.ops.device.address
         return address(self._send), address(self._displacements), self._own, self._n_local
 
     def start_refresh(self, positions: Array) -> Flight:
-        """Begin to bring the ghosts of positions (n_all, 3) float64 up to date; collective.
+        """Begin to refresh the ghosts of positions (n_all, 3) float64; collective.
 
-        Kernels that need no ghosts of other ranks may be launched until it has landed, those of others after.
+        Until it has landed, only kernels that need no ghosts of other ranks may be launched.
         """
         own, ghosts, displacements = self._own, self._ghosts(positions), self._displacements
         packed = self._buffers.get("packed", (len(self._send) - own, 3), np.float64)
@@ -109,9 +109,9 @@ class CardHalo:
         return flight
 
     def start_reduce(self, forces: Array) -> Flight:
-        """Begin to add the ghosts' part of forces (n_all, 3) int64 to the owners'; collective.
+        """Begin to add the ghosts' forces (n_all, 3) int64 to their owners'; collective.
 
-        What is launched until it has landed may add to forces, but not to those of other ranks' atoms.
+        Until it has landed, kernels may add to forces of this rank's atoms, but not to those of other ranks'.
         """
         own, ghosts = self._own, self._ghosts(forces)
 
@@ -122,11 +122,11 @@ class CardHalo:
         return self._back.start(ghosts[own:], finish)
 
     def refresh(self, positions: Array) -> None:
-        """Bring the ghosts up to date; collective."""
+        """Refresh the ghosts of positions (n_all, 3) float64; collective."""
         self.start_refresh(positions).land()
 
     def reduce(self, forces: Array) -> None:
-        """Add the ghosts' forces to the owners'; collective."""
+        """Add the ghosts' forces (n_all, 3) int64 to their owners'; collective."""
         self.start_reduce(forces).land()
 
     def _take_up(self, send: Array, displacements: Array, own: int, n_local: int) -> None:
@@ -137,16 +137,16 @@ class CardHalo:
 
 
 class _Lane:
-    """Rows of three numbers on their way to the partners' GPUs, and from there to this one: one way of the two."""
+    """One of the two directions, owners to ghosts or back: rows of three numbers, sent to and got from partners."""
 
     def __init__(self, comm: Communicator, device: Device, dtype: Any, gpu_aware: bool) -> None:
         self._comm, self._device, self._dtype, self._gpu_aware = comm, device, dtype, gpu_aware
         self.card, self.host = Buffers(device.zeros), Buffers(device.pinned)
-        self._read: Event = device.mark()  # after what the last messages brought has been read
+        self._read: Event = device.mark()  # when what the last messages brought has been read
         self.route([], np.zeros(1, np.int64), np.zeros(1, np.int64))
 
     def route(self, partners: list[int], sent: NDArray[np.int64], received: NDArray[np.int64]) -> None:
-        """Where the rows of each partner begin and end, of what is sent and of what is received."""
+        """Set where each partner's rows begin and end, in what is sent and in what is received."""
         self._read.synchronize()
         self._partners, self._bounds = partners, (sent.tolist(), received.tolist())
         n_sent, n_received = int(sent[-1]), int(received[-1])
@@ -156,7 +156,7 @@ class _Lane:
             self._up = self.host.get("up", (n_received, 3), self._dtype)
 
     def start(self, outgoing: Array, finish: Callable[[Array], None]) -> Flight:
-        """Send rows (n_sent, 3), once the GPU has written them; `finish` gets what arrives (n_received, 3)."""
+        """Send rows (n_sent, 3) once the GPU has written them; `finish` gets those received (n_received, 3)."""
         device, incoming = self._device, self._incoming
         if not self._partners:
             return Flight(NoMessages(), lambda: finish(incoming))
@@ -184,20 +184,20 @@ class _Lane:
 
 
 class _Departing:
-    """Messages that leave when the GPU has written them, and those that arrive meanwhile."""
+    """An exchange whose messages are sent once the GPU has written them, and received meanwhile."""
 
     def __init__(self, written: Event, send: Callable[[], Exchange], arriving: Exchange) -> None:
         self._written, self._send, self._arriving = written, send, arriving
         self._leaving: Exchange | None = None
 
     def ready(self) -> bool:
-        """Whether all have been sent and received; asking sends them off and drives them on."""
+        """Whether all have been sent and received; asking starts the sends and drives MPI's progress."""
         if self._leaving is None and self._written.done:
             self._leaving = self._send()
         return self._leaving is not None and self._leaving.ready() and self._arriving.ready()
 
     def wait(self) -> None:
-        """Until then, the arrays of the messages must be left alone."""
+        """Wait for all messages; their arrays must not be touched before."""
         if self._leaving is None:
             self._written.synchronize()
             self._leaving = self._send()

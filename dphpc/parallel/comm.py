@@ -1,11 +1,11 @@
-"""Ranks and what they say to each other; the only importer of mpi4py.
+"""Communication between ranks; the only importer of mpi4py.
 
 `world()` is MPI when the process was started by an MPI launcher (or mpi4py was already loaded), and
 one rank alone otherwise, so that nothing here needs MPI to be installed.
 
-How failures end: between the phases before a run, `together` lets all ranks raise the same error, of
-which one rank speaks.  During a run `ends_together` aborts the job with one message, so that no rank
-waits for one that has gone.
+When a rank fails: before a run, after each phase, `together` lets all ranks raise the same error, which one
+of them prints.  During a run `ends_together` aborts the job with one message, so that no rank waits for one
+that has ended.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ NOBODY = -1
 
 
 class Exchange(Protocol):
-    """Messages under way; to be waited for also where they were seen to be there."""
+    """Messages under way; `wait` must be called even if `ready` was true."""
 
     def ready(self) -> bool:
-        """Whether all have been sent and received; asking drives them on."""
+        """Whether all have been sent and received; asking drives MPI's progress."""
         ...
 
     def wait(self) -> None:
-        """Until then, the arrays of the messages must be left alone."""
+        """Wait for all messages; their arrays must not be touched before."""
         ...
 
 
@@ -48,7 +48,7 @@ Message = tuple[int, NDArray]
 class Communicator(Protocol):
     """A group of ranks.  All methods except `abort`, `sendrecv` and `post` are collective.
 
-    `node_size` counts the ranks on this rank's node, `node_rank` those of them before it.  `handle` is mpi4py's
+    `node_size` is the number of ranks on this rank's node, `node_rank` its rank among them.  `handle` is mpi4py's
     communicator, for other libraries that use MPI; None without MPI.
     """
 
@@ -67,7 +67,7 @@ class Communicator(Protocol):
         ...
 
     def exchange(self, rows: NDArray) -> NDArray:
-        """Row k of all ranks' (size, …) arrays, on rank k: (size, …)."""
+        """All-to-all: rank k gets row k of every rank's array (size, …), as an array (size, …)."""
         ...
 
     def stack(self, row: NDArray) -> NDArray:
@@ -100,14 +100,14 @@ class Communicator(Protocol):
 
 
 class NoMessages:
-    """An exchange with nobody."""
+    """The exchange of a rank without partners."""
 
     def ready(self) -> bool:
-        """At once."""
+        """Always."""
         return True
 
     def wait(self) -> None:
-        """For nothing."""
+        """Return at once."""
 
 
 class Serial:
@@ -305,7 +305,7 @@ def agree(comm: Communicator, error: BaseException | None) -> None:
     if not comm.allreduce(np.array([error is not None], np.int64), "max")[0]:
         return
     if error is not None and not isinstance(error, DphpcError):
-        # A bug on one rank: its traceback goes with the message, for the others cannot know it.
+        # A bug on one rank: the message carries its traceback, which the other ranks do not have.
         text = "".join(traceback.format_exception(error)) if comm.size > 1 else ""
         bug = f"rank {comm.rank} failed: {error!r}\n{text}".rstrip()
         shared: DphpcError | None = RunError(str(error) if isinstance(error, OSError) else bug)
@@ -338,7 +338,7 @@ def together(comm: Communicator) -> Iterator[None]:
 
 
 def from_first(comm: Communicator, work: Callable[[], T]) -> T:
-    """What `work` returns on rank 0, where alone it is called, on all ranks; if it fails, all raise its error."""
+    """Call `work` on rank 0 only and return its result on all ranks; if it fails, all raise its error.  Collective."""
     result: T | None = None
     with together(comm):
         if comm.rank == 0:
@@ -348,7 +348,7 @@ def from_first(comm: Communicator, work: Callable[[], T]) -> T:
 
 @contextlib.contextmanager
 def ends_together(comm: Communicator) -> Iterator[None]:
-    """A phase with communication: a rank that fails in it by itself ends the job with one message."""
+    """A phase with communication: if one rank fails in it, it aborts the job with one message."""
     try:
         yield
     except BaseException as error:

@@ -18,12 +18,12 @@ from dphpc.core.state import pieces
 
 Grid = tuple[int, int, int]
 Intervals = list[tuple[float, float]]
-"""Of fractional coordinates, one along each direction."""
+"""Intervals (low, high) of fractional coordinates, one for each direction."""
 
 
 @dataclass(frozen=True)
 class Image:
-    """A brick near another one: places (3,) on from that, its rank, and whole boxes (3,) that it stands away."""
+    """A brick near a given one: its offset in the grid (3,), its rank, and the shift (3,) in whole box vectors."""
 
     offset: tuple[int, ...]
     rank: int
@@ -32,7 +32,7 @@ class Image:
 
 @dataclass(frozen=True)
 class Domain:
-    """Which part of the box a rank owns.
+    """The part of the box that a rank owns.
 
     Attributes
     ----------
@@ -59,20 +59,21 @@ class Domain:
         return tuple(int(c) for c in np.unravel_index(self.rank, self.grid))
 
     def interval(self, axis: int, offset: int = 0) -> tuple[float, float]:
-        """The faces of this brick, or of one so many places on, along one direction, as fractional coordinates."""
+        """The faces of this brick, or of the one `offset` places on, along one direction, as fractional coordinates."""
         shift, c = divmod(self.coordinates[axis] + offset, self.grid[axis])
         return float(self.cuts[axis][c] + shift), float(self.cuts[axis][c + 1] + shift)
 
     @property
     def own(self) -> Intervals:
-        """The fractional coordinates that this rank owns: those of its brick, beyond the grid's ends without limit."""
+        """The fractional coordinates that this rank owns: its brick's, without limit at the ends of the grid."""
         ends = zip(self.grid, self.coordinates, map(self.interval, range(3)), strict=True)
         return [(low if c else -math.inf, high if c + 1 < g else math.inf) for g, c, (low, high) in ends]
 
     def interior(self, reach: float, *, images: bool = False) -> Intervals:
-        """Fractional coordinates farther than `reach` (Å) from bricks of other ranks, with `images` from own ones, too.
+        """The fractional coordinates of this brick farther than `reach` (Å) from other ranks' bricks.
 
-        Where there is no such place an interval begins behind its end.
+        With `images` also farther than that from this brick's own periodic images.  An interval whose low end is above
+        its high end is empty.
         """
         intervals = []
         for axis in range(3):
@@ -82,7 +83,7 @@ class Domain:
         return intervals
 
     def outside(self, positions: NDArray[np.float64], intervals: Intervals) -> NDArray[np.bool_]:
-        """(n,) which positions (n, 3) have a fractional coordinate that is not in its interval (low ≤ x < high)."""
+        """(n,) whether any fractional coordinate of positions (n, 3) lies outside its interval (low ≤ x < high)."""
         outside = np.zeros(len(positions), bool)
         for piece in pieces(len(positions)):
             for axis, (low, high) in enumerate(intervals):
@@ -104,9 +105,9 @@ class Domain:
         return hops if self.box.periodic[axis] else min(hops, self.grid[axis] - 1)
 
     def images(self, reach: float) -> list[Image]:
-        """Bricks around that may have atoms within `reach` (Å) of this one; of any two, each is in the other's list.
+        """The bricks around this one that may have atoms within `reach` (Å) of it.
 
-        What is the first in one list's order, from low to high places, is the last in the other's.
+        Of two bricks, each is in the other's list as often as the other in its own, and in the opposite order.
         """
         images, own, hops = [], self.coordinates, [self.hops(axis, reach) for axis in range(3)]
         for offset in itertools.product(*(range(-n, n + 1) for n in hops)):
@@ -117,7 +118,7 @@ class Domain:
         return images
 
     def ghost_ratio(self, reach: float) -> float:
-        """Ghosts per local atom that a uniform density would give a brick of average size."""
+        """Ghosts per local atom of a brick of average size at uniform density."""
         ratio = 1.0
         for axis in range(3):
             if self.box.periodic[axis] or self.grid[axis] > 1:
@@ -130,7 +131,7 @@ def choose_grid(box: Box, n_ranks: int) -> Grid:
     faces = box.volume / box.heights
 
     def surface(grid: Grid) -> float:
-        # A direction in one piece that does not repeat needs no exchange at all.
+        # A direction that is neither periodic nor cut needs no exchange at all.
         cuts = [g if g > 1 or p else 0 for g, p in zip(grid, box.periodic, strict=True)]
         return float(np.dot(faces, cuts))
 
@@ -141,5 +142,5 @@ def choose_grid(box: Box, n_ranks: int) -> Grid:
         for y in range(1, n_ranks // x + 1)
         if n_ranks // x % y == 0
     ]
-    # Of equals the one cut last along x: its bricks are contiguous planes of z.
+    # Of equal grids the one with the fewest cuts along x.
     return min(grids, key=lambda grid: (round(surface(grid), 9), grid))

@@ -1,4 +1,4 @@
-"""How much of the time that messages are under way passes behind work."""
+"""Messages under way, and how much of their time is hidden behind work."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from dphpc.parallel.comm import Exchange
 
 
 class Flight:
-    """Messages under way: polled now and then, which also drives them on, and at last waited for.
+    """An exchange that is polled now and then, which also drives MPI's progress, and waited for in the end.
 
     Attributes
     ----------
     started
-        When, on the clock of `time.perf_counter`.
+        Time of the start, by `time.perf_counter`.
     seconds
-        From the start until they were seen to be there.
+        Time from the start until all messages were seen to have arrived.
     blocked
-        Of which waiting.
+        The part of `seconds` that `land` waited.
     """
 
     def __init__(self, exchange: Exchange, finish: Callable[[], None] = lambda: None) -> None:
@@ -27,12 +27,12 @@ class Flight:
         self.seconds, self.blocked, self._there = 0.0, 0.0, False
 
     def poll(self) -> None:
-        """See whether they are there."""
+        """Look whether all messages have arrived."""
         if not self._there and self._exchange.ready():
             self._there, self.seconds = True, time.perf_counter() - self.started
 
     def land(self) -> None:
-        """Wait for them and put what they bring into its place."""
+        """Wait for the messages, and put what they bring into its place."""
         before = time.perf_counter()
         self._exchange.wait()
         if not self._there:

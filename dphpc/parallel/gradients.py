@@ -1,7 +1,7 @@
 """Sums of gradients over the ranks of a training: by plain MPI, torch.distributed or Horovod.
 
-The only importer of Horovod.  All three add the same numbers; they differ in where those travel (torch's NCCL between
-GPUs) and in what a machine's users have at hand.
+The only importer of Horovod.  All three give the same sums; they differ in how the data travel (torch's NCCL: directly
+between GPUs) and in what is installed on a machine.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ class GradientSum(Protocol):
     """Adds up tensors over all ranks; every rank calls with the same shapes in the same order."""
 
     def start(self, values: Tensor) -> Exchange:
-        """Begin to sum a contiguous tensor in place; the sum is there when the exchange has been waited for."""
+        """Begin to sum a contiguous tensor in place; it holds the sum after `wait` of the exchange."""
 
     def describe(self) -> str:
         """One line for the log."""
 
 
 class Then:
-    """An exchange with work to do at its end."""
+    """An exchange after which `finish` is called."""
 
     def __init__(self, exchange: Exchange, finish: Callable[[], object]) -> None:
         self._exchange, self._finish = exchange, finish
 
     def ready(self) -> bool:
-        """Whether all that travels is there."""
+        """Whether the exchange is ready."""
         return self._exchange.ready()
 
     def wait(self) -> None:
-        """Until it is, and has been put into its place."""
+        """Wait for the exchange, then finish."""
         self._exchange.wait()
         self._finish()
 
@@ -69,7 +69,7 @@ class TorchSum:
     Attributes
     ----------
     between_cards
-        NCCL is taken.  Gloo takes tensors of the host.
+        Whether sums go by NCCL, between GPUs; Gloo takes tensors in host memory.
     """
 
     def __init__(self, comm: Communicator, device: torch.device) -> None:
@@ -88,7 +88,7 @@ class TorchSum:
         return f"torch.distributed ({how})"
 
     def close(self) -> None:
-        """Leave the process groups that are this sum's own."""
+        """Leave the process groups that were made for this sum."""
         if self._own is not None:
             self._own.close()
         elif self._group is not None:
@@ -96,17 +96,17 @@ class TorchSum:
 
 
 class HorovodHandle:
-    """A sum of Horovod's under way."""
+    """A sum by Horovod that is under way."""
 
     def __init__(self, hvd: Any, handle: int) -> None:
         self._hvd, self._handle = hvd, handle
 
     def ready(self) -> bool:
-        """Whether it is there."""
+        """Whether the sum is done."""
         return bool(self._hvd.poll(self._handle))
 
     def wait(self) -> None:
-        """Until it is."""
+        """Wait for the sum."""
         self._hvd.synchronize(self._handle)
 
 
@@ -132,8 +132,8 @@ class HorovodSum:
 
     def start(self, values: Tensor) -> Exchange:
         """See `GradientSum.start`."""
-        # Horovod pairs the ranks' tensors by name, and remembers names: a step's are those of the step before, as all
-        # ranks wait for the sums that they have open after the last of them has begun.
+        # Horovod matches the ranks' tensors by name and remembers every name, so names are used again.  They are the
+        # same on all ranks, and the same in each step, as a step begins all its sums before it waits for any.
         handle = self._hvd.allreduce_async_(values, op=self._hvd.Sum, name=f"dphpc.{self._n_open}")
         self._n_open += 1
         return Then(HorovodHandle(self._hvd, handle), self._closed)
@@ -151,16 +151,16 @@ class HorovodSum:
 
 
 class ShortMpiSum:
-    """Sums by MPI of numbers that travel in half precision: each rank adds up one part, in float32, for all.
+    """Sums by MPI of numbers sent in half precision; each rank sums one part of the tensor, in float32, for all.
 
-    A rank sends and receives what a ring's all-reduce does, 2·(N − 1)/N of the tensor, at two bytes a number.
+    A rank sends and receives as much as in a ring all-reduce, 2·(N − 1)/N of the tensor, at two bytes a number.
     """
 
     def __init__(self, comm: Communicator, compression: Literal["fp16", "bf16"]) -> None:
         self._comm, self.compression = comm, compression
 
     def start(self, values: Tensor) -> Exchange:
-        """See `GradientSum.start`; the sum is made at once."""
+        """See `GradientSum.start`; the sum is complete on return."""
         size, n, dtype = self._comm.size, values.numel(), _DTYPES[self.compression]
         short = torch.zeros(size * -(-n // size), dtype=dtype)
         short[:n] = values
@@ -176,7 +176,7 @@ class ShortMpiSum:
 
 
 class ShortSum:
-    """Sums that a library makes in half precision: 11 (fp16) or 8 bits (bf16) of each number."""
+    """Sums by a library in half precision: 11 (fp16) or 8 (bf16) significant bits of each number."""
 
     def __init__(self, inner: GradientSum, compression: Literal["fp16", "bf16"]) -> None:
         self._inner, self.compression = inner, compression
@@ -192,7 +192,7 @@ class ShortSum:
 
 
 class ThroughHost:
-    """Sums of tensors on a GPU by what adds up the host's."""
+    """Sums of tensors on a GPU by a library that takes tensors in host memory."""
 
     def __init__(self, inner: GradientSum) -> None:
         self._inner = inner
@@ -211,15 +211,15 @@ class ThroughHost:
 def gradient_sum(
     kind: DataParallel, comm: Communicator, compression: Compression = "none", device: str | torch.device = "cpu"
 ) -> Iterator[GradientSum]:
-    """The sum of that kind between all ranks, for as long as the context lasts; collective.
+    """A sum of this kind over all ranks, open inside the context; collective.
 
-    `auto` is MPI for gradients on the host: the ranks have it already, and between CPUs torch was measured to be no
-    faster.  For those on GPUs it is torch where that has NCCL.
+    `auto` is MPI for gradients in host memory: the ranks use it anyway, and between CPUs torch was measured to be no
+    faster.  For gradients on GPUs it is torch if that has NCCL.
 
     Parameters
     ----------
     device
-        Where this rank's gradients are, "cpu", "cuda" or "cuda:1".
+        Device that holds this rank's gradients: "cpu", "cuda" or "cuda:1".
 
     Raises
     ------
@@ -250,7 +250,7 @@ def gradient_sum(
 
 
 def one_card_each(cards: list[tuple[str, str]]) -> bool:
-    """Whether ranks have GPUs of their own, which NCCL asks for; `cards` are (node, GPU) of each."""
+    """Whether each rank has a GPU of its own, as NCCL demands; `cards` holds (node, GPU) of each rank."""
     return len(set(cards)) == len(cards)
 
 
@@ -264,5 +264,5 @@ def difference_from_mpi(kind: DataParallel, comm: Communicator) -> float:
 
 
 def _card(device: torch.device) -> tuple[str, str]:
-    """A GPU's node and name on it; its index counts those that the process sees, which may differ by rank."""
+    """A GPU's node and UUID; its index counts the GPUs that a process sees, which may differ from rank to rank."""
     return platform.node(), str(getattr(torch.cuda.get_device_properties(device), "uuid", device.index))

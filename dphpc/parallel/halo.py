@@ -1,13 +1,13 @@
 """Ghosts: copies of the atoms around a rank's brick, from other ranks or from the far side of the box.
 
-In `build_ghosts` each owner finds whose ghosts its atoms are: those of the 26 bricks around, or of more where bricks
-are thinner than the reach.  A rank may be its own neighbor, through the box's end, any number of times (a small cell
-with many images is no special case).  Only atoms near the brick's faces are looked at, so that whoever keeps the others
-elsewhere brings these alone.
+In `build_ghosts` each owner finds the bricks that need its atoms as ghosts: some of the 26 bricks around, or of more
+where bricks are thinner than the reach.  Through the periodic boundary a rank may be its own neighbor, any number of
+times, so that a small cell with many images is no special case.  Only atoms near the brick's faces are looked at: a
+caller that keeps its atoms elsewhere (on a GPU) has to bring only these.
 
-All messages go straight from owner to ghost, one for each pair of ranks: ghosts stand in memory by their owners' ranks,
-so that messages arrive where they belong.  `start_refresh` and `start_reduce` leave the messages under way, while the
-caller works on atoms that need none of them.
+Messages go directly from owner to ghost, one for each pair of ranks.  Ghosts are stored in the order of their owners'
+ranks, so that a message is received straight into its place.  `start_refresh` and `start_reduce` leave the messages
+under way, while the caller works on atoms that do not depend on them.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from dphpc.parallel.flight import Flight
 
 @dataclass(frozen=True)
 class Routes:
-    """Which atoms are whose ghosts, as the last `build_ghosts` found it.
+    """Which atoms are ghosts of which ranks, as found by the last `build_ghosts`.
 
     Attributes
     ----------
     partners
         The ranks that this one exchanges messages with.
     send
-        (n_send,) local atoms that are ghosts: of this rank itself first, then of one partner after the other.
+        (n_send,) local atoms that are ghosts somewhere: first those of this rank itself, then those of each partner.
     send_bounds, ghost_bounds
-        (len(partners) + 2,) where the parts of this rank and of each partner begin and end in `send`, and among the
-        ghosts.
+        (len(partners) + 2,) where the part of this rank and that of each partner begin and end, in `send` and among
+        the ghosts.
     displacements
-        (n_ghost, 3) Å, whole box vectors from each ghost's owner to it.
+        (n_ghost, 3) Å, from each ghost's owner to the ghost: whole box vectors.
     """
 
     partners: list[int]
@@ -65,7 +65,7 @@ class Halo:
 
     @property
     def routes(self) -> Routes:
-        """What a halo needs that keeps its atoms elsewhere; not to be changed."""
+        """The routes, for a halo whose atoms are in GPU memory; not to be modified."""
         return Routes(self._partners, self._send, self._send_bounds, self._ghost_bounds, self._displacements)
 
     @property
@@ -93,14 +93,14 @@ class Halo:
         self.attach_ghosts(state, state.rows(GHOSTED, places), places, reach)
 
     def attach_ghosts(self, state: State, border: NDArray, places: NDArray[np.integer], reach: float) -> None:
-        """As `build_ghosts`, of the atoms near a face alone: the state's own ones are not looked at; collective.
+        """As `build_ghosts`, but the atoms near faces are given and the state's are not looked at; collective.
 
         Parameters
         ----------
         border
-            (n,) rows of the fields that ghosts carry, of the local atoms outside of `Domain.interior` with `images`.
+            (n,) rows of the fields in `GHOSTED`: all local atoms outside of `Domain.interior` with `images`.
         places
-            (n,) where these stand among the local atoms.
+            (n,) their places among the local atoms.
         """
         images, near = self.domain.images(reach), self._near(border["positions"], reach)
         self._partners = sorted({image.rank for image in images} - {self.comm.rank})
@@ -117,22 +117,22 @@ class Halo:
         packed, ghosts = border.take(index), np.empty(self._ghost_bounds[-1], border.dtype)
         ghosts[: self._ghost_bounds[1]] = packed[: self._send_bounds[1]]
         self.comm.post(self._parts(packed, self._send_bounds), self._parts(ghosts, self._ghost_bounds)).wait()
-        # This brick is its images' image on the way back, and their last is the first of it.
+        # Seen from a partner, this brick is the image with the opposite shift, and the order of images is reversed.
         shifts = [image.shift for of_rank in of_ranks for image in reversed(of_rank)]
         self._shifts, self._n_shifted = np.array(shifts, np.float64).reshape(-1, 3), np.concatenate(received)
         self.follow_box(self.domain)
         state.set_ghosts(ghosts)
         self._n_local = state.n_local
-        # One expression forms a ghost's position, here and whenever it follows its owner.
+        # The expression of `refresh_ghosts`, so that the positions have the same bits.
         self._displace(state, slice(None))
 
     def follow_box(self, domain: Domain) -> None:
-        """The box has other vectors, and this rank the same atoms of it: ghosts follow at their next refresh."""
+        """Take over changed box vectors, with the same atoms on this rank; ghosts follow at the next refresh."""
         self.domain = domain
         self._displacements = np.repeat(self._shifts @ domain.box.matrix, self._n_shifted, axis=0)
 
     def _near(self, positions: NDArray[np.float64], reach: float) -> Callable[[Image], NDArray[np.intp]]:
-        """What says where those of the positions stand that are within reach of an image's brick."""
+        """A function that gives, for an image, the indices of the positions within `reach` (Å) of its brick."""
         near: dict[tuple[int, int], NDArray[np.bool_]] = {}
         for axis in range(3):
             x, width = self.domain.box.fractional(positions, axis), reach / self.domain.box.heights[axis]
@@ -146,28 +146,29 @@ class Halo:
         return places
 
     def _swap(self, counts: list[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
-        """Tell each partner its numbers and learn as many."""
+        """Send each partner its array of counts and receive its counts for this rank."""
         others = [counts[0], *map(np.empty_like, counts[1:])]
         ways = (list(zip(self._partners, way[1:], strict=True)) for way in (counts, others))
         self.comm.post(*ways).wait()
         return others
 
     def start_refresh(self, state: State) -> Flight:
-        """Begin to bring the ghosts' positions up to date; local atoms must stay until it has landed.  Collective."""
+        """Begin to refresh the ghosts' positions; local atoms must not move until it has landed.  Collective."""
         exchange = self._start_refresh(state.positions)
         own = int(self._ghost_bounds[1])
-        self._displace(state, slice(0, own))  # no need to wait for these
+        self._displace(state, slice(0, own))  # own ghosts need no message
         return Flight(exchange, lambda: self._displace(state, slice(own, None)))
 
     def start_reduce(self, state: State) -> Flight:
         """Begin to add the forces on ghosts to their owners'; collective.
 
-        Those on other ranks' atoms must stay until it has landed; those on images of this rank's own are taken then.
+        Forces on ghosts of other ranks must not change until it has landed; those on images of this rank's own atoms
+        are read only then.
         """
         return self._start_reduce(state.forces)
 
     def refresh_ghosts(self, state: State) -> None:
-        """Bring the ghosts' positions up to date; collective."""
+        """Set the ghosts' positions from their owners'; collective."""
         self.start_refresh(state).land()
 
     def refresh(self, array: NDArray) -> None:
@@ -205,12 +206,12 @@ class Halo:
         return Flight(exchange, finish)
 
     def _parts(self, array: NDArray, bounds: NDArray[np.int64]) -> list[tuple[int, NDArray]]:
-        """The partners' parts of an array, this rank's own left out."""
+        """The parts of an array that are exchanged with partners, as messages."""
         pieces = zip(self._partners, bounds[1:-1].tolist(), bounds[2:].tolist(), strict=True)
         return [(rank, array[first:last]) for rank, first, last in pieces if last > first]
 
     def _view(self, array: NDArray) -> NDArray:
-        """The persistent buffer as one row of the array's shape and type for each atom that is sent."""
+        """The persistent buffer as (n_send, …), with rows of the array's shape and type."""
         n = len(self._send)
         row_bytes = array.dtype.itemsize * math.prod(array.shape[1:])
         if len(self._buffer) < n * row_bytes:
@@ -219,5 +220,5 @@ class Halo:
 
 
 def _columns(array: NDArray) -> NDArray:
-    """(k, n) view of an array (n, …) with k numbers in each row."""
+    """View (k, n) of an array (n, …) with k numbers in each row."""
     return array.reshape(len(array), math.prod(array.shape[1:])).T

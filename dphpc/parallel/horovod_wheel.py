@@ -1,7 +1,7 @@
 """Horovod's wheel for this Python, torch and MPI: built once, then taken from the user's cache.
 
-Horovod's last release does not build against today's torch by itself; `BUILD` and an environment of its own for the
-build help it, and leave the user's environment as it is.
+Horovod's last release does not build against today's torch without help.  It is built with the settings in `BUILD` in
+a virtual environment of its own, so that the user's environment stays as it is.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _log = logging.getLogger(__name__)
 
 
 def find_or_build() -> Path:
-    """The cache's wheel for this environment, which is built first (some minutes) where there is none.
+    """The cached wheel for this environment; built first, in some minutes, if there is none.
 
     Raises
     ------
@@ -81,12 +81,12 @@ def find_or_build() -> Path:
 
 
 def install(wheel: Path) -> None:
-    """Put a wheel into this environment, in place of another build of it, and try it on two ranks.
+    """Install a wheel into this environment, in place of any other build, and try it on two ranks.
 
     Raises
     ------
     RunError
-        It cannot be installed, or does not add up what two ranks give it.
+        It cannot be installed, or its sums on two ranks are wrong.
     """
     env = _environment()
     pip = [sys.executable, "-m", "pip", "install", "--quiet"]
@@ -102,7 +102,7 @@ def install(wheel: Path) -> None:
 
 
 def cache_folder(env: dict[str, str]) -> Path:
-    """Where the wheel of this Python, torch, MPI, compiler and recipe is kept; beside it are those of others.
+    """The folder for wheels of this Python, torch, MPI, compiler and build settings.
 
     An MPI inside the virtual environment counts as the same MPI in another one.
     """
@@ -146,7 +146,7 @@ def mpi_headers(env: dict[str, str]) -> str:
 
 
 def cached(folder: Path) -> Path | None:
-    """The folder's wheel, where it has one that `is_sound`."""
+    """A wheel in the folder that `is_sound`; None if there is none."""
     wheels = sorted(folder.glob("*.whl"))
     sound = next(filter(is_sound, wheels), None)
     if wheels and sound is None:
@@ -155,7 +155,7 @@ def cached(folder: Path) -> Path | None:
 
 
 def is_sound(wheel: Path) -> bool:
-    """Whether a wheel is Horovod's by its name, what its name says by its content, and for its user alone to write."""
+    """Whether a file has the name of a Horovod wheel, the checksum in that name, and is writable by its user alone."""
     named = _NAME.fullmatch(wheel.name)
     status = wheel.stat()
     ours = status.st_uid == os.geteuid() and not status.st_mode & 0o022
@@ -163,7 +163,7 @@ def is_sound(wheel: Path) -> bool:
 
 
 def keep(wheel: Path, folder: Path) -> Path:
-    """Copy a wheel into the cache, where its name holds its checksum: as a build number, which begins with a digit."""
+    """Copy a wheel into the cache, with its checksum in the name as a build number (which must begin with a digit)."""
     head = f"horovod-{VERSION}-"
     folder.mkdir(parents=True, exist_ok=True)
     place = folder / f"{head}0{_digest(wheel)}-{wheel.name.removeprefix(head)}"
@@ -197,12 +197,12 @@ def _build(place: Path, env: dict[str, str]) -> Path:
 
 
 def _environment() -> dict[str, str]:
-    """This process's, with this Python's programs first."""
+    """This process's environment, with the folder of this Python first in PATH."""
     return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
 
 
 def _run(words: list[str], env: dict[str, str]) -> str:
-    """What a program prints, which ends well."""
+    """What a program prints; RunError if it fails."""
     done = subprocess.run(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     if done.returncode:
         raise RunError(f"{' '.join(words[:6])} … failed:\n{done.stdout[-4000:]}")

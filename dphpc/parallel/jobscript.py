@@ -18,13 +18,13 @@ SRUN_PLUGINS = {"Open MPI": "pmix", "MPICH": "pmi2", "Intel": "pmi2", "MVAPICH":
 """Word in an MPI's name -> what `srun --mpi=` needs to start its ranks."""
 
 MPIRUN, NO_MPI = "mpirun", "none"
-"""In the place of a plug-in: ranks are started by mpirun; or by srun, and meet through Slurm, which training can do."""
+"""In place of a plug-in: ranks are started by mpirun; or by srun without MPI, which only training can do."""
 
 
 def job_script(
     command: str, arguments: Sequence[str], resources: Mapping[str, str], *, mpi: str = "auto", scaling: bool = False
 ) -> str:
-    """The script of a job, from the template that serves it.
+    """The script of a job, from the template for its kind.
 
     Parameters
     ----------
@@ -33,19 +33,19 @@ def job_script(
     arguments
         The command's input and options.
     resources
-        Options of sbatch to their values; the template's own where one is missing.  With `gpus-per-node` the command
-        runs on GPUs, by a rank each.
+        Options of sbatch and their values; the template's own where one is missing.  With `gpus-per-node` the command
+        runs on GPUs, one rank on each.
     mpi
-        What srun is told of the MPI, "mpirun" for that, "none" for training without MPI, "auto" for what mpi4py's MPI
-        needs.
+        The plug-in for `srun --mpi=`; "mpirun" to start ranks by mpirun, "none" for training without MPI, "auto" for
+        what mpi4py's MPI needs.
     scaling
-        An array of jobs on 1, 2, 4, … ranks instead of one job.
+        Make an array of jobs on 1, 2, 4, … ranks instead of one job.
 
     Raises
     ------
     InputError
-        A value cannot stand in a script, there is no MPI that is known, or none for a job that needs it, or a loop is
-        to be a scaling test.
+        A value cannot stand in a script, the MPI is missing or unknown, the job needs MPI and `mpi` is "none", or
+        `scaling` is asked for "learn".
     """
     if mpi == NO_MPI and (command != "train" or scaling):
         raise InputError(
@@ -56,8 +56,8 @@ def job_script(
         raise InputError("a loop is no scaling test", where="--scaling", expected="md or train")
     several = max(int(resources.get(key, 1)) for key in ("nodes", "ntasks-per-node")) > 1 or mpi != "auto"
     kind = {"md": "-cpu", "train": "-mpi" if several else "-cpu", "learn": ""}[command]
-    on_cards: list[str] = []  # which the templates for GPUs say themselves
-    if "gpus-per-node" in resources and command != "learn":  # whose files say what runs on GPUs
+    on_cards: list[str] = []  # for `scaling`: the templates for GPUs have these words themselves
+    if "gpus-per-node" in resources and command != "learn":  # a loop's own files say what runs on GPUs
         kind, on_cards = "-gpu", ["--device", "cuda"]
         resources = {"ntasks-per-node": resources["gpus-per-node"], **resources}
     text = template("scaling.slurm" if scaling else f"{command}{kind}.slurm")
@@ -86,7 +86,7 @@ def template(name: str) -> str:
 
 
 def fill(script: str, directives: Mapping[str, str], variables: Mapping[str, str]) -> str:
-    """A template with values in it; the explanations beside them stay.
+    """A template with values filled in; the comments beside them stay.
 
     Parameters
     ----------
@@ -115,7 +115,7 @@ def fill(script: str, directives: Mapping[str, str], variables: Mapping[str, str
 
 
 def _only(pattern: str, script: str) -> re.Match[str]:
-    """The one place where a template matches."""
+    """The only match of a pattern in a template."""
     found = list(re.finditer(pattern, script, re.MULTILINE))
     assert len(found) == 1, f"the template has {len(found)} lines like {pattern}"
     return found[0]
@@ -146,14 +146,14 @@ def require_sbatch() -> None:
 
 
 def mpi_library() -> str | None:
-    """How the MPI that mpi4py was built against describes itself; asked in a child, as a library may abort."""
+    """The version text of the MPI that mpi4py loads, or None; asked in a child process, as a library may abort."""
     code = "import mpi4py; mpi4py.rc.initialize = False; from mpi4py import MPI; print(MPI.Get_library_version())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     return done.stdout.strip() if done.returncode == 0 else None
 
 
 def srun_plugin(library: str | None) -> str:
-    """What `srun --mpi=` must be for an MPI, or `MPIRUN` where this cluster's srun has no such plug-in.
+    """The plug-in that `srun --mpi=` needs for an MPI; `MPIRUN` if this cluster's srun does not have it.
 
     Parameters
     ----------
@@ -163,7 +163,7 @@ def srun_plugin(library: str | None) -> str:
     Raises
     ------
     InputError
-        There is no MPI, or one of which it is not known how srun starts it.
+        There is no MPI, or it is not known how srun starts its ranks.
     """
     choose = f"--mpi pmix, --mpi pmi2 or --mpi {MPIRUN}"
     if library is None:
@@ -178,7 +178,7 @@ def srun_plugin(library: str | None) -> str:
 
 
 def _srun_list(otherwise: str) -> list[str]:
-    """The plug-ins that srun has here; on a machine without Slurm the one that is looked for."""
+    """The plug-ins of this machine's srun; without Slurm, `otherwise` alone."""
     if shutil.which("srun") is None:
         return [otherwise]
     done = subprocess.run(["srun", "--mpi=list"], capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""How this process was started: alone, or as one of several ranks, before MPI is touched."""
+"""How this process was started, alone or as one of several ranks, found from the environment without MPI."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LAUNCHERS: tuple[tuple[str, str, str], ...] = (
     # Slurm sets these for `srun` only; SLURM_NTASKS stands in plain batch scripts too.
     ("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
 )
-"""Launcher, variable of the rank, variable of the number of ranks."""
+"""Name of a launcher, its variable with the rank, its variable with the number of ranks."""
 
 START_ANYWHERE = {
     "OMPI_ALLOW_RUN_AS_ROOT": "1",
@@ -22,18 +22,18 @@ START_ANYWHERE = {
     "OMPI_MCA_rmaps_base_oversubscribe": "1",
     "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
 }
-"""Lets Open MPI (4; 5) start ranks as root and on fewer cores, as in a container; MPICH reads none of it."""
+"""Lets Open MPI 4 and 5 start ranks as root and more of them than cores, as in a container; MPICH ignores these."""
 
 _OF_A_RANK = re.compile(
     r"OMPI_(COMM_WORLD_|UNIVERSE_SIZE|APP_CTX_|NUM_APP_CTX|ARGV|COMMAND|FIRST_RANKS|FILE_LOCATION)"
     r"|OMPI_MCA_(orte_|ess|initial_wdir$|pmix$)|PRTE_LAUNCHED|PMIX_(?!MCA_)|PMI2?_|HYDI_|MPI_LOCAL"
     r"|MV2_COMM_WORLD_|MPISPAWN_|PALS_|SLURM_(PROCID|LOCALID|GTIDS|STEP|PMI)"
 )
-"""Variables that a launcher gives each rank; what users set for it (`OMPI_MCA_btl`, `SLURM_JOB_ID`) is none of them."""
+"""Variables that a launcher sets for each rank, but none that users set for it (`OMPI_MCA_btl`, `SLURM_JOB_ID`)."""
 
 
 def launched_by() -> tuple[str, int, int] | None:
-    """(launcher, rank, number of ranks) as the environment tells, or None for a process of its own."""
+    """(launcher, rank, number of ranks) from the environment; None if no launcher started this process."""
     for name, rank, size in LAUNCHERS:
         if os.environ.get(rank, "").isdigit() and os.environ.get(size, "").isdigit():
             return name, int(os.environ[rank]), int(os.environ[size])
@@ -53,21 +53,21 @@ def launched_size() -> int:
 
 
 def unlaunched(environment: Mapping[str, str]) -> dict[str, str]:
-    """An environment for processes that are no ranks of what started this one, and may themselves start ranks."""
+    """The environment without a launcher's variables, for child processes that are no ranks but may start some."""
     return {name: value for name, value in environment.items() if not _OF_A_RANK.match(name)}
 
 
 def without_mpi() -> bool:
-    """Whether srun started several ranks and gave them nothing by which their MPI finds the others (`--mpi=none`)."""
+    """Whether srun started several ranks without a plug-in for MPI (`--mpi=none`)."""
     found = launched_by()
     return found is not None and found[0] == "srun" and found[2] > 1 and "PMIX_RANK" not in os.environ
 
 
 def meeting_point() -> tuple[str, int]:
-    """Host and port where the ranks of a step of Slurm meet.
+    """Host and port at which the ranks of a Slurm step meet.
 
-    MASTER_ADDR and MASTER_PORT where they are set; else the step's first node, and a port below those that systems give
-    away, which follows from the numbers of job and step.
+    MASTER_ADDR and MASTER_PORT if they are set; else the step's first node, and a port that follows from the numbers of
+    job and step and lies below the range of ephemeral ports.
     """
     nodes = os.environ.get("SLURM_STEP_NODELIST", "")
     alone = os.environ.get("SLURM_STEP_NUM_NODES") == "1"

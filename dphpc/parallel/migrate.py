@@ -1,4 +1,4 @@
-"""Atoms that left their rank's brick move to the rank that owns their place."""
+"""Migration: atoms that have left their rank's brick move to the rank that owns their position."""
 
 from __future__ import annotations
 
@@ -12,10 +12,7 @@ from dphpc.parallel.domain import Domain
 
 
 def migrate(state: State, domain: Domain, comm: Communicator) -> None:
-    """Wrap the local atoms into the box and give each to its owner, however far away; collective.
-
-    Drops the ghosts.
-    """
+    """Wrap the local atoms into the box and send each to its owner, however far away; collective.  Drops the ghosts."""
     state.resize(state.n_local, 0)
     wrap_(state)
     if domain.grid == (1, 1, 1):
@@ -30,9 +27,9 @@ def migrate(state: State, domain: Domain, comm: Communicator) -> None:
 
 
 def deal(state: State, domain: Domain, comm: Communicator) -> None:
-    """Give wrapped atoms that are to leave to their owners, and let the state have those that come; collective.
+    """Send a state's wrapped atoms to their owners; afterwards it holds those of this rank.  Collective.
 
-    One direction after the other; messages go only to bricks as far away as some atom of some rank has to travel.
+    One direction after the other.  Messages go only over distances in the grid that some atom of some rank travels.
     """
     distances = _distances_in_use(state, domain, comm)
     for axis in range(3):
@@ -47,7 +44,7 @@ def deal(state: State, domain: Domain, comm: Communicator) -> None:
 
 
 def wrap_(state: State) -> None:
-    """Move local atoms into the box along its periodic directions and count that in `images`."""
+    """Move local atoms into the box along its periodic directions, and count the box vectors in `images`."""
     for piece in pieces(state.n_local):
         shifts = state.box.wrap_shifts(state.positions[piece])
         out = np.flatnonzero(shifts.any(axis=1))
@@ -56,7 +53,7 @@ def wrap_(state: State) -> None:
 
 
 def check_count(state: State, expected: int, comm: Communicator) -> None:
-    """See that no atom was lost; collective.
+    """Check that no atom was lost; collective.
 
     Raises
     ------
@@ -71,7 +68,7 @@ def check_count(state: State, expected: int, comm: Communicator) -> None:
 
 
 def exchange_rows(comm: Communicator, rows: NDArray, to: int, source: int) -> NDArray:
-    """Send rows to one rank and receive as many as another has."""
+    """Send rows to one rank, and receive those of another, whatever their number."""
     counts = np.array([len(rows)], np.int64), np.zeros(1, np.int64)
     comm.sendrecv(counts[0], to, counts[1], source)
     received = np.empty((int(counts[1][0]), *rows.shape[1:]), rows.dtype)
@@ -80,7 +77,7 @@ def exchange_rows(comm: Communicator, rows: NDArray, to: int, source: int) -> ND
 
 
 def sort_spatially(state: State, domain: Domain, cell: float) -> None:
-    """Order the local atoms by cells of about `cell` Å, so that neighbors are near in memory; no ghosts then."""
+    """Order the local atoms by cells of about `cell` Å, so that neighbors are near in memory; drops the ghosts."""
     key = np.zeros(state.n_local, np.int64)
     for piece in pieces(state.n_local):
         for axis in range(3):
@@ -98,7 +95,7 @@ def _target(state: State, domain: Domain, axis: int) -> NDArray[np.intp]:
 
 
 def _distances_in_use(state: State, domain: Domain, comm: Communicator) -> list[list[int]]:
-    """For each direction the distances (in bricks, up the ring) that some atom of some rank travels."""
+    """For each direction the distances, in bricks up the ring, that some atom of some rank travels."""
     used = []
     for axis in range(3):
         distance = (_target(state, domain, axis) - domain.coordinates[axis]) % domain.grid[axis]
@@ -109,7 +106,7 @@ def _distances_in_use(state: State, domain: Domain, comm: Communicator) -> list[
 
 
 def _ring(domain: Domain, axis: int, distance: int) -> int:
-    """The rank that far up the grid, going round at its end even where the box does not repeat."""
+    """The rank `distance` bricks up the grid, cyclic even where the box is not periodic."""
     where = list(domain.coordinates)
     where[axis] = (where[axis] + distance) % domain.grid[axis]
     return int(np.ravel_multi_index(where, domain.grid))

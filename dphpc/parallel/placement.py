@@ -1,4 +1,4 @@
-"""Where the ranks of a run stand: nodes, cores, pinning, and whether they ask for more cores than there are."""
+"""Where the ranks of a run are placed: nodes, cores, pinning, and whether they are oversubscribed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dphpc.parallel.comm import Communicator
 
 @dataclass(frozen=True)
 class Place:
-    """One rank: its node, the cores it may run on, its threads, and the node's limit on processor time in cores."""
+    """One rank: its node, the cores it may run on, its threads, and its container's limit on processor time (cores)."""
 
     node: str
     cores: frozenset[int]
@@ -74,7 +74,7 @@ class Placement:
 
 
 def placement(comm: Communicator, threads: int) -> Placement:
-    """How all ranks stand, `threads` being this one's; collective."""
+    """The placement of all ranks; `threads` is the number of this rank's threads.  Collective."""
     return Placement(comm.allgather(Place(platform.node(), affinity(), threads, quota())))
 
 
@@ -91,7 +91,7 @@ def available_cores(places: Sequence[Place]) -> int:
 
 
 def _groups(places: Sequence[Place]) -> list[list[Place]]:
-    """The ranks of a node in groups that have no core in common with one another."""
+    """The ranks of a node, in groups that share no core with other groups."""
     groups: list[list[Place]] = []
     for place in places:
         touching = [g for g in groups if any(p.cores & place.cores for p in g)]

@@ -1,4 +1,4 @@
-"""Ranks that talk by torch.distributed, for a training whose ranks have no MPI in common; used like `comm.Mpi`."""
+"""Ranks that communicate by torch.distributed, for a training without MPI; used like `comm.Mpi`."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from dphpc.parallel.launch import launched_rank, launched_size, meeting_point
 T = TypeVar("T")
 
 MEETING = datetime.timedelta(minutes=5)
-"""How long ranks wait for one another at the start."""
+"""How long ranks wait for one another at the start; then the job fails."""
 
 WORKING = datetime.timedelta(days=30)
-"""And later, while one reads data for all: a rank that has gone is noticed at once, by its closed connections."""
+"""The same later, e.g. while one rank reads data for all.  A rank that dies is noticed at once, by its connections."""
 
 
 class Works:
@@ -42,7 +42,7 @@ class Works:
         return all(work.is_completed() for work in self._works)
 
     def wait(self) -> None:
-        """Until then, the tensors must be left alone."""
+        """Wait for all operations; their tensors must not be touched before."""
         for work in self._works:
             work.wait()
 
@@ -53,14 +53,14 @@ class ProcessGroup:
     Parameters
     ----------
     rank, size
-        Of this process, and how many there are.
+        Rank of this process, and number of ranks.
     host, port
-        Where rank 0 listens and the others find it.
+        Address at which rank 0 listens and the others connect.
 
     Raises
     ------
     InputError
-        The ranks do not meet there; rank 0 speaks, as it fails whenever another does.
+        The ranks do not meet there; rank 0 prints it, as it fails whenever another one does.
     """
 
     handle = None
@@ -83,7 +83,7 @@ class ProcessGroup:
 
     @classmethod
     def beside(cls, comm: Communicator) -> ProcessGroup:
-        """A group of ranks that know each other already, until `close`; collective."""
+        """A group of the ranks of another communicator, until `close`; collective."""
         with together(comm):
             require_distributed()
         host, port = from_first(comm, lambda: _free_address(comm.node_size == comm.size))
@@ -94,8 +94,8 @@ class ProcessGroup:
         distributed.destroy_process_group()
 
     def leave(self) -> None:
-        """Leave it at the process's end, when all have come to theirs: a connection that breaks ends others."""
-        with contextlib.suppress(RuntimeError):  # another has gone without this
+        """Leave the group at the process's end, once all ranks are there: a broken connection would end the others."""
+        with contextlib.suppress(RuntimeError):  # another rank has ended without this barrier
             distributed.barrier()
         self.close()
 
@@ -153,7 +153,7 @@ class ProcessGroup:
         distributed.barrier()
 
     def abort(self, message: str) -> NoReturn:
-        """End this process, and so the others, whose connections to it break: the first of all prints its message."""
+        """End this process; the others end as their connections break.  Only the first to abort prints its message."""
         try:
             first = self._store.add("aborted", 1) == 1
         except RuntimeError:  # rank 0 has gone, and has said why
@@ -165,7 +165,7 @@ class ProcessGroup:
 
 @functools.cache
 def slurm_ranks() -> ProcessGroup:
-    """The ranks of this step of Slurm, as its environment tells; collective.
+    """The ranks of this Slurm step, from its environment; collective.
 
     Raises
     ------
@@ -179,13 +179,13 @@ def slurm_ranks() -> ProcessGroup:
 
 
 def require_distributed() -> None:
-    """Refuse a torch that cannot do this."""
+    """Raise InputError if torch was built without torch.distributed."""
     if not distributed.is_available():
         raise InputError("this torch was built without torch.distributed", remedy="--data-parallel mpi")
 
 
 def _free_address(same_node: bool) -> tuple[str, int]:
-    """Host and port of this machine, where the other ranks can meet this one."""
+    """Host and a free port of this machine, for the other ranks to connect to."""
     host = os.environ.get("MASTER_ADDR") or ("127.0.0.1" if same_node else socket.gethostname())
     with socket.socket() as probe:
         probe.bind(("", 0))
