@@ -1,4 +1,4 @@
-"""How far several models disagree: the committee's deviation, in DeePMD-kit's columns.
+"""Model deviation: how far the models of a committee disagree, in DeePMD-kit's columns.
 
 Zhang et al., Phys. Rev. Mater. 3, 023804 (2019), Eq. (4): the deviation of a force is the norm over x, y, z of
 its standard deviation over the models.
@@ -28,22 +28,22 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Measure:
-    """What of a committee `dphpc model-devi` measures.
+    """What `dphpc model-devi` measures.
 
     Attributes
     ----------
     atomic
-        Add the deviation of each atom's force to the columns.
+        Append the deviation of each atom's force to the columns.
     relative, relative_v
         eV/Å and eV per atom: deviations of forces and virials are divided by their magnitude plus this level,
         as in Zeng et al., J. Chem. Phys. 159, 054801 (2023), Eqs. (71) and (72).
     real_error
-        Deviations are those from a reference, the data's labels, not those from the models' mean.
+        Take deviations from the data's labels instead of the models' mean.
 
     Raises
     ------
     InputError
-        A level below 0, or one that is no number.
+        A level is negative or not finite.
     """
 
     atomic: bool = False
@@ -62,7 +62,7 @@ PLAIN = Measure()
 
 @dataclass(frozen=True)
 class Reference:
-    """Labels of a frame: eV, (natoms, 3) eV/Å, (9,) eV; a virial of NaN makes the virial's columns NaN."""
+    """Labels of a frame: eV, (natoms, 3) eV/Å, (9,) eV.  If the virial is NaN, so are its columns."""
 
     energy: float
     forces: Floats
@@ -70,7 +70,7 @@ class Reference:
 
 
 def force_deviation(forces: Floats, reference: Floats | None = None, level: float | None = None) -> Floats:
-    """(natoms,) eV/Å, of each model's forces (n_models, natoms, 3); `reference` (natoms, 3)."""
+    """Deviation (natoms,), eV/Å, of forces (n_models, natoms, 3); `reference` (natoms, 3), `level` as in `Measure`."""
     f = np.linalg.norm(_spread(forces, reference), axis=-1)
     return f if level is None else f / (_magnitude(forces, reference) + level)
 
@@ -78,7 +78,7 @@ def force_deviation(forces: Floats, reference: Floats | None = None, level: floa
 def virial_deviation(
     virials: Floats, n_atoms: int, reference: Floats | None = None, level: float | None = None
 ) -> tuple[float, float, float]:
-    """Max, min and avg (norm/3) in eV per atom, of each model's virial (n_models, 9); `reference` (9,)."""
+    """Largest, smallest and average (norm/3) deviation, eV per atom, of virials (n_models, 9); `reference` (9,)."""
     virials, reference = virials / n_atoms, None if reference is None else reference / n_atoms
     v = _spread(virials, reference)
     if level is not None:
@@ -87,7 +87,7 @@ def virial_deviation(
 
 
 def _spread(values: Floats, reference: Floats | float | None) -> Floats:
-    """Root mean square over the models about their mean, or about a reference."""
+    """Root mean square deviation over the models (first axis) from their mean, or from a reference."""
     return np.std(values, axis=0) if reference is None else np.sqrt(np.mean((values - reference) ** 2, axis=0))
 
 
@@ -97,16 +97,16 @@ def _magnitude(values: Floats, reference: Floats | None) -> Floats:
 
 
 def deviation_of(outputs: Sequence[Outputs], measure: Measure = PLAIN, reference: Reference | None = None) -> Floats:
-    """The seven `COLUMNS` of one frame from what each model gave for it (forces of the atoms, no ghosts).
+    """The `COLUMNS` of one frame from the outputs of each model (forces without ghosts).
 
     Parameters
     ----------
     reference
-        What deviations are taken from, in place of the models' mean.
+        Labels from which deviations are taken instead of the models' mean.
 
     Returns
     -------
-    (7,), or (7 + natoms,) if `atomic`: virials and energy per atom.
+    (7,), or (7 + natoms,) if `measure.atomic`; virials and energy per atom.
     """
     energies, forces = np.array([out.energy for out in outputs]), np.array([out.forces for out in outputs])
     virials, n = np.array([out.virial.ravel() for out in outputs]), forces.shape[1]
@@ -122,12 +122,12 @@ def deviation_of(outputs: Sequence[Outputs], measure: Measure = PLAIN, reference
 def load_committee(
     models: Sequence[str | Path | DPModel], precision: str = "float64", device: str = "cpu"
 ) -> list[DeepPot]:
-    """Models that can be evaluated on one list: same types, cutoffs as they are.
+    """Models with one type map, so that they can share a neighbor list; their cutoffs may differ.
 
     Raises
     ------
     InputError
-        Models with different type maps, or no GPU where one is asked for.
+        The type maps differ, or a GPU is asked for and there is none.
     """
     card = find_device(device)
     potentials = [DeepPot(model, precision, card) for model in models]

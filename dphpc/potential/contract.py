@@ -1,4 +1,4 @@
-"""What the engine, the trainer and the calculators see of a potential."""
+"""The interface of a potential, all that MD engine, trainer and calculators see of it."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from dphpc.ops.energy.card import CardSums, CardSystem
 from dphpc.ops.neighbors.contract import Neighbors
 
 SAMPLE = 16384
-"""Atoms of a rank whose neighbors are looked over at the start of a run."""
+"""Number of a rank's atoms whose neighbors are checked at the start of a run."""
 
 
 class Halo(Protocol):
-    """What a potential may ask of the ranks around: per-atom arrays sent to ghosts, or summed back from them.
+    """Communication that a potential may use: per-atom arrays are sent to ghosts, or summed back from them.
 
-    Arrays are (n_all, …), local atoms first.  Both are collective calls, not for `compute` on some of a rank's atoms:
-    then the engine's own messages are under way, and ranks do not have as many such calls.
+    Arrays are (n_all, …), local atoms first.  Both calls are collective.  They must not be used where `compute` works
+    on some of a rank's atoms only: then the engine's own messages are under way, and the number of such calls differs
+    from rank to rank.
     """
 
     def refresh(self, array: NDArray) -> None:
@@ -37,20 +38,20 @@ class Halo(Protocol):
 
 @dataclass
 class Outputs:
-    """Results of one rank's atoms; `Potential.compute` adds to them.
+    """Results for one rank's atoms, to which `Potential.compute` adds.
 
     Attributes
     ----------
     forces
-        (n_all, 3) eV/Å, ghosts included: their share is still to be sent back to the owners.
+        (n_all, 3) eV/Å; those on ghosts have yet to be added to their owners'.
     energy_parts, virial_parts
         (3,) and (3, 3, 3) eV, of the local centers, as `core.exact_sum` keeps sums over atoms.
     atom_energy
         (n_local,) eV or None.
     atom_virial
-        (n_all, 3, 3) eV, at the neighbor of each pair as DeePMD-kit defines it, or None.
+        (n_all, 3, 3) eV, each pair's share at the neighbor, as DeePMD-kit defines it; or None.
     force_spacing
-        eV/Å, of which every term added to `forces` is to be a multiple; 0 for as it comes.
+        eV/Å; every term added to `forces` must be a multiple of it, so that the sum is exact; 0: no rounding.
     """
 
     forces: NDArray[np.float64]
@@ -71,19 +72,19 @@ class Outputs:
 
     @property
     def energy(self) -> float:
-        """eV, of the local centers."""
+        """Energy of the local atoms, eV."""
         return float(total(self.energy_parts))
 
     @property
     def virial(self) -> NDArray[np.float64]:
-        """(3, 3) eV, −Σ ∂E/∂r ⊗ r of the local centers."""
+        """(3, 3) eV, −Σ ∂E/∂r ⊗ r over the pairs of the local atoms."""
         return total(self.virial_parts)
 
 
 class Potential(Protocol):
     """A term of the energy, or a sum of terms.
 
-    `cutoff` (Å) is how far an atom sees; `type_map` names the types that `state.types` counts.
+    `cutoff` (Å) is the reach of an atom's interactions; `type_map` names the types in `state.types`.
     """
 
     cutoff: float
@@ -97,10 +98,10 @@ class Potential(Protocol):
         outputs: Outputs,
         centers: NDArray[np.int32] | None = None,
     ) -> None:
-        """Add energy, forces and virial of the local atoms, or of those at `centers` alone, to `outputs`.
+        """Add energy, forces and virial of the local atoms, or only of those at `centers`, to `outputs`.
 
-        With `outputs.force_spacing`, what is added depends neither on the order of the atoms in memory nor on which of
-        them are evaluated together.
+        With `outputs.force_spacing` the results depend neither on the order of the atoms in memory nor on which of them
+        are evaluated together, to the last bit.
 
         Raises
         ------
@@ -110,57 +111,57 @@ class Potential(Protocol):
         ...
 
     def memory_per_atom(self) -> float:
-        """Bytes the evaluation needs for each local atom beside the state and the neighbor list."""
+        """Bytes that the evaluation needs for each local atom, in addition to state and neighbor list."""
         ...
 
 
 @runtime_checkable
 class CardPotential(Potential, Protocol):
-    """A potential that can be evaluated where the atoms live on a GPU; `device` is None where it has none."""
+    """A potential that can be evaluated on atoms in GPU memory, on its `device` (None: on the CPU only)."""
 
     device: Device | None
 
     def version(self) -> Hashable:
-        """Changes with all that `launch` does but what system and sums say: part of the key when that is replayed."""
+        """Changes whenever `launch` does something else with the same arguments: part of the key of `Device.replay`."""
         ...
 
     def expect(self, counts: NDArray[np.int64]) -> None:
-        """Prepare for a run that has so many atoms of each type (ntypes,) on all ranks together."""
+        """Prepare for a run with these numbers of atoms of each type (ntypes,), over all ranks."""
         ...
 
     @property
     def rows(self) -> NDArray[np.int64]:
-        """(ntypes,) how many atoms of a type are evaluated at a time: fewer cost as much."""
+        """(ntypes,) how many atoms of a type are evaluated at a time; fewer take as long."""
         ...
 
     def place(self, parts: NDArray[np.int64], by_type: Array) -> None:
-        """Take up the local atoms in parts that are launched by themselves.
+        """Divide the local atoms into parts that can be launched one by one.
 
         Parameters
         ----------
         parts
-            (n_parts, ntypes) how many atoms of each type a part has.
+            (n_parts, ntypes) number of atoms of each type in each part.
         by_type
-            (n_local,) int32 on the GPU: the atoms of type 0, those of the first part first, then of type 1, …
+            (n_local,) int32 on the GPU: the atoms of type 0 ordered by part, then those of type 1, …
         """
         ...
 
     def look_over(self, state: State, neighbors: Neighbors) -> None:
-        """Say once what is unusual about the surroundings of these atoms, which `compute` has not seen."""
+        """Warn once of unusual surroundings of these atoms, as `compute` would."""
         ...
 
     def list_on_card(self, neighbors: Neighbors) -> tuple[Array, Array]:
-        """Offsets and indices of a list in the GPU's memory, until it is given another."""
+        """Offsets and indices of a neighbor list on the GPU; valid until the next call with another list."""
         ...
 
     def launch(self, system: CardSystem, sums: CardSums, part: int = 0) -> None:
-        """Add energy, forces and virial of the local atoms of a part to the sums, without waiting for it.
+        """Add energy, forces and virial of a part's atoms to the sums, without waiting for it.
 
-        Where `sums.trouble` is not 0 afterwards, the results are void and `compute` can say why.
+        If `sums.trouble` is not 0 afterwards, the results are invalid, and `compute` raises the reason.
         """
         ...
 
 
 def card_of(potential: Potential) -> Device | None:
-    """The GPU on which a potential can be evaluated where the atoms live, if it has one."""
+    """The GPU on which a potential can be evaluated, None for the CPU."""
     return potential.device if isinstance(potential, CardPotential) else None

@@ -36,22 +36,22 @@ from dphpc.potential.surroundings import nearest_pair
 _log = logging.getLogger(__name__)
 
 PRECISIONS = {"float64": np.float64, "mixed": np.float32, "tf32": np.float32, "float32": np.float32}
-"""Precision names and the type of table, moments and fitting net; sums are float64 in all of them."""
+"""Name of a precision, and the type of table, moments and fitting net; sums are float64 in each."""
 
 R_TABLE = 0.5
-"""Å: a network without a table is tabulated for distances from here on; nearer pairs extend the table."""
+"""Å; a network without a table is tabulated for distances from here on, and nearer pairs extend the table."""
 
 R_OVERLAP = 0.05
-"""Å: nearer than this two atoms stand on each other, and the run stops."""
+"""Å; atoms nearer than this overlap, and the run stops."""
 
 TABLE_TOLERANCE = 1e-11
 """Error allowed in G and G′ when a network is tabulated on loading; forces change by about as much, in eV/Å."""
 
 MAX_INTERVALS = 8192
-"""Of such a table; the steepest nets that trainings made take a quarter of them."""
+"""Most intervals of such a table; the steepest trained nets so far took a quarter of them."""
 
 FLOAT32_TABLE_TOLERANCE = 1e-6
-"""Error of dG/dr, as `compress` measures it, of a table that is rounded to float32, which itself changes forces by some
+"""Error allowed in dG/dr, as `compress` measures it, for a table in float32, whose rounding alone changes forces by
 4e-7 to 8e-7 eV/Å."""
 
 SEL_BLOCK = 512
@@ -74,8 +74,8 @@ class DeepPotential:
     Raises
     ------
     InputError
-        Unknown precision, or frame parameters that are missing or do not fit; on a GPU also a network with kinks
-        that has no table.
+        Unknown precision, or frame parameters that are missing or do not fit; on a GPU also a network whose activation
+        has kinks, without a table.
     """
 
     def __init__(
@@ -92,9 +92,9 @@ class DeepPotential:
         self._ops: ModuleType = reference if by_reference else native
         self._energy_ops: EnergyOps = reference_energy if by_reference else native_energy
         self.device, self._card = device, None if device is None else CudaEnergy(device, in_pieces=precision == "tf32")
-        self._placed: list[list[Group]] = []  # of each part
-        self._counts = b""  # of local atoms of each part and type
-        self._extra: Array | None = None  # frame parameters on the GPU, for as many rows as were asked for
+        self._placed: list[list[Group]] = []  # the groups of each part
+        self._counts = b""  # numbers of local atoms by part and type, see `version`
+        self._extra: Array | None = None  # frame parameters on the GPU, repeated for each row
         if self._card is not None:
             if by_reference:
                 raise InputError(
@@ -118,25 +118,25 @@ class DeepPotential:
         return cls(read_model(path), precision, fparam, device)
 
     def _exact_table(self) -> ScalarEmbedding:
-        """The model's own, or one as exact as float64 lets it be; or the networks, where they have kinks."""
+        """The model's table, or one as accurate as float64 allows; the networks themselves if they have kinks."""
         d = self.model.descriptor
         if self.model.table is not None:
             return self.model.table
         if self._ops is reference:
             return NetworkEmbedding(d.networks)
         networks = [net.astype(np.float64) for net in d.networks]
-        # A part is left for who continues it from there on.
+        # One part of the grid is left for `extended`.
         return fitted_table(networks, *d.s_range(R_TABLE), TABLE_TOLERANCE, MAX_INTERVALS, most_parts=MAX_PARTS - 1)
 
     def _coarse_table(self) -> RadialTable:
-        """As exact as float32 can tell: of fewer intervals more pairs share one, and caches hold more of them."""
+        """A table as accurate as float32 allows: fewer intervals are cached better, and more pairs share one."""
         table = compress(self.model, tolerance=FLOAT32_TABLE_TOLERANCE)[0].table
         assert table is not None
         return table
 
     @property
     def table(self) -> ScalarEmbedding:
-        """The embedding as it is evaluated, in float64: the model's table or the one made on loading."""
+        """The embedding that is evaluated, in float64: the model's table, or the one made on loading."""
         return self._table
 
     def _set_table(self, table: ScalarEmbedding) -> None:
@@ -158,21 +158,21 @@ class DeepPotential:
         return values
 
     def require_ready(self, *, deterministic: bool) -> None:
-        """Look before a run for what `compute` would refuse at its first step.
+        """Raise before a run what `compute` would raise at its first step.
 
         Raises
         ------
         InputError
-            The model wants parameters that are not given, or cannot be evaluated to the last bit.
+            The model needs parameters that are not given, or cannot be evaluated reproducibly.
         """
         self._columns(1)
         if deterministic and self._ops is reference:
             raise reference_energy.not_reproducible()
 
     def memory_per_atom(self) -> float:
-        """Bytes for each local atom beside the state and the list: features exist for tiles only.
+        """Bytes for each local atom, in addition to state and neighbor list.
 
-        What stays is a copy of the forces, ghosts' included, and an energy and a place for each center.
+        A copy of the forces, ghosts included, an energy and an index for each center; features exist for a tile only.
         """
         return 96.0
 
@@ -189,7 +189,7 @@ class DeepPotential:
         self.evaluate(state, neighbors, outputs, self._columns(state.n_local), centers)
 
     def look_over(self, state: State, neighbors: Neighbors) -> None:
-        """Say once where the structure has more neighbors than `sel`: DeePMD-kit would drop the farthest."""
+        """Warn once if an atom has more neighbors than `sel`: DeePMD-kit would drop the farthest."""
         if self._compared_with_sel:
             return
         self._compared_with_sel = True
@@ -245,7 +245,7 @@ class DeepPotential:
             env = Environment(state.positions, state.types, neighbors, of_type)
             s_max = self._add_type(state, env, t, columns, outputs)
             if s_max > self._table.upper:
-                # Some pair came nearer than the table reaches: what was added is wrong.
+                # Some pair is nearer than the table reaches: undo what was added, and start again.
                 for array, before in kept:
                     array[...] = before
                 self._extend(s_max, state.positions, state.ids, neighbors)
@@ -254,7 +254,7 @@ class DeepPotential:
     def _add_type(
         self, state: State, env: Environment, t: int, columns: NDArray[np.float64] | None, outputs: Outputs
     ) -> float:
-        """Add what the environment's centers, all of type t, give; returns the largest s̃."""
+        """Add the results of the environment's centers, all of type t; returns the largest s̃."""
         centers = env.centers
         extra = None if columns is None else np.ascontiguousarray(columns[centers], self.dtype)
         out = Accumulators(outputs.forces, outputs.virial_parts, outputs.atom_virial, outputs.force_spacing)
@@ -331,20 +331,20 @@ class DeepPotential:
             self._card.launch(system, *given, sums)
 
     def _vacuum(self, t: int, columns: NDArray[np.float64] | None, centers: NDArray[np.int32]) -> Any:
-        """What the net gives an atom without neighbors, to be subtracted where `atom_ener` names the type's energy."""
+        """The net's energy of an atom without neighbors, subtracted if `atom_ener` gives the type's energy; else 0."""
         if not self.model.fitting.subtracts_vacuum(t):
             return 0.0
         inputs = np.zeros((1, self._networks[t].n_in), self.dtype)
         if columns is None:
             return float(self._networks[t](inputs)[0, 0])
-        # Equal rows once: BLAS rounds a row by how many stand beside it, and frame parameters are the same for all.
+        # Each distinct row once: BLAS may round a row differently with the number of rows.
         rows, which = np.unique(columns[centers], axis=0, return_inverse=True)
         inputs = np.repeat(inputs, len(rows), axis=0)
         inputs[:, self.model.descriptor.n_features :] = rows
         return self._networks[t](inputs)[:, 0].astype(np.float64)[which.ravel()]
 
     def descriptors(self, env: Environment, ids: NDArray[np.int64]) -> NDArray[np.floating]:
-        """Features (n_centers, M·axis) of the environment's centers; `ids` (n_all,) name atoms in messages."""
+        """Features (n_centers, M·axis) of the environment's centers; `ids` (n_all,) are for messages."""
         return self._ops.features(self._moments(env, ids), self.parameters.axis_neuron)
 
     def _moments(self, env: Environment, ids: NDArray[np.int64]) -> NDArray[np.floating]:
@@ -357,7 +357,7 @@ class DeepPotential:
     def _extend(
         self, s_max: float, positions: NDArray[np.float64], ids: NDArray[np.int64], neighbors: Neighbors
     ) -> None:
-        """Continue the table from the networks: a pair came nearer than any before."""
+        """Extend the table from the networks to `s_max`: a pair is nearer than any before."""
         assert isinstance(self._table, RadialTable)
         d = self.model.descriptor
         if not s_max <= d.s_range(R_OVERLAP)[1]:

@@ -33,12 +33,12 @@ class DeepPot:
     precision
         `float64` (default), `mixed`, `tf32` or `float32`.
     device
-        `cpu` (default), `cuda`, or `auto`: a GPU where there is one; or a GPU that is already found.
+        `cpu` (default), `cuda`, or `auto` (a GPU if there is one); or a `Device`.
 
     Raises
     ------
     InputError, ModelFileError
-        The file is no model, an argument is wrong, or there is no GPU and `cuda` is asked for.
+        The file is no model, an argument is wrong, or `cuda` is asked for and there is no GPU.
 
     Examples
     --------
@@ -57,7 +57,7 @@ class DeepPot:
         return summary(self.model)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A copy or pickle holds the model; tables and what is on a GPU are made again of it.
+        # A copy or pickle holds the model only; tables and GPU arrays are made again from it.
         return DeepPot, (self.model, self.potential.precision, "cpu" if self.potential.device is None else "cuda")
 
     def get_type_map(self) -> list[str]:
@@ -103,8 +103,7 @@ class DeepPot:
         cells
             (nframes, 9) or (nframes, 3, 3) Å, lattice vectors as rows; None for open boundaries.
         atom_types
-            (natoms,), or (nframes, natoms) where frames differ.  A slot of type −1 holds no atom: all that is
-            returned of it is 0.
+            (natoms,), or (nframes, natoms) if frames differ.  A slot of type −1 holds no atom; its results are 0.
         atomic
             Also return atomic energies and virials.
         fparam
@@ -112,7 +111,7 @@ class DeepPot:
         aparam
             (nframes, natoms, numb_aparam), (natoms, numb_aparam) or (numb_aparam,).
         mixed_type
-            As DeePMD-kit has it; the shape of `atom_types` says the same, and nothing depends on it.
+            Accepted as in DeePMD-kit and ignored, as the shape of `atom_types` says the same.
 
         Returns
         -------
@@ -122,9 +121,9 @@ class DeepPot:
         Raises
         ------
         DataError
-            Shapes that do not fit, positions that are not finite, types the model does not know.
+            Shapes do not fit, a position is not finite, or the model does not know a type.
         InputError
-            Parameters are missing, or the model takes none.
+            The model takes parameters that are missing, or parameters are given and it takes none.
         """
         frames, boxes, types = self._frames(coords, cells, atom_types)
         n_frames, n = frames.shape[:2]
@@ -144,18 +143,18 @@ class DeepPot:
         return (energy, force, virial, atom_energy, atom_virial) if atomic else (energy, force, virial)
 
     def evaluate(self, around: Surroundings, columns: Floats | None = None, *, atomic_virial: bool = False) -> Outputs:
-        """One structure whose images and neighbors are at hand, reaching as far as the cutoff or farther.
+        """Evaluate one structure with its images and neighbors, which must reach at least as far as the cutoff.
 
         Parameters
         ----------
         columns
             (natoms, numb_fparam + numb_aparam), a frame of `parameter_columns`.
         atomic_virial
-            Compute these, too.
+            Whether to compute atomic virials, too.
 
         Returns
         -------
-        Outputs of the atoms: forces (natoms, 3), atom_energy (natoms,), and atom_virial (natoms, 3, 3) or None.
+        Outputs without ghosts: forces (natoms, 3), atom_energy (natoms,), atom_virial (natoms, 3, 3) or None.
         """
         n = around.state.n_local
         out = Outputs.zeros(n, around.state.n_all, atomic=atomic_virial)
@@ -219,7 +218,7 @@ class DeepPot:
     def parameter_columns(
         self, n_frames: int, n: int, fparam: ArrayLike | None = None, aparam: ArrayLike | None = None
     ) -> Floats | None:
-        """(n_frames, n, numb_fparam + numb_aparam) inputs of the fitting net, None where the model takes none.
+        """(n_frames, n, numb_fparam + numb_aparam) parameters as the fitting net takes them; None if it takes none.
 
         `fparam` and `aparam` as in `eval`.
 

@@ -1,4 +1,4 @@
-"""Lennard-Jones with a smooth cutoff: a cheap analytic potential behind the same contract as the deep one."""
+"""Lennard-Jones with a smooth cutoff: a cheap analytic potential for tests, with the interface of the deep one."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class LennardJones:
             raise InputError(f"cutoffs {cutoff_smooth} and {cutoff} Å", expected="0 < cutoff_smooth < cutoff")
 
     def memory_per_atom(self) -> float:
-        """Nothing grows with the atoms: pairs are handled in chunks."""
+        """0: pairs are handled in chunks, so that memory does not grow with the atoms."""
         return 0.0
 
     def pair(
@@ -75,7 +75,7 @@ class LennardJones:
         outputs: Outputs,
         centers: NDArray[np.int32] | None = None,
     ) -> None:
-        """See `potential.contract.Potential`; each center takes half of a pair and exerts it on both atoms."""
+        """See `potential.contract.Potential`; each center adds half of a pair's force to both of its atoms."""
         first = np.repeat(np.arange(state.n_local, dtype=np.int32), np.diff(neighbors.offsets))
         pairs = np.arange(neighbors.n_pairs)
         if centers is not None:

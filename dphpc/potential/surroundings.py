@@ -20,7 +20,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a potential's `evaluate` takes, and the way back from ghosts to atoms.
+    """Atoms, images and neighbor list of a structure, and which atom each image belongs to.
 
     Attributes
     ----------
@@ -29,7 +29,7 @@ class Surroundings:
     displacements
         (n_ghost, 3) Å from an atom to its image.
     wrapping
-        (n_local, 3) Å that were taken off each position to bring it into the box.
+        (n_local, 3) Å, subtracted from each position to bring it into the box.
     """
 
     state: State
@@ -40,12 +40,12 @@ class Surroundings:
 
     @classmethod
     def of(cls, positions: Floats, box: Box | None, types: NDArray[np.int32], reach: float) -> Surroundings:
-        """Images and neighbors within `reach` (Å) of positions (n, 3) Å with types (n,); no box means open.
+        """Images and neighbors within `reach` (Å) of positions (n, 3) Å with types (n,); without a box it is open.
 
         Raises
         ------
         DataError
-            A position is not finite or beyond `MAX_COORDINATE`, or the box repeats at less than `MIN_HEIGHT`.
+            A position is not finite or beyond `MAX_COORDINATE`, or the box is thinner than `MIN_HEIGHT`.
         """
         _check_positions(positions)
         box = box or Box.around(positions)
@@ -66,19 +66,19 @@ class Surroundings:
         return cls(state, neighbors, owners, displacements, wrapping)
 
     def move_to(self, positions: Floats) -> None:
-        """Bring atoms and images to new positions (n_local, 3) Å, not wrapped; the list stays."""
+        """Move atoms and images to new positions (n_local, 3) Å, not wrapped; the neighbor list stays."""
         n = self.state.n_local
         local, ghosts = self.state.positions[:n], self.state.positions[n:]
         np.subtract(positions, self.wrapping, out=local)
         np.add(local[self.owners], self.displacements, out=ghosts)
 
     def fold(self, array: Floats) -> Floats:
-        """(n_local, …): a per-atom array (n_all, …) with every ghost's share given to its owner."""
+        """(n_local, …): a per-atom array (n_all, …) with each ghost's values added to its owner's."""
         return fold_ghosts(array, self.owners, self.state.n_local)
 
 
 def _check_positions(positions: Floats) -> None:
-    """Refuse positions (n, 3) that are not finite or too far away."""
+    """Raise DataError for positions (n, 3) that are not finite or too far away."""
     wrong = ~(np.abs(positions) <= MAX_COORDINATE).all(axis=1)  # true of NaN
     if wrong.any():
         atom = int(np.argmax(wrong))
@@ -87,7 +87,7 @@ def _check_positions(positions: Floats) -> None:
 
 
 def nearest_pair(positions: Floats, neighbors: Neighbors) -> tuple[int, int]:
-    """Places of an atom and the neighbor of its that are nearer than any others; positions (n_all, 3) Å."""
+    """Indices of the two nearest atoms of a neighbor list; positions (n_all, 3) Å."""
     first = np.repeat(np.arange(len(neighbors.offsets) - 1), np.diff(neighbors.offsets))
     distances = np.linalg.norm(positions[neighbors.indices] - positions[first], axis=1)
     k = int(np.argmin(distances))
@@ -95,20 +95,20 @@ def nearest_pair(positions: Floats, neighbors: Neighbors) -> tuple[int, int]:
 
 
 class KeptSurroundings:
-    """The surroundings of a structure whose atoms move: built anew only where they must be.
+    """The surroundings of a structure whose atoms move, rebuilt only when necessary.
 
     Parameters
     ----------
     cutoff
-        Å that the list must reach at any time.
+        Å that the neighbor list must reach at any time.
     skin
-        Å that it reaches farther when it is built: good until an atom has moved half of that, or cell, boundaries
-        or species change.
+        Å that it reaches beyond the cutoff when built.  It is rebuilt when an atom has moved by half of that, or cell,
+        boundaries or types have changed.
 
     Attributes
     ----------
     builds
-        How often neighbors were built.
+        How often the list was built.
 
     Raises
     ------
@@ -130,7 +130,7 @@ class KeptSurroundings:
     ) -> Surroundings:
         """The surroundings at these positions (n, 3) Å, in a cell as `Box.of_cell` takes it.
 
-        What is returned is overwritten by the next call.
+        The returned object is overwritten by the next call.
 
         Raises
         ------
@@ -142,7 +142,7 @@ class KeptSurroundings:
         if self._kept is not None and same and self._near(positions):
             self._kept.move_to(positions)
             return self._kept
-        self._kept = None  # frees the old list before the new one is made, and a failure leaves none behind
+        self._kept = None  # frees the old list before the new one is made, and leaves none after a failure
         _check_positions(positions)
         box = Box.of_cell(cell, periodic, positions)
         self._kept = Surroundings.of(positions, box, types, self.cutoff + self.skin)
