@@ -24,14 +24,15 @@ Doubles = NDArray[np.float64]
 TERMS = {
     "e": ("energy",), "f": ("forces",), "v": ("virial",), "ae": ("atom_ener",), "pf": ("forces", "atom_pref"),
 }  # fmt: skip
-"""The labels that each term compares with."""
+"""The labels that each term compares with, by the term's name in `start_pref_NAME`."""
 
 Penalty = Callable[[Doubles], tuple[Doubles, Doubles]]
+"""Value and derivative of what the loss makes of differences."""
 
 
 @dataclass
 class LossResult:
-    """A batch's loss.
+    """The loss of a batch.
 
     Attributes
     ----------
@@ -87,34 +88,16 @@ class EnergyLoss:
         terms = _Terms(self.config, batch, self.counted(batch))
         ratio = learning_rate / self.start_lr
         for name, (start, limit) in self.prefactors.items():
-            getattr(self, f"_add_{name}")(terms, prediction, limit + (start - limit) * ratio)
+            terms.add(name, prediction, limit + (start - limit) * ratio)
         value = math.fsum(terms.values)
         terms.errors["rmse"] = math.sqrt(value) if value >= 0.0 else math.nan
         return LossResult(value, terms.errors, terms.gradient())
 
     def counted(self, batch: Batch) -> NDArray[np.bool_]:
-        """(n_local,) which atoms have an energy."""
+        """(n_local,) whether an atom's type has an energy."""
         if not self._no_energy:
             return np.ones(batch.n_local, bool)
         return ~np.isin(batch.types[: batch.n_local], self._no_energy)
-
-    def _add_e(self, terms: _Terms, prediction: Prediction, prefactor: float) -> None:
-        terms.add_frames("e", prediction.energy[:, None], terms.batch.energy, prefactor)
-
-    def _add_v(self, terms: _Terms, prediction: Prediction, prefactor: float) -> None:
-        terms.add_frames("v", prediction.virial.reshape(-1, 9), terms.batch.virial, prefactor)
-
-    def _add_f(self, terms: _Terms, prediction: Prediction, prefactor: float) -> None:
-        terms.add_forces("f", prediction.forces, prefactor, None)
-
-    def _add_pf(self, terms: _Terms, prediction: Prediction, prefactor: float) -> None:
-        weights = terms.batch.atom_pref
-        if weights is None and self.config.use_default_pf:
-            weights = np.ones(terms.batch.n_local)
-        terms.add_forces("pf", prediction.forces, prefactor if weights is not None else None, weights)
-
-    def _add_ae(self, terms: _Terms, prediction: Prediction, prefactor: float) -> None:
-        terms.add_atom_energy(prediction.atom_energy, prefactor)
 
 
 def prefactors(config: LossConfig) -> dict[str, tuple[float, float]]:
@@ -124,7 +107,7 @@ def prefactors(config: LossConfig) -> dict[str, tuple[float, float]]:
 
 
 def require_labels(config: LossConfig, dataset: Dataset) -> None:
-    """Refuse training data of which no system has the labels of some term that is on.
+    """Refuse training data without any labels for a term that is on.
 
     Raises
     ------
@@ -145,13 +128,13 @@ def require_labels(config: LossConfig, dataset: Dataset) -> None:
 
 
 def measure_of(config: LossConfig) -> str:
-    """What errors of energies, forces and so on are reported as."""
+    """The measure in which errors are reported: "mae" or "rmse"."""
     return "mae" if config.loss_func == "mae" else "rmse"
 
 
 @dataclass
 class _Terms:
-    """The sum as it grows: values, errors to report, and derivatives."""
+    """The terms of a batch's loss added so far: values, reported errors, and derivatives by the prediction."""
 
     config: LossConfig
     batch: Batch
@@ -162,10 +145,6 @@ class _Terms:
     virial: Doubles | None = None
     forces: Doubles | None = None
     atom_energy: Doubles | None = None
-
-    @property
-    def _measure(self) -> str:
-        return measure_of(self.config)
 
     def _delta(self, which: int) -> float:
         delta = self.config.huber_delta
@@ -178,11 +157,35 @@ class _Terms:
             return lambda d: huber(d, self._delta(which))
         return lambda d: (d * d, 2.0 * d)
 
-    def add_frames(self, name: str, predicted: Doubles, label: Doubles | None, prefactor: float) -> None:
-        """Energy or virial: `predicted` (n_frames, k), per atom of the frame."""
-        if label is None:
-            self.errors[f"{self._measure}_{name}"] = math.nan
-            return
+    def add(self, name: str, prediction: Prediction, prefactor: float) -> None:
+        """Add the term of this name, a key of `TERMS`; one whose label is missing adds nothing and reports NaN."""
+        batch = self.batch
+        match name:
+            case "e" if batch.energy is not None:
+                self._add_frames("e", prediction.energy[:, None], batch.energy, prefactor)
+            case "v" if batch.virial is not None:
+                self._add_frames("v", prediction.virial.reshape(-1, 9), batch.virial, prefactor)
+            case "f" if batch.forces is not None:
+                self._add_forces("f", prediction.forces, batch.forces, prefactor)
+            case "pf" if batch.forces is not None and (batch.atom_pref is not None or self.config.use_default_pf):
+                weights = np.ones(batch.n_local) if batch.atom_pref is None else batch.atom_pref
+                self._add_forces("pf", prediction.forces, batch.forces, prefactor, weights)
+            case "ae" if batch.atom_ener is not None:
+                self._add_atom_energy(prediction.atom_energy, batch.atom_ener, prefactor)
+            case _:
+                self._report(name, math.nan)
+
+    def _report(self, name: str, mean: float) -> None:
+        """Report a term's error, given the mean of the differences as `_size` measures them."""
+        measure = measure_of(self.config)
+        self.errors[f"{measure}_{name}"] = mean if measure == "mae" else math.sqrt(mean)
+
+    def _size(self, difference: Doubles) -> Doubles:
+        """Absolute values for a MAE, squares for an RMSE."""
+        return np.abs(difference) if measure_of(self.config) == "mae" else difference * difference
+
+    def _add_frames(self, name: str, predicted: Doubles, label: Doubles, prefactor: float) -> None:
+        """Energies or virials, predicted (n_frames, k), per atom of the frame."""
         atoms = np.bincount(self.batch.frame, self.counted, self.batch.n_frames)
         per_atom = np.divide(1.0, atoms, out=np.zeros_like(atoms), where=atoms > 0)[:, None]
         difference = (predicted - label.reshape(predicted.shape)) * per_atom
@@ -192,24 +195,17 @@ class _Terms:
         weight = 1.0 / np.maximum(per_atom, 1e-300) if plain_squares and not self.config.intensive_ener_virial else 1.0
         size = prefactor / predicted.size
         self.values.append(float((value * weight).sum() * size))
-        self.errors[f"{self._measure}_{name}"] = self._error(difference)
+        self._report(name, float(self._size(difference).mean()))
         derivative = slope * weight * per_atom * size
         if name == "e":
             self.energy = derivative[:, 0]
         else:
             self.virial = derivative.reshape(-1, 3, 3)
 
-    def _error(self, difference: Doubles) -> float:
-        if self._measure == "mae":
-            return float(np.abs(difference).mean())
-        return float(np.sqrt(np.square(difference).mean()))
-
-    def add_forces(self, name: str, predicted: Doubles, prefactor: float | None, weights: Doubles | None) -> None:
-        """Forces (n_local, 3), with weights (n_local,) for `pf`; no prefactor, no weights."""
-        label = self.batch.forces
-        if label is None or prefactor is None:
-            self.errors[f"{self._measure}_{name}"] = math.nan
-            return
+    def _add_forces(
+        self, name: str, predicted: Doubles, label: Doubles, prefactor: float, weights: Doubles | None = None
+    ) -> None:
+        """Forces (n_local, 3), with weights (n_local,) for `pf`."""
         scale = np.where(self.counted, 1.0, 0.0)[:, None]
         if self.config.relative_f is not None:
             scale = scale / (np.linalg.norm(label, axis=1, keepdims=True) + self.config.relative_f)
@@ -226,27 +222,20 @@ class _Terms:
             value, slope = penalty(difference)
             size = prefactor / (3 * n_counted)
         self.values.append(float((value * weight).sum() * size))
-        measured = np.abs(difference) if self._measure == "mae" else difference * difference
-        if self._measure == "mae" and self.config.f_use_norm and weights is None:
+        measured = self._size(difference)
+        if measure_of(self.config) == "mae" and self.config.f_use_norm and weights is None:
             measured = 3.0 * np.linalg.norm(difference, axis=1, keepdims=True)
-        error = float((measured * weight).sum() / (3 * n_counted))
-        self.errors[f"{self._measure}_{name}"] = error if self._measure == "mae" else math.sqrt(error)
+        self._report(name, float((measured * weight).sum() / (3 * n_counted)))
         derivative = slope * weight * scale * size
         self.forces = derivative if self.forces is None else self.forces + derivative
 
-    def add_atom_energy(self, predicted: Doubles, prefactor: float) -> None:
+    def _add_atom_energy(self, predicted: Doubles, label: Doubles, prefactor: float) -> None:
         """Atomic energies (n_local,)."""
-        label = self.batch.atom_ener
-        if label is None:
-            self.errors[f"{self._measure}_ae"] = math.nan
-            return
         difference = np.where(self.counted, predicted - label.ravel(), 0.0)
         n_counted = max(1, int(self.counted.sum()))
         value, slope = self._penalty(0)(difference)
         self.values.append(float(value.sum() * prefactor / n_counted))
-        measured = np.abs(difference) if self._measure == "mae" else difference * difference
-        error = float(measured.sum() / n_counted)
-        self.errors[f"{self._measure}_ae"] = error if self._measure == "mae" else math.sqrt(error)
+        self._report("ae", float(self._size(difference).sum() / n_counted))
         self.atom_energy = slope * prefactor / n_counted
 
     def gradient(self) -> LossGradient:
