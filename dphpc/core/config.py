@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -192,53 +192,61 @@ _Loader.add_implicit_resolver(
 def _input_error(error: ValidationError, data: Any, source: str) -> InputError:
     problems = _merged(p for details in error.errors(include_url=False) for p in _problems(details, data))
     if len(problems) == 1:
-        where, what, expected, remedy = problems[0]
-        return InputError(what, where=f"{source}: {where}", expected=expected, remedy=remedy)
+        (p,) = problems
+        return InputError(p.what, where=f"{source}: {p.where}", expected=p.expected, remedy=p.remedy)
     lines = [
-        f"{where}: {what}" + (f" ({remedy or expected})" if remedy or expected else "")
-        for where, what, expected, remedy in problems[:MAX_REPORTED]
+        f"{p.where}: {p.what}" + (f" ({p.remedy or p.expected})" if p.remedy or p.expected else "")
+        for p in problems[:MAX_REPORTED]
     ]
     more = len(problems) - len(lines)
     lines += [f"and {more} more"] if more > 0 else []
     return InputError(f"{len(problems)} errors in {source}:\n  - " + "\n  - ".join(lines))
 
 
-Problem = tuple[str, str, str | None, str | None]
+class _Problem(NamedTuple):
+    """One wrong key or value; `where` is its path in the input."""
+
+    where: str
+    what: str
+    expected: str | None = None
+    remedy: str | None = None
 
 
-def _merged(problems: Iterable[Problem]) -> list[Problem]:
-    """The same problems; a value that fits no member of a union is one, not one for each member."""
-    found: dict[tuple[str, str], Problem] = {}
-    for where, what, expected, remedy in problems:
-        before = found.get((where, what))
-        if before and before[2] and expected:
-            expected = f"{before[2]}, or {expected.removeprefix('input should be ')}"
-        found[where, what] = (where, what, expected, remedy)
+def _merged(problems: Iterable[_Problem]) -> list[_Problem]:
+    """The problems, those of one value joined: pydantic reports one for each member of a union."""
+    found: dict[tuple[str, str], _Problem] = {}
+    for problem in problems:
+        key = problem.where, problem.what
+        if key in found and found[key].expected and problem.expected:
+            other = problem.expected.removeprefix("input should be ")
+            problem = problem._replace(expected=f"{found[key].expected}, or {other}")
+        found[key] = problem
     return list(found.values())
 
 
-def _problems(details: ErrorDetails, data: Any) -> list[Problem]:
-    """(path, what, expected, remedy) of one of pydantic's errors."""
+def _problems(details: ErrorDetails, data: Any) -> list[_Problem]:
+    """The problems that one of pydantic's errors stands for."""
     path = _path_in(details["loc"], data, with_last=details["type"] == "missing")
     if details["type"] == "keys":
         return [
-            ("/".join((*path, p["key"])), f"'{p['key']}' {p['what']}", None, p["remedy"])
+            _Problem("/".join((*path, p["key"])), f"'{p['key']}' {p['what']}", remedy=p["remedy"])
             for p in details["ctx"]["problems"]
         ]
     key = path[-1] if path else "input"
     if details["type"] == "missing":
-        return [("/".join(path), f"'{key}' is missing", None, "add it")]
+        return [_Problem("/".join(path), f"'{key}' is missing", remedy="add it")]
     if details["type"] == "union_tag_invalid":
         tags = [tag.strip(" '") for tag in details["ctx"]["expected_tags"].split(",")]
         tag = details["ctx"]["tag"]
         near = did_you_mean(tag, tags) if nearest(tag, tags) else None
-        return [("/".join((*path, "type")), f"type '{tag}' is not supported", f"one of {', '.join(tags)}", near)]
+        where = "/".join((*path, "type"))
+        return [_Problem(where, f"type '{tag}' is not supported", f"one of {', '.join(tags)}", near)]
     message = details["msg"].removeprefix("Value error, ")
     if details["type"] == "value_error":
-        return [("/".join(path) or "top level", message, None, None)]
+        return [_Problem("/".join(path) or "top level", message)]
     if details["type"] in ("model_type", "model_attributes_type", "dict_type"):
         message = "a section with keys of its own"
-    return [("/".join(path), f"'{key}' has the wrong value {_short(details['input'])}", _lower(message), None)]
+    return [_Problem("/".join(path), f"'{key}' has the wrong value {_short(details['input'])}", _lower(message))]
 
 
 def _path_in(loc: tuple[int | str, ...], data: Any, *, with_last: bool) -> tuple[str, ...]:
