@@ -7,7 +7,8 @@ import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from dphpc.active.work import clock, read_json, spoiled
+from dphpc.active.work import read_json, spoiled
+from dphpc.core.units import duration
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class RoundSummary:
         """As the table on the screen has it."""
         fractions = [f"{100.0 * x:.1f}" for x in (self.accurate, self.candidate, self.failed)]
         errors = ["" if math.isnan(x) else f"{x:.3g}" for x in (self.rmse_f, 1e3 * self.rmse_e)]
-        times = [clock(x) for x in (self.train_s, self.explore_s, self.label_s)]
+        times = [duration(x) for x in (self.train_s, self.explore_s, self.label_s)]
         worst, counts = f"{self.worst_devi_f:.3g}", (str(self.frames), str(self.labelled))
         return [str(self.round), counts[0], *fractions, worst, counts[1], *errors, *times]
 

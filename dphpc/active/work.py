@@ -26,6 +26,7 @@ from dphpc.core.cores import n_cores
 from dphpc.core.errors import InputError, RunError, writing
 from dphpc.core.files import write_whole
 from dphpc.core.signals import stop_signals
+from dphpc.core.units import duration
 from dphpc.parallel.launch import unlaunched
 
 log = logging.getLogger("dphpc.learn")
@@ -266,9 +267,8 @@ class Workshop:
                         _finish(work, process.returncode, bool(asked))
                         if total > 1:
                             done = total - len(waiting) - len(running)
-                            log.info(
-                                "%s: done (%d of %d, %s)", work.title, done, total, clock(time.monotonic() - started)
-                            )
+                            taken = duration(time.monotonic() - started)
+                            log.info("%s: done (%d of %d, %s)", work.title, done, total, taken)
                     if asked:
                         raise Stopped(asked[0])
                     time.sleep(POLL if running else 0.0)
@@ -318,9 +318,3 @@ def _end(running: Mapping[subprocess.Popen[bytes], Work]) -> None:
         for process in running:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.0, until - time.monotonic()))
-
-
-def clock(seconds: float) -> str:
-    """Hours, minutes and seconds."""
-    whole = round(seconds)
-    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from dphpc.core.units import duration
+
 log = logging.getLogger("dphpc.train")
 
 Errors = dict[str, float]
@@ -75,17 +77,10 @@ class TrainingProgress:
         if validation is not None:
             log.info("batch %7d: val: %s", step, _text(validation))
         if self._timed:
-            log.info("batch %7d: %.2f s, %.1f step/s, %s left", step, seconds, rate, clock(left))
+            log.info("batch %7d: %.2f s, %.1f step/s, %s left", step, seconds, rate, duration(left))
         shown = training if validation is None else validation
         self._live.update(self._task, errors=_text({k: v for k, v in shown.items() if k != "rmse"}))
 
 
 def _text(errors: Errors) -> str:
     return ", ".join(f"{name} = {value:8.2e}" for name, value in sorted(errors.items()))
-
-
-def clock(seconds: float) -> str:
-    """Seconds as h:mm:ss."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}"

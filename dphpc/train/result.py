@@ -6,7 +6,7 @@ import html
 from dataclasses import dataclass
 from pathlib import Path
 
-from dphpc.train.progress import clock
+from dphpc.core.units import duration
 
 Errors = dict[str, float]
 
@@ -68,7 +68,7 @@ class TrainResult:
         state = "interrupted at" if self.interrupted else "finished"
         rows = [
             ("steps", f"{state} {self.step} of {self.n_steps}"),
-            ("time", f"{clock(self.seconds)} ({1e3 * self.seconds_per_step:.1f} ms a step)"),
+            ("time", f"{duration(self.seconds)} ({1e3 * self.seconds_per_step:.1f} ms a step)"),
         ]
         if self.hidden is not None:
             behind = f"{100.0 * self.hidden:.0f} % of the messages' time passed behind the backward pass"

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from dphpc.active import work as work_module
-from dphpc.active.work import Stopped, Work, Workshop, clock, command_line
+from dphpc.active.work import Stopped, Work, Workshop, command_line
 from dphpc.core.cores import n_cores
 from dphpc.core.errors import InputError, RunError
 
@@ -143,7 +143,3 @@ def test_commands_are_this_pythons_behind_a_launcher(tmp_path: Path) -> None:
     do(tmp_path, work)
     assert (tmp_path / "a" / "log").read_text() == "launched -m dphpc train\n"
     assert json.loads((tmp_path / "a" / "record.json").read_text()) == {}
-
-
-def test_times_are_told_in_hours() -> None:
-    assert [clock(0.4), clock(3661.0), clock(359999)] == ["0:00:00", "1:01:01", "99:59:59"]
