@@ -30,6 +30,7 @@ FS = 1e-3
 U_PER_A3_IN_G_PER_CM3 = ATOMIC_MASS_KG * 1e27
 """u/Å³ in g/cm³."""
 
+
 def duration(seconds: float) -> str:
     """A time in seconds as h:mm:ss."""
     minutes, rest = divmod(round(seconds), 60)

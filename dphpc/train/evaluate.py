@@ -189,10 +189,8 @@ def test(
 
 def systems_for(model: DPModel, systems: str | Sequence[str]) -> list[System]:
     """Open systems with the model's type map and the parameters that it takes; raises DataError."""
-    fitting = model.fitting
-    default = None if fitting.default_fparam is None else tuple(fitting.default_fparam)
-    inputs = FrameInputs(fitting.numb_fparam, fitting.numb_aparam, default)
-    return open_systems([systems] if isinstance(systems, str) else systems, list(model.type_map), inputs)
+    paths = [systems] if isinstance(systems, str) else systems
+    return open_systems(paths, list(model.type_map), FrameInputs.of(model.fitting))
 
 
 def _choose(available: int, wanted: int, seed: int | None) -> NDArray[np.int64]:

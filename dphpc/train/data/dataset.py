@@ -65,9 +65,7 @@ class Dataset:
         DataError
             A system is missing, damaged or inconsistent, or none is left.
         """
-        net = model.fitting_net
-        default = tuple(net.default_fparam) if net.default_fparam is not None else None
-        inputs = FrameInputs(net.numb_fparam, net.numb_aparam, default)
+        inputs = FrameInputs.of(model.fitting_net)
         systems = open_systems(data.systems, model.type_map, inputs, patterns=data.rglob_patterns, base=base)
         if isinstance(data.batch_size, str) and batch_rule(data.batch_size)[0] == "filter":
             largest = batch_rule(data.batch_size)[1]

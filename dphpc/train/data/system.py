@@ -13,15 +13,17 @@ from numpy.typing import NDArray
 from dphpc.core.box import MAX_COORDINATE, MIN_HEIGHT, Box
 from dphpc.core.errors import DataError, did_you_mean
 from dphpc.core.state import VIRTUAL
+from dphpc.model.fitting import EnergyFitting
 from dphpc.train.data.lmdb_store import LmdbStore, Rows
 from dphpc.train.data.storage import Store
+from dphpc.train.schema import FittingConfig
 
 log = logging.getLogger("dphpc.train")
 
 Floats = NDArray[np.float64]
 
 MIN_VOLUME_PER_ATOM = 0.2
-"""Å³: the same; hydrogen at 1 TPa has about 1 Å³."""
+"""Å³; less is taken for a mistake of units, as hydrogen at 1 TPa has about 1 Å³."""
 
 _CHUNK = 2**22
 _FAR = f"has coordinates beyond {MAX_COORDINATE:g} Å"
@@ -62,6 +64,12 @@ class FrameInputs:
         if self.numb_aparam:
             found["aparam"] = Label("aparam.npy", self.numb_aparam, per_atom=True)
         return found
+
+    @classmethod
+    def of(cls, fitting: EnergyFitting | FittingConfig) -> FrameInputs:
+        """Those that a fitting net takes."""
+        default = None if fitting.default_fparam is None else tuple(fitting.default_fparam)
+        return cls(fitting.numb_fparam, fitting.numb_aparam, default)
 
 
 @dataclass(frozen=True)
