@@ -13,7 +13,7 @@ from dphpc.active.committee import draw_seed, round_folder
 from dphpc.active.config import Exploration, LearnConfig, Round, Select
 from dphpc.active.work import LOG, Work, command_line, log, read_json, spoiled
 from dphpc.core.config import parse_config, read_mapping
-from dphpc.core.errors import InputError
+from dphpc.core.errors import EXIT_ASTRAY, EXIT_STOPPED_ABOVE, InputError
 from dphpc.md.config import RESTART_SUFFIXES, MdConfig
 from dphpc.md.restart import read_restart
 from dphpc.md.sealed import previous_of
@@ -24,12 +24,6 @@ RECORD, DEVIATIONS, CANDIDATES, RESTART = "run.json", "model_devi.out", "candida
 
 FILLED_IN = ("structure", "model", "deviation")
 """Keys of an MD run file that the loop gives."""
-
-STOPPED_ABOVE = 3
-"""Exit status of `dphpc md` where the models disagreed too much."""
-
-ASTRAY = 4
-"""And where its atoms went astray."""
 
 
 @dataclass(frozen=True)
@@ -189,10 +183,10 @@ def _is_over(part: Path, run: dict[str, Any], select: Select) -> bool:
 
 def _explored(status: int, folder: Path) -> bool:
     """Whether a run has explored: to its end, or to where it went astray, as runs of poor models do."""
-    if status in (0, STOPPED_ABOVE):
+    if status in (0, EXIT_STOPPED_ABOVE):
         return True
     # A signal, or an error of inputs, files or the machine, which says nothing of the models; or nothing was explored.
-    if status != ASTRAY or len(deviations(folder)) < 2:
+    if status != EXIT_ASTRAY or len(deviations(folder)) < 2:
         return False
     text = (folder / LOG).read_text(encoding="utf-8", errors="replace")
     reason = text.rpartition("error: ")[2].strip().split("\n")[0]

@@ -13,16 +13,13 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from dphpc.core.errors import AstrayError, DphpcError, writing
+from dphpc.core.errors import EXIT_ASTRAY, AstrayError, DphpcError, writing
 from dphpc.parallel.launch import launched_rank, launched_size, without_mpi
 
 log = logging.getLogger("dphpc.cli")
 
 LOG_LEVELS = {"0": "ERROR", "1": "WARNING", "2": "INFO", "3": "DEBUG"}
 """dp's numbers for logging's levels."""
-
-ASTRAY = 4
-"""Exit status of a run whose atoms went astray."""
 
 app = typer.Typer(
     name="dphpc",
@@ -181,7 +178,7 @@ def _end(error: BaseException) -> NoReturn:
         raise typer.Exit(130)
     if getattr(error, "speaks", True):
         print(f"error: {_describe(error)}", file=sys.stderr)
-    raise typer.Exit(ASTRAY if isinstance(error, AstrayError) else 1)
+    raise typer.Exit(EXIT_ASTRAY if isinstance(error, AstrayError) else 1)
 
 
 def _describe(error: BaseException) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from dphpc.cli.app import command
+from dphpc.core.errors import EXIT_STOPPED_ABOVE
 
 
 @command("md", parallel=True)
@@ -33,4 +34,4 @@ def md(
     if result.stopped_by:
         raise typer.Exit(128 + result.stopped_by)  # what follows in a script must not take this for the whole run
     if result.stopped_above is not None:
-        raise typer.Exit(3)
+        raise typer.Exit(EXIT_STOPPED_ABOVE)

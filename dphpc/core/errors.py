@@ -11,6 +11,12 @@ import difflib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+EXIT_STOPPED_ABOVE = 3
+"""Exit status of `dphpc md` where the models of a committee disagreed by more than `stop_above`."""
+
+EXIT_ASTRAY = 4
+"""Exit status of a command that ends with an `AstrayError`."""
+
 
 class DphpcError(Exception):
     """A problem that the user can mend.
