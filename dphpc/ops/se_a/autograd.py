@@ -1,5 +1,6 @@
-"""`se_e2_a` in torch, with the networks evaluated at every pair: it can be differentiated twice, trains where no table
-can stand for the networks, and judges the tangent pass.
+"""`se_e2_a` in torch, with the networks evaluated at every pair, so that it can be differentiated twice.
+
+For training where no table can replace the networks, and for checking the tangent pass.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dphpc.model.descriptor import COUNTED, USED
 from dphpc.model.networks import Network
 from dphpc.ops.se_a.contract import Environment, SeAParameters
+from dphpc.ops.se_a.reference import used_pairs
 
 
 def network_moments(
@@ -29,7 +30,7 @@ def network_moments(
     strain
         (n_c, 3, 3).
     """
-    center, second, free = _used_pairs(env, p)
+    center, second, _, free = (torch.from_numpy(array) for array in used_pairs(env, p))
     first = torch.from_numpy(env.centers).long()[center]
     r = positions[second] - positions[first]
     r = r + torch.einsum("nxy,ny->nx", strain[center], r)
@@ -49,22 +50,6 @@ def network_moments(
     empty = _network_empty_slots(p, networks)[center_types]
     first_row = torch.einsum("ct,ctm->cm", free.to(empty.dtype), empty)
     return (result + torch.nn.functional.pad(first_row[:, None, :], (0, 0, 0, 3))) * p.scale
-
-
-def _used_pairs(env: Environment, p: SeAParameters) -> tuple[Tensor, Tensor, Tensor]:
-    """Center row and neighbor of each pair that adds to the moments; free slots (n_c, ntypes)."""
-    counts = np.diff(env.neighbors.offsets)[env.centers]
-    center = np.repeat(np.arange(len(env.centers)), counts)
-    within = np.arange(len(center)) - np.repeat(np.cumsum(counts) - counts, counts)
-    second = env.neighbors.indices[np.repeat(env.neighbors.offsets[env.centers], counts) + within].astype(np.int64)
-    first = env.centers[center]
-    inside = np.linalg.norm(env.positions[second] - env.positions[first], axis=1) < p.rcut
-    flags = p.flags[env.types[first], env.types[second]]
-    free = np.tile(p.sel.astype(np.float64), (len(env.centers), 1))
-    counted = inside & (flags & COUNTED > 0)
-    np.subtract.at(free, (center[counted], env.types[second[counted]]), 1.0)
-    used = inside & (flags & USED > 0)
-    return torch.from_numpy(center[used]), torch.from_numpy(second[used]), torch.from_numpy(free)
 
 
 def _environment_rows(r: Tensor, p: SeAParameters) -> Tensor:

@@ -17,7 +17,7 @@ class _Pairs:
     """Pairs inside rcut that add to the moments, and the numbers of free slots."""
 
     center: NDArray[np.int64]  # (n_pairs,) row in env.centers
-    first: NDArray[np.int64]  # (n_pairs,) atom i
+    first: NDArray[np.int32]  # (n_pairs,) atom i
     second: NDArray[np.int64]  # (n_pairs,) atom j
     displacement: NDArray[np.float64]  # (n_pairs, 3)
     rows: NDArray[np.float64]  # (n_pairs, 4) normalized
@@ -27,7 +27,17 @@ class _Pairs:
     free: NDArray[np.float64]  # (n_c, ntypes): sel_t − n_t
 
 
-def _pairs(env: Environment, p: SeAParameters) -> _Pairs:
+def used_pairs(
+    env: Environment, p: SeAParameters
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    """The pairs inside rcut that add to the moments, and the free slots of the centers.
+
+    Returns
+    -------
+    center, second, displacement, free
+        (n_pairs,) row in `env.centers`, (n_pairs,) neighbor j, (n_pairs, 3) Å from center to neighbor, and
+        (n_c, ntypes) sel_t − n_t.
+    """
     counts = np.diff(env.neighbors.offsets)[env.centers]
     center = np.repeat(np.arange(len(env.centers)), counts)
     starts = np.repeat(env.neighbors.offsets[env.centers], counts)
@@ -42,8 +52,13 @@ def _pairs(env: Environment, p: SeAParameters) -> _Pairs:
     free = np.tile(p.sel.astype(np.float64), (len(env.centers), 1))
     counted = inside & (flags & COUNTED > 0)
     np.subtract.at(free, (center[counted], env.types[second[counted]]), 1.0)
-    keep = inside & (flags & USED > 0)
-    center, first, second, displacement = center[keep], first[keep], second[keep], displacement[keep]
+    used = inside & (flags & USED > 0)
+    return center[used], second[used], displacement[used], free
+
+
+def _pairs(env: Environment, p: SeAParameters) -> _Pairs:
+    center, second, displacement, free = used_pairs(env, p)
+    first = env.centers[center]
     rows, derivatives = environment_rows(displacement, p.rcut, p.rcut_smth, p.protection)
     ti, tj = env.types[first], env.types[second]
     rows[:, 0] -= p.davg[ti]
