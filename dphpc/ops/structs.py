@@ -1,4 +1,4 @@
-"""What kernels of several texts take by value, as the headers of `kernels/cuda` write it."""
+"""C structs that kernels take by value: how they are described to NumPy, and those that several kernels share."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from dphpc.model.radial_table import MAX_PARTS, Grid
 from dphpc.ops.se_a.contract import SeAParameters
 
 ELEMENTWISE = 256
-"""Threads of a block where each has one element."""
+"""Threads of a block in kernels with one element for each thread."""
 
 ACTIVATIONS = ("linear", "tanh", "sigmoid", "softplus", "relu", "relu6", "gelu", "silu", "silut")
-"""In the order of `kernels/cuda/layer.h`."""
+"""Activations, in the order of their numbers in `kernels/cuda/layer.h`."""
 
 _SAME = {"none": "linear", "gelu_tf": "gelu", "custom_silu": "silut"}
 
 
 def struct(*fields: str) -> np.dtype:
-    """A C struct of `type name` fields; `p` is a pointer."""
+    """The NumPy type of a C struct, from fields `type name`; the type `p` is a pointer, `3f8` an array of three."""
     pairs = [field.split() for field in fields]
     return np.dtype([(name, {"p": "u8"}.get(kind, kind)) for kind, name in pairs], align=True)
 
@@ -42,7 +42,7 @@ LAYER = struct(
 
 
 def grid_structs(grids: Sequence[Grid]) -> NDArray:
-    """The structs of tables' grids, as bytes."""
+    """Structs `GRID` of tables' grids, as bytes."""
     rows = np.zeros(len(grids), GRID)
     rows["starts"] = np.inf  # of parts that are not there
     for row, g in zip(rows, grids, strict=True):
@@ -53,13 +53,13 @@ def grid_structs(grids: Sequence[Grid]) -> NDArray:
 
 
 def descriptor_struct(p: SeAParameters, pointers: Iterable[int], n_intervals: int) -> NDArray:
-    """A descriptor; the addresses are those of `sel` to `empty`, in their order, on the GPU."""
+    """A struct `DESCRIPTOR`; `pointers` are the GPU addresses of `sel` to `empty`, in the struct's order."""
     scalars = p.rcut, p.rcut_smth, p.protection, 1.0 / (p.rcut - p.rcut_smth), p.scale
     return np.array([(*scalars, *pointers, n_intervals, int(p.round_displacements))], DESCRIPTOR)
 
 
 def layer_struct(layer: tuple[Any, ...], bias: int, idt: int) -> NDArray:
-    """A layer as `arguments.layers_of` gives it, with the addresses of its vectors on the GPU, or 0."""
+    """A struct `LAYER` of a layer from `arguments.layers_of`; bias and idt are GPU addresses, or 0."""
     w, _, _, name, threshold, skip = layer
     g = 1.0 / (1.0 + np.exp(-threshold))
     silut = threshold, threshold * g, g + threshold * g * (1.0 - g)

@@ -14,16 +14,17 @@ from dphpc.core.buffers import Buffers
 from dphpc.core.device import Array, Device
 from dphpc.ops.card import BLOCK, ORDER_BYTES, blocks, running_sums, stable_order
 from dphpc.ops.kernel_text import kernel_text
+from dphpc.ops.structs import struct
 from dphpc.ops.workspace import NULL
 
 WHOLE = ((0.0, 1.0), (0.0, 1.0), (0.0, 1.0))
 """The faces of a brick that is the box."""
 
 # The structs of kernels/cuda/ghosts.cu.
-_BOX = np.dtype([("matrix", "f8", 9), ("inverse", "f8", 9), ("origin", "f8", 3), ("periodic", "i4", 3)], align=True)
-_SHELL = np.dtype([("near_high", "f8", 3), ("near_low", "f8", 3), ("hops", "i4", 3)], align=True)
-_FACES = np.dtype([("low", "f8", 3), ("high", "f8", 3)], align=True)
-_BINS = np.dtype([("low", "f8", 3), ("scale", "f8", 3), ("n", "i8", 3)], align=True)
+_BOX = struct("9f8 matrix", "9f8 inverse", "3f8 origin", "3i4 periodic")
+_SHELL = struct("3f8 near_high", "3f8 near_low", "3i4 hops")
+_FACES = struct("3f8 low", "3f8 high")
+_BINS = struct("3f8 low", "3f8 scale", "3i8 n")
 
 
 @dataclass(frozen=True)

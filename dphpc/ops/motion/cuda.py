@@ -15,6 +15,7 @@ from dphpc.core.state import FIELDS, GHOSTED, MIGRATING, Field, State
 from dphpc.core.units import ACCELERATION, BOLTZMANN_EV_PER_K, KINETIC
 from dphpc.ops.kernel_text import kernel_text
 from dphpc.ops.motion.contract import Account, Bath, Combine, Floats, Snapshot
+from dphpc.ops.structs import struct
 from dphpc.ops.workspace import NULL, Workspace
 
 BLOCK = 256
@@ -23,11 +24,13 @@ BLOCK = 256
 MOST_BLOCKS = 1024
 """That stride over the atoms."""
 
-# The structs of kernels/cuda/motion.cu; u8 is a pointer, too.
-_POINTERS = ("positions", "velocities", "forces", "types", "ids", "mass", "inverse", "built_at", "fixed")
-_ATOMS = np.dtype([*((name, "u8") for name in _POINTERS), ("n", "i8")], align=True)
-_ROWS = np.dtype([("source", "u8", len(FIELDS)), ("to", "u8", len(FIELDS)), ("words", "i4", len(FIELDS))], align=True)
-_NOISE = np.dtype([("key", "u8"), ("step", "u8"), ("keep", "f8"), ("spread", "f8"), ("kT", "f8")], align=True)
+# The structs of kernels/cuda/motion.cu.
+_ATOMS = struct(
+    "p positions", "p velocities", "p forces", "p types", "p ids", "p mass", "p inverse", "p built_at", "p fixed",
+    "i8 n",
+)  # fmt: skip
+_ROWS = struct(f"{len(FIELDS)}u8 source", f"{len(FIELDS)}u8 to", f"{len(FIELDS)}i4 words")  # of pointers, and counts
+_NOISE = struct("u8 key", "u8 step", "f8 keep", "f8 spread", "f8 kT")
 
 _MOVING = [f for f in FIELDS if f.name in ("positions", "velocities", "forces")]
 

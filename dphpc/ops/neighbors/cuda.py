@@ -12,6 +12,7 @@ from dphpc.core.device import Array, Device
 from dphpc.ops.card import BLOCK, blocks, running_sums
 from dphpc.ops.kernel_text import kernel_text
 from dphpc.ops.neighbors.contract import position_not_finite
+from dphpc.ops.structs import struct
 
 ROOM = 1024
 """Neighbors of an atom that are sorted in shared memory, 16 bytes each; longer rows are sorted where they stand."""
@@ -19,12 +20,11 @@ ROOM = 1024
 MOST_BLOCKS = 1024
 """That look for the ends of the system, so that few of them wait for one another."""
 
-# The structs of kernels/cuda/neighbors.cu; u8 is a pointer.
-_POINTERS = ("positions", "types", "ids", "n_ghost")
-_ATOMS = np.dtype([*((name, "u8") for name in _POINTERS), ("n_rows", "i4"), ("n_local", "i4")], align=True)
-_GRID = np.dtype([("low", "f8", 3), ("inverse_edge", "f8", 3), ("shape", "i4", 3), ("span", "i4", 3)], align=True)
-_CELLS = np.dtype([(name, "u8") for name in ("count", "start", "cell_of", "atom", "x", "y", "z")], align=True)
-_ROWS = np.dtype([("offsets", "u8"), ("indices", "u8"), ("capacity", "i8"), ("limit", "f8")], align=True)
+# The structs of kernels/cuda/neighbors.cu.
+_ATOMS = struct("p positions", "p types", "p ids", "p n_ghost", "i4 n_rows", "i4 n_local")
+_GRID = struct("3f8 low", "3f8 inverse_edge", "3i4 shape", "3i4 span")
+_CELLS = struct("p count", "p start", "p cell_of", "p atom", "p x", "p y", "p z")
+_ROWS = struct("p offsets", "p indices", "i8 capacity", "f8 limit")
 
 Grid = tuple[NDArray, int]
 """Cells as the kernels take them, and their number."""
