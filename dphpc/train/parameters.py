@@ -62,8 +62,8 @@ class Parameters:
 
     Attributes
     ----------
-    flats
-        Flat parameters, one per precision, each with a flat `.grad`.
+    flats, gradients
+        Flat parameters, one per precision, and their gradients, which are the parameters' `.grad`.
     slots
         Name to place, in order.
     descriptor_networks, fitting_networks
@@ -91,8 +91,8 @@ class Parameters:
         sizes = [*zip(ends, dtypes, strict=True)]
         values, gradients = ([_zeros(n, d, device) for n, d in sizes] for _ in range(2))
         self.flats, self._arrays = [t for t, _ in values], [a for _, a in values]
-        self._gradients, self._gradient_arrays = [t for t, _ in gradients], [a for _, a in gradients]
-        for flat, gradient in zip(self.flats, self._gradients, strict=True):
+        self.gradients, self._gradient_arrays = [t for t, _ in gradients], [a for _, a in gradients]
+        for flat, gradient in zip(self.flats, self.gradients, strict=True):
             flat.requires_grad_(True)
             flat.grad = gradient
         if device is None:
@@ -109,7 +109,7 @@ class Parameters:
         leaf = slot.of(self.flats)
         leaf.copy_(torch.from_numpy(np.ascontiguousarray(value)))
         leaf.requires_grad_(True)
-        leaf.grad = slot.of(self._gradients)
+        leaf.grad = slot.of(self.gradients)
         return leaf
 
     def _adopt(self, networks: list[Network], prefix: str) -> list[Network]:
@@ -158,19 +158,19 @@ class Parameters:
 
     def zero_gradients(self) -> None:
         """Set all gradients to zero."""
-        for gradient in self._gradients:
+        for gradient in self.gradients:
             gradient.zero_()
 
     def scale_gradients(self, factor: float) -> None:
         """Multiply all gradients."""
-        for gradient in self._gradients:
+        for gradient in self.gradients:
             gradient.mul_(factor)
 
     def gradient_parts(self, prefix: str) -> list[Tensor]:
         """The stretches of the flat gradients, one per precision, that hold the names beginning with `prefix.`."""
         found = [slot for name, slot in self.slots.items() if name.startswith(prefix + ".")]
         parts = []
-        for which, gradient in enumerate(self._gradients):
+        for which, gradient in enumerate(self.gradients):
             slots = [slot for slot in found if slot.flat == which]
             if slots:
                 parts.append(gradient[slots[0].start : slots[-1].start + slots[-1].size])

@@ -202,15 +202,17 @@ def _probabilities(data: DataConfig, n_batches: NDArray[np.int64]) -> NDArray[np
     blocks = prob_blocks(data.auto_prob)
     if blocks is None:
         return np.full(n, 1.0 / n)
+    if not blocks:
+        return n_batches / n_batches.sum()
     result = np.zeros(n)
     total = sum(weight for *_, weight in blocks)
-    for first, end, weight in blocks or [(0, n, 1.0)]:
+    for first, end, weight in blocks:
         if end > n or result[first:end].any():
             raise InputError(
                 f"block {first}:{end} of auto_prob overlaps another one or goes beyond the {n} systems",
                 where=f"{data.section}/auto_prob",
             )
-        result[first:end] = n_batches[first:end] / n_batches[first:end].sum() * weight / (total if blocks else 1.0)
+        result[first:end] = n_batches[first:end] / n_batches[first:end].sum() * weight / total
     return result
 
 

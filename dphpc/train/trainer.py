@@ -102,7 +102,10 @@ class Trainer:
         self.gradients = gradients or MpiSum(self.comm)
         self.device = device
         if device is not None:
-            _require_for_card(config, model)
+            if config.dphpc.embedding == "network":
+                expected = '"table", or device "cpu"'
+                raise InputError("a GPU trains through the table", where="dphpc/embedding", expected=expected)
+            require_for_card(model)
         self.n_steps = t.numb_steps
         self.schedule = Schedule(config.learning_rate, self.n_steps)
         self._per_rank = self.comm.size > 1 and config.dphpc.batch == "per_rank"
@@ -361,12 +364,6 @@ class Trainer:
         """Fraction of the time of gradients' messages that passed behind backward passes; collective."""
         under_way, waited = self.comm.allreduce(self.in_flight)
         return 1.0 - float(waited / under_way) if under_way else None
-
-
-def _require_for_card(config: TrainInput, model: DPModel) -> None:
-    if config.dphpc.embedding == "network":
-        raise InputError("a GPU trains through the table", where="dphpc/embedding", expected='"table", or device "cpu"')
-    require_for_card(model)
 
 
 def _rate_factor(config: TrainInput, n_ranks: int) -> float:

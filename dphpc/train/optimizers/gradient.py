@@ -61,7 +61,7 @@ class GradientOptimizer:
         RunError
             The gradient is not finite; no weight has been changed.
         """
-        gradients = self._gradients()
+        gradients = self.parameters.gradients
         norm = math.sqrt(math.fsum(_square(g) for g in gradients))
         if not math.isfinite(norm):
             raise RunError(
@@ -74,9 +74,6 @@ class GradientOptimizer:
         self.rule.step(learning_rate)
         self._begun = True
         return norm
-
-    def _gradients(self) -> list[Tensor]:
-        return [flat.grad for flat in self.parameters.flats if flat.grad is not None]
 
     def state(self) -> State:
         """See `Optimizer.state`."""
@@ -110,7 +107,7 @@ def is_matrix(name: str, value: Tensor) -> bool:
 
 def leaves(parameters: Parameters) -> dict[str, Tensor]:
     """The parameters by name, as leaves whose gradients are the passes' own."""
-    gradients = parameters.split([flat.grad for flat in parameters.flats if flat.grad is not None])
+    gradients = parameters.split(parameters.gradients)
     result = {}
     for name, value in parameters.named():
         value.requires_grad_(True)

@@ -143,8 +143,7 @@ class KalmanOptimizer:
 
     def _measure(self, engine: Engine, seeds: LossGradient, error: float) -> None:
         engine.backward(seeds)
-        flats = [flat.grad for flat in self.parameters.flats if flat.grad is not None]
-        gradients = [value.reshape(-1) for value in self.parameters.split(flats).values()]
+        gradients = [value.reshape(-1) for value in self.parameters.split(self.parameters.gradients).values()]
         change, start = self.filter.step(torch.cat(gradients), error), 0
         for _, value in self.parameters.named():
             value += change[start : start + value.numel()].view(value.shape)

@@ -32,7 +32,7 @@ class LateCheckOptimizer(GradientOptimizer):
         self._check()
         result = finite(loss(prediction, batch, learning_rate))
         engine.backward(result.gradient)
-        norms = [torch.linalg.vector_norm(g, dtype=torch.float64) for g in self._gradients()]
+        norms = [torch.linalg.vector_norm(g, dtype=torch.float64) for g in self.parameters.gradients]
         self._norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
         self._adam.step(learning_rate, self._norm)
         self._begun = True
