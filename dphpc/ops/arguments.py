@@ -1,4 +1,4 @@
-"""Networks and their gradients as the compiled kernels take them."""
+"""Networks and their gradients in the form that the compiled kernels take."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SILUT_THRESHOLD = 3.0
 
 
 def layers_of(network: Network) -> list[tuple[Any, ...]]:
-    """Each layer's w, b, idt, activation and its threshold, and how many copies of the input are added."""
+    """For each layer: w, b, idt, the activation's name and threshold, and how many copies of the input are added."""
     layers = []
     for layer in network.layers:
         name, _, threshold = layer.activation.lower().partition(":")
@@ -24,11 +24,11 @@ def layers_of(network: Network) -> list[tuple[Any, ...]]:
 
 
 def gradients_of(network: Network, gradients: Mapping[str, NDArray[np.floating]]) -> list[tuple[Any, ...]]:
-    """Each layer's arrays for w, b and idt from those by the names of `Network.parameters`; None if left out."""
+    """For each layer the arrays for w, b and idt, None where `gradients`, named as `Network.parameters`, has none."""
     return [tuple(gradients.get(name) for name in names) for names in _names(len(network.layers))]
 
 
 @lru_cache
 def _names(n_layers: int) -> list[tuple[str, ...]]:
-    """Of each layer's w, b and idt."""
+    """Names of each layer's w, b and idt."""
     return [tuple(f"layers.{i}.{name}" for name in ("w", "b", "idt")) for i in range(n_layers)]

@@ -1,4 +1,4 @@
-"""What back ends for GPUs share: sizes of blocks, running sums and the order of long arrays."""
+"""What the GPU back ends share: the size of blocks, prefix sums and sorting."""
 
 from __future__ import annotations
 
@@ -13,27 +13,28 @@ BLOCK = 128
 """Threads of a block."""
 
 CHUNK = 16 * BLOCK
-"""Numbers that a block adds up."""
+"""Numbers that a block adds up in a prefix sum."""
 
 DIGIT_BITS = 4
-"""Of keys, by which they are ordered at a time: as in kernels/cuda/order.cu."""
+"""Bits of the keys that one pass of the radix sort looks at, as in kernels/cuda/order.cu."""
 
 ORDER_BYTES = 4 + 4 + (4 + 8) * 2**DIGIT_BITS / BLOCK
-"""For each key: two orders, and the counts of its block."""
+"""Memory for each key of a sort: two orders, and its share of its block's counts."""
 
 KEYS = {np.dtype(np.int32): "int", np.dtype(np.int64): "long long"}
-"""C's names of the types."""
+"""C's names for the types of keys."""
 
 
 def blocks(n: int) -> int:
-    """How many of them have a thread for each of n."""
+    """Number of blocks that together have a thread for each of n elements."""
     return -(-n // BLOCK)
 
 
 def running_sums(device: Device, buffers: Buffers, text: str, counts: Array, out: Array) -> None:
-    """Add up counts (n,) int32, none negative, in `out` (n + 2,) int64.
+    """Exclusive prefix sums of counts (n,) int32, none negative, into `out` (n + 2,) int64.
 
-    out[i] is the sum of counts[:i], out[n] that of all, and out[n + 1] the largest count.  `text` includes `scan.h`.
+    out[i] is the sum of counts[:i], out[n] that of all, and out[n + 1] the largest count.  The source `text` must
+    include `scan.h`.
     """
     n = counts.size
     if n == 0:
@@ -52,13 +53,11 @@ def running_sums(device: Device, buffers: Buffers, text: str, counts: Array, out
 
 
 def stable_order(device: Device, buffers: Buffers, keys: Array, n_keys: int) -> Array:
-    """The places of keys (n,), whole numbers from 0 to n_keys − 1, from the least to the greatest.
-
-    Equal ones stay as they stand.
+    """Stable argsort of integer keys (n,), from 0 to n_keys − 1, by radix sort.
 
     Returns
     -------
-    (n,) int32, in the memory of the buffers; nothing is waited for.
+    (n,) int32, in the memory of the buffers; the host does not wait.
     """
     n, n_blocks = len(keys), blocks(len(keys))
     orders = [buffers.get(f"order {k}", (n,), np.int32) for k in range(2)]

@@ -1,4 +1,4 @@
-"""CUDA text as it is compiled at run time: one string, headers included, so that a cache of programs can go by it."""
+"""CUDA source as it is compiled at run time: one string with all headers, which can be the key of a program cache."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _INCLUDE = re.compile(r'^#include "([\w.]+)"$', re.MULTILINE)
 
 @lru_cache
 def kernel_text(name: str, **definitions: str | int) -> str:
-    """A file of `kernels/cuda` with its headers in place of their `#include`, below a `#define` of each definition."""
+    """A file of `kernels/cuda` with its headers inlined, preceded by a `#define` for each definition."""
     defined = "".join(f"#define {key} {value}\n" for key, value in definitions.items())
     return defined + _with_headers(name)
 

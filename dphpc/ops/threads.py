@@ -1,11 +1,11 @@
 """How many threads the native kernels use in this process.
 
-Nothing is set behind the user's back: programs call `set_threads` once at start, and functions that a user's program
-calls give back what they have set (`threads_restored`).  Until `set_threads` the kernels use `default_threads()` and
-NumPy's BLAS whatever its own start-up found.  Then that BLAS has one thread: its products here are small, and the
-threads that wait for the next one would keep the cores from the kernels' threads.
+Commands call `set_threads` once at start; functions of the Python API restore the former numbers when they return
+(`threads_restored`).  Before `set_threads` the kernels use `default_threads()` threads, and NumPy's BLAS its own
+default.  Afterwards BLAS has one thread: its products here are small, and its idle threads would spin on the cores that
+the kernels' threads need.
 
-A process may be forked (`os.fork`, multiprocessing's `fork`) at any time outside the kernels: both sides go on.
+A process may be forked (`os.fork`, multiprocessing's `fork`) at any time outside the kernels; both processes can go on.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from dphpc.core.errors import InputError
 _threads: int | None = None
 
 _released = True
-"""No thread waited for the kernels' next loop when the process was last forked."""
+"""Whether OpenMP's threads had been ended when the process was last forked."""
 
 _one_only = False
-"""This process was forked from one whose threads could not be ended: a loop of several would wait for them for ever."""
+"""Whether this process was forked from one whose threads could not be ended: several threads would then deadlock."""
 
 
 def _before_fork() -> None:
     global _released
-    # GNU OpenMP keeps its threads for the next loop.  A child has none of them, but would wait for them there.
+    # GNU OpenMP keeps its threads for the next parallel loop.  A forked child lacks them, but would wait for them.
     native = sys.modules.get("dphpc._native")
     _released = native is None or native.kernels.release_threads()
 
@@ -68,7 +68,7 @@ def default_threads(ranks_on_node: int = 1) -> int:
 
 
 def set_threads(n: int) -> None:
-    """Let native kernels use `n` threads from now on, and NumPy's BLAS one.
+    """Set the number of threads of the native kernels; NumPy's BLAS gets one.
 
     Raises
     ------
@@ -84,7 +84,7 @@ def set_threads(n: int) -> None:
 
 @contextmanager
 def threads_restored() -> Iterator[None]:
-    """A phase after which kernels and BLAS have the threads that they had before, whatever `set_threads` did in it."""
+    """Restore the numbers of threads of kernels and BLAS at the end, whatever `set_threads` did inside."""
     global _threads
     before = _threads
     with ThreadpoolController().select(user_api="blas").limit(limits=None):
@@ -95,7 +95,7 @@ def threads_restored() -> Iterator[None]:
 
 
 def get_threads() -> int:
-    """Threads of the native kernels."""
+    """Number of threads of the native kernels."""
     if _one_only:
         return 1
     return _threads if _threads is not None else default_threads()

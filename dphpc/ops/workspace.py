@@ -1,4 +1,4 @@
-"""Memory on a GPU that stays from call to call, and launches over elements."""
+"""GPU arrays that keep their memory from call to call, and launches with one thread for each element."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from dphpc.core.device import Array, Device, Event
 from dphpc.ops.structs import ELEMENTWISE, layer_struct
 
 NULL = np.uint64(0)
-"""A pointer to nothing, as an argument of a kernel."""
+"""A null pointer as a kernel's argument."""
 
 REAL = {np.dtype(np.float64): "double", np.dtype(np.float32): "float"}
-"""C's names of the types."""
+"""C's names for the precisions."""
 
 ALIGNMENT = 64
-"""Bytes, of each of the arrays that share a copy."""
+"""Bytes; the alignment of the arrays in a `Parcel`."""
 
 Kind = tuple[tuple[int, ...], DTypeLike]
 """Shape and type of an array."""
 
 
 class Workspace:
-    """Arrays on a GPU, by name: each keeps its memory from call to call."""
+    """GPU arrays by name; each keeps its memory from call to call."""
 
     def __init__(self, device: Device) -> None:
         self.device, self.buffers, self.pinned = device, Buffers(device.zeros), Buffers(device.pinned)
@@ -40,7 +40,7 @@ class Workspace:
         return self.buffers.growths
 
     def buffer(self, name: str, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
-        """The array of that name; what it holds is left from the last time."""
+        """The array of that name; its contents are undefined."""
         return self.buffers.get(f"{name} {np.dtype(dtype).str}", shape, dtype)
 
     def ones(self, n: int, dtype: DTypeLike) -> Array:
@@ -52,7 +52,7 @@ class Workspace:
         return array
 
     def up(self, name: str, values: NDArray, dtype: DTypeLike) -> Array:
-        """The array of that name, with values from the host."""
+        """The array of that name, set to values from the host."""
         array = self.buffer(name, values.shape, dtype)
         self.device.upload(values, array)
         return array
@@ -64,23 +64,23 @@ class Workspace:
         return array
 
     def address(self, array: Array | None) -> int:
-        """Of the first element; 0 for None."""
+        """Address of the first element; 0 for None."""
         return 0 if array is None else self.device.address(array)
 
     def of_each(self, text: str, kernel: str, n: int, *arguments: Any) -> None:
-        """Start a kernel with a thread for each of n elements; None stands for a pointer to nothing."""
+        """Launch a kernel with a thread for each of n elements; None is passed as a null pointer."""
         assert n < 2**32, "elements are counted in 32 bits"
         if n:
             given = (NULL if a is None else a for a in arguments)
             self.device.launch(text, kernel, -(-n // ELEMENTWISE), ELEMENTWISE, *given)
 
     def layer(self, layer: tuple[Any, ...], bias: Array | None, idt: Array | None) -> NDArray:
-        """The struct of a layer, as `arguments.layers_of` gives it, with these vectors in its precision."""
+        """The struct of a layer from `arguments.layers_of`, with its vectors in GPU memory."""
         return layer_struct(layer, self.address(bias), self.address(idt))
 
 
 class Parcel:
-    """Arrays side by side in a GPU's memory, which go up or come down in one copy."""
+    """Arrays side by side in GPU memory, uploaded or downloaded in one copy."""
 
     def __init__(self, work: Workspace, name: str, kinds: Sequence[Kind]) -> None:
         self._work, self._name, end = work, name, 0
@@ -96,10 +96,10 @@ class Parcel:
         return [whole[place].view(dtype).reshape(shape) for place, (shape, dtype) in self._places]
 
     def upload(self, *values: NDArray) -> None:
-        """Begin to set the arrays."""
+        """Begin to copy values to the arrays; does not wait."""
         device, sent = self._work.device, self._work.sent
         if self._name in sent:
-            sent[self._name].synchronize()  # what it was sent from may be written to
+            sent[self._name].synchronize()  # the last upload, before its pinned memory is overwritten
         whole = self._work.pinned.get(self._name, self._bytes.shape, np.uint8)
         for array, value in zip(self._cut(whole), values, strict=True):
             array[...] = value
@@ -107,5 +107,5 @@ class Parcel:
         sent[self._name] = device.mark()
 
     def download(self) -> list[NDArray]:
-        """Copies on the host."""
+        """Copies of the arrays on the host."""
         return self._cut(self._work.device.download(self._bytes))

@@ -1,7 +1,7 @@
-"""Energies of atoms of one type and the forces they exert: descriptor, fitting net and the way back in one operation.
+"""Energies of atoms of one type and their forces: descriptor, fitting net and backward pass in one operation.
 
-It is `se_a`'s moments and features, the fitting net's energies and adjoint, and `se_a`'s adjoint of the features and
-forces in a row; a back end may keep all that stands between positions and forces in its caches.
+It combines `se_a`'s moments and features, the fitting net's energies and adjoint, and `se_a`'s adjoint of features and
+forces, so that a back end can keep all intermediate results in caches.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dphpc.ops.se_a.contract import Embedding, Environment, Floats, SeAParameter
 
 
 class Accumulators(NamedTuple):
-    """What results are added to.
+    """Arrays to which results are added.
 
     Attributes
     ----------
@@ -27,8 +27,8 @@ class Accumulators(NamedTuple):
     atom_virial
         (n_all, 3, 3) eV at the neighbor of each pair, or None.
     force_spacing
-        eV/Å, a power of two of which each pair's force is to be a multiple, so that forces do not depend on the order
-        in which they are added; 0 for as it comes.
+        eV/Å, a power of two; each pair's force is rounded to a multiple of it, so that the sums do not depend on the
+        order of their terms.  0: no rounding.
     """
 
     forces: NDArray[np.float64]
@@ -41,9 +41,9 @@ class EnergyOps(Protocol):
     """A back end."""
 
     def prepare(self, network: Network, channels: int, axis: int) -> Any:
-        """The fitting net of a type as `energy_and_forces` wants it; to be made once.
+        """A type's fitting net in the form that `energy_and_forces` takes; made once.
 
-        Its inputs are channels·axis features and what other columns there are.
+        Its inputs are channels·axis features, followed by columns of parameters if there are any.
         """
         ...
 
@@ -58,7 +58,7 @@ class EnergyOps(Protocol):
     ) -> tuple[NDArray[np.float64], float]:
         """Net outputs (n_c,) in eV for the environment's centers, and the largest s̃ met.
 
-        `columns` (n_c, n_columns) are the net's inputs beside the features, in the net's precision.  Where the
-        largest s̃ lies beyond `table.upper`, all results are extrapolated.
+        `columns` (n_c, n_columns) are the net's inputs after the features, in the net's precision.  If the largest s̃
+        is above `table.upper`, all results are extrapolated.
         """
         ...

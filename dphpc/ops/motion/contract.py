@@ -1,8 +1,8 @@
 """The elementary moves that integrators are made of, on the local atoms of one rank.
 
-A fixed atom is one of infinite mass: forces and noise do not move it, and a minimizer takes no note of its force.
+A fixed atom has infinite mass: forces and noise do not move it, and a minimizer ignores its force.
 
-Sums over atoms are in the parts of `core.exact_sum`, so that they do not depend on who adds them up.
+Sums over atoms are in the parts of `core.exact_sum`, so that they do not depend on the order of the atoms.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ Combine = Callable[[Floats], Floats]
 """Adds an array up over all ranks; collective."""
 
 Snapshot = Callable[[], dict[str, NDArray]]
-"""Gives fields of the local atoms as they were when it was made, as soon as they are here."""
+"""Called, waits for and returns fields of the local atoms as they were when the snapshot was taken."""
 
 
 class Account(Protocol):
-    """The numbers of a thermostat.
+    """The internal variables of a thermostat, such as the energy that it has exchanged.
 
-    While atoms move on a GPU `scalars` is there, and here only after a look at the GPU; a new array in its place is
-    taken up.
+    While atoms move on a GPU, `scalars` lives there, and its values here are not up to date until they are fetched.
+    Assigning a new array to `scalars` uploads it.
     """
 
     scalars: Floats
 
 
 class Bath(Account, Protocol):
-    """A thermostat that answers the kinetic energy of all atoms with a factor for their velocities.
+    """A thermostat that turns the kinetic energy of all atoms into a factor for their velocities.
 
-    `kernel`, of `kernels/cuda/thermostats.cu`, does on a GPU what `respond` does here.
+    `kernel` names the function of `kernels/cuda/thermostats.cu` that does the same as `respond` on a GPU.
     """
 
     kernel: str
 
     def respond(self, kinetic: float, inputs: Floats) -> float:
-        """The factor at a kinetic energy in eV; `inputs` are the numbers of the step."""
+        """The factor for a kinetic energy in eV; `inputs` are the step's parameters and random numbers."""
         ...
 
 
@@ -53,43 +53,43 @@ class Moves(Protocol):
         ...
 
     def drift(self, dt: float, kick: float = 0.0) -> None:
-        """x += dt v, in a deterministic run by whole multiples of a spacing, after v += kick f/m."""
+        """v += kick f/m, then x += dt v, in a deterministic run rounded to multiples of a spacing."""
         ...
 
     def rescale(self, bath: Bath, inputs: Floats, combine: Combine, *, measured: bool) -> None:
-        """v *= what the bath answers to the kinetic energy of all atoms; collective.
+        """v *= the bath's response to the kinetic energy of all atoms; collective.
 
-        It is told NaN where the kinetic energy is not to be `measured`.
+        Without `measured` the kinetic energy is not computed, and the bath gets NaN.
         """
         ...
 
     def randomize_velocities(self, account: Account, keep: float, temperature: float, seed: int, step: int) -> None:
-        """v = keep·v + √((1 − keep²) kT/m) ξ, ξ of the stream LANGEVIN.
+        """v = keep·v + √((1 − keep²) kT/m) ξ, with random numbers ξ of the stream LANGEVIN.
 
-        The account, (3,) in parts, takes the kinetic energy that these atoms lose.
+        The kinetic energy that these atoms lose is added to the account, (3,) in parts.
         """
         ...
 
     def put_velocities(self, velocities: Floats) -> None:
-        """Velocities (n_local, 3) from the host."""
+        """Set the velocities from an array (n_local, 3) on the host."""
         ...
 
     def steer(self, keep: float, push: float) -> None:
-        """v = keep·v + push·f, of atoms that are not fixed."""
+        """v = keep·v + push·f for atoms that are not fixed."""
         ...
 
     def descent_sums(self) -> Floats:
-        """(3, 3): Σ f·v, Σ v² and Σ f² of these atoms that are not fixed, in parts."""
+        """(3, 3): Σ f·v, Σ v² and Σ f² over this rank's atoms that are not fixed, in parts."""
         ...
 
     def largest_squares(self) -> Floats:
-        """(2,): the largest v² and the largest f² of these atoms that are not fixed."""
+        """(2,): the largest v² and the largest f² of this rank's atoms that are not fixed."""
         ...
 
     def kinetic_tensor(self) -> Floats:
-        """(3, 3, 3) eV: Σ m v ⊗ v of these atoms, in parts."""
+        """(3, 3, 3) eV: Σ m v ⊗ v over this rank's atoms, in parts."""
         ...
 
     def snapshot(self, fields: Collection[str]) -> Snapshot:
-        """Fields of `core.state.State`, good until atoms move on the host or the next snapshot is made."""
+        """A snapshot of fields of `core.state.State`; valid until atoms move on the host or the next is taken."""
         ...

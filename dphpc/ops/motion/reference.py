@@ -1,4 +1,4 @@
-"""Moves on the host, in NumPy, piece by piece."""
+"""Moves on the host, in NumPy, for `core.state.PIECE` atoms at a time."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class HostMoves:
     masses
         (ntypes,) u.
     spacing
-        Å, of which displacements are whole multiples; 0 for as they come.
+        Å; displacements are rounded to multiples of it; 0: no rounding.
     some_fixed
-        Whether an atom of some rank is fixed.
+        Whether any rank has a fixed atom.
     """
 
     def __init__(self, state: State, masses: Floats, spacing: float, *, some_fixed: bool = False) -> None:
@@ -40,21 +40,21 @@ class HostMoves:
         self.take_up()
 
     def take_up(self) -> None:
-        """Per-atom arrays for the atoms that the state has now."""
+        """Adapt the per-atom arrays to the number of atoms in the state."""
         n = self._state.n_local
         if len(self._buffer) < n:
             self._buffer = np.empty((n + n // 16, 3))
         self._built_at, self._pieces = self._buffer[:n], pieces(n)
 
     def _of(self, by_type: Floats, piece: slice) -> Floats:
-        """(n, 1) numbers of atoms, by type (ntypes,); 0 of fixed ones."""
+        """(n, 1): each atom's entry of an array by type (ntypes,); 0 for fixed atoms."""
         numbers = by_type.take(self._state.types[piece])
         if self._some_fixed:
             numbers[self._state.fixed[piece] != 0] = 0.0
         return numbers[:, None]
 
     def _pull(self, piece: slice) -> Floats:
-        """(n, 3) eV/Å: forces; 0 of fixed atoms."""
+        """(n, 3) eV/Å: forces; 0 for fixed atoms."""
         forces = self._state.forces[piece]
         return np.where(self._state.fixed[piece, None], 0.0, forces) if self._some_fixed else forces
 
@@ -71,7 +71,7 @@ class HostMoves:
         for piece in self._pieces:
             moved = self._state.velocities[piece] * dt
             if self._spacing:
-                # Rounded before it is added: then the sum is exact, in whichever image the atom stands.
+                # Rounded before it is added, so that the sum is exact whichever periodic image the atom is in.
                 round_to(moved, self._spacing, out=moved)
             self._state.positions[piece] += moved
 
@@ -81,12 +81,13 @@ class HostMoves:
         velocities *= factor
 
     def strain(self, box: Box, factors: Floats, spacing: float) -> None:
-        """Positions, noted ones too, follow from the state's box into one whose vectors are factors (3,) times as long.
+        """Carry positions, and those noted for the neighbor list, to a box with vectors `factors` (3,) times as long.
 
-        Where x becomes x F velocities become v F⁻ᵀ, so that phase space keeps its volume: v ÷ factors in a cuboid.
+        Where positions x become x F, velocities v become v F⁻ᵀ, so that phase space keeps its volume; in a cuboid that
+        is v ÷ factors.
 
-        A position is carried as it stands inside the box, rounded to the new spacing, and put back into its image: so
-        it does not matter in which the atom stood.
+        A position is wrapped into the box, carried to the new box, rounded to the new spacing and put back into its
+        periodic image, so that the result does not depend on that image.
         """
         old, self._spacing = self._state.box, spacing
         for piece in self._pieces:
@@ -141,7 +142,7 @@ class HostMoves:
         return largest
 
     def kinetic_energy(self) -> Floats:
-        """(3,) eV, of these atoms, in parts."""
+        """(3,) eV: kinetic energy of this rank's atoms, in parts."""
         half_mass, parts = 0.5 * KINETIC * self._masses, no_sum()
         for piece in self._pieces:
             v2 = self._state.velocities[piece] ** 2
@@ -163,14 +164,14 @@ class HostMoves:
         return lambda: atoms
 
     def draw_velocities(self, temperature: float, seed: int) -> None:
-        """v = √(kT/m) ξ; an atom's depends on seed and id alone."""
+        """v = √(kT/m) ξ; an atom's velocity depends on seed and id alone."""
         speed, state = self._thermal_speed(temperature), self._state
 
         def draw(piece: slice) -> None:
             noise = normals(seed, Stream.VELOCITIES, 0, state.ids[piece])
             np.multiply(noise, self._of(speed, piece), out=state.velocities[piece])
 
-        with ThreadPoolExecutor(get_threads()) as pool:  # NumPy lets others go on while it is at a piece
+        with ThreadPoolExecutor(get_threads()) as pool:  # NumPy releases the GIL
             list(pool.map(draw, self._pieces))
 
     def _thermal_speed(self, temperature: float) -> Floats:
@@ -178,7 +179,7 @@ class HostMoves:
         return np.sqrt(BOLTZMANN_EV_PER_K * temperature * self._inverse)
 
     def momentum(self) -> Floats:
-        """(3, 4): momentum in u·Å/ps and mass in u of these atoms that are not fixed, in parts."""
+        """(3, 4): momentum in u·Å/ps and mass in u of this rank's atoms that are not fixed, in parts."""
         parts = no_sum(4)
         for piece in self._pieces:
             mass = self._of(self._masses, piece)
@@ -186,10 +187,10 @@ class HostMoves:
             parts += np.concatenate((exact_sum(momentum), exact_sum(mass)), axis=1)
         return parts
 
-    # How far atoms are from where the neighbor list found them.
+    # Displacements since the neighbor list was built.
 
     def note_positions(self, positions: Floats | None = None) -> None:
-        """The neighbor list is of the present positions, or of others (n_local, 3)."""
+        """Note the positions for which the neighbor list is built: the present ones, or others (n_local, 3)."""
         self._built_at[...] = self._state.positions[: self._state.n_local] if positions is None else positions
 
     def moved2(self) -> NDArray[np.float64]:
@@ -211,6 +212,6 @@ def _strained(velocities: Floats, old: Box, box: Box, factors: Floats) -> Floats
 
 
 def _rows(a: Floats, b: Floats) -> Floats:
-    """(n,) a·b of each atom, in one order on all back ends."""
+    """(n,) a·b of each atom, summed in the same order on all back ends."""
     product = a * b
     return np.asarray(product[:, 0] + product[:, 1] + product[:, 2])

@@ -36,7 +36,7 @@ TINY = 1e-30
 
 @dataclass(frozen=True)
 class MuonStep:
-    """η, β, the weight decay, and whether long matrices take the Gram form."""
+    """η, β, the weight decay, and whether matrices that are not square use the Gram form."""
 
     rate: float
     momentum: float

@@ -20,11 +20,11 @@ class Neighbors:
     offsets
         (n_local + 1,) int64: the neighbors of atom i are `indices[offsets[i]:offsets[i + 1]]`.
     indices
-        (n_pairs,) int32 into the local atoms and ghosts; within a row sorted by the neighbor's type,
-        then by its id, then by its position: in the same order
-        whatever the order of the atoms in memory.  Every pair of a local atom is in its own row (full list).
+        (n_pairs,) int32 into the local atoms and ghosts.  A row is sorted by the neighbor's type, then its id, then its
+        position, and so does not depend on the order of the atoms in memory.  The list is full: a pair of two local
+        atoms is in the rows of both.
     reach
-        Å: all pairs nearer than this are listed (cutoff + skin); pairs between cutoff and reach may be.
+        Å (cutoff + skin); all pairs nearer than this are listed.
     """
 
     offsets: NDArray[np.int64]
@@ -40,8 +40,8 @@ class Neighbors:
 class BuildNeighbors(Protocol):
     """Builds the list of all pairs nearer than `reach` among (n_all, 3) positions, rows for the first n_local.
 
-    Ghosts stand explicitly in `positions`: no periodicity here.  `types` and `ids` (n_all,) order each row; a ghost
-    has its owner's.
+    Periodic images are in `positions` as ghosts, after the local atoms; a ghost has its owner's type and id.  `types`
+    and `ids` are (n_all,).
     """
 
     def __call__(
@@ -55,6 +55,6 @@ class BuildNeighbors(Protocol):
 
 
 def position_not_finite(atom: int, n_local: int) -> RunError:
-    """The error that a search raises, with the atom's place in `positions`."""
+    """The error of a neighbor search for the atom at this index of `positions`."""
     kind = "local" if atom < n_local else "ghost"
     return RunError("a position is not finite", where=f"atom {atom} ({kind})", remedy="reduce the time step")

@@ -1,4 +1,4 @@
-"""The hot operations of the `se_e2_a` descriptor: what goes in, what comes out, for every back end.
+"""The operations of the `se_e2_a` descriptor: their arguments and results, for every back end.
 
 All quantities of one center i (type c) with neighbors j (type t), r = x_j − x_i:
 
@@ -27,18 +27,18 @@ Floats = NDArray[np.floating]
 
 @dataclass(frozen=True)
 class SeAParameters:
-    """Scalars and small tables of a descriptor, as the kernels want them.
+    """Scalars and small arrays of a descriptor in the form that the kernels take.
 
     Attributes
     ----------
     davg, dstd
         (ntypes,) and (ntypes, 2) float64.
     network
-        (ntypes, ntypes) int32: table of (center, neighbor).
+        (ntypes, ntypes) int32: index of the network, and table, of a (center, neighbor) pair.
     flags
-        (ntypes, ntypes) uint8: `USED | COUNTED`.
+        (ntypes, ntypes) uint8: `USED | COUNTED` of a (center, neighbor) pair.
     round_displacements
-        Round every r to float32 before anything is formed from it.
+        Whether every r is rounded to float32 before anything is computed from it.
     """
 
     rcut: float
@@ -85,7 +85,7 @@ class Embedding:
 
 @dataclass(frozen=True)
 class Environment:
-    """Where the atoms are.  `centers` (n_c,) int32 are the local atoms to work on, in any order."""
+    """Atoms and neighbors; `centers` (n_c,) int32 are the local atoms to work on, in any order."""
 
     positions: NDArray[np.float64]
     types: NDArray[np.int32]
