@@ -1,4 +1,4 @@
-"""`dphpc change-bias`: the energy bias of a model fitted to other data; a fine-tuning begins with it, too."""
+"""`dphpc change-bias`: fitting the energy bias of a model to other data, as fine-tuning does at its start, too."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def change_bias(
     progress: Callable[[int, int], None] | None = None,
     device: str = "cpu",
 ) -> Path:
-    """Write a model or checkpoint again with another energy bias.
+    """Write a copy of a model or checkpoint with another energy bias.
 
     Parameters
     ----------
@@ -48,17 +48,17 @@ def change_bias(
         A labelled system, a folder to be searched, `file.hdf5#/group`, `data.lmdb`, or several of them; the
         working directory if neither they nor `values` are given.
     mode
-        As `fitted_bias` has it.
+        "change" or "set", see `fitted_bias`.
     values
-        (ntypes,) eV, the bias itself in place of data.
+        (ntypes,) eV, the bias itself, instead of data to fit it to.
     n_frames
         Frames of each system, spread evenly through it; 0 means all.
     output
-        `.dp`, `.yaml`, or, of a checkpoint, `.safetensors`; `NAME_updated` with the ending of `model` if None.
+        A `.dp` or `.yaml` file, or for a checkpoint `.safetensors`; None: `NAME_updated` with the suffix of `model`.
     progress
-        Called with the frames predicted and their total.
+        Called with the number of frames predicted so far and in all.
     device
-        `cpu`, `cuda` or `auto`, as `DeepPot` has it.
+        `cpu`, `cuda` or `auto`, as for `DeepPot`.
 
     Returns
     -------
@@ -110,16 +110,16 @@ def fitted_bias(
 ) -> Floats:
     """The energy bias (ntypes,), eV, that fits a model to frames with energies, by least squares over atom counts.
 
-    Mode "change" fits what the model's energies miss of the labels and adds it to the model's bias; a type that the
-    frames lack keeps its own.  Mode "set" fits the labels themselves, as a new training does; such a type gets 0.
-    Types that `atom_ener` names have that energy in both.
+    Mode "change" fits the difference between labels and the model's energies and adds it to the model's bias; a type
+    that is in no frame keeps its bias.  Mode "set" fits the labels themselves, as a new training does; such a type gets
+    0.  Types whose energy `atom_ener` gives have that energy in both modes.
 
     Parameters
     ----------
     frames
         System and number of each frame.
     progress
-        Called with the frames predicted and their total.
+        Called with the number of frames predicted so far and in all.
     """
     frames = list(frames)
     dp = DeepPot(model, device=device) if mode == "change" else None
@@ -140,7 +140,7 @@ def fitted_bias(
 
 
 def with_bias(model: DPModel, bias: ArrayLike) -> DPModel:
-    """A model with this energy bias (ntypes,), eV, in place of its own; the log says both."""
+    """A model with this energy bias (ntypes,), eV, instead of its own; both are logged."""
     new = np.array(bias, np.float64)
     old, names = model.energy_bias, " ".join(model.type_map)
     log.info("energy bias of %s in eV: %s, before: %s", names, *(" ".join(f"{e:.8g}" for e in b) for b in (new, old)))
@@ -158,7 +158,7 @@ def _given_bias(model: DPModel, values: Sequence[float]) -> Floats:
 
 
 def _target(source: Path, output: str | Path | None) -> Path:
-    """Where the result goes; refused before the work if it cannot be written there."""
+    """The file to write; InputError if it cannot be written."""
     target = source.with_stem(f"{source.stem}_updated") if output is None else Path(output)
     endings = MODEL_SUFFIXES if source.suffix in MODEL_SUFFIXES else (*MODEL_SUFFIXES, SUFFIX)
     if target.suffix not in endings:

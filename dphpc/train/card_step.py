@@ -1,4 +1,4 @@
-"""The same physics as `step.TableStep` with atoms, weights and all that lies between them on a GPU."""
+"""The same physics as `step.TableStep`, with atoms, weights and all intermediate results on a GPU."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class _Kept:
 
 
 def require_for_card(model: DPModel) -> None:
-    """Refuse models that are not trained on a GPU.
+    """Refuse models that cannot be trained on a GPU.
 
     Raises
     ------
@@ -70,7 +70,7 @@ def require_for_card(model: DPModel) -> None:
 class CardStep(TableStep):
     """Energies and loss gradients of batches on the GPU that holds the parameters; used like `TableStep`.
 
-    Predictions come down, derivatives of the loss go up; gradients stay where the optimizer takes them.
+    Predictions are copied to the host and derivatives of the loss to the GPU; gradients stay on the GPU.
     """
 
     def __init__(self, model: DPModel, parameters: Parameters, grid: Grid, tolerance: float) -> None:
@@ -107,7 +107,7 @@ class CardStep(TableStep):
         Raises
         ------
         RunError
-            Two atoms are too close for the table, or the force of a pair is beyond what is summed.
+            Two atoms are too close for the table, or the force of a pair is too large for the sums.
         """
         centers = batch.centers.without(self.model.atom_exclude_types)
         env = self._ops.frames.joined(batch.geometries, centers.atoms)
@@ -132,7 +132,7 @@ class CardStep(TableStep):
         )
 
     def _replay(self, name: str, k: _Kept, work: Callable[[], None]) -> None:
-        """Launch a part of a pass, which is the same for all batches of a shape as long as no array moves."""
+        """Do a part of a pass through `Device.replay`: its launches are the same for all batches of one shape."""
         makers = self._work, self._ops, k.table.knots, *self._tapes.values(), *self._vacuum.values()
         growths = sum(maker.growths for maker in makers)
         self._ops.device.replay((self, name, k.table.knots, growths, k.env.shape), work)
@@ -141,15 +141,15 @@ class CardStep(TableStep):
         self._ops.device.replay((table.knots, table.knots.growths), table.knots.update)
 
     def _evaluate(self, k: _Kept) -> None:
-        """Energies, their derivative by the moments, and forces."""
+        """Compute energies, their derivatives with respect to the moments, and forces."""
         self._ops.moments(k.env, k.described)
         moments, adjoint = self._ops.moments_of(k.env), self._moments_adjoint(k)
-        self._ops.device.fill(k.env.energies, 0.0)  # the second are of atoms without neighbors
+        self._ops.device.fill(k.env.energies, 0.0)  # row 1 is that of atoms without neighbors
         self._ops.device.beside([partial(self._fit, k, moments, adjoint, t, rows) for t, rows in k.centers.blocks])
         self._ops.forces(k.env, k.described, adjoint)
 
     def _fit(self, k: _Kept, moments: Array, adjoint: Array, t: int, rows: slice) -> None:
-        """Energies of a type's centers and their derivative by the moments; types share no memory."""
+        """Energies of a type's centers and derivatives with respect to moments; types share no memory, see `beside`."""
         extra = None if k.columns is None else k.columns[rows]
         self._tapes[t].energy_and_adjoint(moments[rows], extra, k.env.energies[0, rows], adjoint[rows])
         if t in self._vacuum:
@@ -158,7 +158,7 @@ class CardStep(TableStep):
             self._vacuum[t].energy_and_adjoint(still, extra, k.env.energies[1, first], scratch)
 
     def _atom_energy(self, k: _Kept, found: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(n_local,) from what the nets of centers gave, and those of centers without neighbors."""
+        """(n_local,) eV, from the nets' outputs (2, n) for the centers, and for centers without neighbors."""
         atom_energy = np.zeros(k.batch.n_local)
         for t, rows in k.centers.blocks:
             vacuum = found[1, rows] if k.columns is not None else found[1, rows.start]
@@ -169,9 +169,9 @@ class CardStep(TableStep):
         return self._work.buffer("adjoint", (k.env.n, 4, self._ops.channels), self._ops.dtype)
 
     def _without_neighbors(self, k: _Kept, t: int, rows: slice) -> tuple[Array, Array]:
-        """Moments of centers without neighbors, where nothing writes, and as much to write to.
+        """Moments of centers without neighbors, which are zero, and as much scratch memory.
 
-        One is enough where the net has no other inputs.
+        If the net has no other inputs, one row stands for all centers.
         """
         shape = 1 if k.columns is None else rows.stop - rows.start, 4, self._ops.channels
         still, scratch = (self._work.buffer(f"{name}{t}", shape, self._ops.dtype) for name in ("no_moments", "scratch"))
@@ -202,14 +202,14 @@ class CardStep(TableStep):
                 done(name)
 
     def _together(self, parts: Mapping[str, Callable[[], None]]) -> None:
-        """The parts of the backward pass, types beside one another."""
+        """All parts of the backward pass, with the types side by side."""
         parts["tangent"]()
         self._ops.device.beside([parts[f"fitting.networks.{t}"] for t in self._tapes])
         if "descriptor" in parts:
             parts["descriptor"]()
 
     def _minus(self, k: _Kept, seeds: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(n,) derivatives by the energies of centers without neighbors, at the first row of a type if that is all."""
+        """(n,) derivatives by energies of centers without neighbors; a type's sum where one row stands for all of it."""
         minus = -seeds
         for _, rows in k.centers.blocks:
             if k.columns is None:
@@ -217,7 +217,7 @@ class CardStep(TableStep):
         return minus
 
     def _fitting_backward(self, k: _Kept, t: int, given: Parcel) -> None:
-        """Gradients of a type's net, after the tangent of the moments; types share no memory."""
+        """Gradients of a type's net, after the tangent of the moments; types share no memory, see `beside`."""
         ops, gradients = self._ops, self._gradients[t]
         rows = dict(k.centers.blocks).get(t)
         if rows is None:
@@ -242,6 +242,6 @@ class CardStep(TableStep):
         return self._work.buffer("moments_bar", (k.env.n, 4, self._ops.channels), self._ops.dtype)
 
     def _clear(self, gradients: Mapping[str, Array]) -> None:
-        """Of a network that a batch does not meet."""
+        """Zero the gradients of a network that the batch does not use."""
         for gradient in gradients.values():
             self._ops.device.fill(gradient, 0.0)

@@ -1,7 +1,7 @@
-"""Checkpoints: everything a training needs to go on to the bit, as one safetensors file.
+"""Checkpoints: everything that a training needs to continue bit for bit, as one safetensors file.
 
-Weights, statistics, optimizer state; in the metadata one JSON text with the training input, the step and the
-table's grid.  The sampler is a pure function of seed and step and needs no state.
+It holds weights, statistics and the optimizer's state, and as JSON in its metadata the training input, the step and the
+table's grid.  The sampler has no state, as it is a pure function of seed and step.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from dphpc.train.schema import TrainInput, parse_input
 FORMAT = 1
 SUFFIX = ".safetensors"
 FOREIGN = (".pt", ".pth", ".pt2", ".pb")
-"""Endings of DeePMD-kit's checkpoints and frozen models."""
+"""Suffixes of DeePMD-kit's checkpoints and frozen models."""
 
 POINTER = "checkpoint"
 """File beside the run that names the newest checkpoint, as DeePMD-kit writes it."""
@@ -43,7 +43,7 @@ class Checkpoint:
     Attributes
     ----------
     step
-        Steps done.
+        Number of steps done.
     config
         The complete input, with `sel` and seeds resolved.
     arrays
@@ -51,7 +51,7 @@ class Checkpoint:
     optimizer
         The optimizer's state by name, as `Optimizer.state` gives it.
     averages
-        Sums of `disp_avg` since the last line, and their number under "n".
+        For `disp_avg`: sums of the errors since the last line of the learning curve, and their number under "n".
     """
 
     step: int
@@ -72,7 +72,7 @@ class Checkpoint:
         Raises
         ------
         OSError
-            It cannot be written; one that has this name already stays.
+            It cannot be written; an existing file stays.
         """
         head = {
             "format": FORMAT,
@@ -98,7 +98,7 @@ class Checkpoint:
         Raises
         ------
         ModelFileError
-            No such file, a damaged one, or no checkpoint of dphpc.
+            The file is missing, damaged, or no checkpoint of dphpc.
         """
         if not path.is_file():
             raise ModelFileError("no such checkpoint", where=str(path), expected=f"model.ckpt-STEP{SUFFIX}")
@@ -124,7 +124,7 @@ class Checkpoint:
 
 
 def _grid(numbers: list[float] | dict[str, float] | None) -> Grid | None:
-    """The table's grid; a dictionary of the same numbers is of a checkpoint from before tables had parts."""
+    """The table's grid; older checkpoints hold the numbers as a dictionary."""
     if numbers is None:
         return None
     return Grid.from_numbers(*(numbers.values() if isinstance(numbers, dict) else numbers))
@@ -135,12 +135,12 @@ def _below(prefix: str, tensors: Arrays) -> Arrays:
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """The checkpoint that a path names: the file itself, a name without its ending, or the newest in a folder.
+    """The checkpoint that a path names: the file itself, its name without suffix, or the newest in a folder.
 
     Raises
     ------
     ModelFileError
-        There is none, or it is one of DeePMD-kit's.
+        There is none, or it was written by DeePMD-kit.
     """
     path = Path(path)
     if path.suffix in FOREIGN and path.is_file():
@@ -168,7 +168,7 @@ def newest_of(prefix: str | Path) -> Path:
 
 
 class CheckpointFolder:
-    """Names, newest pointer and number of a run's checkpoints, as DeePMD-kit keeps them.
+    """The checkpoint files of a run: their names, the link to the newest, and how many are kept, as in DeePMD-kit.
 
     `<save_dir or folder of save_ckpt>/<save_ckpt>-<step>.safetensors`; `<save_ckpt>.safetensors` links to the
     newest and the file `checkpoint` names it; the `max_keep` newest are kept.
@@ -176,13 +176,13 @@ class CheckpointFolder:
     Parameters
     ----------
     restart
-        Step that the run goes on from, None for a new one.
+        Step from which the run continues, None for a new run.
 
     Attributes
     ----------
     others
-        Steps of checkpoints that another run left here: all that a new run finds, the later ones that a restarted one
-        finds.  They stay, but for those that this run writes again.
+        Steps of the checkpoints of another run: for a new run all that are there, for a restarted one the later ones.
+        They are kept, except where this run writes the same step.
     """
 
     def __init__(self, prefix: str, save_dir: str | None, max_keep: int, restart: int | None = None) -> None:
@@ -199,16 +199,16 @@ class CheckpointFolder:
 
     @property
     def newest(self) -> Path:
-        """The link to the newest checkpoint; of another run where this one has written none."""
+        """The link to the newest checkpoint; another run's if this one has written none yet."""
         return newest_of(self.prefix)
 
     def save(self, checkpoint: Checkpoint) -> Path:
-        """Write a checkpoint, make it the newest, remove this run's beyond `max_keep`.
+        """Write a checkpoint, make it the newest, and remove this run's oldest beyond `max_keep`.
 
         Raises
         ------
         OSError
-            It cannot be written; those that are there stay.
+            It cannot be written; the existing ones stay.
         """
         path, link = self.path(checkpoint.step), self.newest
         checkpoint.save(path)
@@ -222,7 +222,7 @@ class CheckpointFolder:
         return path
 
     def _steps(self) -> set[int]:
-        """Steps of the checkpoints that are there."""
+        """Steps of the checkpoints in the folder."""
         names = [path.name.removesuffix(SUFFIX) for path in self.folder.glob(f"{self.prefix.name}-*{SUFFIX}")]
         numbers = [name[len(self.prefix.name) + 1 :] for name in names]
         return {int(number) for number in numbers if number.isdecimal()}

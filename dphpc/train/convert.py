@@ -1,4 +1,4 @@
-"""Converting what other programs write into DeePMD-kit systems, through dpdata and ASE."""
+"""Converting other programs' files into DeePMD-kit systems, through dpdata and ASE."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ _BY_NAME = (
     ("*.lammpstrj", "lammps/dump"),
     ("*.lmp", "lammps/lmp"),
 )
-"""dpdata's formats by file name; ASE guesses the others."""
+"""Pattern of a file name, and dpdata's format; for other files ASE guesses."""
 
 _BY_ENDING = {".h5": "deepmd/hdf5", ".hdf5": "deepmd/hdf5", ".lmdb": "deepmd/lmdb"}
-"""Output formats by the output's name."""
+"""Suffix of the output, and its format."""
 
 _DUMPS = ("lammps/dump", "dump")
 
@@ -52,7 +52,7 @@ class ConversionReport:
     Attributes
     ----------
     labels
-        Frames that have each label.
+        Number of frames that have each label.
     """
 
     output: str
@@ -95,7 +95,7 @@ def convert(
         `deepmd/npy` (default), `deepmd/npy/mixed`, `deepmd/hdf5` (default for .h5 and .hdf5), or `deepmd/lmdb`
         (default for .lmdb).
     type_map
-        Order of the types; as they are met if None.  It names the types of files that have numbers only.
+        Order of the types; None: the order in which they are met.  It also names types that are numbers in a file.
 
     Raises
     ------
@@ -121,7 +121,7 @@ def convert(
 def read_configurations(
     path: Path, input_format: str | None = None, type_map: Sequence[str] | None = None
 ) -> Iterator[Configuration]:
-    """All frames of a file or folder; `type_map` names types that have numbers only.
+    """All frames of a file or folder; `type_map` names types that are numbers in the file.
 
     Raises
     ------
@@ -135,7 +135,7 @@ def read_configurations(
     chosen = input_format or _guess(path)
     if chosen in DEEPMD_FORMATS:
         return _from_deepmd(str(path), type_map)
-    if chosen == "xyz":  # of which dpdata reads the first frame only
+    if chosen == "xyz":  # dpdata would read the first frame only
         chosen = "ase/xyz"
     if chosen == "ase" or chosen.startswith("ase/"):
         return _from_ase(path, chosen.partition("/")[2] or None)
@@ -143,11 +143,11 @@ def read_configurations(
 
 
 def _guess(path: Path) -> str:
-    # What is not there itself is a group of an HDF5 file that is.
+    # A path that does not exist is `file.hdf5#/group`.
     if path.is_dir() or path.suffix in (".h5", ".hdf5") or is_lmdb(path) or not path.exists():
         return "deepmd"
     found = next((fmt for pattern, fmt in _BY_NAME if fnmatch(path.name, pattern)), "ase")
-    # dpdata takes no notice of a dump's elements.
+    # dpdata ignores a dump's column of elements.
     return "ase/lammps-dump-text" if found in _DUMPS and _has_elements(_dump_header(path)) else found
 
 
@@ -165,7 +165,7 @@ def _from_deepmd(path: str, type_map: Sequence[str] | None) -> Iterator[Configur
     nameless = any(not store.has("type_map.raw") for _, store in find_stores([path]))
     names = list(type_map) if type_map and nameless else common_type_map([path])
     for (_, store), base in zip(find_stores([path]), open_systems([path], names), strict=True):
-        # The files do not say how many parameters a frame or atom has: their width does.
+        # The number of parameters of a frame or atom is not stored; it follows from the arrays' shapes.
         widths = {"fparam": 0, "aparam": 0}
         for name in widths:
             file = f"{store.sets()[0]}/{name}.npy"
@@ -200,11 +200,11 @@ def _from_dpdata(path: Path, name: str, type_map: Sequence[str] | None) -> Itera
             where=str(path),
             remedy="convert it as --format ase/lammps-dump-text, which takes its column 'element'",
         )
-    noise = io.StringIO()  # dpdata prints what it finds odd
+    noise = io.StringIO()  # dpdata prints warnings
     try:
         with contextlib.redirect_stdout(noise):
             systems = _dpdata_systems(str(path), name)
-    except Exception as error:  # dpdata's readers raise whatever comes: IndexError, ValueError, AssertionError, …
+    except Exception as error:  # dpdata's readers raise anything: IndexError, ValueError, AssertionError, …
         raise DataError(
             f"dpdata cannot read this as {name}: {type(error).__name__}: {error}",
             where=str(path),
@@ -241,7 +241,7 @@ def _of_dpdata(data: dict[str, Any], type_map: Sequence[str] | None) -> Iterator
 
 
 def _named(name: str, type_map: Sequence[str]) -> str:
-    """The type map's name of what dpdata calls TYPE_0, Type_1, … in a file without names."""
+    """The type map's name for TYPE_0, Type_1, …, as dpdata calls types in a file without names."""
     number = re.fullmatch(r"T(?:YPE|ype)_(\d+)", name)
     return type_map[int(number[1])] if number and int(number[1]) < len(type_map) else name
 
@@ -253,7 +253,7 @@ def _from_ase(path: Path, ase_format: str | None) -> Iterator[Configuration]:
     try:
         is_dump = (ase_format or filetype(str(path))).startswith("lammps-dump")
         frames: Iterable[Any] = list(ase.io.iread(str(path), index=":", format=ase_format, parallel=False))
-    except Exception as error:  # ASE's readers raise whatever comes
+    except Exception as error:  # ASE's readers raise anything
         raise DataError(
             f"ASE cannot read this{f' as {ase_format}' if ase_format else ''}: {type(error).__name__}: {error}",
             where=str(path),
@@ -276,7 +276,7 @@ def _from_ase(path: Path, ase_format: str | None) -> Iterator[Configuration]:
 
 
 def _ase_labels(atoms: Any) -> dict[str, Any]:
-    """Energy, forces and virial that ASE read with the atoms: nothing is computed."""
+    """Energy, force and virial that ASE read with the atoms; nothing is computed."""
     results = dict(atoms.calc.results) if atoms.calc is not None else {}
     values: dict[str, Any] = {}
     energy = results.get("free_energy", results.get("energy"))  # forces belong to the free energy

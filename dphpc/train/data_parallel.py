@@ -1,9 +1,9 @@
-"""One step's batch on several ranks: each evaluates a part of its atoms, and all make the same step.
+"""Data-parallel training: each rank evaluates a part of a step's batch, and all ranks make the same step.
 
-The batch is that of one rank alone.  Its atoms, frame after frame, are cut into as many equal parts as there are ranks
-(frames of one system have the same atoms, so that parts cost the same, also where there are fewer frames than
-ranks).  Predictions are added up before the loss, which every rank forms by itself; gradients are added up while the
-backward pass goes on, network by network.  N ranks so have the gradient of one, up to the order of sums.
+The batch is the same as on one rank.  Its atoms, frame after frame, are cut into as many equal parts as there are ranks
+(frames of one system have the same atoms, so that parts cost the same even with fewer frames than ranks).  Predictions
+are summed before the loss, which every rank computes; gradients are summed network by network while the backward pass
+goes on.  So N ranks have the gradient of one, up to the order of summation.
 
 With a batch of its own for each rank (DeePMD-kit's meaning) a rank evaluates all of it, and gradients are averaged.
 """
@@ -27,12 +27,12 @@ from dphpc.train.step import Doubles, LossGradient, Prediction
 
 
 class SharedStep:
-    """An engine whose batches are divided among ranks; used like the engine itself, by all ranks at a time.
+    """An engine whose batches are divided among ranks; used like the engine, by all ranks together.
 
     Parameters
     ----------
     in_flight
-        (2,) to which seconds are added: those that gradients were under way, and of which after the backward pass.
+        (2,) array to which seconds are added: how long gradients were under way, and the part after the backward pass.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class SharedStep:
         Raises
         ------
         RunError
-            The engine of some rank did; on all.
+            On all ranks, if the engine of any rank raises it.
         """
         error = None
         try:
@@ -64,7 +64,7 @@ class SharedStep:
     def backward(self, loss: LossGradient, done: Callable[[str], None] | None = None) -> None:
         """Set the gradients, summed over ranks, for the batch of the last `forward`.
 
-        Each network's gradient is on its way while the next one's is made.
+        Each network's gradient is under way while the next one is computed.
         """
         flights: list[Flight] = []
 
@@ -102,7 +102,7 @@ class AveragedStep(SharedStep):
 
 
 def mean_errors(errors: dict[str, float], comm: Communicator) -> dict[str, float]:
-    """Errors of all ranks' batches, averaged; what one rank lacks (NaN) is lacking."""
+    """Errors averaged over all ranks' batches; NaN if any rank has NaN.  Collective."""
     names = sorted(errors)
     values: NDArray[np.float64] = comm.allreduce(np.array([errors[n] for n in names])) / comm.size
     return dict(zip(names, values.tolist(), strict=True))

@@ -1,4 +1,4 @@
-"""`dphpc test` and `dphpc model-devi`: models on the frames of DeePMD-kit systems."""
+"""`dphpc test` and `dphpc model-devi`: evaluating models on the frames of DeePMD-kit systems."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ _DETAILS = {
     "s": [f"{side}_s{c}" for side in ("data", "pred") for c in _COMPONENTS],
     "ae": ["data_ae", "pred_ae"],
 }
-"""Columns of the files that `-d PREFIX` writes, as `dp test` names them: PREFIX.e.out, …; it has no PREFIX.ae.out."""
+"""Columns of the detail files PREFIX.e.out, …, named as by `dp test` (which writes no PREFIX.ae.out)."""
 
 _HEAD_UNITS = {"s": " (eV/Å³)"}
-"""What `dp test` puts behind a system's name in the file's header."""
+"""What `dp test` writes after a system's name in a detail file's header."""
 
 _WEIGHTED = "f_weighted"
-"""Errors of the forces weighted by `atom_pref`: of the rows "f", not a file of its own."""
+"""Errors of the forces weighted by `atom_pref`; they are formed from the rows "f" and have no detail file."""
 
 _NAMES = {
     "e": ("Energy", "", "eV"),
@@ -56,7 +56,7 @@ _NAMES = {
     "s": ("Stress", "", "eV/Å³"),
     "ae": ("Atomic ener", "", "eV"),
 }
-"""Words of the printed errors, as `dp test` sets them."""
+"""Words of the printed errors, as `dp test` prints them."""
 
 
 @dataclass
@@ -66,7 +66,7 @@ class Errors:
     Attributes
     ----------
     weights
-        (n_atoms,) `atom_pref` of each frame in `rows["f"]`, None where it has none.
+        (n_atoms,) `atom_pref` for each entry of `rows["f"]`, None if the frame has none.
     """
 
     rows: dict[str, list[Floats]] = field(default_factory=lambda: {name: [] for name in _DETAILS})
@@ -150,18 +150,18 @@ def test(
         Write every label and prediction to `PREFIX.e.out`, `.e_peratom.out`, `.f.out`, `.v.out`, `.v_peratom.out`,
         `.s.out`, `.ae.out`.
     shuffle_seed
-        Draw the frames at random with this seed, not from the first on.
+        Draw the frames at random with this seed; None takes the first ones.
     progress
-        Called with the frames done and their total.
+        Called with the number of frames done and in all.
     atomic
-        Errors of the atoms' energies, too; every system needs these labels.
+        Also report errors of atomic energies; every system needs these labels.
     device
-        `cpu`, `cuda` or `auto`, as `DeepPot` has it.
+        `cpu`, `cuda` or `auto`, as for `DeepPot`.
 
     Raises
     ------
     DataError, ModelFileError
-        Missing or damaged files, a system without any label, or without those that `atomic` needs.
+        Missing or damaged files, a system without any label, or without atomic energies where `atomic`.
     """
     dp = DeepPot(model, device=device)
     opened = systems_for(dp.model, systems)
@@ -207,7 +207,7 @@ def predict(dp: DeepPot, frame: Frame, periodic: bool) -> Outputs:
 
 def _parameters(dp: DeepPot, frame: Frame) -> Floats | None:
     """A frame's (natoms, numb_fparam + numb_aparam), None where the model takes none."""
-    fparam = frame.fparam if dp.get_dim_fparam() else None  # of several models one may take what another does not
+    fparam = frame.fparam if dp.get_dim_fparam() else None  # the models of a committee may take different ones
     aparam = frame.aparam if dp.get_dim_aparam() else None
     columns = dp.parameter_columns(1, len(frame.types), fparam, aparam)
     return None if columns is None else columns[0]
@@ -260,15 +260,15 @@ def model_devi(
     Parameters
     ----------
     frequency
-        Steps between two frames of a system: the first column counts by it.
+        MD steps between two frames of a system, for the first column.
     measure
-        Relative deviations, deviations from the labels, each atom's deviation as well.
+        What is measured: relative deviations, deviations from labels, each atom's deviation.
     device
-        `cpu`, `cuda` or `auto`, as `DeepPot` has it.
+        `cpu`, `cuda` or `auto`, as for `DeepPot`.
 
     Returns
     -------
-    (n_frames, 7): `committee.COLUMNS` of all frames; those of each atom stand in the file only.
+    (n_frames, 7): `committee.COLUMNS` of all frames; each atom's deviations are in the file only.
 
     Raises
     ------
@@ -290,7 +290,7 @@ def model_devi(
     path.write_text("")
     done = 0
     for system in opened:
-        # Frames of npy/mixed may have fewer atoms than the largest: NaN stands for the others.
+        # In npy/mixed frames may have fewer atoms than the largest: rows are filled up with NaN.
         rows = np.full((system.n_frames, len(COLUMNS) + (system.n_atoms if measure.atomic else 0)), np.nan)
         for row, frame in zip(rows, _frames(system), strict=True):
             values = _deviation(potentials, frame, system.periodic, measure)
@@ -316,14 +316,14 @@ def _require_labels(system: System, labels: Sequence[str], flag: str) -> None:
 
 
 def _reference(frame: Frame, periodic: bool) -> Reference:
-    """The labels of a frame; NaN in place of a virial that it has not."""
+    """The labels of a frame, with NaN for a missing virial."""
     assert frame.energy is not None and frame.forces is not None
     virial = np.full(9, np.nan) if frame.virial is None or not periodic else frame.virial.ravel()
     return Reference(frame.energy, frame.forces, virial)
 
 
 def _deviation(potentials: Sequence[DeepPot], frame: Frame, periodic: bool, measure: Measure) -> Floats:
-    """`committee.deviation_of` a frame; one list, of the largest cutoff, serves all models."""
+    """`committee.deviation_of` for a frame; all models share one neighbor list, of the largest cutoff."""
     cutoff = max(dp.get_rcut() for dp in potentials)
     around = Surroundings.of(frame.positions, frame.box if periodic else None, frame.types, cutoff)
     outputs = [dp.evaluate(around, _parameters(dp, frame)) for dp in potentials]

@@ -1,4 +1,4 @@
-"""Fine-tuning: what an input and a trained model must have in common, and the bias that the training begins with."""
+"""Fine-tuning: what the input must share with the trained model, and the energy bias at the start."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from dphpc.train.schema import ModelConfig, TrainInput
 from dphpc.train.statistics import sample_frames
 
 FREE = ("seed", "precision", "trainable", "rcond", "set_davg_zero", "default_fparam")
-"""Keys that a fine-tuning may change: with the same weights the potential stays the same."""
+"""Keys that a fine-tuning may change, as they do not change what the weights compute."""
 
 
 def with_section_of(model: DPModel, given: Mapping[str, Any]) -> dict[str, Any]:
-    """An input with the descriptor and the fitting net of a model, whatever its own say of them.
+    """An input with its descriptor and fitting net replaced by those of a model.
 
-    The input still says what is trainable, as with `dp`, and all else of its section `model`.
+    As with `dp`, `trainable` and the rest of the section `model` are still the input's.
     """
     section = _mapping(given.get("model"))
     own = model_section(model)
@@ -37,12 +37,12 @@ def with_section_of(model: DPModel, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def shaped_as(model: DPModel, config: TrainInput, where: str) -> TrainInput:
-    """The input of a fine-tuning, with the model's `sel` where it gives no numbers.
+    """The input of a fine-tuning, checked against the model, with the model's `sel` if it gives no numbers.
 
     Raises
     ------
     InputError
-        With the model's weights the input would make another potential; `where` is the model's file.
+        The input describes another potential than the model's, whose file is `where`.
     """
     new, old = config.model, parse_config(ModelConfig, model_section(model), source=where)
     takes_sel = isinstance(new.descriptor.sel, str)
@@ -65,7 +65,7 @@ def shifted_bias(model: DPModel, config: TrainInput, training: Dataset, device: 
 
 
 def changes(new: ModelConfig, old: ModelConfig, free: Collection[str]) -> dict[str, Any]:
-    """Keys of what shapes a model, `free` ones left out, whose values differ, with the old value."""
+    """Keys that define a model, except `free` ones, and have different values; mapped to the old value."""
     sections = {"model": (new, old)} | {
         f"model/{name}": (getattr(new, name), getattr(old, name)) for name in ("descriptor", "fitting_net")
     }
@@ -79,12 +79,12 @@ def changes(new: ModelConfig, old: ModelConfig, free: Collection[str]) -> dict[s
 
 
 def _plain(key: str, value: Any) -> Any:
-    """A value in the one form of all that mean the same: excluded types in any order, no energy given."""
+    """A canonical form in which equivalent values are equal: excluded types in any order, no energies given."""
     if key.endswith("exclude_types"):
         return {frozenset(t) if isinstance(t, tuple) else t for t in value}
     return [] if key == "atom_ener" and all(e is None for e in value) else value
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
-    """The value if it is a mapping, else an empty one: what is wrong with it is said when the input is checked."""
+    """The value if it is a mapping, else an empty one; the error is raised when the input is checked."""
     return value if isinstance(value, Mapping) else {}

@@ -1,4 +1,4 @@
-"""`dphpc freeze`: the model of a checkpoint as a model file."""
+"""`dphpc freeze`: writing the model of a checkpoint as a model file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def freeze(checkpoint_or_dir: str | Path = ".", output: str | Path = "frozen_mod
     Raises
     ------
     InputError
-        The output's name ends otherwise.
+        The output has another suffix.
     ModelFileError
         There is no checkpoint, or it is damaged.
     """

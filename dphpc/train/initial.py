@@ -1,4 +1,4 @@
-"""The model a training starts from: random weights as DeePMD-kit draws them, or those of another model."""
+"""The model that a training starts from: random weights as DeePMD-kit draws them, or another model's."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def initial_model(config: ModelConfig, statistics: Statistics, seed: int, min_di
     config
         With `sel` resolved to whole numbers.
     seed
-        For sections that have no seed of their own.
+        Used for sections that have no seed of their own.
     min_distance
-        Å, smallest distance in the training data, kept in the model file.
+        Å, smallest distance between atoms in the training data; kept in the model file.
     """
     n = config.n_types
     d, f = config.descriptor, config.fitting_net
@@ -77,7 +77,7 @@ def initial_model(config: ModelConfig, statistics: Statistics, seed: int, min_di
 
 
 def model_section(model: DPModel) -> dict[str, Any]:
-    """The input's `model` section that makes a model of this shape, without seeds."""
+    """The `model` section of an input for a model like this one, without seeds."""
     d, f = model.descriptor, model.fitting
     descriptor = (
         "rcut", "rcut_smth", "axis_neuron", "activation_function", "resnet_dt", "type_one_side", "precision",
@@ -134,7 +134,7 @@ def _streams(seed: int, section: int, n: int) -> Iterator[np.random.Generator]:
 
 
 def _rounded(values: NDArray[np.float64], precision: str) -> NDArray[np.float64]:
-    """Values as the model file keeps them, so that training and the frozen model use the same."""
+    """Values rounded as in the model file, so that training and the frozen model use the same."""
     return np.asarray(values).astype(precision).astype(np.float64)
 
 
@@ -149,7 +149,7 @@ STATISTICS = (
     "descriptor.davg", "descriptor.dstd", "fitting.bias_atom_e", "out_bias",
     "fitting.fparam_avg", "fitting.fparam_inv_std", "fitting.aparam_avg", "fitting.aparam_inv_std",
 )  # fmt: skip
-"""Arrays of a model that training does not change, by attribute."""
+"""Names, as attributes of the model, of arrays that training does not change."""
 
 
 def model_arrays(model: DPModel) -> dict[str, NDArray[Any]]:
@@ -165,7 +165,7 @@ def model_arrays(model: DPModel) -> dict[str, NDArray[Any]]:
 def model_of(
     config: ModelConfig, arrays: dict[str, NDArray[Any]], source: str, min_distance: float | None = None
 ) -> DPModel:
-    """A model whose weights and statistics are these arrays, as `model_arrays` gives them.
+    """A model with these weights and statistics, named as by `model_arrays`.
 
     Raises
     ------

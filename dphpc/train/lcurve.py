@@ -11,24 +11,24 @@ HEADER_NOTE = "# If there is no available reference data, rmse_*_{val,trn} will 
 
 
 class LearningCurve:
-    """Writes one line each time the errors are shown, below a header; `begin` opens the file.
+    """Writes a header, and a line each time the errors are shown; `begin` opens the file.
 
     Parameters
     ----------
     path
         The file.
     names
-        Of the errors, in the order of their columns.
+        Names of the errors, in the order of their columns.
     with_validation
-        Each has a column for the validation data, too.
+        Whether each error has a column for the validation data, too.
     keep_until
-        With a restart from this step, lines up to it stay and later ones (of a run that went on behind its last
-        checkpoint) are dropped; None begins a new file.
+        Step of a restart: lines up to it are kept; later ones, of a run that went on after its last checkpoint, are
+        dropped.  None begins a new file.
 
     Raises
     ------
     DataError
-        The file to go on with has other columns.
+        The file to be continued has other columns.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class LearningCurve:
 
 
 def _paired(cells: Sequence[str], n: int) -> list[str]:
-    """Each error's cells, validation's before training's, as DeePMD-kit spaces them."""
+    """The cells of each error, n each, joined with DeePMD-kit's spacing."""
     return [" ".join(cells[i : i + n]) for i in range(0, len(cells), n)]
 
 
@@ -92,7 +92,7 @@ def _header(names: Sequence[str], with_validation: bool) -> str:
 
 
 def _bytes_until(path: Path, step: int, header: str) -> int:
-    """How much of a curve belongs to the steps up to `step`: whole lines; 0 of one that has no header yet."""
+    """Length in bytes of the header and the complete lines up to `step`; 0 if there is no header yet."""
     with path.open("rb") as file:
         first = file.readline()
         if not first.endswith(b"\n"):

@@ -1,4 +1,4 @@
-"""Shortest distance and largest numbers of neighbors in data: for `sel`, and for `dp neighbor-stat`."""
+"""Neighbor statistics of data, the shortest distance and the largest numbers of neighbors, e.g. for `sel: auto`."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from dphpc.train.schema.model import MAX_RCUT, auto_sel_factor
 
 @dataclass(frozen=True)
 class NeighborStat:
-    """What the neighborhoods of a data set look like.
+    """Neighbor statistics of a data set.
 
     Attributes
     ----------
     min_distance
         Å, shortest distance between two atoms; inf if no atom has a neighbor within rcut.
     max_neighbors
-        (ntypes,) most neighbors of a type that any atom has within rcut; (1,) most neighbors of all types together.
+        (ntypes,) the largest number of neighbors of each type within rcut of an atom; (1,) of all types together.
     lonely
         Systems in which some frame has no neighbors at all.
     """
@@ -60,7 +60,7 @@ def neighbor_stat(dataset: Dataset, rcut: float | None = None, mixed_type: bool 
     Raises
     ------
     DataError
-        Two atoms stand at one place.
+        Two atoms are at the same place.
     """
     rcut = dataset.rcut if rcut is None else rcut
     other = dataset if rcut == dataset.rcut else Dataset(dataset.systems, dataset.type_map, rcut, cache_bytes=0)
@@ -83,12 +83,12 @@ def neighbor_stat_of(
     base: Path | None = None,
     mixed_type: bool = False,
 ) -> tuple[NeighborStat, list[str]]:
-    """Statistics of the systems that `paths` name, and the type map used: the systems' own if None is given.
+    """Statistics of the systems that `paths` name, and the type map used, by default the systems' own.
 
     Raises
     ------
     InputError
-        `rcut` is no length.
+        `rcut` is not between 0 and `MAX_RCUT`.
     DataError
         A system is missing, damaged or inconsistent, or the systems name no types.
     """
@@ -100,7 +100,7 @@ def neighbor_stat_of(
 
 
 def common_type_map(paths: Sequence[str], base: Path | None = None) -> list[str]:
-    """All element names of the systems, in the order in which they are met.
+    """The element names of all systems, in the order in which they are met.
 
     Raises
     ------
@@ -116,12 +116,12 @@ def common_type_map(paths: Sequence[str], base: Path | None = None) -> list[str]
 
 
 def resolve_sel(model: ModelConfig, stat: NeighborStat) -> ModelConfig:
-    """The model with `sel` as numbers: `auto` takes the largest counts times the factor, rounded up to 4.
+    """The model with `sel` as numbers; for `auto` the largest counts times its factor, rounded up to a multiple of 4.
 
     Raises
     ------
     InputError
-        It is `auto`, and no atom has a neighbor.
+        `sel` is `auto`, and no atom has a neighbor.
     """
     sel = model.descriptor.sel
     if not isinstance(sel, str):

@@ -1,6 +1,6 @@
 """The same physics as `step`, by the plain networks in torch with double backward.
 
-For embedding networks with kinks, for batches too small to pay for a table, and as the judge of the tangent pass
+For embedding networks with kinks, for batches too small to pay for a table, and for checking the tangent pass
 (`dphpc: {embedding: network}` in the training input).
 """
 
@@ -37,7 +37,7 @@ class NetworkStep:
         self.se_a = SeAParameters.of(model)
 
     def forward(self, batch: Batch) -> Prediction:
-        """Energies, forces and virials, their graph kept for `backward`."""
+        """Energies, forces and virials; the graph is kept for `backward`."""
         positions = torch.from_numpy(batch.positions[: batch.n_local]).clone().requires_grad_(True)
         strain = torch.zeros((batch.n_frames, 3, 3), dtype=torch.float64, requires_grad=True)
         images = torch.from_numpy(batch.positions[batch.n_local :] - batch.positions[batch.owner])
@@ -93,4 +93,4 @@ class NetworkStep:
             done("descriptor")
 
     def weights_changed(self) -> None:
-        """Nothing is kept from weights here."""
+        """Nothing to do: nothing is computed ahead from the weights."""

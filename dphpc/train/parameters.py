@@ -1,12 +1,11 @@
-"""The trained weights of a model in flat storage: one tensor per precision, seen under three names.
+"""The trainable weights of a model in flat storage: one tensor per precision, seen in three ways.
 
-The model's layers hold NumPy views (kernels, validation, files), `Parameters.networks` holds torch leaves for
-the graphs, and the optimizer sees one flat parameter whose flat gradient the passes write into.  Nothing is
-copied between them, and a sum over ranks is one call per flat gradient.
+The model's layers hold NumPy views (for kernels, validation and files), `descriptor_networks` and `fitting_networks`
+hold torch leaves (for graphs), and the optimizer sees one flat parameter with one flat gradient, which the backward
+passes write to.  Nothing is copied between them, and summing over ranks takes one call per flat gradient.
 
-On a GPU the flat tensors share the memory of the GPU's arrays; torch works on the default stream and CuPy on one
-that waits for it, and it for that.  The model's own arrays are then copies on the host, which `Parameters.fetch` brings
-up to date.
+On a GPU the flat tensors share the memory of CuPy's arrays; torch works on the default stream and CuPy on a stream
+that is synchronized with it.  The model's own arrays are then copies on the host, updated by `Parameters.fetch`.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ _ALIGNMENT = 64
 
 @dataclass(frozen=True)
 class Slot:
-    """Where one named array lives in its flat tensor."""
+    """The place of a named array in its flat tensor: number of the tensor, first element, and shape."""
 
     name: str
     flat: int
@@ -44,11 +43,11 @@ class Slot:
         return int(np.prod(self.shape))
 
     def of(self, flats: list[Tensor]) -> Tensor:
-        """The array as a view."""
+        """The array as a view of the flat tensors."""
         return flats[self.flat].detach()[self.start : self.start + self.size].view(self.shape)
 
     def cut(self, flats: list[Array]) -> Array:
-        """The same of arrays of NumPy or of a GPU."""
+        """The same for flat NumPy or GPU arrays."""
         return flats[self.flat][self.start : self.start + self.size].reshape(self.shape)
 
 
@@ -58,17 +57,17 @@ class Parameters:
     Parameters
     ----------
     device
-        The GPU whose memory holds them; None for the host's.
+        The GPU whose memory holds the parameters; None for host memory.
 
     Attributes
     ----------
     flats, gradients
         Flat parameters, one per precision, and their gradients, which are the parameters' `.grad`.
     slots
-        Name to place, in order.
+        Place of each array by name, in order.
     descriptor_networks, fitting_networks
-        The model's networks with torch tensors: leaves that require gradients where trainable; on a GPU, with the
-        GPU's arrays.
+        The model's networks with torch tensors, which are leaves that require gradients where trainable; on a GPU with
+        GPU arrays.
 
     Raises
     ------
@@ -113,7 +112,7 @@ class Parameters:
         return leaf
 
     def _adopt(self, networks: list[Network], prefix: str) -> list[Network]:
-        """Torch twins of the networks; the networks' own arrays become views of the same storage."""
+        """The networks with torch tensors; the given networks' arrays become views of the same storage."""
         twins = []
         for i, net in enumerate(networks):
             layers = []
@@ -129,7 +128,7 @@ class Parameters:
         return twins
 
     def _on_card(self, device: Device, networks: list[Network], prefix: str) -> list[Network]:
-        """The networks with arrays of the GPU; those that are not trained are copies."""
+        """The networks with GPU arrays; arrays that are not trained are copied to the GPU."""
 
         def array(name: str, value: NDArray[np.floating] | None) -> Array | None:
             if value is None or name in self.slots:
@@ -148,7 +147,7 @@ class Parameters:
         return twins
 
     def fetch(self) -> None:
-        """Bring the model's arrays up to date with those of a GPU."""
+        """Copy the parameters from the GPU, if they are there, to the model's arrays."""
         if self.device is None:
             return
         flats = [self.device.download(array) for array in self._arrays]
@@ -162,12 +161,12 @@ class Parameters:
             gradient.zero_()
 
     def scale_gradients(self, factor: float) -> None:
-        """Multiply all gradients."""
+        """Multiply all gradients by a factor."""
         for gradient in self.gradients:
             gradient.mul_(factor)
 
     def gradient_parts(self, prefix: str) -> list[Tensor]:
-        """The stretches of the flat gradients, one per precision, that hold the names beginning with `prefix.`."""
+        """The slices of the flat gradients, one per precision, for the names that begin with `prefix.`."""
         found = [slot for name, slot in self.slots.items() if name.startswith(prefix + ".")]
         parts = []
         for which, gradient in enumerate(self.gradients):
@@ -177,7 +176,7 @@ class Parameters:
         return parts
 
     def gradients_of(self, prefix: str) -> dict[str, Array]:
-        """Arrays (NumPy's or the GPU's) of the gradients whose names begin with `prefix.`, by the rest of the name."""
+        """Gradients (NumPy or GPU arrays) of the names that begin with `prefix.`, by the rest of the name."""
         found = (name for name in self.slots if name.startswith(prefix + "."))
         return {name[len(prefix) + 1 :]: self.slots[name].cut(self._gradient_arrays) for name in found}
 
@@ -197,7 +196,7 @@ class Parameters:
 
 
 def torch_device(device: Device | None) -> torch.device:
-    """Where torch has the parameters of a training on a GPU, or on the CPU without one.
+    """torch's device for a training on this GPU; without one, the CPU.
 
     Raises
     ------
@@ -208,7 +207,7 @@ def torch_device(device: Device | None) -> torch.device:
 
 
 def _zeros(n: int, dtype: str, device: Device | None) -> tuple[Tensor, Array]:
-    """Zeros (n,) as a tensor and as an array of NumPy or of the GPU, which share their memory."""
+    """Zeros (n,) as a tensor and as a NumPy or GPU array that share their memory."""
     if device is None:
         tensor = torch.zeros(n, dtype=getattr(torch, dtype))
         return tensor, tensor.numpy()
@@ -216,7 +215,7 @@ def _zeros(n: int, dtype: str, device: Device | None) -> tuple[Tensor, Array]:
     try:
         tensor = torch.from_dlpack(array)
         if tensor.is_cuda:
-            torch.cuda.set_device(tensor.device)  # what torch makes by itself belongs there, too
+            torch.cuda.set_device(tensor.device)  # for tensors that torch allocates itself
         return tensor, array
     except (AssertionError, RuntimeError, BufferError) as error:  # of a torch without CUDA, or that sees no GPU
         what = str(error).splitlines()[0]
@@ -227,7 +226,7 @@ def _zeros(n: int, dtype: str, device: Device | None) -> tuple[Tensor, Array]:
 
 
 def _frozen_names(model: DPModel) -> set[str]:
-    """Names of the arrays that `trainable` takes out of training."""
+    """Names of the arrays that `trainable` excludes from training."""
     frozen = set()
     if not model.descriptor.trainable:
         frozen |= {name for name, _ in model.descriptor.parameters()}

@@ -28,13 +28,13 @@ class TrainingProgress:
     Parameters
     ----------
     first, n_steps
-        Steps already done, and steps in all.
+        Number of steps already done, and in all.
     console
-        Where the live line goes; it appears on a terminal only.
+        Where the live line is printed; on a terminal only.
     shown
-        False: nothing appears at all (ranks other than the first).
+        Whether it is printed at all (on the first rank).
     timed
-        False: the log has no lines of times (`training/time_training`).
+        Whether lines with times are logged (`training/time_training`).
     """
 
     def __init__(
@@ -63,11 +63,11 @@ class TrainingProgress:
         self._live.stop()
 
     def advance(self) -> None:
-        """One step more."""
+        """Count one step."""
         self._live.advance(self._task)
 
     def show(self, step: int, learning_rate: float, training: Errors, validation: Errors | None) -> None:
-        """Log the errors of a step and, if times are wanted, that since the last such line and that left."""
+        """Log the errors of a step and, if `timed`, the time since the last such line and the time left."""
         now = time.perf_counter()
         seconds = now - self._last
         rate = (step - self._last_step) / seconds if seconds > 0 else 0.0

@@ -1,4 +1,4 @@
-"""What a training returns."""
+"""The result of a training."""
 
 from __future__ import annotations
 
@@ -21,25 +21,24 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a training went.
+    """The result of a training; a notebook shows it as a table.
 
     Attributes
     ----------
     step, n_steps
-        Steps done, and asked for.
+        Number of steps done, and asked for.
     steps_run
         Steps done by this call (fewer than `step` after a restart).
     seconds
-        Time of the loop.
+        Time of the training loop.
     training, validation
-        Errors of the last line of the learning curve.
+        Errors in the last line of the learning curve.
     lcurve, checkpoint
-        Files: learning curve, and the last checkpoint.
+        Files: the learning curve, and the last checkpoint.
     stopped_by
-        The signal that ended it before its last step; 0 if none did.  The checkpoint is written either way.
+        Number of the signal that ended the training early, 0 if none did.  The checkpoint is written either way.
     hidden
-        Fraction of the time that gradients were under way between ranks which passed behind backward passes; None on
-        one rank.
+        Fraction of the time of gradient communication that was hidden behind backward passes; None on one rank.
     """
 
     step: int
@@ -55,7 +54,7 @@ class TrainResult:
 
     @property
     def interrupted(self) -> bool:
-        """Whether steps are left to do."""
+        """Whether a signal ended the training early."""
         return bool(self.stopped_by)
 
     @property
@@ -64,7 +63,7 @@ class TrainResult:
         return self.seconds / max(1, self.steps_run)
 
     def rows(self) -> list[tuple[str, str]]:
-        """What it was and what came out, as text."""
+        """Names and values of the result, as text."""
         state = "interrupted at" if self.interrupted else "finished"
         rows = [
             ("steps", f"{state} {self.step} of {self.n_steps}"),

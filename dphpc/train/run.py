@@ -53,7 +53,7 @@ PathLike = str | Path
 
 @contextlib.contextmanager
 def _threads_restored() -> Iterator[None]:
-    """A phase after which kernels, BLAS and torch have the threads that they had before."""
+    """Restore the numbers of threads of kernels, BLAS and torch at the end."""
     before = torch.get_num_threads()
     with threads_restored():
         try:
@@ -85,23 +85,23 @@ def train(
     input
         DeePMD-kit's training input: a JSON or YAML file, or its contents.
     restart
-        A checkpoint (or a folder with one) whose training goes on, to the bit.
+        A checkpoint (or a folder with one) whose training is continued, bit for bit.
     resume
-        Restart from the newest checkpoint of the input's `save_ckpt` where there is one; else start anew.
+        Restart from the newest checkpoint of the input's `save_ckpt` if there is one; else start anew.
     init_model
         A checkpoint or model file whose weights, statistics and biases are taken; optimizer and schedule start anew.
     finetune
-        The same, and the energy bias is fitted to what the model misses of the training data's energies.
+        The same, and the energy bias is corrected by a fit to the training data's energies.
     use_pretrain_script
         Take the input's `model/descriptor` and `model/fitting_net` from that model.
     skip_neighbor_stat
-        Do not look through the data for the smallest distance and the numbers of neighbors.
+        Do not compute the smallest distance and the numbers of neighbors in the data.
     output
         Where the complete input is written; None writes none.
     comm
-        The ranks that train together; those that were started together if None.
+        The ranks that train together; by default those that were started together.
     options
-        Keys of the input's section `dphpc`, in place of its own: `device`, `data_parallel`, …
+        Keys of the input's section `dphpc` that replace its own: `device`, `data_parallel`, …
 
     Raises
     ------
@@ -116,7 +116,7 @@ def train(
         with together(comm):
             _require_one_start({"--restart": restart, "--init-model": init_model, "--finetune": finetune})
         if resume and (newest := from_first(comm, lambda: _newest_checkpoint(input))):
-            restart, init_model, finetune = newest, None, None  # what a first part began from is in its checkpoints
+            restart, init_model, finetune = newest, None, None  # the checkpoint continues what these began
         with together(comm):
             checkpoint = None if restart is None else Checkpoint.load(find_checkpoint(restart))
             path = finetune if init_model is None else init_model
@@ -163,11 +163,11 @@ def train(
 
 
 def _ranks(given: PathLike | Mapping[str, Any] | TrainInput, data_parallel: DataParallel | None) -> Communicator:
-    """Those that were started together; without MPI where there is one, or torch is asked for and srun helps no MPI."""
+    """The ranks that were started together: by MPI, or by torch if srun started them without MPI and torch is asked for."""
     if launched_size() == 1:
         return Serial()
     if without_mpi():
-        with contextlib.suppress(DphpcError, OSError):  # said later, on all ranks together
+        with contextlib.suppress(DphpcError, OSError):  # raised later, on all ranks together
             data_parallel = data_parallel or _read(given).dphpc.data_parallel
         if data_parallel == "torch":
             return slurm_ranks()
@@ -184,7 +184,7 @@ def _newest_checkpoint(given: PathLike | Mapping[str, Any] | TrainInput) -> Path
     """The newest checkpoint of the trainings with the input's `save_ckpt`, None if there is none."""
     if isinstance(given, TrainInput):
         section: Any = given.training.model_dump()
-    else:  # not parsed as a whole: with a script it may lack what the checkpoint has
+    else:  # not parsed as a whole: with --use-pretrain-script it may lack sections
         section = (given if isinstance(given, Mapping) else read_mapping(given)).get("training")
     prefix = section.get("save_ckpt") if isinstance(section, Mapping) else None
     link = newest_of(prefix if isinstance(prefix, str) else TrainingConfig.model_fields["save_ckpt"].default)
@@ -213,13 +213,13 @@ def _read(given: PathLike | Mapping[str, Any] | TrainInput, script: DPModel | No
 
 
 def _with_options(section: DphpcConfig, options: Mapping[str, Any]) -> DphpcConfig:
-    """The section with those values in place of its own that are given."""
+    """The section with the options that are not None in place of its own values."""
     given = {key: value for key, value in options.items() if value is not None}
     return parse_config(DphpcConfig, {**section.model_dump(), **given}, source="dphpc") if given else section
 
 
 def _require_divisible(config: TrainInput, comm: Communicator) -> None:
-    """Refuse what cannot be done by several ranks."""
+    """Raise InputError for what several ranks cannot do."""
     if comm.size > 1 and config.dphpc.batch == "per_rank" and isinstance(config.optimizer, LkfConfig):
         raise InputError(
             "LKF measures errors of one batch, not of one for each rank", where="dphpc/batch", expected='"global"'
@@ -236,7 +236,7 @@ def _use_threads(threads: int, comm: Communicator) -> None:
 
 
 def _with_seed(config: TrainInput, checkpoint: Checkpoint | None) -> TrainInput:
-    """A seed for everything: the input's, the restarted run's, or one from the system."""
+    """The input with a seed: its own, the restarted run's, or a random one."""
     if config.training.seed is not None:
         return config
     seed = checkpoint.config.training.seed if checkpoint else int.from_bytes(os.urandom(4), "little")
@@ -303,7 +303,7 @@ def _new_model(config: TrainInput, statistics: Statistics, min_distance: float |
 
 
 def _with_weights_of(other: DPModel, config: TrainInput, min_distance: float | None, where: str) -> DPModel:
-    """The input's model with another's weights, statistics and biases: it needs no statistics of the data."""
+    """The input's model with another model's weights, statistics and biases."""
     if other.type_map != config.model.type_map:
         raise InputError(f"the model's type_map is {other.type_map}", where=where, expected=f"{config.model.type_map}")
     return model_of(config.model, model_arrays(other), where, min_distance)
@@ -317,7 +317,7 @@ def _read_any_model(source: PathLike) -> DPModel:
 
 
 def _restarted(config: TrainInput, checkpoint: Checkpoint) -> DPModel:
-    """The checkpoint's model; the input may change everything but what shapes it."""
+    """The checkpoint's model; the input may change everything except what defines the model."""
     assert config.training.numb_steps is not None, "resolved before"
     old = checkpoint.config.model
     new = config.model
@@ -360,6 +360,3 @@ def _summary(trainer: Trainer) -> list[str]:
         lines.append(f"data-parallel: {trainer.comm.size} ranks {what}; gradients by {trainer.gradients.describe()}")
     first = f" from step {trainer.step}" if trainer.step else ""
     return [*lines, f"train{first} to step {trainer.n_steps}; checkpoints {trainer.folder.path(0).parent}/*{SUFFIX}"]
-
-
-__all__ = ["TrainResult", "train"]

@@ -1,8 +1,8 @@
-"""Which system and which frames a training step takes: a pure function of seed and step.
+"""Sampling: which system and which frames a training step takes, a pure function of seed and step.
 
 As in DeePMD-kit a step draws one system by its probability and takes the next batch of that system's frames, which
-are shuffled anew each time all have been taken.  From LMDB it takes every batch once, in a shuffled order, and then
-anew; blocks of `auto_prob` repeat frames there.  Random numbers are counted (Philox), so a restart needs no state.
+are reshuffled each time all have been taken.  From LMDB a round takes every batch once, in a shuffled order; blocks of
+`auto_prob` repeat frames there.  Random numbers are counter-based (Philox), so that a restart needs no state.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from dphpc.train.schema import DataConfig
 from dphpc.train.schema.training import batch_rule, prob_blocks
 
 BLOCK = 1024
-"""Steps whose systems are drawn together."""
+"""Number of steps whose systems are drawn together."""
 
 _SYSTEMS, _FRAMES = 0, 1
-"""Streams of random numbers."""
+"""Independent streams of random numbers."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """Frames of a system of which `count` are taken in each round: some of them several times, or not all."""
+    """Frames of a system of which `count` are taken in each round; a frame may be taken several times, or never."""
 
     frames: NDArray[np.int64]
     count: int
 
     def draw(self, random: np.random.Generator) -> NDArray[np.int64]:
-        """(count,) frames: each as often as the others, or once more."""
+        """(count,) frames, each taken equally often or once more than others."""
         times, rest = divmod(self.count, len(self.frames))
         return np.concatenate((np.tile(self.frames, times), random.permutation(self.frames)[:rest]))
 
@@ -45,14 +45,14 @@ class Sampler:
     Parameters
     ----------
     in_turn
-        Every batch once, and then anew, in place of a draw of systems for each step.
+        Take every batch once in each round, instead of drawing a system for each step.
     shares
-        Of each system the frames that make its batches; None if each frame is taken once.
+        For each system the frames of a round; None if each frame is taken once.
 
     Attributes
     ----------
     batch_sizes, n_batches, probabilities
-        Per system: frames of a batch, batches until all frames have been taken, probability of being drawn.
+        Per system: frames of a batch, batches that take all frames once, probability of being drawn.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Sampler:
         in_turn = data.sys_probs is None and all(x.sources is not None for x in s)
         blocks, shares = prob_blocks(data.auto_prob), None
         if in_turn and blocks and len(data.systems) == 1:
-            # They count the systems that the database was written from.
+            # Blocks count the systems that the database was written from.
             shares = _shares([x.sources for x in s if x.sources is not None], blocks, f"{data.section}/auto_prob")
             data = data.updated(auto_prob="prob_sys_size")
         elif blocks:
@@ -110,10 +110,10 @@ class Sampler:
             return int(self.n_batches.sum())
         drawn = self.probabilities > 0
         steps = float((self.n_batches[drawn] / self.probabilities[drawn]).max())
-        return math.ceil(steps * (1.0 - 1e-12))  # 470.00000000000006 are 470
+        return math.ceil(steps * (1.0 - 1e-12))  # 470.00000000000006 means 470
 
     def draw(self, step: int) -> tuple[int, NDArray[np.int64]]:
-        """System and frames of a step, counted from 0.  Any order of steps gives the same answers."""
+        """System and frames of a step, counted from 0; the result does not depend on the order of calls."""
         block, i = divmod(step, BLOCK)
         if block != self._block:
             self._enter(block)
@@ -132,7 +132,7 @@ class Sampler:
         return lines
 
     def _enter(self, block: int) -> None:
-        """Make ready the systems of a block's steps, and how often each was drawn before each step."""
+        """Draw the systems of a block's steps, and count how often each was drawn before each step."""
         if block == self._block + 1:
             counts = self._visits[-1]
         elif self._in_turn:
@@ -157,14 +157,14 @@ class Sampler:
         return np.minimum(np.searchsorted(self._edges, uniform, side="right"), self._last)
 
     def _order_of_round(self, number: int) -> NDArray[np.int64]:
-        """Systems of the steps of a round in which each gives all its batches."""
+        """The system of each step of a round, in which every system gives all its batches."""
         if self._round[0] != number:
             batches = np.repeat(np.arange(len(self._names)), self.n_batches)
             self._round = number, self._random(_SYSTEMS, 0, number).permutation(batches)
         return self._round[1]
 
     def _order(self, system: int, epoch: int) -> NDArray[np.int64]:
-        """The shuffled frames of a system in its epoch."""
+        """The shuffled frames of a system in one of its epochs."""
         known = self._orders.get(system)
         if known is None or known[0] != epoch:
             random = self._random(_FRAMES, system, epoch)
@@ -174,7 +174,7 @@ class Sampler:
         return known[1]
 
     def _random(self, stream: int, a: int, b: int) -> np.random.Generator:
-        # The lowest word of the counter is left to the numbers that this generator draws.
+        # The lowest word of the counter counts the numbers that this generator draws.
         return np.random.Generator(np.random.Philox(key=[self._seed, 0], counter=[0, b, a, stream]))
 
 
@@ -219,10 +219,10 @@ def _probabilities(data: DataConfig, n_batches: NDArray[np.int64]) -> NDArray[np
 def _shares(
     sources: Sequence[NDArray[np.int64]], blocks: Sequence[tuple[int, int, float]], where: str
 ) -> list[list[Share]]:
-    """Of each system the shares of each block, such that blocks have frames as their weights are; no frame is lost.
+    """For each system its share of each block, such that the blocks' numbers of frames are as their weights.
 
-    `sources` are the numbers that blocks count, of each system's frames.  Frames in no block are taken once, as
-    DeePMD-kit does.
+    `sources` holds, for each system's frames, the numbers that blocks count.  Frames in no block are taken once, as in
+    DeePMD-kit.
     """
     n = 1 + max(int(of.max()) for of in sources)
     rest = np.ones(n, bool)
@@ -235,7 +235,7 @@ def _shares(
         rest[first:end] = False
     parts = [([np.flatnonzero((of >= a) & (of < b)) for of in sources], weight) for a, b, weight in blocks]
     sizes = [sum(map(len, frames)) for frames, _ in parts]
-    # The frames of all blocks, so many that the one with the fewest for its weight takes each frame once.
+    # So many frames of all blocks together that the largest block for its weight takes each of its frames once.
     scale = sum(weight for *_, weight in blocks)
     total = math.ceil(max(size / weight * scale for size, (_, weight) in zip(sizes, parts, strict=True) if weight))
     shares = [
@@ -253,7 +253,7 @@ def _shares(
 
 
 def _given_probabilities(given: Sequence[float], n_batches: NDArray[np.int64], where: str) -> NDArray[np.float64]:
-    """`sys_probs`: what negative entries leave is shared among them by their numbers of batches."""
+    """`sys_probs`; systems with negative entries share the rest by their numbers of batches."""
     if len(given) != len(n_batches):
         raise InputError(f"sys_probs has {len(given)} entries, but there are {len(n_batches)} systems", where=where)
     result = np.array(given, np.float64)

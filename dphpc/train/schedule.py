@@ -1,4 +1,4 @@
-"""Learning rates by step, by DeePMD-kit 3.2's formulas (exp, cosine, wsd; all with linear warm-up)."""
+"""Learning-rate schedules with DeePMD-kit 3.2's formulas: exp, cosine and wsd, all with linear warm-up."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Schedule:
     config
         The input's `learning_rate` section.
     n_steps
-        Steps of the whole training, warm-up included.
+        Number of steps of the whole training, warm-up included.
 
     Attributes
     ----------
@@ -61,7 +61,7 @@ class Schedule:
 
 
 def _exponential(config: ExpConfig, stop: float, n_decay: int) -> Callable[[int], float]:
-    """lr₀·r^(t/s), floored to whole multiples of s unless smooth, never below stop; r so that it ends at stop."""
+    """lr₀·r^(t/s), but not below `stop`; t/s is rounded down unless `smooth`, and r is such that it ends at `stop`."""
     period, rate = config.decay_steps, config.decay_rate
     if rate is None and period >= n_decay:
         period = 100 if n_decay // 10 > 100 else n_decay // 100 + 1
@@ -78,7 +78,7 @@ def _exponential(config: ExpConfig, stop: float, n_decay: int) -> Callable[[int]
 
 
 def _cosine(config: CosineConfig, stop: float, n_decay: int) -> Callable[[int], float]:
-    """Half a cosine from lr₀ to stop."""
+    """Half a cosine from lr₀ to `stop`."""
 
     def value(t: int) -> float:
         if n_decay == 0:

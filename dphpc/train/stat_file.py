@@ -1,9 +1,10 @@
-"""DeePMD-kit's `stat_file`: sums over the data, kept so that the next training need not compute them.
+"""DeePMD-kit's `stat_file`: sums over the data, stored so that the next training need not compute them.
 
-An HDF5 file (.h5, .hdf5) or a folder of NumPy files, with below the type map ("O H") `bias_atom_energy`,
-`std_atom_energy` (ntypes, 1), `fparam`, `aparam` (k, 3), `observed_type`, and below a hash of the descriptor's
-parameters `r_i`, `a_i`: number, sum and sum of squares of center type i.  The hash lacks some options that change
-the sums; a text `dphpc_options` beside it holds them, and a cache of ours that differs in it is computed anew.
+It is an HDF5 file (.h5, .hdf5) or a folder of NumPy files.  A group named by the type map ("O H") holds
+`bias_atom_energy` and `std_atom_energy` (ntypes, 1), `fparam` and `aparam` (k, 3), `observed_type`, and in a group
+named by a hash of the descriptor's parameters `r_i` and `a_i`: number, sum and sum of squares for center type i.  The
+hash lacks some options that change the sums.  We store them as a text `dphpc_options`; if it differs, the sums are
+computed anew.
 """
 
 from __future__ import annotations
@@ -31,16 +32,16 @@ _OPTIONS = "dphpc_options"
 
 @dataclass(frozen=True)
 class Moments:
-    """Sums over the sampled data from which the statistics follow; what a `stat_file` stores.
+    """The sums over the sampled data from which statistics are computed: the content of a `stat_file`.
 
     Attributes
     ----------
     radial, angular
-        (ntypes, 3) number, sum and sum of squares of s, and of the three direction terms together, by center type.
+        (ntypes, 3) number, sum and sum of squares, by center type: of s, and of the three direction terms together.
     fparam, aparam
         (numb_fparam, 3), (numb_aparam, 3), or None if the model takes none.
     energy_bias, energy_std
-        (ntypes,) eV, and the residual's deviation in eV.
+        (ntypes,) eV, and the standard deviation of the fit's residual, eV.
     """
 
     radial: Floats
@@ -52,7 +53,7 @@ class Moments:
 
 
 def load_moments(path: Path, model: ModelConfig) -> Moments | None:
-    """The sums stored for this model, or None where any is missing.
+    """The sums stored for this model, or None if any is missing.
 
     Raises
     ------
@@ -82,7 +83,7 @@ def load_moments(path: Path, model: ModelConfig) -> Moments | None:
 
 
 def save_moments(path: Path, moments: Moments, model: ModelConfig) -> None:
-    """Store the sums; what the file holds for other models stays."""
+    """Store the sums; those of other models in the file are kept."""
     h, n = _hash(model), model.n_types
     observed = [name for name, m in zip(model.type_map, moments.radial, strict=True) if m[0] > 0]
     arrays = {
@@ -153,7 +154,7 @@ def _read(path: Path, names: Sequence[str]) -> dict[str, NDArray]:
         return {
             n: np.load(io.BytesIO((path / n).read_bytes()), allow_pickle=False) for n in names if (path / n).is_file()
         }
-    except Exception as error:  # of a damaged file h5py raises whatever it comes across
+    except Exception as error:  # h5py raises anything for a damaged file
         raise DataError(f"the stat_file cannot be read: {error}", where=str(path), remedy="remove it") from None
 
 

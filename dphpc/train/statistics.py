@@ -1,7 +1,7 @@
 """Statistics of the training data: normalization of the descriptor and of the parameters, energy bias.
 
-They follow DeePMD-kit: means and deviations of the environment rows over all slots, empty ones included and all
-neighbor types pooled, with one deviation for x, y and z; the energy bias is the least-squares energy of each type.
+As in DeePMD-kit, means and standard deviations of the environment rows are taken over all slots, empty ones included,
+and over all neighbor types, with one deviation for x, y and z; the energy bias is the least-squares energy of a type.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ log = logging.getLogger(__name__)
 Floats = NDArray[np.float64]
 
 STD_FLOOR = 1e-2
-"""Smallest deviation of environment rows (DeePMD-kit's protection)."""
+"""Least standard deviation of environment rows (DeePMD-kit's protection)."""
 
 STD_WITHOUT_ATOMS = 1e-1
-"""Deviation of a type that the data lack."""
+"""Standard deviation for a type without atoms in the data."""
 
 NUMBER, SUM, SQUARES = 0, 1, 2
-"""Columns of moments: how many values, their sum, the sum of their squares."""
+"""Columns of moments: number of values, their sum, the sum of their squares."""
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """What a model takes from the data before training.
+    """The statistics of the data that are part of a model.
 
     Attributes
     ----------
     davg, dstd
-        (ntypes,) mean of s and (ntypes, 2) deviations of s and of the direction terms, by center type.
+        (ntypes,) mean of s and (ntypes, 2) standard deviations of s and of the direction terms, by center type.
     energy_bias
         (ntypes,) eV, for the model's `out_bias`.
     energy_std
-        (ntypes,) eV, for `out_std`: the deviation of what the bias leaves, the same for all types.
+        (ntypes,) eV, for `out_std`: the standard deviation of the bias fit's residual, the same for all types.
     fparam_avg, fparam_inv_std, aparam_avg, aparam_inv_std
-        Normalization of the parameters, None if the model takes none.
+        Normalization of frame and atomic parameters, None if the model takes none.
     """
 
     davg: Floats
@@ -78,7 +78,7 @@ class Statistics:
 
     @classmethod
     def neutral(cls, model: ModelConfig) -> Statistics:
-        """Statistics that change nothing."""
+        """Statistics that leave everything unchanged: means 0, deviations 1."""
         n, net = model.n_types, model.fitting_net
         parameters: dict[str, Floats] = {}
         for name, width in (("fparam", net.numb_fparam), ("aparam", net.numb_aparam)):
@@ -90,7 +90,7 @@ class Statistics:
 def compute_statistics(
     dataset: Dataset, model: ModelConfig, batch_sizes: Sequence[int] | NDArray[np.int64] | None = None
 ) -> Statistics:
-    """Statistics of `data_stat_nbatch` batches of each system (see `sample_frames`); `sel` already as numbers."""
+    """Statistics of the frames that `sample_frames` takes; `sel` must be numbers."""
     return Statistics.of(compute_moments(dataset, model, sample_frames(dataset, model, batch_sizes)), model)
 
 
@@ -106,7 +106,7 @@ def load_or_compute(
     Raises
     ------
     InputError
-        Mode "read", and the file lacks what this model needs.
+        The mode is "read", and the file has no statistics for this model.
     DataError
         The file is damaged.
     """
@@ -132,9 +132,9 @@ def load_or_compute(
 def sample_frames(
     dataset: Dataset, model: ModelConfig, batch_sizes: Sequence[int] | NDArray[np.int64] | None = None
 ) -> list[tuple[int, int]]:
-    """(system, frame) of `data_stat_nbatch` batches of each system, spread evenly through it.
+    """(system, frame) of the frames for statistics: `data_stat_nbatch` batches of each system, evenly spaced.
 
-    `batch_sizes` are the frames of a batch, per system (1 if None).  DeePMD-kit draws that many frames at random.
+    `batch_sizes` are the frames of a batch, per system (1 if None).  DeePMD-kit draws as many frames at random.
     """
     sizes = np.ones(len(dataset.systems), np.int64) if batch_sizes is None else np.asarray(batch_sizes)
     return [
@@ -145,7 +145,7 @@ def sample_frames(
 
 
 def compute_moments(dataset: Dataset, model: ModelConfig, frames: Sequence[tuple[int, int]]) -> Moments:
-    """Sums over the (system, frame) of `frames`."""
+    """The sums over `frames`, each (system, frame)."""
     radial, angular = environment_moments((dataset.geometry(*f) for f in frames), model)
     energies, counts = [], []
     parameters: dict[str, list[Floats]] = {"fparam": [], "aparam": []}
@@ -165,7 +165,7 @@ def compute_moments(dataset: Dataset, model: ModelConfig, frames: Sequence[tuple
 
 
 def spread(n: int, wanted: int) -> NDArray[np.int64]:
-    """`wanted` of the numbers below n (all, if there are fewer), as evenly as can be."""
+    """`wanted` evenly spaced numbers from 0 to n − 1; all n if there are fewer."""
     return np.unique(np.linspace(0, n - 1, min(n, wanted)).round().astype(np.int64))
 
 
@@ -173,7 +173,7 @@ def environment_moments(geometries: Iterator[Geometry], model: ModelConfig) -> t
     """Moments of s and of the direction terms by center type: two arrays (ntypes, 3).
 
     Every atom counts Σ sel slots.  Neighbors of excluded pairs (`exclude_types`, `pair_exclude_types`) and of types
-    with sel 0 are zeros like empty slots.
+    with sel 0 count as zeros, like empty slots.
     """
     d = model.descriptor
     assert isinstance(d.sel, list)
@@ -208,20 +208,20 @@ def energy_bias(
     excluded: Iterable[int] = (),
     rcond: float | None = None,
 ) -> tuple[Floats, float]:
-    """Energy of each type (ntypes,), eV, and the deviation of what is left.
+    """Energy of each type (ntypes,), eV, by a least-squares fit, and the standard deviation of its residual.
 
-    Least squares with the smallest norm and `rcond`.  Types that `atom_ener` names have that energy, so that an
-    atom alone gets it exactly (DeePMD-kit's TensorFlow back end does so, its PyTorch one fits them too); excluded
-    types have none.
+    The solution has the smallest norm, with `rcond` as in `numpy.linalg.lstsq`.  Types whose energy `atom_ener` gives
+    have that energy, so that a single atom gets it exactly (as in DeePMD-kit's TensorFlow back end; its PyTorch back
+    end fits them, too).  Excluded types have none.
 
     Parameters
     ----------
     energies, counts
-        (n,) eV and (n, ntypes) atoms of each type.
+        (n,) eV, and (n, ntypes) numbers of atoms of each type.
     atom_ener
-        (ntypes,) eV or None; empty if no type's energy is given.
+        (ntypes,) eV, None for types to be fitted; empty if all are.
     excluded
-        Types whose atoms get no energy.
+        Types whose atoms have no energy.
     """
     n_types = counts.shape[1]
     if len(energies) == 0:

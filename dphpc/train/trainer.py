@@ -42,17 +42,17 @@ log = logging.getLogger("dphpc.train")
 Errors = dict[str, float]
 
 VALIDATION_SEED = 0x76616C
-"""Added to the seed, so that validation draws its own frames."""
+"""Added to the seed for validation, so that its sampling is independent."""
 
 DEFAULT_MIN_DISTANCE = 0.9
-"""Å, where the table begins when the data's smallest distance is not known; it grows when a batch asks for more."""
+"""Å, smallest distance in the table if that of the data is not known; the table grows when a batch needs more."""
 
 MARGIN = 0.9
-"""The table reaches down to this fraction of the smallest distance in the training data."""
+"""Smallest distance in the table, as a fraction of the smallest one in the training data."""
 
 
 class _Drawn(NamedTuple):
-    """A step's batch, the pairs of it that all ranks evaluate together, and for messages where it comes from."""
+    """A step's batch, its number of pairs on all ranks together, and its origin, for messages."""
 
     batch: Batch
     n_pairs: int
@@ -71,16 +71,17 @@ class Trainer:
     training, validation
         Data sets; validation may be None.
     restart
-        The checkpoint to go on from; `model` holds its weights.
+        The checkpoint to continue from; `model` holds its weights.
     comm, gradients
-        The ranks that train together, and what adds up their gradients; all call alike, and the first writes files.
+        The ranks that train together, and the sum of their gradients.  All ranks make the same calls; the first writes
+        files.
     device
         The GPU that trains; None for the CPU.
 
     Raises
     ------
     InputError
-        The input asks for what a GPU does not do.
+        The input asks for something that is not done on a GPU.
     """
 
     def __init__(
@@ -144,22 +145,22 @@ class Trainer:
         return max(1, math.ceil(t.ckpt_keep_ratio * max(1, math.ceil(self.n_steps / t.save_freq))))
 
     def _table_step(self, grid: Grid | None) -> TableStep | None:
-        """None where the table cannot stand for the networks or is not wanted."""
+        """The step through the table; None if the table cannot replace the networks or is not wanted."""
         options = self.config.dphpc
         if options.embedding == "network" or any(net.has_kinks for net in self.model.descriptor.networks):
             return None
         if grid is None:
             r_min = MARGIN * (self.model.min_nbor_dist or DEFAULT_MIN_DISTANCE)
-            # The first rank's: unlike processors may find unlike ones.
+            # Rank 0's grid: on different processors the search may have different results.
             grid = self.comm.bcast(TableStep.fitting_grid(self.model, r_min, options.table_tolerance))
         step = TableStep if self.device is None else CardStep
         return step(self.model, self.parameters, grid, options.table_tolerance)
 
     def engine(self, batch: Batch, n_pairs: int, *, own: bool = False) -> Engine:
-        """What evaluates a batch: the table, or the networks where the batch has fewer pairs than twice the knots.
+        """What evaluates a batch: the table, or the networks if the batch has fewer pairs than twice the knots.
 
-        A GPU has the table only.  On several ranks the batch is all ranks', who have `n_pairs` of it together, or
-        (`own`) this one's alone.
+        A GPU has the table only.  On several ranks the batch is shared by all ranks, which have `n_pairs` together, or
+        with `own` belongs to this rank alone.
         """
         table = self._table
         engine: Engine | None = self._network
@@ -191,7 +192,7 @@ class Trainer:
         t = self.config.training
         leads = self.comm.rank == 0
         if self.step == 0 and from_first(self.comm, self.folder.newest.exists):
-            # Another run's, from which `--continue` would go on if this one were killed early.
+            # The newest checkpoint is another run's: `--continue` would take it if this run were killed early.
             self.save()
         with together(self.comm):
             if leads:
@@ -230,9 +231,10 @@ class Trainer:
         )  # fmt: skip
 
     def _draw(self) -> _Drawn | None:
-        """This step's batch, or None where a rank has got a signal; one small sum tells all ranks what each knows.
+        """This step's batch, or None if any rank has received a signal.
 
-        A table that the last step extended on some ranks is all ranks' from this step on, as it is after a checkpoint.
+        One small sum tells all ranks about signals, errors and tables: if the last step extended the table on some
+        ranks, all ranks extend it now.
         """
         comm, own = self.comm, self._per_rank
         drawn, error = None, None
@@ -258,14 +260,14 @@ class Trainer:
         return drawn if own else drawn._replace(n_pairs=n_pairs)
 
     def _train_one(self, drawn: _Drawn, rate: float) -> Errors:
-        """One step: gradient and new weights; returns the errors before it."""
+        """Make one step; returns the errors before it."""
         engine = self.engine(drawn.batch, drawn.n_pairs, own=self._per_rank)
         try:
             result = self.optimizer.update(engine, drawn.batch, self.loss, rate * self._rate_factor)
         except RunError as error:
             where = f"step {self.step + 1}, {drawn.where}"
             error = RunError(error.what, where=where, remedy=error.remedy)
-            if not self._per_rank:  # then all ranks have it
+            if not self._per_rank:  # all ranks have the same error
                 agree(self.comm, error)
             raise error from None
         if self._table is not None:
@@ -274,7 +276,7 @@ class Trainer:
         return self._mean(result.errors)
 
     def _mean(self, errors: Errors) -> Errors:
-        """Errors of all ranks' batches where they are asked for after this step, and summed up for `disp_avg`."""
+        """Errors averaged over ranks if they are needed after this step; they are also summed for `disp_avg`."""
         t = self.config.training
         wanted = self._due(t.disp_training, t.disp_freq) or self._due(t.tensorboard, t.tensorboard_freq) or t.disp_avg
         if self._per_rank and wanted:
@@ -285,7 +287,7 @@ class Trainer:
         return errors
 
     def _due(self, wanted: bool, every: int) -> bool:
-        """Whether this is one of the steps that something wanted is done after."""
+        """Whether something that is `wanted` every so many steps is to be done after this step."""
         return wanted and (self.step % every == 0 or self.step == 1)
 
     def _display(self, errors: Errors, rate: float, progress: TrainingProgress) -> tuple[Errors, Errors | None]:
@@ -306,7 +308,7 @@ class Trainer:
         return errors, validation
 
     def validate(self, rate: float) -> Errors | None:
-        """Errors of the next `numb_btch` validation batches, each weighted by its atoms; None without such data."""
+        """Errors on the next `numb_btch` validation batches, weighted by their atoms; None without validation data."""
         t = self.config.training
         if self.validation is None or t.validation_data is None:
             return None
@@ -326,7 +328,7 @@ class Trainer:
     # -- checkpoints and signals ---------------------------------------------------------------------------------
 
     def checkpoint(self) -> Checkpoint:
-        """The present state."""
+        """A checkpoint of the present state."""
         self.parameters.fetch()
         return Checkpoint(
             step=self.step,
@@ -344,7 +346,7 @@ class Trainer:
         Raises
         ------
         RunError
-            It cannot be written; the last one stays.
+            It cannot be written; the last checkpoint stays.
         """
         if self._table is not None:
             self._table.share_grid(self.comm)
@@ -361,13 +363,13 @@ class Trainer:
         self._stop = number
 
     def _hidden(self) -> float | None:
-        """Fraction of the time of gradients' messages that passed behind backward passes; collective."""
+        """See `TrainResult.hidden`; collective."""
         under_way, waited = self.comm.allreduce(self.in_flight)
         return 1.0 - float(waited / under_way) if under_way else None
 
 
 def _rate_factor(config: TrainInput, n_ranks: int) -> float:
-    """What DeePMD-kit's `scale_by_worker` makes of the learning rate for batches N times as large."""
+    """The factor of the learning rate for batches N times as large, by DeePMD-kit's `scale_by_worker`."""
     return {"linear": float(n_ranks), "sqrt": math.sqrt(n_ranks), "none": 1.0}[config.learning_rate.scale_by_worker]
 
 
