@@ -209,7 +209,7 @@ class CardStep(TableStep):
             parts["descriptor"]()
 
     def _minus(self, k: _Kept, seeds: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(n,) derivatives by energies of centers without neighbors; a type's sum where one row stands for all of it."""
+        """(n,) derivatives by energies of centers without neighbors; a type's sum where one row stands for it."""
         minus = -seeds
         for _, rows in k.centers.blocks:
             if k.columns is None:

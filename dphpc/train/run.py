@@ -163,7 +163,7 @@ def train(
 
 
 def _ranks(given: PathLike | Mapping[str, Any] | TrainInput, data_parallel: DataParallel | None) -> Communicator:
-    """The ranks that were started together: by MPI, or by torch if srun started them without MPI and torch is asked for."""
+    """The ranks that were started together, by MPI, or by torch if that is asked for and srun gave them no MPI."""
     if launched_size() == 1:
         return Serial()
     if without_mpi():

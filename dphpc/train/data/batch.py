@@ -1,4 +1,4 @@
-"""Frames of any sizes as one flat batch: local atoms of all frames, then the ghosts of all frames."""
+"""Batches: frames of any sizes in flat arrays, local atoms of all frames first, then ghosts of all frames."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ATOM_LABELS = ("forces", "atom_ener", "atom_pref", "aparam")
 
 @dataclass(frozen=True)
 class Geometry:
-    """A frame's atoms, ghosts and neighbors, which training never changes.
+    """A frame's atoms, ghosts and neighbors, which are the same in every step.
 
     Attributes
     ----------
@@ -52,18 +52,18 @@ class Geometry:
 
     @classmethod
     def hollow(cls, frame: Frame, cutoff: float) -> Geometry:
-        """A frame of which no atom is to be evaluated: no ghosts, no neighbors."""
+        """A frame of which this rank evaluates no atom, without ghosts and neighbors."""
         none = Neighbors(np.zeros(len(frame.types) + 1, np.int64), np.zeros(0, np.int32), cutoff)
         return cls(len(frame.types), frame.positions, frame.types, np.zeros(0, np.int32), none, _volume(frame))
 
     @property
     def n_ghost(self) -> int:
-        """Number of images."""
+        """Number of ghosts."""
         return len(self.owner)
 
     @property
     def nbytes(self) -> int:
-        """Memory of the arrays."""
+        """Bytes of the arrays."""
         arrays = (self.positions, self.types, self.owner, self.neighbors.offsets, self.neighbors.indices)
         return sum(a.nbytes for a in arrays)
 
@@ -75,31 +75,31 @@ def _volume(frame: Frame) -> float:
 
 @dataclass(frozen=True)
 class Centers:
-    """Atoms that are evaluated, ordered by type, and the rows of each type."""
+    """The atoms to be evaluated (n,), ordered by type, and the rows of each type as (type, slice)."""
 
     atoms: NDArray[np.int32]
     blocks: list[tuple[int, slice]]
 
     @property
     def types(self) -> tuple[int, ...]:
-        """Theirs, in order."""
+        """The types that occur, in order."""
         return tuple(t for t, _ in self.blocks)
 
     @classmethod
     def of(cls, groups: Mapping[int, NDArray[np.integer]]) -> Centers:
-        """The atoms of each type."""
+        """Centers from the atoms of each type."""
         ends = np.cumsum([0, *(len(atoms) for atoms in groups.values())]).tolist()
         blocks = [(t, slice(a, b)) for t, a, b in zip(groups, ends, ends[1:], strict=False)]
         return cls(np.concatenate([np.zeros(0, np.int32), *groups.values()]).astype(np.int32), blocks)
 
     def without(self, types: Container[int]) -> Centers:
-        """Those that are of none of some types."""
+        """The centers whose type is none of these."""
         kept = {t: self.atoms[rows] for t, rows in self.blocks if t not in types}
         return self if len(kept) == len(self.blocks) else Centers.of(kept)
 
 
 class FrameCache:
-    """Batches of one frame by key, the least recently used dropped when `max_bytes` is exceeded."""
+    """Batches of one frame, by key; the least recently used are dropped when `max_bytes` is exceeded."""
 
     def __init__(self, max_bytes: float) -> None:
         self.max_bytes = max_bytes
@@ -107,7 +107,7 @@ class FrameCache:
         self._entries: OrderedDict[Hashable, Batch] = OrderedDict()
 
     def get(self, key: Hashable, build: Callable[[], Batch]) -> Batch:
-        """The frame of `key`, built if it is not at hand."""
+        """The batch of `key`, built if it is not in the cache."""
         entry = self._entries.get(key)
         if entry is not None:
             self._entries.move_to_end(key)
@@ -133,7 +133,7 @@ class Batch:
     frame_offsets
         (n_frames + 1,) where each frame's local atoms begin.
     geometries
-        The frames' own arrays, which come again with the frames.
+        The frames' own arrays; they are the same objects whenever a frame is drawn.
     volume
         (n_frames,) Å³, 0 for open systems.
     energy, forces, virial, atom_ener, atom_pref
@@ -141,8 +141,8 @@ class Batch:
     fparam, aparam
         (n_frames, numb_fparam), (n_local, numb_aparam); None if the model takes none.
     part
-        (first, last) of the local atoms that this rank evaluates; None for all.  Frames without such atoms have
-        neither ghosts nor neighbors.
+        (first, last) of the local atoms that this rank evaluates; None for all.  Frames without such atoms have neither
+        ghosts nor neighbors.
     """
 
     natoms: NDArray[np.int64]
@@ -161,7 +161,7 @@ class Batch:
 
     @classmethod
     def of(cls, geometry: Geometry, values: Mapping[str, Any]) -> Batch:
-        """One frame; `values` are its labels as `System.values` gives them."""
+        """A batch of one frame; `values` are its labels from `System.values`."""
         n = geometry.n_local
         labels: dict[str, Any] = {name: np.array([values[name]], np.float64) for name in FRAME_LABELS if name in values}
         labels |= {name: values[name] for name in ATOM_LABELS if name in values}
@@ -170,7 +170,7 @@ class Batch:
             volume=np.array([geometry.volume]), geometries=(geometry,), **labels,
         )  # fmt: skip
 
-    # Joined when first asked for: a GPU puts frames together that it has.
+    # Joined at first use only: a GPU joins the frames in its own memory.
 
     @cached_property
     def positions(self) -> Floats:
@@ -179,12 +179,12 @@ class Batch:
 
     @cached_property
     def types(self) -> NDArray[np.int32]:
-        """(n_all,) as `positions`."""
+        """(n_all,) types, in the order of `positions`."""
         return self._local_then_ghosts([g.types for g in self.geometries])
 
     @cached_property
     def owner(self) -> NDArray[np.int32]:
-        """(n_ghost,) the local atom whose image a ghost is."""
+        """(n_ghost,) the local atom of which each ghost is an image."""
         if len(self.geometries) == 1:
             return self.geometries[0].owner
         first = self.frame_offsets[:-1].astype(np.int32)
@@ -199,12 +199,12 @@ class Batch:
 
     @cached_property
     def neighbors(self) -> Neighbors:
-        """Rows of all local atoms, reach = rcut."""
+        """The neighbor list of all local atoms within rcut."""
         if len(self.geometries) == 1:
             return self.geometries[0].neighbors
         indices, ghost = [], self.n_local
         for g, first in zip(self.geometries, self.frame_offsets.tolist(), strict=False):
-            # Index i of a frame becomes i + first for a local atom, and its place among all ghosts otherwise.
+            # A frame's index i becomes i + first for a local atom, and moves behind all local atoms for a ghost.
             shift = np.where(g.neighbors.indices < g.n_local, np.int32(first), np.int32(ghost - g.n_local))
             indices.append(g.neighbors.indices + shift)
             ghost += g.n_ghost
@@ -218,23 +218,23 @@ class Batch:
 
     @cached_property
     def present(self) -> tuple[int, ...]:
-        """Types of the local atoms, in order."""
+        """The types that occur among the local atoms, in order."""
         return tuple(np.unique(self.types[: self.n_local]).tolist())
 
     @cached_property
     def centers(self) -> Centers:
-        """The local atoms that this rank evaluates."""
+        """The local atoms that this rank evaluates, ordered by type."""
         types = self.types[self.own]
         return Centers.of({t: self.own.start + np.flatnonzero(types == t) for t in np.unique(types).tolist()})
 
     @property
     def own(self) -> slice:
-        """The local atoms that this rank evaluates."""
+        """The local atoms that this rank evaluates, as a slice."""
         return slice(0, self.n_local) if self.part is None else slice(*self.part)
 
     @property
     def n_own_pairs(self) -> int:
-        """Neighbors of those atoms."""
+        """Number of pairs whose center this rank evaluates."""
         return int(self.row_offsets[self.own.stop] - self.row_offsets[self.own.start])
 
     @property
@@ -244,17 +244,17 @@ class Batch:
 
     @property
     def n_local(self) -> int:
-        """Atoms of all frames."""
+        """Number of atoms of all frames."""
         return len(self.frame)
 
     @property
     def n_ghost(self) -> int:
-        """Images of all frames."""
+        """Number of ghosts of all frames."""
         return sum(g.n_ghost for g in self.geometries)
 
     @property
     def n_all(self) -> int:
-        """Atoms and images."""
+        """Number of atoms and ghosts."""
         return self.n_local + self.n_ghost
 
     @property
@@ -264,17 +264,17 @@ class Batch:
 
     @property
     def nbytes(self) -> int:
-        """Memory of the frames and their labels."""
+        """Bytes of the frames and their labels."""
         labels = (getattr(self, name) for name in (*FRAME_LABELS, *ATOM_LABELS))
         return sum(g.nbytes for g in self.geometries) + sum(a.nbytes for a in labels if a is not None)
 
     def fold(self, forces: Floats) -> Floats:
-        """(n_local, 3): forces (n_all, 3) with every ghost's share given to its owner."""
+        """(n_local, 3): forces (n_all, 3) with each ghost's added to its owner's."""
         return fold_ghosts(forces, self.owner, self.n_local)
 
 
 def join(frames: Sequence[Batch]) -> Batch:
-    """One batch of these; a label that any of them lacks is None."""
+    """Join batches; a label that any of them lacks is None."""
     if len(frames) == 1:
         return frames[0]
     natoms = np.concatenate([f.natoms for f in frames])

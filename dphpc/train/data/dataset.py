@@ -18,7 +18,7 @@ from dphpc.train.schema.training import batch_rule
 DEFAULT_CACHE_BYTES = 2 * 2**30
 
 SAME_PLACE = 1e-3
-"""Å: atoms nearer than this in every direction are taken for one atom that stands twice in the file."""
+"""Å; atoms that differ by less in each coordinate are taken for one atom that is in the file twice."""
 
 
 class Dataset:
@@ -27,9 +27,9 @@ class Dataset:
     Attributes
     ----------
     type_map
-        Names of the types that frames count.
+        Names of the types.
     rcut
-        Å, reach of the neighbor lists of batches.
+        Å, reach of the batches' neighbor lists.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Dataset:
         self.rcut = rcut
         self._cache = FrameCache(cache_bytes)
         same = {id(system): k for k, system in enumerate(self.systems)}
-        self._kept_as = [same[id(system)] for system in self.systems]  # a system that is named twice is kept once
+        self._kept_as = [same[id(system)] for system in self.systems]  # a system that is named twice is cached once
 
     @classmethod
     def load(
@@ -89,7 +89,7 @@ class Dataset:
 
     @property
     def labels(self) -> frozenset[str]:
-        """Labels that any system has."""
+        """The labels that at least one system has."""
         return frozenset().union(*(s.labels for s in self.systems))
 
     def frame(self, system: int, index: int) -> Frame:
@@ -97,19 +97,19 @@ class Dataset:
         return self.systems[system].frame(index)
 
     def geometry(self, system: int, index: int) -> Geometry:
-        """Ghosts and neighbors of a frame, kept for the next time.
+        """Ghosts and neighbors of a frame, cached.
 
         Raises
         ------
         DataError
-            Two atoms stand at one place.
+            Two atoms are at the same place.
         """
         return self._one(system, index).geometries[0]
 
     def batch(self, system: int, frames: Sequence[int] | np.ndarray, part: tuple[int, int] = (0, 1)) -> Batch:
-        """These frames of a system as one batch, of whose atoms the k-th of n equal parts is to be evaluated.
+        """Frames of a system as one batch.
 
-        `part` is (k, n), k counted from 0.
+        `part` is (k, n): this rank evaluates the k-th (from 0) of n equal parts of the batch's atoms.
         """
         source = self.systems[system]
         indices = [int(i) for i in frames]
@@ -126,7 +126,7 @@ class Dataset:
         return replace(join(batches), part=(first, last))
 
     def _one(self, system: int, index: int) -> Batch:
-        """A frame by itself, kept for the next time."""
+        """The batch of one frame, cached."""
         values = self.systems[system].values
         key = self._kept_as[system], index
         return self._cache.get(key, lambda: Batch.of(self._build(system, index), values(index)))
@@ -159,7 +159,7 @@ def open_systems(
 ) -> list[System]:
     """Open the systems that `paths` name: systems, folders to be searched, `file.hdf5#/group`.
 
-    One that is named twice is there twice, as one object.
+    A system that is named twice is in the list twice, as the same object.
 
     Raises
     ------

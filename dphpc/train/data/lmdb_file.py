@@ -1,7 +1,7 @@
 """Reading the file format of LMDB (data version 1): a B+ tree of pages, mapped into memory.
 
-The library follows page numbers and offsets without looking, so that a shortened or damaged file ends the process by a
-signal, and with it the ranks of a job.  Here each is checked before it is followed.  Numbers are little-endian:
+The LMDB library does not check page numbers and offsets, so that a truncated or damaged file crashes the process, and
+with it a whole job.  Here each is checked before it is followed.  Numbers are little-endian:
 
     page      16 bytes: its number u64, unused u16, flags u16, end of the list of nodes u16, begin of the nodes u16 (an
               overflow page: the number of its pages u32 in place of the last two); then the list: offsets u16
@@ -22,7 +22,7 @@ from pathlib import Path
 from dphpc.core.errors import DataError
 
 FILE = "data.mdb"
-"""The database in its folder."""
+"""Name of the database in its folder."""
 
 _MAGIC, _VERSION = 0xBEEFC0DE, 1
 _BRANCH, _LEAF, _OVERFLOW, _META = 1, 2, 4, 8
@@ -36,12 +36,12 @@ _Root = tuple[int, int]
 
 
 class LmdbFile:
-    """A database: where the value of every key lies in the file.
+    """A database: finds the place of each key's value in the file.
 
     Attributes
     ----------
     path
-        Of the file itself.
+        The file itself.
 
     Raises
     ------
@@ -74,7 +74,7 @@ class LmdbFile:
         yield from self._below(self._root, 0, seen) if self._root != _NONE else ()
 
     def _newest(self) -> _Root:
-        """Page size, and root of the tree of the last transaction."""
+        """Page size, and root page of the last transaction's tree."""
         first = self._meta(0)
         if first is None:
             raise DataError(
@@ -88,7 +88,7 @@ class LmdbFile:
         return page_size, root
 
     def _meta(self, begin: int) -> tuple[int, int, int] | None:
-        """Page size, root and transaction number of a meta page, None if it is none."""
+        """Page size, root and transaction number of the meta page at this offset; None if there is none."""
         if begin + _HEAD + 136 > len(self._map):
             return None
         (flags,) = struct.unpack_from("<H", self._map, begin + 10)
@@ -124,7 +124,7 @@ class LmdbFile:
             yield key, self._overflow(begin + data, size) if node_flags & _BIG_DATA else begin + data, size
 
     def _overflow(self, pointer: int, size: int) -> int:
-        """Where a value of its own pages begins."""
+        """Offset of a value that has overflow pages of its own."""
         (number,) = struct.unpack_from("<Q", self._map, pointer)
         begin = self._begin(number)
         stored, flags, pages = struct.unpack_from("<Q2xHI", self._map, begin)

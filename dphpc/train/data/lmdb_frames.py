@@ -3,10 +3,10 @@
     __metadata__      {nframes, frame_idx_fmt "012d", type_map, frame_nlocs, frame_system_ids}
     000000000000      {coords, cells, energies, forces, virials, atom_types, atom_ener, fparam, …}
 
-An array is {type: "float64", shape: [n, 3], data: bytes}, a number may stand by itself.  As in DeePMD-kit frames of one
-number of atoms and with the same labels form a system; a frame without `cells`, or with zeros, has no periodic
-boundaries.  Every frame is read once when the database is opened, and again when it is asked for; no pickled object is
-ever read.
+An array is {type: "float64", shape: [n, 3], data: bytes}; a number may be stored as such.  As in DeePMD-kit, frames
+with the same number of atoms and the same labels form a system; a frame without `cells`, or with zeros, has no periodic
+boundaries.  Every frame is read once when the database is opened, and again when it is drawn; no pickled object is ever
+read.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FIELDS = {
     "coord": "coords", "box": "cells", "energy": "energies", "force": "forces", "virial": "virials",
     "real_atom_types": "atom_types",
 }  # fmt: skip
-"""Names in the database of what DeePMD-kit's `.npy` files hold; the others have the same name there."""
+"""Name of a `.npy` file, and of the field in the database; other fields have the same name in both."""
 
 _NAMES = {theirs: ours for ours, theirs in FIELDS.items()} | {"atype": "real_atom_types"}
 _LABELS = ("energy", "force", "virial", "atom_ener", "atom_pref", "fparam", "aparam")
@@ -48,13 +48,13 @@ _PER_FRAME = {"box": 9, "energy": 1, "virial": 9}
 
 
 def is_lmdb(path: Path) -> bool:
-    """Whether this is a data set of DeePMD-kit in LMDB, by its name or its content."""
+    """Whether a path is a DeePMD-kit data set in LMDB, by its name or content."""
     return path.suffix == SUFFIX or (path / FILE).is_file()
 
 
 @lru_cache(64)
 def _dtype(name: str | bytes) -> np.dtype[Any] | None:
-    """The type of numbers of that name, None for any other."""
+    """The NumPy type of this name; None if it is no type of numbers."""
     text = name.decode("latin-1") if isinstance(name, bytes) else name
     return np.dtype(text) if _DTYPE.fullmatch(text) else None
 

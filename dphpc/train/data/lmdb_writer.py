@@ -16,15 +16,15 @@ from dphpc.train.data.lmdb_frames import FIELDS, METADATA, NUMBER_FORMAT
 Frame = Mapping[str, NDArray[Any]]
 
 _FIRST_MAP = 2**24
-"""Bytes that a database may take; doubled when they are full."""
+"""Initial limit on the size of a database, in bytes; doubled whenever it is reached."""
 
 _COMMIT = 1000
-"""Frames of one transaction."""
+"""Number of frames written in one transaction."""
 
 _SHAPES = {
     "coord": (-1, 3), "force": (-1, 3), "box": (3, 3), "virial": (3, 3), "energy": (),
 }  # fmt: skip
-"""Shapes of arrays that are not flat lists."""
+"""Shapes of the fields that are not flat."""
 
 
 def write_lmdb(
@@ -41,7 +41,7 @@ def write_lmdb(
     sizes: list[int] = []
     sources: list[int] = []
     try:
-        # Without its lock file: nobody else knows this folder yet.
+        # Without a lock file: no other process knows this folder yet.
         with lmdb.open(str(folder), map_size=_FIRST_MAP, lock=False) as database:
             pending: list[tuple[bytes, bytes]] = []
             for source, types, frame in _frames(systems):

@@ -1,6 +1,6 @@
-"""Where a data system's arrays live: a folder of `.npy` files, a group of an HDF5 file, or frames in LMDB.
+"""Stores of a data system: a folder of `.npy` files, a group of an HDF5 file, or frames in LMDB.
 
-All answer the same questions; arrays are opened by their header, and no pickled object is ever read.
+All have the same methods; no pickled object is ever read.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class FolderStore:
         path = self._path / name
         try:
             return np.load(path, mmap_mode="r", allow_pickle=False)
-        except Exception as error:  # a damaged header makes NumPy raise whatever its parser does
+        except Exception as error:  # NumPy raises anything for a damaged header
             raise DataError(
                 f"is not a plain NumPy array: {error}", where=str(path), remedy="write it with numpy.save"
             ) from None
@@ -90,7 +90,7 @@ class GroupStore:
         with _open(self._path) as file:
             group = file[self._key("")]
             names = list(group)
-            if not all(isinstance(name, str) for name in names):  # what is no UTF-8 comes as bytes
+            if not all(isinstance(name, str) for name in names):  # h5py gives bytes for a name that is not UTF-8
                 raise DataError("the name of a set or entry is no text: the file is damaged", where=self.where())
             return sorted(name for name in names if name.startswith("set.") and isinstance(group[name], h5py.Group))
 
@@ -118,13 +118,13 @@ Store = FolderStore | GroupStore | LmdbStore
 
 @contextmanager
 def _open(path: Path, entry: str = "") -> Iterator[h5py.File]:
-    """The file while it is read; `entry` is what for, as messages name it."""
+    """Open the file for reading; `entry` is what is read, for messages."""
     try:
         with h5py.File(path, "r") as file:
             yield file
     except DataError:
         raise
-    except Exception as error:  # of a damaged file h5py raises whatever it comes across
+    except Exception as error:  # h5py raises anything for a damaged file
         raise DataError(f"is damaged or not HDF5: {error}", where=entry or str(path)) from None
 
 
@@ -135,11 +135,11 @@ def _memory_limit() -> int:
 def find_stores(
     systems: Iterable[str], patterns: Iterable[str] | None = None, base: Path | None = None
 ) -> list[tuple[str, Store]]:
-    """(name, store) of every system that the entries of an input's `systems` name.
+    """(name, store) of every system that an input's `systems` names.
 
     An entry is a system, a folder that is searched for systems (folders with `type.raw`; with `patterns`, those
     whose path matches one), an HDF5 file, an LMDB database, or `file#/group`.  Relative paths count from `base`.  The
-    entries keep their order; what is found below one is sorted, and what is named twice is there twice.
+    order of the entries is kept; systems found in one entry are sorted, and one that is named twice is listed twice.
 
     Raises
     ------
@@ -158,7 +158,7 @@ def find_stores(
 def _expand(
     entry: str, patterns: list[str] | None, base: Path, databases: dict[Path, Database]
 ) -> list[tuple[str, Store]]:
-    """The systems of one entry; `databases` are those that are open."""
+    """The systems of one entry; `databases` holds the open LMDB databases."""
     file, mark, group = entry.partition(HDF5_MARK)
     path = base / file
     if not path.exists():

@@ -1,4 +1,4 @@
-"""One data system: its frames' positions, types, boxes and labels, checked when it is opened."""
+"""A data system: positions, types, boxes and labels of its frames, checked when it is opened."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _FAR = f"has coordinates beyond {MAX_COORDINATE:g} Å"
 
 @dataclass(frozen=True)
 class Label:
-    """One kind of `.npy` file beside the coordinates: numbers per frame, or per atom of each frame."""
+    """A kind of `.npy` file with labels: `width` numbers for each frame, or for each atom of each frame."""
 
     file: str
     width: int
@@ -45,19 +45,19 @@ LABELS = {
     "atom_ener": Label("atom_ener.npy", 1, per_atom=True),
     "atom_pref": Label("atom_pref.npy", 1, per_atom=True),
 }
-"""Labels by our name; each is optional, and its loss term is off where it is missing."""
+"""Labels by our name; each is optional, and its loss term is off if it is missing."""
 
 
 @dataclass(frozen=True)
 class FrameInputs:
-    """Numbers of frame and atomic parameters that the model takes, and the frame's where a system has none."""
+    """Numbers of frame and atomic parameters that the model takes, and default values of frame parameters."""
 
     numb_fparam: int = 0
     numb_aparam: int = 0
     default_fparam: tuple[float, ...] | None = None
 
     def labels(self) -> dict[str, Label]:
-        """The files they are read from."""
+        """The files from which they are read."""
         found = {}
         if self.numb_fparam:
             found["fparam"] = Label("fparam.npy", self.numb_fparam, per_atom=False)
@@ -67,7 +67,7 @@ class FrameInputs:
 
     @classmethod
     def of(cls, fitting: EnergyFitting | FittingConfig) -> FrameInputs:
-        """Those that a fitting net takes."""
+        """The parameters that a fitting net takes."""
         default = None if fitting.default_fparam is None else tuple(fitting.default_fparam)
         return cls(fitting.numb_fparam, fitting.numb_aparam, default)
 
@@ -104,7 +104,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class _Set:
-    """Arrays of one `set.*`: (n_frames, …) as stored, opened but not copied."""
+    """Arrays (n_frames, …) of one `set.*`, opened but not copied; `first` is the number of its first frame."""
 
     first: int
     n_frames: int
@@ -120,19 +120,19 @@ class System:
     Attributes
     ----------
     name
-        As the input names it.
+        Its name in the input.
     n_frames
-        Frames of all sets.
+        Number of frames in all sets.
     n_atoms
-        Atoms of the largest frame.
+        Number of atoms of the largest frame.
     labels
         Names of the labels that every set has.
 
     Raises
     ------
     DataError
-        Missing or damaged files, wrong shapes, NaN, unknown elements, no frames, an unphysical box; names file and
-        frame.
+        Missing or damaged files, wrong shapes, NaN, unknown elements, no frames, or an unphysical box; the message
+        names file and frame.
     """
 
     def __init__(self, name: str, store: Store, type_map: list[str], inputs: FrameInputs | None = None) -> None:
@@ -160,11 +160,11 @@ class System:
 
     @property
     def sources(self) -> NDArray[np.int64] | None:
-        """(n_frames,) numbers of the systems that frames in an LMDB database came from; None for other systems."""
+        """(n_frames,) for LMDB, the number of the system that each frame came from; None for other systems."""
         return self._store.sources() if isinstance(self._store, LmdbStore) else None
 
     def _warn_of_labels(self, set_names: list[str]) -> None:
-        """Say which labels are lost because a set lacks them."""
+        """Warn of labels that are not used because some set lacks them."""
         for label in (name for name in LABELS if name not in self.labels):
             lacking = [name for name, part in zip(set_names, self._sets, strict=True) if label not in part.labels]
             if len(lacking) < len(set_names):
@@ -176,13 +176,13 @@ class System:
 
     @cached_property
     def n_atoms(self) -> int:
-        """Atoms of the largest frame."""
+        """Number of atoms of the largest frame."""
         if not self.mixed:
             return self._n_slots
         return max(int((s.slot_types != VIRTUAL).sum(axis=1).max()) for s in self._sets if s.slot_types is not None)
 
     def frame(self, index: int) -> Frame:
-        """The frame with that number, counted through all sets."""
+        """The frame with this number, counted through all sets."""
         part, i = self._locate(index)
         keep, types = self._frame_types(part, i)
         positions = np.asarray(part.coord[i], np.float64).reshape(-1, 3)[keep]
@@ -198,7 +198,7 @@ class System:
         return self._frame_types(*self._locate(index))[1]
 
     def values(self, index: int) -> dict[str, Any]:
-        """The labels and parameters of a frame, as `Frame` names them."""
+        """The labels and parameters of a frame, named as in `Frame`."""
         part, i = self._locate(index)
         return self._frame_values(part, i, self._frame_types(part, i)[0])
 
@@ -209,7 +209,7 @@ class System:
         return part, index - part.first
 
     def _frame_types(self, part: _Set, i: int) -> tuple[Any, NDArray[np.int32]]:
-        """Which slots hold atoms, and these atoms' types."""
+        """Which slots of a frame hold atoms, and the types of these atoms."""
         if part.slot_types is None:
             return slice(None), self._to_model[self._types]
         slots = np.asarray(part.slot_types[i])
@@ -240,7 +240,7 @@ class System:
     # -- reading and checking ------------------------------------------------------------------------------------
 
     def _read_types(self, type_map: list[str]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Types as the system counts them, and the map from them to the model's types (−1: unknown)."""
+        """The atoms' types in the system's numbering, and the model's type of each (−1: unknown)."""
         where = self._store.where("type.raw")
         try:
             types = np.array([int(float(word)) for word in self._store.words("type.raw")], np.int32)
@@ -341,7 +341,7 @@ class System:
         return box
 
     def _open(self, path: str, n_frames: int | None, width: int) -> NDArray[Any]:
-        """(n_frames, width) view of a stored array, after checking its header."""
+        """View (n_frames, width) of a stored array, after checking its type and shape."""
         array, where = self._store.array(path), self._store.where(path)
         if array.dtype.kind not in "fiu":
             raise DataError(f"holds values of type {array.dtype}", where=where, expected="numbers")
@@ -371,7 +371,7 @@ class System:
                     self._refuse(far, _FAR, where, first=first)
 
     def _refuse(self, bad: NDArray[Any], what: str, where: str, expected: str | None = None, *, first: int = 0) -> None:
-        """Raise for the first frame of a set that is flagged."""
+        """Raise DataError for the first frame of a set that is flagged in `bad`."""
         if bad.any():
             frame = self._store.frame_name(first + int(bad.argmax()))
             raise DataError(f"{frame} {what}", where=where, expected=expected)

@@ -20,15 +20,15 @@ Floats = NDArray[np.float64]
 
 FORMATS = ("deepmd/npy", "deepmd/npy/mixed", "deepmd/hdf5", "deepmd/lmdb")
 SET_FRAMES = 5000
-"""Frames of one `set.*`."""
+"""Largest number of frames in a `set.*`."""
 
 PER_ATOM = frozenset({"force", "atom_ener", "atom_pref", "aparam"})
-"""Values whose rows follow the atoms, by file name; `energy`, `virial` and `fparam` belong to the frame."""
+"""Values with one row for each atom, by file name; `energy`, `virial` and `fparam` belong to the frame."""
 
 
 @dataclass
 class Configuration:
-    """A frame by element names.
+    """A frame with element names and labels.
 
     Attributes
     ----------
@@ -48,7 +48,7 @@ class Configuration:
 
 @dataclass
 class _Group:
-    """Frames that one system can hold."""
+    """Frames that form one system."""
 
     name: str
     types: NDArray[np.int32]
@@ -59,12 +59,12 @@ class _Group:
 def write_systems(
     configurations: Iterable[Configuration], type_map: Sequence[str], output: str | Path, output_format: str
 ) -> list[str]:
-    """Write configurations, sorted by type within a frame, as one system or as many as are needed.
+    """Write configurations, with atoms sorted by type, as one or several systems.
 
     `deepmd/npy` makes one system per composition (the folder itself if there is only one), `deepmd/npy/mixed` one
-    per number of atoms, `deepmd/hdf5` one group per composition, `deepmd/lmdb` one
-    database in which frames keep their composition's number.  Frames with other labels or boundaries are other
-    systems.  The output appears as a whole or not at all.
+    per number of atoms, `deepmd/hdf5` one group per composition, `deepmd/lmdb` one database in which frames keep their
+    composition's number.  Frames that differ in labels or boundaries are in different systems.  The output appears
+    complete or not at all.
 
     Returns
     -------

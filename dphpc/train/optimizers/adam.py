@@ -19,16 +19,16 @@ from dphpc.train.parameters import Parameters
 class AdamRule:
     """Adam on named arrays.
 
-    About 10 operations and 7 arrays' traffic a value: 1.0 M values of the water net, 57 MB in float64, 2–3 ms.
+    About 10 operations and 7 memory accesses for each value: for the water net's 1.0 M values 57 MB in float64, 2–3 ms.
 
     Parameters
     ----------
     values
-        Leaves with gradients, as `gradient.leaves` gives them.
+        Leaves with gradients, see `gradient.leaves`.
     betas
-        Decay of the first and second moments a step.
+        Decay of the first and second moments per step.
     decoupled
-        Weight decay apart from the gradient (AdamW), not added to it (Adam).
+        Whether weight decay acts apart from the gradient (AdamW), or is added to it (Adam).
     lr_factor
         Multiplies every learning rate.
     device
@@ -56,7 +56,7 @@ class AdamRule:
         self._device = device
 
     def _by_precision(self) -> Iterator[tuple[np.dtype, list[tuple[int, int, int, int, int]]]]:
-        """Each precision, and the addresses and sizes of its arrays as `CudaAdam` takes them."""
+        """For each precision the addresses and sizes of its arrays, in the form that `CudaAdam` takes."""
         for dtype in {value.dtype for value in self.values.values()}:
             names = [name for name, value in self.values.items() if value.dtype == dtype]
             yield np.dtype(str(dtype).removeprefix("torch.")), [self._addresses(name) for name in names]
@@ -68,7 +68,7 @@ class AdamRule:
         return value.grad.data_ptr(), value.data_ptr(), first.data_ptr(), second.data_ptr(), value.numel()
 
     def step(self, learning_rate: float, norm: Tensor | None = None) -> None:
-        """One step; on a GPU none where `norm` (float64, there) is not finite."""
+        """Make one step; on a GPU none if `norm` (float64, in its memory) is not finite."""
         self._steps += 1
         rate = learning_rate * self.lr_factor
         s = AdamStep(rate, *self.betas, self._steps, self.weight_decay, self.decoupled)
@@ -87,7 +87,7 @@ class AdamRule:
         return {f"{key}.{name}": value for key, values in moments.items() for name, value in values.items()}
 
     def set_steps(self, n_steps: int) -> None:
-        """Go on as after `n_steps` steps."""
+        """Set the number of steps done."""
         self._steps = n_steps
 
     def describe(self) -> str:

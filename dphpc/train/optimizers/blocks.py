@@ -1,7 +1,7 @@
-"""Which weights share a covariance block of the Kalman filter, and how large a block the memory allows.
+"""Blocks of the Kalman filter's covariance: which weights share one, and how large the memory allows it to be.
 
 Small neighboring arrays are gathered and large ones split (RLEKF, Hu et al., arXiv 2212.06989, section "splitting
-big and gathering small layers").  Blocks are padded to one size, so that all of them are one batched product.
+big and gathering small layers").  Blocks are padded to one size, so that a batched product handles all of them.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from dphpc.train.schema import LkfConfig
 log = logging.getLogger("dphpc.train")
 
 SHARE = 0.5
-"""Of the available memory that the filter takes where the input does not say."""
+"""Fraction of the available memory that the filter may take by default."""
 
 LARGEST = 5120
-"""Default block of DeePMD-kit, never exceeded unasked."""
+"""Block size of DeePMD-kit, not exceeded by default."""
 
 PENDING = 8
 """Updates that wait as vectors before they are subtracted from the covariance in one product."""
@@ -33,12 +33,12 @@ PENDING = 8
 
 @dataclass(frozen=True)
 class Blocks:
-    """A partition of `n_values` numbers, laid out one array after the other.
+    """A partition of `n_values` numbers, which are stored array after array.
 
     Attributes
     ----------
     index
-        (n_blocks, size) positions; a block's padding has position `n_values`.
+        (n_blocks, size) position of each number; padding has position `n_values`.
     """
 
     index: NDArray[np.int64]
@@ -90,12 +90,12 @@ def _width(parts: list[list[range]]) -> int:
 
 
 def choose(sizes: Sequence[int], config: LkfConfig) -> int:
-    """The largest block size: the input's, or the largest that fits into the memory.
+    """The block size: the input's, or the largest that fits into the memory.
 
     Raises
     ------
     InputError
-        The given size, or any, does not fit.
+        The input's size does not fit, or no size does.
     """
     itemsize = np.dtype(config.kf_precision).itemsize
     available = memory_available()
@@ -128,7 +128,7 @@ def choose(sizes: Sequence[int], config: LkfConfig) -> int:
 
 
 def _largest_fitting(sizes: Sequence[int], itemsize: int, budget: float) -> int:
-    """The largest block that fits by bisection, 0 if none does; larger than the whole makes no difference."""
+    """The largest block size that fits into `budget` bytes, by bisection; 0 if none does."""
     low, high = 0, sum(sizes) + 1
     for _ in range(math.ceil(math.log2(high)) + 1):
         middle = (low + high) // 2

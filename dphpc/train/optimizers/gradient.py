@@ -1,4 +1,4 @@
-"""Optimizers that make one step from one gradient of the loss: what is common to Adam, Muon and SOAP."""
+"""What Adam, Muon and SOAP have in common: one step from one gradient of the loss."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from dphpc.train.parameters import Parameters
 
 
 class Rule(Protocol):
-    """How parameters follow their gradients; state as `Optimizer` stores it."""
+    """How parameters are changed by their gradients; the state is that of `Optimizer`."""
 
     def step(self, learning_rate: float) -> None:
-        """Change the parameters by their present gradients."""
+        """Change the parameters, given their gradients."""
 
     def state(self) -> State:
-        """Views of the state; all names are there before the first step too."""
+        """Views of the state by name; complete even before the first step."""
 
     def set_steps(self, n_steps: int) -> None:
-        """Go on as after `n_steps` steps."""
+        """Set the number of steps done."""
 
     def describe(self) -> str:
         """One line for the log."""
@@ -38,7 +38,7 @@ class GradientOptimizer:
     Parameters
     ----------
     max_norm
-        Largest norm of the whole gradient, which is scaled down to it; 0 for no limit.
+        Largest norm of the whole gradient; a larger one is scaled down to it.  0: no limit.
     """
 
     def __init__(self, rule: Rule, parameters: Parameters, max_norm: float = 0.0) -> None:
@@ -54,7 +54,7 @@ class GradientOptimizer:
         return result
 
     def step(self, learning_rate: float) -> float:
-        """One step by the present gradient; returns its norm before the limit.
+        """Make one step by the present gradient; returns its norm, before scaling.
 
         Raises
         ------
@@ -106,7 +106,7 @@ def is_matrix(name: str, value: Tensor) -> bool:
 
 
 def leaves(parameters: Parameters) -> dict[str, Tensor]:
-    """The parameters by name, as leaves whose gradients are the passes' own."""
+    """The parameters by name, as leaves whose gradients are views of the flat gradients."""
     gradients = parameters.split(parameters.gradients)
     result = {}
     for name, value in parameters.named():

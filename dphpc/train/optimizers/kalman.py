@@ -42,16 +42,16 @@ FORGETTING_RATE = 0.9987
 
 
 class BlockFilter:
-    """The filter itself on a vector of weights.
+    """The filter itself, for a vector of weights.
 
     Parameters
     ----------
     blocks
         Partition of the weights.
     dtype
-        Of the covariance.
+        Precision of the covariance.
     noise
-        R, variance of a measurement, the weights' being 1 at the start.
+        R, variance of a measurement; the weights' initial variance is 1.
     forgetting
         λ at the start.
     """
@@ -66,7 +66,7 @@ class BlockFilter:
         self.pending = torch.zeros((n_blocks, PENDING, size), dtype=dtype)
 
     def step(self, gradient: Tensor, error: float) -> Tensor:
-        """The change (N,) of the weights for an innovation with this gradient (N,).
+        """The change (N,) of the weights for an innovation `error` with this gradient (N,).
 
         Raises
         ------
@@ -77,7 +77,7 @@ class BlockFilter:
         values = torch.cat((gradient, gradient.new_zeros(1)))[self._index]
         h = values.view(n_blocks, 1, size).to(self.covariance.dtype)
         rows = self.pending[:, : self.n_pending]
-        gain = torch.bmm(h, self.covariance)  # P is symmetric; a row times it runs at the memory's speed
+        gain = torch.bmm(h, self.covariance)  # P is symmetric; row·P runs at the speed of memory
         if self.n_pending:
             gain.baddbmm_(torch.bmm(h, rows.transpose(1, 2)), rows, alpha=-1.0)
         gain *= self.scale
@@ -110,9 +110,9 @@ class KalmanOptimizer:
     Parameters
     ----------
     n_steps
-        Steps of the whole training: prefactors go geometrically from start to limit over it.
+        Number of steps of the whole training, over which prefactors change geometrically from start to limit.
     seed
-        Of the groups of atoms.
+        For the random groups of atoms.
 
     Raises
     ------
@@ -151,9 +151,9 @@ class KalmanOptimizer:
         engine.weights_changed()
 
     def groups(self, atoms: np.ndarray, frames: np.ndarray) -> list[np.ndarray]:
-        """Random groups of each frame's atoms, joined; an atom comes again when all of its frame have come.
+        """Random groups with as many atoms of every frame; none is repeated before all of its frame were taken.
 
-        A function of seed and step.
+        A pure function of seed and step.
         """
         rng = np.random.Generator(np.random.Philox(key=self.seed, counter=self.done << 64))  # no overlap
         size, n_groups = self.config.kf_force_atoms, self.config.kf_force_groups
@@ -169,7 +169,7 @@ class KalmanOptimizer:
         return float(start * (limit / start) ** (self.done / max(1, self.n_steps)))
 
     def state(self) -> State:
-        """The covariance's parts, and in `filter` (pending rows, scale, λ)."""
+        """Covariance and pending rows, and `filter` with (number of pending rows, scale, λ)."""
         return {} if not self.done else self._state()
 
     def _state(self) -> State:
@@ -197,7 +197,7 @@ class KalmanOptimizer:
 def energy_measurement(
     prediction: Prediction, batch: Batch, counted: np.ndarray, prefactor: float = 1.0
 ) -> tuple[LossGradient, float]:
-    """Seeds of the frames' signed energies per atom, summed; √(frames) times their mean absolute error (eV/atom)."""
+    """Seeds for the sum of frames' signed energies per atom; √(frames) times their mean absolute error (eV/atom)."""
     assert batch.energy is not None
     difference = prefactor * (batch.energy.ravel() - prediction.energy) / _atoms(batch, counted)
     seeds = prefactor * np.sign(difference) / _atoms(batch, counted)
@@ -207,10 +207,10 @@ def energy_measurement(
 def force_measurement(
     prediction: Prediction, batch: Batch, counted: np.ndarray, group: np.ndarray, prefactor: float = 1.0
 ) -> tuple[LossGradient, float]:
-    """Of a group with as many atoms of each frame, that may come more than once.
+    """The same for forces on a group with as many atoms of each frame, possibly repeated.
 
-    Seeds of the frames' mean signed force component divided by their numbers of atoms, summed; √(frames) times the mean
-    absolute error (eV/Å divided by atoms).
+    Seeds for the sum of the frames' mean signed force components divided by their numbers of atoms, and √(frames) times
+    the mean absolute error (eV/Å divided by the number of atoms).
     """
     assert batch.forces is not None
     scale = prefactor / _atoms(batch, counted)[batch.frame[group]][:, None]

@@ -1,4 +1,4 @@
-"""Adam on a GPU whose host looks at the gradient's norm one step late, so as not to wait for it."""
+"""Adam on a GPU, with the gradient's norm checked by the host one step late, so as not to wait for it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from dphpc.train.parameters import Parameters
 
 
 class LateCheckOptimizer(GradientOptimizer):
-    """Lets the GPU itself leave the weights alone where the gradient is not finite.
+    """Adam whose kernel leaves the weights unchanged if the gradient is not finite.
 
-    While the GPU makes the gradient, the host goes on to the next batch; it asks for the norm when it has to wait for
-    that batch's prediction anyway, or when the state is asked for.
+    While the GPU computes the gradient, the host goes on to the next batch.  It looks at the norm when it has to wait
+    for that batch's prediction anyway, or when the state is asked for.
     """
 
     def __init__(self, rule: Adam, parameters: Parameters) -> None:
@@ -27,7 +27,7 @@ class LateCheckOptimizer(GradientOptimizer):
         self._norm: Tensor | None = None
 
     def update(self, engine: Engine, batch: Batch, loss: EnergyLoss, learning_rate: float) -> LossResult:
-        """See `Optimizer.update`; the gradient that is not finite may be that of the step before."""
+        """See `Optimizer.update`; an error about the gradient is that of the step before."""
         prediction = engine.forward(batch)
         self._check()
         result = finite(loss(prediction, batch, learning_rate))
@@ -48,6 +48,6 @@ class LateCheckOptimizer(GradientOptimizer):
             )
 
     def state(self) -> State:
-        """See `Optimizer.state`; RunError where the last gradient was not finite."""
+        """See `Optimizer.state`; RunError if the last gradient was not finite."""
         self._check()
         return super().state()

@@ -1,8 +1,8 @@
 """Muon for the weight matrices, Adam for everything else (`HybridMuon` of a training input).
 
-Formulas in `dphpc.ops.muon.contract`.  The scale s = coeff·√max(m, n) gives the step of a matrix (m, n) Adam's root
-mean square (Liu et al., "Muon is scalable for LLM training", arXiv 2502.16982, eq. 4).  On a GPU torch takes the
-steps, in float32 too.
+Formulas in `dphpc.ops.muon.contract`.  The scale s = coeff·√max(m, n) gives the step of a matrix (m, n) the root mean
+square of Adam's (Liu et al., "Muon is scalable for LLM training", arXiv 2502.16982, eq. 4).  On a GPU torch computes
+the steps, also in float32.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def gram_newton_schulz(matrix: Tensor) -> Tensor:
 
 
 def orthogonalized(matrix: Tensor, *, gram: bool) -> Tensor:
-    """Newton–Schulz along a matrix's short side, by the Gram form where `gram` and the sides differ."""
+    """Newton–Schulz along a matrix's short side; with `gram` in the Gram form if the sides differ."""
     wide = matrix.shape[0] < matrix.shape[1]
     if gram and matrix.shape[0] != matrix.shape[1]:
         return gram_newton_schulz(matrix.T).T if wide else gram_newton_schulz(matrix)
@@ -69,13 +69,13 @@ class HybridMuonRule:
         self._on_card = parameters.device is not None
 
     def scale(self, m: int, n: int) -> float:
-        """What multiplies the orthogonal step of an (m, n) matrix."""
+        """The factor of the orthogonal step of a matrix (m, n)."""
         if self.config.lr_adjust > 0:
             return math.sqrt(max(1.0, m / n))
         return self.config.lr_adjust_coeff * math.sqrt(max(m, n))
 
     def step(self, learning_rate: float) -> None:
-        """One step."""
+        """Make one step."""
         c = self.config
         step = MuonStep(learning_rate, c.momentum, c.weight_decay, c.enable_gram)
         if self._on_card:
@@ -100,11 +100,11 @@ class HybridMuonRule:
             value.add_(update.to(value.dtype), alpha=-s.rate * self.scale(*value.shape))
 
     def state(self) -> State:
-        """`momentum.NAME` of matrices, Adam's moments of the rest."""
+        """`momentum.NAME` for matrices, Adam's moments for the rest."""
         return {f"momentum.{name}": value for name, value in self._momentum.items()} | self._adam.state()
 
     def set_steps(self, n_steps: int) -> None:
-        """Go on as after `n_steps` steps."""
+        """Set the number of steps done."""
         self._adam.set_steps(n_steps)
 
     def describe(self) -> str:

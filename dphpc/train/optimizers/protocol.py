@@ -1,4 +1,4 @@
-"""What the trainer asks of an optimizer, and what an optimizer asks of the step's physics."""
+"""The interface of an optimizer, and that of the engine from which it gets predictions and gradients."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dphpc.train.loss import EnergyLoss, LossResult
 from dphpc.train.step import LossGradient, Prediction
 
 State = dict[str, Tensor]
-"""What an optimizer stores, by name."""
+"""An optimizer's tensors, by name."""
 
 
 class Engine(Protocol):
@@ -27,31 +27,31 @@ class Engine(Protocol):
         """Set the parameters' gradients for the batch of the last `forward`, see `TableStep.backward`."""
 
     def weights_changed(self) -> None:
-        """To be called when the weights have changed."""
+        """Must be called after the weights have changed."""
 
 
 class Optimizer(Protocol):
-    """Changes a model's parameters by one batch at a time."""
+    """Changes a model's parameters, one batch at a time."""
 
     def update(self, engine: Engine, batch: Batch, loss: EnergyLoss, learning_rate: float) -> LossResult:
-        """One training step; returns the batch's loss before it.
+        """Make one training step; returns the batch's loss before it.
 
         Raises
         ------
         RunError
-            Loss or gradient is not finite; no weight has been changed by it.
+            Loss or gradient is not finite; it has not changed any weight.
         """
 
     def state(self) -> State:
-        """Views of everything that a restart to the bit needs, by name; empty before the first step."""
+        """Views of everything that a bitwise restart needs, by name; empty before the first step."""
 
     def load(self, state: State, n_steps: int) -> None:
-        """Set what `state` gave after `n_steps` steps.
+        """Restore what `state` returned after `n_steps` steps.
 
         Raises
         ------
         InputError
-            The state is another optimizer's.
+            The state is that of another optimizer.
         """
 
     def describe(self) -> str:
@@ -59,7 +59,7 @@ class Optimizer(Protocol):
 
 
 def finite(result: LossResult) -> LossResult:
-    """The result, if its loss is a number; else RunError."""
+    """The result; RunError if its loss is not finite."""
     if not math.isfinite(result.value):
         raise RunError("the loss is not finite", remedy="look at these frames, or lower start_lr")
     return result

@@ -28,26 +28,26 @@ from dphpc.train.parameters import Parameters
 from dphpc.train.schema import SoapConfig
 
 EPSILON = 1e-8
-"""Adam's."""
+"""ε of Adam."""
 
 Agree = Callable[[Tensor], Tensor]
-"""What rank 0 has of a tensor.
+"""Returns rank 0's value of a tensor.
 
-Eigenvectors of eigenvalues that are alike, as the many zeros of first gradients are, follow from rounding, so from the
-number of threads and the processor: ranks would go different ways.
+Eigenvectors of (nearly) equal eigenvalues, such as the many zeros for the first gradients, depend on rounding, and so
+on processor and number of threads: without this, ranks would diverge.
 """
 
 
 @dataclass
 class Side:
-    """One side's running mean of the gradient's products and its eigenvectors, both (k, k)."""
+    """Running mean of GGᵀ or GᵀG for one side of a matrix, and its eigenvectors, both (k, k)."""
 
     covariance: Tensor
     basis: Tensor
 
     @classmethod
     def of_size(cls, k: int, value: Tensor) -> Side:
-        """A side before the first step, of a matrix of that kind."""
+        """A side of length k before the first step, with the matrix's precision and device."""
         return cls(value.new_zeros((k, k)), torch.eye(k, dtype=value.dtype, device=value.device))
 
 
@@ -86,7 +86,7 @@ class _Matrix:
                 side.basis.copy_(agree(torch.linalg.eigh(side.covariance).eigenvectors.flip(1)))
 
     def follow(self, agree: Agree) -> None:
-        """One power iteration on both sides; moments keep their eigenvectors."""
+        """One power iteration on both sides; the moments are turned along."""
         if self.left is not None:
             order, turn = _iterate(self.left, agree)
             self.exp_avg.copy_(turn.T @ self.exp_avg)
@@ -97,7 +97,7 @@ class _Matrix:
             self.exp_avg_sq.copy_(self.exp_avg_sq[:, order])
 
     def state(self) -> State:
-        """Everything, by a name of its own."""
+        """All tensors, by name."""
         result = {"exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq}
         for name, side in (("left", self.left), ("right", self.right)):
             if side is not None:
@@ -122,7 +122,7 @@ class SoapRule:
     Parameters
     ----------
     comm
-        Of the ranks that make the same steps: all have rank 0's bases.
+        The ranks that make the same steps; all use rank 0's bases.
     """
 
     def __init__(self, config: SoapConfig, parameters: Parameters, comm: Communicator) -> None:
@@ -138,7 +138,7 @@ class SoapRule:
 
     @torch.no_grad()
     def step(self, learning_rate: float) -> None:
-        """One step."""
+        """Make one step."""
         c = self.config
         first = self.n_steps == 0
         follow = not first and self.n_steps % c.precondition_frequency == 0
@@ -172,7 +172,7 @@ class SoapRule:
         return own | self._adam.state()
 
     def set_steps(self, n_steps: int) -> None:
-        """Go on as after `n_steps` steps."""
+        """Set the number of steps done."""
         self.n_steps = n_steps
         self._adam.set_steps(n_steps)
 

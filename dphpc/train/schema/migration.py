@@ -1,4 +1,4 @@
-"""Inputs of DeePMD-kit before 3.2, which has the optimizer's and the warm-up's keys in the section `training`."""
+"""Inputs for DeePMD-kit before 3.2, where keys of optimizer and warm-up were in the section `training`."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ MOVED: dict[str, tuple[str, str]] = {
     **{key: ("optimizer", key) for key in (*_KF, *_MUON, *_ADAM)},
     **{key: ("learning_rate", key) for key in ("warmup_steps", "warmup_ratio", "warmup_start_factor")},
 }
-"""Key in `training` to its section and key since 3.2."""
+"""Key in `training`, and its section and key since 3.2."""
 
 
 def moved_from_training(data: Mapping[str, Any], source: str) -> Mapping[str, Any]:
-    """The input with such keys in their new sections; a warning names them.  `source` stands for the file in messages.
+    """The input with these keys in their new sections; a warning names them.  `source` names the file in messages.
 
     Raises
     ------
     InputError
-        A key stands in both sections.
+        A key is in both sections.
     """
     training = data.get("training")
     if not isinstance(training, Mapping):

@@ -37,7 +37,7 @@ _OTHER_MODELS = ("dpa4", "DPA4", "SeZM", "sezm", "frozen", "pairtab", "pairwise_
 _FORMS_OF_SEL = 'a list of integers, one for each type, "auto" or "auto:factor" (factor at least 1)'
 
 MAX_RCUT = 100.0
-"""Å: more is another unit; neighbors would fill the memory."""
+"""Å; more is taken for another unit, as the neighbors would fill the memory."""
 
 
 def _known_activation(name: str) -> str:

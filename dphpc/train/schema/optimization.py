@@ -76,7 +76,7 @@ class WsdConfig(_LearningRate):
 
 
 def _type_or(default: str) -> Discriminator:
-    """Chooses a section's kind by its `type`, which may be left out."""
+    """Choose a section's kind by its `type`, which may be missing."""
 
     def kind(data: Any) -> Any:
         return data.get("type", default) if isinstance(data, Mapping) else getattr(data, "type", default)
@@ -98,7 +98,7 @@ class _Optimizer(Config):
     own_keys
         Keys that DeePMD-kit's optimizer of this name lacks.
     off_keys
-        Keys of it that are off here, and not by default there, with the values that say so.
+        Keys that its default turns on and that are off here, with the values that turn them off.
     """
 
     own_keys: ClassVar[frozenset[str]] = frozenset()
@@ -115,7 +115,7 @@ class AdamConfig(_Optimizer):
 
 
 class AdamWConfig(_Optimizer):
-    """AdamW; weight decay apart from the gradient."""
+    """AdamW; weight decay acts apart from the gradient."""
 
     type: Literal["AdamW"] = "AdamW"
     adam_beta1: Fraction = 0.9

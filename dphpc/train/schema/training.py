@@ -19,7 +19,7 @@ Probability = Annotated[float, Field(le=1)]
 
 
 class DataConfig(Config):
-    """Systems to read and how they are drawn: what training and validation data share."""
+    """Systems and how they are sampled: the keys that training and validation data share."""
 
     key_aliases: ClassVar = {"auto_prob_style": "auto_prob", "sys_weights": "sys_probs"}
     ignored_keys: ClassVar = frozenset({"set_prefix"})
@@ -65,7 +65,7 @@ class TrainingDataConfig(DataConfig):
 
 
 class ValidationDataConfig(DataConfig):
-    """`training/validation_data`; `numb_btch` batches are drawn each time."""
+    """`training/validation_data`; each validation takes `numb_btch` batches."""
 
     key_aliases: ClassVar = {**DataConfig.key_aliases, "numb_batch": "numb_btch"}
     section: ClassVar = "training/validation_data"
@@ -76,7 +76,7 @@ class ValidationDataConfig(DataConfig):
 def batch_rule(text: str) -> tuple[str, int]:
     """Rule and number of a batch size given as text: `auto` (32 atoms), `auto:N`, `max:N`, `filter:N`.
 
-    auto: at least N atoms; max: at most N atoms, but a frame; filter: the same, and larger systems are left out.
+    auto: at least N atoms; max: at most N atoms, but at least one frame; filter: as max, without larger systems.
 
     Raises
     ------
@@ -180,7 +180,7 @@ class TrainingConfig(Config):
 
 
 class ValidatingConfig(Config):
-    """The section `validating`, accepted where it asks for nothing; how to validate then means nothing."""
+    """The section `validating`, accepted if it asks for no validation; its other keys are then ignored."""
 
     ignored_keys: ClassVar = frozenset(
         ("validation_freq", "save_best", "save_best_dir", "max_best_ckpt", "validation_metric", "full_val_file",
@@ -196,7 +196,7 @@ class ValidatingConfig(Config):
 
 
 class DphpcConfig(Config):
-    """The `dphpc` section: what DeePMD-kit has no key for.
+    """The `dphpc` section: options for which DeePMD-kit has no key.
 
     Attributes
     ----------
