@@ -1,7 +1,7 @@
-"""Labels by a calculator of ASE: `python -m dphpc.active.calculator FOLDER N` labels the frames of a folder.
+"""Labels by an ASE calculator: `python -m dphpc.active.calculator FOLDER N` labels the frames of a folder.
 
-N frames at a time, each in a process of its own: what ends one costs no other.  Where it was cut it goes on with those
-that are left.
+N frames are labelled at a time, each in a process of its own, so that a crash costs one frame only.  After an
+interruption it continues with the frames that are left.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ from dphpc.core.config import parse_config
 from dphpc.core.errors import DataError, DphpcError, InputError, RunError, did_you_mean
 
 RECORD, FRAMES, LABELLED = "label.json", "frames.extxyz", "labelled.extxyz"
-"""What a labelling is told, reads and writes, in its folder."""
+"""Files in the folder of a labelling: what was asked for, the frames, and the labelled frames."""
 
 WANTED = ("energy", "forces", "stress")
+"""ASE's names of the properties that a calculator is asked for, if it has them."""
 
 POLL = 0.01
 """Seconds between two looks at the processes."""
@@ -69,7 +70,7 @@ def make_calculator(label: Label) -> Any:
 
 
 def _profile(calculator: Any) -> Any:
-    """The class that tells some of ASE's calculators of their program."""
+    """The profile class by which some of ASE's calculators are told how to start their program."""
     module = inspect.getmodule(calculator)
     found = [kind for name, kind in vars(module).items() if name.endswith("Profile") and name != "BaseProfile"]
     if len(found) != 1:
@@ -83,7 +84,7 @@ def label_frame(label: Label, atoms: Atoms, directory: Path) -> Atoms:
     Raises
     ------
     DataError
-        It has not converged, or gave something that is not finite.
+        The calculation has not converged, or a result is not finite.
     """
     calculator = make_calculator(label)
     if hasattr(calculator, "directory"):
@@ -103,7 +104,7 @@ def label_frame(label: Label, atoms: Atoms, directory: Path) -> Atoms:
 
 
 def _label_one(label: Label, atoms: Atoms, folder: Path, number: int) -> None:
-    """In a process of its own: write the labelled frame, or end with status 1."""
+    """Label a frame in a process of its own and write it to a file; exit status 1 if that fails."""
     try:
         labelled = label_frame(label, atoms, folder / f"{number:04d}")
     except (Exception, SystemExit) as error:  # whatever a calculator raises
@@ -115,7 +116,7 @@ def _label_one(label: Label, atoms: Atoms, folder: Path, number: int) -> None:
 
 
 def label_frames(folder: Path, at_once: int) -> None:
-    """Label the frames of a folder that are not labelled yet, and write all that are.
+    """Label the frames of a folder that are not labelled yet, and write all labelled ones to one file.
 
     Raises
     ------
@@ -131,7 +132,7 @@ def label_frames(folder: Path, at_once: int) -> None:
     while waiting or running:
         while waiting and len(running) < at_once:
             number = waiting.pop(0)
-            # Forked, so that the packages are loaded; nothing but this loop has run before.
+            # Forked, so that packages need not be imported again; safe, as no other thread runs here.
             process = multiprocessing.get_context("fork").Process(
                 target=_label_one, args=(label, frames[number], folder, number)
             )

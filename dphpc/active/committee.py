@@ -24,44 +24,43 @@ from dphpc.train.freeze import freeze
 from dphpc.train.schema import TrainInput, load_input, parse_input
 
 MODEL = "model.dp"
-"""Of each member, in its folder: compressed."""
+"""The compressed model of a member, in its folder."""
 
 TRAINING, VALIDATION = "data", "valid"
-"""Systems made of a round's labelled frames, in the folder of its labels."""
+"""Systems made of a round's labelled frames, in the folder `label` of the round."""
 
 COMPLETED = "out.json"
-"""What a training leaves of its input, with all that was `auto`."""
-
+"""The complete input that a training writes, with `auto` values resolved."""
 
 OF_ITS_OWN = {"save_dir": None, "save_ckpt": "model.ckpt", "disp_file": "lcurve.out", "stat_file": None}
-"""Keys of `training` by which a training names its files, and what they must be: each has a folder of its own."""
+"""Keys of `training` that name files, and the values that they must have, as each training has its own folder."""
 
 
 @dataclass
 class Data:
-    """The systems that a round is trained on and validated with, beside the input's own."""
+    """The systems with labels of earlier rounds, used in addition to the input's own."""
 
     training: list[Path] = field(default_factory=list)
     validation: list[Path] = field(default_factory=list)
 
     def with_labels(self, folder: Path) -> Data:
-        """These, and what a labelling has left in a folder."""
+        """These systems, and those in the folder of a labelling."""
         training, validation = ([p] if (p := folder / name).is_dir() else [] for name in (TRAINING, VALIDATION))
         return Data([*self.training, *training], [*self.validation, *validation])
 
 
 @dataclass(frozen=True)
 class Committee:
-    """The training input of a loop, checked.
+    """The checked training input of a loop, and the trainings of its committees.
 
     Attributes
     ----------
     first, later
-        The input of the first round and of those after it.
+        The input of the first round, and that of later rounds.
     systems, validation
-        The input's own data systems, by name.
+        Names of the input's own data systems.
     sample
-        The first frame of the training data, with its labels.
+        The first frame of the training data, with labels.
     """
 
     config: LearnConfig
@@ -78,7 +77,7 @@ class Committee:
         Raises
         ------
         InputError, DataError
-            Something is wrong with them, or asks for what a loop cannot do.
+            They are wrong, or ask for something that a loop cannot do.
         """
         first = load_input(config.train)
         later = parse_input(merged(_mapping(first), config.retrain), source=f"'retrain' on top of {config.train}")
@@ -98,11 +97,11 @@ class Committee:
 
     @property
     def type_map(self) -> list[str]:
-        """Of the models."""
+        """The models' type map."""
         return self.first.model.type_map
 
     def folder(self, number: int, member: int) -> Path:
-        """Where a member of a round's committee is trained."""
+        """The folder in which a member of a round's committee is trained."""
         return round_folder(self.config, number) / "train" / str(member)
 
     def models(self, number: int) -> list[Path]:
@@ -110,7 +109,7 @@ class Committee:
         return [self.folder(number, k) / MODEL for k in range(self.config.models)]
 
     def require_models(self, number: int) -> list[Path]:
-        """The model files of a round's committee; an error where one is missing that was there when it was done."""
+        """The model files of a trained committee; InputError if one is missing."""
         models = self.models(number)
         for path in models:
             if not path.is_file():
@@ -118,14 +117,14 @@ class Committee:
         return models
 
     def trainings(self, number: int, data: Data, before: int | None) -> list[Work]:
-        """What makes a round's committee.
+        """The trainings of a round's committee.
 
         Parameters
         ----------
         data
-            Of the rounds before.
+            Labels of the rounds before.
         before
-            The round whose committee is the last one, None for the first.
+            The last round with a committee of its own, None for the first.
         """
         return [self._training(number, k, data, before) for k in range(self.config.models)]
 
@@ -139,7 +138,7 @@ class Committee:
             _extend(training.setdefault("validation_data", {}), self.validation, data.validation, folder)
         for k, section in enumerate((model["descriptor"], model["fitting_net"], training)):
             section["seed"] = draw_seed(config.seed, number, member, k)
-        if start is not None:  # another sum of `sel` would make another model of the same weights
+        if start is not None:  # the sum of `sel` is a factor in the model
             model["descriptor"]["sel"] = _sel(self.folder(start, member) / COMPLETED)
         arguments = ["train", "input.json", "--continue", "--output", COMPLETED]
         if start is not None:
@@ -154,17 +153,17 @@ class Committee:
 
 
 def round_folder(config: LearnConfig, number: int) -> Path:
-    """Where a round is."""
+    """The folder of a round."""
     return Path(config.folder) / f"round-{number:02d}"
 
 
 def draw_seed(*words: int) -> int:
-    """A seed that depends on these numbers alone."""
+    """A random seed that depends on these numbers only."""
     return int(np.random.default_rng(words).integers(2**31))
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A mapping with other values: sections are merged key by key, everything else is replaced."""
+    """A mapping with changed values: sections are merged key by key, other values replaced."""
     result = dict(base)
     for key, value in changes.items():
         both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
@@ -178,13 +177,13 @@ def _mapping(config: TrainInput) -> dict[str, Any]:
 
 
 def _extend(section: dict[str, Any], own: Sequence[str], new: Sequence[Path], folder: Path) -> None:
-    """The systems of a data section as seen from a folder, with the new ones; each stands there by itself."""
+    """Set the systems of a data section to its own and new ones, by paths relative to a folder."""
     section["systems"] = [os.path.relpath(system, folder) for system in [*own, *map(str, new)]]
     section.pop("rglob_patterns", None)
 
 
 def _require_same_systems(first: TrainInput, later: TrainInput) -> None:
-    """Refuse `retrain` with data of its own: every round has those of the input and all new ones."""
+    """Refuse `retrain` with other data systems: every round has those of the input and all new ones."""
     for name in ("training_data", "validation_data"):
         before, after = (getattr(given.training, name) for given in (first, later))
         for key in ("systems", "rglob_patterns"):
@@ -196,7 +195,7 @@ def _require_same_systems(first: TrainInput, later: TrainInput) -> None:
 
 
 def _require_possible(given: TrainInput, path: str) -> None:
-    """Refuse what a loop cannot do."""
+    """Raise InputError for options that a loop does not support."""
     t, m = given.training, given.model
     for name, data in (("training_data", t.training_data), ("validation_data", t.validation_data)):
         for key in ("batch_size", "auto_prob", "sys_probs") if data is not None else ():
@@ -240,7 +239,7 @@ def _first_frame(data: Dataset) -> Atoms:
 
 
 def _is_trained(folder: Path) -> bool:
-    """Whether a training that was cut had done all its steps."""
+    """Whether an interrupted training had done all its steps."""
     if not (folder / POINTER).is_file():
         return False
     checkpoint = Checkpoint.load(find_checkpoint(folder))
@@ -248,7 +247,7 @@ def _is_trained(folder: Path) -> bool:
 
 
 def _sel(path: Path) -> Any:
-    """`sel` of a training, from what it has left of its input."""
+    """`sel` of a training, from the complete input that it has written."""
     try:
         return read_json(path)["model"]["descriptor"]["sel"]
     except (KeyError, TypeError):

@@ -21,10 +21,10 @@ from dphpc.md.config import Kelvin
 from dphpc.train.data.storage import HDF5_MARK
 
 PLACEHOLDERS = ("{frames}", "{labelled}")
-"""Of a labelling command: the files it reads and writes."""
+"""Placeholders in a labelling command for the files that it reads and writes."""
 
 LONGEST = ("round-00", "explore", 100 * "x", 50 * "x")
-"""As long as a path in `folder` becomes."""
+"""Parts of the longest path that is made below `folder`."""
 
 
 def _listed(value: Any) -> Any:
@@ -41,15 +41,15 @@ Text = Annotated[str, AfterValidator(_without_nul)]
 
 
 class Exploration(Config):
-    """Runs of one MD run file: from each structure, at each temperature and pressure."""
+    """MD runs with one run file: one from each structure, at each temperature and pressure."""
 
     md: Text
     """Run file of `dphpc md` without `model`, `structure` and `deviation`."""
     structures: Annotated[list[Text], BeforeValidator(_listed), Field(min_length=1)]
     temperature_K: Annotated[list[Kelvin], BeforeValidator(_listed)] = Field(default=[])
-    """In place of the run file's, in `velocities` and in every stage that has one; a run for each."""
+    """Temperatures that replace those in the run file, in `velocities` and every stage that has one; one run each."""
     pressure_bar: Annotated[list[float], BeforeValidator(_listed)] = Field(default=[])
-    """In place of the run file's, in every npt stage; a run for each."""
+    """Pressures that replace those in the run file, in every npt stage; one run each."""
     every: PositiveInt = 10
     """Steps between two frames on which the models are compared."""
 
@@ -58,15 +58,15 @@ class Select(Config):
     """Which frames are labelled, by the largest deviation of a force (max_devi_f) in eV/Å."""
 
     above: PositiveFloat
-    """Up to this a frame is accurate: there is nothing to learn from it."""
+    """A frame with a deviation up to this is accurate: there is nothing to learn from it."""
     below: PositiveFloat
-    """From this on a frame has failed: the models have led the run to where nothing physical may be."""
+    """A frame with a deviation from this on has failed: the run may have become unphysical."""
     most: PositiveInt = 50
-    """So many of a round's candidates, the frames in between, are labelled at most."""
+    """Largest number of a round's candidates, the frames in between, that are labelled."""
     accurate: Annotated[float, Field(gt=0, le=1)] = 0.99
     """A round in which this fraction of the frames is accurate has converged."""
     stop_above: PositiveFloat = 10.0
-    """A run that deviates more ends there."""
+    """A run ends at a frame that deviates by more."""
 
     @model_validator(mode="after")
     def _in_order(self) -> Select:
@@ -104,16 +104,16 @@ class Label(Config):
 
 
 class Round(Config):
-    """What is explored, until nothing new is found there or `repeat` rounds are done."""
+    """What is explored in up to `repeat` rounds, until nothing new is found."""
 
     explore: Annotated[list[Exploration], Field(min_length=1)]
     repeat: PositiveInt = 1
     select: Select | None = None
-    """In place of the run file's."""
+    """Replaces the run file's `select`."""
 
 
 class Launch(Config):
-    """What goes before the commands that are started, such as `mpirun -n 4`."""
+    """Words in front of the commands that are started, such as `mpirun -n 4`."""
 
     train: Text = ""
     md: Text = ""
@@ -128,27 +128,27 @@ class AtOnce(Config):
 
 
 class LearnConfig(Config):
-    """Everything of a loop.  Paths are relative to the current directory."""
+    """The run file.  Paths are relative to the current directory."""
 
     train: Text
-    """Training input; its systems are the first data."""
+    """Training input; its systems are the initial data."""
     retrain: dict[str, Any] = Field(default={})
-    """Keys of the training input that have other values in rounds after the first."""
+    """Keys of the training input with other values in rounds after the first."""
     init_model: bool = True
-    """Rounds after the first start from the weights of the round before; else from random ones."""
+    """Whether rounds after the first start from the weights of the round before, or from random ones."""
     models: Annotated[int, Field(ge=2)] = 4
-    """Of the committee: they differ by their seeds."""
+    """Number of models in the committee; they differ by their seeds."""
     folder: Text = "learn"
-    """Where everything is written."""
+    """Folder in which everything is written."""
     rounds: Annotated[list[Round], Field(min_length=1)]
     select: Select | None = None
     label: Label
     hold_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Fraction of the new frames that become validation data and are not trained on."""
+    """Fraction of the new frames that become validation data."""
     launch: Launch = Field(default_factory=Launch)
     at_once: AtOnce = Field(default_factory=AtOnce)
     seed: Seed = 1
-    """Of everything that is drawn."""
+    """Seed for everything random."""
 
     @field_validator("folder")
     @classmethod
@@ -172,7 +172,7 @@ class LearnConfig(Config):
         return self
 
     def selection(self, entry: Round) -> Select:
-        """How frames of an entry of `rounds` are chosen."""
+        """The selection for an entry of `rounds`."""
         select = entry.select or self.select
         assert select is not None, "checked above"
         return select

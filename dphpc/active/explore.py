@@ -1,4 +1,4 @@
-"""Exploration: molecular dynamics with the committee, which notes how far its models disagree."""
+"""Exploration: MD runs with the committee, which record how far its models disagree."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from dphpc.md.sealed import previous_of
 from dphpc.md.structures import read_structure
 
 RECORD, DEVIATIONS, CANDIDATES, RESTART = "run.json", "model_devi.out", "candidates.extxyz", "restart.h5"
-"""What a run reads and writes, in its folder."""
+"""Files that a run reads and writes in its folder."""
 
 FILLED_IN = ("structure", "model", "deviation")
-"""Keys of an MD run file that the loop gives."""
+"""Keys of an MD run file that the loop sets."""
 
 
 @dataclass(frozen=True)
 class Condition:
-    """One run of an exploration: what differs from the others."""
+    """What distinguishes one run of an exploration from the others."""
 
     exploration: Exploration
     structure: str
@@ -37,19 +37,19 @@ class Condition:
 
     @property
     def name(self) -> str:
-        """For its folder."""
+        """Name of the run, for its folder."""
         words = [Path(self.structure).name.split(".")[0]]
         words += [f"{self.temperature_K:g}K"] if self.temperature_K is not None else []
         words += [f"{self.pressure_bar:g}bar"] if self.pressure_bar is not None else []
         return "-".join(words)
 
     def run_file(self) -> dict[str, Any]:
-        """The MD run file with structure, temperature and pressure, under the keys' own names.
+        """The MD run file with structure, temperature and pressure filled in.
 
         Raises
         ------
         InputError
-            It is none, gives what the loop gives, or has nothing that a temperature or pressure could be set in.
+            The run file is wrong, sets what the loop sets, or has no place for a temperature or pressure.
         """
         path = self.exploration.md
         mapping = read_mapping(path)
@@ -89,7 +89,7 @@ def check(entry: Round, type_map: Sequence[str]) -> list[MdConfig]:
     Raises
     ------
     InputError, DataError
-        A run file or a structure is wrong, has species that the models do not know, or cannot be labelled.
+        A run file or structure is wrong, has species unknown to the models, or cannot be labelled.
     """
     runs, files = [], dict[tuple[str, str], MdConfig]()
     for c in conditions(entry):
@@ -114,7 +114,7 @@ def check(entry: Round, type_map: Sequence[str]) -> list[MdConfig]:
 
 
 def explorations(config: LearnConfig, number: int, entry: Round, models: Sequence[Path]) -> list[Work]:
-    """The runs of a round with a committee."""
+    """The exploration runs of a round with a committee."""
     top = round_folder(config, number) / "explore"
     return [
         _exploration(config, condition, top / f"{k:02d}-{condition.name}", (number, k), config.selection(entry), models)
@@ -123,12 +123,12 @@ def explorations(config: LearnConfig, number: int, entry: Round, models: Sequenc
 
 
 def require_same_runs(works: Sequence[Work], complete: bool) -> None:
-    """Refuse a round that has explored, or has begun to, what the run file no longer asks for.
+    """Refuse a round with explorations, done or begun, that the run file no longer asks for.
 
     Parameters
     ----------
     complete
-        The round is done, so that all that is asked for must be there, too (unless all of it was removed).
+        Whether the round is done, so that all explorations must be there (unless all were removed).
     """
     top, asked = works[0].folder.parent, {work.folder.name for work in works}
     found = {path.name.removesuffix(".part") for path in top.glob("*")}
@@ -149,12 +149,12 @@ def _exploration(
     run = condition.run_file()
     first, *others = (os.path.relpath(model, folder) for model in models)
     run |= {"structure": os.path.relpath(condition.structure, folder), "model": first}
-    # All above `above`, not those below `below` alone: that can then be changed before frames are selected.
+    # All frames above `above`, even those above `below`, so that `below` can be changed before frames are selected.
     run["deviation"] = {
         "models": others, "every": condition.exploration.every, "file": DEVIATIONS, "candidates": CANDIDATES,
         "mark_above": select.above, "stop_above": select.stop_above,
     }  # fmt: skip
-    # Every run starts in its own way, and writes into its own folder.
+    # Every run has its own seeds, and writes into its own folder.
     run["seed"] = draw_seed(config.seed, *place, 0)
     if "velocities" in run:
         run["velocities"]["seed"] = draw_seed(config.seed, *place, 1)
@@ -175,17 +175,17 @@ def _exploration(
 
 
 def _is_over(part: Path, run: dict[str, Any], select: Select) -> bool:
-    """Whether a run that was cut had come to its end: went through its stages, or deviated too much."""
+    """Whether an interrupted run was at its end: all stages done, or a deviation above `stop_above`."""
     checkpoint = read_restart(str(part / RESTART))[1]
     over = checkpoint.position_in(MdConfig.model_validate(run).stages) is None
     return over or any(worst > select.stop_above for _, worst in deviations(part))
 
 
 def _explored(status: int, folder: Path) -> bool:
-    """Whether a run has explored: to its end, or to where it went astray, as runs of poor models do."""
+    """Whether a run counts as done: at its end, or where its atoms went astray, as with poor models."""
     if status in (0, EXIT_STOPPED_ABOVE):
         return True
-    # A signal, or an error of inputs, files or the machine, which says nothing of the models; or nothing was explored.
+    # A signal, or an error that is not due to the models; or nothing was explored.
     if status != EXIT_ASTRAY or len(deviations(folder)) < 2:
         return False
     text = (folder / LOG).read_text(encoding="utf-8", errors="replace")
@@ -195,7 +195,7 @@ def _explored(status: int, folder: Path) -> bool:
 
 
 def unreached(folder: Path) -> int:
-    """Frames that a run would have compared, had it not ended early; 0 if it minimizes, which takes what it needs."""
+    """Number of frames not compared because the run ended early; 0 with a minimization, whose length is not known."""
     run = read_json(folder / RECORD)
     if any(stage["ensemble"] == "minimize" for stage in run["stages"]):
         return 0
@@ -204,7 +204,7 @@ def unreached(folder: Path) -> int:
 
 
 def deviations(folder: Path) -> list[tuple[int, float]]:
-    """Step and max_devi_f in eV/Å of the frames that a run has compared its models on.
+    """(step, max_devi_f in eV/Å) of each frame on which a run has compared the models.
 
     Raises
     ------
@@ -217,7 +217,7 @@ def deviations(folder: Path) -> list[tuple[int, float]]:
     lines = path.read_text(encoding="ascii", errors="replace").splitlines(keepends=True)
     found = []
     for number, line in enumerate(lines, 1):
-        if line.startswith("#") or not line.endswith("\n"):  # the last one, of a run that was killed
+        if line.startswith("#") or not line.endswith("\n"):  # an incomplete last line, of a run that was killed
             continue
         try:
             step, _, _, _, worst, _, _ = line.split()

@@ -1,6 +1,6 @@
-"""Labelling: energies, forces and stresses of chosen frames, by a calculator of ASE or by any command.
+"""Labelling: energies, forces and stresses of chosen frames, by an ASE calculator or any command.
 
-Either reads an extxyz file and writes another; `active/calculator.py` is the command for calculators.
+The command reads one extxyz file and writes another; for ASE calculators it is `active/calculator.py`.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ from dphpc.train.convert import read_configurations
 from dphpc.train.data.writer import Configuration, write_systems
 
 LARGEST = {"energy": 1e12, "force": 1e6, "virial": 1e12}
-"""eV and eV/Å: what is larger is no result, whatever program wrote it, and a training would die of it."""
+"""eV and eV/Å; a larger value is taken for a failed calculation, and would ruin a training."""
 
 MOST_REPORTED = 10
-"""Frames of which it is said one by one what is wrong with them."""
+"""Largest number of frames whose problems are reported one by one."""
 
 
 def labelling(
     config: LearnConfig, title: str, folder: Path, choose: Callable[[], list[Atoms]], type_map: Sequence[str],
     choice: Mapping[str, Any] | None = None,
 ) -> Work:  # fmt: skip
-    """Label frames and make data systems of them.
+    """The work of labelling frames and making data systems of them.
 
     Parameters
     ----------
     choose
-        Gives the frames.
+        Returns the frames.
     choice
-        By what they are chosen, for the record; its `seed` draws those that are held out.
+        How they were chosen, for the record; its `seed` decides which are held out.
     """
-    # A command is a way to labels, and may change with the machine; a calculator is a level of theory.
+    # The record has the calculator, as it is a level of theory, but no command, which may change with the machine.
     label = config.label.model_dump(mode="json", exclude={"command"}, exclude_none=True)
     hold_out = config.hold_out if choice else 0.0
     settings = {"label": label, "choice": choice, "hold_out": hold_out}
@@ -71,7 +71,7 @@ def labelling(
         held = set(order[: int(hold_out * len(frames))].tolist())
         for name, wanted in ((TRAINING, False), (VALIDATION, True)):
             chosen = [frame for i, frame in enumerate(frames) if (i in held) == wanted]
-            shutil.rmtree(part / name, ignore_errors=True)  # of a part that was cut, perhaps with fewer frames
+            shutil.rmtree(part / name, ignore_errors=True)  # left by an interrupted run, perhaps with fewer frames
             if chosen:
                 write_systems(chosen, type_map, part / name, "deepmd/npy")
 
@@ -79,19 +79,19 @@ def labelling(
 
 
 def first_label(config: LearnConfig, folder: Path, sample: Atoms, type_map: Sequence[str]) -> Work:
-    """Label a frame of the training data, and say how the labels differ from those that the data have of it."""
+    """The work of labelling a frame of the training data, and comparing with its labels there."""
     title = "labelling of a first frame, to see that it works,"
-    work = labelling(config, title, folder, lambda: [sample.copy()], type_map)  # without its labels
+    work = labelling(config, title, folder, lambda: [sample.copy()], type_map)  # the copy has no labels
     return replace(work, finish=lambda part: log.info("%s", compare(part, sample)))
 
 
 def _usable(folder: Path) -> list[Configuration | None]:
-    """The labels of each frame that a folder asks for; None where there is no energy or force, or none that can be.
+    """The labels of each frame of a labelling; None if energy or forces are missing or impossible.
 
     Raises
     ------
     RunError
-        There are none, or they cannot be read.
+        There are no labels, or they cannot be read.
     """
     path, asked = folder / LABELLED, list(ase.io.iread(folder / FRAMES, index=":", parallel=False))
     see = f"see {folder / LOG}"
@@ -126,7 +126,7 @@ def _usable(folder: Path) -> list[Configuration | None]:
 def _read(path: Path, remedy: str) -> list[Configuration]:
     try:
         return list(read_configurations(path, "ase/extxyz")) if path.stat().st_size else []
-    except (DataError, ValueError, TypeError) as error:  # the latter two of a virial that is no 3 × 3 numbers
+    except (DataError, ValueError, TypeError) as error:  # the latter two for a malformed virial
         what, where = (error.what, error.where) if isinstance(error, DataError) else (str(error), None)
         raise RunError(
             f"the labels cannot be read: {what}", where=where or str(path), expected="an extxyz file", remedy=remedy
@@ -134,7 +134,7 @@ def _read(path: Path, remedy: str) -> list[Configuration]:
 
 
 def _wrong(label: Configuration) -> str:
-    """What forbids to train on a labelled frame, or nothing."""
+    """Why a labelled frame cannot be trained on; empty if it can."""
     for name in ("energy", "force"):
         if name not in label.values:
             return f"it has no {name}"
@@ -153,7 +153,7 @@ def _is_possible(label: Configuration, name: str) -> bool:
 
 
 def compare(folder: Path, sample: Atoms) -> str:
-    """What the labels of a first frame say beside those that the data have of it."""
+    """A sentence that compares the labels of the first frame with those in the data."""
     (label,) = _usable(folder)
     assert label is not None, "or there is none at all"
     if sample.calc is None:
@@ -164,12 +164,12 @@ def compare(folder: Path, sample: Atoms) -> str:
 
 
 def check(label: Label) -> None:
-    """Find out whether labels can be made, as far as that goes without making one.
+    """Check whether labels can be made, as far as possible without making one.
 
     Raises
     ------
     InputError
-        There is no such calculator or program, or the calculator does not take the parameters.
+        The calculator or program does not exist, or the calculator refuses the parameters.
     """
     if label.command is not None:
         require_shell_command(label.command, "label/command")

@@ -1,7 +1,7 @@
 """`dphpc learn`: rounds of training, exploration, selection and labelling, until nothing new is found.
 
-Everything is a file below one folder: `round-NN/train`, `explore`, `label`, and a summary when the round is done. The
-same command goes on wherever it was cut; what is done is not done again.
+All state is in files below one folder: `round-NN/train`, `explore`, `label`, and a summary when the round is done.  So
+after an interruption the same command continues, and does nothing twice.
 """
 
 from __future__ import annotations
@@ -42,21 +42,21 @@ SUMMARY, SECONDS, TABLE = "summary.json", "seconds.json", "rounds.csv"
 
 
 def learn(config: str | Path | Mapping[str, Any] | LearnConfig, *, dry_run: bool = False) -> LearnResult:
-    """Do active learning as a run file says, or go on with it.
+    """Run active learning as a run file says, or continue it.
 
     Parameters
     ----------
     config
-        A run file (YAML or JSON), or what would stand in one.
+        A run file (YAML or JSON), or its contents.
     dry_run
-        Check everything and say what would be done, without doing it.
+        Only check everything and log what would be done.
 
     Raises
     ------
     InputError, DataError
-        Something is wrong with the run file or what it names, or it contradicts work that is done.
+        The run file, or a file that it names, is wrong, or contradicts work that is done.
     RunError
-        A step failed, or nothing can be learned from a round; what is done stays.
+        A step failed, or nothing can be learned from a round; what is done is kept.
     """
     _require_one_process()
     if isinstance(config, str | Path):
@@ -105,7 +105,7 @@ class Loop:
         self._require_agreement()
 
     def _rounds_done(self) -> list[RoundSummary]:
-        """What came out of the rounds that are done; not of the last one if its labels were removed, to be made anew.
+        """Summaries of the rounds that are done, without the last one if its labels were removed to be made anew.
 
         Raises
         ------
@@ -126,7 +126,7 @@ class Loop:
         return [int(name) for name in names if name.isdecimal()]
 
     def _schedule(self) -> Iterator[tuple[int, int, Round]]:
-        """Number, entry of the run file and its place there, round by round; a round that is yielded is then done."""
+        """(number, index in `rounds`, entry) of each round; the caller does a round before it asks for the next."""
         number = 0
         for place, entry in enumerate(self.config.rounds):
             for _ in range(entry.repeat):
@@ -136,7 +136,7 @@ class Loop:
                     break
 
     def _require_agreement(self) -> None:
-        """Refuse a run file that asks for other rounds than were done, or for others of what was done in them."""
+        """Refuse a run file that disagrees with the rounds that are done."""
         latest = max(self._begun(), default=0)
         if latest > len(self.done):
             raise InputError(
@@ -164,7 +164,7 @@ class Loop:
             data = self._with_labels(data, number)
 
     def describe(self) -> list[str]:
-        """What the loop does."""
+        """Lines for the log: what the loop does."""
         c, t = self.config, self.committee.first.training
         length = f"{t.numb_steps} steps" if t.numb_steps is not None else f"{t.numb_epoch:g} epochs"
         lines = [
@@ -189,7 +189,7 @@ class Loop:
         ]
 
     def run(self) -> LearnResult:
-        """All rounds that are left, and the last training."""
+        """Do all rounds that are left, and the final training."""
         self._check_labels()
         data, trained = Data(), None
         for number, place, entry in self._schedule():
@@ -204,12 +204,12 @@ class Loop:
         return LearnResult(self.done, models, self.done[-1].converged)
 
     def _check_labels(self) -> None:
-        """Label a frame of the training data: what is wrong with the labelling shows before hours of training."""
+        """Label a frame of the training data, so that errors of the labelling show before hours of training."""
         sample, folder = self.committee.sample, self.folder / "check"
         check = label.first_label(self.config, folder, sample, self.committee.type_map)
         try:
             done = check.is_done()
-        except InputError:  # of another calculator: rounds that it has labelled are refused later
+        except InputError:  # made with another calculator; rounds that it has labelled are refused elsewhere
             done = False
             for path in (folder, check.part):
                 shutil.rmtree(path, ignore_errors=True)
@@ -217,11 +217,11 @@ class Loop:
             self.workshop.do([check], 1)
 
     def _last_trained(self, number: int, trained: int | None) -> int:
-        """The round whose committee a round takes: its own, or of `trained`, the last one, if that knows all data."""
+        """The round whose committee a round uses: its own, or `trained`, the last one, if that has seen all data."""
         return number if trained is None or self._label_folder(number - 1).is_dir() else trained
 
     def _trainings(self, number: int, data: Data, trained: int | None) -> list[Work]:
-        """What makes a round's committee; nothing where it takes the last one."""
+        """The trainings of a round's committee; none if it uses the last one."""
         own = self._last_trained(number, trained) == number
         return self.committee.trainings(number, data, trained) if own else []
 
@@ -238,12 +238,12 @@ class Loop:
         )  # fmt: skip
 
     def _train(self, number: int, data: Data, trained: int | None) -> None:
-        """Train a round's committee, unless it takes the last one."""
+        """Train a round's committee, unless it uses the last one."""
         works = self._trainings(number, data, trained)
         self._do(number, "train", works, self.config.at_once.train, share_cores=not self.config.launch.train)
 
     def _round(self, number: int, place: int, entry: Round, trained: int) -> None:
-        """Explore, select, label, and say what came of it."""
+        """Explore, select, label, and write the summary."""
         select, works = self.config.selection(entry), self._explorations(number, entry, trained)
         self.committee.require_models(trained)
         explore.require_same_runs(works, complete=False)
@@ -257,7 +257,7 @@ class Loop:
         self._conclude(number, place, counts, trained, converged)
 
     def _with_labels(self, data: Data, number: int) -> Data:
-        """The data, and what a round that is done has added; an error where that is no longer there."""
+        """The data with those that a round has added; InputError if these are missing."""
         folder, labelled = self._label_folder(number), self.done[number].labelled
         held = int(self.config.hold_out * labelled)
         for name, n in ((TRAINING, labelled - held), (VALIDATION, held)):
@@ -267,7 +267,7 @@ class Loop:
         return data.with_labels(folder)
 
     def _label_folder(self, number: int) -> Path:
-        """Where a round's labels are; there is none if nothing was labelled."""
+        """The folder of a round's labels; it does not exist if nothing was labelled."""
         return round_folder(self.config, number) / "label"
 
     def _conclude(self, number: int, place: int, counts: Counts, trained: int, converged: bool) -> None:
@@ -291,7 +291,7 @@ class Loop:
             log.info("round %d has converged: %.1f %% of its frames are accurate", number, 100.0 * summary.accurate)
 
     def _errors(self, number: int, trained: int) -> tuple[int, float, float]:
-        """Frames that were labelled, and the committee's RMSE on them: forces in eV/Å, energies in eV per atom."""
+        """Number of labelled frames, and the committee's RMSE on them: forces in eV/Å, energies in eV per atom."""
         systems = Data().with_labels(self._label_folder(number))
         names = [str(path) for path in (*systems.training, *systems.validation)]
         if not names:
@@ -302,7 +302,7 @@ class Loop:
         return sum(reports[0].n_frames.values()), force, energy
 
     def _do(self, number: int, step: str, works: Sequence[Work], at_once: int = 1, share_cores: bool = False) -> None:
-        """Do what is not done yet of a step of a round, and note how long it took."""
+        """Do those works of a round's step that are not done yet, and record the time taken."""
         waiting = [work for work in works if not work.is_done()]
         if not waiting:
             return
@@ -317,7 +317,7 @@ class Loop:
 
 
 def _seconds(path: Path) -> dict[str, float]:
-    """How long the steps of a round took, as far as that is known: no result depends on it."""
+    """Seconds taken by each step of a round, as far as known; no result depends on them."""
     try:
         found = read_json(path)
     except InputError:

@@ -1,4 +1,4 @@
-"""Which labelled frame is which of those that were asked for: a program may reorder frames, leave some out, or err."""
+"""Matching labelled frames to those asked for, as a program may reorder frames or atoms, or leave frames out."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 from dphpc.train.data.writer import PER_ATOM, Configuration
 
 TOLERANCE = 1e-3
-"""Å by which cell vectors and positions may differ: programs round what they write, some in fractions or bohr."""
+"""Å by which cell vectors and positions may differ, as programs round them, some in fractional coordinates or bohr."""
 
 
 def matched(asked: Sequence[Atoms], found: Sequence[Configuration]) -> tuple[list[Configuration | None], list[str]]:
-    """The labels of each frame that was asked for, its atoms in that frame's order, or None.
+    """The labels of each frame that was asked for, with atoms in its order; None if there are none.
 
     Returns
     -------
-    The labels, and of each labelled frame that is of no use a line which says why.
+    The labels, and for each labelled frame that matches none a line that says why.
     """
     labels: list[Configuration | None] = [None] * len(asked)
     useless: list[str] = []
@@ -43,7 +43,7 @@ def matched(asked: Sequence[Atoms], found: Sequence[Configuration]) -> tuple[lis
 
 
 def compared(asked: Atoms, found: Configuration) -> tuple[NDArray[np.int64] | None, str]:
-    """For each atom that was asked for the one found in its place, (n,); else None, and what differs."""
+    """(n,) the found atom in the place of each atom asked for; or None, and what differs."""
     if len(asked) != len(found.symbols):
         return None, f"{len(found.symbols)} atoms in place of {len(asked)}"
     if sorted(asked.symbols) != sorted(found.symbols):
@@ -71,7 +71,7 @@ def compared(asked: Atoms, found: Configuration) -> tuple[NDArray[np.int64] | No
 
 
 def _distances(frame: Atoms, a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(n,) Å, from image to image: of those that matter, which are small, these are the least."""
+    """(n,) Å, distances between nearest images; exact for small distances, and only these matter."""
     d = b - a
     if frame.pbc.all():
         cell = frame.cell.array

@@ -1,4 +1,4 @@
-"""What came out of a loop, round by round."""
+"""The results of active learning, round by round."""
 
 from __future__ import annotations
 
@@ -13,22 +13,24 @@ from dphpc.core.units import duration
 
 @dataclass(frozen=True)
 class RoundSummary:
-    """What came out of a round: a line of `rounds.csv`.
+    """The summary of a round: a line of `rounds.csv`.
 
     Attributes
     ----------
     entry
-        Of the run file's `rounds`, from 0.
+        Index in the run file's `rounds`, from 0.
     frames
-        On which the models were compared; accurate, candidate and failed ones are fractions of them.
+        Number of frames on which the models were compared.
+    accurate, candidate, failed
+        Fractions of these frames.
     worst_devi_f
         Largest max_devi_f in eV/Å.
     labelled
-        Frames that were added to the data.
+        Number of frames added to the data.
     rmse_f, rmse_e
-        Of the committee on these frames before it was trained on them: eV/Å, and eV per atom; NaN without such.
+        The committee's errors on the labelled frames before training on them, eV/Å and eV per atom; NaN without labels.
     train_s, explore_s, label_s
-        Wall-clock seconds, over all the parts in which the round was done.
+        Wall-clock seconds, summed over interruptions.
     """
 
     round: int
@@ -48,12 +50,12 @@ class RoundSummary:
 
     @classmethod
     def of(cls, path: Path, number: int) -> RoundSummary:
-        """What a round has left in a file.
+        """Read the summary of a round.
 
         Raises
         ------
         InputError
-            It is damaged, or another round's.
+            The file is damaged, or that of another round.
         """
         found = read_json(path)
         names = {f.name for f in fields(cls)}
@@ -63,7 +65,7 @@ class RoundSummary:
         return cls(**found)
 
     def cells(self) -> list[str]:
-        """As the table on the screen has it."""
+        """The cells of its row in the table."""
         fractions = [f"{100.0 * x:.1f}" for x in (self.accurate, self.candidate, self.failed)]
         errors = ["" if math.isnan(x) else f"{x:.3g}" for x in (self.rmse_f, 1e3 * self.rmse_e)]
         times = [duration(x) for x in (self.train_s, self.explore_s, self.label_s)]
@@ -79,18 +81,18 @@ _HEADINGS = (
 
 @dataclass(frozen=True)
 class LearnResult:
-    """A loop that has ended; in a notebook it shows itself as a table.
+    """The result of a loop; a notebook shows it as a table.
 
     Attributes
     ----------
     rounds
-        What came out of each.
+        Summary of each round that is done.
     models
-        The last committee, trained on all data; empty if the loop was stopped before.
+        Files of the last committee, trained on all data; empty if the loop was stopped before.
     converged
         Whether the last round found nearly all frames accurate.
     stopped_by
-        Number of the signal that ended it early, or 0.
+        Number of the signal that ended the loop early, or 0.
     """
 
     rounds: list[RoundSummary] = field(default_factory=list)
@@ -99,7 +101,7 @@ class LearnResult:
     stopped_by: int = 0
 
     def table(self) -> list[str]:
-        """Lines of a table of the rounds."""
+        """A table of the rounds, as lines."""
         rows = [*(list(row) for row in zip(*_HEADINGS, strict=True)), *(r.cells() for r in self.rounds)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return ["  ".join(f"{cell:>{w}}" for cell, w in zip(row, widths, strict=True)) for row in rows]

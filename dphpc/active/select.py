@@ -1,4 +1,4 @@
-"""Selection: how well the committee knows the frames it has explored, and which of them are labelled."""
+"""Selection: counting the explored frames by the committee's deviation, and choosing those to be labelled."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dphpc.active.work import spoiled
 
 @dataclass(frozen=True)
 class Counts:
-    """The frames of a round by what the models know of them; `worst` is the largest deviation in eV/Å."""
+    """Numbers of a round's frames by deviation, see `config.Select`; `worst` is the largest deviation in eV/Å."""
 
     accurate: int
     candidate: int
@@ -28,7 +28,7 @@ class Counts:
 
     @property
     def frames(self) -> int:
-        """All of them."""
+        """Number of all frames."""
         return self.accurate + self.candidate + self.failed
 
     def converged(self, select: Select) -> bool:
@@ -37,7 +37,7 @@ class Counts:
 
 
 def count(runs: Sequence[Path], select: Select) -> Counts:
-    """Sort the frames of runs, by their folders; frames that runs did not reach, as they went astray, have failed."""
+    """Count the frames of runs, given by their folders; frames that a run did not reach count as failed."""
     worst = np.array([value for folder in runs for _, value in deviations(folder)])
     accurate, candidate = worst <= select.above, (worst > select.above) & (worst < select.below)
     known = int(accurate.sum()), int(candidate.sum())
@@ -46,12 +46,12 @@ def count(runs: Sequence[Path], select: Select) -> Counts:
 
 
 def choose(runs: Sequence[Path], select: Select, seed: int) -> list[Atoms]:
-    """At most `select.most` of the candidates, drawn with equal chances; without what the models say of them.
+    """At most `select.most` of the candidates, drawn at random, without the models' energies and forces.
 
     Raises
     ------
     InputError
-        Frames are damaged, or fewer than the runs have written.
+        Frames are damaged or missing.
     """
     found: dict[bytes, Atoms] = {}
     for folder in runs:
@@ -68,9 +68,9 @@ def choose(runs: Sequence[Path], select: Select, seed: int) -> list[Atoms]:
 
 
 def _all_frames(folder: Path, select: Select) -> list[tuple[Atoms, float, int]]:
-    """What a run has written of frames above `above`: they, max_devi_f in eV/Å, and step."""
+    """The frames that a run has written, those with a deviation above `above`: (frame, max_devi_f in eV/Å, step)."""
     frames = list(_frames(folder / CANDIDATES))
-    # Deviations stand there rounded, and one that is infinite without a frame.
+    # The file has rounded deviations, and an infinite one has no frame.
     expected = sum(select.above * (1.0 + 1e-5) < worst < np.inf for _, worst in deviations(folder))
     if len(frames) < expected - 1:  # a run may die between a deviation and its frame
         what = f"{len(frames)} frames can be read, and {expected} deviate so that they are there"
@@ -79,7 +79,7 @@ def _all_frames(folder: Path, select: Select) -> list[tuple[Atoms, float, int]]:
 
 
 def _frames(path: Path) -> Iterator[tuple[Atoms, float, int]]:
-    """The frames of a file; of a run that died in the middle of one, those before."""
+    """The complete frames of a file; a run may have died in the middle of the last one."""
     if not path.is_file():
         return
     with path.open(encoding="utf-8", errors="replace") as file:
@@ -91,5 +91,5 @@ def _frames(path: Path) -> Iterator[tuple[Atoms, float, int]]:
                     return
                 (atoms,) = ase.io.iread(io.StringIO("".join(lines)), format="extxyz", parallel=False)
                 yield atoms, float(atoms.info["max_devi_f"]), int(atoms.info["Step"])
-            except Exception as error:  # whatever ASE makes of damaged lines
+            except Exception as error:  # ASE raises anything for damaged lines
                 raise spoiled(path, f"frame {number} is damaged: {type(error).__name__}: {error}") from None

@@ -1,6 +1,6 @@
-"""Pieces of work that are done once: each has a folder, which gets its name when the work is done.
+"""Pieces of work that are done once: each has a folder, which gets its name only when the work is done.
 
-A cut piece lies in `NAME.part` beside a record of what it was asked for; the same command goes on with it.
+Unfinished work is in `NAME.part`, with a record of what was asked for; the same command continues it.
 """
 
 from __future__ import annotations
@@ -35,15 +35,17 @@ POLL = 0.05
 """Seconds between two looks at the processes."""
 
 PATIENCE = 60.0
-"""Seconds that a process which was asked to end may take before it is killed."""
+"""Seconds that a process may take to end when asked to, before it is killed."""
 
 LOG = "log"
+"""File with a process's output, in its folder."""
+
 LOG_LINES = 12
-"""Of a process that failed, shown with its error."""
+"""Last lines of a failed process's log that are shown with its error."""
 
 
 class Stopped(Exception):
-    """A signal asked for the end; all processes have ended."""
+    """Raised after a signal, when all processes have ended."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -57,20 +59,20 @@ class Work:
     Attributes
     ----------
     folder
-        What the work leaves; it is there as soon as the work is done.
+        The folder with the results; it exists as soon as the work is done.
     record
-        Name of the file in it that tells what was asked for.
+        Name of the file in it that records what was asked for.
     settings
-        The record: what can stand in JSON.
+        Content of the record, as JSON can hold it.
     begin
-        Called with the folder under its temporary name, prepares it and gives the command that does the work (None:
-        nothing is left to do).
+        Called with the folder's temporary path; prepares the folder and returns the command that does the work, or None
+        if nothing is left to do.
     finish
-        Called with that folder when the command has ended.
+        Called with the temporary path when the command has ended.
     accept
-        Whether a command that ended with a status, in that folder, has done its work.
+        Called with the command's exit status and the temporary path; returns whether the work is done.
     directory
-        Where the command runs; in the folder itself if None.
+        The command's working directory; None is the folder itself.
     """
 
     title: str
@@ -84,16 +86,16 @@ class Work:
 
     @property
     def part(self) -> Path:
-        """The folder's name while the work is not done."""
+        """The folder's temporary path, while the work is not done."""
         return self.folder.with_name(self.folder.name + ".part")
 
     def is_done(self) -> bool:
-        """Whether the folder is there.
+        """Whether the work is done.
 
         Raises
         ------
         InputError
-            The work was done, or begun, with other settings, or its record is damaged.
+            The work was done or begun with other settings, or its record is damaged.
         """
         for folder in (self.folder, self.part):
             path = folder / self.record
@@ -111,7 +113,7 @@ class Work:
 
 
 def _difference(old: Any, new: Any, path: str = "") -> str | None:
-    """The first key, by its path, that has another value, with both values; None if all agree."""
+    """The path of the first key whose value differs, with both values; None if all agree."""
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         old, new = ({str(k): value for k, value in enumerate(values)} for values in (old, new))
     if isinstance(old, dict) and isinstance(new, dict):
@@ -126,12 +128,12 @@ def _short(value: Any) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a file in one piece."""
+    """Write a value as JSON, see `write_whole`."""
     write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """What is in a file that a step has left.
+    """Read a JSON file that a step has written.
 
     Raises
     ------
@@ -147,7 +149,7 @@ def read_json(path: Path) -> Any:
 
 
 def spoiled(path: Path, what: str) -> InputError:
-    """The error of a step that has not left what a step leaves; `path` lies in its folder."""
+    """The error for a missing or damaged file of a step; `path` is in its folder."""
     return InputError(
         what, where=str(path), expected="all files as `dphpc learn` has left them",
         remedy="restore it, or remove the folder of that step, and of all that follow, to do them anew",
@@ -155,7 +157,7 @@ def spoiled(path: Path, what: str) -> InputError:
 
 
 def command_line(launch: str, *arguments: str) -> list[str]:
-    """`dphpc ARGUMENTS`, of this Python, behind a launcher's words."""
+    """The command `dphpc ARGUMENTS`, run by this Python, after a launcher's words."""
     prefix = shlex.split(launch)
     if prefix:
         prefix[0] = os.path.abspath(shutil.which(prefix[0]) or prefix[0])
@@ -173,7 +175,7 @@ def require_program(command: str, where: str) -> None:
 
 
 def require_shell_command(command: str, where: str) -> None:
-    """Raise InputError unless /bin/sh can read a command and knows its first word, as far as that is seen before."""
+    """Raise InputError if /bin/sh cannot parse a command, or does not know its first word as far as that is clear."""
     checked = subprocess.run(["/bin/sh", "-n", "-c", command], capture_output=True, text=True, check=False)
     if checked.returncode:
         raise InputError(f"the shell cannot read the command: {checked.stderr.strip()}", where=where)
@@ -181,11 +183,11 @@ def require_shell_command(command: str, where: str) -> None:
     words.whitespace_split = True
     try:
         word = next((w for w in words if w.strip("(") and not _ASSIGNMENT.match(w)), "")
-    except ValueError:  # quotes that the shell reads in another way
+    except ValueError:  # quotes that shlex and the shell read differently
         return
-    if not word or word[0] in "<>&|;~" or set(word) & set("$`*?["):  # what the shell has yet to make of it
+    if not word or word[0] in "<>&|;~" or set(word) & set("$`*?["):  # depends on what the shell expands
         return
-    # Built-in commands, too.
+    # `command -v` knows the shell's built-in commands, too.
     known = ["/bin/sh", "-c", 'command -v -- "$1"', "sh", word]
     if shutil.which(word) is None and ("/" in word or subprocess.run(known, stdout=subprocess.DEVNULL).returncode):
         raise _no_program(word, where)
@@ -203,19 +205,19 @@ def _no_program(name: str, where: str) -> InputError:
 
 @dataclass
 class Workshop:
-    """Does pieces of work in processes of their own; one for each folder at a time."""
+    """Does pieces of work in child processes; only one workshop at a time uses a folder."""
 
     folder: Path
     _lock: int = field(default=-1, init=False)
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """While this lasts, and as long as a process lives that was started in it, no other can begin.
+        """Lock the folder, for as long as this context or any process started in it lives.
 
         Raises
         ------
         InputError
-            Another is at work.
+            Another process has the lock.
         RunError
             The folder cannot be made.
         """
@@ -234,21 +236,21 @@ class Workshop:
             yield
 
     def do(self, works: Sequence[Work], at_once: int, share_cores: bool = False) -> None:
-        """Do what is not done yet, `at_once` pieces side by side.
+        """Do the works that are not done yet, `at_once` of them at a time.
 
         Parameters
         ----------
         share_cores
-            Each process has an equal share of the cores for its threads, unless OMP_NUM_THREADS says otherwise.
+            Give each process an equal share of the cores for its threads, unless OMP_NUM_THREADS is set.
 
         Raises
         ------
         InputError
-            A piece was done with other settings.
+            A work was done with other settings.
         RunError
-            One failed; the others have ended in order and can be gone on with.
+            A work failed; the others have been ended in good order and can be continued.
         Stopped
-            A signal asked for the end.
+            A signal asked to stop.
         """
         waiting = [work for work in works if not work.is_done()]
         total, running, asked = len(works), dict[subprocess.Popen[bytes], Work](), list[int]()
@@ -292,7 +294,7 @@ class Workshop:
 
 
 def _finish(work: Work, status: int, asked: bool) -> None:
-    """Take over what a process has done; one that was asked to end has done nothing."""
+    """Finish a work whose process has ended; RunError if it failed without having been asked to end."""
     if not work.accept(status, work.part):
         if asked:
             return
@@ -308,7 +310,7 @@ def _finish(work: Work, status: int, asked: bool) -> None:
 
 
 def _end(running: Mapping[subprocess.Popen[bytes], Work]) -> None:
-    """Ask all processes, and those that they have started, to end in order; wait for them."""
+    """Ask all processes and their children to end, wait, and kill those that do not."""
     for number, patience in ((signal.SIGTERM, PATIENCE), (signal.SIGKILL, PATIENCE)):
         for process in running:
             with contextlib.suppress(ProcessLookupError):
