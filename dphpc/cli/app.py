@@ -19,7 +19,7 @@ from dphpc.parallel.launch import launched_rank, launched_size, without_mpi
 log = logging.getLogger("dphpc.cli")
 
 LOG_LEVELS = {"0": "ERROR", "1": "WARNING", "2": "INFO", "3": "DEBUG"}
-"""dp's numbers for logging's levels."""
+"""DeePMD-kit's numbers for log levels."""
 
 app = typer.Typer(
     name="dphpc",
@@ -39,7 +39,7 @@ DataFile = Annotated[Path | None, typer.Option("--datafile", "-f", help="File wi
 
 
 def systems_of(datafile: Path) -> list[str]:
-    """The systems that a file names, one a line."""
+    """The systems named in a file, one in each line."""
     return [line.strip() for line in datafile.read_text().splitlines() if line.strip()]
 
 
@@ -59,7 +59,7 @@ def command(
     to
         The group the command goes into.
     parallel
-        Several ranks run it together.  Of any other command the first rank does the work, and the rest end.
+        Whether several ranks run it together; for any other command the first rank does the work, and the others end.
     """
     if repeated:
         repeated_options[name] = tuple(repeated)
@@ -126,9 +126,9 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
 
 
 class _Console(logging.Handler):
-    """Messages to the standard error of the moment (a progress bar takes its place); INFO goes without its level.
+    """Prints messages to the present `sys.stderr`, which a progress bar may have replaced; INFO without its level.
 
-    What is `on_screen` already goes into log files alone.
+    Messages marked `on_screen` have been printed already and go to log files only.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -148,7 +148,7 @@ def _start_logging(level: str) -> None:
 
 
 def _log_into(path: Path, parallel: bool) -> None:
-    """Write the first rank's messages into a file, too; if it cannot be opened, all ranks end."""
+    """Write the first rank's messages to a file, too; if it cannot be opened, all ranks end."""
 
     def open_file() -> None:
         with writing(path):

@@ -1,4 +1,4 @@
-"""dphpc data."""
+"""dphpc data: convert."""
 
 from __future__ import annotations
 

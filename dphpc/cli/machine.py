@@ -1,4 +1,4 @@
-"""What this machine offers to a run: each probe returns findings and none of them can fail the program."""
+"""The probes of `dphpc doctor`: what this machine offers; none of them can fail the program."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ OPTIONAL = {
 class Finding:
     """One line of the report.
 
-    `present` is None where nothing is judged; `remedy` is the command that brings what is missing.
+    `present` is None for mere information; `remedy` is the command that brings what is missing.
     """
 
     name: str
@@ -72,7 +72,7 @@ def _version(package: str) -> str | None:
 
 
 def _run(*command: str, seconds: float = 60.0) -> str | None:
-    """Standard output of a command, None where it is missing, fails or takes too long."""
+    """Standard output of a command; None if it is missing, fails or takes too long."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=True)
     except (OSError, subprocess.SubprocessError):
@@ -81,7 +81,7 @@ def _run(*command: str, seconds: float = 60.0) -> str | None:
 
 
 def _python(code: str) -> str | None:
-    """The same for a line of Python: a library that aborts at import ends the child only."""
+    """The same for Python code, in a child process, as a library may abort at import."""
     return _run(sys.executable, "-c", code)
 
 
@@ -146,7 +146,7 @@ def _memory() -> str:
 
 
 def mpi() -> list[Finding]:
-    """mpi4py, its library, launchers, and the ranks of this very run."""
+    """mpi4py, its library, launchers, and the ranks of this run."""
     install = "pip install 'dphpc[mpi]'"
     version = _version("mpi4py")
     findings = [Finding("mpi4py", version or "missing: one rank only", version is not None, install)]
@@ -170,7 +170,7 @@ def mpi() -> list[Finding]:
 
 
 def _ranks() -> list[Finding]:
-    """How the ranks of this very run would stand on the cores."""
+    """How the ranks of this run are placed on the cores."""
     from dphpc.ops.threads import default_threads
     from dphpc.parallel.comm import world
     from dphpc.parallel.placement import placement, ranks_on_same_cores
@@ -186,7 +186,7 @@ def _ranks() -> list[Finding]:
 
 
 def accelerator(root: Path = Path("/")) -> list[Finding]:
-    """GPUs and what drives them."""
+    """GPUs, their drivers, and CuPy."""
     listing = _run("nvidia-smi", "--query-gpu=name,memory.total,driver_version,compute_cap", "--format=csv,noheader")
     nvidia, amd = listing.splitlines() if listing else [], amd_gpus(root / "sys")
     findings = [Finding("GPU", gpu, True) for gpu in (*nvidia, *amd)]
@@ -213,7 +213,7 @@ def amd_gpus(sysfs: Path) -> list[str]:
 
 
 def _cupy(nvidia: bool, amd: bool) -> list[Finding]:
-    """CuPy, whose GPUs it is for, and what it needs to compile kernels."""
+    """CuPy, whether it is for CUDA or ROCm, and what it needs to compile kernels."""
     names = "cupy-cuda12x", "cupy-cuda13x", "cupy-rocm-7-0", "cupy"
     cupy = next((f"{p} {_version(p)}" for p in names if _version(p)), None)
     if not cupy:
@@ -250,7 +250,7 @@ def training() -> list[Finding]:
 
 
 def files() -> list[Finding]:
-    """HDF5."""
+    """HDF5, and which ranks write files."""
     import h5py
 
     parallel = "parallel: all ranks write H5MD and restart files" if h5py.get_config().mpi else "serial: rank 0 writes"
@@ -265,4 +265,4 @@ PROBES: dict[str, Callable[[], list[Finding]]] = {
     "Training": training,
     "Files": files,
 }
-"""Title of a section -> what looks into it."""
+"""Title of a section -> its probe."""

@@ -24,13 +24,13 @@ COMMAND_MODULES = (
     "horovod",
     "doctor",
 )
-"""Files of this package that register commands, in the order of the help page."""
+"""Modules of this package that register commands, in the order of the help page."""
 
 BACKEND_FLAGS = (
     *("--pt", "--pytorch", "--tf", "--tensorflow", "--tf2", "--tensorflow2", "--jax", "--pd", "--paddle"),
     *("--dp", "--dpmodel", "--np", "--numpy", "--pt-expt", "--pytorch-exportable"),
 )
-"""dp's flags before the command: accepted so that scripts run on, without effect."""
+"""DeePMD-kit's flags before the command; accepted without effect, so that scripts still run."""
 
 
 @app.callback()

@@ -29,7 +29,7 @@ RESOURCES: dict[str, tuple[str, type, str]] = {
     "mem": ("", str, "Memory of a node, as in 64G; 0 is all of it."),
     "job_name": ("-J", str, "What squeue shows."),
 }
-"""Options of sbatch under their own names: flag, type, help.  Those not given are as in the template."""
+"""Name of an sbatch option -> short flag, type, help; options that are not given are as in the template."""
 
 
 class Job(StrEnum):
@@ -41,7 +41,7 @@ class Job(StrEnum):
 
 
 def with_resources(function: Callable[..., None]) -> Callable[..., None]:
-    """Show `RESOURCES` as options of a command that takes them as **resources."""
+    """Give a command that takes **resources the options in `RESOURCES`."""
     own = list(inspect.signature(function, eval_str=True).parameters.values())[:-1]
     options = []
     for name, (flag, kind, text) in RESOURCES.items():
@@ -96,7 +96,7 @@ def slurm(
 
 
 def _check(job: Job, input: Path, chained: bool) -> None:
-    """Find a mistake in the input now, and not when the job has waited for its turn."""
+    """Check the input now, so that a mistake does not show only after the job has waited in the queue."""
     if job is Job.md:
         from dphpc.md.setup import read_settings
 

@@ -54,10 +54,10 @@ def learning_curve(runs: Mapping[str, Table]) -> Figure:
 
 
 def draw_loss(ax: Axes, runs: Mapping[str, Table], kind: str) -> None:
-    """The errors of one kind ("e", "f" or "v") into axes.
+    """Draw the errors of one kind ("e", "f" or "v") into axes.
 
-    Single rows are drawn pale, their running mean (of an RMSE in squares, over a fiftieth of the run) bold;
-    validation is preferred to training data.
+    Single rows are pale, and their running mean over a fiftieth of the run (for an RMSE the mean of squares) is bold.
+    Validation errors are preferred to training errors.
     """
     title, unit, factor = LOSSES[kind]
     measures: dict[str, None] = {}
@@ -78,7 +78,7 @@ def draw_loss(ax: Axes, runs: Mapping[str, Table], kind: str) -> None:
 def thermo(table: Table, label: str = "") -> Figure:
     """Temperature, energies, drift of the conserved quantity and pressure of an MD run over time.
 
-    Over steps where time stands still, as in a minimization.
+    The axis is the step where time stands still, as in a minimization.
 
     Parameters
     ----------
@@ -142,7 +142,7 @@ def _band(ax: Axes, step: Floats, table: Table, suffix: str, color: str) -> None
 
 
 def _loss(table: Table, suffix: str) -> tuple[str, str, Floats] | None:
-    """What data the errors are of, their measure, and the errors; None where the file has none of this kind."""
+    """(data, measure, errors) of a kind; None if the table has no such errors."""
     for data, ending in (("validation", "_val"), ("training", "_trn"), ("training", "")):
         for measure in ("RMSE", "MAE"):
             column = f"{measure.lower()}_{suffix}{ending}"

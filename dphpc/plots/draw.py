@@ -18,7 +18,7 @@ from dphpc.plots.structure import Frame, radial_distribution, rdf
 from dphpc.plots.tables import read_table
 
 _HEADERS = {"worst_devi_f": "rounds", "rmse_": "lcurve", "devi_f": "devi", "temperature_K": "thermo"}
-"""What a table's first lines hold -> kind of plot."""
+"""Text in a table's first lines -> kind of plot."""
 
 STRUCTURES = (".extxyz", ".xyz", ".h5md", ".lammpstrj", ".dump", ".traj")
 
@@ -31,15 +31,15 @@ def draw(
     Parameters
     ----------
     kind
-        lcurve, parity, thermo, rdf, devi or rounds; guessed from the first file where None.
+        lcurve, parity, thermo, rdf, devi or rounds; None: guessed from the first file.
     files
         Several are overlaid (lcurve, rdf); thermo, devi and rounds take one; parity a prefix or detail files.
     labels
-        Names of the files in the legend; their paths where there are too few.
+        Names of the first files in the legend; the others are named by their paths.
     skip
         Frames of each trajectory to leave out at its start (rdf).
     pair
-        Two species (rdf); all atoms where empty.
+        Two species (rdf); empty: all atoms.
 
     Returns
     -------
@@ -48,7 +48,7 @@ def draw(
     Raises
     ------
     InputError, DataError
-        Unknown kind, or files that are not what it needs.
+        The kind is unknown, or a file is not of the right kind.
     """
     kind = kind or guess_kind(files[0])
     if kind not in KINDS:
@@ -66,7 +66,7 @@ def draw(
 
 
 def _short(files: Sequence[str]) -> list[str]:
-    """File names as labels, with as many folders in front as tell them apart."""
+    """File names as labels, with as many parent folders as are needed to distinguish them."""
     parts = [Path(file).parts for file in files]
     for depth in range(1, max(map(len, parts)) + 1):
         labels = [str(Path(*p[-depth:])) for p in parts]
@@ -76,7 +76,7 @@ def _short(files: Sequence[str]) -> list[str]:
 
 
 def guess_kind(file: str) -> str:
-    """The kind of plot a file is for, by its name or first lines."""
+    """The kind of plot for a file, from its name or first lines."""
     if any(file.endswith(ending) for ending in DETAIL_FILES) or any(Path(file + e).exists() for e in DETAIL_FILES):
         return "parity"
     if Path(file).suffix in STRUCTURES:
@@ -107,7 +107,7 @@ def read_frames(path: str, skip: int = 0) -> list[Frame]:
         return _read_h5md(path, skip)
     try:
         frames = list(ase.io.iread(path, index=f"{skip}:", parallel=False))
-    except Exception as error:  # ASE's readers raise whatever the file makes them
+    except Exception as error:  # ASE's readers raise anything
         raise DataError(f"ASE cannot read '{path}': {error}", expected="a trajectory such as extxyz") from error
     if not frames or not all(frame.pbc.all() for frame in frames):
         raise _no_frames(path, skip)
@@ -119,7 +119,7 @@ def _read_h5md(path: str, skip: int) -> list[Frame]:
         with h5py.File(path) as file:
             atoms = file["particles/all"]
             edges, boundary = atoms["box/edges"], atoms["box"].attrs["boundary"]
-            changing = isinstance(edges, h5py.Group)  # frame by frame, as of constant pressure
+            changing = isinstance(edges, h5py.Group)  # edges of each frame, as at constant pressure
             edges = np.array(edges["value"] if changing else [edges] * len(atoms["position/value"]))[skip:]
             names = {number: name for name, number in h5py.check_enum_dtype(atoms["species"].dtype).items()}
             species = np.array([names[number] for number in atoms["species"][:].tolist()])
@@ -176,4 +176,4 @@ KINDS: dict[str, Callable[[dict[str, str], int, Sequence[str]], Figure]] = {
     "devi": _deviation,
     "rounds": _rounds,
 }
-"""Kind of plot -> how it is drawn from {label: file}, the number of frames to skip, and two species."""
+"""Kind of plot -> function that draws it from {label: file}, the number of frames to skip, and two species."""

@@ -1,4 +1,4 @@
-"""Rounds of active learning: what the models knew, how wrong they were, and how far they disagreed."""
+"""Rounds of active learning: fractions of frames, errors on new labels, and deviations of the models."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def rounds(table: Table, deviations: Mapping[int, Floats] | None = None, label: 
     table
         Columns of `rounds.csv`.
     deviations
-        Round -> (n_frames,) max_devi_f in eV/Å; the largest ones of the table are drawn beside them.
+        Round -> (n_frames,) max_devi_f in eV/Å; drawn beside the table's largest deviations.
     """
     missing = {"round", "worst_devi_f", "rmse_f", "rmse_e", *(name for name, _ in KINDS)} - set(table)
     if missing:
@@ -53,7 +53,7 @@ def rounds(table: Table, deviations: Mapping[int, Floats] | None = None, label: 
 
 
 def _draw_deviations(axes: Axes, number: Floats, worst: Floats, deviations: Mapping[int, Floats]) -> None:
-    """Boxes from the lower to the upper quartile, whiskers to the 1st and the 99th percent."""
+    """Box plots: boxes from the lower to the upper quartile, whiskers from the 1st to the 99th percentile."""
     axes.plot(number, worst, "v", color=COLORS[3], label="largest", ms=5)
     known = {n: values[np.isfinite(values) & (values > 0)] for n, values in deviations.items()}
     known = {n: values for n, values in known.items() if len(values)}

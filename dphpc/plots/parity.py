@@ -1,4 +1,4 @@
-"""Predictions against labels."""
+"""Parity plots: predictions against labels."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ DETAIL_FILES = {
     ".v.out": ("Virial of a frame", "eV", 1.0, False),
     ".s.out": ("Stress", "eV/Å³", 1.0, False),
 }
-"""Ending of a detail file of `dphpc test -d`, as of `dp test`: title, unit, factor, whether shown about its mean."""
+"""Suffix of a detail file of `dphpc test -d` -> title, unit, factor, whether the mean is subtracted."""
 
 MANY = 3000
-"""More points than this are drawn as a density."""
+"""Number of points above which their density is drawn."""
 
 
 @dataclass(frozen=True)
 class Parity:
-    """Labels and predictions of one quantity, both (n,) in `unit`."""
+    """Labels and predictions (n,) of one quantity, in `unit`; `about_mean`: drawn with the mean subtracted."""
 
     title: str
     unit: str
@@ -54,17 +54,17 @@ class Parity:
 
 
 def read_details(paths: Sequence[Path | str]) -> list[Parity]:
-    """What `dphpc test -d PREFIX` (or `dp test -d`) wrote.
+    """Read the detail files of `dphpc test -d PREFIX` (or `dp test -d`).
 
     Parameters
     ----------
     paths
-        One prefix, of which the files per atom are taken, or the files themselves.
+        One prefix, which stands for the files per atom, or the files themselves.
 
     Raises
     ------
     DataError
-        No such files, or not of this kind.
+        The files are missing, or are no detail files.
     """
     files = [Path(p) for p in paths]
     if len(files) == 1 and not any(files[0].name.endswith(ending) for ending in DETAIL_FILES):
@@ -88,7 +88,7 @@ def _read(path: Path) -> Parity:
 
 
 def parity(quantities: Sequence[Parity]) -> Figure:
-    """One square panel a quantity, with RMSE and MAE written in."""
+    """One square panel for each quantity, with RMSE and MAE written in."""
     with panels(1, len(quantities), size=(4.0, 4.3)) as (figure, axes):
         for ax, quantity, color in zip(axes, quantities, COLORS, strict=False):
             draw_parity(ax, quantity, color)
@@ -96,7 +96,7 @@ def parity(quantities: Sequence[Parity]) -> Figure:
 
 
 def draw_parity(ax: Axes, q: Parity, color: str = COLORS[0]) -> None:
-    """Predictions over labels of one quantity into square axes; many points as a density."""
+    """Draw predictions over labels of one quantity into square axes; many points as a density."""
     shift = q.labels.mean() if q.about_mean else 0.0
     x, y = q.labels - shift, q.predictions - shift
     low, high = min(x.min(), y.min()), max(x.max(), y.max())

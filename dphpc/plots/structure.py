@@ -40,7 +40,7 @@ def radial_distribution(
     Parameters
     ----------
     pair
-        The two species; all atoms where empty.
+        The two species; empty: all atoms.
 
     Returns
     -------
@@ -63,7 +63,7 @@ def radial_distribution(
         inside = box.wrap(positions)
         owners, shifts = periodic_images(inside[second], box, r_max)
         tree = cKDTree(np.concatenate([inside[second], inside[second][owners] + shifts @ box.matrix]))
-        # An atom that finds itself does so within 0 Å, which the difference leaves out.
+        # An atom finds itself at 0 Å, which the difference removes.
         within = cKDTree(inside[first]).count_neighbors(tree, edges)
         total += np.diff(within) * box.volume / (first.sum() * second.sum() * shells)
         n_frames += 1
@@ -73,7 +73,7 @@ def radial_distribution(
 
 
 def draw_rdf(ax: Axes, curves: Mapping[str, tuple[Floats, Floats]], of: str = "") -> None:
-    """g(r) `of` a pair, of one or more sources, into axes; the first is drawn solid, the others dashed over it."""
+    """Draw g(r) `of` a pair, from one or more sources, into axes: the first solid, the others dashed over it."""
     for i, (name, (r, g)) in enumerate(curves.items()):
         ax.plot(r, g, label=name, color=COLORS[i % len(COLORS)], lw=1.8, ls="-" if i == 0 else "--")
     ax.axhline(1.0, color=GREY, lw=0.8)
@@ -146,7 +146,7 @@ class EquationOfState:
 
 
 def draw_equation_of_state(ax: Axes, curves: Mapping[str, tuple[Floats, Floats]]) -> None:
-    """Energies over volume with their Birch–Murnaghan fits, each relative to its minimum, into axes.
+    """Draw energies over volume with their Birch–Murnaghan fits into axes, each relative to its minimum.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The look that all figures share, and how they are written."""
+"""The common style of all figures, and how they are saved."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from dphpc.core.errors import InputError
 
 COLORS = ("#2563a8", "#e0761a", "#2a9d6f", "#b83b5e", "#7c5cbf", "#8a6d3b")
-"""Told apart by colour-blind readers and in grey print by their lightness."""
+"""Line colors; they differ in lightness, so that colour-blind readers and grey prints can tell them apart."""
 
 INK, GREY, PALE = "#22272e", "#6b7280", "#d9dde3"
 
@@ -75,7 +75,7 @@ def log_scale(axes: Axes) -> None:
 
 
 def note(axes: Axes, text: str) -> None:
-    """Text in the upper left corner of the axes, on a plate so that data behind it do not disturb."""
+    """Text in the upper left corner of the axes, on a plate that covers the data behind it."""
     plate = {"boxstyle": "round,pad=0.4", "facecolor": "white", "edgecolor": PALE, "alpha": 0.9}
     axes.text(0.04, 0.96, text, transform=axes.transAxes, va="top", ha="left", fontsize=9, bbox=plate)
 
@@ -86,7 +86,7 @@ def save(figure: Figure, path: Path | str) -> Path:
     Raises
     ------
     InputError
-        The suffix is none that matplotlib writes.
+        matplotlib does not write files with this suffix.
     """
     path = Path(path)
     known = figure.canvas.get_supported_filetypes()

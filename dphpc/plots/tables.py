@@ -17,9 +17,9 @@ Table = dict[str, NDArray[np.float64]]
 
 
 def read_table(path: Path | str) -> Table:
-    """Columns by name: a CSV with a header row, or numbers below comment lines of which one names the columns.
+    """Columns by name, from a CSV file with a header, or from numbers below comment lines, one with the names.
 
-    Columns of single atoms are left out.
+    Columns for single atoms are left out.
 
     Raises
     ------
@@ -36,7 +36,8 @@ def read_table(path: Path | str) -> Table:
             comments = itertools.takewhile(lambda line: line.startswith("#"), lines)
             headers = [line.lstrip("#").split() for line in comments]
         for header in headers:
-            if header[-1:] == [OF_EACH_ATOM]:  # rows of several systems have different lengths: one atom's is read
+            if header[-1:] == [OF_EACH_ATOM]:
+                # Rows of several systems have different lengths: one atom's column is read, and dropped.
                 return dict(zip(header[:-1], read_rows(path, n_columns=len(header)).T, strict=False))
         rows = read_rows(path)
     names = next((names for names in reversed(headers) if len(names) == rows.shape[1]), None)
@@ -52,12 +53,12 @@ def read_table(path: Path | str) -> Table:
 def read_rows(
     path: Path | str, *, skip: int = 0, separator: str | None = None, n_columns: int | None = None
 ) -> NDArray[np.float64]:
-    """(rows, columns) numbers of a text file, of its first `n_columns` if given; lines that begin with # are comments.
+    """(rows, columns) numbers in a text file, or its first `n_columns`; lines that begin with # are comments.
 
     Raises
     ------
     DataError
-        Something in it is no number, a row is too short, or there are no rows.
+        An entry is no number, a row is too short, or there are no rows.
     """
     columns = None if n_columns is None else range(n_columns)
     try:
