@@ -1,4 +1,4 @@
-"""What energies on a GPU are made from, and where they go: arrays in its memory."""
+"""Arguments and results of energies on a GPU, as arrays in its memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dphpc.core.exact_sum import FORCE_SPACING
 from dphpc.ops.energy.contract import Accumulators
 
 VIRIAL_SLOTS = 64
-"""Places that blocks take in turn, so that they seldom wait for one another."""
+"""Number of places for the virial that blocks use in turn, so that they seldom wait for one another."""
 
 
 @dataclass(frozen=True)
@@ -35,21 +35,21 @@ class CardSystem:
 
 @dataclass(frozen=True)
 class CardSums:
-    """What results are added to in a GPU's memory: in whole multiples of the spacing, but for the energy.
+    """GPU arrays to which results are added, as integer multiples of the spacing except for the energy.
 
     Attributes
     ----------
     forces, virial
         (3·n_all,) and (9·VIRIAL_SLOTS,) int64, the latter to be summed over slots.
     trouble
-        (1,) int64, becomes 1 where a pair's force is too large, and by `CudaEnergy.launch` where an energy is not
-        finite or a pair nearer than the table reaches: then the results are void.
+        (1,) int64, set to 1 if a pair's force is too large, and by `CudaEnergy.launch` also if an energy is not finite
+        or a pair is nearer than the table reaches.  The results are then invalid.
     atom_virial
         (9·n_all,) int64, or None.
     energy
-        (3,) float64 eV in the parts of `core.exact_sum`, of `CudaEnergy.launch`.
+        (3,) float64 eV in the parts of `core.exact_sum`, only for `CudaEnergy.launch`.
     spacing
-        eV/Å and eV.
+        Spacing of forces (eV/Å) and virials (eV).
     """
 
     forces: Array
@@ -61,27 +61,27 @@ class CardSums:
 
     @classmethod
     def within(cls, array: Array, n_all: int, spacing: float) -> CardSums:
-        """Forces, virial, trouble and perhaps atomic virials one behind the other in one array of int64."""
+        """Sums that are slices of one int64 array: forces, virial, trouble and, if there is room, atomic virials."""
         ends = np.cumsum([3 * n_all, 9 * VIRIAL_SLOTS, 1])
         more = array[ends[2] :] if array.size > ends[2] else None
         return cls(array[: ends[0]], array[ends[0] : ends[1]], array[ends[1] : ends[2]], more, spacing=spacing)
 
     @staticmethod
     def size(n_all: int, atomic: bool) -> int:
-        """Of that array."""
+        """Length of the array for `within`."""
         return (12 if atomic else 3) * n_all + 9 * VIRIAL_SLOTS + 1
 
 
 def virial_parts(slots: NDArray[np.int64], spacing: float) -> NDArray[np.float64]:
-    """(3, 3, 3) eV, in the parts of `core.exact_sum`, of the whole numbers in a GPU's slots."""
+    """(3, 3, 3) eV, the virial in the parts of `core.exact_sum`, from the integers in all slots."""
     slots = slots.reshape(VIRIAL_SLOTS, 3, 3)
-    # Sums over all atoms may be longer than a float64's digits: in two parts, each of which is exact.
+    # A sum over all atoms may have more digits than float64 holds: two parts are exact.
     coarse, fine = (slots >> 30).sum(axis=0), (slots & (2**30 - 1)).sum(axis=0)
     return np.stack([coarse * (2.0**30 * spacing), fine * spacing, np.zeros((3, 3))])
 
 
 def add_found(found: CardSums, out: Accumulators) -> None:
-    """Add the sums of a call, downloaded, to its accumulators."""
+    """Add downloaded sums to accumulators."""
     out.forces[...] += found.forces.reshape(out.forces.shape) * found.spacing
     out.virial[...] += virial_parts(found.virial, found.spacing)
     if out.atom_virial is not None and found.atom_virial is not None:

@@ -1,10 +1,10 @@
-"""Energies and forces on a GPU, batch by batch: descriptor, fitting net and the way back stay in its memory.
+"""Energies and forces on a GPU, batch by batch: descriptor, fitting net and backward pass, all in its memory.
 
-A batch holds atoms of any types, each type's in tiles of so many rows that a matrix product has; the descriptor and the
-way back, which do not ask for the net, are one launch for all of it.  Tables and nets go up once, a neighbor list when
-it is new.  For a caller on the host positions go up and forces come down at every call; where atoms live on the GPU,
-`launch` leaves all results there and waits for nothing.  Forces and virials are whole multiples of a spacing, added as
-integers: they do not depend on the order in which blocks run.
+A batch holds atoms of any types, each type in tiles with as many rows as a matrix product has.  The descriptor and its
+backward pass, which do not depend on the net, are one launch for the whole batch.  Tables and nets are uploaded once, a
+neighbor list when it is new.  For a caller on the host, positions are uploaded and forces downloaded at every call; if
+the atoms are in GPU memory, `launch` leaves all results there and does not wait.  Forces and virials are multiples of a
+spacing, summed as integers, so that they do not depend on the order in which blocks run.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ from dphpc.ops.structs import ELEMENTWISE, EXERTED, SYSTEM, descriptor_struct, g
 from dphpc.ops.workspace import NULL, Workspace
 
 FEW_ROWS_SHAPE = {"ROWS": 8, "COLUMNS": 16, "DEPTH": 64, "BLOCK": 256}
-"""See kernels/cuda/few_rows.cu."""
+"""Definitions for kernels/cuda/few_rows.cu."""
 
 MOST_CHANNELS = 512
-"""Whose moments fit into a block's shared memory, in float64."""
+"""Most channels whose moments fit into a block's shared memory, in float64."""
 
 MOST_BLOCKS = 1024
-"""That add up energies, so that few of them wait for one another."""
+"""Most blocks that sum energies, so that few of them wait for one another."""
 
 PAIR_FORCE_LIMIT = 2.0**54
-"""Multiples of the spacing (65,536 eV/Å of the usual one): sums of hundreds of such forces are within 64 bits."""
+"""Greatest force of a pair, in multiples of the spacing (65,536 eV/Å usually): sums of hundreds fit into 64 bits."""
 
 TF32_BITS = np.uint32(0xFFFFE000)
-"""Of float32, those that TF32 has, too."""
+"""Mask of the bits of float32 that TF32 has, too."""
 
-# The structs of kernels/cuda/descriptor.cu and fitting.cu that no other text takes.
+# The structs of kernels/cuda/descriptor.cu and fitting.cu that no other kernels take.
 _DESCRIBED = struct("p moments", "p inputs", "p largest", "p columns", "i4 n_columns")
 _ROWS = struct("p w", "p x", "p slope", "p energies", "p adjoint", "p factor")
 _TALLY = struct("p sum", "p largest", "p trouble", "f8 shift", "f8 upper")
@@ -54,7 +54,7 @@ _TALLY = struct("p sum", "p largest", "p trouble", "f8 shift", "f8 upper")
 
 @dataclass(frozen=True)
 class _Work:
-    """One call: what its batches read, and where their results go."""
+    """The arguments that all batches of one call share: what they read, and where their results go."""
 
     text: str
     system: NDArray
@@ -62,27 +62,27 @@ class _Work:
     columns: Array | None
     energies: Array
     largest: Array
-    upper: float  # what of `largest` is no trouble
+    upper: float  # the table's end: `largest` above it is reported as trouble
     sums: CardSums
 
 
 class CudaEnergy:
-    """A back end of `contract.EnergyOps` with what it keeps on a GPU.
+    """A back end of `contract.EnergyOps`, with its memory on the GPU.
 
-    With a spacing of the forces all matrix products of a net have the same rows: the library picks its kernel, and with
-    it the order of a sum, by the shape.
+    With a spacing of the forces all matrix products of a net have the same number of rows, as the library chooses its
+    kernel, and so the order of its sums, by the shape.
 
     Parameters
     ----------
     tile
-        Rows of the products of a net that is not `tiled`.
+        Number of rows of matrix products for a net that is not `tiled`.
     in_pieces
-        Whether float32 products of large systems are to be done in pieces of TF32 (kernels/cuda/parts.h).
+        Whether float32 products of large systems are computed from TF32 pieces (kernels/cuda/parts.h).
 
     Attributes
     ----------
     workspace
-        The memory that stays from call to call.
+        GPU memory that is kept from call to call.
     """
 
     def __init__(self, device: Device, tile: int = TILE, *, in_pieces: bool = False) -> None:
@@ -97,7 +97,7 @@ class CudaEnergy:
         Raises
         ------
         InputError
-            More channels than a block's shared memory holds.
+            The net has more channels than fit into a block's shared memory.
         """
         if channels > MOST_CHANNELS:
             raise InputError(
@@ -108,7 +108,7 @@ class CudaEnergy:
         return DeviceNet([self._layer(layer) for layer in layers_of(network)], dtype, channels, axis, self.tile)
 
     def tiled(self, net: DeviceNet, n: int, n_all: int) -> DeviceNet:
-        """The net with blocks and products for so many atoms of its type, and of all types, in the whole run."""
+        """The net with sizes of blocks and products for n atoms of its type, of n_all in the whole run."""
         parts = 3 if net.layers[0].ahead is not None and n_all >= SPLIT_ATOMS else 1
         net = replace(net, parts=parts, block=block_of(n_all, net.channels))
         return replace(net, rows=min(tile_rows(n), net.most_rows))
@@ -134,12 +134,12 @@ class CudaEnergy:
         columns: Floats | None,
         out: Accumulators,
     ) -> tuple[NDArray[np.float64], float]:
-        """See `contract.EnergyOps.energy_and_forces`; without a spacing of the forces they have `FORCE_SPACING`.
+        """See `contract.EnergyOps.energy_and_forces`; the default spacing of forces is `FORCE_SPACING`.
 
         Raises
         ------
         RunError
-            The force of a pair is beyond `PAIR_FORCE_LIMIT`.
+            The force of a pair exceeds `PAIR_FORCE_LIMIT`.
         """
         n, n_all, atomic = len(env.centers), len(env.positions), out.atom_virial is not None
         array, spacing = self.workspace.buffer("totals", (CardSums.size(n_all, atomic),), np.int64), out.force_spacing
@@ -156,7 +156,7 @@ class CudaEnergy:
         largest = float(self.device.download(work.largest[:n]).max(initial=-np.inf))
         energies = self.device.download(work.energies[:n]).astype(np.float64)
         found = CardSums.within(self.device.download(array), n_all, sums.spacing)
-        # What comes from beyond the table is thrown away, and of what is not a number the caller can name the atom.
+        # Not if the table is too short, as the results are then dropped, or for NaN, as the caller can name the atom.
         if found.trouble[0] and largest <= e.table.upper and np.isfinite(energies).all():
             limit = PAIR_FORCE_LIMIT * sums.spacing
             raise RunError(f"the force of a pair of atoms is above {limit:g} eV/Å", remedy="check the structure")
@@ -173,23 +173,23 @@ class CudaEnergy:
         columns: Array | None,
         sums: CardSums,
     ) -> None:
-        """As `energy_and_forces`, of what is on the GPU and in its sums, without waiting for it.
+        """As `energy_and_forces`, from and to GPU memory, without waiting.
 
-        What is launched follows from the arguments' addresses and numbers, and from `workspace.growths`.
+        The launches are determined by the arguments' addresses and numbers, and by `workspace.growths`.
 
         Parameters
         ----------
         centers
-            (n_rows,) int32 of all groups, one behind the other; −1 in rows that are no atoms.
+            (n_rows,) int32, the centers of all groups one after the other; −1 in rows without an atom.
         groups
-            At least one.
+            At least one group.
         columns
-            (n_rows, n_columns) in the nets' precision.
+            (n_rows, n_columns) parameters, in the nets' precision.
         """
         self._evaluate_all(self._work(system, centers, p, e, groups, columns, sums), groups)
 
     def list_of(self, neighbors: Neighbors) -> tuple[Array, Array]:
-        """Offsets and indices of the host's list on the GPU, where they stay until another list is met."""
+        """Offsets and indices on the GPU of the host's neighbor list; uploaded only if it is not the last one."""
         give = self.workspace.buffer
         offsets = give("offsets", neighbors.offsets.shape, np.int64)
         indices = give("indices", neighbors.indices.shape, np.int32)
@@ -268,9 +268,9 @@ class CudaEnergy:
         tally: NDArray,
         array: Callable[[str, int, int], Array],
     ) -> None:
-        """Energies (rows,) of inputs (rows, parts·n_in) and their derivative (rows, n_in) by those of the atoms.
+        """Energies (rows,) of inputs (rows, parts·n_in), and their derivatives by the inputs (rows, n_in).
 
-        `tally` says where the energies are added up; `array` gives arrays (rows, parts·n) by name, n and parts.
+        `tally` tells where the energies are summed; `array` returns an array (rows, parts·n) for a name, n and parts.
         """
         net, n, of_each = part.net, np.int64(part.n), self.workspace.of_each
         text = kernel_text("fitting.cu", Real=net.real, PARTS=net.parts, WARP=self.device.warp, BLOCK=ELEMENTWISE)
@@ -287,7 +287,7 @@ class CudaEnergy:
             x = y
 
         def back(k: int) -> tuple[Array, Array | None, Array | None]:
-            """For the adjoint of a layer's input, the slope of the layer before, and for their product."""
+            """For layer k: array for its input's adjoint, slope of the layer before, array for their product."""
             if k == 0:
                 return by_inputs, None, None
             n_in, slope = net.layers[k].n_in, slopes[k - 1]
@@ -310,7 +310,7 @@ class CudaEnergy:
             above, factor = adjoint, product
 
     def _launch_few(self, part: Part, kernel: str, layer: Layer, width: int, *arrays: Array | None) -> None:
-        """Start a kernel of few_rows.cu that makes (n, width)."""
+        """Launch a kernel of few_rows.cu whose result is (n, width)."""
         shape = FEW_ROWS_SHAPE
         text = kernel_text("few_rows.cu", Real=part.net.real, PARTS=1, **shape)
         grid = -(-part.n // shape["ROWS"]) * -(-width // shape["COLUMNS"])

@@ -1,7 +1,7 @@
-"""Energies and forces on the CPU: one compiled pass over tiles of atoms, which threads share.
+"""Energies and forces on the CPU: one compiled pass over tiles of atoms, which are shared among threads.
 
-Energies and virial do not change with the number of threads, nor do forces with a spacing; without one they keep
-their bits from run to run with the same number of threads.
+Energies, virial, and forces with a spacing do not depend on the number of threads; forces without a spacing are the
+same in every run with the same number of threads.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Energies and forces in plain NumPy: the references of `se_a` and of the fitting net in a row."""
+"""Energies and forces in plain NumPy: the references of `se_a` and of the fitting net combined."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dphpc.ops.se_a import reference as se_a
 from dphpc.ops.se_a.contract import Embedding, Environment, Floats, SeAParameters
 
 TILE = 512
-"""Atoms whose pairs and features are in memory at a time: a network without a table runs through here."""
+"""Number of atoms whose pairs and features are in memory at a time; networks without a table use this back end."""
 
 
 def prepare(network: Network, channels: int, axis: int) -> Network:
@@ -25,7 +25,7 @@ def prepare(network: Network, channels: int, axis: int) -> Network:
 
 
 def not_reproducible() -> InputError:
-    """What to say where forces are to be the same to the last bit."""
+    """The error where this back end is asked for reproducible forces."""
     return InputError(
         "a network with kinks and without a table gives forces whose last bits depend on ranks and threads",
         where="model",
@@ -41,7 +41,7 @@ def energy_and_forces(
     Raises
     ------
     InputError
-        A spacing of the forces is asked for: NumPy's products round differently in other places.
+        A spacing of the forces is asked for: NumPy's products depend on an atom's place in the array.
     """
     if out.force_spacing:
         raise not_reproducible()

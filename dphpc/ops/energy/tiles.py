@@ -1,4 +1,4 @@
-"""How atoms share the matrix products of a GPU's fitting nets: tiles of rows, and batches of tiles."""
+"""How atoms are divided among a GPU's matrix products: tiles of rows, and batches of tiles."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from dphpc.core.device import Array
 from dphpc.ops.workspace import REAL
 
 TILE = 2048
-"""Rows of a product where nobody says for how many atoms; few enough for a type's atoms to be one tile."""
+"""Rows of a matrix product by default; up to so many atoms of a type are one tile."""
 
 FEWEST_ROWS, MOST_ROWS = 64, 16384
-"""Of a tile; the latter of a batch, too."""
+"""Least and largest number of rows of a tile; the latter is also the limit for a batch."""
 
 BLOCK, WIDE_BLOCK = 128, 256
-"""Threads for an atom; the latter in a run of few."""
+"""Threads of an atom's block; the latter in runs of few atoms."""
 
 FEW_ATOMS, WIDE_CHANNELS = 384, 256
-"""Of such a run: blocks of the former would leave most of a GPU idle; with more channels, shared memory ends."""
+"""Largest such run, in which narrow blocks would leave most of a GPU idle, and most channels, for shared memory."""
 
 FEW_ROWS, FEW_TERMS = 256, 512
-"""Up to so many rows of a tile, inputs and outputs a layer is a kernel of our own, not a product and what follows."""
+"""Up to so many rows, and inputs and outputs, a layer is one kernel of our own instead of product and activation."""
 
 SHARES = 8
-"""Tiles of a type with many atoms, at least: so many ranks have a whole one each."""
+"""Least number of tiles of a type with many atoms, so that up to so many ranks have whole tiles."""
 
 SPLIT_ATOMS = 8192
-"""From so many atoms of a run on float32 is multiplied in pieces, where that is asked for."""
+"""Number of atoms of a run from which float32 products are computed in pieces, if asked for."""
 
 BATCH_BYTES = 2**29
-"""Of a batch's features and nets, at most: 16384 rows of 1,600 features and a net of 240³ in float64."""
+"""Most bytes of a batch's features and layers: 16384 rows of 1,600 features and a net of 240³ in float64."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,10 @@ class Layer:
 
 @dataclass(frozen=True)
 class DeviceNet:
-    """A fitting net in a GPU's memory, and how its atoms share the GPU.
+    """A fitting net in a GPU's memory, and the sizes of its launches.
 
-    `rows` are those of its products, whose left factors have `parts` (1 or 3); `block` threads take an atom's pairs.
+    `rows` is the number of rows of its products, whose left factors have `parts` (1 or 3) parts; `block` is the number
+    of threads for an atom's pairs.
     """
 
     layers: list[Layer]
@@ -67,26 +68,26 @@ class DeviceNet:
 
     @property
     def n_columns(self) -> int:
-        """Inputs beside the features."""
+        """Number of inputs after the features."""
         return self.layers[0].n_in - self.channels * self.axis
 
     @property
     def real(self) -> str:
-        """C's name of the type."""
+        """C's name for the precision."""
         return REAL[self.dtype]
 
     @property
     def widest(self) -> int:
-        """Outputs of a layer, at most."""
+        """Largest number of outputs of a layer."""
         return max(layer.n_out for layer in self.layers)
 
     def is_small(self, layer: Layer) -> bool:
-        """Whether a layer of a tile is one launch of our own."""
+        """Whether a layer is one kernel of our own."""
         return self.parts == 1 and self.rows <= FEW_ROWS and max(layer.n_in, layer.n_out) <= FEW_TERMS
 
     @property
     def row_bytes(self) -> int:
-        """Of a row in a batch's arrays."""
+        """Bytes for each row in a batch's arrays."""
         inputs, n_layers = self.layers[0].n_in, len(self.layers)
         numbers = 4 * self.channels + inputs + (n_layers + 3) * self.widest  # hidden slopes, two values, two adjoints
         if self.parts > 1:  # of inputs, two layers' values and a factor
@@ -95,21 +96,21 @@ class DeviceNet:
 
     @property
     def most_rows(self) -> int:
-        """Of a batch: a power of two."""
+        """Largest number of rows of a batch, a power of two."""
         fitting = BATCH_BYTES // self.row_bytes
         return max(min(1 << fitting.bit_length() >> 1, MOST_ROWS), FEWEST_ROWS)
 
 
 @dataclass(frozen=True)
 class Group:
-    """Atoms of one type; in arrays they have the rows of whole tiles.
+    """Atoms of one type; in arrays their rows are filled up to whole tiles.
 
     Attributes
     ----------
     net
-        Of the type; those of groups that are evaluated together have as many inputs.
+        The type's net; nets of groups that are evaluated together have the same number of inputs.
     n
-        Atoms, at least one.
+        Number of atoms, at least one.
     shift
         eV, added to each atom's energy.
     """
@@ -120,13 +121,13 @@ class Group:
 
     @property
     def n_rows(self) -> int:
-        """Of all its tiles."""
+        """Number of rows of all its tiles."""
         return -(-self.n // self.net.rows) * self.net.rows
 
 
 @dataclass(frozen=True)
 class Part:
-    """Whole tiles of a group in a batch: rows first … last, of which the first n are atoms."""
+    """Whole tiles of a group in a batch: rows first to last − 1, of which the first n are atoms."""
 
     net: DeviceNet
     first: int
@@ -136,21 +137,21 @@ class Part:
 
 
 def tile_rows(n: int) -> int:
-    """Rows of a tile for so many atoms of a type in the whole run: the same on all ranks.
+    """Rows of a tile for n atoms of a type in the whole run, the same on all ranks.
 
-    Large products are fast; but what is not full costs as much as what is.
+    Large products are efficient, but rows without an atom cost as much as others.
     """
     share = n if n <= TILE else max(-(-n // SHARES), TILE)
     return min(max(1 << (share - 1).bit_length(), FEWEST_ROWS), MOST_ROWS)
 
 
 def block_of(n_all: int, channels: int) -> int:
-    """Threads for an atom of so many in the whole run: the same on all ranks, as the order of sums depends on it."""
+    """Threads of an atom's block with n_all atoms in the whole run; the same on all ranks, for the order of sums."""
     return WIDE_BLOCK if n_all <= FEW_ATOMS and channels <= WIDE_CHANNELS else BLOCK
 
 
 def batches(groups: Sequence[Group]) -> Iterator[list[Part]]:
-    """The groups' tiles one after the other, as many in a batch as it has room for."""
+    """Divide the groups' tiles, one after the other, into batches as large as allowed."""
     batch: list[Part] = []
     first = 0
     for group in groups:

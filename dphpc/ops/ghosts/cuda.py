@@ -1,4 +1,4 @@
-"""Periodic images and the ways between atoms and their ghosts, in a GPU's memory."""
+"""Local atoms and ghosts in a GPU's memory: wrapping, sorting, periodic images, and moving data between them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dphpc.ops.structs import struct
 from dphpc.ops.workspace import NULL
 
 WHOLE = ((0.0, 1.0), (0.0, 1.0), (0.0, 1.0))
-"""The faces of a brick that is the box."""
+"""The intervals of a brick that is the whole box."""
 
 # The structs of kernels/cuda/ghosts.cu.
 _BOX = struct("9f8 matrix", "9f8 inverse", "3f8 origin", "3i4 periodic")
@@ -29,18 +29,18 @@ _BINS = struct("3f8 low", "3f8 scale", "3i8 n")
 
 @dataclass(frozen=True)
 class Images:
-    """Ghosts of one rank that has the whole box, by owner; in the memory of `CudaGhosts`, which the next overwrite.
+    """Ghosts of a rank that has the whole box, ordered by owner; valid until the next are found.
 
     Attributes
     ----------
     owners
-        (n_rows,) int32, the local atom that each is an image of.
+        (n_rows,) int32, the local atom of which each is an image.
     displacements
         (n_rows, 3) float64 Å, whole box vectors: an image stands at its owner's position plus this.
     n_ghost
-        (1,) int64, how many there are.  Rows beyond, which stand where atom 0 does and are nobody's neighbors, let the
-        next list have as many, so that what is launched for all of them is the same; where there are more than rows,
-        images are missing.
+        (1,) int64, how many there are.  Rows beyond are at the place of atom 0 and nobody's neighbors; they keep the
+        number of rows, and so the launches, the same from list to list.  If there are more ghosts than rows, images are
+        missing.
     """
 
     owners: Array
@@ -49,15 +49,15 @@ class Images:
 
 
 class CudaGhosts:
-    """What is done with local atoms and ghosts on a GPU; all arrays are in its memory.
+    """Operations on local atoms and ghosts on a GPU; all arrays are in its memory.
 
-    Positions have the bits that `State.wrapped` and `Halo.build_ghosts` give them where whole multiples of the box's
-    vectors are exact, as in a deterministic run.
+    Positions have the same bits as those of `State.wrapped` and `Halo.build_ghosts` if multiples of the box vectors are
+    exact, as in a deterministic run.
 
     Attributes
     ----------
     buffers
-        What it keeps on the GPU, the images included.
+        The memory that it keeps on the GPU, that of images included.
     """
 
     def __init__(self, device: Device) -> None:
@@ -66,7 +66,7 @@ class CudaGhosts:
         self._text = kernel_text("ghosts.cu", WARP=device.warp, BLOCK=BLOCK)
 
     def wrap_(self, box: Box, positions: Array, images: Array) -> None:
-        """Move positions (n, 3) into the box along its periodic directions and count that in images (n, 3) int32."""
+        """Wrap positions (n, 3) into the box along its periodic directions, and count that in images (n, 3) int32."""
         n = len(positions)
         self._launch("wrap", n, _struct(box), np.int32(n), positions, images)
 
@@ -78,16 +78,16 @@ class CudaGhosts:
         intervals: Sequence[tuple[float, float]] = WHOLE,
         last: Array | None = None,
     ) -> Array:
-        """(n,) int32, the order that `sort_spatially` gives the atoms of a brick: `take` applies it; see `order`.
+        """(n,) int32, the order of `sort_spatially` for the atoms of a brick, to be applied by `take`; see `order`.
 
         Parameters
         ----------
         cell
-            Å.
+            Å, size of the cells.
         intervals
             The brick's faces along each direction, as fractional coordinates.
         last
-            (m,) int32, atoms that come behind all others.
+            (m,) int32, atoms to be placed after all others.
         """
         low, high = np.array(intervals).T
         n_cells = np.maximum(1, ((high - low) * box.heights / cell).astype(np.int64))
@@ -102,13 +102,13 @@ class CudaGhosts:
         return self.order(keys, n_keys)
 
     def order(self, keys: Array, n_keys: int) -> Array:
-        """(n,) int32, the atoms of key 0, then of key 1, …, as `stable_order`; the next order takes its memory."""
+        """(n,) int32, see `stable_order`; valid until the next order."""
         return stable_order(self.device, self.buffers, keys, n_keys)
 
     def outside(self, box: Box, positions: Array, intervals: Sequence[tuple[float, float]]) -> Array:
-        """(n,) int32, 1 for positions (n, 3) that are outside of the intervals as `Domain.outside` has it, else 0.
+        """(n,) int32, 1 for positions (n, 3) outside of the intervals, else 0; see `Domain.outside`.
 
-        The next takes its memory.
+        Valid until the next call.
         """
         n = len(positions)
         marks = self.buffers.get("marks", (n,), np.int32)
@@ -117,7 +117,7 @@ class CudaGhosts:
         return marks
 
     def places(self, marks: Array) -> Array:
-        """(m,) int32, ascending: where marks (n,) int32 are 1; the next take its memory.  Waits for the GPU."""
+        """(m,) int32, the indices where marks (n,) int32 are 1; valid until the next call.  Waits for the GPU."""
         n = len(marks)
         offsets = self.buffers.get("offsets", (n + 2,), np.int64)
         running_sums(self.device, self.buffers, self._text, marks, offsets)
@@ -126,7 +126,7 @@ class CudaGhosts:
         return places
 
     def parts(self, types: Array, marks: Array, n_types: int) -> tuple[Array, NDArray[np.int64]]:
-        """The order of atoms by type and, of a type, by marks of 0 and 1; and how many there are.  Waits for the GPU.
+        """The order of atoms by type and then by mark (0 or 1), and their numbers.  Waits for the GPU.
 
         Parameters
         ----------
@@ -135,7 +135,7 @@ class CudaGhosts:
 
         Returns
         -------
-        (n,) int32, see `order`, and (n_types, 2) of the host.
+        (n,) int32, see `order`, and (n_types, 2) on the host.
         """
         n = len(types)
         keys, counts = (
@@ -147,15 +147,15 @@ class CudaGhosts:
         return self.order(keys, 2 * n_types), self.device.download(counts).reshape(n_types, 2)
 
     def room(self, n_local: int, n_rows: int) -> Images:
-        """Room for images of so many atoms, which `find_images` is to find."""
+        """Arrays for n_rows images of n_local atoms, to be set by `find_images`."""
         get = self.buffers.get
         owners, displacements = get("owners", (n_rows,), np.int32), get("displacements", (n_rows, 3), np.float64)
         return Images(owners, displacements, get("offsets", (n_local + 2,), np.int64)[n_local : n_local + 1])
 
     def find_images(self, box: Box, positions: Array, reach: float, images: Images) -> None:
-        """The images within `reach` (Å) of the box, of positions (n_local, 3) in it: those of `Halo.build_ghosts`.
+        """Find the images within `reach` (Å) of the box of wrapped positions (n_local, 3), as `Halo.build_ghosts`.
 
-        Nothing is waited for; `images` is the last `room`.
+        Does not wait; `images` must be the last result of `room`.
         """
         n, get = len(positions), self.buffers.get
         width = reach / box.heights
@@ -168,13 +168,13 @@ class CudaGhosts:
         self._launch("list_images", n, *where, offsets, *rows)
 
     def take(self, array: Array, index: Array, out: Array) -> None:
-        """`out` (n, …) gets the rows of an array (…) at index (n,) int32; a row's bytes are a multiple of four."""
+        """Set `out` (n, …) to the rows of an array at index (n,) int32; a row's bytes must be a multiple of four."""
         n = len(index)
         words = math.prod(array.shape[1:]) * array.dtype.itemsize // 4
         self._launch("take", n * words, np.int64(n), np.int32(words), index, array, out)
 
     def displace(self, source: Array, index: Array | None, displacements: Array, ghosts: Array) -> None:
-        """Ghosts (n, 3) get source[index] + displacements (n, 3); without an index the source's rows are theirs."""
+        """Set ghosts (n, 3) to source[index] + displacements (n, 3); without an index to source + displacements."""
         n = len(ghosts)
         self._launch("displace", 3 * n, np.int64(n), source, NULL if index is None else index, displacements, ghosts)
 
@@ -184,13 +184,13 @@ class CudaGhosts:
         self._launch("add_rows", 3 * n, np.int64(n), values, index, totals)
 
     def _launch(self, kernel: str, n: int, *arguments: object) -> None:
-        """With a thread for each of n."""
+        """Launch a kernel with a thread for each of n elements."""
         if n:
             self.device.launch(self._text, kernel, blocks(n), BLOCK, *arguments)
 
 
 def rounded_up(n: int) -> int:
-    """A multiple of a power of two that is at most an eighth of it, or of 64."""
+    """n rounded up to a multiple of 64, or of a power of two that is at most an eighth of it."""
     grain = max(1 << n.bit_length() >> 4, 64)
     return -(-n // grain) * grain
 
@@ -200,5 +200,5 @@ def _struct(box: Box) -> NDArray:
 
 
 def memory_per_atom(ghosts: float) -> float:
-    """Bytes that images and orders take on the GPU for each local atom with so many `ghosts`, beside the state's."""
+    """Bytes of images and orders on the GPU for each local atom, with `ghosts` ghosts for each."""
     return 9 / 8 * (4 + 8 + (4 + 24) * ghosts + 8 + ORDER_BYTES)

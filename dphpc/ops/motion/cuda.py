@@ -1,4 +1,4 @@
-"""Moves on a GPU, where the atoms' positions, velocities and forces stay from step to step."""
+"""Moves on a GPU, where the atoms' positions, velocities and forces are kept from step to step."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BLOCK = 256
 """Threads of a block."""
 
 MOST_BLOCKS = 1024
-"""That stride over the atoms."""
+"""Most blocks of a launch; threads stride over the atoms."""
 
 # The structs of kernels/cuda/motion.cu.
 _ATOMS = struct(
@@ -36,25 +36,25 @@ _MOVING = [f for f in FIELDS if f.name in ("positions", "velocities", "forces")]
 
 
 class CudaMoves:
-    """See `contract.Moves`; nothing waits for the GPU but what gives numbers, and `rescale` on several ranks.
+    """See `contract.Moves`; only methods that return numbers wait for the GPU, and `rescale` on several ranks.
 
     Parameters
     ----------
     masses
         (ntypes,) u.
     spacing
-        Å, of which displacements are whole multiples; 0 for as they come.  An attribute, too.
+        Å; displacements are rounded to multiples of it; 0: no rounding.  Also an attribute.
     alone
         Whether this rank has all atoms.
     some_fixed
-        Whether an atom of some rank is fixed.
+        Whether any rank has a fixed atom.
 
     Attributes
     ----------
     ids, types, positions, velocities, images, fixed, forces
-        As in `core.state.State`, in the GPU's memory; those that ghosts have are as long as all atoms.
+        As in `core.state.State`, in the GPU's memory; fields in `GHOSTED` are (n_all, …), others (n_local, …).
     built_at
-        (n_local, 3) Å, where the neighbor list was built.
+        (n_local, 3) Å, positions when the neighbor list was built.
     """
 
     ids: Array
@@ -80,10 +80,10 @@ class CudaMoves:
         self._known, self._scalars = np.zeros(0), device.zeros(0, np.float64)
         self.n_local = 0
 
-    # From the host and back.
+    # Transfers between host and GPU, and the set of atoms.
 
     def take_up(self, state: State) -> None:
-        """The atoms of a state, ghosts included, at whose positions the neighbor list was built; not their forces."""
+        """Upload a state's atoms, ghosts included, but no forces; the neighbor list is that of their positions."""
         self.n_local = state.n_local
         self._make_room(state.n_all)
         for f in FIELDS:
@@ -93,39 +93,39 @@ class CudaMoves:
         self.note_positions()
 
     def reserve(self, n_all: int) -> None:
-        """Have room for so many atoms, ghosts included, of which the local ones are those that are here."""
+        """Make room for n_all atoms, ghosts included; the local atoms are kept."""
         if n_all != len(self.positions):
             self._lay_aside(FIELDS)
             self._make_room(n_all)
             self._put_back(FIELDS)
 
     def append(self, state: State) -> None:
-        """Put a state's atoms behind the local ones, without forces; ghosts are to follow."""
+        """Append a state's local atoms, without forces; ghosts must be set afterwards."""
         n, before = self.n_local, [(f.name, getattr(self, f.name)) for f in MIGRATING]
         self.n_local += state.n_local
         self._make_room(self.n_local)
         for name, old in before:
             array = getattr(self, name)
-            self.device.copy(old[:n], array[:n])  # it has moved where there was too little room
+            self.device.copy(old[:n], array[:n])  # the array is another one if it had to grow
             if state.n_local:
                 self.device.upload(getattr(state, name)[: state.n_local], array[n:])
 
     def keep_local(self, order: Array) -> None:
-        """Let the local atoms be those at order (n,) int32, in that order, without ghosts; see `put_in_order`."""
+        """Keep only the local atoms at order (n,) int32, in that order, without ghosts; see `put_in_order`."""
         self.n_local = len(order)
         self._make_room(self.n_local)
         self.put_in_order(order)
 
     def set_ghosts(self, state: State) -> None:
-        """Let the ghosts be those of a state that has as many local atoms."""
+        """Upload the ghosts of a state with the same number of local atoms."""
         self.reserve(state.n_all)
         for f in GHOSTED if state.n_ghost else ():
             self.device.upload(getattr(state, f.name)[self.n_local :], getattr(self, f.name)[self.n_local :])
 
     def put_in_order(self, order: Array) -> None:
-        """Sort the local atoms, order (n_local,) int32; the neighbor list is of where they are, ghosts are to follow.
+        """Reorder the local atoms by order (n_local,) int32, and note their positions for the neighbor list.
 
-        Atoms that were kept give way.
+        Ghosts must be set afterwards; atoms saved by `keep` are lost.
         """
         self._lay_aside(FIELDS, order)
         self._put_back(FIELDS)
@@ -133,11 +133,11 @@ class CudaMoves:
 
     @property
     def where(self) -> bytes:
-        """The atoms' arrays and their number: of the key of what is launched for them."""
+        """Addresses and number of the atoms, for the key of `Device.replay`."""
         return self._atoms.tobytes()
 
     def note_positions(self) -> None:
-        """The neighbor list is of the present positions."""
+        """Note the present positions as those of the neighbor list."""
         self.device.copy(self.positions[: self.n_local], self.built_at)
 
     def _make_room(self, n_all: int) -> None:
@@ -152,23 +152,23 @@ class CudaMoves:
         self._atoms = np.array([(*map(self.device.address, arrays), fixed, self.n_local)], _ATOMS)
 
     def bring(self, state: State, *fields: str) -> None:
-        """Fields of the local atoms to a state that has as many."""
+        """Download fields of the local atoms to a state with the same number of them."""
         for name in fields:
             getattr(state, name)[: self.n_local] = self.device.download(getattr(self, name)[: self.n_local])
 
     def fetch_account(self, account: Account) -> None:
-        """Let a thermostat have its numbers, if they are here."""
+        """Download a thermostat's variables, if they are on the GPU."""
         if account is self._account:
             account.scalars[...] = self.device.download(self._scalars)
 
     def keep(self) -> None:
-        """Remember where the atoms are, their velocities and forces."""
+        """Save the atoms' positions, velocities and forces, for `restore`."""
         self._lay_aside(_MOVING)
 
     def restore(self) -> None:
-        """Go back to the atoms that were kept last, and to the thermostat as it was last fetched."""
+        """Go back to what `keep` saved last, and to the thermostat's variables as last fetched."""
         self._put_back(_MOVING)
-        self._account = None  # its numbers go up again
+        self._account = None  # its variables will be uploaded again
 
     def _lay_aside(self, fields: Sequence[Field], order: Array | None = None) -> None:
         self._copy([(f, getattr(self, f.name), self._kept(f)) for f in fields], order)
@@ -197,7 +197,7 @@ class CudaMoves:
         self._launch("drift", np.float64(kick), np.float64(dt), self.spacing)
 
     def rescale(self, bath: Bath, inputs: Floats, combine: Combine, *, measured: bool) -> None:
-        """See `contract.Moves.rescale`; a single thread answers for the bath."""
+        """See `contract.Moves.rescale`; the bath's response is computed by a single thread."""
         scalars = self._scalars_of(bath)
         if measured:
             self._parts.fill(0)
@@ -238,7 +238,7 @@ class CudaMoves:
         return self._summed("add_kinetic_tensor", 9).reshape(-1, 3, 3)
 
     def _summed(self, kernel: str, n: int) -> Floats:
-        """(3, n) sums over these atoms, in parts, by a kernel every n-th block of which makes one of them."""
+        """(3, n) sums over this rank's atoms, in parts; every n-th block of the kernel works on the same sum."""
         sums = self.room.buffer(f"sums of {kernel}", (n * len(no_sum()),), np.float64)
         sums.fill(0)
         if self.n_local:
@@ -247,7 +247,7 @@ class CudaMoves:
         return np.ascontiguousarray(self.device.download(sums).reshape(n, -1).T)
 
     def snapshot(self, fields: Collection[str]) -> Snapshot:
-        """See `contract.Moves.snapshot`; the GPU copies them between what it was told before and what comes next."""
+        """See `contract.Moves.snapshot`; the copies are made after what was launched before, without waiting."""
         copies: dict[str, Array] = {}
         for name in fields:
             array = getattr(self, name)[: self.n_local]
@@ -262,22 +262,22 @@ class CudaMoves:
 
         return when_here
 
-    # What an evaluation of forces needs beside.
+    # For the evaluation of forces.
 
     def note_displacement(self, largest: Array, cleared: Array | None = None) -> None:
-        """Raise `largest` (1,), the bits of a float64, to the largest squared displacement (Å²) of the list's atoms.
+        """Raise `largest` (1,), a float64's bits, to the largest squared displacement (Å²) since the list was built.
 
-        By the way, words of 64 bits are `cleared`.
+        The same launch sets the 64-bit words of `cleared` to zero.
         """
         n, words = (0, NULL) if cleared is None else (cleared.size, cleared)
         self._launch("note_displacement", largest, words, np.int64(n))
 
     def take_forces(self, totals: Array, spacing: float, limit: float, trouble: Array) -> None:
-        """Forces from whole multiples (3·n_all,) of a spacing; `trouble` becomes 1 if one reaches the limit (eV/Å)."""
+        """Set forces from integer multiples (3·n_all,) of a spacing; `trouble` becomes 1 if one reaches the limit."""
         self._launch("take_forces", totals, np.float64(spacing), np.float64(limit), trouble)
 
     def put_forces(self, forces: Floats) -> None:
-        """Forces (n_local, 3) from the host."""
+        """Set the forces from an array (n_local, 3) on the host."""
         self.device.upload(forces, self.forces)
 
     def _scalars_of(self, account: Account) -> Array:
@@ -287,6 +287,6 @@ class CudaMoves:
         return self._scalars
 
     def _launch(self, kernel: str, *arguments: object) -> None:
-        # Three numbers of each atom for a thread, at most.
+        # At most one thread for each of an atom's three components.
         grid = min(max(-(-3 * self.n_local // BLOCK), 1), MOST_BLOCKS)
         self.device.launch(self._text, kernel, grid, BLOCK, self._atoms, *arguments)

@@ -15,10 +15,10 @@ from dphpc.ops.neighbors.contract import position_not_finite
 from dphpc.ops.structs import struct
 
 ROOM = 1024
-"""Neighbors of an atom that are sorted in shared memory, 16 bytes each; longer rows are sorted where they stand."""
+"""Longest row of the list that is sorted in shared memory (16 bytes an entry); longer ones are sorted in place."""
 
 MOST_BLOCKS = 1024
-"""That look for the ends of the system, so that few of them wait for one another."""
+"""Most blocks that search for the extent of the system, so that few of them wait for one another."""
 
 # The structs of kernels/cuda/neighbors.cu.
 _ATOMS = struct("p positions", "p types", "p ids", "p n_ghost", "i4 n_rows", "i4 n_local")
@@ -32,16 +32,16 @@ Grid = tuple[NDArray, int]
 
 @dataclass(frozen=True)
 class DeviceNeighbors:
-    """A neighbor list in a GPU's memory, which is that of the search: the next one overwrites it.
+    """A neighbor list in a GPU's memory; valid until the next one is built.
 
     Attributes
     ----------
     offsets, indices, reach
-        As in `contract.Neighbors`: the same numbers, in the same order.
+        As in `contract.Neighbors`, in the same order.
     n_pairs
         Length of the list.
     longest
-        Neighbors of the atom that has most.
+        Length of the longest row.
     """
 
     offsets: Array
@@ -52,15 +52,15 @@ class DeviceNeighbors:
 
 
 class CudaNeighbors:
-    """Builds neighbor lists and keeps what it needs for that from one to the next.
+    """Builds neighbor lists, in memory that it keeps from one to the next.
 
-    The list does not depend on the order in which blocks run, nor on the instruction set as the host's may where a pair
-    is as far apart as `reach` to the last digit.
+    The list depends neither on the order in which blocks run nor on the GPU; on the CPU the instruction set may decide
+    about pairs whose distance is `reach` to the last digit.
 
     Attributes
     ----------
     buffers
-        What it keeps on the GPU, the list included.
+        The memory that it keeps on the GPU, that of the list included.
     """
 
     def __init__(self, device: Device) -> None:
@@ -73,8 +73,8 @@ class CudaNeighbors:
     ) -> DeviceNeighbors:
         """The list of all pairs nearer than `reach` (Å); see `contract.BuildNeighbors`.
 
-        The arrays, (n_all, 3) float64, (n_all,) int32 and (n_all,) int64 in the GPU's memory, may be longer.  The host
-        waits twice: for the system's extent, and for the length of the list.
+        The arrays (n_all, 3) float64, (n_all,) int32 and (n_all,) int64 on the GPU may be longer.  The host waits
+        twice: for the system's extent, and for the length of the list.
 
         Raises
         ------
@@ -101,9 +101,9 @@ class CudaNeighbors:
         grid: Grid,
         n_ghost: Array | None = None,
     ) -> Array:
-        """Launch what builds the list, without waiting for it; returns (2,) int64, what `found` is to be told.
+        """Launch the kernels that build the list, without waiting; returns (2,) int64 on the GPU, for `found`.
 
-        With `n_ghost`, (1,) int64 on the GPU, rows beyond so many ghosts are no atoms.  Any grid gives the same list.
+        With `n_ghost`, (1,) int64 on the GPU, rows after so many ghosts are no atoms.  Any grid gives the same list.
         """
         device, text, get, (cells_of, n_cells) = self.device, self._text, self.buffers.get, grid
         offsets, counts = get("offsets", (n_local + 2,), np.int64), get("counts", (n_local,), np.int32)
@@ -120,7 +120,7 @@ class CudaNeighbors:
             rows = np.array([(device.address(offsets), 0, 0, reach * reach)], _ROWS)
             device.launch(text, "count_rows", n_rows, BLOCK, atoms, cells_of, cells, rows, counts)
         running_sums(device, self.buffers, text, counts, offsets)
-        # Into the last list's memory before its length is known here: it seldom is too long for that.
+        # Fill the last list's memory before the new length is known on the host: it seldom is longer.
         kept = self.buffers.capacity("indices")
         if kept and n_local:
             rows["indices"], rows["capacity"] = device.address(self.make_room(kept)), kept
@@ -128,7 +128,7 @@ class CudaNeighbors:
         return offsets[n_local:]
 
     def found(self, n_local: int, reach: float, n_pairs: int, longest: int) -> DeviceNeighbors | None:
-        """The list that was started last; None where there was no room for it: now there is, to start once more."""
+        """The list that was started last; None if its memory was too small, which is now enlarged for another start."""
         if n_pairs > self.buffers.capacity("indices"):
             self.make_room(n_pairs)
             return None
@@ -137,11 +137,11 @@ class CudaNeighbors:
         return DeviceNeighbors(offsets[: n_local + 1], indices, reach, n_pairs, longest)
 
     def make_room(self, n_pairs: int) -> Array:
-        """For a list of this length."""
+        """Memory for a list of this length."""
         return self.buffers.get("indices", (n_pairs,), np.int32)
 
     def grid(self, positions: Array, types: Array, ids: Array, n_local: int, n_all: int, reach: float) -> Grid:
-        """The grid over the atoms' extent, for which the host waits.
+        """The grid of cells over the atoms' extent, for which the host waits.
 
         Raises
         ------
@@ -171,9 +171,9 @@ class CudaNeighbors:
 
 
 def choose_grid(low: NDArray[np.float64], high: NDArray[np.float64], n_all: int, reach: float) -> Grid:
-    """The grid of kernels/native/neighbors.cpp over the atoms' extent, for the kernels, and its number of cells."""
+    """The grid over the atoms' extent, chosen as in kernels/native/neighbors.cpp, and its number of cells."""
     length, edge = high - low, 0.5 * reach
-    # A thin gas in a huge box would need more cells than atoms: then they grow.
+    # In a huge box of thin gas, cells are enlarged so that they do not outnumber the atoms by far.
     while np.maximum(1.0, np.floor(length / edge)).prod() > min(4.0 * n_all + 64.0, 2.0**31 - 1.0):
         edge *= 1.25
     shape = np.maximum(1, (length / edge).astype(np.int64))
@@ -184,12 +184,12 @@ def choose_grid(low: NDArray[np.float64], high: NDArray[np.float64], n_all: int,
 
 
 def memory_per_atom(neighbors: float, ghosts: float) -> float:
-    """Bytes that a search keeps on the GPU for each local atom, beside positions, types and ids.
+    """Bytes that a search keeps on the GPU for each local atom, without positions, types and ids.
 
     Parameters
     ----------
     neighbors, ghosts
-        Entries of the list and ghosts for each local atom.
+        Numbers of list entries and of ghosts for each local atom.
     """
     per_cell = neighbors / (4.0 / 3.0 * np.pi * 2.0**3)  # atoms in a cube of half the reach
     cells = min(4.0, 1.0 / max(per_cell, 1e-3))  # for each atom

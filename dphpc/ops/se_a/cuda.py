@@ -1,7 +1,7 @@
 """The `se_e2_a` operations in training on a GPU; what they compute is in `contract.SeAOps`.
 
-Results are arrays of the GPU and stay until the operation is called again.  Forces are whole multiples of a spacing,
-gradients by the table are summed in an order that repeats: a step has the same bits whenever it is made.
+Results are GPU arrays, valid until the operation is called again.  Forces are integer multiples of a spacing, and
+gradients by the table are summed in a fixed order, so that a step has the same bits whenever it is repeated.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from dphpc.ops.structs import EXERTED, descriptor_struct, grid_structs, struct
 from dphpc.ops.workspace import NULL, REAL, Workspace
 
 MOST_SHARES = 32
-"""Blocks that share an interval's pairs: of water's in a batch of 16, some 150 each where they are most."""
+"""Most blocks that share an interval's pairs; for 16 frames of water each then has some 150 pairs at most."""
 
 SHARED_BYTES = 2**28
-"""Of their partial sums at most; with larger tables there are fewer."""
+"""Most bytes of their partial sums; with larger tables there are fewer shares."""
 
 MOST_COUNTS = 2**20
-"""Of pairs by interval and group of centers, for the order of the pairs."""
+"""Most counters of pairs, by interval and group of centers, for sorting the pairs."""
 
 # The structs of kernels/cuda/training.cu.
 _MOTION = struct("p direction", "p strain", "p frames", "p owners")
@@ -46,7 +46,7 @@ class Described:
 
     @property
     def n_intervals(self) -> int:
-        """Of all tables."""
+        """Number of intervals of all tables."""
         return int(self.coefficients.shape[0] * self.coefficients.shape[1])
 
 
@@ -56,12 +56,12 @@ class CudaSeA:
     Parameters
     ----------
     channels, axis, n_types, dtype
-        Of the descriptor.
+        Those of the descriptor.
 
     Attributes
     ----------
     frames
-        Those that stay on the GPU, from which batches are put together.
+        The frames that are kept on the GPU, from which batches are joined.
     """
 
     def __init__(self, device: Device, channels: int, axis: int, n_types: int, dtype: type) -> None:
@@ -75,7 +75,7 @@ class CudaSeA:
         self.frames = CardFrames(device, self._work, self._text, n_types, self.dtype)
 
     def described(self, p: SeAParameters, grids: Sequence[Grid], coefficients: Array, empty: Array) -> Described:
-        """The descriptor with tables on these grids; their arrays may change, and stay where they are."""
+        """The descriptor with tables on these grids, whose arrays may be overwritten in place."""
         kept = tuple(self._work.new(a) for a in (p.sel, p.davg, 1.0 / p.dstd, p.network, p.flags, grid_structs(grids)))
         pointers = [self._work.address(a) for a in (*kept, coefficients, empty)]
         return Described(coefficients, empty, descriptor_struct(p, pointers, coefficients.shape[1]), kept)
@@ -88,28 +88,28 @@ class CudaSeA:
     # -- moments -------------------------------------------------------------------------------------------------
 
     def moments(self, env: CardEnvironment, d: Described) -> None:
-        """Set A (n, 4, M), which is `moments_of` the environment, and `env.largest`: how far its arguments go."""
+        """Set A (n, 4, M), see `moments_of`, and `env.largest`, the largest s̃ of each center."""
         arrays = self.moments_of(env), env.largest, self._free(env)
         self._launch("moments", env.n, env.system, d.struct, *arrays)
 
     def moments_of(self, env: CardEnvironment) -> Array:
-        """What `moments` sets."""
+        """The array A (n, 4, M) that `moments` sets."""
         return self._moments("moments", env.n)
 
     def motion(self, env: CardEnvironment, direction: Array, strain: Array) -> NDArray:
-        """What `tangent` and `table_adjoint` follow: d of local atoms (n_local, 3), strains (n_frames, 3, 3)."""
+        """The struct of a direction d of local atoms (n_local, 3) and strains (n_frames, 3, 3), for the tangent."""
         return np.array([tuple(map(self._work.address, (direction, strain, env.frames, env.owners)))], _MOTION)
 
     def tangent(self, env: CardEnvironment, d: Described, motion: NDArray) -> None:
-        """Set Ȧ (n, 4, M), which is `tangent_of` the environment."""
+        """Set Ȧ (n, 4, M), see `tangent_of`."""
         self._launch("tangent", env.n, env.system, d.struct, motion, self.tangent_of(env))
 
     def tangent_of(self, env: CardEnvironment) -> Array:
-        """What `tangent` sets."""
+        """The array Ȧ (n, 4, M) that `tangent` sets."""
         return self._moments("tangent", env.n)
 
     def forces(self, env: CardEnvironment, d: Described, moments_adjoint: Array) -> None:
-        """Set `env.totals`: forces on local atoms with those of images, and frames' virials."""
+        """Set `env.totals`: forces on local atoms, those on images included, and the frames' virials."""
         totals, address = env.totals, self._work.address
         self.device.fill(totals, 0)
         parts = address(totals), address(totals[3 * env.n_local :]), 0, address(totals[-1:])
@@ -123,13 +123,13 @@ class CudaSeA:
         self._launch("features", len(moments), moments, _or_null(columns), self._n_columns(inputs), inputs)
 
     def features_tangent_into(self, moments: Array, tangent: Array, inputs: Array) -> None:
-        """Set their change along Ȧ; columns stay."""
+        """Set inputs (n, M·axis + n_columns) to the features' change along Ȧ; columns are left as they are."""
         self._launch("features_tangent", len(moments), moments, tangent, self._n_columns(inputs), inputs)
 
     def features_adjoint_into(
         self, moments: Array, adjoint: Array, tangent: Array | None, tangent_adjoint: Array | None, result: Array
     ) -> None:
-        """Set (n, 4, M) to the derivative of adjoint·D, and where given of tangent_adjoint·Ḋ, by A."""
+        """Set `result` (n, 4, M) to the derivative of adjoint·D, plus tangent_adjoint·Ḋ if given, by A."""
         arrays = moments, adjoint, _or_null(tangent), _or_null(tangent_adjoint)
         self._launch("features_adjoint", len(moments), *arrays, self._n_columns(adjoint), result)
 
@@ -158,7 +158,7 @@ class CudaSeA:
         return coefficients, empty
 
     def _sorted(self, env: CardEnvironment, d: Described, shares: int) -> NDArray:
-        """The struct of pairs in the order of their intervals, in each as they stand from center to center."""
+        """The struct of pairs sorted by interval, and within one in their order in the list."""
         n, n_intervals, work = np.int32(env.n), np.int32(d.n_intervals), self._work
         groups = max(1, min(env.n, MOST_COUNTS // d.n_intervals))
         counts = work.buffer("counts", (d.n_intervals * groups,), np.int32)

@@ -1,4 +1,4 @@
-"""Frames that stay on a GPU, and the batches that are put together from them there."""
+"""Frames that are kept on a GPU, and batches that are joined from them there."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from dphpc.ops.workspace import Kind, Parcel, Workspace
 Doubles = NDArray[np.float64]
 
 SPACING = 2.0**-44
-"""eV/Å (and eV, of virials) of which sums are whole multiples: 6e-14; they reach up to 524,288."""
+"""Spacing of forces (eV/Å) and virials (eV), 6e-14; sums reach up to 524,288."""
 
 PAIR_FORCE_LIMIT = 2.0**54 * SPACING
-"""eV/Å (1,024): sums of hundreds of such forces are within 64 bits."""
+"""Greatest force of a pair, 1,024 eV/Å: sums of hundreds fit into 64 bits."""
 
 FRAMES_SHARE = 0.5
-"""Of the GPU's free memory for frames that stay there."""
+"""Fraction of the GPU's free memory for frames that are kept there."""
 
 JOIN_BLOCKS = 16
-"""That put a frame into its batch."""
+"""Number of blocks that copy a frame into a batch."""
 
 # The struct of kernels/cuda/training.cu.
 _FRAME = struct(
@@ -39,7 +39,7 @@ _FRAME = struct(
 
 
 class OwnedAtoms(Protocol):
-    """A frame: local atoms, then images, whose owners are `owner` (n_ghost,); neighbors of the local atoms."""
+    """A frame: local atoms, then images of the atoms `owner`, and the local atoms' neighbors."""
 
     @property
     def positions(self) -> NDArray[np.float64]:
@@ -47,11 +47,11 @@ class OwnedAtoms(Protocol):
 
     @property
     def types(self) -> NDArray[np.int32]:
-        """(n_all,)."""
+        """(n_all,) int32."""
 
     @property
     def owner(self) -> NDArray[np.int32]:
-        """(n_ghost,)."""
+        """(n_ghost,) int32, the local atom of which each ghost is an image."""
 
     @property
     def neighbors(self) -> Neighbors:
@@ -60,14 +60,14 @@ class OwnedAtoms(Protocol):
 
 @dataclass(frozen=True)
 class Results:
-    """What a pass has for the host.
+    """The results of a forward pass, on the host.
 
     Attributes
     ----------
     largest
-        s̃ that the pass met, −∞ without pairs.
+        The largest s̃, −∞ without pairs.
     energies
-        (2, n) as `CardEnvironment.energies`.
+        (2, n), as `CardEnvironment.energies`.
     """
 
     largest: float
@@ -76,12 +76,12 @@ class Results:
     n_local: int
 
     def exerted(self) -> tuple[Doubles, Doubles]:
-        """Forces (n_local, 3) with those of images, and virials (n_frames, 3, 3).
+        """Forces (n_local, 3), those on images included, and virials (n_frames, 3, 3).
 
         Raises
         ------
         RunError
-            The force of a pair is beyond `PAIR_FORCE_LIMIT`.
+            The force of a pair exceeds `PAIR_FORCE_LIMIT`.
         """
         if self.totals[-1]:
             raise RunError(f"the force of a pair of atoms is above {PAIR_FORCE_LIMIT:g} eV/Å or not a number")
@@ -93,24 +93,24 @@ class Results:
 
 @dataclass(frozen=True)
 class CardEnvironment:
-    """Where a batch's atoms are, on the GPU; batches of one shape have the same addresses.
+    """A batch's atoms and results on the GPU; batches of one shape have the same addresses.
 
     Attributes
     ----------
     n, n_local, n_frames
-        Numbers of centers, of atoms and of frames.
+        Numbers of centers, local atoms and frames.
     first
         (n_types + 1) where each type's centers begin; with `n_local` and `n_frames` the batch's shape.
     frames
-        (n,) int32 that each center belongs to.
+        (n,) int32, the frame of each center.
     owners
-        (n_all,) int32: of local atoms themselves, of images the atoms that they are images of.
+        (n_all,) int32, the local atom itself, or the atom of which it is an image.
     pairs
-        Room for whole numbers (n_pairs,) of the list's entries: interval, order and row.
+        Scratch arrays (n_pairs,) int32 for the list's entries: interval, order and row.
     energies
-        (2, n), to be set: of centers, and of centers without neighbors.
+        (2, n), to be set: energies of centers, and of centers without neighbors.
     largest, totals
-        (n,) the largest s̃ of each center; forces, virials and whether one was too large, as whole numbers.
+        (n,) largest s̃ of each center; forces, virials and a flag for too large forces, as int64.
     """
 
     n: int
@@ -126,7 +126,7 @@ class CardEnvironment:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Batches of which have the same addresses."""
+        """Batches with equal shape have the same addresses."""
         return self.n_local, self.n_frames, *self.first
 
     @property
@@ -145,14 +145,14 @@ class CardEnvironment:
         return self.results.arrays[2]
 
     def download(self) -> Results:
-        """The results, when they are there."""
+        """Wait for the results and copy them to the host."""
         totals, largest, energies = self.results.download()
         return Results(float(largest.max(initial=-np.inf)), energies, totals, self.n_local)
 
 
 @dataclass(frozen=True)
 class _Resident:
-    """A frame on the GPU; with its arrays on the host, so that no others get their identities."""
+    """A frame on the GPU; it refers to the host's arrays, so that their ids are not reused."""
 
     frame: OwnedAtoms
     arrays: tuple[Array, ...]
@@ -161,17 +161,17 @@ class _Resident:
 
     @property
     def nbytes(self) -> int:
-        """Of the GPU's memory."""
+        """Bytes of GPU memory."""
         return sum(int(a.nbytes) for a in self.arrays)
 
 
 class CardFrames:
-    """Frames by their arrays' identity; those that were not used for long give way where the memory would not do.
+    """Frames on the GPU, identified by their arrays' ids; the least recently used are dropped if memory runs short.
 
     Parameters
     ----------
     text
-        Of the kernels of training.cu.
+        Source of the kernels in training.cu.
     """
 
     def __init__(self, device: Device, work: Workspace, text: str, n_types: int, dtype: np.dtype) -> None:
@@ -180,7 +180,7 @@ class CardFrames:
         self.nbytes, self.most_bytes = 0, int(FRAMES_SHARE * device.free_memory())
 
     def joined(self, frames: Sequence[OwnedAtoms], centers: NDArray[np.int32]) -> CardEnvironment:
-        """The frames side by side, as `dphpc.train.data.batch.join` has them, with centers ordered by type."""
+        """The batch of these frames, in the order of `dphpc.train.data.batch.join`, with centers ordered by type."""
         work, resident = self._work, [self._resident(frame) for frame in frames]
         sizes = np.array([frame.sizes for frame in resident])
         n_local, n_all, n_pairs = (int(n) for n in sizes.sum(axis=0))
@@ -188,7 +188,7 @@ class CardFrames:
         first = np.searchsorted(types[centers], np.arange(self._n_types + 1))
         table = self._table(resident, sizes, n_local)
         local = np.arange(len(frames), dtype=np.int32).repeat(sizes[:, 0])
-        values = first, centers, local[centers], table  # whose sizes are the shape's
+        values = first, centers, local[centers], table  # their sizes follow from the shape
         given = Parcel(work, "batch", [(a.shape, a.dtype) for a in values])
         given.upload(*values)
         first_rows, atoms, frames_of, table_there = given.arrays
@@ -213,7 +213,7 @@ class CardFrames:
         )
 
     def _table(self, resident: list[_Resident], sizes: NDArray[np.int64], n_local: int) -> NDArray[np.uint8]:
-        """The structs of frames of these numbers of local atoms, atoms and pairs, as bytes."""
+        """Structs `_FRAME` of frames with these numbers of local atoms, atoms and pairs, as bytes."""
         before = np.cumsum(sizes, axis=0) - sizes
         before[:, 1] += n_local - before[:, 0]  # images come behind all local atoms
         rows = [(*frame.addresses, *frame.sizes, *to) for frame, to in zip(resident, before.tolist(), strict=True)]
@@ -230,7 +230,7 @@ class CardFrames:
         owners = np.concatenate((np.arange(sizes[0], dtype=np.int32), frame.owner))
         arrays = tuple(self._work.new(a) for a in (frame.positions, frame.types, n.offsets, n.indices, owners))
         there = _Resident(frame, arrays, tuple(map(self._work.address, arrays)), sizes)
-        if sizes[2]:  # others are made for one batch
+        if sizes[2]:  # a frame without pairs is made for one batch only
             self._frames[key] = there
             self.nbytes += there.nbytes
         while len(self._frames) > 1 and self.nbytes > self.most_bytes:

@@ -23,7 +23,7 @@ _TABLES = struct("p steps", "i4 n_tables", "i4 n_intervals", "i4 channels")
 _SLOTS = struct("p intervals", "p powers", "i4 n", "i4 channels")
 
 N_JET = 3
-"""Value and two derivatives."""
+"""Rows of a jet: the value and two derivatives."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,13 @@ class CudaKnotTable:
     Parameters
     ----------
     networks
-        Of equal shapes and of any one precision, which the table has too; their arrays are the GPU's, and are read by
-        each `update`.
+        Networks of equal shapes and one precision, which is also the table's; their arrays are on the GPU and are read
+        by each `update`.
 
     Attributes
     ----------
     coefficients, empty
-        As those of `knots.KnotTable`, on the GPU.
+        As in `knots.KnotTable`, on the GPU.
     """
 
     def __init__(self, device: Device, networks: Sequence[Network], p: SeAParameters, grid: Grid) -> None:
@@ -77,7 +77,7 @@ class CudaKnotTable:
         return self._work.growths
 
     def _wide(self, i: int, net: Network) -> Network:
-        """The network with float64 arrays: its own, or copies that `update` fills."""
+        """The network with float64 arrays: its own, or copies that `update` sets."""
         if self._dtype == np.float64:
             return net
 
@@ -106,7 +106,7 @@ class CudaKnotTable:
         return kept
 
     def _slots_of(self, p: SeAParameters, channels: int) -> NDArray:
-        """The struct of the missing slots of (center, neighbor)."""
+        """The struct of the missing slots of each (center, neighbor) type pair."""
         s0 = -p.davg / p.dstd[:, 0]
         index, t = self.grid.locate(s0)
         taken = np.broadcast_to(p.sel > 0, p.network.shape)
@@ -117,7 +117,7 @@ class CudaKnotTable:
         return np.array([(*addresses, intervals.size, channels)], _SLOTS)
 
     def update(self) -> None:
-        """Take the networks' present weights."""
+        """Recompute table and missing slots from the networks' present weights."""
         work = self._work
         if self._dtype != np.float64:
             for sources, targets in zip(self._sources, self._targets, strict=True):
@@ -140,7 +140,7 @@ class CudaKnotTable:
         self._device.beside([partial(self._network_backward, i, *arrays) for i, arrays in given])
 
     def _network_forward(self, layers: list[_Kept], jets: Array) -> None:
-        """Set the network's jets (3n, M)."""
+        """Set a network's jets (3n, M) at the knots."""
         work, n = self._work, np.int64(self._n)
         for j, k in enumerate(layers):
             self._device.product(k.x, k.w, k.z)
@@ -148,7 +148,7 @@ class CudaKnotTable:
             work.of_each(self._text, "jet", k.z.size // N_JET, k.struct, n, k.z, k.x, y, k.slopes, k.activated)
 
     def _network_backward(self, i: int, layers: list[_Kept], y: Array, gradients: Mapping[str, Array]) -> None:
-        """`y` (3n, M) is the adjoint of the jets of network i; networks share no memory."""
+        """Set the gradients of network i, whose jets have the adjoint `y` (3n, M); networks share no memory."""
         work, n = self._work, np.int64(self._n)
         for j, k in reversed(list(enumerate(layers))):
             z_adjoint = work.buffer(f"z_adjoint{i}", k.z.shape, np.float64)
@@ -168,13 +168,13 @@ class CudaKnotTable:
             y = below
 
     def _set_sums(self, i: int, out: Array | None, rows: Array) -> None:
-        """out = the sum of rows."""
+        """out = the sum of rows; nothing if it is None."""
         if out is not None:
             ones = self._work.ones(len(rows), np.float64).reshape(-1, 1)
             self._set(i, out.reshape(1, -1), ones, rows)
 
     def _set(self, i: int, out: Array | None, left: Array, right: Array) -> None:
-        """out = leftᵀ·right, in the precision that it has."""
+        """out = leftᵀ·right, in its own precision; nothing if it is None."""
         if out is None:
             return
         wide = out if out.dtype == np.float64 else self._work.buffer(f"wide{i}", out.shape, np.float64)

@@ -29,20 +29,20 @@ Gradients = Mapping[str, NDArray[np.floating]]
 
 
 class KnotTable:
-    """Table and missing slots of networks as they are now, and the way back from their gradients to the weights.
+    """Table and missing slots of networks with their present weights, and the backward pass to the weights.
 
     Parameters
     ----------
     networks
-        Of equal shapes and of any one precision, which the table has too; everything between is float64.  Their
-        arrays are read again by each `update`.
+        Networks of equal shapes and one precision, which is also the table's; everything in between is float64.  Their
+        arrays are read by each `update`.
 
     Attributes
     ----------
     coefficients
         (n_networks, n_intervals, 6, M), as in `RadialTable`.
     empty
-        (ntypes, ntypes, M), `SeE2A.empty_slots` of that table; both keep their memory.
+        (ntypes, ntypes, M), `SeE2A.empty_slots` of that table; both arrays are updated in place.
     """
 
     def __init__(self, networks: Sequence[Network], p: SeAParameters, grid: Grid) -> None:
@@ -60,14 +60,14 @@ class KnotTable:
         self.update()
 
     def update(self) -> None:
-        """Take the networks' present weights."""
+        """Recompute table and missing slots from the networks' present weights."""
         self._tape.table(self._layers, self._knots, self._widths, get_threads(), self.coefficients)
         self.empty[...] = np.einsum("ctkm,ck->ctm", self.coefficients[self._slots], self._powers) * self._taken
 
     def backward(self, coefficients: Doubles, empty: Doubles, gradients: Sequence[Gradients]) -> None:
         """Set each network's `gradients`, given those of `coefficients` (changed in place) and `empty`.
 
-        `gradients` holds arrays by the names of `Network.parameters`; names that are left out are not set.
+        `gradients` holds arrays by the names of `Network.parameters`; missing names are skipped.
         """
         np.add.at(coefficients, self._slots, np.einsum("ctm,ck->ctkm", empty * self._taken, self._powers))
         wanted = [gradients_of(net, arrays) for net, arrays in zip(self._networks, gradients, strict=True)]

@@ -3,8 +3,8 @@
 Precision follows the table: float64, or float32 ("mixed": displacements, rows and sums over pairs stay in float64,
 channels in float32); with `SeAParameters.round_displacements` it is the plain "float32".
 
-Results of one call do not change from run to run with the same number of threads, and moments, features and
-tangents not with the number either.
+With the same number of threads results are the same in every run; moments, features and tangents do not even depend on
+that number.
 """
 
 from __future__ import annotations
