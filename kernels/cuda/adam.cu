@@ -7,14 +7,14 @@ struct Step {
     Real size, keep, added, beta1, beta2, correction2, epsilon;
 };
 
-// What one block changes: n values that follow one another.
+// What one block changes: n consecutive values.
 struct Piece {
     const Real* gradient;
     Real *value, *first, *second;
     long long n;
 };
 
-// Without effect where `norm` is given and not finite.
+// Does nothing if `norm` is given and not finite.
 extern "C" __global__ void adam(const Step s, const Piece* pieces, const double* norm) {
     if (norm && !(*norm - *norm == 0.0)) return;
     const Piece piece = pieces[blockIdx.x];

@@ -1,4 +1,4 @@
-// From the features of an atom back to its moments, by its block.
+// The backward pass from an atom's features to its moments, by one block.
 #pragma once
 
 #include "runs.h"
@@ -9,14 +9,14 @@ constexpr int most_staged = (CHANNELS > 256 ? 512 : 2048) / (AXIS + 1);
 constexpr int n_staged = most_staged < 1 ? 1 : most_staged < CHANNELS ? most_staged : CHANNELS;  // channels
 constexpr int n_slices = BLOCK > AXIS ? BLOCK / AXIS : 1;
 
-// Moments, and ∂E/∂D of some channels, read once from memory; and sums over slices of them.
+// In shared memory: moments, ∂E/∂D of some channels, and sums over slices of the channels.
 struct Staging {
     alignas(16) Real moments[CHANNELS * n_rows];
-    Real y[n_staged * (AXIS + 1)];  // one more a row, so that lanes meet in different banks
+    Real y[n_staged * (AXIS + 1)];  // rows are padded by one, against bank conflicts
     Real partial[n_slices * n_rows * AXIS];
 };
 
-// ∂E/∂A (4, CHANNELS) from y = ∂E/∂D (CHANNELS, AXIS), with D = Aᵀ·A[:, :AXIS]; the block meets at its end.
+// ∂E/∂A (4, CHANNELS) from y = ∂E/∂D (CHANNELS, AXIS), with D = Aᵀ·A[:, :AXIS]; ends with a barrier.
 __device__ inline void form_moments_adjoint(const Real* moments, const Real* y, Staging& room, Real* adjoint) {
     const int me = threadIdx.x;
     for (int i = me; i < n_slices * n_rows * AXIS; i += BLOCK) room.partial[i] = Real(0);

@@ -1,9 +1,9 @@
-// What the threads of a block do together.  WARP, their number in step, is 32, or 64 on some of AMD's GPUs.
+// Warp and block operations.  WARP, the number of threads of a warp, is 32, or 64 on some of AMD's GPUs.
 #pragma once
 
 namespace dphpc {
 
-using Count = long long;  // whole multiples of a spacing: their sums are exact in any order
+using Count = long long;  // integer multiples of a spacing, whose sums are exact in any order
 
 template <class T>
 __device__ inline T lane_below(T value, int distance) {
@@ -23,7 +23,7 @@ __device__ inline T lane_across(T value, int distance) {
 #endif
 }
 
-// Bit i: whether lane i says so.
+// Ballot: bit i tells whether the condition is true on lane i.
 __device__ inline unsigned long long lanes_where(bool so) {
 #if defined(__HIP__)
     return __ballot(so);
@@ -32,14 +32,14 @@ __device__ inline unsigned long long lanes_where(bool so) {
 #endif
 }
 
-// The sum over a warp, on its first lane; added up in the same order every time.
+// The sum over a warp, on its first lane, in a fixed order.
 template <class T>
 __device__ inline T warp_sum(T value) {
     for (int distance = WARP / 2; distance > 0; distance /= 2) value += lane_below(value, distance);
     return value;
 }
 
-// The largest of a block's values, on its first thread; `room` holds one for each warp.
+// The largest of a block's values, on its first thread; `room` is shared memory with one number for each warp.
 __device__ inline double block_max(double value, double* room) {
     for (int distance = WARP / 2; distance > 0; distance /= 2) {
         const double other = lane_below(value, distance);
@@ -52,16 +52,16 @@ __device__ inline double block_max(double value, double* room) {
     return value;
 }
 
-// One of two elements of an array in registers.  Without a function clang chooses between places, for which it keeps the
-// array in memory.
+// One of two elements of an array in registers.  Without this function clang selects between their addresses, for which it
+// keeps the array in memory.
 template <class T>
 __device__ inline T either(bool first, const T& a, const T& b) {
     return first ? a : b;
 }
 
-// Sums over every `lanes` neighboring lanes, each of n values: where it can be, one half of the lanes goes on with one half
-// of the values.  Returns the first of those, `folded(lanes, n)` in number, whose sums this lane has in the end; of lanes
-// that have the same, `keeps` is true on the first.
+// Sums of n values over each group of `lanes` neighboring lanes.  In each step, if n is even, one half of the lanes goes on
+// with one half of the values.  In the end a lane has the sums of `folded(lanes, n)` values, the first of which is returned;
+// among lanes with the same values, `keeps` is true on the first.
 template <int lanes, int n, class T>
 __device__ inline int fold(T* values) {
     if constexpr (lanes == 1) {

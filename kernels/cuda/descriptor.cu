@@ -1,9 +1,9 @@
-// The se_e2_a descriptor and the way back to forces, one block an atom; formulas in dphpc/ops/se_a/contract.py.
+// The se_e2_a descriptor and its backward pass to forces, one block for each atom; formulas in dphpc/ops/se_a/contract.py.
 //
 // Defined in front of this text, for one model: Real, CHANNELS, AXIS, N_TYPES, PARTS, WARP and BLOCK.  Threads first read one
-// neighbor each, then share the channels, so that neighboring threads read neighboring coefficients.  Nothing depends on
-// which block comes first: sums within a block have a fixed order, sums over blocks are of whole numbers.  A center below
-// zero is nobody: its block does nothing.
+// neighbor each, then share the channels, so that neighboring threads read neighboring coefficients.  Results do not depend
+// on the order of the blocks: sums within a block have a fixed order, and sums over blocks are of integers.  The block of a
+// negative center does nothing.
 #include "adjoint.h"
 #include "forces.h"
 #include "moments.h"
@@ -19,9 +19,9 @@ struct Described {
     int n_columns;
 };
 
-// Blocks of 128 threads that a multiprocessor has at a time: while one waits for memory, others work; but with float64's Ā, 4
-// keep more of the table in the nearest cache.  Compilers for GPUs before Hopper spill registers with more.
-#if defined(__HIP__)  // there this is no number of blocks, and a compute unit's shared memory holds two to five
+// Blocks of 128 threads on a multiprocessor: while one waits for memory, others work.  In the backward pass in float64, 4 are
+// faster, as more of the table stays in the L1 cache.  For GPUs before Hopper the compiler spills registers with more.
+#if defined(__HIP__)  // the launch bound means something else; a compute unit's shared memory holds two to five blocks
 constexpr int n_describing = 1, n_exerting = 1;
 #else
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900

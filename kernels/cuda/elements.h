@@ -1,11 +1,11 @@
-// Kernels whose threads have one element each.
+// For kernels with one element for each thread.
 #pragma once
 
 namespace dphpc {
 
 __device__ inline long long my_element() { return static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x; }
 
-// Where element i stands in rows of n; there are fewer than 2³², as a GPU divides 64 bits several times more slowly.
+// Row and column of element i in rows of n; i is below 2³², as GPUs divide 64-bit numbers several times more slowly.
 struct Place {
     long long row;
     int column;

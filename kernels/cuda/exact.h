@@ -1,4 +1,4 @@
-// Arithmetic with NumPy's bits: a product is rounded before it is added.
+// Arithmetic with the same bits as NumPy: a product is rounded before it is added (no fused multiply-add).
 #pragma once
 
 namespace dphpc {
@@ -12,7 +12,7 @@ __device__ inline double times(double a, double b) { return __dmul_rn(a, b); }
 __device__ inline double plus(double a, double b) { return __dadd_rn(a, b); }
 #endif
 
-// a·b, from the first component to the third; those of b are `stride` apart.
+// a·b, summed from the first component to the third; b's components are `stride` apart.
 __device__ inline double dot(const double* a, const double* b, int stride) {
     return plus(plus(times(a[0], b[0]), times(a[1], b[stride])), times(a[2], b[2 * stride]));
 }

@@ -1,9 +1,8 @@
-// Layers of a fitting net for few atoms: a matrix product and what follows it in one launch.
+// Layers of a fitting net for few atoms: a matrix product and the activation in one launch.
 //
-// A block makes ROWS × COLUMNS elements.  Pieces of both factors, DEPTH terms of the sums, pass through shared memory
-// while the next ones are on their way; each 32 threads add up their share of a piece's terms for all of the block's
-// elements, and in the end the shares are added.  So an element's sum has one order, wherever its row stands and however
-// many there are.
+// A block computes ROWS × COLUMNS elements.  Pieces of both factors, with DEPTH terms of the sums, are read into shared
+// memory while the next ones are being loaded.  Each group of 32 threads sums its share of a piece's terms for all of the
+// block's elements, and in the end the shares are added.  So the order of an element's sum does not depend on its row.
 //
 // Defined in front of this text: Real, PARTS (1), ROWS and COLUMNS (whole multiples of 8), DEPTH (of 32), and BLOCK.
 #include "output.h"
@@ -12,18 +11,17 @@ namespace dphpc {
 
 constexpr int SHARES = BLOCK / 32, TERMS = DEPTH / SHARES;
 
-// A factor (n, depth), or one that lies transposed: `outer` of its rows, of which a thread reads the same part of each
-// piece.
+// `outer` rows of a factor (n, depth), which may be stored transposed; a thread reads the same part of each piece.
 template <int outer, bool transposed>
 struct Factor {
-    static constexpr int length = transposed ? outer : DEPTH;  // of what lies together
-    static constexpr int stride = length + 4;                  // threads that read together meet in no bank
+    static constexpr int length = transposed ? outer : DEPTH;  // of a contiguous run of the piece
+    static constexpr int stride = length + 4;                  // padded against bank conflicts
     static constexpr int size = outer * DEPTH / length * stride;
     static constexpr int step = BLOCK / length, own = outer * DEPTH / BLOCK;
     static_assert(BLOCK % length == 0 && own > 0, "threads have equal shares");
 
     const Real* next;
-    int pitch, rows, terms;  // between what lies together; left, from the thread's first element on
+    int pitch, rows, terms;  // of the factor in memory; rows and terms left from the thread's first element on
     Real kept[own];
 
     __device__ Factor(const Real* factor, int n, int depth, int first) {
@@ -34,7 +32,7 @@ struct Factor {
         rows = n - row, terms = depth - term;
     }
 
-    // Begins to read the next piece; zero is what is beyond the factor.
+    // Begins to read the next piece; elements beyond the factor are zero.
     __device__ void fetch() {
 #pragma unroll
         for (int i = 0; i < own; ++i) {
@@ -54,7 +52,7 @@ struct Factor {
     static __device__ int place(int row, int term) { return transposed ? term * stride + row : row * stride + term; }
 };
 
-// A thread's elements of the block's, and its share of their sums.
+// A thread's share of the sums of its elements of the block.
 template <class T>
 struct Sums {
     static constexpr int terms = 1, rows = ROWS / 4, columns = COLUMNS / 8;
@@ -85,7 +83,7 @@ struct Sums {
 };
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-// By tensor cores, which multiply 8 × 4 by 4 × 8: a sixth of the reads from shared memory.
+// By tensor cores, which multiply 8 × 4 by 4 × 8 matrices and need a sixth of the reads from shared memory.
 template <>
 struct Sums<double> {
     static constexpr int terms = 4, rows = ROWS / 8, columns = COLUMNS / 8;
@@ -120,8 +118,8 @@ struct Sums<double> {
 };
 #endif
 
-// Gives `take` each element (row, column) of this block of x·w, x (n, depth) and w (depth, width), which lies transposed
-// where `back`.
+// Calls `take` with each element (row, column) of this block of x·w, with x (n, depth) and w (depth, width); with `back` w
+// is stored transposed.
 template <bool back, class Take>
 __device__ inline void multiply(const Real* x, const Real* w, int n, int depth, int width, const Take& take) {
     using Left = Factor<ROWS, false>;
@@ -167,8 +165,8 @@ layer_ahead(const Layer layer, const Real* w, long long n, const Real* x, Real* 
     });
 }
 
-// factor (n, n_out) is the adjoint of x·w; sets the adjoint (n, n_in) of x, to which the skip connection brings that of
-// the output (n, n_out), and its product with the slope (n, n_in) of the layer before, where there is one.
+// factor (n, n_out) is the adjoint of x·w.  Sets the adjoint (n, n_in) of x, with the skip connection's share from that of
+// the output (n, n_out), and its product with the slope (n, n_in) of the layer before, if there is one.
 extern "C" __global__ void __launch_bounds__(BLOCK)
 layer_back(const Layer layer, const Real* w, long long n, const Real* factor, const Real* output_adjoint, Real* adjoint,
            const Real* slope, Real* product) {

@@ -1,4 +1,4 @@
-// What stands between the matrix products of a fitting net, forward and back.
+// The operations between the matrix products of a fitting net, forward and backward.
 //
 // Defined in front of this text: Real, PARTS, of which rows of a product's left factor consist (parts.h), WARP and BLOCK.
 #include "output.h"
@@ -16,9 +16,9 @@ extern "C" __global__ void activate(const Layer layer, long long n, Real* z, con
     lay_parts(y + at.row * (PARTS * layer.n_out), layer.n_out, at.column, value);
 }
 
-// adjoint (n, n_in) of a layer's input holds what comes through the weights: adds what comes by the skip connection from
-// the adjoint of its output (n, n_out).  Its product with the slope (n, n_in) of the layer before is laid down in parts,
-// where there is such a layer.
+// adjoint (n, n_in) of a layer's input holds what comes through the weights; adds what comes by the skip connection from
+// the adjoint of its output (n, n_out).  Also sets, in parts, its product with the slope (n, n_in) of the layer before, if
+// there is one.
 extern "C" __global__ void pass_back(const Layer layer, long long n, const Real* output_adjoint, Real* adjoint,
                                      const Real* slope, Real* factor) {
     const long long i = my_element();
@@ -29,7 +29,7 @@ extern "C" __global__ void pass_back(const Layer layer, long long n, const Real*
     lay_parts(factor + at.row * (PARTS * layer.n_in), layer.n_in, at.column, slope[i] * sum);
 }
 
-// What the last layer reads and leaves; the twin of this and the next is in dphpc/ops/energy/cuda.py.
+// What the last layer reads and writes; the twins of this struct and the next are in dphpc/ops/energy/cuda.py.
 struct Rows {
     const Real* w;      // (n_in, 1)
     const Real* x;      // (n, n_in) in parts
@@ -39,26 +39,26 @@ struct Rows {
     Real* factor;       // (n, n_in) in parts: its product with the slope, where there is one
 };
 
-// What energies are added to, and what must not pass unseen.
+// Where energies are summed, and how invalid results are reported.
 struct Tally {
-    double* sum;            // (3) in the parts of exact_sum.h; null where nobody asks for it
+    double* sum;            // (3) in the parts of exact_sum.h; null if it is not wanted
     const double* largest;  // (n), as `describe` leaves them
     Count* trouble;
-    double shift, upper;  // of each energy; of `largest`
+    double shift, upper;  // added to each energy; `largest` above it is trouble
 };
 
-constexpr int n_ahead = 8;  // numbers that a lane asks for before it waits for the first
+constexpr int n_ahead = 8;  // loads that a lane issues before it waits for the first
 
-// Of n numbers those from `from` on that are WARP apart, and 0 beyond.
+// Every WARP-th of n numbers, from `from` on; 0 beyond the last.
 template <class Number>
 __device__ inline void gather(int from, int n, const Number& number, Real* to) {
 #pragma unroll
     for (int c = 0; c < n_ahead; ++c) to[c] = from + c * WARP < n ? number(from + c * WARP) : Real(0);
 }
 
-// The last layer, forward and back: it has one output, whose adjoint is 1.  A warp has a row at a time, which it adds up
-// in an order that depends on nothing but n_in.  Each lane reads of x what it writes of the adjoint: they may be one, and
-// so may slope and factor.
+// The last layer, forward and backward; it has one output, whose adjoint is 1.  A warp sums one row at a time, in an order
+// that depends on n_in only.  Each lane reads the same elements of x as it writes of the adjoint, so that both may be the
+// same array, and so may slope and factor.
 extern "C" __global__ void __launch_bounds__(BLOCK)
 last_layer(const Layer layer, long long n, const Rows rows, const Tally tally) {
     const int lane = threadIdx.x % WARP, n_in = layer.n_in;

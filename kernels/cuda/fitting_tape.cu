@@ -1,12 +1,12 @@
-// What stands between the matrix products of a fitting net in training; `Real` is defined in front of this text.
+// The operations between a fitting net's matrix products in training; `Real` is defined in front of this text.
 //
 // Names and formulas are those of dphpc/ops/fitting/gradient.py: value x → z → y, adjoint p, tangent ẋ → ż → ẏ, and q.
-// Arrays are (n, n_out) where nothing else is said; one element a thread.
+// Arrays are (n, n_out) unless noted otherwise; one element for each thread.
 #include "skip.h"
 
 namespace dphpc {
 
-// z: x·w, afterwards act′(z).  Sets y, act″(z), and act(z) where it is asked for; x (n, n_in).
+// z is x·w, and is overwritten by act′(z).  Sets y, act″(z), and act(z) if `activated` is given; x (n, n_in).
 extern "C" __global__ void layer_forward(const Layer layer, long long n, Real* z, const Real* x, Real* y, Real* curvature,
                                    Real* activated) {
     const long long i = my_element();
@@ -21,7 +21,7 @@ extern "C" __global__ void layer_forward(const Layer layer, long long n, Real* z
     y[i] = value;
 }
 
-// The adjoint of z from that of the output, p, which is 1 where null.
+// The adjoint of z from that of the output, p; null stands for 1.
 extern "C" __global__ void layer_adjoint(const Layer layer, long long n, const Real* p, const Real* slope, Real* z_adjoint) {
     const long long i = my_element();
     if (i >= n * layer.n_out) return;
@@ -30,7 +30,7 @@ extern "C" __global__ void layer_adjoint(const Layer layer, long long n, const R
     z_adjoint[i] = adjoint;
 }
 
-// z_dot: ẋ·w, afterwards act′·ż; curvature: afterwards p·act″·ż.  Sets y_dot; x_dot (n, n_in).
+// z_dot is ẋ·w, and is overwritten by act′·ż; curvature is overwritten by p·act″·ż.  Sets y_dot; x_dot (n, n_in).
 extern "C" __global__ void layer_tangent(const Layer layer, long long n, Real* z_dot, const Real* x_dot, const Real* p,
                                            const Real* slope, Real* curvature, Real* y_dot) {
     const long long i = my_element();
@@ -45,7 +45,7 @@ extern "C" __global__ void layer_tangent(const Layer layer, long long n, Real* z
     y_dot[i] = value;
 }
 
-// The adjoint of z by value from that of the output, q; `bend` is p·act″·ż.  With idt: what its gradient is the sum of.
+// The adjoint of z by value from that of the output, q; `bend` is p·act″·ż.  With idt, the terms of its gradient, too.
 extern "C" __global__ void layer_value_adjoint(const Layer layer, long long n, const Real* q, const Real* slope, const Real* bend,
                                          Real* z_adjoint, const Real* activated, const Real* p, const Real* y_tangent,
                                          Real* idt_terms) {

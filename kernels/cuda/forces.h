@@ -1,4 +1,4 @@
-// Forces of an atom's pairs, by its block.
+// Forces of an atom's pairs, computed by one block.
 #pragma once
 
 #include "runs.h"
@@ -8,10 +8,10 @@ namespace dphpc {
 struct Exerted {
     const Real* moments;         // (n, 4, CHANNELS)
     const Real* inputs_adjoint;  // (n, CHANNELS·AXIS + n_columns)
-    Count* forces;               // (n_all, 3), is added to, as are the others
+    Count* forces;               // (n_all, 3), added to, as are the following
     Count* virial;               // (n_slots, 9), to be summed over the slots
     Count* atom_virial;          // (n_all, 9), or null
-    Count* too_large;            // is set where a force leaves the range of its whole number
+    Count* too_large;            // set to 1 if a force leaves the range of its integer
     double per_spacing;          // multiples of the spacing in 1 eV/Å or 1 eV
     double limit;                // eV/Å
     int n_columns, n_slots;
@@ -56,11 +56,11 @@ constexpr int n_own = 12;  // the force on the center and a virial
 struct Exerting {
     Runs runs;
     Real by_run[most_runs * n_weights];
-    Pair pairs[most_pairs];  // each thread's own: in registers they would be in the way of sums over channels
+    Pair pairs[most_pairs];  // one for each thread; in registers they would compete with the sums over channels
 };
 
-// Adds the forces and virials of an atom's pairs, given ∂E/∂A (4, CHANNELS) in shared memory: to neighbors, or where
-// owners are given to those, and to `own` (n_own), which all of the block have met.
+// Adds the forces and virials of an atom's pairs, given ∂E/∂A (4, CHANNELS) in shared memory: to the neighbors, or to their
+// owners if these are given, and to `own` (n_own) in shared memory.
 __device__ inline void exert_pairs(const System& system, const Descriptor& d, int atom, const int* owners,
                                    const Real* adjoint, const Exerted& out, Exerting& room, Count* own) {
     __shared__ Near near;

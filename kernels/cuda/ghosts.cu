@@ -1,5 +1,5 @@
-// Atoms of a rank: wrapped, sorted, and told apart by where in its brick they are; the periodic images of one that has the
-// whole box; and what moves between atoms and ghosts on any number of ranks.  Defined in front of this text: WARP and BLOCK.
+// A rank's atoms are wrapped, sorted, and divided by their place in its brick; periodic images are found on a rank that has
+// the whole box; data are moved between atoms and ghosts.  Defined in front of this text: WARP and BLOCK.
 #include "block.h"
 #include "exact.h"
 #include "scan.h"
@@ -12,19 +12,19 @@ struct Box {
     int periodic[3];
 };
 
-// Where atoms have images: fractional coordinates near the high and the low end of the box, and how many boxes away.
+// Which atoms have images: limits of fractional coordinates near both ends of the box, and how many boxes away.
 struct Shell {
     double near_high[3], near_low[3];
     int hops[3];
 };
 
-// Cells in which atoms are kept in memory: of a brick from `low` on.
+// Cells of a brick, from `low` on, by which atoms are sorted.
 struct Bins {
     double low[3], scale[3];
     long long n[3];
 };
 
-// Of a brick: fractional coordinates from `low` on, below `high`.
+// A brick: fractional coordinates from `low` on and below `high`.
 struct Faces {
     double low[3], high[3];
 };
@@ -42,7 +42,7 @@ __device__ inline void displacement(const Box& box, const int* shift, double* x)
     for (int d = 0; d < 3; ++d) x[d] = dot(whole, box.matrix + d, 3);
 }
 
-// Moves positions (n, 3) into the box along its periodic directions and counts that in images (n, 3).
+// Wraps positions (n, 3) into the box along its periodic directions, and counts that in images (n, 3).
 extern "C" __global__ void __launch_bounds__(BLOCK)
 wrap(const Box box, int n, double* positions, int* images) {
     const long long i = my_place();
@@ -108,7 +108,7 @@ form_parts(int n, int n_keys, const int* types, const int* marks, int* keys, Cou
     }
 }
 
-// How many images an atom has below and above it along a direction: as many as Halo.build_ghosts makes hops with it.
+// How many images an atom has below and above it along a direction, as in Halo.build_ghosts.
 __device__ inline void count_along(const Shell& shell, double where, int d, int& below, int& above) {
     below = above = 0;
     while (below < shell.hops[d] && where - below > shell.near_high[d]) ++below;
@@ -129,8 +129,8 @@ count_images(const Box box, const Shell shell, int n, const double* positions, i
     counts[i] = copies - 1;
 }
 
-// owners (n_rows) and displacements (n_rows, 3), by owner and then by shift; offsets (n + 1) say where an atom's begin.
-// Rows that are left over are atom 0; images that find no room are left out.
+// owners (n_rows) and displacements (n_rows, 3), ordered by owner and then by shift; offsets (n + 1) tell where an atom's
+// images begin.  Rows that are left over refer to atom 0; images beyond the last row are left out.
 extern "C" __global__ void __launch_bounds__(BLOCK)
 list_images(const Box box, const Shell shell, int n, const double* positions, const Count* offsets, int n_rows, int* owners,
             double* displacements) {
@@ -154,21 +154,21 @@ list_images(const Box box, const Shell shell, int n, const double* positions, co
             }
 }
 
-// to (n) rows are those of `from` at index (n); a row is a number of words of four bytes.
+// Sets the rows (n) of `to` to those of `from` at index (n); a row consists of `words` words of four bytes.
 extern "C" __global__ void __launch_bounds__(BLOCK)
 take(long long n, int words, const int* index, const unsigned* from, unsigned* to) {
     const long long i = my_place();
     if (i < n * words) to[i] = from[static_cast<long long>(index[i / words]) * words + i % words];
 }
 
-// ghosts (n, 3) = source[index] + displacements (n, 3), or without an index the source's rows as they stand.
+// ghosts (n, 3) = source[index] + displacements (n, 3); without an index source + displacements.
 extern "C" __global__ void __launch_bounds__(BLOCK)
 displace(long long n, const double* source, const int* index, const double* displacements, double* ghosts) {
     const long long i = my_place();
     if (i < 3 * n) ghosts[i] = source[index ? 3ll * index[i / 3] + i % 3 : i] + displacements[i];
 }
 
-// totals[index] += values (n, 3), whole numbers: in any order of the blocks the same.
+// totals[index] += values (n, 3), integers, so that the order of the blocks does not matter.
 extern "C" __global__ void __launch_bounds__(BLOCK)
 add_rows(long long n, const Count* values, const int* index, Count* totals) {
     const long long i = my_place();

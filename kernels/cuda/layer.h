@@ -28,8 +28,8 @@ __device__ inline Real act(const Layer& layer, Real z, Real& y) {
     }
 }
 
-// Element i of the adjoint (n, n_in) of a layer's input: what comes through the weights, and by the skip connection from
-// the adjoint of its output (n, n_out), which is 1 where null.
+// Element i of the adjoint (n, n_in) of a layer's input: `adjoint`, which comes through the weights, and by the skip
+// connection a share of the adjoint of its output (n, n_out), for which null means 1.
 __device__ inline Real with_skip(const Layer& layer, long long i, const Real* output_adjoint, Real adjoint) {
     if (!layer.skip) return adjoint;
     const Place at = place_of(i, layer.n_in);
@@ -38,7 +38,7 @@ __device__ inline Real with_skip(const Layer& layer, long long i, const Real* ou
     return adjoint;
 }
 
-// An activation and its derivatives at z.
+// The value of an activation and its first three derivatives at z.
 struct Derivatives {
     Real value, slope, curvature, third;
 };

@@ -1,11 +1,11 @@
-// The moments of an atom, by its block.
+// The moments of an atom, computed by one block.
 #pragma once
 
 #include "runs.h"
 
 namespace dphpc {
 
-// Shared memory of one purpose after the other.
+// Shared memory that is used for one purpose after the other.
 union Describing {
     struct {
         Runs runs;
@@ -14,8 +14,8 @@ union Describing {
     Real partial[Moments::n_groups * n_rows * CHANNELS];
 };
 
-// Adds what an atom's pairs give to moments (CHANNELS, 4) in shared memory.  Each thread has `prepare` called with its pair
-// and the pair's place in the order; then `weigh(first, n, weights)` sets the weights of n runs.
+// Adds the shares of an atom's pairs to moments (CHANNELS, 4) in shared memory.  For each thread with a pair `prepare` is
+// called with the pair and its place in the order; then `weigh(first, n, weights)` sets the weights of n runs.
 template <class Prepare, class Weigh>
 __device__ inline void add_pairs(const System& system, const Descriptor& d, Reader& reader, Near& near, Describing& room,
                                  int* free_slots, double& largest, Real* moments, const Prepare& prepare,
@@ -45,9 +45,9 @@ __device__ inline void add_pairs(const System& system, const Descriptor& d, Read
     }
 }
 
-// Moments (CHANNELS, 4) of an atom, scaled, in shared memory, which has to be met before others' channels are read; the
-// same (4, CHANNELS) in `kept`; and its largest s̃, −∞ without pairs.  Returns how many slots of each type are free, in
-// shared memory.
+// Sets the scaled moments (CHANNELS, 4) of an atom in shared memory (a barrier is needed before they are read), the same as
+// (4, CHANNELS) in `kept`, and its largest s̃, −∞ without pairs.  Returns the number of free slots of each type, in shared
+// memory.
 __device__ inline const int* form_moments(const System& system, const Descriptor& d, int atom, Real* moments, Real* kept,
                                           double* largest_of) {
     __shared__ Describing room;

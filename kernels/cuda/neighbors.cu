@@ -1,7 +1,8 @@
-// Full neighbor lists by cells: the lists of kernels/native/neighbors.cpp, to the last index.
+// Full neighbor lists by cells; the same lists as those of kernels/native/neighbors.cpp.
 //
-// Defined in front of this text: WARP, BLOCK and ROOM, the length of a row that is sorted in shared memory.  Atoms stand
-// in their cell in the order in which blocks happened to run.  Rows are sorted by what atoms are: nothing of it remains.
+// Defined in front of this text: WARP, BLOCK and ROOM, the longest row that is sorted in shared memory.  The order of atoms
+// in a cell depends on the order in which blocks run; that of the rows does not, as they are sorted by the atoms' types,
+// ids and positions.
 #include "block.h"
 #include "exact.h"
 #include "scan.h"
@@ -15,7 +16,7 @@ struct Atoms {
     const double* positions;  // (n_all, 3)
     const int* types;         // (n_all)
     const long long* ids;     // (n_all)
-    const Count* n_ghost;     // or null: then all rows are atoms
+    const Count* n_ghost;     // or null if all rows are atoms
     int n_rows, n_local;
 
     __device__ long long n_all() const {
@@ -43,7 +44,7 @@ struct Rows {
     double limit;  // Å², of a neighbor's distance
 };
 
-// Whole numbers in the order of the doubles.
+// Integers with the same order as the doubles.
 __device__ inline Bits ordered(double x) {
     const Bits bits = static_cast<Bits>(__double_as_longlong(x)), sign = 1ull << 63;
     return bits & sign ? ~bits : bits | sign;
@@ -51,7 +52,8 @@ __device__ inline Bits ordered(double x) {
 
 constexpr int n_bounds = 7;
 
-// bounds (7), all bits set at first: low ends, complements of high ends, and the first atom that is at no finite place.
+// bounds (7), initially all bits set: lower bounds, complements of upper bounds, and the first atom that has no finite
+// position.
 extern "C" __global__ void __launch_bounds__(BLOCK)
 find_bounds(const Atoms atoms, Bits* bounds) {
     Bits mine[n_bounds];
@@ -77,13 +79,13 @@ find_bounds(const Atoms atoms, Bits* bounds) {
     }
 }
 
-// Atoms beyond the grid belong to the cells at its faces: no two get farther apart by that.
+// Atoms beyond the grid belong to the cells at its faces; this brings no two atoms farther apart.
 __device__ inline int place_along(const Grid& grid, double x, int d) {
     const long long k = static_cast<long long>((x - grid.low[d]) * grid.inverse_edge[d]);
     return k < 0 ? 0 : k < grid.shape[d] - 1 ? static_cast<int>(k) : grid.shape[d] - 1;
 }
 
-// The cell of each atom, and how many atoms each cell has; the counts are 0 at first.
+// The cell of each atom, and the number of atoms in each cell; the counts are initially 0.
 extern "C" __global__ void __launch_bounds__(BLOCK)
 count_cells(const Atoms atoms, const Grid grid, const Cells cells) {
     const long long i = my_place();
@@ -95,7 +97,7 @@ count_cells(const Atoms atoms, const Grid grid, const Cells cells) {
     atomicAdd(cells.count + cell, 1);
 }
 
-// Gives each atom a slot in its cell, each of which a count stands for once; the counts go back to 0.
+// Gives each atom a slot in its cell by counting down; the counts become 0 again.
 extern "C" __global__ void __launch_bounds__(BLOCK)
 fill_cells(const Atoms atoms, const Cells cells) {
     const long long i = my_place();
@@ -108,8 +110,8 @@ fill_cells(const Atoms atoms, const Cells cells) {
     cells.z[slot] = atoms.positions[3 * i + 2];
 }
 
-// Calls found(atom) for the neighbors of a slot's atom, each by one thread: a warp takes a line of cells along x, whose
-// slots are contiguous.
+// Calls found(atom) for each neighbor of a slot's atom, by one thread.  A warp searches a line of cells along x, whose slots
+// are contiguous.
 template <class Found>
 __device__ inline void for_neighbors(const Grid& grid, const Cells& cells, Count slot, double limit, Found&& found) {
     const double p[3] = {cells.x[slot], cells.y[slot], cells.z[slot]};
@@ -130,7 +132,7 @@ __device__ inline void for_neighbors(const Grid& grid, const Cells& cells, Count
     }
 }
 
-// counts (n_local) of neighbors; one block a slot.
+// counts (n_local) of neighbors; one block for each slot.
 extern "C" __global__ void __launch_bounds__(BLOCK)
 count_rows(const Atoms atoms, const Grid grid, const Cells cells, const Rows rows, int* counts) {
     __shared__ int n_found;
@@ -147,7 +149,7 @@ count_rows(const Atoms atoms, const Grid grid, const Cells cells, const Rows row
     if (threadIdx.x == 0) counts[atom] = n_found;
 }
 
-// What a row is sorted by, before the position: only images of one atom have equal types and ids.
+// The sort key of a row's entry, before the position; only images of one atom have equal types and ids.
 struct Entry {
     long long id;
     int type, atom;
@@ -178,8 +180,8 @@ struct RowInMemory {
     __device__ void put(int k, const Entry& entry) const { indices[k] = entry.atom; }
 };
 
-// Sorts n entries, the threads of the block together: Batcher's bitonic network with all comparisons pointing up, in
-// which missing entries at the end count as larger than all others and stay where they are.
+// Sorts n entries by a block: a bitonic network with all comparisons in the same direction, in which missing entries at the
+// end count as larger than all others and stay in place.
 template <class Row>
 __device__ inline void sort_row(const Row& row, int n, const double* positions) {
     for (int half = 1; half < n; half *= 2)
@@ -197,7 +199,7 @@ __device__ inline void sort_row(const Row& row, int n, const double* positions) 
     __syncthreads();
 }
 
-// The rows that end within the capacity; one block a slot.
+// Fills the rows that end within the capacity; one block for each slot.
 extern "C" __global__ void __launch_bounds__(BLOCK)
 fill_rows(const Atoms atoms, const Grid grid, const Cells cells, const Rows rows) {
     __shared__ Entry entries[ROOM];

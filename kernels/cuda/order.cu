@@ -1,7 +1,7 @@
-// The order of whole numbers from the least to the greatest, equal ones as they stand: by one digit after the other, from
-// the last on.  `stable_order` of dphpc/ops/card.py launches the kernels.
+// A stable radix sort of integers, one digit after the other from the lowest; `stable_order` of dphpc/ops/card.py launches
+// the kernels.
 //
-// Defined in front of this text: Key, WARP and BLOCK.  A block has BLOCK keys, in the order of the digits before.
+// Defined in front of this text: Key, WARP and BLOCK.  A block has BLOCK keys, in the order by the digits so far.
 #include "scan.h"
 
 namespace dphpc {
@@ -22,7 +22,7 @@ count_digits(int n, const Key* keys, const int* order, int shift, int* counts) {
     for (int d = threadIdx.x; d < n_digits; d += BLOCK) counts[d * gridDim.x + blockIdx.x] = mine[d];
 }
 
-// next (n): the order by this digit, too; `starts` are the running sums of all counts.
+// next (n): the order by this digit, too; `starts` are the prefix sums of all counts.
 extern "C" __global__ void __launch_bounds__(BLOCK)
 place_digits(int n, const Key* keys, const int* order, int shift, const Count* starts, int* next) {
     __shared__ int of_warp[BLOCK / WARP][n_digits];
@@ -31,7 +31,7 @@ place_digits(int n, const Key* keys, const int* order, int shift, const Count* s
     for (int k = threadIdx.x; k < BLOCK / WARP * n_digits; k += BLOCK) of_warp[k / n_digits][k % n_digits] = 0;
     const int key = i < n ? order ? order[i] : static_cast<int>(i) : 0;
     const int digit = i < n ? digit_of(keys[key], shift) : 0;
-    unsigned long long alike = lanes_where(i < n);  // of the warp
+    unsigned long long alike = lanes_where(i < n);  // lanes of the warp with the same digit
     for (int bit = 0; bit < digit_bits; ++bit) {
         const unsigned long long lanes = lanes_where(digit >> bit & 1);
         alike &= digit >> bit & 1 ? lanes : ~lanes;

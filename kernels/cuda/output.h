@@ -1,4 +1,4 @@
-// What a layer makes of its product.
+// The output of a layer, given its matrix product.
 #pragma once
 
 #include "layer.h"
@@ -6,7 +6,7 @@
 
 namespace dphpc {
 
-// An output of a layer in y, from what the weights make of a row x of its input, in parts; ∂y/∂z as the result.
+// Sets an output y of a layer from z, the product of the weights with a row x of its input (in parts); returns ∂y/∂z.
 __device__ inline Real output(const Layer& layer, int column, Real z, const Real* x, Real& y) {
     Real slope = act(layer, layer.bias ? z + layer.bias[column] : z, y);
     if (layer.idt) y *= layer.idt[column], slope *= layer.idt[column];

@@ -1,14 +1,14 @@
-// Running sums of a long array of counts; `running_sums` of dphpc/ops/card.py launches the kernels.
+// Exclusive prefix sums of a long array of counts; `running_sums` of dphpc/ops/card.py launches the kernels.
 #pragma once
 
 #include "block.h"
 
 namespace dphpc {
 
-// This thread's place among all of a grid.
+// This thread's index in the grid.
 __device__ inline long long my_place() { return static_cast<long long>(blockIdx.x) * BLOCK + threadIdx.x; }
 
-// The sum over threads 0 … me; afterwards the last of `room` (BLOCK) is the sum over the block.
+// The sum over threads 0 … me of the block; afterwards the last element of `room` (BLOCK) is the sum over the block.
 __device__ inline Count block_scan(Count value, Count* room) {
     const int me = threadIdx.x;
     room[me] = value;
@@ -22,7 +22,7 @@ __device__ inline Count block_scan(Count value, Count* room) {
     return room[me];
 }
 
-// out[i] = before + the sum of in[first … i − 1]; the result is before + the sum of all.  `in` may be `out`.
+// out[i] = before + the sum of in[first … i − 1]; returns before + the sum of all.  `in` and `out` may be the same array.
 template <class T>
 __device__ inline Count scan(const T* in, long long first, long long last, Count before, Count* out) {
     __shared__ Count room[BLOCK];
@@ -42,7 +42,7 @@ __device__ inline long long end_of_chunk(long long n, long long chunk) {
     return end < n ? end : n;
 }
 
-// Raises `largest` to the largest count of a warp's threads.
+// Raises `largest` to the largest count of the warp's threads.
 __device__ inline void raise_to(unsigned long long* largest, int most) {
     for (int distance = WARP / 2; distance > 0; distance /= 2) {
         const int other = lane_below(most, distance);
@@ -51,7 +51,7 @@ __device__ inline void raise_to(unsigned long long* largest, int most) {
     if (threadIdx.x % WARP == 0) atomicMax(largest, static_cast<unsigned long long>(most));
 }
 
-// out (n + 2) of counts (n), in one block: sums of those before each, of all, and the largest.
+// out (n + 2) of counts (n), in one block: the sum before each count, the sum of all, and the largest count.
 extern "C" __global__ void __launch_bounds__(BLOCK)
 scan_few(const int* counts, long long n, Count* out) {
     auto* largest = reinterpret_cast<unsigned long long*>(out + n + 1);
@@ -63,7 +63,7 @@ scan_few(const int* counts, long long n, Count* out) {
     if (threadIdx.x == 0) out[n] = sum;
 }
 
-// sums (one a block) of the chunks of counts (n); raises `largest` to the largest count.
+// The sum of each chunk of counts (n), one chunk for each block; raises `largest` to the largest count.
 extern "C" __global__ void __launch_bounds__(BLOCK)
 sum_chunks(const int* counts, long long n, long long chunk, Count* sums, unsigned long long* largest) {
     __shared__ Count room[BLOCK];
@@ -78,13 +78,13 @@ sum_chunks(const int* counts, long long n, long long chunk, Count* sums, unsigne
     raise_to(largest, most);
 }
 
-// sums (n): each gives way to the sum of those before it; one block.
+// Replaces each of sums (n) by the sum of those before it; one block.
 extern "C" __global__ void __launch_bounds__(BLOCK)
 scan_sums(Count* sums, long long n) {
     scan(sums, 0, n, 0, sums);
 }
 
-// out (n + 1) of counts (n) and the sums (one a block) of all chunks before each.
+// out (n + 1) of counts (n), given the sum of all chunks before each block's chunk.
 extern "C" __global__ void __launch_bounds__(BLOCK)
 scan_chunks(const int* counts, long long n, long long chunk, const Count* before, Count* out) {
     const Count sum = scan(counts, blockIdx.x * chunk, end_of_chunk(n, chunk), before[blockIdx.x], out);

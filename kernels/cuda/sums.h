@@ -10,7 +10,7 @@ namespace dphpc {
 __device__ inline long long my_first() { return static_cast<long long>(blockIdx.x) * BLOCK + threadIdx.x; }
 __device__ inline long long n_threads() { return static_cast<long long>(gridDim.x) * BLOCK; }
 
-// Adds what a warp's threads have to the sum of all; all of the warp take part.
+// Adds the sums of a warp's threads to the total; to be called by all threads of the warp.
 __device__ inline void add_parts(const ExactSum& own, double* sum) {
     for (int k = 0; k < ExactSum::parts; ++k) {
         const double total = warp_sum(own.part[k]);
@@ -18,7 +18,7 @@ __device__ inline void add_parts(const ExactSum& own, double* sum) {
     }
 }
 
-// The same of what the first thread of each warp has; the block meets.
+// Adds the sums of the first threads of a block's warps to the total; to be called by the whole block.
 __device__ inline void add_warps_parts(const ExactSum& own, double* sum) {
     __shared__ double room[ExactSum::parts][BLOCK / WARP];
     const int k = threadIdx.x;

@@ -1,5 +1,5 @@
-// Thermostats that answer the kinetic energy with a factor for all velocities: one thread; what `respond` does in
-// dphpc/md/thermostats.py, where the formulas are.  `kinetic` (3) in the parts of exact_sum.h.
+// Thermostats that turn the kinetic energy into a factor for all velocities, by one thread, as `respond` does in
+// dphpc/md/thermostats.py, where the formulas are.  `kinetic` (3) is in the parts of exact_sum.h.
 
 namespace dphpc {
 
@@ -7,7 +7,7 @@ __device__ inline double total(const double* parts) { return parts[0] + (parts[1
 
 constexpr double w_outer = 1.3512071919596578, w_inner = 1.0 - 2.0 * w_outer;  // Suzuki–Yoshida, of fourth order
 
-// The numbers of a Nosé–Hoover chain.
+// The variables of a Nosé–Hoover chain.
 struct Chain {
     double *head, *positions, *velocities;  // head: temperature (K), work, kinetic energy (eV)
     int length;

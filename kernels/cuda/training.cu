@@ -1,8 +1,8 @@
-// The se_e2_a descriptor in training: moments, their tangent and the ways back; formulas in dphpc/ops/se_a/contract.py.
+// The se_e2_a descriptor in training: moments, their tangent and backward passes; formulas in dphpc/ops/se_a/contract.py.
 //
-// Defined in front of this text as in front of descriptor.cu, whose order of work it has: one block an atom, where
-// nothing else is said.  The gradient by the table is summed interval by interval over pairs that have been sorted, in
-// shares of fixed size that are added up in their order.
+// The definitions in front of this text and the order of work are those of descriptor.cu, with one block for each atom
+// unless noted otherwise.  The gradient by the table is summed interval by interval over sorted pairs, in shares of fixed
+// size that are added in their order.
 #include "adjoint.h"
 #include "elements.h"
 #include "forces.h"
@@ -15,20 +15,20 @@ namespace dphpc {
 struct Motion {
     const double* direction;  // (n_local, 3)
     const double* strain;     // (n_frames, 3, 3)
-    const int* frames;        // (n): that of each center
-    const int* owners;        // (n_all): the atom itself, or the one whose image it is
+    const int* frames;        // (n) the frame of each center
+    const int* owners;        // (n_all) the atom itself, or the one of which it is an image
 };
 
-// Pairs in the order of their intervals.
+// Pairs sorted by interval.
 struct Sorted {
     const int* order;         // (n_pairs) places in the neighbor list
-    const int* rows;          // (n_pairs) which center each of them belongs to
+    const int* rows;          // (n_pairs) the center of each
     const long long* starts;  // (n_tables·n_intervals + 1) where each interval's pairs begin in the order
     int n_intervals;          // of all tables
     int n_shares;             // of each interval's pairs
 };
 
-// A frame that stays on the GPU, and where its local atoms, images and pairs begin in a batch.
+// A frame that is kept on the GPU, and where its local atoms, images and pairs begin in a batch.
 struct Frame {
     const double* positions;
     const int* types;
@@ -37,7 +37,7 @@ struct Frame {
     long long n_local, n_all, n_pairs, first_local, first_ghost, first_pair;
 };
 
-// Frames side by side, each by so many blocks: local atoms of all, then images of all, as dphpc/train/data/batch.py.
+// Joins frames, each by so many blocks: local atoms of all, then images of all, as in dphpc/train/data/batch.py.
 extern "C" __global__ void __launch_bounds__(BLOCK)
 join_frames(const Frame* frames, int n_blocks, double* positions, int* types, long long* offsets, int* indices, int* owners) {
     const Frame f = frames[blockIdx.x / n_blocks];
@@ -124,14 +124,14 @@ tangent(const System system, const Descriptor d, const Motion motion, Real* resu
             move_pair(motion, atom, row, pair, room.pairs.runs.terms[place], terms[place]);
         },
         [&](int first, int n, Real* weights) {
-            if (first == 0) __syncthreads();  // for the terms of all
+            if (first == 0) __syncthreads();  // all threads' terms are needed
             form_tangent_weights(room.pairs.runs, terms, first, n, weights);
         });
     for (int i = threadIdx.x; i < n_rows * CHANNELS; i += BLOCK)
         result[row * (n_rows * CHANNELS) + i] = sums[i % CHANNELS * n_rows + i / CHANNELS] * static_cast<Real>(d.scale);
 }
 
-// Forces on local atoms, an image's on its owner, and the virial of each frame, which the centers' frames (n) tell.
+// Forces on local atoms, those on images being added to their owners', and virials of the centers' frames (n).
 extern "C" __global__ void __launch_bounds__(BLOCK)
 forces(const System system, const Descriptor d, const int* owners, const int* frames, const Real* moments_adjoint,
        const Exerted out) {
@@ -148,7 +148,7 @@ forces(const System system, const Descriptor d, const int* owners, const int* fr
     add(me < 3 ? out.forces + 3ll * atom + me : out.virial + 9ll * frames[row] + (me - 3), own[me]);
 }
 
-// inputs (n, CHANNELS·AXIS + n_columns): features, then columns, which may be null where there are none.
+// inputs (n, CHANNELS·AXIS + n_columns): features, then columns (null if there are none).
 extern "C" __global__ void __launch_bounds__(BLOCK)
 features(const Real* moments, const Real* columns, int n_columns, Real* inputs) {
     const long long row = blockIdx.x;
@@ -162,7 +162,7 @@ features(const Real* moments, const Real* columns, int n_columns, Real* inputs) 
     for (int k = threadIdx.x; k < n_columns; k += BLOCK) out[CHANNELS * AXIS + k] = columns[row * n_columns + k];
 }
 
-// The change of the inputs where the moments change by `tangent`; columns stay.
+// The change of the inputs as the moments change by `tangent`; columns are left as they are.
 extern "C" __global__ void __launch_bounds__(BLOCK)
 features_tangent(const Real* moments, const Real* tangent, int n_columns, Real* inputs) {
     const long long row = blockIdx.x;
@@ -177,7 +177,7 @@ features_tangent(const Real* moments, const Real* tangent, int n_columns, Real* 
     for (int k = threadIdx.x; k < n_columns; k += BLOCK) out[CHANNELS * AXIS + k] = Real(0);
 }
 
-// Sets (n, 4, CHANNELS) to the derivative of y·D(A) by A; where a tangent is given, to that of y·D + p·Ḋ.
+// Sets (n, 4, CHANNELS) to the derivative of y·D(A) by A, or, if a tangent is given, to that of y·D + p·Ḋ.
 extern "C" __global__ void __launch_bounds__(BLOCK)
 features_adjoint(const Real* moments, const Real* y, const Real* tangent, const Real* p, int n_columns, Real* result) {
     __shared__ Staging room;
@@ -190,7 +190,7 @@ features_adjoint(const Real* moments, const Real* y, const Real* tangent, const 
     for (int i = threadIdx.x; i < n_rows * CHANNELS; i += BLOCK) sum[i] += other[i];
 }
 
-// Centers in groups of about equal numbers, one a block: calls work(row, atom) for each center of this block's group.
+// Divides the centers into groups of about equal size, one for each block; calls work(row, atom) for this block's.
 template <class Work>
 __device__ inline void for_my_centers(const System& system, int n, Work work) {
     const int first = static_cast<int>(static_cast<long long>(n) * blockIdx.x / gridDim.x);
@@ -198,8 +198,8 @@ __device__ inline void for_my_centers(const System& system, int n, Work work) {
     for (int row = first; row < last; ++row) work(row, system.centers[row]);
 }
 
-// The interval of every pair of n centers, −1 for what adds nothing, and in counts (n_intervals, groups), which are 0 at
-// first, how many each group of centers has of each interval.
+// The interval of every pair of n centers, −1 for a pair that adds nothing; and counts (n_intervals, groups), initially 0,
+// of the pairs in each interval and group of centers.
 extern "C" __global__ void __launch_bounds__(BLOCK)
 count_pairs(const System system, const Descriptor d, int n, int* intervals, int* counts) {
     for_my_centers(system, n, [&](int, int atom) {
@@ -214,8 +214,8 @@ count_pairs(const System system, const Descriptor d, int n, int* intervals, int*
     });
 }
 
-// Pairs in the order of their intervals, in each as they stand from center to center; places: the running sums of
-// counts, which are used up.
+// Sorts pairs by interval, and within one by center and place in the list; `places` are the prefix sums of the counts, and
+// are overwritten.
 extern "C" __global__ void __launch_bounds__(BLOCK)
 sort_pairs(const System system, int n, int n_intervals, const int* intervals, Count* places, long long* starts, int* order,
            int* rows) {
@@ -229,7 +229,7 @@ sort_pairs(const System system, int n, int n_intervals, const int* intervals, Co
             keys[me] = key;
             __syncthreads();
             Count* place = places + (key < 0 ? 0 : key) * static_cast<long long>(gridDim.x) + blockIdx.x;
-            int before = 0, after = 0;  // those of the same interval
+            int before = 0, after = 0;  // pairs of the same interval
             for (int k = 0; key >= 0 && k < BLOCK; ++k) {
                 const bool same = keys[k] == key && k != me;
                 if (k < me) before += same;
@@ -248,11 +248,11 @@ sort_pairs(const System system, int n, int n_intervals, const int* intervals, Co
 struct AdjointTerms {
     Terms at;
     TangentTerms dot;
-    long long moments;  // where those of its center are
+    long long moments;  // place of its center's moments
 };
 
-// One block a share of an interval: its part of the gradient of Σ Ā·A + Ǡ·Ȧ by the coefficients, in `shares` (n_shares,
-// n_intervals, 6, CHANNELS).  A share without pairs is left as it is.
+// The gradient of Σ Ā·A + Ǡ·Ȧ by the coefficients, from each share of an interval by one block, into `shares` (n_shares,
+// n_intervals, 6, CHANNELS).  A share without pairs is not set.
 extern "C" __global__ void __launch_bounds__(BLOCK)
 table_adjoint(const System system, const Descriptor d, const Motion motion, const Sorted pairs, const Real* bar,
               const Real* bar_dot, double* shares) {
@@ -297,7 +297,7 @@ table_adjoint(const System system, const Descriptor d, const Motion motion, cons
     }
 }
 
-// One block a share of the centers of type c and a neighbor type t: its part of the gradient by the missing slots, in
+// The gradient by the missing slots, from each share of the centers of type c and each neighbor type t by one block, into
 // `shares` (n_shares, N_TYPES, N_TYPES, CHANNELS); rows of type c begin at first_rows[c].
 extern "C" __global__ void __launch_bounds__(BLOCK)
 empty_adjoint(const Descriptor d, const long long* first_rows, const int* free_of, const Real* bar, int n_shares,
@@ -306,15 +306,15 @@ empty_adjoint(const Descriptor d, const long long* first_rows, const int* free_o
     const long long from = first_rows[type], count = first_rows[type + 1] - from;
     const long long begin = from + count * share / n_shares, end = from + count * (share + 1) / n_shares;
     for (int m = threadIdx.x; m < CHANNELS; m += BLOCK) {
-        double sum = 0.0;  // which it is where a missing slot is a row of zeros: those are not counted
+        double sum = 0.0;  // and stays so if missing slots are rows of zeros, which are not counted
         for (long long row = begin; d.davg[type] != 0.0 && row < end; ++row)
             sum += free_of[row * N_TYPES + other] * static_cast<double>(bar[row * (n_rows * CHANNELS) + m]);
         shares[(static_cast<long long>(share) * (N_TYPES * N_TYPES) + slot) * CHANNELS + m] = d.scale * sum;
     }
 }
 
-// result (n) = the sum of shares (n_shares, n) in their order.  Where starts are given, each `group` of values belongs to
-// an interval, whose shares without pairs are not there.
+// result (n) = the sum of shares (n_shares, n) in their order.  If `starts` is given, each `group` of values belongs to an
+// interval, and shares without pairs are skipped.
 extern "C" __global__ void add_shares(const double* shares, const long long* starts, int group, int n_shares, long long n,
                                       double* result) {
     const long long i = my_element();
