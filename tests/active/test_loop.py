@@ -46,7 +46,7 @@ def read(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
-def test_two_rounds(finished: tuple[Path, LearnResult]) -> None:
+def test_two_rounds_are_tabled(finished: tuple[Path, LearnResult]) -> None:
     folder, result = finished
     assert [r.labelled for r in result.rounds] == [3, 3]
     assert not result.converged

@@ -107,7 +107,7 @@ def test_agrees_with_all_distances(device, name):
         assert n > ROOM  # so that rows are sorted where they stand
 
 
-def test_nobody(device):
+def test_no_atoms(device):
     nothing = np.zeros((0, 3)), np.zeros(0, np.int32), np.zeros(0, np.int64), 0, 3.0
     assert_same(device, build(CudaNeighbors(device), *nothing), reference.build_neighbors(*nothing))
 

@@ -129,7 +129,7 @@ def test_a_new_list_without_the_host(device, name):
         assert np.array_equal(a[indices], b[expected.indices])
 
 
-def test_nobody(device):
+def test_no_atoms(device):
     ops, box = CudaGhosts(device), Box(np.eye(3) * 5.0)
     positions = empty(device, 0, 3, dtype=np.float64)
     ops.wrap_(box, positions, empty(device, 0, 3, dtype=np.int32))

@@ -41,7 +41,7 @@ def test_agrees_with_all_distances(name, threads):
         assert got.reach == reach
 
 
-def test_nobody():
+def test_no_atoms():
     got = native.build_neighbors(np.zeros((0, 3)), np.zeros(0, np.int32), np.zeros(0, np.int64), 0, 3.0)
     assert got.n_pairs == 0
     assert got.offsets.tolist() == [0]

@@ -72,7 +72,7 @@ def test_mpi_that_reads_the_card(built: tuple[State, Halo], comm: Communicator, 
     assert card_halo.host_nbytes == 0
 
 
-def test_routes_change(built: tuple[State, Halo], card_halo: CardHalo) -> None:
+def test_new_routes_are_followed(built: tuple[State, Halo], card_halo: CardHalo) -> None:
     state, halo = built
     for reach in (2.0, 11.0, 5.0):
         halo.build_ghosts(state, reach)

@@ -37,7 +37,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_what_is_said(name: str) -> None:
+def test_line_and_warning(name: str) -> None:
     places, line, warning = CASES[name]
     found = Placement(places)
     assert line in str(found)

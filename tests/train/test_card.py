@@ -102,7 +102,7 @@ def test_other_optimizers(folder, plays_a_card, name: str, tolerance: float) -> 
     assert_same(states[1], states[0], tolerance)
 
 
-def test_soap(folder, plays_a_card) -> None:
+def test_soap_trains_as_on_the_cpu(folder, plays_a_card) -> None:
     """Its first bases are eigenvectors of products that lack ranks: what rounding makes them."""
     soap = {**given(numb_steps=4, disp_freq=4, save_freq=4), "optimizer": {"type": "SOAP"}}
     found, expected = (dphpc.train(soap, device=device).training for device in ("cuda", "cpu"))
@@ -152,7 +152,7 @@ def test_what_a_card_does_not_do_ends_the_run_before_it_starts(folder, plays_a_c
     assert not Path("lcurve.out").exists()
 
 
-def test_no_card(folder, monkeypatch, caplog, capsys) -> None:
+def test_without_cupy_cuda_ends_and_auto_takes_the_cpu(folder, monkeypatch, caplog, capsys) -> None:
     caplog.set_level(logging.INFO, "dphpc.train")
     monkeypatch.setitem(sys.modules, "cupy", None)
     (folder / "input.json").write_text(json.dumps(given(numb_steps=1)))

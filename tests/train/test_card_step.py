@@ -94,7 +94,7 @@ def in_float32(model: DPModel) -> DPModel:
     return model
 
 
-def test_float32(device) -> None:
+def test_float32_step_agrees_with_the_cpu(device) -> None:
     compare(device, lambda: in_float32(random_model(6)), tolerance=2e-5)  # measured 3e-6
 
 

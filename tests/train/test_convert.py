@@ -217,7 +217,7 @@ def test_every_frame_of_xyz(tmp_path: Path, name: str) -> None:
             np.testing.assert_allclose(system.frame(i).forces, atoms.get_forces()[order], atol=1e-7)
 
 
-def test_refusals(tmp_path: Path) -> None:
+def test_unusable_inputs_and_formats_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "in.extxyz", atoms_frames())
     with pytest.raises(DataError, match="does not exist"):
         convert(tmp_path / "nothing", tmp_path / "out")

@@ -38,7 +38,7 @@ def test_weights_are_drawn_as_deepmd_kit_draws_them() -> None:
     assert networks[0].layers[-1].idt is None
 
 
-def test_seeds() -> None:
+def test_the_seed_decides_the_weights() -> None:
     first = model(seed=1).descriptor.networks
     assert np.array_equal(first[0].layers[0].w, model(seed=1, run_seed=5).descriptor.networks[0].layers[0].w)
     assert not np.array_equal(first[0].layers[0].w, first[1].layers[0].w)

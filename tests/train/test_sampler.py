@@ -62,7 +62,7 @@ def test_probabilities(options: dict[str, Any], probabilities: list[float]) -> N
         ({"auto_prob": "prob_sys_size;0:2:1;1:3:1"}, "overlaps"),
     ],
 )
-def test_refusals(options: dict[str, Any], message: str) -> None:
+def test_unusable_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
         sampler(**options)
     assert caught.value.where == f"training/training_data/{next(iter(options))}"

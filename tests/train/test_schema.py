@@ -68,7 +68,7 @@ def test_defaults_are_those_of_deepmd_kit() -> None:
     assert parse("training/training_data", {"systems": "."}).training.training_data.batch_size == "auto"
 
 
-def test_aliases() -> None:
+def test_aliases_of_keys_and_types() -> None:
     assert parse("model/descriptor/type", "se_a").model.descriptor.type == "se_e2_a"
     data = changed("training/stop_batch", 7)
     del data["training"]["numb_steps"]
