@@ -21,9 +21,9 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def emulated(tmp_path_factory: pytest.TempPathFactory) -> EmulatedDevice:
+def emulated() -> EmulatedDevice:
     """A GPU that the host plays."""
-    return EmulatedDevice(tmp_path_factory.mktemp("emulated"))
+    return EmulatedDevice()
 
 
 @pytest.fixture(scope="session")

@@ -158,8 +158,8 @@ def test_a_list_that_has_grown_is_filled_again(emulated):
         assert emulated.launched.count("fill_rows") == fills
 
 
-def test_the_order_of_blocks_and_of_atoms_does_not_matter(emulated, tmp_path):
-    backward = EmulatedDevice(tmp_path, backward=True)
+def test_the_order_of_blocks_and_of_atoms_does_not_matter(emulated):
+    backward = EmulatedDevice(backward=True)
     positions, types, ids, n, reach = with_images(*water(20), 5.0)
     expected = native.build_neighbors(positions, types, ids, n, reach)
     assert_same(backward, build(CudaNeighbors(backward), positions, types, ids, n, reach), expected)
@@ -170,8 +170,8 @@ def test_the_order_of_blocks_and_of_atoms_does_not_matter(emulated, tmp_path):
     np.testing.assert_array_equal(order[emulated.download(found.indices)], expected.indices)
 
 
-def test_warps_of_64_threads(tmp_path):
-    device = EmulatedDevice(tmp_path, warp=64)
+def test_warps_of_64_threads():
+    device = EmulatedDevice(warp=64)
     system = with_images(*water(20), 5.0)
     assert_same(device, build(CudaNeighbors(device), *system), native.build_neighbors(*system))
 

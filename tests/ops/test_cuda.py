@@ -112,9 +112,9 @@ def test_more_channels_than_a_block_has_threads(device, se_a_case):
     compare(device, case, fitting_net(case))
 
 
-def test_warps_of_64_threads(tmp_path, se_a_case):
+def test_warps_of_64_threads(se_a_case):
     case = usable(se_a_case, "wide")
-    compare(EmulatedDevice(tmp_path, warp=64), case, fitting_net(case))
+    compare(EmulatedDevice(warp=64), case, fitting_net(case))
 
 
 def test_displacements_rounded_to_float32(device, se_a_case):

@@ -110,8 +110,8 @@ def test_more_neighbors_and_channels_than_a_block_has_threads(device, se_a_case)
     compare(device, replace(case, bar=bars[0], bar_dot=bars[1], direction=motion[0], strain=motion[1]))
 
 
-def test_warps_of_64_threads(tmp_path, se_a_case):
-    compare(EmulatedDevice(tmp_path, warp=64), se_a_case("plain"))
+def test_warps_of_64_threads(se_a_case):
+    compare(EmulatedDevice(warp=64), se_a_case("plain"))
 
 
 def test_images_move_with_their_owners_and_give_them_their_forces(device, se_a_case):

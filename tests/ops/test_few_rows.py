@@ -104,7 +104,7 @@ def test_bits_of_a_row_do_not_depend_on_place_or_number(device, dtype):
             assert np.array_equal(few[:-1], all_rows[rows])
 
 
-def test_tensor_cores_are_given_the_right_elements(tmp_path, monkeypatch):
+def test_tensor_cores_are_given_the_right_elements(monkeypatch):
     """By what PTX says of the lanes' elements; a GPU's own products are tested by all else here."""
     plain = kernel_text.kernel_text
 
@@ -119,7 +119,7 @@ def test_tensor_cores_are_given_the_right_elements(tmp_path, monkeypatch):
         return text
 
     monkeypatch.setattr(cuda, "kernel_text", by_tensor_cores)
-    device = EmulatedDevice(tmp_path)
+    device = EmulatedDevice()
     for widths in WIDTHS:
         compare(device, layer_of(*widths), 17, 1e-14)
 

@@ -150,8 +150,8 @@ def test_equal_keys_stay_in_their_order(device, n, n_keys, dtype):
         assert np.array_equal(order, np.argsort(keys, kind="stable"))
 
 
-def test_warps_of_64_threads(tmp_path):
-    device, keys = EmulatedDevice(tmp_path, warp=64), np.random.default_rng(9).integers(0, 40, 3000)
+def test_warps_of_64_threads():
+    device, keys = EmulatedDevice(warp=64), np.random.default_rng(9).integers(0, 40, 3000)
     order = device.download(stable_order(device, Buffers(device.zeros), on_card(device, keys, np.int64), 40))
     assert np.array_equal(order, np.argsort(keys, kind="stable"))
 
@@ -218,13 +218,13 @@ def test_parts_of_types(device, n):
         assert np.array_equal(counts.ravel(), np.bincount(2 * types + marks, minlength=8))
 
 
-def test_forces_of_ghosts_are_added_to_their_owners(device, tmp_path):
+def test_forces_of_ghosts_are_added_to_their_owners(device):
     rng = np.random.default_rng(3)
     values, index = rng.integers(-(2**52), 2**52, (500, 3)), rng.integers(0, 40, 500)
     totals = rng.integers(-(2**40), 2**40, (40, 3))
     expected = totals.copy()
     np.add.at(expected, index, values)
-    devices = [device, EmulatedDevice(tmp_path, backward=True)] if device.name == EmulatedDevice.name else [device]
+    devices = [device, EmulatedDevice(backward=True)] if device.name == EmulatedDevice.name else [device]
     for d in devices:
         sums = on_card(d, totals, np.int64)
         CudaGhosts(d).add(on_card(d, values, np.int64), on_card(d, index, np.int32), sums)

@@ -135,9 +135,9 @@ def test_bits_do_not_depend_on_rows_and_places(device, kind, inputs, monkeypatch
     assert np.array_equal(again.sum, whole.sum)
 
 
-def test_warps_of_64_threads(tmp_path, kind, inputs):
+def test_warps_of_64_threads(kind, inputs):
     net, x = net_of(6, 70, 70, dtype=kind[0]), inputs(19, 6)
-    assert_agrees(fitted(EmulatedDevice(tmp_path, warp=64), net, x, kind[1]), net, x)
+    assert_agrees(fitted(EmulatedDevice(warp=64), net, x, kind[1]), net, x)
 
 
 @pytest.mark.parametrize("row", [0, 18])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import hashlib
 import re
 import shutil
@@ -16,6 +17,19 @@ from dphpc.core.cublas import row_step
 from dphpc.core.graphs import Graphs
 
 HEADER = Path(__file__).with_name("host.h")
+COMPILED = Path(__file__).parents[3] / "build" / "emulated"
+"""What has been compiled, for all ranks, all of pytest's processes and the next runs."""
+FLAGS = (
+    "-std=c++17",
+    "-O1",
+    "-ffp-contract=off",
+    "-U_FORTIFY_SOURCE",
+    "-Wall",
+    "-Wno-unknown-pragmas",
+    "-fPIC",
+    "-fvisibility=hidden",  # texts have functions of the same names, and these their shared memory
+    "-shared",
+)
 
 
 def cut(x):
@@ -43,7 +57,7 @@ class LateEvent:
 
 
 class EmulatedDevice:
-    """See `dphpc.core.device.Device`; `folder` keeps what is compiled, `backward` runs the last block first.
+    """See `dphpc.core.device.Device`; `backward` runs the last block first.
 
     `launched` names the kernels that ran, `asked` what the host asked for one by one.  A replay does again what was
     recorded, with the addresses and numbers of then.
@@ -52,8 +66,8 @@ class EmulatedDevice:
     name = "emulated card"
     has_tf32 = True
 
-    def __init__(self, folder: Path, warp: int = 32, backward: bool = False) -> None:
-        self.folder, self.warp, self.backward = folder, warp, backward
+    def __init__(self, warp: int = 32, backward: bool = False) -> None:
+        self.warp, self.backward = warp, backward
         self.launched: list[str] = []
         self.uploaded = self.downloaded = 0  # bytes
         self._libraries: dict[str, ctypes.CDLL] = {}
@@ -189,21 +203,16 @@ class EmulatedDevice:
         defined += f"#define BLOCKS_BACKWARD {int(self.backward)}\n"
         definitions, slashes, rest = text.partition("//")
         whole = defined + definitions + header + slashes + rest + ends
-        library = self.folder / f"{hashlib.sha256(whole.encode()).hexdigest()[:16]}.so"
+        compiler = shutil.which("g++") or "c++"
+        key = "\n".join((compiler, *FLAGS, whole))
+        library = COMPILED / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
         if not library.exists():
-            source = library.with_suffix(".cpp")
-            source.write_text(whole)
-            compiler = shutil.which("g++") or "c++"
-            flags = [
-                "-std=c++17",
-                "-O1",
-                "-ffp-contract=off",
-                "-U_FORTIFY_SOURCE",
-                "-Wall",
-                "-Wno-unknown-pragmas",
-                "-fPIC",
-                "-fvisibility=hidden",  # texts have functions of the same names, and these their shared memory
-                "-shared",
-            ]
-            subprocess.run([compiler, *flags, "-o", library, source], check=True)
+            COMPILED.mkdir(parents=True, exist_ok=True)
+            with library.with_suffix(".lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # the first to come compiles
+                if not library.exists():
+                    source, unfinished = library.with_suffix(".cpp"), library.with_suffix(".part")
+                    source.write_text(whole)
+                    subprocess.run([compiler, *FLAGS, "-o", unfinished, source], check=True)
+                    unfinished.rename(library)
         return library

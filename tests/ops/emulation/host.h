@@ -36,7 +36,7 @@ struct Fiber {
     jmp_buf place;
     std::vector<char> stack;
     At at = At::running;
-    bool entered = false;
+    bool entered = false;  // it is kept for the threads of later blocks: a start costs two system calls
     double slot;  // what it offers in a shuffle
 };
 
@@ -53,9 +53,10 @@ inline void wait_at(At where) {
 inline std::function<void()> body;
 
 inline void enter() {
-    body();
-    fibers[current].at = At::end;
-    _longjmp(scheduler, 1);
+    for (;;) {
+        body();
+        wait_at(At::end);
+    }
 }
 
 // Lets those of [first, last) go on who wait at `where`, if all of them do, but for those that have ended.
@@ -76,7 +77,6 @@ inline bool run_block(unsigned n, unsigned warp, bool backward) {
     if (fibers.size() < n) fibers.resize(n);
     for (unsigned i = 0; i < n; ++i) {
         fibers[i].at = At::running;
-        fibers[i].entered = false;
         fibers[i].stack.resize(1 << 16);
     }
     for (bool moved = true; moved;) {
@@ -98,7 +98,10 @@ inline bool run_block(unsigned n, unsigned warp, bool backward) {
         for (unsigned first = 0; first < n; first += warp) moved |= release(first, first + warp < n ? first + warp : n, At::warp);
     }
     for (unsigned i = 0; i < n; ++i)
-        if (fibers[i].at != At::end) return false;
+        if (fibers[i].at != At::end) {
+            fibers.clear();  // they stand in the midst of it
+            return false;
+        }
     return true;
 }
 
