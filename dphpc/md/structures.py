@@ -9,14 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from ase import Atoms
 from ase.data import atomic_masses, atomic_numbers
 from numpy.typing import NDArray
 
 from dphpc.core.box import Box
 from dphpc.core.errors import DataError, InputError, did_you_mean
 from dphpc.core.state import RESTARTED, State, row_dtype
-from dphpc.md.ase_files import fixed_in, ids_of, read_last, velocities_of
 from dphpc.md.lammps_data import SUFFIXES, LammpsData, read_lammps_data
 from dphpc.parallel.comm import Communicator
 from dphpc.parallel.domain import Domain
@@ -135,8 +133,7 @@ def read_structure(
     if name.endswith(SUFFIXES) or name.startswith("data."):
         source = _from_lammps(read_lammps_data(path), type_map, path)
     else:
-        atoms, last_of_several = read_last(path)
-        source = replace(_from_ase(atoms, path, with_fixed), last_of_several=last_of_several)
+        source = _from_ase(path, with_fixed)
     if periodic is not None and tuple(periodic) != source.box.periodic:
         source = replace(source, box=replace(source.box, periodic=(periodic[0], periodic[1], periodic[2])))
     return source
@@ -201,7 +198,11 @@ def _check_mass(name: str, mass: float, names: list[str], path: str) -> None:
         )
 
 
-def _from_ase(atoms: Atoms, path: str, with_fixed: bool) -> Source:
+def _from_ase(path: str, with_fixed: bool) -> Source:
+    # ASE's readers import much of SciPy, which takes long: only the rank that reads such a file needs them.
+    from dphpc.md.ase_files import fixed_in, ids_of, read_last, velocities_of
+
+    atoms, last_of_several = read_last(path)
     names, types = np.unique(atoms.get_chemical_symbols(), return_inverse=True)
     rows = np.zeros(len(atoms), ROWS)
     rows["ids"] = ids_of(atoms, path)
@@ -219,7 +220,8 @@ def _from_ase(atoms: Atoms, path: str, with_fixed: bool) -> Source:
                 raise DataError(f"atoms of species {name} have different masses", where=path)
             masses[str(name)] = float(own[0])
     box = Box.of_cell(atoms.cell.array, atoms.pbc, atoms.positions)
-    return Source.of_rows(box, [str(n) for n in names], rows, masses, velocities is not None, path)
+    source = Source.of_rows(box, [str(n) for n in names], rows, masses, velocities is not None, path)
+    return replace(source, last_of_several=last_of_several)
 
 
 def masses_of(

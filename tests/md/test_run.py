@@ -380,7 +380,8 @@ def test_md_never_imports_torch(config: Make) -> None:
     code = (
         "import sys, json, dphpc.md\n"
         "from dphpc.potential.pair import LennardJones\n"
-        "import dphpc.potential.deep\n"
+        "import dphpc.potential.deep, dphpc.md.run\n"
+        "assert 'ase.io' not in sys.modules and 'scipy' not in sys.modules\n"  # by rank 0, when it reads a structure
         f"dphpc.md(json.loads({json.dumps(config(stages=[stage('nve', 1)]))!r}), potential=LennardJones(['Ar']))\n"
         "assert 'torch' not in sys.modules and 'mpi4py' not in sys.modules\n"
     )
