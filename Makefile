@@ -24,6 +24,10 @@ BIN := $(abspath $(VENV))/bin
 STAMP := $(VENV)/.dphpc-installed
 HOROVOD_STAMP := $(VENV)/.horovod-installed
 MPIRUN = $$(cat $(VENV)/mpirun)
+# Test files that say mpi of themselves; of all others, each rank would import what it does not run.
+MPI_TESTS := $(sort $(shell grep -rl --include='test_*.py' 'mark\.mpi' tests))
+# Those of the decomposition: sums of gradients know nothing of bricks, and their ranks import torch.
+WIDE_TESTS := $(filter-out %/test_gradients.py %/test_process_group.py,$(filter tests/parallel/%,$(MPI_TESTS)))
 SOURCES := pyproject.toml CMakeLists.txt constraints.txt $(wildcard kernels/*/* jobscripts/*)
 
 # Both kinds of Open MPI (4; 5) as root and with more ranks than cores, as in a container; MPICH reads none of them.
@@ -33,6 +37,8 @@ export OMPI_MCA_rmaps_base_oversubscribe := 1
 export PRTE_MCA_rmaps_default_mapping_policy := :oversubscribe
 # MPICH's ranks sleep while they wait: with more of them than cores, tests take a third less.
 export MPIR_CVAR_ENABLE_HEAVY_YIELD := 1
+# Containers tend to set it: every rank and every command would compile the package and the tests anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help install demo test test-all horovod-wheel horovod lint test-serial test-mpi clean distclean
 
@@ -73,14 +79,14 @@ test-serial: $(STAMP)
 # Ranks that wait for one that failed would wait for ever: hence the time limit.
 test-mpi: $(STAMP)
 	@echo "== MPI tests on 1 rank"
-	OMP_NUM_THREADS=1 timeout $(MPI_SECONDS) $(BIN)/python -m pytest -q -n $(PROCESSES) --with-mpi -m "($(WHICH)) and mpi"
+	@OMP_NUM_THREADS=1 timeout $(MPI_SECONDS) $(BIN)/python -m pytest -q -n $(PROCESSES) --with-mpi -m "($(WHICH)) and mpi" $(MPI_TESTS)
 	@for n in $(RANKS); do \
 	  echo "== MPI tests on $$n ranks"; \
-	  OMP_NUM_THREADS=1 timeout $(MPI_SECONDS) $(MPIRUN) -n $$n $(BIN)/python .ci/pytest-rank -q --color=no --with-mpi -m "($(WHICH)) and mpi"; \
+	  OMP_NUM_THREADS=1 timeout $(MPI_SECONDS) $(MPIRUN) -n $$n $(BIN)/python .ci/pytest-rank -q --color=no --with-mpi -m "($(WHICH)) and mpi" $(MPI_TESTS); \
 	done
 	@for n in $(WIDE_RANKS); do \
 	  echo "== MPI tests of the decomposition on $$n ranks"; \
-	  OMP_NUM_THREADS=1 timeout $(MPI_SECONDS) $(MPIRUN) -n $$n $(BIN)/python .ci/pytest-rank -q --color=no --with-mpi -m mpi tests/parallel; \
+	  OMP_NUM_THREADS=1 timeout $(MPI_SECONDS) $(MPIRUN) -n $$n $(BIN)/python .ci/pytest-rank -q --color=no --with-mpi -m mpi $(WIDE_TESTS); \
 	done
 
 horovod-wheel: $(STAMP)  ## Horovod's wheel into ~/.cache (minutes, once for a torch and an MPI; needs the MPI's headers)
@@ -91,7 +97,7 @@ $(HOROVOD_STAMP): $(STAMP)
 	@touch $@
 
 horovod: $(HOROVOD_STAMP)  ## install that wheel, then data-parallel training with it on 2 ranks
-	OMP_NUM_THREADS=1 timeout $(MPI_SECONDS) $(MPIRUN) -n 2 $(BIN)/python .ci/pytest-rank -q --color=no --with-mpi -m mpi tests/train
+	OMP_NUM_THREADS=1 timeout $(MPI_SECONDS) $(MPIRUN) -n 2 $(BIN)/python .ci/pytest-rank -q --color=no --with-mpi -m mpi $(filter tests/train/%,$(MPI_TESTS))
 
 clean:  ## what builds, tests and the demo left behind
 	rm -rf build dist demo_output .pytest_cache .mypy_cache .ruff_cache
