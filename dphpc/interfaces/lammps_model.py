@@ -108,6 +108,8 @@ def arrays_of(model: DPModel, name: str = "the model") -> dict[str, NDArray[Any]
         "fparam_avg": average,
         "fparam_inv_std": inverse,
     }
+    if model.descriptor.mixed:
+        arrays["mixed_sel"] = np.ones(1, np.int32)
     if fitting.default_fparam is not None:
         arrays["default_fparam"] = np.array(fitting.default_fparam, np.float64)
     for key, precision, dtype in (("table64", "float64", np.float64), ("table32", "mixed", np.float32)):

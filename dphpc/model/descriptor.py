@@ -29,8 +29,10 @@ class SeE2A:
 
     Attributes
     ----------
+    kind
+        What the file holds where that is another descriptor, for people to read.
     sel
-        Slots per neighbor type; 0 hides the type.
+        Slots per neighbor type, 0 hides the type; or one number, of slots that neighbors of any type take (`mixed`).
     networks
         One per neighbor type, or per (center, neighbor) at index center + ntypes·neighbor.
     davg, dstd
@@ -54,12 +56,18 @@ class SeE2A:
     activation_function: str = "tanh"
     precision: str = "float64"
     trainable: bool = True
+    kind: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
 
     @property
     def n_types(self) -> int:
         """Number of atom types."""
-        return len(self.sel)
+        return len(self.davg)
+
+    @property
+    def mixed(self) -> bool:
+        """Whether `sel` is the number of slots of all types together."""
+        return len(self.sel) < self.n_types
 
     @property
     def n_channels(self) -> int:
@@ -89,8 +97,17 @@ class SeE2A:
             flags[a, b] = flags[b, a] = COUNTED
         for a, b in missing:
             flags[a, b] = flags[b, a] = 0
-        flags[:, np.array(self.sel) == 0] = 0
+        if not self.mixed:
+            flags[:, np.array(self.sel) == 0] = 0
         return flags
+
+    def slots(self) -> NDArray[np.int32]:
+        """(ntypes,) slots of each type.
+
+        Mixed ones are counted as the first type's: what a missing one adds depends on the center alone, so that
+        Σ_t (slots_t − n_t) is all that matters.
+        """
+        return np.array((*self.sel, *[0] * (self.n_types - len(self.sel))), np.int32)
 
     def s_range(self, r_min: float) -> tuple[float, float]:
         """Union over center types of the range of s̃ for distances from `r_min` (Å) to rcut."""
@@ -102,12 +119,13 @@ class SeE2A:
     def empty_slots(self, table: ScalarEmbedding) -> NDArray[np.floating]:
         """(ntypes, ntypes, M): what a missing slot of (center c, neighbor t) adds to the first row of N·A.
 
-        R̃⁰_c·G(s̃⁰_c) with s̃⁰_c = R̃⁰_c = −davg_c/dstd_c; zero where sel_t = 0.
+        R̃⁰_c·G(s̃⁰_c) with s̃⁰_c = R̃⁰_c = −davg_c/dstd_c; zero where sel_t = 0, the same for all t where slots are mixed.
         """
         n, net = self.n_types, self.network_index()
         s0 = -self.davg / self.dstd[:, 0]
         g = table.evaluate(np.repeat(s0, n), net.ravel())[0].reshape(n, n, -1)
-        return (s0[:, None, None] * g * (np.array(self.sel) > 0)[None, :, None]).astype(g.dtype)
+        taken = np.ones(n, bool) if self.mixed else np.array(self.sel) > 0
+        return (s0[:, None, None] * g * taken[None, :, None]).astype(g.dtype)
 
     def parameters(self) -> Iterator[tuple[str, Array]]:
         """Trainable arrays by name."""

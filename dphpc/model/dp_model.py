@@ -28,6 +28,8 @@ class DPModel:
         Types whose atoms get no energy.
     table
         The compressed embedding; None while only the networks are known.
+    origin
+        The file's own `model` where it holds another kind that equals this one; to be written as it is, but for biases.
     script
         The training input's `model` section, kept in the file (`model_def_script`).
     """
@@ -40,6 +42,7 @@ class DPModel:
     atom_exclude_types: frozenset[int] = frozenset()
     table: RadialTable | None = None
     min_nbor_dist: float | None = None
+    origin: dict[str, Any] | None = None
     script: dict[str, Any] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
 

@@ -1,4 +1,4 @@
-"""Models in DeePMD-kit's files: reading every `se_e2_a` energy model, writing what DeePMD-kit reads.
+"""Models in DeePMD-kit's files: reading every `se_e2_a` energy model (and `dpa1.py`), writing what DeePMD-kit reads.
 
 Our radial table goes under the top-level key `dphpc`, which DeePMD-kit passes over, so that it still finds the
 network.  A table that DeePMD-kit wrote (`compress`) is taken as it is.
@@ -14,22 +14,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dphpc.core.errors import ModelFileError
-from dphpc.model.activations import activation
+from dphpc.model import dpa1
 from dphpc.model.container import Tree, read_tree, write_tree
 from dphpc.model.descriptor import SeE2A
 from dphpc.model.dp_model import DPModel
 from dphpc.model.fitting import EnergyFitting
 from dphpc.model.model_tree import TABLE_VERSION, model_tree
-from dphpc.model.networks import Layer, Network
 from dphpc.model.radial_table import Grid, RadialTable
+from dphpc.model.tree_parts import (
+    check_descriptor,
+    check_version,
+    network_of,
+    pair_set,
+    precision_of,
+    statistics_of,
+    unsupported,
+)
 
 _log = logging.getLogger(__name__)
 
 MODEL_SUFFIXES = (".dp", ".yaml", ".yml")
 """Endings of model files."""
-
-_DTYPES = {"default": "float64", "double": "float64", "float64": "float64", "single": "float32", "float32": "float32"}
-_NEWEST = {"Model": 2, "Descriptor": 3, "Fitting": 4}
 
 
 def read_model(path: str | Path) -> DPModel:
@@ -60,32 +65,25 @@ def write_model(model: DPModel, path: str | Path) -> None:
     write_tree(model_tree(model), Path(path))
 
 
-def _unsupported(what: str, where: str = "model") -> ModelFileError:
-    return ModelFileError(f"{what} is not supported", where=where, expected="an energy model on se_e2_a")
-
-
-def _check_version(node: Tree, kind: str) -> None:
-    version = node.get("@version", 1)
-    if version > _NEWEST[kind]:
-        raise ModelFileError(
-            f"the {kind.lower()} has format version {version}, newer than this program knows",
-            expected=f"up to {_NEWEST[kind]}", remedy="update dphpc",
-        )  # fmt: skip
-
-
 def model_of(tree: Tree) -> DPModel:
     """The model of a tree, as `model_tree` makes it or `read_tree` finds it."""
     node = tree["model"]
     if "descriptor" not in node or "fitting" not in node:
-        raise _unsupported(f"a model of type '{node.get('type', '?')}'")
+        raise unsupported(f"a model of type '{node.get('type', '?')}'")
     if node.get("type", "standard") not in ("standard", "ener"):
-        raise _unsupported(f"a model of type '{node['type']}'")
-    _check_version(node, "Model")
+        raise unsupported(f"a model of type '{node['type']}'")
+    check_version(node, "Model")
     type_map = [str(name) for name in node["type_map"]]
-    descriptor = _descriptor(node["descriptor"])
-    if descriptor.n_types != len(type_map):
-        raise ModelFileError(f"type_map names {len(type_map)} types, sel {descriptor.n_types}")
-    fitting = _fitting(node["fitting"], descriptor)
+    foreign = node["descriptor"]["type"] in dpa1.KINDS
+    n_types = len(type_map)
+    if foreign:
+        descriptor, constants = dpa1.descriptor_of(node["descriptor"])
+    else:
+        descriptor, constants = _descriptor(node["descriptor"]), np.zeros((n_types, 0))
+    if descriptor.n_types != n_types:
+        raise ModelFileError(f"type_map names {n_types} types, sel {descriptor.n_types}")
+    check_descriptor(descriptor)
+    fitting = _fitting(node["fitting"], descriptor, constants)
     variables = node.get("@variables", {})
     out_bias = np.asarray(variables.get("out_bias", np.zeros(len(type_map))), np.float64).ravel()
     if len(out_bias) != len(type_map):
@@ -96,13 +94,14 @@ def model_of(tree: Tree) -> DPModel:
         descriptor=descriptor,
         fitting=fitting,
         out_bias=out_bias,
-        pair_exclude_types=_pair_set(node.get("pair_exclude_types")),
+        pair_exclude_types=pair_set(node.get("pair_exclude_types")),
         atom_exclude_types=frozenset(node.get("atom_exclude_types") or ()),
         min_nbor_dist=None if min_distance is None else float(np.asarray(min_distance)),
         script=tree.get("model_def_script") or {},
         extra={k: tree[k] for k in ("software", "version", "time", "backend") if k in tree},
+        origin=node if foreign else None,
     )
-    model.table = _own_table(tree, model) or _foreign_table(node["descriptor"], model)
+    model.table = _own_table(tree, model) or (None if foreign else _foreign_table(node["descriptor"], model))
     if descriptor.exclude_types and descriptor.davg.any():
         _log.warning(
             "the model has exclude_types and davg != 0: as in DeePMD-kit its energy jumps where an excluded neighbor "
@@ -111,110 +110,50 @@ def model_of(tree: Tree) -> DPModel:
     return model
 
 
-def _pair_set(pairs: Any) -> frozenset[tuple[int, int]]:
-    return frozenset((int(a), int(b)) for a, b in pairs or ())
-
-
-def _precision(node: Tree) -> str:
-    name = node.get("precision") or "default"
-    if name not in _DTYPES:
-        raise _unsupported(f"precision '{name}'")
-    return _DTYPES[name]
-
-
-def _network(node: Tree | None, where: str) -> Network:
-    if node is None:
-        raise ModelFileError("a network is missing", where=where)
-    layers: list[Layer] = []
-    for layer in node["layers"]:
-        values = layer["@variables"]
-        activation(layer["activation_function"])
-        w = np.asarray(values["w"])
-        if w.ndim != 2 or not w.size:
-            raise ModelFileError(f"'w' of a layer has shape {w.shape}", where=where, expected="(inputs, outputs)")
-        b, idt = (None if values.get(k) is None else np.asarray(values[k]).ravel() for k in ("b", "idt"))
-        for name, vector in (("b", b), ("idt", idt)):
-            if vector is not None and len(vector) != w.shape[1]:
-                raise ModelFileError(
-                    f"'{name}' has {len(vector)} entries for a layer of width {w.shape[1]}", where=where
-                )
-        if layers and layers[-1].w.shape[1] != w.shape[0]:
-            raise ModelFileError("the widths of neighboring layers differ", where=where)
-        layers.append(Layer(w, b, idt, layer["activation_function"], bool(layer["resnet"])))
-    if not all(np.isfinite(a).all() for layer in layers for _, a in layer.parameters()):
-        raise ModelFileError("a weight is not finite", where=where)
-    return Network(layers)
-
-
 def _descriptor(node: Tree) -> SeE2A:
     if node["type"] not in ("se_e2_a", "se_a"):
-        raise _unsupported(f"descriptor '{node['type']}'", "model/descriptor")
-    _check_version(node, "Descriptor")
+        raise unsupported(f"descriptor '{node['type']}'", "model/descriptor")
+    check_version(node, "Descriptor")
     if node.get("spin") is not None or node.get("env_mat", {}).get("use_exp_switch"):
-        raise _unsupported("a descriptor with spin or an exponential switch", "model/descriptor")
+        raise unsupported("a descriptor with spin or an exponential switch", "model/descriptor")
     sel = tuple(int(n) for n in node["sel"])
     one_side = bool(node.get("type_one_side", True))
     expected = len(sel) if one_side else len(sel) ** 2
     nodes = node["embeddings"]["networks"]
     if len(nodes) != expected:
         raise ModelFileError(f"{len(nodes)} embedding networks, expected {expected}", where="model/descriptor")
-    davg, dstd = _statistics(node["@variables"], len(sel), sum(sel))
+    davg, dstd = statistics_of(node["@variables"], len(sel), sum(sel))
     descriptor = SeE2A(
         rcut=float(node["rcut"]),
         rcut_smth=float(node["rcut_smth"]),
         sel=sel,
         axis_neuron=int(node["axis_neuron"]),
-        networks=[_network(n, f"model/descriptor, network {i}") for i, n in enumerate(nodes)],
+        networks=[network_of(n, f"model/descriptor, network {i}") for i, n in enumerate(nodes)],
         davg=davg,
         dstd=dstd,
         type_one_side=one_side,
-        exclude_types=_pair_set(node.get("exclude_types")),
+        exclude_types=pair_set(node.get("exclude_types")),
         env_protection=float(node.get("env_protection", 0.0)),
         set_davg_zero=bool(node.get("set_davg_zero", False)),
         resnet_dt=bool(node.get("resnet_dt", False)),
         activation_function=node.get("activation_function", "tanh"),
-        precision=_precision(node),
+        precision=precision_of(node),
         trainable=bool(node.get("trainable", True)),
     )
-    _check_descriptor(descriptor)
     return descriptor
 
 
-def _check_descriptor(descriptor: SeE2A) -> None:
-    """Refuse numbers that no kernel is made for."""
-    where = "model/descriptor"
-    widths = {(net.n_in, net.n_out) for net in descriptor.networks}
-    if len(widths) != 1 or descriptor.networks[0].n_in != 1:
-        raise ModelFileError("the embedding networks do not take one number to equally many channels", where=where)
-    channels, axis, sel = descriptor.n_channels, descriptor.axis_neuron, descriptor.sel
-    if not 1 <= axis <= channels:
-        raise ModelFileError(f"axis_neuron is {axis} of {channels} channels", where=where, expected=f"1 to {channels}")
-    if min(sel) < 0 or sum(sel) == 0:
-        raise ModelFileError(f"sel is {list(sel)}", where=where, expected="numbers of neighbors")
-    if not 0.0 <= descriptor.rcut_smth < descriptor.rcut < np.inf or not np.isfinite(descriptor.env_protection):
-        numbers = f"rcut {descriptor.rcut}, rcut_smth {descriptor.rcut_smth}, protection {descriptor.env_protection}"
-        raise ModelFileError(f"{numbers}: no environment", where=where, expected="0 ≤ rcut_smth < rcut, finite numbers")
-
-
-def _statistics(variables: Tree, n_types: int, n_slots: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """davg (ntypes,) and dstd (ntypes, 2) of arrays that repeat them for every slot."""
-    davg, dstd = (np.asarray(variables[k], np.float64).reshape(n_types, n_slots, 4) for k in ("davg", "dstd"))
-    uniform = np.all(davg == davg[:, :1]) and np.all(dstd == dstd[:, :1])
-    if not uniform or np.any(davg[..., 1:]) or np.any(dstd[..., 1:] != dstd[..., 1:2]):
-        raise _unsupported("statistics that differ from slot to slot or between x, y and z", "model/descriptor")
-    if not (np.isfinite(davg).all() and np.isfinite(dstd).all() and np.all(dstd > 0)):
-        raise ModelFileError("davg or dstd is not finite and positive", where="model/descriptor")
-    return davg[:, 0, 0].copy(), dstd[:, 0, :2].copy()
-
-
-def _fitting(node: Tree, descriptor: SeE2A) -> EnergyFitting:
+def _fitting(node: Tree, descriptor: SeE2A, constants: NDArray[np.float64]) -> EnergyFitting:
+    """The fitting nets; `constants` (ntypes, k) are inputs behind the features that a net shared by all types takes."""
     if node.get("type", "ener") != "ener":
-        raise _unsupported(f"fitting '{node['type']}'", "model/fitting")
-    _check_version(node, "Fitting")
-    for key in ("dim_case_embd", "use_aparam_as_mask", "mixed_types", "spin"):
+        raise unsupported(f"fitting '{node['type']}'", "model/fitting")
+    check_version(node, "Fitting")
+    for key in ("dim_case_embd", "use_aparam_as_mask", "spin", *(() if descriptor.kind else ("mixed_types",))):
         if node.get(key):
-            raise _unsupported(f"fitting with {key}", "model/fitting")
-    networks = [_network(n, f"model/fitting, network {i}") for i, n in enumerate(node["nets"]["networks"])]
+            raise unsupported(f"fitting with {key}", "model/fitting")
+    networks = [network_of(n, f"model/fitting, network {i}") for i, n in enumerate(node["nets"]["networks"])]
+    if node.get("mixed_types"):
+        networks = [dpa1.folded(networks[0], row, descriptor.n_features) for row in constants]
     variables = node["@variables"]
     numb_fparam, numb_aparam = int(node.get("numb_fparam", 0)), int(node.get("numb_aparam", 0))
     width = descriptor.n_features + numb_fparam + numb_aparam
@@ -226,6 +165,9 @@ def _fitting(node: Tree, descriptor: SeE2A) -> EnergyFitting:
         return None if value is None or not length else np.asarray(value, np.float64).reshape(length)
 
     atom_ener = [_scalar_or_none(e) for e in node.get("atom_ener") or []]
+    if node.get("mixed_types") and any(e is not None for e in atom_ener):
+        # DeePMD-kit subtracts the net's value for zeros, type embedding included, from atoms of all types.
+        raise unsupported("atom_ener with one fitting net for all types", "model/fitting")
     if atom_ener and any(e is not None for e in atom_ener):
         # As DeePMD-kit evaluates: types behind a short list's end are subtracted too.
         atom_ener += [0.0] * (descriptor.n_types - len(atom_ener))
@@ -242,7 +184,7 @@ def _fitting(node: Tree, descriptor: SeE2A) -> EnergyFitting:
         atom_ener=atom_ener,
         resnet_dt=bool(node.get("resnet_dt", True)),
         activation_function=node.get("activation_function", "tanh"),
-        precision=_precision(node),
+        precision=precision_of(node),
         rcond=node.get("rcond"),
         trainable=node.get("trainable", True),
     )

@@ -17,25 +17,12 @@ TABLE_VERSION = 1
 
 def model_tree(model: DPModel) -> Tree:
     """The model as DeePMD-kit's tree, our table beside it."""
-    n = model.n_types
     tree: Tree = {
         "software": "dphpc",
         "version": dphpc.__version__,
         "time": str(datetime.now(UTC)),
         "backend": "dphpc",
-        "model": {
-            "@class": "Model",
-            "@version": 2,
-            "type": "standard",
-            "type_map": model.type_map,
-            "atom_exclude_types": sorted(model.atom_exclude_types),
-            "pair_exclude_types": [list(pair) for pair in sorted(model.pair_exclude_types)],
-            "rcond": None,
-            "preset_out_bias": None,
-            "@variables": {"out_bias": model.out_bias.reshape(1, n, 1), "out_std": np.ones((1, n, 1))},
-            "descriptor": _descriptor_tree(model),
-            "fitting": _fitting_tree(model),
-        },
+        "model": _own_tree(model) if model.origin is None else _original_tree(model, model.origin),
         "model_def_script": model.script,
         "@variables": {} if model.min_nbor_dist is None else {"min_nbor_dist": np.float64(model.min_nbor_dist)},
     }
@@ -44,6 +31,31 @@ def model_tree(model: DPModel) -> Tree:
         variables = {"coefficients": model.table.coefficients}
         tree["dphpc"] = {"table": {"@version": TABLE_VERSION, "grids": grids, "@variables": variables}}
     return tree
+
+
+def _own_tree(model: DPModel) -> Tree:
+    n = model.n_types
+    return {
+        "@class": "Model",
+        "@version": 2,
+        "type": "standard",
+        "type_map": model.type_map,
+        "atom_exclude_types": sorted(model.atom_exclude_types),
+        "pair_exclude_types": [list(pair) for pair in sorted(model.pair_exclude_types)],
+        "rcond": None,
+        "preset_out_bias": None,
+        "@variables": {"out_bias": model.out_bias.reshape(1, n, 1), "out_std": np.ones((1, n, 1))},
+        "descriptor": _descriptor_tree(model),
+        "fitting": _fitting_tree(model),
+    }
+
+
+def _original_tree(model: DPModel, origin: Tree) -> Tree:
+    """A model of another kind as its file had it, with the biases that it has now."""
+    fitting = origin["fitting"]
+    variables = {**fitting["@variables"], "bias_atom_e": model.fitting.bias_atom_e.reshape(-1, 1)}
+    own = {**origin.get("@variables", {}), "out_bias": model.out_bias.reshape(1, -1, 1)}
+    return {**origin, "@variables": own, "fitting": {**fitting, "@variables": variables}}
 
 
 def _network_tree(network: Network, kind: str, precision: str, resnet_dt: bool) -> Tree:

@@ -288,21 +288,25 @@ def fitted_table(
     max_intervals: int = 4096,
     measure: Measure | None = None,
     most_parts: int = MAX_PARTS,
+    cells: Doubles | None = None,
 ) -> RadialTable:
     """A table with |ΔG| and |ΔG′| below `tolerance`, of about as few intervals as that takes.
 
     Trained networks change fastest where pairs are far apart, so the range has up to `most_parts` parts with intervals
-    as wide as each allows.  `measure` takes the place of |ΔG| and |ΔG′|.  If even `max_intervals` misses the tolerance,
-    or what is left is rounding error, that table.
+    as wide as each allows.  They begin where one of the `cells` does, whose relative widths may be given.  `measure`
+    takes the place of |ΔG| and |ΔG′|.  If even `max_intervals` misses the tolerance, or what is left is rounding error,
+    that table.
     """
     measure = measure or (lambda table: _errors_of_intervals(table, networks))
-    density = np.full(CELLS, FEWEST_INTERVALS / CELLS)  # of intervals in each cell
+    cells = np.ones(CELLS) if cells is None else cells * (len(cells) / cells.sum())
+    mean, ends = (upper - lower) / len(cells), np.cumsum(cells)
+    density = np.full(len(cells), FEWEST_INTERVALS / len(cells))  # of intervals in the mean width of a cell
     before = np.inf
     while True:
-        grid = _grid_of(lower, upper, density, most_parts)
+        grid = _grid_of(lower, mean, cells, density, most_parts)
         if grid.n_intervals > max_intervals:
             density *= max_intervals / grid.n_intervals
-            grid = _grid_of(lower, upper, density, most_parts)
+            grid = _grid_of(lower, mean, cells, density, most_parts)
         table = RadialTable.from_networks(networks, grid)
         s, errors = measure(table)
         error = errors.max()
@@ -312,8 +316,8 @@ def fitted_table(
         before = error
         # A quintic piece's slope has an error of the width's fifth power, once the width is small.
         growth = np.clip(1.05 * (errors / tolerance) ** 0.2, 1.1, 4.0)
-        cell = np.clip((s - lower) * (CELLS / (upper - lower)), 0, CELLS - 1).astype(np.int64)
-        wanted = growth * (upper - lower) / CELLS / grid.widths[grid.locate(s)[0]]
+        cell = np.searchsorted(ends[:-1], (s - lower) / mean, side="right")
+        wanted = growth * mean / grid.widths[grid.locate(s)[0]]
         missed = errors > tolerance
         np.maximum.at(density, cell[missed], wanted[missed])
 
@@ -324,13 +328,16 @@ def _errors_of_intervals(table: RadialTable, networks: Sequence[Network]) -> tup
     return grid.knots[:-1] + 0.5 * grid.widths, table.errors(networks).max(axis=(0, 1))
 
 
-def _grid_of(lower: float, upper: float, density: Doubles, most_parts: int) -> Grid:
-    """The grid of fewest intervals that has `density` (n_cells,) of them in every cell, in up to `most_parts` parts."""
+def _grid_of(lower: float, mean: float, cells: Doubles, density: Doubles, most_parts: int) -> Grid:
+    """The grid of fewest intervals that has `density` (n_cells,) of them in every cell, in up to `most_parts` parts.
+
+    `cells` are the widths of the cells, which the density refers to, in units of the `mean`.
+    """
     n = len(density)
     # cost[i, j]: intervals of a part of the cells i … j − 1, as many in each as the densest of them wants.
     cost = np.full((n, n + 1), np.inf)
     for i in range(n):
-        cost[i, i + 1 :] = np.maximum.accumulate(density[i:]) * np.arange(1, n - i + 1)
+        cost[i, i + 1 :] = np.maximum.accumulate(density[i:]) * np.cumsum(cells[i:])
     best, edges = cost[0], [[0, j] for j in range(n + 1)]
     for _ in range(most_parts - 1):
         split = np.argmin(best[:n, None] + cost, axis=0)  # where the last part begins
@@ -339,7 +346,7 @@ def _grid_of(lower: float, upper: float, density: Doubles, most_parts: int) -> G
         edges = [[*edges[split[j]], j] if better[j] else edges[j] for j in range(n + 1)]
         best = np.where(better, total, best)
     parts = [slice(i, j) for i, j in itertools.pairwise(edges[n])]
-    counts = [int(np.ceil((part.stop - part.start) * density[part].max() - 1e-9)) for part in parts]
-    width = (upper - lower) / n
-    steps = [width * (part.stop - part.start) / count for part, count in zip(parts, counts, strict=True)]
+    widths = [cells[part].sum() for part in parts]
+    counts = [int(np.ceil(w * density[part].max() - 1e-9)) for w, part in zip(widths, parts, strict=True)]
+    steps = [mean * float(w) / count for w, count in zip(widths, counts, strict=True)]
     return Grid(lower, tuple(steps), tuple(counts))

@@ -17,10 +17,11 @@ def _widths(network: Network) -> str:
 def attributes(model: DPModel) -> dict[str, str]:
     """The model's facts by name, as `dphpc show` prints them."""
     d, f = model.descriptor, model.fitting
+    kind = d.kind or f"se_e2_a, {'one' if d.type_one_side else 'two'}-sided"
     n_parameters = sum(a.size for _, a in model.parameters())
     facts = {
         "type-map": " ".join(model.type_map),
-        "descriptor": f"se_e2_a, {'one' if d.type_one_side else 'two'}-sided, {d.activation_function}, {d.precision}",
+        "descriptor": f"{kind}, {d.activation_function}, {d.precision}",
         "cutoff": f"{d.rcut} Å, smooth from {d.rcut_smth} Å",
         "sel": " ".join(map(str, d.sel)),
         "embedding-net": f"{_widths(d.networks[0])}, axis {d.axis_neuron}, {len(d.networks)} networks",

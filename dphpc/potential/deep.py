@@ -193,19 +193,21 @@ class DeepPotential:
         if self._compared_with_sel:
             return
         self._compared_with_sel = True
-        sel = self.parameters.sel
+        sel, mixed = np.array(self.model.descriptor.sel), self.model.descriptor.mixed
         for start in range(0, min(state.n_local, SAMPLE), SEL_BLOCK):
             rows = neighbors.offsets[start : min(start + SEL_BLOCK, state.n_local) + 1]
             second = neighbors.indices[rows[0] : rows[-1]]
             first = np.repeat(np.arange(start, start + len(rows) - 1), np.diff(rows))
             near = np.linalg.norm(state.positions[second] - state.positions[first], axis=1) < self.cutoff
             counts = np.zeros((len(rows) - 1, len(sel)), np.int64)
-            np.add.at(counts, (first[near] - start, state.types[second[near]]), 1)
+            of = np.zeros(len(near), np.int64) if mixed else state.types[second]
+            np.add.at(counts, (first[near] - start, of[near]), 1)
             over = np.argwhere((counts > sel) & (sel > 0))
             if len(over):
                 i, t = (int(k) for k in over[0])
                 _log.warning(
-                    f"atom {state.ids[start + i]} has {counts[i, t]} neighbors of type {self.type_map[t]}, sel is "
+                    f"atom {state.ids[start + i]} has {counts[i, t]} neighbors"
+                    f"{'' if mixed else f' of type {self.type_map[t]}'}, sel is "
                     f"{sel[t]}: all of them count here, while DeePMD-kit drops the farthest"
                 )
                 return

@@ -312,7 +312,12 @@ def _with_weights_of(other: DPModel, config: TrainInput, min_distance: float | N
 def _read_any_model(source: PathLike) -> DPModel:
     path = Path(source)
     if path.suffix in MODEL_SUFFIXES:
-        return read_model(path)
+        model = read_model(path)
+        if model.origin is not None:
+            raise InputError(
+                f"a model of kind '{model.descriptor.kind}' cannot be trained", where=str(path), expected="se_e2_a"
+            )
+        return model
     return Checkpoint.load(find_checkpoint(path)).model()
 
 

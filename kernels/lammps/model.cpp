@@ -83,6 +83,7 @@ class ModelOf : public Model {
     Trouble evaluate(System system, const std::vector<std::vector<std::int32_t>>& centers, int threads,
                      Results& results) override;
     const std::int32_t* sel() const override { return sel_.data(); }
+    bool mixed_sel() const override { return mixed_sel_; }
     bool is_too_near(int center, int other, double r) const override {
         if (!(d_.flags[center * d_.n_types + other] & used)) return false;
         const double s = radial_parts(r, d_.cut).s;
@@ -96,6 +97,7 @@ class ModelOf : public Model {
 
     Descriptor<Real> d_{};
     std::vector<std::int32_t> sel_, network_;
+    bool mixed_sel_ = false;
     std::vector<std::uint8_t> flags_, has_energy_, subtracts_vacuum_;
     std::vector<double> davg_, dstd_, bias_, shift_, fparam_avg_, fparam_inv_std_;
     std::vector<Real> coefficients_, empty_;
@@ -122,6 +124,7 @@ void ModelOf<Real>::read_descriptor(const ModelFile& file) {
     d_.cut = {cut[0], cut[1], cut[2], 1.0 / (cut[0] - cut[1])};
     d_.scale = *finite<double>(file, "scale", {1});
     sel_ = copy_of(file.array<std::int32_t>("sel", {n}));
+    mixed_sel_ = file.has("mixed_sel");
     network_ = copy_of(file.array<std::int32_t>("network", {n, n}));
     flags_ = narrowed(file.array<std::int32_t>("flags", {n, n}));
     const double *davg = finite<double>(file, "davg", {n}), *dstd = finite<double>(file, "dstd", {n, 2});

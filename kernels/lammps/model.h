@@ -48,6 +48,7 @@ class Model {
 
     // Slots for neighbors of each type.
     virtual const std::int32_t* sel() const = 0;
+    virtual bool mixed_sel() const = 0;  // the first number is that of all types together
 
     // Whether a neighbor of type `other` at r (Å) is nearer to a center of type `center` than the table reaches.
     virtual bool is_too_near(int center, int other, double r) const = 0;

@@ -100,6 +100,7 @@ void PairDphpc::look_over() {
     looked_over_ = true;
     const Loaded& loaded = models_[0];
     const double limit = loaded.settings.rcut * loaded.settings.rcut;
+    const bool mixed = loaded.model->mixed_sel();
     std::vector<int> counts(loaded.settings.n_types());
     for (int i = 0; i < std::min(atom->nlocal, sample); ++i) {
         std::fill(counts.begin(), counts.end(), 0);
@@ -107,13 +108,14 @@ void PairDphpc::look_over() {
             const int j = indices_[k];
             double r2 = 0.0;
             for (int a = 0; a < 3; ++a) r2 += (atom->x[j][a] - atom->x[i][a]) * (atom->x[j][a] - atom->x[i][a]);
-            counts[types_[j]] += r2 < limit;
+            counts[mixed ? 0 : types_[j]] += r2 < limit;
         }
         for (std::size_t t = 0; t < counts.size(); ++t) {
             const int sel = loaded.model->sel()[t];
             if (sel == 0 || counts[t] <= sel) continue;
-            error->warning(FLERR, "atom {} has {} neighbors of type {}, sel is {}: all of them count here, while "
-                           "DeePMD-kit drops the farthest", atom->tag[i], counts[t], loaded.settings.type_map[t], sel);
+            error->warning(FLERR, "atom {} has {} neighbors{}, sel is {}: all of them count here, while DeePMD-kit "
+                           "drops the farthest", atom->tag[i], counts[t],
+                           mixed ? "" : " of type " + loaded.settings.type_map[t], sel);
             return;
         }
     }

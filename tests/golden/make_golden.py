@@ -21,6 +21,7 @@ import datetime
 import json
 import tempfile
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -171,9 +172,9 @@ def randomize(model: Any, case: Case, rng: np.random.Generator) -> None:
                 scale = 1.0 if par.shape[-1] == 1 and "fitting" in name else case.gain
                 put(par, 0.47 * scale * rng.normal(size=par.shape))
         atomic, fit = model.atomic_model, model.atomic_model.fitting_net
+        sea = getattr(atomic.descriptor, "sea", None) or atomic.descriptor.se_atten
         for net in fit.filter_layers.networks:  # descriptors are small numbers
-            net.layers[0].matrix[: fit.dim_descrpt] *= 25.0
-        sea = atomic.descriptor.sea
+            net.layers[0].matrix[: sea.get_dim_out()] *= 25.0
         nt = case.ntypes
         avg = rng.uniform(0.05, 0.25, (nt, 1, 4)) * (not sea.set_davg_zero)
         std = rng.uniform(0.5, 0.9, (nt, 1, 4)) * (0.25 if case.narrow else 1.0)
@@ -239,7 +240,7 @@ def structures(rcut: float, nt: int) -> dict[str, tuple[np.ndarray, Any, np.ndar
 
 def check(params: Dict, coords: np.ndarray, cell: Any, types: np.ndarray) -> None:
     """Assert that no ``sel`` overflows (DeePMD-kit would drop neighbors)."""
-    sel, rcut = params["descriptor"]["sel"], params["descriptor"]["rcut"]
+    sel, rcut = np.atleast_1d(params["descriptor"]["sel"]), params["descriptor"]["rcut"]
     shifts = images(6, cell)
     if cell is not None:  # wrapped, so that the grid of images suffices
         coords = coords - np.floor(coords @ np.linalg.inv(cell)) @ cell
@@ -288,13 +289,13 @@ def build(name: str, case: Case, params: Dict, tmp: Path, models: Path) -> DeepP
     return DeepPot(str(pth))
 
 
-def main() -> None:
-    """Make the files of all cases."""
+def make(cases: dict[str, Case], params_of: Callable[[Case], Dict], output: str) -> None:
+    """Make the models of all cases and the file of what DeePMD-kit computes with them."""
     models = HERE / "models"
     models.mkdir(exist_ok=True)
     inputs: dict[tuple[str, float, int], dict[str, h5py.Dataset]] = {}
     with (
-        h5py.File(HERE / "golden.h5", "w", libver=("v110", "v110")) as h5,
+        h5py.File(HERE / output, "w", libver=("v110", "v110")) as h5,
         tempfile.TemporaryDirectory() as tmpdir,
     ):
         for package in (deepmd, torch, np, h5py):
@@ -305,8 +306,8 @@ def main() -> None:
             gzip = "gzip" if value.nbytes > 1000 else None
             return group.create_dataset(key, data=value, compression=gzip)
 
-        for name, case in CASES.items():
-            params = model_params(case)
+        for name, case in cases.items():
+            params = params_of(case)
             pot = build(name, case, params, Path(tmpdir), models)
             top = h5.create_group(name)
             top.attrs["about"] = case.about
@@ -342,4 +343,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    make(CASES, model_params, "golden.h5")

@@ -18,8 +18,13 @@ GOLDEN = Path(__file__).parent.parent / "golden"
 BEYOND = "compressed_beyond"
 """Its structures leave the table: DeePMD-kit goes on linearly there, we evaluate the network."""
 
-with h5py.File(GOLDEN / "golden.h5") as _file:
-    CASES = [(model, structure) for model in _file if model != BEYOND for structure in _file[model]]
+FILES = ("golden.h5", "golden_dpa1.h5")
+
+
+def cases_of(name: str) -> list[tuple[str, str, str]]:
+    """File, model and structure of each case."""
+    with h5py.File(GOLDEN / name) as file:
+        return [(name, model, structure) for model in file if model != BEYOND for structure in file[model]]
 
 
 @cache
@@ -42,9 +47,9 @@ def evaluate(model: Path, case: h5py.Group) -> dict[str, np.ndarray]:
     return dict(zip(names, result, strict=True))
 
 
-@pytest.mark.parametrize(("model", "structure"), CASES)
-def test_deepmd_numbers(model: str, structure: str) -> None:
-    with h5py.File(GOLDEN / "golden.h5") as file:
+@pytest.mark.parametrize(("name", "model", "structure"), [case for name in FILES for case in cases_of(name)])
+def test_deepmd_numbers(name: str, model: str, structure: str) -> None:
+    with h5py.File(GOLDEN / name) as file:
         case = file[model][structure]
         path = GOLDEN / "models" / str(file[model].attrs.get("file", f"{model}.dp"))
         found = evaluate(path, case)

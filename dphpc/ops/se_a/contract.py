@@ -63,7 +63,7 @@ class SeAParameters:
             protection=d.env_protection,
             scale=d.scale,
             axis_neuron=d.axis_neuron,
-            sel=np.array(d.sel, np.int32),
+            sel=d.slots(),
             davg=np.ascontiguousarray(d.davg, np.float64),
             dstd=np.ascontiguousarray(d.dstd, np.float64),
             network=d.network_index(),
