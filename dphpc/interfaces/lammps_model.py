@@ -169,10 +169,9 @@ def _require_plain(model: DPModel, name: str) -> None:
             f"the model takes {model.fitting.numb_aparam} parameters of each atom, which the plugin does not give",
             where=name, expected="a model without numb_aparam",
         )  # fmt: skip
-    if model.table is None and any(net.has_kinks for net in model.descriptor.networks):
+    if model.table is None and model.descriptor.kinks:
         raise ModelFileError(
-            f"its networks with activation '{model.descriptor.activation_function}' have kinks, and it has no table",
-            where=name, remedy="compress it with DeePMD-kit (dp compress) first",
+            f"{model.descriptor.kinks}, and the model has no table", where=name, remedy=model.descriptor.without_kinks,
         )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from dphpc.core.errors import InputError, ModelFileError
+from dphpc.model import gated_table
 from dphpc.model.descriptor import SeE2A
 from dphpc.model.dp_model import DPModel
 from dphpc.model.env_mat import environment_rows
@@ -48,7 +49,8 @@ class CompressionReport:
     inside, beyond
         (lower, upper) of s̃ that the training data reach, and up to which the table extrapolates.
     error_g, error_slope
-        Largest measured error of G and of dG/ds inside; `error_beyond` of both beyond.
+        Largest measured error of G and of dG/ds inside; `error_beyond` of both beyond.  Inside, that of s·G and of
+        d(s·G)/dr where networks are `gated`.
     """
 
     inside: tuple[float, float]
@@ -60,13 +62,15 @@ class CompressionReport:
     error_g: float
     error_slope: float
     error_beyond: float
+    gated: bool = False
 
     def __str__(self) -> str:
+        value, slope = ("s·G", "d(s·G)/dr") if self.gated else ("G", "dG/ds")
         return (
             f"table of {self.n_tables} embedding nets: {self.n_intervals} intervals, {self.megabytes:.2f} MB\n"
             f"  s from {self.inside[0]:.4g} to {self.inside[1]:.4g} (pairs as near as {self.nearest_pair:.3f} Å), "
             f"continued to {self.beyond:.4g}\n"
-            f"  largest error inside: G {self.error_g:.2e}, dG/ds {self.error_slope:.2e}; "
+            f"  largest error inside: {value} {self.error_g:.2e}, {slope} {self.error_slope:.2e}; "
             f"beyond: {self.error_beyond:.2e}"
         )
 
@@ -94,22 +98,27 @@ def compress(
         The activation is too rough for a smooth table.
     """
     d = model.descriptor
-    if any(net.has_kinks for net in d.networks):
+    if d.kinks:
+        better = 'train with "set_davg_zero": true' if d.gated else "train with tanh, gelu or silu"
         raise ModelFileError(
-            f"a network with activation '{d.activation_function}' has kinks and cannot be tabulated exactly",
-            remedy="use the model uncompressed, or train with tanh, gelu or silu",
+            f"{d.kinks} and cannot be tabulated exactly", remedy=f"use the model uncompressed, or {better}"
         )
     if not 1.0 <= extrapolate <= MAX_EXTRAPOLATION:
         raise InputError(
             f"extrapolate is {extrapolate:g}", where="--extrapolate", expected=f"1 to {MAX_EXTRAPOLATION:g}"
         )
     nearest = model.min_nbor_dist or DEFAULT_DISTANCE
-    lower, upper = d.s_range(nearest)
+    lower, upper = gated_table.s_range(d, nearest) if d.gated else d.s_range(nearest)
     networks = [net.astype(np.float64) for net in d.networks]
+    if d.gated:
+        networks = gated_table.of_s(d, networks)
     end = max(upper * extrapolate, upper)  # upper may be negative
     if step is None:
-        measure = pair_error(d, networks, nearest)
-        fine = fitted_table(networks, lower, upper, tolerance, MAX_INTERVALS, measure, MAX_PARTS - 1)
+        if d.gated:
+            fine = gated_table.fitted(d, networks, nearest, tolerance, MAX_INTERVALS, MAX_PARTS - 1)
+        else:
+            measure = pair_error(d, networks, nearest)
+            fine = fitted_table(networks, lower, upper, tolerance, MAX_INTERVALS, measure, MAX_PARTS - 1)
         far = fitted_table(networks, upper, end, FAR_TOLERANCE, MAX_INTERVALS, most_parts=1) if end > upper else None
     else:
         _require_sensible(step, lower, upper, end)
@@ -119,7 +128,7 @@ def compress(
         far = RadialTable.from_networks(networks, Grid.uniform(upper, end, n_far)) if n_far else None
     grid = fine.grids[0] if far is None else fine.grids[0].followed_by(far.grids[0])
     table = RadialTable.from_networks(networks, grid)
-    error_g, error_slope = fine.error(networks)
+    error_g, error_slope = gated_table.error(d, networks, fine, nearest) if d.gated else fine.error(networks)
     report = CompressionReport(
         inside=(lower, upper),
         beyond=grid.upper,
@@ -130,8 +139,9 @@ def compress(
         error_g=error_g,
         error_slope=error_slope,
         error_beyond=0.0 if far is None else max(far.error(networks)),
+        gated=d.gated,
     )
-    return replace(model, table=table), report
+    return replace(model, table=gated_table.scaled(d, table) if d.gated else table), report
 
 
 def pair_error(descriptor: SeE2A, networks: Sequence[Network], nearest: float) -> Measure:

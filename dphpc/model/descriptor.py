@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dphpc.model.env_mat import switch
+from dphpc.model.gated import GatedNetwork
 from dphpc.model.networks import Network
 from dphpc.model.radial_table import ScalarEmbedding
 
@@ -83,6 +84,25 @@ class SeE2A:
     def scale(self) -> float:
         """1/N of the moments, N = Σ sel."""
         return 1.0 / sum(self.sel)
+
+    @property
+    def gated(self) -> bool:
+        """Whether the networks have a gate (`gated.py`), which makes tables of their own kind."""
+        return any(isinstance(net, GatedNetwork) and net.gate is not None for net in self.networks)
+
+    @property
+    def kinks(self) -> str:
+        """What is too rough for a table, in words; empty where all is smooth."""
+        if any(net.has_kinks for net in self.networks):
+            return f"a network with activation '{self.activation_function}' has kinks"
+        if self.gated and self.davg.any():
+            return "a smooth type embedding with davg != 0 has kinks"
+        return ""
+
+    @property
+    def without_kinks(self) -> str:
+        """What to do about them."""
+        return 'train with "set_davg_zero": true' if self.gated else "compress the model with DeePMD-kit (dp compress)"
 
     def network_index(self) -> NDArray[np.int32]:
         """(ntypes, ntypes): which network serves (center, neighbor)."""

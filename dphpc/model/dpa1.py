@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from dphpc.core.errors import ModelFileError
 from dphpc.model.container import Tree
 from dphpc.model.descriptor import SeE2A
+from dphpc.model.electrons import configurations
 from dphpc.model.gated import Gate, GatedNetwork
 from dphpc.model.networks import Network
 from dphpc.model.tree_parts import check_version, network_of, pair_set, precision_of, statistics_of, unsupported
@@ -120,10 +121,9 @@ def _type_embedding(node: Tree) -> Doubles:
     """(ntypes, width): the embedding of each type."""
     network = network_of(node["embedding"], "model/descriptor/type_embedding").astype(np.float64)
     n_types = int(node["ntypes"])
-    if node.get("use_econf_tebd"):
-        raise unsupported("use_econf_tebd", "model/descriptor/type_embedding")
-    inputs = np.eye(n_types)
-    if network.n_in != n_types:
+    electrons = bool(node.get("use_econf_tebd"))
+    inputs = configurations([str(name) for name in node["type_map"]]) if electrons else np.eye(n_types)
+    if inputs.shape != (n_types, network.n_in):
         raise ModelFileError(f"the type embedding takes {network.n_in} inputs for {n_types} types", where=_WHERE)
     return network(inputs)
 

@@ -79,11 +79,6 @@ class GatedNetwork(Network):
     gains: Array
     gate: Gate | None = None
 
-    @property
-    def has_kinks(self) -> bool:
-        """As of `Network`; where rows do not vanish at rcut, the gate's start is one, too."""
-        return super().has_kinks or (self.gate is not None and self.gate.davg != 0.0)
-
     def parameters(self) -> Iterator[tuple[str, Array]]:
         """All arrays by name."""
         yield from super().parameters()

@@ -17,6 +17,7 @@ from dphpc.core.device import Array, Device
 from dphpc.core.errors import InputError, RunError
 from dphpc.core.exact_sum import exact_sum
 from dphpc.core.state import State
+from dphpc.model import gated_table
 from dphpc.model.compress import compress
 from dphpc.model.dp_model import DPModel
 from dphpc.model.model_file import read_model
@@ -45,7 +46,8 @@ R_OVERLAP = 0.05
 """Å; atoms nearer than this overlap, and the run stops."""
 
 TABLE_TOLERANCE = 1e-11
-"""Error allowed in G and G′ when a network is tabulated on loading; forces change by about as much, in eV/Å."""
+"""Error allowed in G and G′ when a network is tabulated on loading; forces change by about as much, in eV/Å.  Networks
+with a gate have one of forces, as `gated_table` measures it."""
 
 MAX_INTERVALS = 8192
 """Most intervals of such a table; the steepest trained nets so far took a quarter of them."""
@@ -87,7 +89,7 @@ class DeepPotential:
         self.cutoff, self.type_map = model.descriptor.rcut, list(model.type_map)
         self.dtype = PRECISIONS[precision]
         self.parameters = replace(SeAParameters.of(model), round_displacements=precision == "float32")
-        kinked = any(net.has_kinks for net in model.descriptor.networks)
+        kinked = bool(model.descriptor.kinks)
         by_reference = kinked and model.table is None
         self._ops: ModuleType = reference if by_reference else native
         self._energy_ops: EnergyOps = reference_energy if by_reference else native_energy
@@ -100,7 +102,7 @@ class DeepPotential:
                 raise InputError(
                     "a network with kinks and without a table cannot be evaluated on a GPU",
                     where="model",
-                    remedy="say device: cpu, or compress the model with DeePMD-kit (dp compress)",
+                    remedy=f"say device: cpu, or {model.descriptor.without_kinks}",
                 )
             self._energy_ops = self._card
         self._set_table(self._coarse_table() if self.dtype == np.float32 and not kinked else self._exact_table())
@@ -125,6 +127,11 @@ class DeepPotential:
         if self._ops is reference:
             return NetworkEmbedding(d.networks)
         networks = [net.astype(np.float64) for net in d.networks]
+        if d.gated:
+            table = gated_table.fitted(
+                d, gated_table.of_s(d, networks), R_TABLE, TABLE_TOLERANCE, MAX_INTERVALS, MAX_PARTS
+            )
+            return gated_table.scaled(d, table).extended(networks, d.s_range(R_TABLE)[1])
         # One part of the grid is left for `extended`.
         return fitted_table(networks, *d.s_range(R_TABLE), TABLE_TOLERANCE, MAX_INTERVALS, most_parts=MAX_PARTS - 1)
 

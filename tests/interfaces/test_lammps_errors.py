@@ -234,7 +234,7 @@ def test_bonded_pairs_must_be_listed(lammps: Lammps) -> None:
 
 
 def test_models_that_the_plugin_cannot_evaluate(tmp_path: Path) -> None:
-    with pytest.raises(ModelFileError, match="have kinks, and it has no table"):
+    with pytest.raises(ModelFileError, match="has kinks, and the model has no table"):
         arrays_of(random_model(1, activation="relu"))
     with pytest.raises(ModelFileError, match="takes 2 parameters of each atom"):
         arrays_of(random_model(1, fitting={"numb_aparam": 2}))

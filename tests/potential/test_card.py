@@ -37,7 +37,7 @@ def test_deepmd_models(device, name, structure):
         case = file[name][structure]
         model = read_model(GOLDEN / "models" / str(file[name].attrs.get("file", f"{name}.dp")))
         given = {k: case[k][()] if k in case else None for k in ("coords", "cells", "atom_types", "fparam", "aparam")}
-    if model.table is None and any(net.has_kinks for net in model.descriptor.networks):
+    if model.table is None and model.descriptor.kinks:
         with pytest.raises(InputError, match="compress the model"):
             DeepPot(model, device=device)
         return

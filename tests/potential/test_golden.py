@@ -56,8 +56,9 @@ def test_deepmd_numbers(name: str, model: str, structure: str) -> None:
         single = "float32" in model
         n_atoms = case["atom_types"].shape[-1]
         per_atom = np.abs(found["energy"] - case["energy"][()]).max() / n_atoms
-        # Measured: 8e-15 eV an atom in float64, 4e-7 in float32.
-        assert per_atom < (4e-6 if single else 1e-13)
+        gated = load(path).model.descriptor.gated
+        # Measured: 8e-15 eV an atom in float64, 1.5e-13 with a gate's table, 4e-7 in float32.
+        assert per_atom < (4e-6 if single else 1e-12 if gated else 1e-13)
         for name in ("force", "virial", "atom_energy", "atom_virial"):
             expected = case[name][()]
             largest = max(np.abs(expected).max(), 1e-3)

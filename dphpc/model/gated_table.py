@@ -1,0 +1,131 @@
+"""Tables of embedding networks with a gate (`gated.py`), whose second derivative by s is infinite at rcut.
+
+One grid of s serves all networks, in its own s̃ = s/dstd each.  A knot stands at rcut_smth, where the third derivative
+jumps.  Forces see G times rows that go as s, so what counts is the error of d(s·G)/dr: as h⁵/s³ for an interval of
+width h at s, and as h² at rcut.  Some hundred intervals hold it, as their widths grow with s in `GATE_PARTS` parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from dphpc.model.descriptor import SeE2A
+from dphpc.model.env_mat import environment_rows
+from dphpc.model.networks import Array, Network
+from dphpc.model.radial_table import Doubles, Measure, RadialTable, fitted_table
+
+GATE_PARTS = 3
+"""Of the grid, from rcut to rcut_smth."""
+
+DISTANCES = 2048
+"""At which errors are measured."""
+
+_GROWTH, _CELLS = 1.2, 64
+"""Cells between which parts may begin: each is so many times as wide as the one before."""
+
+
+@dataclass
+class _OfS(Network):
+    """A network as a function of s = dstd·s̃."""
+
+    own: Network
+    dstd: float
+
+    def jet(self, s: Array, xp: Any = np) -> tuple[Array, Array, Array]:
+        """As of `Network`."""
+        g, g1, g2 = self.own.jet(s / self.dstd, xp)
+        return g, g1 / self.dstd, g2 / self.dstd**2
+
+
+def of_s(d: SeE2A, networks: Sequence[Network]) -> list[Network]:
+    """A descriptor's networks (davg is 0) as functions of s, in 1/Å."""
+    return [_OfS(net.layers, net, scale) for net, scale in zip(networks, _scales(d), strict=True)]
+
+
+def scaled(d: SeE2A, table: RadialTable) -> RadialTable:
+    """A table of `of_s` over each network's own s̃.  Its coefficients refer to intervals and stay what they are."""
+    grids = [
+        replace(grid, lower=grid.lower / scale, steps=tuple(step / scale for step in grid.steps))
+        for grid, scale in zip(table.grids, _scales(d), strict=True)
+    ]
+    return replace(table, grids=tuple(grids))
+
+
+def s_range(d: SeE2A, nearest: float) -> tuple[float, float]:
+    """The range of s for distances from `nearest` (Å) to rcut."""
+    return 0.0, float(_rows(d, np.array([nearest]))[0][0])
+
+
+def fitted(
+    d: SeE2A, networks: Sequence[Network], nearest: float, tolerance: float, max_intervals: int, parts: int
+) -> RadialTable:
+    """A table of networks `of_s` for distances from `nearest` (Å) on, of up to `parts` parts.
+
+    `tolerance` is that of the error of d(s·G)/dr at any distance, root mean square over networks and channels, in units
+    of the root mean square of d(s·G)/dr over all distances.
+    """
+    closed = d.rcut_smth + d.env_protection  # the gate is open where r + p is less
+    upper = s_range(d, nearest)[1]
+    if upper * closed <= 1.0 + 1e-9:
+        return _fitted_gate(d, networks, upper, nearest, tolerance, max_intervals, parts)
+    gate = _fitted_gate(d, networks, 1.0 / closed, d.rcut_smth, tolerance, max_intervals, min(GATE_PARTS, parts - 1))
+    measure, left = _force_error(d, networks, nearest, d.rcut_smth), parts - len(gate.grids[0].counts)
+    open_ = fitted_table(networks, 1.0 / closed, upper, tolerance, max_intervals, measure, left)
+    return RadialTable.from_networks(networks, gate.grids[0].followed_by(open_.grids[0]))
+
+
+def error(d: SeE2A, networks: Sequence[Network], table: RadialTable, nearest: float) -> tuple[float, float]:
+    """Largest error of s·G and of d(s·G)/dr (1/Å) at distances from `nearest` (Å) on, of networks `of_s`."""
+    s, ds = _rows(d, _distances(nearest, d.rcut))
+    of_value, of_slope = 0.0, 0.0
+    for i, net in enumerate(networks):
+        exact, found = net.jet(s), table.evaluate(s, np.full(len(s), i))
+        value, slope = found[0] - exact[0], found[1] - exact[1]
+        of_value = max(of_value, float(np.abs(s[:, None] * value).max()))
+        of_slope = max(of_slope, float(np.abs(ds[:, None] * (value + s[:, None] * slope)).max()))
+    return of_value, of_slope
+
+
+def _fitted_gate(
+    d: SeE2A, networks: Sequence[Network], upper: float, nearest: float, tolerance: float, most: int, parts: int
+) -> RadialTable:
+    measure = _force_error(d, networks, nearest, d.rcut)
+    cells: Doubles = np.power(_GROWTH, np.arange(_CELLS, dtype=np.float64))
+    return fitted_table(networks, 0.0, upper, tolerance, most, measure, min(GATE_PARTS, parts), cells)
+
+
+def _scales(d: SeE2A) -> list[float]:
+    """dstd of each network's center type."""
+    index = d.network_index()
+    return [float(d.dstd[np.argwhere(index == i)[0, 0], 0]) for i in range(len(d.networks))]
+
+
+def _rows(d: SeE2A, r: Doubles) -> tuple[Doubles, Doubles]:
+    """s and ds/dr, (n,) each."""
+    along = np.column_stack((r, np.zeros((len(r), 2))))
+    rows, slopes = environment_rows(along, d.rcut, d.rcut_smth, d.env_protection)
+    return rows[:, 0].astype(np.float64), slopes[:, 0, 0].astype(np.float64)
+
+
+def _distances(nearest: float, farthest: float) -> Doubles:
+    return nearest + (farthest - nearest) * (np.arange(DISTANCES, dtype=np.float64) + 0.5) / DISTANCES
+
+
+def _force_error(d: SeE2A, networks: Sequence[Network], nearest: float, farthest: float) -> Measure:
+    """The `Measure` that `gated_table` fits to, at distances between these."""
+    s, ds = _rows(d, _distances(nearest, farthest))
+    exact = [net.jet(s)[:2] for net in networks]
+    size = np.sqrt(np.mean([np.mean((ds[:, None] * (g + s[:, None] * g1)) ** 2) for g, g1 in exact])) or 1.0
+
+    def measure(table: RadialTable) -> tuple[Doubles, Doubles]:
+        squares = np.zeros(DISTANCES)
+        for i, (g, g1) in enumerate(exact):
+            value, slope = table.evaluate(s, np.full(DISTANCES, i))
+            squares += np.mean((ds[:, None] * (value - g + s[:, None] * (slope - g1))) ** 2, axis=1)
+        return s, np.sqrt(squares / len(exact)) / size
+
+    return measure
