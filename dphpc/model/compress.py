@@ -107,6 +107,8 @@ def compress(
         raise InputError(
             f"extrapolate is {extrapolate:g}", where="--extrapolate", expected=f"1 to {MAX_EXTRAPOLATION:g}"
         )
+    if d.gated and step is not None:
+        raise InputError("a smooth type embedding has no table of equal steps", where="--step", remedy="leave it out")
     nearest = model.min_nbor_dist or DEFAULT_DISTANCE
     lower, upper = gated_table.s_range(d, nearest) if d.gated else d.s_range(nearest)
     networks = [net.astype(np.float64) for net in d.networks]

@@ -69,7 +69,7 @@ def descriptor_of(node: Tree) -> tuple[SeE2A, Doubles]:
     mode = "strip" if second else node.get("tebd_input_mode", "concat")
     if mode not in ("concat", "strip"):
         raise unsupported(f"tebd_input_mode '{mode}'", _WHERE)
-    smooth = mode == "strip" and (second or bool(node.get("smooth_type_embedding", True)))
+    smooth = mode == "strip" and (second or bool(node["smooth_type_embedding"]))
     if descriptor.davg.any() and n_types > 1 and not smooth:
         raise ModelFileError(
             f"descriptor '{node['type']}' with davg != 0 is not supported", where=_WHERE,

@@ -15,8 +15,9 @@ import numpy as np
 
 from dphpc.model.descriptor import SeE2A
 from dphpc.model.env_mat import environment_rows
+from dphpc.model.gated import GatedNetwork
 from dphpc.model.networks import Array, Network
-from dphpc.model.radial_table import Doubles, Measure, RadialTable, fitted_table
+from dphpc.model.radial_table import Doubles, Grid, Measure, RadialTable, fitted_table
 
 GATE_PARTS = 3
 """Of the grid, from rcut to rcut_smth."""
@@ -43,14 +44,14 @@ class _OfS(Network):
 
 def of_s(d: SeE2A, networks: Sequence[Network]) -> list[Network]:
     """A descriptor's networks (davg is 0) as functions of s, in 1/Å."""
-    return [_OfS(net.layers, net, scale) for net, scale in zip(networks, _scales(d), strict=True)]
+    return [_OfS(net.layers, net, scale) for net, scale in zip(networks, scales(d), strict=True)]
 
 
 def scaled(d: SeE2A, table: RadialTable) -> RadialTable:
     """A table of `of_s` over each network's own s̃.  Its coefficients refer to intervals and stay what they are."""
     grids = [
         replace(grid, lower=grid.lower / scale, steps=tuple(step / scale for step in grid.steps))
-        for grid, scale in zip(table.grids, _scales(d), strict=True)
+        for grid, scale in zip(table.grids, scales(d), strict=True)
     ]
     return replace(table, grids=tuple(grids))
 
@@ -65,17 +66,38 @@ def fitted(
 ) -> RadialTable:
     """A table of networks `of_s` for distances from `nearest` (Å) on, of up to `parts` parts.
 
-    `tolerance` is that of the error of d(s·G)/dr at any distance, root mean square over networks and channels, in units
+    `tolerance` is that of the error of d(s·G)/dr at any distance, root mean square over centers and channels, in units
     of the root mean square of d(s·G)/dr over all distances.
     """
+    steepest, upper = _steepest(d), s_range(d, nearest)[1]
     closed = d.rcut_smth + d.env_protection  # the gate is open where r + p is less
-    upper = s_range(d, nearest)[1]
+
+    def fit(lower: float, upper: float, near: float, far: float, most_parts: int, cells: Doubles | None) -> Grid:
+        measure = _force_error(d, steepest, near, far)
+        return fitted_table(steepest, lower, upper, tolerance, max_intervals, measure, most_parts, cells).grids[0]
+
+    cells: Doubles = np.power(_GROWTH, np.arange(_CELLS, dtype=np.float64))
     if upper * closed <= 1.0 + 1e-9:
-        return _fitted_gate(d, networks, upper, nearest, tolerance, max_intervals, parts)
-    gate = _fitted_gate(d, networks, 1.0 / closed, d.rcut_smth, tolerance, max_intervals, min(GATE_PARTS, parts - 1))
-    measure, left = _force_error(d, networks, nearest, d.rcut_smth), parts - len(gate.grids[0].counts)
-    open_ = fitted_table(networks, 1.0 / closed, upper, tolerance, max_intervals, measure, left)
-    return RadialTable.from_networks(networks, gate.grids[0].followed_by(open_.grids[0]))
+        grid = fit(0.0, upper, nearest, d.rcut, min(GATE_PARTS, parts), cells)
+    else:
+        gate = fit(0.0, 1.0 / closed, d.rcut_smth, d.rcut, min(GATE_PARTS, parts - 1), cells)
+        rest = fit(1.0 / closed, upper, nearest, d.rcut_smth, parts - len(gate.counts), None)
+        grid = gate.followed_by(rest)
+    return RadialTable.from_networks(networks, grid)
+
+
+def _steepest(d: SeE2A) -> list[Network]:
+    """For each center type its network `of_s` with, in each channel, the largest gain that any neighbor has.
+
+    G is N + gain·N·w, so that a grid that does for these does for all.
+    """
+    found: list[Network] = []
+    for c, row in enumerate(d.network_index()):
+        own = [net for net in (d.networks[i].astype(np.float64) for i in row) if isinstance(net, GatedNetwork)]
+        gains = np.array([net.gains for net in own])
+        largest = gains[np.abs(gains).argmax(axis=0), np.arange(gains.shape[1])]
+        found.append(_OfS(own[0].layers, replace(own[0], gains=largest), float(d.dstd[c, 0])))
+    return found
 
 
 def error(d: SeE2A, networks: Sequence[Network], table: RadialTable, nearest: float) -> tuple[float, float]:
@@ -90,15 +112,7 @@ def error(d: SeE2A, networks: Sequence[Network], table: RadialTable, nearest: fl
     return of_value, of_slope
 
 
-def _fitted_gate(
-    d: SeE2A, networks: Sequence[Network], upper: float, nearest: float, tolerance: float, most: int, parts: int
-) -> RadialTable:
-    measure = _force_error(d, networks, nearest, d.rcut)
-    cells: Doubles = np.power(_GROWTH, np.arange(_CELLS, dtype=np.float64))
-    return fitted_table(networks, 0.0, upper, tolerance, most, measure, min(GATE_PARTS, parts), cells)
-
-
-def _scales(d: SeE2A) -> list[float]:
+def scales(d: SeE2A) -> list[float]:
     """dstd of each network's center type."""
     index = d.network_index()
     return [float(d.dstd[np.argwhere(index == i)[0, 0], 0]) for i in range(len(d.networks))]

@@ -204,8 +204,10 @@ class RadialTable:
     @classmethod
     def from_networks(cls, networks: Sequence[Network], grid: Grid) -> RadialTable:
         """Tabulate networks of one scalar input, all over one grid."""
-        jets = np.stack([np.stack(net.jet(grid.knots)) for net in networks], axis=1)
-        return cls((grid,) * len(networks), hermite_coefficients(grid, jets))
+        knots, coefficients = grid.knots, np.empty((len(networks), grid.n_intervals, 6, networks[0].n_out))
+        for own, net in zip(coefficients, networks, strict=True):  # one at a time: there may be hundreds
+            own[...] = hermite_coefficients(grid, np.stack(net.jet(knots))[:, None])[0]
+        return cls((grid,) * len(networks), coefficients)
 
     @property
     def n_channels(self) -> int:

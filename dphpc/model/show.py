@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from dphpc.core.errors import InputError, did_you_mean
 from dphpc.model.dp_model import DPModel
@@ -14,11 +17,21 @@ def _widths(network: Network) -> str:
     return " → ".join(str(layer.w.shape[1]) for layer in network.layers)
 
 
+def _parameters_of(node: Any) -> int:
+    """Numbers in all layers below a node of a file's tree."""
+    if isinstance(node, list):
+        return sum(map(_parameters_of, node))
+    if not isinstance(node, dict):
+        return 0
+    own = [a for a in node["@variables"].values() if a is not None] if node.get("@class") == "Layer" else []
+    return sum(np.size(a) for a in own) + sum(map(_parameters_of, node.values()))
+
+
 def attributes(model: DPModel) -> dict[str, str]:
     """The model's facts by name, as `dphpc show` prints them."""
     d, f = model.descriptor, model.fitting
     kind = d.kind or f"se_e2_a, {'one' if d.type_one_side else 'two'}-sided"
-    n_parameters = sum(a.size for _, a in model.parameters())
+    n_parameters = sum(a.size for _, a in model.parameters()) if model.origin is None else _parameters_of(model.origin)
     facts = {
         "type-map": " ".join(model.type_map),
         "descriptor": f"{kind}, {d.activation_function}, {d.precision}",

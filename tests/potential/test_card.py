@@ -27,13 +27,18 @@ from tests.models import random_model, random_structure
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
-with h5py.File(GOLDEN / "golden.h5") as _file:
-    CASES = [(name, next(iter(_file[name]))) for name in _file]
+FILES = ("golden.h5", "golden_dpa1.h5")
 
 
-@pytest.mark.parametrize(("name", "structure"), CASES)
-def test_deepmd_models(device, name, structure):
-    with h5py.File(GOLDEN / "golden.h5") as file:
+def cases_of(golden: str) -> list[tuple[str, str, str]]:
+    """File, model and first structure of each model."""
+    with h5py.File(GOLDEN / golden) as file:
+        return [(golden, name, next(iter(file[name]))) for name in file]
+
+
+@pytest.mark.parametrize(("golden", "name", "structure"), [case for golden in FILES for case in cases_of(golden)])
+def test_deepmd_models(device, golden, name, structure):
+    with h5py.File(GOLDEN / golden) as file:
         case = file[name][structure]
         model = read_model(GOLDEN / "models" / str(file[name].attrs.get("file", f"{name}.dp")))
         given = {k: case[k][()] if k in case else None for k in ("coords", "cells", "atom_types", "fparam", "aparam")}

@@ -159,6 +159,13 @@ def test_excluded_types_in_another_order_are_the_same() -> None:
     assert parse_input(given).model.pair_exclude_types != parse_input(other).model.pair_exclude_types
 
 
+@pytest.mark.parametrize("flag", ["finetune", "init_model"])
+def test_a_model_of_another_kind_is_refused(flag: str) -> None:
+    path = Path(__file__).parents[1] / "golden/models/dpa1_concat.dp"
+    with pytest.raises(InputError, match="a model of kind 'dpa1, concat, two-sided' cannot be trained"):
+        dphpc.train(start(), **{flag: path})
+
+
 def test_one_start_only() -> None:
     with pytest.raises(InputError, match="--init-model and --finetune exclude each other"):
         dphpc.train(start(), finetune="m.dp", init_model="m.dp")
