@@ -72,7 +72,7 @@ def freeze_checkpoint(
     print(freeze(checkpoint, output))
 
 
-@command("compress")
+@command("compress", repeated=("--types",))
 def compress_model(
     input: Annotated[Path, typer.Option("--input", "-i", help="Model file.")] = Path("frozen_model.dp"),
     output: Annotated[Path, typer.Option("--output", "-o", help="Compressed model file.")] = Path(
@@ -84,12 +84,16 @@ def compress_model(
     extrapolate: Annotated[
         float, typer.Option("--extrapolate", "-e", help="The table reaches this many times beyond the data.")
     ] = 5.0,
+    types: Annotated[
+        list[str] | None,
+        typer.Option("--types", help="Keep these types only, as in --types H O: of a dpa1 model with many."),
+    ] = None,
     frequency: Annotated[int, typer.Option("--frequency", "-f", hidden=True)] = -1,
 ) -> None:
     """Replace the embedding network by a table of stated accuracy."""
     from dphpc.model.compress import compress_file
 
-    show_result(str(compress_file(input, output, step=step, extrapolate=extrapolate)))
+    show_result(str(compress_file(input, output, step=step, extrapolate=extrapolate, types=types)))
 
 
 @command("change-bias", repeated=("-s", "--system", "-b", "--bias-value"))

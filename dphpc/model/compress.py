@@ -13,6 +13,7 @@ from dphpc.model import gated_table
 from dphpc.model.descriptor import SeE2A
 from dphpc.model.dp_model import DPModel
 from dphpc.model.env_mat import environment_rows
+from dphpc.model.fewer_types import with_types
 from dphpc.model.model_file import read_model, write_model
 from dphpc.model.networks import Network
 from dphpc.model.radial_table import MAX_PARTS, Doubles, Grid, Measure, RadialTable, fitted_table
@@ -192,8 +193,10 @@ def compress_file(
     step: float | None = None,
     extrapolate: float = 5.0,
     tolerance: float = DEFAULT_TOLERANCE,
+    types: Sequence[str] | None = None,
 ) -> CompressionReport:
-    """Read a model, `compress` it, write the result."""
-    model, report = compress(read_model(input), step, extrapolate, tolerance)
+    """Read a model, `compress` it, write the result; with `types`, for these of its types only (`fewer_types.py`)."""
+    model = read_model(input)
+    model, report = compress(with_types(model, types) if types else model, step, extrapolate, tolerance)
     write_model(model, output)
     return report
