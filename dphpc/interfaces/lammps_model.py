@@ -24,11 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dphpc.core.errors import ModelFileError, writing
-from dphpc.model.compress import FAR_TOLERANCE, MAX_INTERVALS
+from dphpc.model.compress import continued
 from dphpc.model.dp_model import DPModel
 from dphpc.model.model_file import read_model
 from dphpc.model.networks import Network
-from dphpc.model.radial_table import MAX_PARTS, Grid, RadialTable, fitted_table
+from dphpc.model.radial_table import MAX_PARTS, Grid, RadialTable
 from dphpc.ops.arguments import layers_of
 from dphpc.ops.se_a.contract import SeAParameters
 from dphpc.potential.deep import R_OVERLAP, DeepPotential
@@ -126,29 +126,9 @@ def arrays_of(model: DPModel, name: str = "the model") -> dict[str, NDArray[Any]
 
 
 def reaching(table: RadialTable, model: DPModel) -> RadialTable:
-    """A table continued from the networks to where atoms stand on each other, as a run's own table grows.
-
-    What is added has the wider steps of a part where no training data are.
-    """
-    upper = model.descriptor.s_range(R_OVERLAP)[1]
+    """A table continued from the networks to where atoms stand on each other, as a run's own table grows."""
     networks = [network.astype(np.float64) for network in model.descriptor.networks]
-    tables = [
-        _reaching(RadialTable((grid,), own[None, : grid.n_intervals]), network, upper)
-        for grid, own, network in zip(table.grids, table.coefficients, networks, strict=True)
-    ]
-    most = max(t.grids[0].n_intervals for t in tables)
-    padded = [np.pad(t.coefficients, ((0, 0), (0, most - t.grids[0].n_intervals), (0, 0), (0, 0))) for t in tables]
-    return RadialTable(tuple(t.grids[0] for t in tables), np.concatenate(padded))
-
-
-def _reaching(table: RadialTable, network: Network, upper: float) -> RadialTable:
-    """One network's table, continued."""
-    grid = table.grids[0]
-    if len(grid.counts) == MAX_PARTS or upper <= grid.upper:
-        return table.extended([network], upper)
-    far = fitted_table([network], grid.upper, upper, FAR_TOLERANCE, MAX_INTERVALS, most_parts=1)
-    coefficients = np.concatenate((table.coefficients, far.coefficients), axis=1)
-    return RadialTable((grid.followed_by(far.grids[0]),), coefficients)
+    return continued(table, networks, model.descriptor.s_range(R_OVERLAP)[1])
 
 
 def _numbers_of(grid: Grid) -> list[float]:

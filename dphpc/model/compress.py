@@ -147,6 +147,29 @@ def compress(
     return replace(model, table=gated_table.scaled(d, table) if d.gated else table), report
 
 
+def continued(table: RadialTable, networks: Sequence[Network], upper: float) -> RadialTable:
+    """A table continued from the networks, each of its own, until all cover `upper`.
+
+    What is added has the wider steps of a part where no training data are, if there is a part left.
+    """
+    tables = [
+        _continued(RadialTable((grid,), own[None, : grid.n_intervals]), network, upper)
+        for grid, own, network in zip(table.grids, table.coefficients, networks, strict=True)
+    ]
+    most = max(t.grids[0].n_intervals for t in tables)
+    padded = [np.pad(t.coefficients, ((0, 0), (0, most - t.grids[0].n_intervals), (0, 0), (0, 0))) for t in tables]
+    return RadialTable(tuple(t.grids[0] for t in tables), np.concatenate(padded))
+
+
+def _continued(table: RadialTable, network: Network, upper: float) -> RadialTable:
+    grid = table.grids[0]
+    if len(grid.counts) == MAX_PARTS or upper <= grid.upper:
+        return table.extended([network], upper)
+    far = fitted_table([network], grid.upper, upper, FAR_TOLERANCE, MAX_INTERVALS, most_parts=1)
+    coefficients = np.concatenate((table.coefficients, far.coefficients), axis=1)
+    return RadialTable((grid.followed_by(far.grids[0]),), coefficients)
+
+
 def pair_error(descriptor: SeE2A, networks: Sequence[Network], nearest: float) -> Measure:
     """What measures a table by what forces see of it: the error of dG/dr at distances from `nearest` (Å) on.
 

@@ -18,7 +18,7 @@ from dphpc.core.errors import InputError, RunError
 from dphpc.core.exact_sum import exact_sum
 from dphpc.core.state import State
 from dphpc.model import gated_table
-from dphpc.model.compress import compress
+from dphpc.model.compress import compress, continued
 from dphpc.model.dp_model import DPModel
 from dphpc.model.model_file import read_model
 from dphpc.model.radial_table import MAX_PARTS, NetworkEmbedding, RadialTable, ScalarEmbedding, fitted_table
@@ -131,7 +131,7 @@ class DeepPotential:
             table = gated_table.fitted(
                 d, gated_table.of_s(d, networks), R_TABLE, TABLE_TOLERANCE, MAX_INTERVALS, MAX_PARTS
             )
-            return gated_table.scaled(d, table).extended(networks, d.s_range(R_TABLE)[1])
+            return continued(gated_table.scaled(d, table), networks, d.s_range(R_TABLE)[1])
         # One part of the grid is left for `extended`.
         return fitted_table(networks, *d.s_range(R_TABLE), TABLE_TOLERANCE, MAX_INTERVALS, most_parts=MAX_PARTS - 1)
 
