@@ -6,8 +6,8 @@ of center c and neighbor t the embedding network's output is a function of s̃ a
     concat   N(s̃, T_t, T_c)                   T_t and T_c go into the first layer's bias
     strip    N(s̃)·(1 + M(T_t, T_c)·w)         w = sw(r) where `smooth_type_embedding`, else 1; `gated.py`
 
-(T_c is absent where one-sided.)  The fitting net, one for all types,
-takes T_c behind the features: one net per center type, again by its first layer's bias.
+(T_c is absent where one-sided.)  The fitting net, one for all types, takes T_c behind the features: one net per center
+type, again by its first layer's bias.
 """
 
 from __future__ import annotations
