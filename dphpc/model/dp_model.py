@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from dphpc.model.descriptor import SeE2A
 from dphpc.model.fitting import EnergyFitting
 from dphpc.model.radial_table import RadialTable
+from dphpc.model.shared import SharedNetworks
 
 
 @dataclass
@@ -29,7 +30,10 @@ class DPModel:
     table
         The compressed embedding; None while only the networks are known.
     origin
-        The file's own `model` where it holds another kind that equals this one; to be written as it is, but for biases.
+        The file's own `model` where it holds another kind that equals this one; to be written as it is, but for biases
+        and `shared`.
+    shared
+        The networks that those of descriptor and fitting follow from, where types share them.
     script
         The training input's `model` section, kept in the file (`model_def_script`).
     """
@@ -43,6 +47,7 @@ class DPModel:
     table: RadialTable | None = None
     min_nbor_dist: float | None = None
     origin: dict[str, Any] | None = None
+    shared: SharedNetworks | None = None
     script: dict[str, Any] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
 
@@ -62,5 +67,8 @@ class DPModel:
 
     def parameters(self) -> Iterator[tuple[str, Any]]:
         """Trainable arrays by name."""
+        if self.shared is not None:
+            yield from self.shared.parameters()
+            return
         yield from self.descriptor.parameters()
         yield from self.fitting.parameters()

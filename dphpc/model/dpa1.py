@@ -120,12 +120,17 @@ def _require_supported(node: Tree) -> None:
 def _type_embedding(node: Tree) -> Doubles:
     """(ntypes, width): the embedding of each type."""
     network = network_of(node["embedding"], "model/descriptor/type_embedding").astype(np.float64)
-    n_types = int(node["ntypes"])
-    electrons = bool(node.get("use_econf_tebd"))
-    inputs = configurations([str(name) for name in node["type_map"]]) if electrons else np.eye(n_types)
-    if inputs.shape != (n_types, network.n_in):
-        raise ModelFileError(f"the type embedding takes {network.n_in} inputs for {n_types} types", where=_WHERE)
+    inputs = type_inputs(node)
+    if inputs.shape[1] != network.n_in:
+        raise ModelFileError(f"the type embedding takes {network.n_in} inputs for {len(inputs)} types", where=_WHERE)
     return network(inputs)
+
+
+def type_inputs(node: Tree) -> Doubles:
+    """(ntypes, n_in): what the type embedding's network takes for each type."""
+    if node.get("use_econf_tebd"):
+        return configurations([str(name) for name in node["type_map"]])
+    return np.eye(int(node["ntypes"]))
 
 
 def _single(node: Tree, key: str) -> Network:

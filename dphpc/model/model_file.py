@@ -21,6 +21,7 @@ from dphpc.model.dp_model import DPModel
 from dphpc.model.fitting import EnergyFitting
 from dphpc.model.model_tree import TABLE_VERSION, model_tree
 from dphpc.model.radial_table import Grid, RadialTable
+from dphpc.model.shared import shared_networks
 from dphpc.model.tree_parts import (
     check_descriptor,
     check_version,
@@ -100,7 +101,10 @@ def model_of(tree: Tree) -> DPModel:
         script=tree.get("model_def_script") or {},
         extra={k: tree[k] for k in ("software", "version", "time", "backend") if k in tree},
         origin=node if foreign else None,
+        shared=shared_networks(node, descriptor) if foreign else None,
     )
+    if model.shared is not None:
+        model.shared.attach(descriptor, fitting)
     model.table = _own_table(tree, model) or (None if foreign else _foreign_table(node["descriptor"], model))
     if descriptor.exclude_types and descriptor.davg.any():
         _log.warning(

@@ -8,6 +8,7 @@ import numpy as np
 
 import dphpc
 from dphpc.model.container import Tree
+from dphpc.model.descriptor import SeE2A
 from dphpc.model.dp_model import DPModel
 from dphpc.model.networks import Network
 
@@ -22,7 +23,7 @@ def model_tree(model: DPModel) -> Tree:
         "version": dphpc.__version__,
         "time": str(datetime.now(UTC)),
         "backend": "dphpc",
-        "model": _own_tree(model) if model.origin is None else _original_tree(model, model.origin),
+        "model": own_tree(model) if model.origin is None else _original_tree(model, model.origin),
         "model_def_script": model.script,
         "@variables": {} if model.min_nbor_dist is None else {"min_nbor_dist": np.float64(model.min_nbor_dist)},
     }
@@ -33,7 +34,8 @@ def model_tree(model: DPModel) -> Tree:
     return tree
 
 
-def _own_tree(model: DPModel) -> Tree:
+def own_tree(model: DPModel) -> Tree:
+    """The model's own kind."""
     n = model.n_types
     return {
         "@class": "Model",
@@ -51,14 +53,49 @@ def _own_tree(model: DPModel) -> Tree:
 
 
 def _original_tree(model: DPModel, origin: Tree) -> Tree:
-    """A model of another kind as its file had it, with the biases that it has now."""
-    fitting = origin["fitting"]
-    variables = {**fitting["@variables"], "bias_atom_e": model.fitting.bias_atom_e.reshape(-1, 1)}
+    """A model of another kind as its file had it, with the biases, statistics and shared networks that it has now."""
+    f, descriptor, fitting = model.fitting, origin["descriptor"], origin["fitting"]
+    variables = {**fitting["@variables"], "bias_atom_e": f.bias_atom_e.reshape(-1, 1)}
     own = {**origin.get("@variables", {}), "out_bias": model.out_bias.reshape(1, -1, 1)}
-    return {**origin, "@variables": own, "fitting": {**fitting, "@variables": variables}}
+    if (shared := model.shared) is not None:
+        for name in ("fparam_avg", "fparam_inv_std", "aparam_avg", "aparam_inv_std"):
+            variables[name] = getattr(f, name)
+        types = descriptor["type_embedding"]
+        descriptor = {
+            **descriptor,
+            "@variables": statistics_tree(model.descriptor),
+            "embeddings": _collection_with(descriptor["embeddings"], shared.embedding),
+            "type_embedding": {**types, "embedding": _network_with(types["embedding"], shared.types)},
+        }
+        fitting = {**fitting, "nets": _collection_with(fitting["nets"], shared.fitting)}
+    return {**origin, "@variables": own, "descriptor": descriptor, "fitting": {**fitting, "@variables": variables}}
 
 
-def _network_tree(network: Network, kind: str, precision: str, resnet_dt: bool) -> Tree:
+def _collection_with(node: Tree, network: Network) -> Tree:
+    """A collection of one network with another's arrays."""
+    return {**node, "networks": [_network_with(node["networks"][0], network)]}
+
+
+def _network_with(node: Tree, network: Network) -> Tree:
+    """A network's tree with another's arrays."""
+    arrays = [{"w": layer.w, "b": layer.b, "idt": layer.idt} for layer in network.layers]
+    layers = [
+        {**old, "@variables": {**old["@variables"], **new}} for old, new in zip(node["layers"], arrays, strict=True)
+    ]
+    return {**node, "layers": layers}
+
+
+def statistics_tree(d: SeE2A) -> Tree:
+    """davg and dstd, repeated for every slot."""
+    slots = (d.n_types, sum(d.sel), 4)
+    davg, dstd = np.zeros(slots, d.precision), np.ones(slots, d.precision)
+    davg[:, :, 0] = d.davg[:, None]
+    dstd[:, :, 0], dstd[:, :, 1:] = d.dstd[:, :1], d.dstd[:, 1:, None]
+    return {"davg": davg, "dstd": dstd}
+
+
+def network_tree(network: Network, kind: str, precision: str, resnet_dt: bool) -> Tree:
+    """A network of kind `EmbeddingNetwork` or `FittingNetwork`."""
     layers = [
         {
             "@class": "Layer",
@@ -83,24 +120,21 @@ def _network_tree(network: Network, kind: str, precision: str, resnet_dt: bool) 
         "neuron": widths if embedding else widths[:-1],
         "activation_function": network.layers[0].activation,
         "resnet_dt": resnet_dt,
-        **({"bias": True} if embedding else {}),
+        **({"bias": network.layers[0].b is not None} if embedding else {}),
         "precision": precision,
         "layers": layers,
     }
 
 
-def _collection_tree(networks: list[Tree], ndim: int, n_types: int, kind: str) -> Tree:
+def collection_tree(networks: list[Tree], ndim: int, n_types: int, kind: str) -> Tree:
+    """Networks for `ndim` types each: 0 for one that all types share."""
     head = {"@class": "NetworkCollection", "@version": 1, "ndim": ndim, "ntypes": n_types}
     return {**head, "network_type": kind, "networks": networks}
 
 
 def _descriptor_tree(model: DPModel) -> Tree:
     d = model.descriptor
-    slots = (d.n_types, sum(d.sel), 4)
-    davg, dstd = np.zeros(slots, d.precision), np.ones(slots, d.precision)
-    davg[:, :, 0] = d.davg[:, None]
-    dstd[:, :, 0], dstd[:, :, 1:] = d.dstd[:, :1], d.dstd[:, 1:, None]
-    networks = [_network_tree(net, "EmbeddingNetwork", d.precision, d.resnet_dt) for net in d.networks]
+    networks = [network_tree(net, "EmbeddingNetwork", d.precision, d.resnet_dt) for net in d.networks]
     return {
         "@class": "Descriptor",
         "type": "se_e2_a",
@@ -114,13 +148,13 @@ def _descriptor_tree(model: DPModel) -> Tree:
         "set_davg_zero": d.set_davg_zero,
         "activation_function": d.activation_function,
         "precision": d.precision,
-        "embeddings": _collection_tree(networks, 1 if d.type_one_side else 2, d.n_types, "embedding_network"),
+        "embeddings": collection_tree(networks, 1 if d.type_one_side else 2, d.n_types, "embedding_network"),
         "env_mat": {
             "rcut": d.rcut, "rcut_smth": d.rcut_smth, "protection": d.env_protection, "use_exp_switch": False,
         },
         "exclude_types": [list(pair) for pair in sorted(d.exclude_types)],
         "env_protection": d.env_protection,
-        "@variables": {"davg": davg, "dstd": dstd},
+        "@variables": statistics_tree(d),
         "type_map": model.type_map,
         "trainable": d.trainable,
         "type_one_side": d.type_one_side,
@@ -130,7 +164,7 @@ def _descriptor_tree(model: DPModel) -> Tree:
 
 def _fitting_tree(model: DPModel) -> Tree:
     f = model.fitting
-    networks = [_network_tree(net, "FittingNetwork", f.precision, f.resnet_dt) for net in f.networks]
+    networks = [network_tree(net, "FittingNetwork", f.precision, f.resnet_dt) for net in f.networks]
     return {
         "@class": "Fitting",
         "type": "ener",
@@ -147,7 +181,7 @@ def _fitting_tree(model: DPModel) -> Tree:
         "activation_function": f.activation_function,
         "precision": f.precision,
         "mixed_types": False,
-        "nets": _collection_tree(networks, 1, model.n_types, "fitting_network"),
+        "nets": collection_tree(networks, 1, model.n_types, "fitting_network"),
         "rcond": f.rcond,
         "exclude_types": sorted(model.atom_exclude_types),
         "@variables": {

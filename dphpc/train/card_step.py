@@ -73,6 +73,8 @@ class CardStep(TableStep):
     Predictions are copied to the host and derivatives of the loss to the GPU; gradients stay on the GPU.
     """
 
+    parameters: Parameters
+
     def __init__(self, model: DPModel, parameters: Parameters, grid: Grid, tolerance: float) -> None:
         assert parameters.device is not None
         d = model.descriptor

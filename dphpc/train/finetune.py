@@ -71,10 +71,10 @@ def changes(new: ModelConfig, old: ModelConfig, free: Collection[str]) -> dict[s
     }
     shared = ("type_map", "pair_exclude_types", "atom_exclude_types")
     return {
-        f"{where}/{key}": getattr(b, key)
+        f"{where}/{key}": getattr(b, key, None)
         for where, (a, b) in sections.items()
         for key in (shared if where == "model" else type(a).model_fields)
-        if key not in free and _plain(key, getattr(a, key)) != _plain(key, getattr(b, key))
+        if key not in free and _plain(key, getattr(a, key)) != _plain(key, getattr(b, key, None))
     }
 
 

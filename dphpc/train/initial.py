@@ -13,7 +13,9 @@ from dphpc.model.descriptor import SeE2A
 from dphpc.model.dp_model import DPModel
 from dphpc.model.fitting import EnergyFitting
 from dphpc.model.networks import Network, initial_network
-from dphpc.train.schema import ModelConfig
+from dphpc.model.shared import SharedNetworks
+from dphpc.train.initial_shared import shared_networks, with_shared
+from dphpc.train.schema import DescriptorConfig, FittingConfig, ModelConfig, SeAttenConfig
 from dphpc.train.statistics import Statistics
 
 _DESCRIPTOR, _FITTING = 0, 1
@@ -31,22 +33,12 @@ def initial_model(config: ModelConfig, statistics: Statistics, seed: int, min_di
     min_distance
         Å, smallest distance between atoms in the training data; kept in the model file.
     """
-    n = config.n_types
     d, f = config.descriptor, config.fitting_net
     assert not isinstance(d.sel, str), "sel is resolved before the model is made"
-    n_embedding = n if d.type_one_side else n * n
-    features = d.neuron[-1] * d.axis_neuron + f.numb_fparam + f.numb_aparam
-    embedding = [
-        _cast(initial_network([1, *d.neuron], d.activation_function, rng, resnet_dt=d.resnet_dt), d.numpy_precision)
-        for rng in _streams(d.seed if d.seed is not None else seed, _DESCRIPTOR, n_embedding)
-    ]
-    fitting = [
-        _cast(
-            initial_network([features, *f.neuron], f.activation_function, rng, resnet_dt=f.resnet_dt, output=1),
-            f.numpy_precision,
-        )
-        for rng in _streams(f.seed if f.seed is not None else seed, _FITTING, n)
-    ]
+    shared = None
+    if isinstance(d, SeAttenConfig):
+        shared = shared_networks(d, f, list(config.type_map), [*_streams(d, seed, 2), *_streams(f, seed, 1)])
+    embedding, fitting = ([], []) if shared else _own_networks(config, seed)
     descriptor = SeE2A(
         rcut=d.rcut,
         rcut_smth=d.rcut_smth,
@@ -64,7 +56,7 @@ def initial_model(config: ModelConfig, statistics: Statistics, seed: int, min_di
         precision=d.numpy_precision,
         trainable=d.trainable,
     )
-    return DPModel(
+    model = DPModel(
         type_map=list(config.type_map),
         descriptor=descriptor,
         fitting=_fitting(config, fitting, statistics),
@@ -74,6 +66,25 @@ def initial_model(config: ModelConfig, statistics: Statistics, seed: int, min_di
         min_nbor_dist=min_distance,
         script=config.model_dump(mode="json", exclude_none=True),
     )
+    return model if shared is None else with_shared(model, shared)
+
+
+def _own_networks(config: ModelConfig, seed: int) -> tuple[list[Network], list[Network]]:
+    """Embedding and fitting networks of single types or pairs."""
+    d, f, n = config.descriptor, config.fitting_net, config.n_types
+    features = d.neuron[-1] * d.axis_neuron + f.numb_fparam + f.numb_aparam
+    embedding = [
+        _cast(initial_network([1, *d.neuron], d.activation_function, rng, resnet_dt=d.resnet_dt), d.numpy_precision)
+        for rng in _streams(d, seed, n if d.type_one_side else n * n)
+    ]
+    fitting = [
+        _cast(
+            initial_network([features, *f.neuron], f.activation_function, rng, resnet_dt=f.resnet_dt, output=1),
+            f.numpy_precision,
+        )
+        for rng in _streams(f, seed, n)
+    ]
+    return embedding, fitting
 
 
 def model_section(model: DPModel) -> dict[str, Any]:
@@ -95,6 +106,7 @@ def model_section(model: DPModel) -> dict[str, Any]:
         "descriptor": {
             "type": "se_e2_a",
             **{key: getattr(d, key) for key in descriptor},
+            **({} if model.shared is None else _section_of(model.shared)),
             "sel": list(d.sel),
             "neuron": [layer.w.shape[1] for layer in d.networks[0].layers],
             "exclude_types": sorted(d.exclude_types),
@@ -105,6 +117,15 @@ def model_section(model: DPModel) -> dict[str, Any]:
             "atom_ener": list(atom_ener),
         },
     }
+
+
+def _section_of(shared: SharedNetworks) -> dict[str, Any]:
+    """What a descriptor of kind `dpa1` has beyond one of `se_e2_a`."""
+    return {
+        "type": "dpa1", "attn_layer": 0, "tebd_input_mode": "concat", "tebd_dim": shared.types.n_out,
+        "concat_output_tebd": shared.output_types, "use_econf_tebd": shared.electrons,
+        "use_tebd_bias": shared.types.layers[0].b is not None,
+    }  # fmt: skip
 
 
 def _fitting(config: ModelConfig, networks: list[Network], statistics: Statistics) -> EnergyFitting:
@@ -129,8 +150,10 @@ def _fitting(config: ModelConfig, networks: list[Network], statistics: Statistic
     )
 
 
-def _streams(seed: int, section: int, n: int) -> Iterator[np.random.Generator]:
-    return (np.random.default_rng([seed, section, i]) for i in range(n))
+def _streams(section: DescriptorConfig | FittingConfig, seed: int, n: int) -> Iterator[np.random.Generator]:
+    """Random numbers for each of a section's networks, from its own seed if it has one."""
+    own, which = seed if section.seed is None else section.seed, isinstance(section, FittingConfig)
+    return (np.random.default_rng([own, _FITTING if which else _DESCRIPTOR, i]) for i in range(n))
 
 
 def _rounded(values: NDArray[np.float64], precision: str) -> NDArray[np.float64]:
@@ -195,6 +218,8 @@ def set_model_arrays(model: DPModel, arrays: dict[str, NDArray[Any]], source: st
             )  # fmt: skip
     for name, value in model.parameters():
         value[...] = arrays[name]
+    if model.shared is not None:
+        model.shared.spread()
     for name in STATISTICS:
         if name in own:
             holder, _ = _owner(model, name)

@@ -140,10 +140,11 @@ def sel_warnings(model: ModelConfig, stat: NeighborStat) -> list[str]:
     """One sentence for each type whose `sel` some atom exceeds; sel 0 hides a type on purpose."""
     sel = model.descriptor.sel
     assert isinstance(sel, list)
+    names = [""] if model.descriptor.mixed else [f" of type {name}" for name in model.type_map]
     return [
-        f"sel of type {name} is {slots}, but an atom has {found} such neighbors within {stat.rcut:g} Å: DeePMD-kit "
+        f"sel{of} is {slots}, but an atom has {found} such neighbors within {stat.rcut:g} Å: DeePMD-kit "
         f"would drop the farthest, dphpc keeps all; set sel to at least {found}"
-        for name, slots, found in zip(model.type_map, sel, stat.max_neighbors.tolist(), strict=True)
+        for of, slots, found in zip(names, sel, stat.max_neighbors.tolist(), strict=True)
         if 0 < slots < found
     ]
 

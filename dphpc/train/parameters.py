@@ -101,8 +101,10 @@ class Parameters:
             for name, value in arrays:
                 device.upload(value, self.slots[name].cut(self._arrays))
             adopt = partial(self._on_card, device)
-        self.descriptor_networks = adopt(model.descriptor.networks, "descriptor.networks")
-        self.fitting_networks = adopt(model.fitting.networks, "fitting.networks")
+        shared = model.shared.groups if model.shared is not None else {}
+        own = {"descriptor.networks": model.descriptor.networks, "fitting.networks": model.fitting.networks, **shared}
+        twins = {prefix: adopt(networks, prefix) for prefix, networks in own.items()}
+        self.descriptor_networks, self.fitting_networks = twins["descriptor.networks"], twins["fitting.networks"]
 
     def _leaf(self, slot: Slot, value: NDArray[np.floating]) -> Tensor:
         leaf = slot.of(self.flats)
@@ -228,11 +230,12 @@ def _zeros(n: int, dtype: str, device: Device | None) -> tuple[Tensor, Array]:
 def _frozen_names(model: DPModel) -> set[str]:
     """Names of the arrays that `trainable` excludes from training."""
     frozen = set()
-    if not model.descriptor.trainable:
-        frozen |= {name for name, _ in model.descriptor.parameters()}
     trainable = model.fitting.trainable
-    for name, _ in model.fitting.parameters():
-        layer = int(name.split(".")[4])
-        if not (trainable[layer] if isinstance(trainable, list) else trainable):
+    for name, _ in model.parameters():
+        if name.startswith("descriptor."):
+            kept = model.descriptor.trainable
+        else:
+            kept = trainable[int(name.split(".")[4])] if isinstance(trainable, list) else trainable
+        if not kept:
             frozen.add(name)
     return frozen

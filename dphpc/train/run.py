@@ -282,7 +282,7 @@ def _with_sel(
                 where="model/descriptor/sel", remedy="leave out --skip-neighbor-stat, or give numbers",
             )  # fmt: skip
         return config, None
-    stat = neighbor_stat(training, config.model.descriptor.rcut)
+    stat = neighbor_stat(training, config.model.descriptor.rcut, config.model.descriptor.mixed)
     for line in stat.lines():
         log.info("%s", line)
     model = resolve_sel(config.model, stat)
@@ -313,10 +313,11 @@ def _read_any_model(source: PathLike) -> DPModel:
     path = Path(source)
     if path.suffix in MODEL_SUFFIXES:
         model = read_model(path)
-        if model.origin is not None:
+        if model.origin is not None and model.shared is None:
             raise InputError(
-                f"a model of kind '{model.descriptor.kind}' cannot be trained", where=str(path), expected="se_e2_a"
-            )
+                f"a model of kind '{model.descriptor.kind}' cannot be trained", where=str(path),
+                expected="se_e2_a, or dpa1 with tebd_input_mode concat",
+            )  # fmt: skip
         return model
     return Checkpoint.load(find_checkpoint(path)).model()
 

@@ -122,7 +122,7 @@ def _hash(model: ModelConfig) -> str:
         "rcut_smth": round(d.rcut_smth, 2),
         "nsel": sum(d.sel),
         "sel": d.sel,
-        "mixed_types": False,
+        "mixed_types": d.mixed,
     }
     return hashlib.sha1(json.dumps(parameters).encode(), usedforsecurity=False).hexdigest()
 

@@ -179,7 +179,8 @@ def environment_moments(geometries: Iterator[Geometry], model: ModelConfig) -> t
     assert isinstance(d.sel, list)
     n_types, slots = model.n_types, sum(d.sel)
     seen = np.ones((n_types, n_types), bool)
-    seen[:, np.array(d.sel) == 0] = False
+    if not d.mixed:
+        seen[:, np.array(d.sel) == 0] = False
     for a, b in (*d.exclude_types, *model.pair_exclude_types):
         seen[a, b] = seen[b, a] = False
     radial, angular = np.zeros((n_types, 3)), np.zeros((n_types, 3))

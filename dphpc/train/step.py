@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,6 @@ from dphpc.ops.se_a.contract import Embedding, Environment, SeAParameters
 from dphpc.ops.se_a.knots import KnotTable
 from dphpc.parallel.comm import Communicator
 from dphpc.train.data import Batch, Centers
-from dphpc.train.parameters import Parameters
 
 Doubles = NDArray[np.float64]
 
@@ -85,6 +84,14 @@ class LossGradient:
         return -self.virial[frames]
 
 
+class GradientArrays(Protocol):
+    """Where gradients go: `Parameters`, or what makes those of shared networks of them."""
+
+    def gradients_of(self, prefix: str) -> Mapping[str, Any]:
+        """Arrays of the names that begin with `prefix.`, by the rest of the name."""
+        ...
+
+
 class TableStep:
     """Energies and loss gradients of batches through the radial table.
 
@@ -98,7 +105,7 @@ class TableStep:
         Largest |ΔG| and |ΔG′| that `check_table` lets pass.
     """
 
-    def __init__(self, model: DPModel, parameters: Parameters, grid: Grid, tolerance: float) -> None:
+    def __init__(self, model: DPModel, parameters: GradientArrays, grid: Grid, tolerance: float) -> None:
         self.model, self.parameters, self.grid, self.tolerance = model, parameters, grid, tolerance
         self.se_a = SeAParameters.of(model)
         types = range(len(model.fitting.networks))
@@ -174,7 +181,7 @@ class TableStep:
             wanted = {
                 int(p.network[c, t])
                 for c in center_types
-                for t in np.flatnonzero((p.sel > 0) & (neighbors | bool(p.davg[c])))
+                for t in np.flatnonzero(((p.sel > 0) | (p.flags[c] > 0)) & (neighbors | bool(p.davg[c])))
             }
             self._used[key] = tuple(sorted(wanted)) or (0,)
         return self._used[key]

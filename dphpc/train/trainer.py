@@ -35,6 +35,7 @@ from dphpc.train.result import TrainResult
 from dphpc.train.sampler import Sampler
 from dphpc.train.schedule import Schedule
 from dphpc.train.schema import TrainInput
+from dphpc.train.shared_step import SharedTableStep, require_for_shared
 from dphpc.train.step import TableStep
 
 log = logging.getLogger("dphpc.train")
@@ -102,6 +103,8 @@ class Trainer:
         self.comm = comm or Serial()
         self.gradients = gradients or MpiSum(self.comm)
         self.device = device
+        if model.shared is not None:
+            require_for_shared(config, device)
         if device is not None:
             if config.dphpc.embedding == "network":
                 expected = '"table", or device "cpu"'
@@ -131,7 +134,7 @@ class Trainer:
         self._curve = LearningCurve(
             Path(t.disp_file), self.loss.error_names, with_validation=self._validates, keep_until=self.step or None
         )
-        self._network = NetworkStep(model, self.parameters) if device is None else None
+        self._network = NetworkStep(model, self.parameters) if device is None and model.shared is None else None
         self._table = self._table_step(grid)
 
     @property
@@ -153,20 +156,20 @@ class Trainer:
             r_min = MARGIN * (self.model.min_nbor_dist or DEFAULT_MIN_DISTANCE)
             # Rank 0's grid: on different processors the search may have different results.
             grid = self.comm.bcast(TableStep.fitting_grid(self.model, r_min, options.table_tolerance))
-        step = TableStep if self.device is None else CardStep
+        step = SharedTableStep if self.model.shared is not None else TableStep if self.device is None else CardStep
         return step(self.model, self.parameters, grid, options.table_tolerance)
 
     def engine(self, batch: Batch, n_pairs: int, *, own: bool = False) -> Engine:
         """What evaluates a batch: the table, or the networks if the batch has fewer pairs than twice the knots.
 
-        A GPU has the table only.  On several ranks the batch is shared by all ranks, which have `n_pairs` together, or
-        with `own` belongs to this rank alone.
+        A GPU, and networks that types share, have the table only.  On several ranks the batch is shared by all ranks,
+        which have `n_pairs` together, or with `own` belongs to this rank alone.
         """
         table = self._table
         engine: Engine | None = self._network
         if table is not None and (engine is None or table.pays(batch, n_pairs)):
             engine = table
-        assert engine is not None, "a card has a table"
+        assert engine is not None, "these have a table"
         if self.comm.size == 1:
             return engine
         step = AveragedStep if own else SharedStep

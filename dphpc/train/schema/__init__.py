@@ -14,7 +14,7 @@ from dphpc.core.config import Config, parse_config, read_mapping
 from dphpc.core.errors import writing
 from dphpc.core.files import write_whole
 from dphpc.train.schema.migration import moved_from_training
-from dphpc.train.schema.model import DescriptorConfig, FittingConfig, ModelConfig
+from dphpc.train.schema.model import DescriptorConfig, FittingConfig, ModelConfig, SeAttenConfig
 from dphpc.train.schema.optimization import (
     AdamConfig,
     AdamWConfig,
@@ -52,6 +52,7 @@ __all__ = [
     "LossConfig",
     "ModelConfig",
     "OptimizerConfig",
+    "SeAttenConfig",
     "SoapConfig",
     "TrainInput",
     "TrainingConfig",

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator, model_validator
 
 from dphpc.core.config import Config, Seed
 from dphpc.core.errors import InputError
-from dphpc.model.activations import activation
+from dphpc.model.activations import activation, has_kinks
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -27,14 +27,17 @@ _PRECISIONS = {
 }
 _OTHER_DESCRIPTORS = (
     *("loc_frame", "dpa4c", "DPA4C", "dpa4", "DPA4", "SeZM", "sezm", "se_e3", "se_at", "se_a_3be", "se_t", "se_a_tpe"),
-    *("se_a_ebd", "se_e2_r", "se_r", "hybrid", "se_atten", "dpa1", "se_e3_tebd", "se_atten_v2", "dpa2", "dpa3"),
+    *("se_a_ebd", "se_e2_r", "se_r", "hybrid", "se_e3_tebd", "dpa2", "dpa3"),
     *("se_a_ebd_v2", "se_a_tpe_v2", "se_a_mask"),
 )
+SE_ATTEN = ("dpa1", "se_atten")
 _OTHER_FITTINGS = ("dpa4_ener", "sezm_ener", "dos", "population", "property", "polar", "dipole")
 _OTHER_MODELS = ("dpa4", "DPA4", "SeZM", "sezm", "frozen", "pairtab", "pairwise_dprc", "linear_ener")
 
 
 _FORMS_OF_SEL = 'a list of integers, one for each type, "auto" or "auto:factor" (factor at least 1)'
+
+_WITHOUT_ATTENTION = '"type": "dpa1", "attn_layer": 0, "tebd_input_mode": "concat"'
 
 MAX_RCUT = 100.0
 """Å; more is taken for another unit, as the neighbors would fill the memory."""
@@ -96,10 +99,18 @@ class DescriptorConfig(Config):
     env_protection: NonNegative = 0.0
     set_davg_zero: bool = False
 
+    mixed: ClassVar[bool] = False
+    """Whether `sel` is one number, of neighbors of all types together."""
+
     @field_validator("type", mode="before")
     @classmethod
     def _check_type(cls, value: Any) -> str:
-        return require_type(value, ours=("se_e2_a", "se_a"), others=_OTHER_DESCRIPTORS, what="descriptor")
+        if value == "se_atten_v2":
+            raise ValueError(f"se_atten_v2 is read, but not trained; write {_WITHOUT_ATTENTION}")
+        try:
+            return require_type(value, ours=("se_e2_a", "se_a"), others=_OTHER_DESCRIPTORS, what="descriptor")
+        except ValueError as error:
+            raise ValueError(f"{error}, and 'dpa1' with attn_layer 0") from None
 
     @field_validator("rcut")
     @classmethod
@@ -161,6 +172,66 @@ def auto_sel_factor(sel: str) -> float:
     return float(match[1])
 
 
+class SeAttenConfig(DescriptorConfig):
+    """`model/descriptor` of type `dpa1`, also `se_atten`, without attention layers: those keys have no effect."""
+
+    ignored_keys: ClassVar = frozenset({
+        "attn", "attn_dotr", "attn_mask", "trainable_ln", "ln_eps", "normalize", "temperature", "scaling_factor",
+        "smooth_type_embedding",
+    })  # fmt: skip
+    unsupported_keys: ClassVar = {"stripped_type_embedding": (None, False)}
+    mixed: ClassVar[bool] = True
+
+    set_davg_zero: bool = True
+    attn_layer: NonNegativeInt = 2
+    tebd_dim: PositiveInt = 8
+    tebd_input_mode: str = "concat"
+    concat_output_tebd: bool = True
+    use_econf_tebd: bool = False
+    use_tebd_bias: bool = False
+
+    @field_validator("type", mode="before")
+    @classmethod
+    def _check_type(cls, value: Any) -> str:
+        return require_type(value, ours=SE_ATTEN, others=(), what="descriptor")
+
+    @field_validator("sel", mode="before")
+    @classmethod
+    def _check_form_of_sel(cls, value: Any) -> Any:
+        numbers = [value] if isinstance(value, int) else value
+        if not isinstance(numbers, list | tuple | str):
+            raise ValueError(f"sel {value!r} should be an integer, {_FORMS_OF_SEL}")
+        return [sum(numbers)] if all(type(n) is int and n >= 0 for n in numbers) else numbers
+
+    @model_validator(mode="after")
+    def _check_form(self) -> SeAttenConfig:
+        if self.attn_layer:
+            raise ValueError(
+                f"attn_layer is {self.attn_layer} (DeePMD-kit's default is 2): models with attention are not "
+                'supported; write "attn_layer": 0'
+            )
+        if self.tebd_input_mode != "concat":
+            raise ValueError(
+                f"tebd_input_mode '{self.tebd_input_mode}' is not trained; write \"concat\", which is as fast here"
+            )
+        if has_kinks(self.activation_function):
+            raise ValueError(
+                f"a {self.type} model is trained through a table, which needs a smooth activation_function, not "
+                f"'{self.activation_function}'; write tanh, gelu or silu"
+            )
+        _require_no_skip(self.neuron[0], 1 + self.tebd_dim * (1 if self.type_one_side else 2), "descriptor/neuron")
+        return self
+
+
+def _require_no_skip(width: int, n_in: int, where: str) -> None:
+    """The first layer must not add its input, type embedding included, to its output."""
+    if width in (n_in, 2 * n_in):
+        raise ValueError(
+            f"{where} begins with {width}: such a layer adds its {n_in} inputs, type embedding included, to its output "
+            "(DeePMD-kit's residual), which is not supported; write another number"
+        )
+
+
 class FittingConfig(Config):
     """`model/fitting_net` of type `ener`."""
 
@@ -206,6 +277,12 @@ class FittingConfig(Config):
         return _PRECISIONS[self.precision]
 
 
+def _form(descriptor: Any) -> str:
+    """Which of the descriptor's sections it is."""
+    kind = descriptor.get("type") if isinstance(descriptor, Mapping) else getattr(descriptor, "type", None)
+    return "dpa1" if kind in SE_ATTEN else "se_e2_a"
+
+
 class ModelConfig(Config):
     """The `model` section: one standard energy model."""
 
@@ -237,7 +314,9 @@ class ModelConfig(Config):
     pair_exclude_types: TypePairs = Field(default=[])
     atom_exclude_types: list[NonNegativeInt] = Field(default=[])
     info: dict[str, Any] = Field(default={})
-    descriptor: DescriptorConfig
+    descriptor: Annotated[
+        Annotated[DescriptorConfig, Tag("se_e2_a")] | Annotated[SeAttenConfig, Tag("dpa1")], Discriminator(_form)
+    ]
     fitting_net: FittingConfig
 
     @field_validator("type", mode="before")
@@ -257,7 +336,7 @@ class ModelConfig(Config):
     def _check_types(self) -> ModelConfig:
         n = len(self.type_map)
         sel = self.descriptor.sel
-        if isinstance(sel, list) and len(sel) != n:
+        if isinstance(sel, list) and len(sel) != n and not self.descriptor.mixed:
             raise ValueError(f"descriptor/sel has {len(sel)} entries, but type_map names {n} types")
         if len(self.fitting_net.atom_ener) not in (0, n):
             raise ValueError(
@@ -271,6 +350,23 @@ class ModelConfig(Config):
         for key, types in used.items():
             if types and max(types) >= n:
                 raise ValueError(f"{key} names type {max(types)}, but type_map has types 0 to {n - 1}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_shared(self) -> ModelConfig:
+        d, f = self.descriptor, self.fitting_net
+        if not isinstance(d, SeAttenConfig):
+            return self
+        if not d.set_davg_zero and self.n_types > 1:
+            raise ValueError(
+                "descriptor/set_davg_zero is false: DeePMD-kit then gives missing neighbors the type of a structure's "
+                "first atom, and energies depend on the order of atoms; write true"
+            )
+        if any(e is not None for e in f.atom_ener):
+            raise ValueError(f"fitting_net/atom_ener does not go with descriptor {d.type}; leave it out")
+        if d.concat_output_tebd:
+            width = d.neuron[-1] * d.axis_neuron + d.tebd_dim + f.numb_fparam + f.numb_aparam
+            _require_no_skip(f.neuron[0], width, "fitting_net/neuron")
         return self
 
     @property

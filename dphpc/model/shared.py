@@ -1,0 +1,156 @@
+"""The networks of a `dpa1` model, which all types share, and those of single types and pairs that follow from them.
+
+    T = X·W + b (+ X)        the types' embeddings (ntypes, w), of one-hot rows or electron configurations X
+    N(s̃, T_t, T_c)           one embedding network: that of a pair (t, c) has the first layer's W[:1] and
+                             b + (T_t, T_c)·W[1:]
+    F(D, T_c, parameters)    one fitting network: that of a center type c lacks the rows of T_c, and has b + T_c·W[rows]
+
+Layers behind the first are the same ones.  Shared are the arrays that are trained and kept in files; `spread` brings
+the rest up to date.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dphpc.model.container import Tree
+from dphpc.model.descriptor import SeE2A
+from dphpc.model.dpa1 import type_inputs
+from dphpc.model.fitting import EnergyFitting
+from dphpc.model.networks import Network
+from dphpc.model.tree_parts import network_of
+
+Doubles = NDArray[np.float64]
+
+EMBEDDING, TYPES, FITTING = "descriptor.networks", "descriptor.type_embedding", "fitting.networks"
+"""What names of shared arrays begin with."""
+
+
+@dataclass
+class SharedNetworks:
+    """The networks themselves, and how a model's own follow.
+
+    Attributes
+    ----------
+    embedding, types, fitting
+        N, the types' embedding and F.
+    inputs
+        X (ntypes, n_in).
+    at
+        Where T_c begins among the fitting network's inputs.
+    output_types
+        Whether it is among them.
+    one_side
+        Whether N lacks T_c.
+    electrons
+        Whether X are electron configurations.
+    """
+
+    embedding: Network
+    types: Network
+    fitting: Network
+    inputs: Doubles
+    at: int
+    output_types: bool
+    one_side: bool
+    electrons: bool = False
+    _pairs: list[Network] = field(init=False)
+    _centers: list[Network] = field(init=False)
+
+    def __post_init__(self) -> None:
+        n, (e, f) = len(self.inputs), (self.embedding.layers, self.fitting.layers)
+        # As wide as the inputs that are left, a first layer still has no skip connection.
+        pairs = [replace(e[0], w=e[0].w[:1].copy(), b=_bias(e[0].w), resnet=False) for _ in self.pairs]
+        centers = [replace(f[0], b=_bias(f[0].w), resnet=False) if self.output_types else f[0] for _ in range(n)]
+        self._pairs = [Network([first, *e[1:]]) for first in pairs]
+        self._centers = [Network([first, *f[1:]]) for first in centers]
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """(neighbor, center) types of each embedding network, centers 0 where one-sided."""
+        n = len(self.inputs)
+        return [(t, c) for t in range(n) for c in range(1 if self.one_side else n)]
+
+    @property
+    def groups(self) -> dict[str, list[Network]]:
+        """The shared networks by what their arrays' names begin with."""
+        return {EMBEDDING: [self.embedding], TYPES: [self.types], FITTING: [self.fitting]}
+
+    def parameters(self) -> Iterator[tuple[str, Any]]:
+        """Trainable arrays by name."""
+        for prefix, networks in self.groups.items():
+            for i, network in enumerate(networks):
+                for name, value in network.parameters():
+                    yield f"{prefix}.{i}.{name}", value
+
+    @property
+    def tebd(self) -> Doubles:
+        """T (ntypes, w)."""
+        result: Doubles = self.types.astype(np.float64)(self.inputs)
+        return result
+
+    def tebd_of_pairs(self, tebd: Doubles) -> Doubles:
+        """(n_networks, w or 2w): T_t, T_c of each embedding network."""
+        neighbors, centers = np.array(self.pairs).T
+        return tebd[neighbors] if self.one_side else np.concatenate((tebd[neighbors], tebd[centers]), axis=1)
+
+    def attach(self, descriptor: SeE2A, fitting: EnergyFitting) -> None:
+        """Give a model the networks that follow from the shared ones."""
+        self.spread()
+        descriptor.networks, fitting.networks = self._pairs, self._centers
+
+    def spread(self) -> None:
+        """Take the present weights; arrays of first layers keep their memory, but for views of shared arrays."""
+        tebd, first = self.tebd, self.embedding.layers[0]
+        w = np.asarray(first.w[1:], np.float64)
+        for network, constants in zip(self._pairs, self.tebd_of_pairs(tebd), strict=True):
+            own = network.layers[0]
+            own.w[...], own.idt = first.w[:1], first.idt
+            _shift(own.b, first.b, constants @ w)
+        if not self.output_types:
+            return
+        first, behind = self.fitting.layers[0], self.at + tebd.shape[1]
+        w, last = np.asarray(first.w[self.at : behind], np.float64), behind == len(first.w)
+        rest = first.w[: self.at] if last else np.delete(first.w, np.s_[self.at : behind], axis=0)
+        for network, constants in zip(self._centers, tebd, strict=True):
+            own = network.layers[0]
+            if last or own.w.shape != rest.shape:
+                own.w = rest
+            else:
+                own.w[...] = rest
+            own.idt = first.idt
+            _shift(own.b, first.b, constants @ w)
+
+
+def shared_networks(node: Tree, descriptor: SeE2A) -> SharedNetworks | None:
+    """Those of a file's `model`; None where it holds no model of this form."""
+    d = node["descriptor"]
+    types = network_of(d["type_embedding"]["embedding"], "type embedding")
+    concat = d["type"] != "se_atten_v2" and d.get("tebd_input_mode", "concat") == "concat"
+    linear = len(types.layers) == 1 and types.layers[0].activation.lower() in ("linear", "none")
+    if not (concat and linear and types.layers[0].idt is None):
+        return None
+    return SharedNetworks(
+        embedding=network_of(d["embeddings"]["networks"][0], "embedding"),
+        types=types,
+        fitting=network_of(node["fitting"]["nets"]["networks"][0], "fitting"),
+        inputs=type_inputs(d["type_embedding"]),
+        at=descriptor.n_features,
+        output_types=bool(d.get("concat_output_tebd", True)),
+        one_side=descriptor.type_one_side,
+        electrons=bool(d["type_embedding"].get("use_econf_tebd")),
+    )
+
+
+def _bias(w: Any) -> Any:
+    return np.zeros(w.shape[1], w.dtype)
+
+
+def _shift(own: Any, b: Any, by: Doubles) -> None:
+    """Set a bias to another, if there is one, and a shift."""
+    own[...] = by if b is None else by + b

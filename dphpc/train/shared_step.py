@@ -1,0 +1,162 @@
+"""The step of a model whose networks all types share: that of the single types' networks, and the chain rule behind it.
+
+For the networks of pairs (t, c) and of centers c that `model.shared` has, with gradients g of a first layer's W and b:
+
+    ∂W[:1] = Σ g_W        ∂W[rows of T_t] = Σ T_t ⊗ g_b        ∂b = Σ g_b        ∂T_t = W[rows of T_t]·g_b
+
+the same for T_c and for the fitting network; other arrays' gradients are sums.  The types' embedding T = X·W + b has
+∂W = Xᵀ·∂T and ∂b = Σ ∂T.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from dphpc.core.device import Array, Device
+from dphpc.core.errors import InputError
+from dphpc.model.dp_model import DPModel
+from dphpc.model.networks import Network
+from dphpc.model.radial_table import Grid
+from dphpc.model.shared import EMBEDDING, FITTING, TYPES, SharedNetworks
+from dphpc.train.parameters import Parameters
+from dphpc.train.schema import TrainInput
+from dphpc.train.step import LossGradient, TableStep
+
+_W, _B = "layers.0.w", "layers.0.b"
+
+Gradients = Mapping[str, Array]
+
+
+class SharedGradients:
+    """Arrays for the gradients of single types' networks, and the way from them to the shared networks' gradients.
+
+    Parameters
+    ----------
+    model
+        It has shared networks, whose arrays `parameters` holds.
+    """
+
+    def __init__(self, model: DPModel, shared: SharedNetworks, parameters: Parameters) -> None:
+        self._shared = shared
+        self._own = {prefix: parameters.gradients_of(f"{prefix}.0") for prefix in shared.groups}
+        networks = {EMBEDDING: model.descriptor.networks, FITTING: model.fitting.networks}
+        self._parts = {
+            f"{prefix}.{i}": _arrays(network, self._own[prefix])
+            for prefix, members in networks.items()
+            for i, network in enumerate(members)
+        }
+        self._tebd_gradient = np.zeros_like(shared.tebd)
+
+    def gradients_of(self, prefix: str) -> Gradients:
+        """As `Parameters.gradients_of`, for a single type's or pair's network."""
+        return self._parts[prefix]
+
+    def gather_fitting(self) -> None:
+        """Set the fitting network's gradients; to be called before `gather_descriptor`."""
+        s, tebd = self._shared, self._shared.tebd
+        parts, own = self._parts_of(FITTING), self._own[FITTING]
+        self._tebd_gradient[...] = 0.0
+        _sum(parts, own)
+        w = own.get(_W)
+        if not s.output_types:
+            if w is not None:
+                np.sum([part[_W] for part in parts], axis=0, out=w)
+            return
+        rows = slice(s.at, s.at + tebd.shape[1])
+        g_b = np.array([part[_B] for part in parts], np.float64)
+        self._tebd_gradient += g_b @ np.asarray(s.fitting.layers[0].w[rows], np.float64).T
+        if w is not None:
+            w[rows] = tebd.T @ g_b
+            for place, source in ((w[: rows.start], slice(rows.start)), (w[rows.stop :], slice(rows.start, None))):
+                place[...] = 0.0
+                for part in parts:
+                    place += part[_W][source]
+
+    def gather_descriptor(self) -> None:
+        """Set the gradients of the embedding network and of the types' embedding."""
+        s, tebd = self._shared, self._shared.tebd
+        parts, own = self._parts_of(EMBEDDING), self._own[EMBEDDING]
+        _sum(parts, own)
+        g_b = np.array([part[_B] for part in parts], np.float64)
+        own[_W][:1] = np.sum([part[_W] for part in parts], axis=0)
+        own[_W][1:] = s.tebd_of_pairs(tebd).T @ g_b
+        g_t = g_b @ np.asarray(s.embedding.layers[0].w[1:], np.float64).T
+        neighbors, centers = np.array(s.pairs).T
+        width = tebd.shape[1]
+        np.add.at(self._tebd_gradient, neighbors, g_t[:, :width])
+        if not s.one_side:
+            np.add.at(self._tebd_gradient, centers, g_t[:, width:])
+        types = self._own[TYPES]
+        types[_W][...] = s.inputs.T @ self._tebd_gradient
+        if _B in types:
+            types[_B][...] = self._tebd_gradient.sum(axis=0)
+
+    def _parts_of(self, prefix: str) -> list[Gradients]:
+        return [part for name, part in self._parts.items() if name.startswith(prefix + ".")]
+
+
+class SharedTableStep(TableStep):
+    """A `TableStep` whose weights, and their gradients, are those of networks that all types share."""
+
+    def __init__(self, model: DPModel, parameters: Parameters, grid: Grid, tolerance: float) -> None:
+        assert model.shared is not None, "the caller has such a model"
+        self._shared = model.shared
+        self._shared.spread()  # first: views of arrays that `parameters` has moved
+        self._gathered = SharedGradients(model, self._shared, parameters)
+        super().__init__(model, self._gathered, grid, tolerance)
+
+    def weights_changed(self) -> None:
+        """To be called when the shared weights have changed."""
+        self._shared.spread()
+        super().weights_changed()
+
+    def backward(self, loss: LossGradient, done: Callable[[str], None] = lambda _: None) -> None:
+        """See `TableStep.backward`; the groups of names are the shared networks'."""
+        last = f"{FITTING}.{len(self.model.fitting.networks) - 1}"
+
+        def gather(part: str) -> None:
+            if part == last:
+                self._gathered.gather_fitting()
+                done(f"{FITTING}.0")
+            elif part == "descriptor":
+                self._gathered.gather_descriptor()
+                done(part)
+
+        super().backward(loss, gather)
+
+
+def require_for_shared(config: TrainInput, device: Device | None) -> None:
+    """Refuse what models of this kind are not trained with.
+
+    Raises
+    ------
+    InputError
+        A card, or the plain networks in place of the table.
+    """
+    kind = config.model.descriptor.type
+    if device is not None:
+        raise InputError(
+            f"models with descriptor {kind} are trained on the CPU only", where="dphpc/device", expected="cpu",
+            remedy="--device cpu",
+        )  # fmt: skip
+    if config.dphpc.embedding == "network":
+        raise InputError(
+            f"models with descriptor {kind} are trained through the table only", where="dphpc/embedding",
+            expected='"table"', remedy="leave the key out",
+        )  # fmt: skip
+
+
+def _arrays(network: Network, wanted: Gradients) -> dict[str, Array]:
+    """An array for the gradient of each of a network's arrays that is trained, and of its first bias in any case."""
+    return {name: np.zeros_like(a) for name, a in network.parameters() if name in wanted or name == _B}
+
+
+def _sum(parts: list[Gradients], own: Gradients) -> None:
+    """Add up the gradients of all arrays but the first layer's W."""
+    for name, total in own.items():
+        if name != _W:
+            total[...] = parts[0][name]
+            for part in parts[1:]:
+                total += part[name]
