@@ -74,6 +74,21 @@ def peer_input() -> dict[str, Any]:
     return given
 
 
+def shared_input(**training: Any) -> dict[str, Any]:
+    """`small_input` for networks that all types share."""
+    given = small_input(**training)
+    own = given["model"]["descriptor"]
+    given["model"]["descriptor"] = {**own, "type": "dpa1", "attn_layer": 0, "tebd_dim": 3, "type_one_side": False}
+    return given
+
+
+def peer_dpa1_input() -> dict[str, Any]:
+    """`peer_input` for networks that all types share, with a bias in the types' embedding."""
+    given = peer_input()
+    given["model"]["descriptor"] = {**shared_input()["model"]["descriptor"], "sel": 80, "use_tebd_bias": True}
+    return given
+
+
 def peer_lkf_input() -> dict[str, Any]:
     """Training by LKF, in one block, on the two frames of system `six`, from the same start.
 

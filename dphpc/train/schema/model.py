@@ -105,8 +105,6 @@ class DescriptorConfig(Config):
     @field_validator("type", mode="before")
     @classmethod
     def _check_type(cls, value: Any) -> str:
-        if value == "se_atten_v2":
-            raise ValueError(f"se_atten_v2 is read, but not trained; write {_WITHOUT_ATTENTION}")
         try:
             return require_type(value, ours=("se_e2_a", "se_a"), others=_OTHER_DESCRIPTORS, what="descriptor")
         except ValueError as error:
@@ -193,6 +191,8 @@ class SeAttenConfig(DescriptorConfig):
     @field_validator("type", mode="before")
     @classmethod
     def _check_type(cls, value: Any) -> str:
+        if value == "se_atten_v2":
+            raise ValueError(f"se_atten_v2 is read, but not trained; write {_WITHOUT_ATTENTION}")
         return require_type(value, ours=SE_ATTEN, others=(), what="descriptor")
 
     @field_validator("sel", mode="before")
@@ -280,7 +280,7 @@ class FittingConfig(Config):
 def _form(descriptor: Any) -> str:
     """Which of the descriptor's sections it is."""
     kind = descriptor.get("type") if isinstance(descriptor, Mapping) else getattr(descriptor, "type", None)
-    return "dpa1" if kind in SE_ATTEN else "se_e2_a"
+    return "dpa1" if kind in (*SE_ATTEN, "se_atten_v2") else "se_e2_a"
 
 
 class ModelConfig(Config):

@@ -1,0 +1,183 @@
+"""Gradients of networks that all types share, against double backward of the plain formula and finite differences."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dphpc.model.dp_model import DPModel
+from dphpc.model.networks import Layer, Network
+from dphpc.model.radial_table import Grid
+from dphpc.train.initial import initial_model
+from dphpc.train.network_step import NetworkStep
+from dphpc.train.parameters import Parameters
+from dphpc.train.schema import parse_input
+from dphpc.train.shared_step import SharedTableStep
+from dphpc.train.statistics import Statistics
+from tests.train.batches import random_batch, random_seeds
+from tests.train.systems import shared_input
+from tests.train.test_gradient import gradients, relative, seed_sum
+
+PARAMETERS: dict[str, Any] = {"numb_fparam": 2, "numb_aparam": 1}
+
+MODELS: dict[str, dict[str, Any]] = {
+    "two_sided": {},
+    "one_sided": {"type_one_side": True, "tebd_dim": 5},
+    "resnet_dt": {"resnet_dt": True},
+    "bias": {"use_tebd_bias": True},
+    "skip": {"tebd_dim": 2},
+    "double_skip": {"tebd_dim": 4, "use_tebd_bias": True},
+    "electrons": {"use_econf_tebd": True},
+    "no_output": {"concat_output_tebd": False},
+    "excluded": {"exclude_types": [[0, 1]]},
+    "silu": {"activation_function": "silu"},
+    "parameters": {"fitting": PARAMETERS},
+    "frozen_layer": {"fitting": {"trainable": [False, True, True]}},
+    "frozen_fitting": {"fitting": {"trainable": False}},
+    "frozen_descriptor": {"trainable": False},
+}
+
+
+def shared_model(seed: int = 0, type_map: tuple[str, ...] = ("O", "H"), **options: Any) -> DPModel:
+    """A model with random weights and statistics; `options` are keys of the descriptor, and `fitting` some of the net's."""
+    given = shared_input()["model"]
+    fitting = options.pop("fitting", {})
+    given["fitting_net"] |= fitting
+    given |= {"type_map": list(type_map), "descriptor": {**given["descriptor"], "sel": 60, **options}}
+    config = parse_input({**shared_input(), "model": given}).model
+    n, rng = len(type_map), np.random.default_rng(seed)
+    scales = {"fparam_avg": np.array([0.1, -0.2]), "fparam_inv_std": np.array([2.0, 0.7])} if fitting.get("numb_fparam") else {}
+    scales |= {"aparam_avg": np.array([0.3]), "aparam_inv_std": np.array([1.5])} if fitting.get("numb_aparam") else {}
+    statistics = Statistics(np.zeros(n), rng.uniform(0.1, 0.2, (n, 2)), rng.normal(size=n), np.ones(n), **scales)
+    return initial_model(config, statistics, seed, 0.9)
+
+
+class Plain:
+    """Networks of single types and pairs made of the shared leaves by torch: what `NetworkStep` takes of `Parameters`."""
+
+    def __init__(self, model: DPModel, parameters: Parameters) -> None:
+        self.model, self.parameters, self.flats = model, parameters, parameters.flats
+        self.zero_gradients, self.split = parameters.zero_gradients, parameters.split
+
+    @property
+    def _tebd(self) -> torch.Tensor:
+        s = self.model.shared
+        assert s is not None
+        layer, name = s.types.layers[0], "descriptor.type_embedding.0.layers.0"
+        leaves, x = self.parameters._leaves, torch.from_numpy(s.inputs)
+        w, b = (leaves.get(f"{name}.{k}", None if (a := getattr(layer, k)) is None else torch.from_numpy(a)) for k in "wb")
+        return Network([Layer(w, b, None, "linear", True)])(x, torch)
+
+    @property
+    def descriptor_networks(self) -> list[Network]:
+        first, *rest = self.parameters.descriptor_networks[0].layers
+        s, t = self.model.shared, self._tebd
+        assert s is not None
+        centers = [None] if s.one_side else range(len(t))
+        return [
+            Network([Layer(first.w[:1], first.b + torch.cat((n, *([] if c is None else [t[c]]))) @ first.w[1:], first.idt,
+                           first.activation, False), *rest])
+            for n in t for c in centers
+        ]  # fmt: skip
+
+    @property
+    def fitting_networks(self) -> list[Network]:
+        first, *rest = self.parameters.fitting_networks[0].layers
+        s, t = self.model.shared, self._tebd
+        assert s is not None
+        if not s.output_types:
+            return [Network([first, *rest]) for _ in t]
+        end = s.at + t.shape[1]
+        w = torch.cat((first.w[: s.at], first.w[end:]))
+        return [
+            Network([Layer(w, first.b + c @ first.w[s.at : end], first.idt, first.activation, False), *rest]) for c in t
+        ]
+
+
+def steps(model: DPModel) -> tuple[SharedTableStep, NetworkStep]:
+    parameters = Parameters(model)
+    lower, upper = model.descriptor.s_range(0.8)
+    step = SharedTableStep(model, parameters, Grid.uniform(lower, upper, 1024), tolerance=1e-9)
+    step.parameters = parameters
+    return step, NetworkStep(model, Plain(model, parameters))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_equals_double_backward(name: str) -> None:
+    model = shared_model(3, **MODELS[name])
+    table, plain = steps(model)
+    batch = random_batch(model)
+    first, second = table.forward(batch), plain.forward(batch)
+    names = ("atom_energy", "energy", "forces", "virial")
+    assert max(relative(getattr(first, n), getattr(second, n)) for n in names) < 1e-10
+    ours, theirs = gradients(table, random_seeds(batch)), gradients(plain, random_seeds(batch))
+    assert all(np.any(g) for g in ours.values())
+    assert ours.keys() == dict(table.parameters.named()).keys()
+    # Measured over all cases: 1e-11.
+    assert max(relative(ours[n], theirs[n]) for n in ours) < 1e-10
+
+
+def test_three_types_of_which_one_is_absent() -> None:
+    model = shared_model(4, ("O", "H", "Si"))
+    table, plain = steps(model)
+    batch = random_batch(model)
+    batch.types[batch.types == 1] = 2  # rows of neighbors stay sorted by type
+    table.forward(batch), plain.forward(batch)
+    ours, theirs = gradients(table, random_seeds(batch)), gradients(plain, random_seeds(batch))
+    assert max(relative(ours[n], theirs[n]) for n in ours) < 1e-10
+    assert not ours["descriptor.type_embedding.0.layers.0.w"][1].any()
+
+
+def test_equals_finite_differences() -> None:
+    model = shared_model(5, use_tebd_bias=True)
+    step, _ = steps(model)
+    batch = random_batch(model)
+    seeds, h = random_seeds(batch), 1e-5
+    step.forward(batch)
+    found, arrays = gradients(step, seeds), dict(step.parameters.named())
+    types, embedding, fitting = (
+        f"{n}.0.layers" for n in ("descriptor.type_embedding", "descriptor.networks", "fitting.networks")
+    )
+    for name, k in ((f"{types}.0.w", 3), (f"{types}.0.b", 1), (f"{embedding}.0.w", 1), (f"{embedding}.0.w", 9),
+                    (f"{embedding}.1.w", 3), (f"{fitting}.0.w", 3), (f"{fitting}.0.w", -1), (f"{fitting}.0.b", 2)):  # fmt: skip
+        values = []
+        for sign in (1, -1):
+            arrays[name].view(-1)[k] += sign * h
+            step.weights_changed()
+            values.append(seed_sum(step.forward(batch), seeds))
+            arrays[name].view(-1)[k] -= sign * h
+        # Measured: 1e-7 of the value, from the difference's own rounding.
+        assert (values[0] - values[1]) / (2 * h) == pytest.approx(found[name].ravel()[k], rel=1e-5, abs=1e-6)
+
+
+def test_float32_is_near_float64() -> None:
+    both = []
+    for precision in ("float32", "float64"):
+        model = shared_model(6, precision=precision, fitting={"precision": precision})
+        step, _ = steps(model)
+        batch = random_batch(model)
+        step.forward(batch)
+        both.append(gradients(step, random_seeds(batch)))
+    for name, value in both[0].items():
+        assert value.dtype == np.float32
+        assert relative(value, both[1][name]) < 1e-3  # measured 1e-5
+
+
+def test_groups_of_gradients_are_told_of_once_each_is_finished() -> None:
+    step, _ = steps(shared_model(7))
+    batch = random_batch(step.model)
+    step.forward(batch)
+    told: dict[str, dict[str, np.ndarray]] = {}
+
+    def done(part: str) -> None:
+        told[part] = {n: g.copy() for n, g in step.parameters.gradients_of(part).items()}
+
+    step.backward(random_seeds(batch), done)
+    assert list(told) == ["fitting.networks.0", "descriptor"]
+    for part, values in told.items():
+        final = step.parameters.gradients_of(part)
+        assert values
+        assert all(np.array_equal(value, final[n]) for n, value in values.items())
