@@ -15,6 +15,7 @@ from dphpc.core.errors import InputError, did_you_mean
 from dphpc.model.container import Tree
 from dphpc.model.dp_model import DPModel
 from dphpc.model.model_file import model_of
+from dphpc.model.model_tree import model_tree
 
 
 def with_types(model: DPModel, names: Sequence[str]) -> DPModel:
@@ -38,7 +39,7 @@ def with_types(model: DPModel, names: Sequence[str]) -> DPModel:
         if name in names[:i]:
             raise InputError(f"type '{name}' is named twice", where="--types")
     kept = [model.type_map.index(name) for name in names]
-    tree: Tree = {"model": _cut(model.origin, list(names), kept), "model_def_script": {**model.script}}
+    tree: Tree = {"model": _cut(model_tree(model)["model"], list(names), kept), "model_def_script": {**model.script}}
     if "type_map" in model.script:
         tree["model_def_script"]["type_map"] = list(names)
     cut = model_of(tree)

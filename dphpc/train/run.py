@@ -306,7 +306,13 @@ def _with_weights_of(other: DPModel, config: TrainInput, min_distance: float | N
     """The input's model with another model's weights, statistics and biases."""
     if other.type_map != config.model.type_map:
         raise InputError(f"the model's type_map is {other.type_map}", where=where, expected=f"{config.model.type_map}")
-    return model_of(config.model, model_arrays(other), where, min_distance)
+    model = model_of(config.model, model_arrays(other), where, min_distance)
+    if other.shared and model.shared and other.shared.types.layers[0].skip != model.shared.types.layers[0].skip:
+        raise InputError(
+            "the types' embedding has no skip connection: the model was cut down to fewer types", where=where,
+            expected="the whole model", remedy="fine-tune that one, and take types out afterwards",
+        )  # fmt: skip
+    return model
 
 
 def _read_any_model(source: PathLike) -> DPModel:

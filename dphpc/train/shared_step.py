@@ -10,7 +10,7 @@ the same for T_c and for the fitting network; other arrays' gradients are sums. 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -53,31 +53,32 @@ class SharedGradients:
         """As `Parameters.gradients_of`, for a single type's or pair's network."""
         return self._parts[prefix]
 
-    def gather_fitting(self) -> None:
-        """Set the fitting network's gradients; to be called before `gather_descriptor`."""
+    def gather_fitting(self, centers: list[int]) -> None:
+        """Set the fitting network's gradients from those of the center types that a batch has.
+
+        To be called before `gather_descriptor`.
+        """
         s, tebd = self._shared, self._shared.tebd
-        parts, own = self._parts_of(FITTING), self._own[FITTING]
+        parts, own = [self._parts[f"{FITTING}.{t}"] for t in centers], self._own[FITTING]
         self._tebd_gradient[...] = 0.0
         _sum(parts, own)
-        w = own.get(_W)
-        if not s.output_types:
+        # Rows of T_c are at `rows`; without them all are the features' and parameters'.
+        rows = slice(s.at, s.at + tebd.shape[1]) if s.output_types else slice(s.at, s.at)
+        if (w := own.get(_W)) is not None:
+            w[...] = 0.0
+            for part in parts:
+                w[: rows.start] += part[_W][: rows.start]
+                w[rows.stop :] += part[_W][rows.start :]
+        if s.output_types and parts:
+            g_b = np.array([part[_B] for part in parts], np.float64)
+            self._tebd_gradient[centers] += g_b @ np.asarray(s.fitting.layers[0].w[rows], np.float64).T
             if w is not None:
-                np.sum([part[_W] for part in parts], axis=0, out=w)
-            return
-        rows = slice(s.at, s.at + tebd.shape[1])
-        g_b = np.array([part[_B] for part in parts], np.float64)
-        self._tebd_gradient += g_b @ np.asarray(s.fitting.layers[0].w[rows], np.float64).T
-        if w is not None:
-            w[rows] = tebd.T @ g_b
-            for place, source in ((w[: rows.start], slice(rows.start)), (w[rows.stop :], slice(rows.start, None))):
-                place[...] = 0.0
-                for part in parts:
-                    place += part[_W][source]
+                w[rows] = tebd[centers].T @ g_b
 
     def gather_descriptor(self) -> None:
         """Set the gradients of the embedding network and of the types' embedding."""
         s, tebd = self._shared, self._shared.tebd
-        parts, own = self._parts_of(EMBEDDING), self._own[EMBEDDING]
+        parts, own = [self._parts[f"{EMBEDDING}.{i}"] for i in range(len(s.pairs))], self._own[EMBEDDING]
         _sum(parts, own)
         g_b = np.array([part[_B] for part in parts], np.float64)
         own[_W][:1] = np.sum([part[_W] for part in parts], axis=0)
@@ -92,9 +93,6 @@ class SharedGradients:
         types[_W][...] = s.inputs.T @ self._tebd_gradient
         if _B in types:
             types[_B][...] = self._tebd_gradient.sum(axis=0)
-
-    def _parts_of(self, prefix: str) -> list[Gradients]:
-        return [part for name, part in self._parts.items() if name.startswith(prefix + ".")]
 
 
 class SharedTableStep(TableStep):
@@ -118,7 +116,7 @@ class SharedTableStep(TableStep):
 
         def gather(part: str) -> None:
             if part == last:
-                self._gathered.gather_fitting()
+                self._gathered.gather_fitting([t for t, _ in self._kept.centers.blocks])
                 done(f"{FITTING}.0")
             elif part == "descriptor":
                 self._gathered.gather_descriptor()
@@ -153,10 +151,10 @@ def _arrays(network: Network, wanted: Gradients) -> dict[str, Array]:
     return {name: np.zeros_like(a) for name, a in network.parameters() if name in wanted or name == _B}
 
 
-def _sum(parts: list[Gradients], own: Gradients) -> None:
+def _sum(parts: Sequence[Gradients], own: Gradients) -> None:
     """Add up the gradients of all arrays but the first layer's W."""
     for name, total in own.items():
         if name != _W:
-            total[...] = parts[0][name]
-            for part in parts[1:]:
+            total[...] = 0.0
+            for part in parts:
                 total += part[name]

@@ -42,21 +42,25 @@ MODELS: dict[str, dict[str, Any]] = {
 
 
 def shared_model(seed: int = 0, type_map: tuple[str, ...] = ("O", "H"), **options: Any) -> DPModel:
-    """A model with random weights and statistics; `options` are keys of the descriptor, and `fitting` some of the net's."""
+    """A model with random weights and statistics; `options` are keys of the descriptor, `fitting` some of the net's."""
     given = shared_input()["model"]
     fitting = options.pop("fitting", {})
     given["fitting_net"] |= fitting
     given |= {"type_map": list(type_map), "descriptor": {**given["descriptor"], "sel": 60, **options}}
     config = parse_input({**shared_input(), "model": given}).model
     n, rng = len(type_map), np.random.default_rng(seed)
-    scales = {"fparam_avg": np.array([0.1, -0.2]), "fparam_inv_std": np.array([2.0, 0.7])} if fitting.get("numb_fparam") else {}
+    scales = (
+        {"fparam_avg": np.array([0.1, -0.2]), "fparam_inv_std": np.array([2.0, 0.7])}
+        if fitting.get("numb_fparam")
+        else {}
+    )
     scales |= {"aparam_avg": np.array([0.3]), "aparam_inv_std": np.array([1.5])} if fitting.get("numb_aparam") else {}
     statistics = Statistics(np.zeros(n), rng.uniform(0.1, 0.2, (n, 2)), rng.normal(size=n), np.ones(n), **scales)
     return initial_model(config, statistics, seed, 0.9)
 
 
 class Plain:
-    """Networks of single types and pairs made of the shared leaves by torch: what `NetworkStep` takes of `Parameters`."""
+    """Networks of single types and pairs that torch makes of the shared leaves: what `NetworkStep` wants."""
 
     def __init__(self, model: DPModel, parameters: Parameters) -> None:
         self.model, self.parameters, self.flats = model, parameters, parameters.flats
@@ -68,7 +72,9 @@ class Plain:
         assert s is not None
         layer, name = s.types.layers[0], "descriptor.type_embedding.0.layers.0"
         leaves, x = self.parameters._leaves, torch.from_numpy(s.inputs)
-        w, b = (leaves.get(f"{name}.{k}", None if (a := getattr(layer, k)) is None else torch.from_numpy(a)) for k in "wb")
+        w, b = (
+            leaves.get(f"{name}.{k}", None if (a := getattr(layer, k)) is None else torch.from_numpy(a)) for k in "wb"
+        )
         return Network([Layer(w, b, None, "linear", True)])(x, torch)
 
     @property
@@ -76,12 +82,9 @@ class Plain:
         first, *rest = self.parameters.descriptor_networks[0].layers
         s, t = self.model.shared, self._tebd
         assert s is not None
-        centers = [None] if s.one_side else range(len(t))
-        return [
-            Network([Layer(first.w[:1], first.b + torch.cat((n, *([] if c is None else [t[c]]))) @ first.w[1:], first.idt,
-                           first.activation, False), *rest])
-            for n in t for c in centers
-        ]  # fmt: skip
+        inputs = [n if s.one_side else torch.cat((n, c)) for n in t for c in (t[:1] if s.one_side else t)]
+        biases = [first.b + x @ first.w[1:] for x in inputs]
+        return [Network([Layer(first.w[:1], b, first.idt, first.activation, False), *rest]) for b in biases]
 
     @property
     def fitting_networks(self) -> list[Network]:
@@ -141,8 +144,11 @@ def test_equals_finite_differences() -> None:
     types, embedding, fitting = (
         f"{n}.0.layers" for n in ("descriptor.type_embedding", "descriptor.networks", "fitting.networks")
     )
-    for name, k in ((f"{types}.0.w", 3), (f"{types}.0.b", 1), (f"{embedding}.0.w", 1), (f"{embedding}.0.w", 9),
-                    (f"{embedding}.1.w", 3), (f"{fitting}.0.w", 3), (f"{fitting}.0.w", -1), (f"{fitting}.0.b", 2)):  # fmt: skip
+    places = {
+        f"{types}.0.w": (3,), f"{types}.0.b": (1,), f"{embedding}.0.w": (1, 9), f"{embedding}.1.w": (3,),
+        f"{fitting}.0.w": (3, -1), f"{fitting}.0.b": (2,),
+    }  # fmt: skip
+    for name, k in ((name, k) for name, numbers in places.items() for k in numbers):
         values = []
         for sign in (1, -1):
             arrays[name].view(-1)[k] += sign * h

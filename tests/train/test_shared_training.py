@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 import dphpc
 from dphpc.core.errors import InputError
 from dphpc.model.container import read_tree
+from dphpc.model.fewer_types import with_types
 from dphpc.model.model_file import read_model, write_model
 from dphpc.potential.deep_pot import DeepPot
 from dphpc.train.bias import change_bias
@@ -20,6 +20,7 @@ from dphpc.train.checkpoint import Checkpoint
 from dphpc.train.freeze import freeze
 from dphpc.train.initial import STATISTICS, model_arrays
 from dphpc.train.schema import load_input, parse_input
+from dphpc.train.shared_step import require_for_shared
 from tests.models import random_structure
 from tests.train.systems import peer_dpa1_input, shared_input, small_input, write_system, write_systems
 
@@ -113,7 +114,9 @@ def keys(node: Any) -> set[str]:
 def test_sel_is_one_number_of_all_types() -> None:
     dphpc.train(shared_input(numb_steps=1), output="out.json")
     sel = load_input("out.json").model.descriptor.sel
-    expected = dphpc.train(small_input(numb_steps=1), output="both.json") and load_input("both.json").model.descriptor.sel
+    expected = (
+        dphpc.train(small_input(numb_steps=1), output="both.json") and load_input("both.json").model.descriptor.sel
+    )
     assert len(sel) == 1
     assert max(expected) < sel[0] <= sum(expected)
     assert parse_input(with_descriptor(shared_input(), sel=[20, 30])).model.descriptor.sel == [50]
@@ -141,7 +144,9 @@ def test_a_fine_tuning_begins_with_the_weights_and_fits_the_bias() -> None:
         dphpc.train(small_input(), finetune="m.dp")
 
 
-@pytest.mark.parametrize("name", ["dpa1_concat", "dpa1_concat_one_sided", "dpa1_concat_electrons", "dpa1_concat_float32"])
+@pytest.mark.parametrize(
+    "name", ["dpa1_concat", "dpa1_concat_one_sided", "dpa1_concat_electrons", "dpa1_concat_float32"]
+)
 def test_models_of_deepmd_kit_are_trained_on(name: str) -> None:
     model = read_model(MODELS / f"{name}.dp")
     arrays = model_arrays(model)
@@ -150,7 +155,6 @@ def test_models_of_deepmd_kit_are_trained_on(name: str) -> None:
     assert all(np.array_equal(again[key], value) for key, value in arrays.items())
     given = shared_input(numb_steps=2)
     given["model"] = {"type_map": model.type_map}
-    given["training"]["training_data"]["systems"] = ["a"] if "C" not in model.type_map else ["a"]
     dphpc.train(given, init_model=MODELS / f"{name}.dp", use_pretrain_script=True)
     ours = Checkpoint.load(Path("model.ckpt-2.safetensors")).arrays
     assert all((ours[key] != value).any() for key, value in arrays.items() if key not in STATISTICS)
@@ -213,14 +217,25 @@ def test_defaults_are_those_of_deepmd_kit() -> None:
 
 
 def test_other_refusals() -> None:
-    for section, message in (({"embedding": "network"}, "through the table only"),):
-        with pytest.raises(InputError, match=message):
-            dphpc.train({**shared_input(), "dphpc": section})
+    with pytest.raises(InputError, match="through the table only"):
+        dphpc.train({**shared_input(), "dphpc": {"embedding": "network"}})
+    card: Any = object()
+    with pytest.raises(InputError, match="trained on the CPU only"):
+        require_for_shared(parse_input(shared_input()), card)
     given = shared_input()
     given["model"]["fitting_net"]["atom_ener"] = [-1.0, None]
     with pytest.raises(InputError, match="atom_ener does not go with"):
         dphpc.train(given)
-    strip = json.loads(json.dumps(shared_input()))
+    strip = shared_input()
     strip["model"]["type_map"] = read_model(MODELS / "dpa1_strip.dp").type_map
     with pytest.raises(InputError, match="cannot be trained"):
         dphpc.train(strip, init_model=MODELS / "dpa1_strip.dp")
+
+
+def test_a_model_cut_down_where_types_skip_is_not_trained_on() -> None:
+    given = with_descriptor(shared_input(numb_steps=0), tebd_dim=4)  # twice as wide as two types
+    dphpc.train(given)
+    whole = Checkpoint.load(Path("model.ckpt-0.safetensors")).model()
+    write_model(with_types(whole, ["O", "H"]), "cut.dp")
+    with pytest.raises(InputError, match="cut down to fewer types"):
+        dphpc.train(given, init_model="cut.dp")
