@@ -66,8 +66,8 @@ class Parameters:
     slots
         Place of each array by name, in order.
     descriptor_networks, fitting_networks
-        The model's networks with torch tensors, which are leaves that require gradients where trainable; on a GPU with
-        GPU arrays.
+        The model's networks, or those that its types share, with torch tensors, which are leaves that require gradients
+        where trainable; on a GPU with GPU arrays.
 
     Raises
     ------

@@ -17,11 +17,13 @@ NAMES = ["dpa1_concat", "dpa1_concat_one_sided", "dpa1_concat_parameters", "dpa1
 
 
 def changed(name: str) -> DPModel:
-    """A model with other weights than its file's."""
+    """A model with other weights than its file's, and in other arrays, as training has them."""
     model = read_model(MODELS / f"{name}.dp")
     assert model.shared is not None
-    for k, (_, value) in enumerate(model.parameters()):
-        value *= 1.01 + 0.01 * k
+    layers = [layer for networks in model.shared.groups.values() for layer in networks[0].layers]
+    for k, layer in enumerate(layers):
+        for key, value in list(layer.parameters()):
+            setattr(layer, key, (1.01 + 0.01 * k) * value)
     model.shared.spread()
     return model
 
