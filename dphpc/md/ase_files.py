@@ -23,14 +23,14 @@ FORMATS = (
     f"by its name LAMMPS data ({', '.join(SUFFIXES)}, data.*), extxyz (.extxyz, .xyz), "
     f"POSCAR (POSCAR*, CONTCAR*, .poscar, .vasp), CIF (.cif) or a restart file ({', '.join(RESTART_SUFFIXES)})"
 )
-"""How a structure's name tells its format."""
+"""The known file formats and how a structure's name tells them, for error messages."""
 
 UNREAD = ("vel", "velo", "velocities", "velocity")
-"""Columns of extxyz that some programs write in Å/fs, others in Å/ps or ASE's unit."""
+"""Columns of extxyz that are not read: some programs write them in Å/fs, others in Å/ps or ASE's unit."""
 
 
 def read_last(path: str) -> tuple[Atoms, bool]:
-    """A file's last frame, and whether there are others before it."""
+    """The last frame of a file, and whether there are others before it."""
     name = Path(path).name
     lower = name.lower()
     is_vasp = lower.startswith(("poscar", "contcar")) or lower.endswith((".poscar", ".vasp"))
@@ -38,14 +38,14 @@ def read_last(path: str) -> tuple[Atoms, bool]:
     try:
         kind = kind or filetype(path)
         _require_told(path, kind)
-        # Formats of one frame take no range.  parallel: else ASE talks to the other ranks.
+        # Readers of single-frame formats take no slice.  With parallel=True ASE would broadcast to the other ranks.
         found = ase_read(path, index=-1 if ioformats[kind].single else slice(-2, None), format=kind, parallel=False)
         frames = [found] if isinstance(found, Atoms) else found
         atoms = frames[-1]
         assert isinstance(atoms, Atoms)
     except DphpcError:
         raise
-    except Exception as error:  # ASE's readers raise whatever comes to them
+    except Exception as error:  # ASE's readers raise all kinds of exceptions
         raise DataError(
             f"the structure cannot be read: {str(error) or type(error).__name__}",
             where=path,
@@ -58,7 +58,7 @@ def read_last(path: str) -> tuple[Atoms, bool]:
 
 
 def _require_told(path: str, kind: str) -> None:
-    """Refuse files that do not tell what they are, or of what."""
+    """Refuse files that are empty, of an unknown format, or do not tell the atoms' species."""
     if not Path(path).stat().st_size:
         raise DataError("the file is empty", where=path)
     if kind not in ioformats:
@@ -75,7 +75,7 @@ def _require_told(path: str, kind: str) -> None:
 
 
 def ids_of(atoms: Atoms, path: str) -> NDArray[np.int64]:
-    """(n,) as the file has them, else from 1."""
+    """(n,) ids of the atoms: the file's, or 1, 2, … if it has none."""
     counted, ids = np.arange(1, len(atoms) + 1), atoms.arrays.get("id")
     if ids is None or not len(ids):
         return counted
@@ -86,7 +86,7 @@ def ids_of(atoms: Atoms, path: str) -> NDArray[np.int64]:
 
 
 def velocities_of(atoms: Atoms, path: str) -> NDArray[np.float64] | None:
-    """(n, 3) Å/ps, or None where the file has none of a known unit."""
+    """Velocities (n, 3) in Å/ps, or None if the file has none in a known unit."""
     if atoms.has("momenta"):
         return np.asarray(atoms.get_velocities() * (1000.0 * ASE_FS), np.float64)
     for name in UNREAD:
@@ -96,7 +96,13 @@ def velocities_of(atoms: Atoms, path: str) -> NDArray[np.float64] | None:
 
 
 def fixed_in(atoms: Atoms, path: str) -> NDArray[np.bool_]:
-    """(n,) whether the file fixes an atom."""
+    """(n,) whether the file fixes each atom.
+
+    Raises
+    ------
+    DataError
+        An atom is fixed in some directions only.
+    """
     held = np.zeros((len(atoms), 3), bool)
     for constraint in atoms.constraints:
         if isinstance(constraint, FixAtoms):

@@ -1,7 +1,7 @@
-"""The barostats of the isothermal-isobaric ensemble (NPT), beside any thermostat.
+"""Barostats of the isothermal-isobaric ensemble (NPT), combined with any thermostat.
 
-Between two of their moves atoms have the steps of the thermostat's integrator in a box that stays.  A move is complete:
-forces are those of the new place, so that whatever is written then belongs together.
+Between two moves of the barostat the thermostat's integrator does its steps in a constant box.  A move also updates the
+forces, so that positions, box and forces written after it belong together.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dphpc.md.trouble import located
 from dphpc.parallel.comm import agree
 
 LARGEST_CHANGE = 0.2
-"""Fraction of the volume, or of a length, in one move: what asks for more is not near the pressure it is to have."""
+"""Largest relative change of the volume, or of a length, in one move; a larger one is far from the target pressure."""
 
 Floats = NDArray[np.float64]
 
@@ -32,21 +32,21 @@ class CellRescaling:
     pressure is that of observables.  For the volume q = λ and μ = β/4τ, the same everywhere; then V has the density
     e^(−(E + P₀V)/kT).
 
-    With `anisotropic` every other move is one of the shape at constant volume and angles: of the logarithms of the box
-    vectors' lengths (after Del Tatto et al., Appl. Sci. 12, 1139 (2022)), whose sum stays, with μ = β/3Vτ and
-    f = V (P_ii − P).  There P_ii is the pressure tensor's component along box vector i and the normal of its face,
-    (h P h⁻¹)_ii with the box vectors as rows of h.
+    With `anisotropic` half of the moves, chosen at random, change the shape at constant volume and angles instead: q
+    are the logarithms of the box vectors' lengths, whose sum is constant (after Del Tatto et al., Appl. Sci. 12, 1139
+    (2022)), with μ = β/3Vτ and f = V (P_ii − P).  There P_ii = (h P h⁻¹)_ii, with the box vectors as rows of h: the
+    component of the pressure tensor along box vector i and the normal of its face.
 
     Parameters
     ----------
     damping
         τ in ps.
     compressibility
-        β in Å³/eV; with τ, it sets the pace alone.
+        β in Å³/eV; together with τ it sets only how fast the box moves, not the ensemble.
     interval
-        Δt in ps, between two moves of the same kind.
+        Δt in ps, the mean time between two moves of the same kind.
     seed
-        Of the random numbers, which depend on the step too.
+        Seed of the random numbers, which depend on the step too.
     """
 
     def __init__(
@@ -56,21 +56,22 @@ class CellRescaling:
         self.seed, self.anisotropic = seed, anisotropic
 
     def move(self, engine: Engine, temperature: float, pressure: float) -> Floats:
-        """Move the box, the atoms with it, towards a pressure (bar) at a temperature (K); collective.
+        """Move the box, and the atoms with it, towards a pressure (bar) at a temperature (K); collective.
 
         Returns
         -------
-        (3,) eV that the atoms gave, in the parts of `core.exact_sum`, by the theory of the effective energy: F less the
-        heat −kT ln(M(q→q')/M(q'→q)) of the step's probabilities M.  What total + bath loses is the move's own error.
+        (3,) eV taken from the atoms, in the parts of `core.exact_sum`.  It follows from the effective energy, which is
+        F less the heat −kT ln(M(q→q')/M(q'→q)), M being the step's transition probabilities: a drift of total + bath is
+        the error of the move.
 
         Raises
         ------
         RunError
-            The box would change by more than `LARGEST_CHANGE`, or as `Engine.update_forces` says; on all ranks.
+            The box would change by more than `LARGEST_CHANGE`, or as in `Engine.update_forces`; on all ranks.
         """
         kT, target = BOLTZMANN_EV_PER_K * temperature, pressure / EV_PER_A3_IN_BAR
         random = generator(self.seed, Stream.BAROSTAT, engine.step)
-        shape = self.anisotropic and bool(random.random() < 0.5)  # by lot: so no count of the moves has to be kept
+        shape = self.anisotropic and bool(random.random() < 0.5)  # at random: no count of moves is kept
         old, force = engine.state.box.volume, _shape_force(engine) if shape else _volume_force(engine, kT, target)
         pace = self.compressibility * self.interval / self.damping
         pace *= 1.0 / (3.0 * old) if shape else 0.25
@@ -90,7 +91,7 @@ class CellRescaling:
 
 
 def _volume_force(engine: Engine, kT: float, target: float) -> Floats:
-    """(1,) f = 2λ (P − P₀) + kT/λ of λ = √V, in eV/Å^(3/2), at a target pressure in eV/Å³; collective."""
+    """(1,) f = 2λ (P − P₀) + kT/λ for λ = √V, in eV/Å^(3/2); the target P₀ is in eV/Å³; collective."""
     _, kinetic, virial = mechanics(engine)
     volume = engine.state.box.volume
     pressure = float(np.trace(kinetic + virial)) / (3.0 * volume)
@@ -98,7 +99,7 @@ def _volume_force(engine: Engine, kT: float, target: float) -> Floats:
 
 
 def _shape_force(engine: Engine) -> Floats:
-    """(3,) f = V (P_ii − P) of the lengths' logarithms, in eV; collective."""
+    """(3,) f = V (P_ii − P) for the logarithms of the box vectors' lengths, in eV; collective."""
     _, kinetic, virial = mechanics(engine)
     box = engine.state.box
     along = np.diag(box.matrix @ (kinetic + virial) @ box.inverse)
@@ -106,7 +107,7 @@ def _shape_force(engine: Engine) -> Floats:
 
 
 def _refuse_leap(engine: Engine, changes: Floats, pressure: float) -> None:
-    """Changes (n,) of the volume, or of the lengths, as fractions; collective."""
+    """Raise if a relative change of the volume (1,), or of the lengths (3,), is too large; collective."""
     if (np.abs(changes) < LARGEST_CHANGE).all():  # a NaN fails the comparison too
         return
     worst, what = 100.0 * changes[np.argmax(np.abs(changes))], "the volume" if len(changes) == 1 else "a length"

@@ -1,20 +1,19 @@
-"""An engine whose atoms live on a card: between two looks at it no step waits, nothing goes up or down.
+"""An engine whose atoms live on a GPU: within a window of steps the host neither waits for it nor copies anything.
 
-`advance` does a window of steps, in which the card takes note if an atom leaves the reach of the neighbor list, a
-force or an energy is not what it should be, or a pair comes nearer than the model's table reaches. Where that has
-happened the window is thrown away: atoms and thermostat go back to what was kept at its start, and the steps are done
-one by one, each as an `Engine` does it, with forces from the card but everything else decided on the host. So a list
-is built anew, a table extended and an error raised in the very step in which it is due, and a step has the same
-results either way: the card's moves are the same, and so are its forces, which are sums of whole numbers.
+`advance` does a window of steps, during which the GPU records whether an atom left the reach of the neighbor list, a
+force or an energy is invalid, or a pair came nearer than the model's table reaches.  If so, the window is discarded:
+atoms and thermostat are restored to its start, and its steps are done one by one as `Engine` does them, with forces
+from the GPU but everything else decided on the host.  So a list is rebuilt, a table extended and an error raised in
+the very step in which it is due.  Results are the same either way: moves are the same, and forces are sums of integers.
 
-A window ends where its `Window` expects the list to have had its day.  The engine of a rank that has all atoms then
-wraps and orders them, finds their images and builds the list on the card, before the next window begins; also where one
-was thrown away for nothing but its list, and when the run begins.  A window that even a new list does not last for is
-done again in shorter ones.  The host builds the same list, from the same positions, once it has to know.  Several ranks
-have the engine of md/card_ranks.py.
+A window ends when `Window` expects the list to become invalid.  If the rank has all atoms, the engine then wraps and
+sorts them, finds their images and builds the list on the GPU before the next window begins; it does the same when a
+window was discarded only because of its list, and at the start of the run.  A window for which even a new list does not
+last is repeated in shorter ones.  The host builds the same list, from the same positions, only when it needs it.  Runs
+of several ranks use the engine of md/card_ranks.py.
 
-What a window ends with stands, whatever becomes of the next: frames are copied in between, and written while the card
-is at the next.
+The state at the end of a window is final, whatever becomes of the next: frames are copied between two windows, and
+written while the GPU computes the next.
 """
 
 from __future__ import annotations
@@ -44,10 +43,11 @@ if TYPE_CHECKING:
     from dphpc.md.integrators import Integrator
 
 MOVED, _TROUBLE, _ENERGY, _VIRIAL = slice(0, 1), slice(1, 2), slice(2, 5), slice(5, 5 + 9 * VIRIAL_SLOTS)
-"""Of the report, words of 64 bits that a look brings down; the first two are of the whole window."""
+"""Parts of the report, 64-bit words downloaded at the end of a window; the first two cover all its steps."""
 
 MOST_RECORDED = 2_000_000
-"""Atoms whose step is a graph: of more it would have thousands of launches, which pass behind what they launch."""
+"""Most atoms for which a step is recorded as a graph; for more it would hold thousands of launches, which are hidden
+behind the kernels anyway."""
 
 
 class CardEngine(Engine):
@@ -56,18 +56,18 @@ class CardEngine(Engine):
     Parameters
     ----------
     gpu_aware_mpi
-        See `CardHalo`: of several ranks.
+        See `CardHalo`; used with several ranks.
 
     Attributes
     ----------
     card, card_halo
-        The moves and arrays on the card, and what brings its ghosts up to date.
+        The atoms' arrays and moves on the GPU, and the halo that updates the ghosts there.
     ghosts, search
-        What finds images and neighbors there.
+        Find periodic images and neighbors on the GPU.
     window
-        Foretells how many steps may go by.
+        Predicts how many steps may be done in a window.
     thrown_away
-        Windows that had to be done again.
+        Number of windows that were discarded.
     """
 
     def __init__(self, *arguments: Any, gpu_aware_mpi: bool = False, **options: Any) -> None:
@@ -77,28 +77,28 @@ class CardEngine(Engine):
         self._on_card, self.device = self.potential, self.potential.device
         alone, some_fixed = self.comm.size == 1, self.n_fixed > 0
         self.moves = self.card = CudaMoves(self.device, self.masses, self.spacing, alone=alone, some_fixed=some_fixed)
-        self._constant = ("ids", "types", "images", *["fixed"] * some_fixed)  # from one list to the next
+        self._constant = ("ids", "types", "images", *["fixed"] * some_fixed)  # change only with the list
         self.window, self.thrown_away = Window(0.5 * self.skin, most_steps(self.n_atoms)), 0
         self.deferred = Deferred(self.timers, at_once=False)
         self.ghosts, self.search = CudaGhosts(self.device), CudaNeighbors(self.device)
         self.card_halo = CardHalo(self.comm, self.ghosts, gpu_aware_mpi)
         self._counts = self._count_types()
         self._on_card.expect(self.comm.allreduce(self._counts))
-        self._sizes = self.device.zeros(3, np.int64)  # of a list: ghosts, pairs, and the longest row
-        self._n_rows = 0  # for ghosts
-        self._grid: Grid | None = None  # of the search, where atoms cannot leave it by far
-        self._own = object()  # of this engine in keys
-        self._key: Hashable = None  # of what a step's forces launch, but for the potential's part
-        self._unseen = False  # whether steps go by without a look
-        self._since = 0  # steps since it was built
-        self._here = True  # whether `state` is that of the present step
-        self._behind = False  # whether the card has built a list since the host did
-        self._told = True  # which atom of `state` is which on the card
-        self._looked_over = False  # whether the potential has seen atoms among their neighbors
-        self._outrun = False  # whether the last window that was thrown away was so for its list alone
+        self._sizes = self.device.zeros(3, np.int64)  # of a list: number of ghosts, pairs, longest row
+        self._n_rows = 0  # rows of the arrays reserved for ghosts
+        self._grid: Grid | None = None  # of the search; None where atoms may leave it, in an open box
+        self._own = object()  # identifies this engine in the keys of graphs
+        self._key: Hashable = None  # of the graph of a step's forces, without the potential's version
+        self._unseen = False  # whether a window is in progress
+        self._since = 0  # steps since the list was built
+        self._here = True  # whether `state` on the host is that of the present step
+        self._behind = False  # whether the GPU's list is newer than the host's
+        self._told = True  # whether the atoms of `state` are in the same order as the GPU's
+        self._looked_over = False  # whether the potential has been shown a sample of atoms and neighbors
+        self._outrun = False  # whether the last discarded window failed only because of its list
 
     def repeat(self, moves: Callable[[Engine], None]) -> None:
-        """See `Engine.repeat`; in a window they are one graph."""
+        """See `Engine.repeat`; within a window the moves are launched as one graph."""
         if self._unseen:
             with self.timers("force"):
                 self._replay(partial(moves, self), moves, self.timestep)
@@ -106,7 +106,7 @@ class CardEngine(Engine):
             moves(self)
 
     def update_forces(self) -> None:
-        """See `Engine.update_forces`; in a window nothing is waited for, and nothing raised."""
+        """See `Engine.update_forces`; within a window it neither waits nor raises."""
         if self._unseen:
             self._launch()
             return
@@ -125,25 +125,25 @@ class CardEngine(Engine):
         self.window.saw(np.sqrt(self.moved2) if self._since else 0.0, self._since)
 
     def rescale_box(self, factors: NDArray[np.float64]) -> None:
-        """See `Engine.rescale_box`; on the host, from which the atoms go to the card as when the run began."""
+        """See `Engine.rescale_box`; done on the host, from which the atoms are uploaded as at the start of the run."""
         self.to_host()
         super().rescale_box(factors)
         self.card.spacing = np.float64(self.spacing)
         self._key = self._grid = self._neighbors = None
 
     def steps_ahead(self, limit: int) -> int:
-        """See `Engine.steps_ahead`: up to the next look."""
+        """See `Engine.steps_ahead`: the length of the next window."""
         return min(limit, self.window.steps or self.window.fresh)
 
     def advance(self, integrator: Integrator, temperatures: Sequence[float]) -> None:
         """See `Engine.advance`."""
         self._here, left = False, list(temperatures)
-        most = len(left)  # steps of a window
+        most = len(left)  # upper limit for the steps of a window
         while left:
             if self.window.steps == 0:
                 self._build_on_card()
             n = min(most, self.window.steps)
-            # The first step, of which nothing is known, is a window, too.
+            # The first step, before which the pace is unknown, is done as a window, too.
             if n == 0 or (self.window.steps == 1 and self.window.pace is not None):
                 break
             if self._pass_window(integrator, left[:n]):
@@ -155,13 +155,13 @@ class CardEngine(Engine):
             elif self._since:
                 self._build_on_card()
             else:
-                most = n // 2  # not even a new list lasts as long
+                most = n // 2  # not even a new list lasts for n steps
         if left:
             super().advance(integrator, left)
             self.card.fetch_account(integrator)
 
     def _begin(self) -> bool:
-        """The first list and forces on the card; whether they stand, else the host has to see why."""
+        """Build the first list and forces on the GPU; returns whether they are valid, else the host finds out why."""
         with self.timers("halo"):
             self.card.take_up(self.state)
         self._build_on_card()
@@ -174,7 +174,7 @@ class CardEngine(Engine):
         return stands
 
     def _sample(self) -> tuple[State, Neighbors]:
-        """Some atoms, each neighbor of which is a ghost of its own."""
+        """The first `SAMPLE` atoms and their neighbors; each entry of the list is a ghost of its own."""
         n, download = min(self.card.n_local, SAMPLE), self.device.download
         offsets = download(self._system.offsets[: n + 1])
         indices = self._system.indices[: int(offsets[-1])]
@@ -188,9 +188,9 @@ class CardEngine(Engine):
         return state, Neighbors(offsets, np.arange(n, state.n_all, dtype=np.int32), self.reach)
 
     def _pass_window(self, integrator: Integrator, temperatures: Sequence[float]) -> bool:
-        """Steps without a look; whether they stand, else all is as it was before.  Collective."""
+        """Do a window of steps; returns whether it is valid, else everything is restored.  Collective."""
         before = self.step, self.clock, self._since
-        saved = None if integrator.dynamic else integrator.save()  # a thermostat's numbers are the card's to restore
+        saved = None if integrator.dynamic else integrator.save()  # a thermostat's are restored on the GPU
         self.device.replay((self._key, self.card.room.growths), self._begin_window)
         self._unseen = True
         Engine.advance(self, integrator, temperatures)
@@ -207,7 +207,7 @@ class CardEngine(Engine):
         return False
 
     def _work_meanwhile(self) -> None:
-        """What the host has put off, for as long as the card is at the window."""
+        """Do deferred work of the host for as long as the GPU computes the window."""
         launched = self.device.mark()
         while not launched.done and self.deferred.piece():
             pass
@@ -234,7 +234,7 @@ class CardEngine(Engine):
         self._here = True
 
     def _place(self) -> None:
-        """Bring the atoms of the host's new list to the card."""
+        """Upload the atoms and the list that the host has just built."""
         with self.timers("halo"):
             self.card.take_up(self.state)
             self.card_halo.follow(self.halo.routes, self.state.n_local)
@@ -256,7 +256,7 @@ class CardEngine(Engine):
         self._on_card.place(self._counts[None], self.ghosts.order(types, len(self._counts)))
 
     def _use(self, offsets: Array, indices: Array) -> None:
-        """Go on with a new list on the card, whose atoms stand where it was built."""
+        """Use a new list on the GPU, which is of the present positions."""
         card = self.card
         self._system = CardSystem(card.positions, card.types, offsets, indices)
         sums = card.room.buffer("sums", (_VIRIAL.stop + 3 * len(card.positions),), np.int64)
@@ -269,9 +269,9 @@ class CardEngine(Engine):
         self._since, self.moved2 = 0, 0.0
 
     def _build_on_card(self) -> None:
-        """Order, images and list of all atoms, where they are; what comes down are a few numbers.
+        """Sort all atoms, find their images and build the list on the GPU; only a few numbers are downloaded.
 
-        Where there was too little room for them all is done again, with atoms that are in order by then.
+        If the arrays were too small, all is repeated with larger ones, starting from the atoms that are then sorted.
         """
         card, n, found = self.card, self.card.n_local, None
         with self.timers("neighbor"):
@@ -293,7 +293,7 @@ class CardEngine(Engine):
         self.state.resize(n, 0)
 
     def _start_list(self, images: Images) -> None:
-        """As one graph, but where the host has to look for the system's extent."""
+        """Launch the list's kernels: as one graph, unless the host must first find the extent of an open system."""
         if self._grid is None:
             self._launch_list(images)
             return
@@ -317,12 +317,12 @@ class CardEngine(Engine):
         self.device.copy(sizes, self._sizes[1:])
 
     def _places(self) -> tuple[Array, Array, Array, int, int, float]:
-        """What the search is told."""
+        """The arguments of the neighbor search."""
         card, n = self.card, self.card.n_local
         return card.positions, card.types, card.ids, n, n + self._n_rows, self.reach
 
     def _catch_up(self) -> None:
-        """Let the host build the card's list, of the positions that it was built of; `state` is left with these."""
+        """Build the GPU's list on the host, from the same positions, which `state` then holds."""
         with self.timers("output"):
             self.card.bring(self.state, *self._constant)
             self.state.positions[: self.card.n_local] = self.device.download(self.card.built_at)
@@ -330,16 +330,16 @@ class CardEngine(Engine):
         self._behind, self._told = False, True
 
     def _evaluate_on_card(self) -> bool:
-        """Forces, energy and virial of a step by itself; whether they stand.  Collective."""
+        """Compute forces, energy and virial of a single step; returns whether they are valid.  Collective."""
         self._begin_window()
         self._launch()
         return self._all_is_well()
 
     def _launch(self) -> None:
-        """Forces, energy and virial at the present positions, and what is to be noted; nothing is waited for."""
+        """Launch forces, energy, virial and the checks at the present positions; does not wait."""
         with self.timers("force"):
             self._replay(self._launch_all)
-        if not self._is_recorded:  # launches wait for the card: after the last one little is left of the window
+        if not self._is_recorded:  # launches then wait for the GPU, so the host must work now
             self.deferred.piece()
 
     @property
@@ -361,7 +361,7 @@ class CardEngine(Engine):
 
     @property
     def _totals(self) -> Array:
-        """(n_all, 3) whole numbers that forces are added up in."""
+        """(n_all, 3) integers in which forces are summed."""
         return self._sums.forces.reshape(-1, 3)
 
     def _take_forces(self) -> None:
@@ -369,8 +369,8 @@ class CardEngine(Engine):
         self.card.take_forces(self._sums.forces, FORCE_SPACING, limit, self._report[_TROUBLE])
 
     def _all_is_well(self) -> bool:
-        """Look at the window that was: whether its steps stand; collective."""
-        with self.timers("force"):  # which the card may still be at
+        """Download the report of the window; returns whether its steps are valid; collective."""
+        with self.timers("force"):  # the GPU may still be computing
             report = self.device.download(self._report)
         moved2 = float(report[MOVED].view(np.float64)[0])
         noted = moved2 if np.isfinite(moved2) else np.inf, float(report[_TROUBLE][0]), self.asked_to_stop

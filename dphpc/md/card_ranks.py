@@ -1,11 +1,11 @@
-"""The engine of several ranks whose atoms live on cards, one card a rank or more ranks on one.
+"""The engine of several ranks whose atoms live on GPUs; several ranks may share one.
 
-In a window (see md/card_engine.py) ranks exchange ghosts in each step, through pinned memory and MPI, while the card is
-at atoms that are near none of another rank; the host waits for messages, not for the card.  When the list has had its
-day, the next step is done by itself.  The card wraps atoms, finds those that leave their brick, orders those that stay
-or come, finds those near its faces, and builds the list; only atoms that leave or are near a face come down, only those
-that come and ghosts go up.  The first time it is the host that deals them out, and all go up.  Forces are the card's;
-where it noted trouble the host evaluates them, to say what it is.
+In a window (see md/card_engine.py) ranks exchange ghosts in each step, through pinned memory and MPI, while the GPU
+computes atoms that are not near another rank's; the host waits for messages, not for the GPU.  A step that rebuilds the
+list is done by itself.  Then the GPU wraps atoms, finds those that leave their brick, sorts those that stay or arrive,
+finds those near its faces, and builds the list.  Only atoms that leave or are near a face are downloaded, only those
+that arrive and ghosts are uploaded.  The first time the host distributes the atoms, and all are uploaded.  Forces come
+from the GPU; where it recorded trouble the host evaluates them again, to find out what it is.
 """
 
 from __future__ import annotations
@@ -30,22 +30,24 @@ if TYPE_CHECKING:
     from dphpc.md.integrators import Integrator
 
 FIRST, BORDER, LAST = 0, 2, 1
-"""Parts of the atoms, evaluated while ghosts are under way, when they are there, and while their forces go home."""
+"""Parts of the atoms: evaluated while ghosts are sent, after they arrived, and while their forces are sent back.
+
+The values are their rows in `parts` of `CardPotential.place`."""
 
 
 def engine_for(potential: Potential, comm: Communicator, gpu_aware_mpi: bool = False) -> Callable[..., Engine]:
-    """What makes the engine that moves atoms where the potential is evaluated."""
+    """The constructor of the engine that moves atoms where the potential is evaluated: on a GPU, or on the CPU."""
     if card_of(potential) is None:
         return Engine
     return partial(CardEngine if comm.size == 1 else RankEngine, gpu_aware_mpi=gpu_aware_mpi)
 
 
 class RankEngine(CardEngine):
-    """See `CardEngine`; `neighbors` come down from the card when somebody asks for them."""
+    """See `CardEngine`; `neighbors` are downloaded from the GPU when they are needed."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._due = False  # whether the next step is to build the list
+        self._due = False  # whether the next step must rebuild the list
 
     @property
     def neighbors(self) -> Neighbors:
@@ -65,7 +67,7 @@ class RankEngine(CardEngine):
         moves(self)
 
     def steps_ahead(self, limit: int) -> int:
-        """See `Engine.steps_ahead`: up to the next look."""
+        """See `Engine.steps_ahead`: the length of the next window."""
         return min(limit, max(self.window.steps, 1))
 
     def advance(self, integrator: Integrator, temperatures: Sequence[float]) -> None:
@@ -77,7 +79,7 @@ class RankEngine(CardEngine):
         self.card.fetch_account(integrator)
 
     def update_forces(self) -> None:
-        """See `Engine.update_forces`; in a window only messages are waited for, and nothing is raised."""
+        """See `Engine.update_forces`; within a window it waits for messages only, and does not raise."""
         if self._unseen:
             self._launch()
             return
@@ -95,13 +97,13 @@ class RankEngine(CardEngine):
     # How it is done.
 
     def _work_meanwhile(self) -> None:
-        """See `CardEngine._work_meanwhile`; ranks do it together, a piece a step, whatever their cards are at."""
+        """Nothing: ranks do deferred work together, one piece a step in `_launch`, however far their GPUs are."""
 
     def _has_list(self) -> bool:
         return self._key is not None
 
     def _must_rebuild(self) -> bool:
-        """See `Engine._must_rebuild`; the card says how far atoms went, the host who flew away."""
+        """See `Engine._must_rebuild`; the GPU measures how far atoms moved, the host names one that flew away."""
         if not self._has_list():
             return True
         with self.timers("neighbor"):
@@ -115,14 +117,14 @@ class RankEngine(CardEngine):
         return self._due or self.moved2 >= (0.5 * self.skin) ** 2
 
     def _bring_all(self) -> None:
-        """Let the host have what it needs to do the step itself."""
+        """Download what the host needs to evaluate the step itself."""
         self._here = False
         self.to_host()
-        self._here = False  # the step goes on
+        self._here = False  # the step is not over
         self.host.note_positions(self.device.download(self.card.built_at))
 
     def _deal(self) -> None:
-        """See `Engine._deal`; but for the first list on the card."""
+        """See `Engine._deal`; done on the GPU, except for the first list."""
         if not self._has_list():
             super()._deal()
             self.host.take_up()
@@ -141,7 +143,7 @@ class RankEngine(CardEngine):
         self._told = self._here = False
 
     def _find_ghosts(self) -> None:
-        """Of the atoms near the brick's faces, where the host knows no others."""
+        """Find ghosts; where the atoms are on the GPU only, from those near the brick's faces, which are downloaded."""
         if self._told:
             super()._find_ghosts()
             return
@@ -151,7 +153,7 @@ class RankEngine(CardEngine):
         self.halo.attach_ghosts(self.state, self._rows(GHOSTED, near), self.device.download(near), self.reach)
 
     def _rows(self, fields: Sequence[Field], places: Array) -> NDArray:
-        """As `State.rows`, of the card's atoms at places (n,) int32."""
+        """As `State.rows`, for the GPU's atoms at places (n,) int32."""
         rows = np.empty(len(places), row_dtype(fields))
         for f in fields:
             found = self.card.room.buffer(f"rows of {f.name}", (len(places), *f.shape), f.dtype)
@@ -160,7 +162,7 @@ class RankEngine(CardEngine):
         return rows
 
     def _find_neighbors(self) -> int:
-        """Bring the ghosts, and atoms that it has not, to the card, which builds the list."""
+        """Upload the ghosts, the first time all atoms, and build the list on the GPU; returns its length."""
         state, card = self.state, self.card
         if self._told:
             card.take_up(state)
@@ -173,7 +175,7 @@ class RankEngine(CardEngine):
         return found.n_pairs
 
     def _divide(self) -> None:
-        """See `Engine._divide`; whole tiles of inner atoms are parts of their own, which costs nothing."""
+        """See `Engine._divide`; inner atoms that fill whole tiles form the first and last part, at no extra cost."""
         card, n = self.card, self.card.n_local
         outer = self.ghosts.outside(self.state.box, card.positions[:n], self.domain.interior(self.reach))
         order, counts = self.ghosts.parts(card.types[:n], outer, len(self.masses))
@@ -183,7 +185,7 @@ class RankEngine(CardEngine):
         self._on_card.place(np.array((first, last, counts.sum(axis=1) - first - last)), order)
 
     def _launch(self) -> None:
-        """Forces, energy and virial at the present positions, and what is to be noted; collective."""
+        """Launch forces, energy, virial and the checks, and exchange ghosts meanwhile; collective."""
         self.card.note_displacement(self._report[MOVED], cleared=self._of_step)
         with self.timers("halo"):
             flight = self.card_halo.start_refresh(self.card.positions)
@@ -196,7 +198,7 @@ class RankEngine(CardEngine):
         self._land(flight)
         with self.timers("force"):
             self._take_forces()
-        self.deferred.piece()  # the card is at the last part
+        self.deferred.piece()  # while the GPU computes the last part
 
     def _launch_part(self, part: int) -> None:
         with self.timers("force"):

@@ -1,4 +1,4 @@
-"""The run file of molecular dynamics."""
+"""The settings in a run file of molecular dynamics."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ THERMOSTAT_ALIASES = {
     "csvr": "bussi", "svr": "bussi", "v-rescale": "bussi", "baoab": "langevin",
 }  # fmt: skip
 FORMATS = {".extxyz": "extxyz", ".xyz": "extxyz", ".dump": "lammps", ".lammpstrj": "lammps", ".h5md": "h5md"}
-"""Suffix of a trajectory file and its format."""
+"""Formats of trajectory files by suffix."""
 RESTART_SUFFIXES = (".h5", ".hdf5", ".restart")
-"""By which a structure is known to be a restart file."""
+"""Suffixes by which a structure is recognized as a restart file."""
 
 _THERMOSTAT_KEYS = ("thermostat", "temperature_K", "damping_fs", "chain_length")
 _BAROSTAT_KEYS = (
@@ -40,13 +40,13 @@ STAGE_KEYS: dict[str, tuple[str, ...]] = {
     "npt": (*_THERMOSTAT_KEYS, *_BAROSTAT_KEYS),
     "minimize": ("force_tolerance_eV_A", "max_move_A"),
 }
-"""Ensembles, and keys that stages of them alone have."""
+"""Ensembles, and the keys that only their stages have."""
 
 NEVER = 1 << 30
-"""Steps until what does not come in a run."""
+"""Number of steps that stands for an event that never comes in a run."""
 
 FEWEST_MOVES = 5
-"""Of the box, within its time constant: fewer would sample volumes that spread far too widely."""
+"""Least number of moves of the box within its time constant: fewer would sample far too wide a range of volumes."""
 
 BAROSTAT_ALIASES = {"c_rescale": "c-rescale", "crescale": "c-rescale", "scr": "c-rescale"}
 
@@ -80,15 +80,15 @@ class Velocities(Config):
 
 
 class Fixed(Config):
-    """Atoms that do not move: all that a key names.  With no key, none."""
+    """Atoms that do not move: every atom that one of the keys selects; none if there is no key."""
 
     species: list[str] = Field(default_factory=list)
     ids: list[Annotated[int, Field(ge=1, strict=True)] | str] = Field(default_factory=list)
-    """Of the structure's file, there from 1 where it has none; ranges as texts: "10-20"."""
+    """Ids in the structure's file, or 1, 2, … where it has none; ranges as strings: "10-20"."""
     below_A: dict[Literal["x", "y", "z"], float] = Field(default_factory=dict)
-    """Atoms whose coordinate in the structure's file is less; of the replicated structure."""
+    """Upper bounds: atoms with a smaller coordinate in the structure, after replication, are fixed."""
     above_A: dict[Literal["x", "y", "z"], float] = Field(default_factory=dict)
-    """Atoms whose coordinate is more."""
+    """Lower bounds: atoms with a larger coordinate are fixed."""
 
     @field_validator("ids")
     @classmethod
@@ -107,33 +107,33 @@ class Fixed(Config):
 
 
 class Stage(Config):
-    """A number of steps in one ensemble, or towards a minimum of the energy."""
+    """A number of steps in one ensemble, or an energy minimization."""
 
     ensemble: Annotated[Literal["nve", "nvt", "npt", "minimize"], BeforeValidator(_lower)]
     steps: NonNegativeInt
-    """Of a minimization, the most it may take."""
+    """Number of steps; for a minimization the largest number."""
     thermostat: Annotated[Literal["nose-hoover", "langevin", "bussi"] | None, BeforeValidator(_thermostat)] = None
     temperature_K: Kelvin | Annotated[list[Kelvin], Field(min_length=2, max_length=2)] | None = None
     """A number, or [start, end] of a linear ramp."""
     damping_fs: PositiveFloat = 100.0
-    """Time constant: the period of Nosé–Hoover's oscillation / 2π, Langevin's 1/γ, Bussi's τ."""
+    """Time constant: for nose-hoover the period of its oscillation / 2π, for langevin 1/γ, for bussi τ."""
     chain_length: PositiveInt = 3
-    """Nosé–Hoover thermostats in the chain."""
+    """Number of thermostats in a Nosé–Hoover chain."""
     force_tolerance_eV_A: PositiveFloat = 0.01
-    """A minimization has converged when no atom's force is longer."""
+    """A minimization has converged when no atom's force exceeds this."""
     max_move_A: PositiveFloat = 0.1
-    """No atom goes farther in a step of a minimization."""
+    """Largest displacement of an atom in a step of a minimization."""
     barostat: Annotated[Literal["c-rescale"], BeforeValidator(_barostat)] = "c-rescale"
     pressure_bar: float | Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
     """A number, or [start, end] of a linear ramp."""
     pressure_damping_fs: PositiveFloat = 1000.0
-    """Time constant of the volume."""
+    """Time constant of the volume's relaxation."""
     compressibility_per_bar: PositiveFloat = 4.5e-5
-    """About the material's: where it is, the volume has that time constant.  Water's."""
+    """Estimate of the material's compressibility; the time constant is exact if this is.  The default is water's."""
     barostat_every: PositiveInt = 10
     """Steps between two moves of the box."""
     coupling: Annotated[Literal["isotropic", "anisotropic"], BeforeValidator(_lower)] = "isotropic"
-    """One factor for all directions, or box vectors' lengths that are free of each other, at constant angles."""
+    """isotropic: one factor for all directions; anisotropic: independent lengths of box vectors, constant angles."""
 
     @model_validator(mode="after")
     def _check(self) -> Stage:
@@ -180,16 +180,16 @@ class Stage(Config):
 
     @property
     def ramps(self) -> bool:
-        """Whether it is another where its number of steps is: temperature or pressure go by that."""
+        """Whether temperature or pressure is ramped; then a different number of steps makes it a different stage."""
         return isinstance(self.temperature_K, list) or isinstance(self.pressure_bar, list)
 
     def steps_to_barostat(self, step: int) -> int:
-        """Steps until the box moves, `NEVER` if it does not, after `step` steps of the stage."""
+        """Steps until the next move of the box, after `step` steps of the stage; `NEVER` if it does not move."""
         return self.barostat_every - step % self.barostat_every if self.ensemble == "npt" else NEVER
 
     @property
     def title(self) -> str:
-        """A stage in a few words."""
+        """The stage in a few words."""
         if self.ensemble == "nve":
             return f"nve, {self.steps} steps"
         if self.ensemble == "minimize":
@@ -211,23 +211,23 @@ def _ramp(ends: tuple[float, float], unit: str) -> str:
 
 
 class Thermo(Config):
-    """Screen table and CSV file."""
+    """Output of energies, temperature and pressure to the screen and a CSV file."""
 
     every: PositiveInt = 10
     file: str | None = "thermo.csv"
 
 
 class Trajectory(Config):
-    """Positions over time."""
+    """The trajectory file."""
 
     every: PositiveInt = 100
     file: str = "traj.extxyz"
     format: Literal["extxyz", "lammps", "h5md"] | None = None
-    """Told by the file's suffix where it is not given."""
+    """By default the suffix of the file tells it."""
     velocities: bool = False
     forces: bool = False
     unwrap: bool = False
-    """Write true positions, not those folded back into the box."""
+    """Write unwrapped positions, not those wrapped back into the box."""
 
     @model_validator(mode="after")
     def _check(self) -> Trajectory:
@@ -245,7 +245,7 @@ class Trajectory(Config):
 
 
 class Restart(Config):
-    """Where a run can be taken up again."""
+    """The restart file, from which a run can be continued."""
 
     every: PositiveInt = 1000
     file: str = "restart.h5"
@@ -259,18 +259,18 @@ class Restart(Config):
 
 
 class Deviation(Config):
-    """How far other models disagree with the run's own, which is the first of the committee."""
+    """The deviation of a committee of models, of which the run's own is the first."""
 
     models: Annotated[list[str], Field(min_length=1)]
-    """The models beside `model`."""
+    """Files of the other models of the committee, besides `model`."""
     every: PositiveInt = 10
     file: str = "model_devi.out"
     stop_above: PositiveFloat | None = None
-    """eV/Å: the run ends where the largest deviation of a force is above."""
+    """eV/Å: the run ends when the largest deviation of a force is above this."""
     mark_above: NonNegativeFloat | None = None
-    """eV/Å: frames whose largest deviation is above go to `candidates`."""
+    """eV/Å: frames whose largest deviation of a force is above this are written to `candidates`."""
     mark_below: PositiveFloat | None = None
-    """eV/Å: unless it is not below this."""
+    """eV/Å: only frames whose largest deviation is below this are written to `candidates`."""
     candidates: str = "candidates.extxyz"
 
     @model_validator(mode="after")
@@ -281,62 +281,62 @@ class Deviation(Config):
 
     @property
     def files(self) -> list[str]:
-        """What it writes."""
+        """Files that the committee writes."""
         return [self.file] + [self.candidates] * (self.mark_above is not None)
 
 
 class ModelInputs(Config):
-    """What the model takes beside the positions."""
+    """Inputs of the model besides the positions."""
 
     fparam: list[float] | None = None
-    """Frame parameters."""
+    """Frame parameters of the model."""
 
 
 class MdConfig(Config):
-    """Everything of a run.  Paths are relative to the current directory, as LAMMPS and `dp` have them."""
+    """All settings of a run.  Paths are relative to the current directory, as in LAMMPS and `dp`."""
 
     structure: str
-    """LAMMPS data, extxyz, POSCAR, CIF, or a restart file."""
+    """Structure file: LAMMPS data, extxyz, POSCAR, CIF, or a restart file."""
     model: str | None = None
     """Model file; needed unless a potential is passed from Python."""
     type_map: list[str] | None = None
-    """Species of the file's types 1, 2, …, where the file does not name them."""
+    """Species of the types 1, 2, … in the structure's file, if it does not name them."""
     masses: dict[str, PositiveFloat] = Field(default_factory=dict)
-    """u, by species; what is missing comes from the file, then from the periodic table."""
+    """Masses in u by species; others are taken from the structure's file, then from the periodic table."""
     periodic: Annotated[list[bool], Field(min_length=3, max_length=3)] | None = None
-    """Which box vectors repeat, where the file does not say so or says otherwise."""
+    """Which box vectors are periodic; overrides the structure's file."""
     replicate: Annotated[list[PositiveInt], Field(min_length=3, max_length=3)] = Field(default=[1, 1, 1])
     precision: Literal["float64", "mixed", "tf32", "float32"] = "float64"
     device: Literal["cpu", "cuda", "auto"] = "cpu"
-    """What evaluates the models; `auto`: a card where there is one."""
+    """Where the models are evaluated; `auto`: on a GPU if there is one."""
     timestep_fs: PositiveFloat = 0.5
     velocities: Velocities | None = None
     fixed: Fixed | None = None
-    """Atoms that do not move; where it is not given, those that the structure's file fixes."""
+    """Atoms that do not move; by default those that the structure's file fixes."""
     stages: Annotated[list[Stage], Field(min_length=1)]
     seed: Seed = 1
-    """Of the thermostats."""
+    """Seed of thermostats and barostats."""
     model_inputs: ModelInputs = Field(default_factory=ModelInputs)
     thermo: Thermo = Field(default_factory=Thermo)
     trajectory: Trajectory | None = None
     restart: Restart | None = None
     deviation: Deviation | None = None
     deterministic: bool = True
-    """The same bits on any number of ranks and threads, and through restarts."""
+    """Whether results are bitwise the same on any number of ranks and threads, and through restarts."""
     balance: bool = True
-    """Move the planes between the ranks' bricks so that all have equal work."""
+    """Whether to move the planes between the ranks' bricks so that all have equal work."""
     skin_A: Annotated[float, Field(gt=0)] = 1.0
-    """How much farther than the cutoff the neighbor list reaches."""
+    """Distance by which the neighbor list reaches beyond the cutoff."""
     n_threads: PositiveInt | None = None
-    """Threads a rank; by default the node's cores shared by its ranks."""
+    """Threads per rank; by default an equal share of the node's cores."""
     gpu_aware_mpi: bool = False
-    """MPI reads and writes the cards' memory; one that knows no cards crashes on it."""
+    """Let MPI read and write GPU memory; an MPI that is not GPU-aware crashes on it."""
     ignore_memory_limit: bool = False
-    """Start even where the estimated memory exceeds the machine's."""
+    """Start even if the estimated memory exceeds the machine's."""
 
     @property
     def outputs(self) -> dict[str, str]:
-        """Files that grow with the run, and their formats."""
+        """Formats, by file name, of the files that grow with the run."""
         files = {self.thermo.file: "table"} if self.thermo.file else {}
         files |= {self.trajectory.file: self.trajectory.kind} if self.trajectory else {}
         return files | (dict(zip(self.deviation.files, ("table", "extxyz"), strict=False)) if self.deviation else {})
@@ -369,7 +369,7 @@ class MdConfig(Config):
         named = [o.file for o in (self.thermo, self.trajectory, self.restart) if o is not None and o.file]
         named += self.deviation.files if self.deviation else []
         models = [name for name in (self.model, *(self.deviation.models if self.deviation else [])) if name]
-        # One file may have many names: ./a.dp, folder/../a.dp, a link.
+        # One file may have several names: ./a.dp, folder/../a.dp, a link.
         outputs, committee = [Path(name).resolve() for name in named], [Path(name).resolve() for name in models]
         structure = Path(self.structure).resolve()
         own_restart = Path(self.restart.file).resolve() if self.restart else None

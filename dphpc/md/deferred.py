@@ -1,4 +1,4 @@
-"""Work of the host's that can wait until a card has something to do."""
+"""Work of the host that is deferred until a GPU computes, so that both go on at the same time."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from dphpc.parallel.comm import Communicator
 T = TypeVar("T")
 
 Work = Generator[None, None, None]
-"""Pieces of work, one up to each `yield`; the first takes what is needed of the atoms before they move on."""
+"""Work in pieces, each up to a `yield`; the first copies what is needed of the atoms before they move on."""
 
 
 class Deferred:
-    """One work at a time, all of it counted as output.
+    """Deferred work, one at a time; its time is counted as output.
 
-    Where several ranks take part in a work all ask for its pieces alike, at points where no messages are under way.
+    If several ranks take part in a work, all must ask for each piece together, while no messages are under way.
 
     Parameters
     ----------
     at_once
-        Whether nothing is gained by waiting.
+        Whether to do all of a work when it begins, as there is nothing to overlap it with.
     """
 
     def __init__(self, timers: Timers, at_once: bool = True) -> None:
@@ -32,7 +32,7 @@ class Deferred:
         self._work: Iterator[None] = iter(())
 
     def begin(self, work: Work) -> None:
-        """Do the first piece of a work, once the one before is finished; collective where it is."""
+        """Finish the previous work, then do the first piece of this one; collective if the work is."""
         self.finish()
         self._work = work
         self.piece()
@@ -40,30 +40,30 @@ class Deferred:
             self.finish()
 
     def piece(self) -> bool:
-        """Do the next piece; whether more may be left."""
+        """Do the next piece; returns whether more may be left."""
         with self._timers("output"):
             return next(self._work, self) is not self
 
     def finish(self) -> None:
-        """Do all that is left."""
+        """Do all remaining pieces."""
         while self.piece():
             pass
 
     @contextmanager
     def finished(self, comm: Communicator) -> Iterator[None]:
-        """A phase at whose end nothing is left, also where an error ends it upon which all ranks agree."""
+        """Finish the work at the end of the block, also if an error that all ranks agree on ends it."""
         try:
             yield
         except DphpcError as error:
             if comm.size == 1 or error.agreed:
-                with suppress(DphpcError):  # what ended the phase is to be seen
+                with suppress(DphpcError):  # the error that ended the block is raised
                     self.finish()
             raise
         self.finish()
 
 
 def at_once(work: Generator[None, None, T]) -> T:
-    """Do all pieces of a work and return its result."""
+    """Do all pieces of a work; returns its result."""
     while True:
         try:
             next(work)

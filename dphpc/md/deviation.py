@@ -1,7 +1,7 @@
-"""How far other models disagree with the one that drives a run, as LAMMPS' `pair_style deepmd` writes it.
+"""The deviation of a committee of models, in the format of LAMMPS' `pair_style deepmd`.
 
-The other models are evaluated on the run's own positions and neighbor list, so that a committee of four costs three
-evaluations more, at the steps that are asked for only.
+The other models are evaluated with the positions and neighbor list of the run, so that a committee of four costs three
+more evaluations, and only at the steps at which it is compared.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ LAMMPS_COLUMNS = COLUMNS[:6]
 
 
 class DeviationMonitor:
-    """The models beside the driving one, the table of their deviation, and what it decides.
+    """Evaluates the other models, writes the table of deviations and candidate frames, and tells when to stop.
 
     Parameters
     ----------
     models
-        By the names of their files.
+        The other models by their files' names.
     driving
-        The run's potential; `name` is what the run file calls it.
+        The potential that drives the run; `name` is its name in the run file.
 
     Attributes
     ----------
     exceeded
-        eV/Å: the largest force deviation, once it is above `stop_above`; the same on all ranks.
+        The largest force deviation in eV/Å, once it is above `stop_above`, before that None; the same on all ranks.
 
     Raises
     ------
     InputError
-        A model has other types, or sees farther than the driving one, whose neighbor list it is given.
+        A model has other types, or a larger cutoff than the driving one, whose neighbor list it uses.
     """
 
     def __init__(self, settings: Deviation, models: dict[str, Potential], driving: Potential, name: str) -> None:
@@ -69,18 +69,18 @@ class DeviationMonitor:
         self._frames = Trajectory(file=settings.candidates, format="extxyz")
 
     def memory_per_atom(self) -> float:
-        """Bytes for each local atom while the models are compared: their forces, twice, and one evaluation."""
+        """Bytes per local atom while the models are compared: their forces, twice, and one evaluation."""
         return 2 * 24.0 * (1 + len(self.models)) + max(model.memory_per_atom() for model in self.models.values())
 
     def open(self, species: list[str], masses: NDArray[np.float64], kept: Mapping[str, int]) -> None:
-        """Open the files, on rank 0; `kept` tells how far those of an earlier run are."""
+        """Open the files, on rank 0; `kept` holds by name how much of an earlier run's files is kept."""
         s = self.settings
         self._table = TableFile(s.file, table_header(LAMMPS_COLUMNS), kept.get(s.file))
         if s.mark_above is not None:
             self._candidates = open_trajectory(self._frames, species, masses, kept.get(s.candidates), Serial())
 
     def outputs(self) -> dict[str, Output | None]:
-        """What writes each file, on rank 0."""
+        """The output of each file, on rank 0."""
         return {self.settings.file: self._table, self.settings.candidates: self._candidates}
 
     def write(self, engine: Engine, energy: float) -> None:
@@ -89,12 +89,12 @@ class DeviationMonitor:
         Parameters
         ----------
         energy
-            Potential energy in eV, for the candidate's frame.
+            Potential energy in eV, written with a candidate frame.
 
         Raises
         ------
         RunError
-            A model cannot be evaluated or a file not be written.
+            A model cannot be evaluated, or a file cannot be written.
         """
         s, row = self.settings, self.measure(engine)
         worst = float(row[LAMMPS_COLUMNS.index("max_devi_f")])
@@ -106,12 +106,12 @@ class DeviationMonitor:
             if s.mark_above is not None and s.mark_above < worst < (s.mark_below or np.inf):
                 info = dict(zip(LAMMPS_COLUMNS, row.tolist(), strict=True))
                 write_frame(self._candidates, engine, self._frames, energy, info)
-        # A NaN is above any limit.
+        # Written so that a NaN counts as above the limit.
         if s.stop_above is not None and not worst <= s.stop_above:
             self.exceeded = worst
 
     def measure(self, engine: Engine) -> NDArray[np.float64]:
-        """(6,) `LAMMPS_COLUMNS` of all atoms; collective."""
+        """(6,) values of `LAMMPS_COLUMNS` over all atoms; collective."""
         comm, n = engine.comm, engine.state.n_local
         forces, virials = [engine.state.forces[:n]], [engine.outputs.virial_parts]
         for path, model in self.models.items():
@@ -127,7 +127,8 @@ class DeviationMonitor:
 
 
 def _evaluate(model: Potential, path: str, engine: Engine) -> Outputs:
-    """Forces of this rank's atoms, those of its ghosts sent home, and its share of the virial; collective."""
+    """Forces of this rank's atoms, with those that other ranks computed for them, and its share of the virial;
+    collective."""
     state = engine.state
     outputs = Outputs.zeros(state.n_local, state.n_all)
     outputs.force_spacing = engine.outputs.force_spacing
