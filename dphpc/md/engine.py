@@ -1,13 +1,13 @@
 """The engine: atoms of one rank, their forces, and the elementary moves that integrators are made of.
 
-A step of dynamics is `kick` and `drift` in the integrator's order with `update_forces` between them.  That looks if an
-atom of some rank has moved half the skin; only then do atoms migrate, ghosts and neighbors get built anew, else ghosts
-follow their owners.  Atoms far from the brick's faces are evaluated while ghosts, then their forces, are under way.
+A step of dynamics is `kick` and `drift` in the integrator's order with `update_forces` between them.  If an atom of any
+rank has moved half the skin, `update_forces` migrates atoms and rebuilds ghosts and neighbors; else it only updates the
+ghosts' positions.  Atoms far from the brick's faces are evaluated while ghosts, then their forces, are being sent.
 
 A deterministic engine gives the same bits on any number of ranks and threads and through restarts.  Positions and box
 are multiples of one power of two, so that shifts by box vectors and differences of positions are exact and it does not
-matter when an atom is wrapped or who owns it; neighbors come in the order of their ids; each pair's force is a multiple
-of another power of two and sums over atoms are exact, so that their order does not matter (`core.exact_sum`).
+matter when an atom is wrapped or who owns it.  Neighbors are sorted by id.  Each pair's force is a multiple of another
+power of two and sums over atoms are exact, so that their order does not matter (`core.exact_sum`).
 """
 
 from __future__ import annotations
@@ -41,22 +41,22 @@ if TYPE_CHECKING:
     from dphpc.md.integrators import Integrator
 
 SORT_CELL = 3.0
-"""Å: atoms are kept in memory by cells of this size."""
+"""Å: atoms are sorted in memory by cells of this size."""
 
 PIECES = 4
-"""Parts in which the atoms are evaluated that need no ghosts; messages are looked after between them."""
+"""Most parts in which the atoms that need no ghosts are evaluated; messages are polled between parts."""
 
 FEWEST = 2048
-"""Atoms that are worth a part of their own: each part reads the fitting net's weights for tiles that are not full."""
+"""Least number of atoms in a part: each part costs passes of the fitting net over tiles that are not full."""
 
 BALANCE_EVERY = 20
-"""Neighbor rebuilds between two looks at the balance."""
+"""Neighbor rebuilds between two checks of the load balance."""
 
 UNBALANCED = 0.05
 """Fraction by which a rank may have more work than the mean before planes move."""
 
 OWN_PAIRS = 200
-"""What an atom costs beside its pairs, in pairs: the fitting net."""
+"""Cost of an atom's fitting net, in units of the cost of a pair."""
 
 
 class Engine:
@@ -65,17 +65,17 @@ class Engine:
     Parameters
     ----------
     state
-        Any atoms of the run; the first `update_forces` gives each to its owner.
+        Any share of the run's atoms; the first `update_forces` sends each to its owner.
     domain
         The brick that this rank owns.
     potential
-        Gives energy and forces.
+        Computes energy, forces and virial.
     masses
-        (ntypes,) u.
+        (ntypes,) masses in u.
     timestep
         Δt in ps.
     skin
-        Å that the neighbor list reaches beyond the cutoff.
+        Distance in Å by which the neighbor list reaches beyond the cutoff.
     deterministic
         Same bits for any number of ranks and threads; the box must be one `on_grid`.
     balance
@@ -84,29 +84,29 @@ class Engine:
     Attributes
     ----------
     step, time, moving
-        Steps done since the run's first structure, ps, and whether one of this run was begun.
+        Steps done since the run's first structure, the time in ps, and whether this engine has begun a step.
     host, moves
-        Moves of the atoms in `state`, and those of a step, which are the same here.
+        Moves of the atoms in `state`, and the moves that steps use; here both are the same.
     deferred
-        What the host has still to do for steps that have been.
+        Work of the host, for past steps, that is not yet done.
     outputs
         Energy and virial of this rank's atoms at the positions of the last `update_forces`.
     inner, outer
-        Local atoms that no ghost of another rank is near, and the others; each in parts to be evaluated one by one.
+        Local atoms with no ghost of another rank in reach, and the others; each in parts evaluated one by one.
     rebuilds
-        How often neighbors were built.
+        How often the neighbor list was rebuilt.
     mass, n_fixed, n_pairs
-        u, of all atoms; how many of them are fixed; length of the neighbor list.
+        Total mass in u and number of fixed atoms, of all ranks; length of this rank's neighbor list.
     in_flight
-        (2,) seconds that messages to and from ghosts were under way, and of which this rank waited for them.
+        (2,) seconds during which ghost messages were in flight, and for which this rank waited for them.
     asked_to_stop
         Number of the signal that asked this rank to end the run, 0 if none did.
     spacing
-        Å, of which positions are multiples in a deterministic run; else 0.
+        Spacing in Å of the grid on which positions lie in a deterministic run; else 0.
     moved2
-        Å²: how far some atom of some rank was from its place in the neighbor list, when that was looked at last.
+        Å²: largest squared displacement of any atom of any rank since the list was built, when last checked.
     stop
-        What some rank was asked, agreed by all ranks in the last `update_forces`.
+        The largest `asked_to_stop` of all ranks, as of the last `update_forces`.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class Engine:
         self.rebuilds, self.n_pairs, self.in_flight, self.moving = 0, 0, np.zeros(2), False
         self.deterministic, self.balance = deterministic, balance
         self.asked_to_stop, self.stop, self.moved2 = 0, 0, 0.0
-        self._stretch = np.ones(3)  # of the box vectors since the neighbor list was built
+        self._stretch = np.ones(3)  # of the box vectors, since the neighbor list was built
         self.last_restart: str | None = None
         kinds = np.bincount(state.types[: state.n_local], minlength=len(masses))
         self.n_fixed, *numbers = comm.allreduce(np.array([np.count_nonzero(state.fixed), *kinds])).tolist()
@@ -138,7 +138,7 @@ class Engine:
         self._neighbors: Neighbors | None = None
         self.inner: list[NDArray[np.int32]] = []
         self.outer: list[NDArray[np.int32]] = []
-        self._busy = np.zeros(2)  # seconds of force evaluation since the last look at the balance, and the work done
+        self._busy = np.zeros(2)  # seconds of force evaluation since the last balance check, and the work done in them
         self.masses, self.spacing = masses, state.box.spacing if deterministic else 0.0
         if self.spacing:
             round_to(state.positions, self.spacing, out=state.positions)
@@ -147,17 +147,17 @@ class Engine:
 
     @property
     def time(self) -> float:
-        """ps; counted from `clock`, the last step at which the timestep changed and its time."""
+        """Time in ps; counted from `clock`: the last step at which the timestep changed, and its time."""
         step, time = self.clock
         return time + (self.step - step) * self.timestep
 
     @property
     def neighbors(self) -> Neighbors:
-        """The list of the last `update_forces`."""
+        """The neighbor list of the last `update_forces`."""
         assert self._neighbors is not None
         return self._neighbors
 
-    # The moves that integrators are made of.
+    # Moves for integrators.
 
     def kick(self, dt: float) -> None:
         """v += dt f/m."""
@@ -170,24 +170,24 @@ class Engine:
             self.moves.drift(dt, kick)
 
     def rescale(self, bath: Bath, inputs: NDArray[np.float64], *, measured: bool = True) -> None:
-        """v *= what the bath answers to the kinetic energy, or to NaN where that need not be `measured`; collective."""
+        """v *= factor, the bath's response to the kinetic energy, or to NaN if not `measured`; collective."""
         with self.timers("integrate"):
             self.moves.rescale(bath, inputs, self.comm.allreduce, measured=measured)
 
     def randomize_velocities(self, account: Account, keep: float, temperature: float, seed: int) -> None:
-        """v = keep·v + √((1 − keep²) kT/m) ξ; the account takes the difference of kinetic energies."""
+        """v = keep·v + √((1 − keep²) kT/m) ξ; the account receives the kinetic energy lost."""
         with self.timers("integrate"):
             self.moves.randomize_velocities(account, keep, temperature, seed, self.step + 1)
 
     def rescale_box(self, factors: NDArray[np.float64]) -> None:
-        """Box vectors ×= factors (3,), the atoms with them, momenta inversely; forces are to be brought up to date.
+        """Scale box vectors and atoms by factors (3,), momenta inversely; `update_forces` must follow.
 
-        The factors are the same on all ranks; the box repeats in all directions, and its corner stays where it is.
+        The factors are the same on all ranks; the box is periodic in all directions, and its origin stays in place.
         """
         with self.timers("integrate"):
             box = replace(self.state.box, matrix=self.state.box.matrix * factors[:, None])
             if self.deterministic:
-                box = box.on_grid()  # a box that outgrows its grid gets the next, as a restart in it would
+                box = box.on_grid()  # a box that outgrows its grid takes the next, as after a restart
                 self.spacing = box.spacing
             self.host.strain(box, factors, self.spacing)
             self.state.box, self.domain = box, replace(self.domain, box=box)
@@ -195,11 +195,11 @@ class Engine:
             self._stretch = self._stretch * factors
 
     def repeat(self, moves: Callable[[Engine], None]) -> None:
-        """Moves of this engine that follow from its timestep alone, so that a card may be told them all at once."""
+        """Do moves that depend on the engine's timestep alone, so that a GPU may launch them all as one graph."""
         moves(self)
 
     def update_forces(self) -> None:
-        """Forces, energy and virial at the present positions; collective.
+        """Compute forces, energy and virial at the present positions; collective.
 
         Raises
         ------
@@ -216,23 +216,23 @@ class Engine:
         self._evaluate(refresh)
 
     def steps_ahead(self, limit: int) -> int:
-        """How many of the next `limit` steps `advance` is to be asked for."""
+        """How many steps, at most `limit`, `advance` should do next."""
         return min(limit, 1)
 
     def advance(self, integrator: Integrator, temperatures: Sequence[float]) -> None:
-        """As many steps as target temperatures (K); collective."""
+        """Do one step for each of the target temperatures (K); collective."""
         self.moving = True
         for temperature in temperatures:
             integrator.step(self, temperature)
             self.step += 1
 
     def to_host(self, *, lists: bool = False) -> None:
-        """Let atoms and outputs be those of the present step, with `lists` ghosts and neighbors too; collective."""
+        """Bring `state` and `outputs` to the present step, with `lists` ghosts and neighbors too; collective."""
 
-    # What observables ask for.
+    # Sums for observables.
 
     def kinetic_energy(self) -> float:
-        """eV, of all atoms of `state`; collective."""
+        """Kinetic energy in eV of all ranks' atoms in `state`; collective."""
         with self.timers("integrate"):
             return float(total(self.comm.allreduce(self.host.kinetic_energy())))
 
@@ -241,13 +241,13 @@ class Engine:
         return self.moves.kinetic_tensor()
 
     def momentum(self) -> NDArray[np.float64]:
-        """(4,): total momentum in u·Å/ps and total mass in u, of all atoms of `state`; collective."""
+        """(4,): total momentum in u·Å/ps and total mass in u, of all ranks' atoms in `state`; collective."""
         return total(self.comm.allreduce(self.host.momentum()))
 
-    # How it is done.
+    # Internals.
 
     def _evaluate(self, refresh: Flight | None) -> None:
-        """Forces, energy and virial, while ghosts may still be under way."""
+        """Compute forces, energy and virial, while ghosts may still be in flight."""
         before = self.timers.seconds["force"]
         self.state.forces[...] = 0.0
         self.outputs = Outputs(self.state.forces, force_spacing=FORCE_SPACING if self.deterministic else 0.0)
@@ -262,11 +262,11 @@ class Engine:
         self._land(reduce)
         self._busy += self.timers.seconds["force"] - before, self.total_work
         with self.timers("wait"):
-            # Without this the others would go on with forces that never came.
+            # Else the other ranks would go on without this rank's forces.
             agree(self.comm, error or too_large(self))
 
     def _compute(self, parts: list[NDArray[np.int32]], meanwhile: Flight | None = None) -> Exception | None:
-        """Evaluate atoms, looking after messages between the parts; what went wrong is returned."""
+        """Evaluate parts of the atoms, polling messages in between; returns the error, if any."""
         with self.timers("force"):
             for centers in parts:
                 try:
@@ -298,16 +298,16 @@ class Engine:
 
     @property
     def _slack(self) -> float:
-        """Å that an atom may be away from its place in the neighbor list, which has been strained with the box.
+        """Å that an atom may be away from its position in the neighbor list, strained with the box since.
 
-        Of two atoms within the cutoff the places were within (cutoff + 2 slack)/stretch ≤ reach when it was built.
+        Two atoms within the cutoff were then within (cutoff + 2 slack)/stretch ≤ reach when the list was built.
         """
         least = self.state.box.least_stretch(self._stretch)
-        shrunk = max(1.0 - least, 0.0)  # in a box that has grown it stays: atoms fly away as ever
+        shrunk = max(1.0 - least, 0.0)  # a box that has grown gives no more slack
         return max(0.5 * (self.skin - shrunk * self.reach), 0.0)
 
     def _agree_on_moves(self, moved2: float) -> tuple[bool, bool]:
-        """Whether an atom of this rank, and of some rank, flew away, by its largest square; also whether to stop."""
+        """Whether an atom of this rank, and of any rank, flew away, from Å² of this rank; sets `moved2` and `stop`."""
         wild = not moved2 < max(self.reach, 10.0 * self.skin) ** 2  # a NaN fails the comparison too
         flags = self.comm.allreduce(np.array([0.0 if wild else moved2, float(wild), self.asked_to_stop]), "max")
         self.moved2, self.stop = float(flags[0]), int(flags[2])
@@ -320,7 +320,7 @@ class Engine:
         self.rebuilds += 1
 
     def _build(self) -> None:
-        """Atoms to their owners, then ghosts and neighbors."""
+        """Send atoms to their owners, then build ghosts and neighbors."""
         with self.timers("halo"):
             self._deal()
             try:
@@ -330,12 +330,12 @@ class Engine:
         self._search()
 
     def _deal(self) -> None:
-        """Atoms to their owners, and in order."""
+        """Send atoms to their owners and sort them."""
         migrate(self.state, self.domain, self.comm)
         sort_spatially(self.state, self.domain, SORT_CELL)
 
     def _search(self) -> None:
-        """Ghosts and neighbors of the local atoms as they stand."""
+        """Build ghosts and neighbors of the local atoms."""
         self._neighbors = None  # frees the old list before the new one is made
         with self.timers("halo"):
             self._find_ghosts()
@@ -348,7 +348,7 @@ class Engine:
         self.halo.build_ghosts(self.state, self.reach)
 
     def _find_neighbors(self) -> int:
-        """The list's length."""
+        """Build the neighbor list; returns its length."""
         state = self.state
         self._neighbors = build_neighbors(state.positions, state.types, state.ids, state.n_local, self.reach)
         self.host.take_up()
@@ -357,9 +357,9 @@ class Engine:
         return self._neighbors.n_pairs
 
     def _divide(self) -> None:
-        """Which atoms can be evaluated without ghosts of other ranks, and which cannot."""
+        """Divide the local atoms into those that can be evaluated without ghosts of other ranks, and the rest."""
         state = self.state
-        if self.comm.size == 1:  # ghosts are there at once; all atoms in one go
+        if self.comm.size == 1:  # no ghosts of other ranks: all atoms at once
             self.inner, self.outer = [], [np.arange(state.n_local, dtype=np.int32)]
             return
         outer = self.domain.outside(state.positions[: state.n_local], self.domain.interior(self.reach))
@@ -370,16 +370,16 @@ class Engine:
 
     @property
     def work(self) -> NDArray[np.float64]:
-        """(n_local,) what each atom costs, in pairs of the neighbor list."""
+        """(n_local,) cost of each atom in units of the cost of a pair."""
         return np.diff(self.neighbors.offsets) + float(OWN_PAIRS)
 
     @property
     def total_work(self) -> float:
-        """Of all local atoms."""
+        """Cost of all local atoms in units of the cost of a pair."""
         return self.n_pairs + float(OWN_PAIRS) * self.state.n_local
 
     def _move_planes(self) -> bool:
-        """Give all ranks equal work, where they are far from it; whether planes moved."""
+        """Move planes to give all ranks equal work, if it is unequal; returns whether they moved."""
         with self.timers("neighbor"):
             if imbalance(self.total_work * (slowness := self._slowness()), self.comm) < UNBALANCED:
                 return False
@@ -392,7 +392,7 @@ class Engine:
             return True
 
     def _slowness(self) -> float:
-        """Seconds that this rank took for its work, in units of the mean of all; 1 where nothing was measured."""
+        """Seconds per work of this rank relative to the mean of all ranks; 1 if nothing was measured."""
         seconds, work = self._busy
         self._busy[...] = 0.0
         own = seconds / work if work else 0.0

@@ -1,4 +1,4 @@
-"""What moves the atoms and the box in a stage of a run."""
+"""The integrator and barostat of a stage of a run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dphpc.md.thermostats import Bussi, Langevin, NoseHoover
 
 
 def integrator_of(stage: Stage, n_atoms: int, n_fixed: int, seed: int) -> Integrator:
-    """What moves so many atoms, of which some are fixed, at the beginning of the stage."""
+    """The integrator at the beginning of a stage, for `n_atoms` atoms of which `n_fixed` are fixed."""
     if stage.ensemble == "minimize":
         return Fire(stage.force_tolerance_eV_A, stage.max_move_A)
     dof, damping = degrees_of_freedom(n_atoms, VelocityVerlet.frozen, n_fixed), stage.damping_fs * FS
@@ -27,10 +27,10 @@ def integrator_of(stage: Stage, n_atoms: int, n_fixed: int, seed: int) -> Integr
 
 
 def barostat_of(stage: Stage, timestep: float, seed: int) -> CellRescaling | None:
-    """What moves the box, in a run of a timestep in ps; None where it stays."""
+    """The barostat of a stage, with the run's timestep in ps; None if the box is constant."""
     if stage.ensemble != "npt":
         return None
     anisotropic = stage.coupling == "anisotropic"
-    interval = stage.barostat_every * timestep * (1 + anisotropic)  # of two kinds of moves each has half
+    interval = stage.barostat_every * timestep * (1 + anisotropic)  # of each of the two kinds of moves
     compressibility, damping = stage.compressibility_per_bar * EV_PER_A3_IN_BAR, stage.pressure_damping_fs * FS
     return CellRescaling(damping, compressibility, interval, seed, anisotropic=anisotropic)

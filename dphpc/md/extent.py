@@ -1,6 +1,6 @@
-"""How far the outputs of a run are written, and whether a file is still the one that a restart goes on with.
+"""How far the outputs of a run are written, and whether a file is still the one that a restart continues.
 
-A name alone does not tell: another run may have written a file of that name since, or in another folder.
+The name alone does not tell that: another run may have written a file of that name since, or in another folder.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ import h5py
 from dphpc.core.errors import DataError
 
 TAIL = 1 << 16
-"""Bytes at the end that a file is known by."""
+"""Bytes at the end of a file by whose digest it is recognized."""
 
 ATOMS = 4096
-"""Of its last frame that an H5MD file is known by."""
+"""Atoms of the last frame by whose digest an H5MD file is recognized."""
 
 
 @dataclass(frozen=True)
 class Extent:
-    """How far an output is written, and what it ends with.
+    """How far an output is written, and a digest of its end.
 
     Attributes
     ----------
     at
-        Bytes; of H5MD frames.
+        Bytes written; frames for H5MD.
     format
-        A trajectory's, or `table`; empty where an older restart file does not tell.
+        The trajectory's format, or `table`; empty if an older restart file does not tell it.
     digest
-        Of the end, or empty likewise.
+        Digest of the end; empty if an older restart file does not tell it.
     """
 
     at: int
@@ -42,18 +42,18 @@ class Extent:
 
 
 def extent_of_bytes(handle: int, at: int, kind: str) -> Extent:
-    """That of an open file of any format but H5MD, once it is on disk."""
+    """The extent of an open file, of any format but H5MD, of which `at` bytes are written; forces it to disk."""
     os.fsync(handle)
     return Extent(at, kind, _digest(os.pread(handle, min(at, TAIL), max(at - TAIL, 0))))
 
 
 def extent_of_frames(path: Path, frames: int) -> Extent:
-    """That of a closed H5MD file, once it is on disk.
+    """The extent of a closed H5MD file with so many frames; forces it to disk.
 
     Raises
     ------
     DataError
-        It has fewer frames.
+        The file has fewer frames.
     """
     with open(path, "rb") as plain:
         os.fsync(plain.fileno())
@@ -61,21 +61,25 @@ def extent_of_frames(path: Path, frames: int) -> Extent:
 
 
 def resume_points(formats: Mapping[str, str], old: Mapping[str, Extent], own: bool) -> tuple[dict[str, int], list[str]]:
-    """How far outputs are kept, those that go on, and lines that tell of others that are begun anew.
+    """How much of each continued output is kept, and messages about old files that are overwritten.
 
     Parameters
     ----------
     formats
-        Of this run's outputs, by their names.
+        Formats of this run's outputs by name.
     old
-        Outputs as the restart file left them.
+        Extents of outputs by name, from the restart file.
     own
-        The restart file is the run's own, and so are its outputs; else another run's, of which there may be none here.
+        Whether the restart file, and so its outputs, are this run's own; another run's outputs need not exist here.
+
+    Returns
+    -------
+    Bytes, or frames for H5MD, that are kept of each output that is continued, by name; and the messages.
 
     Raises
     ------
     DataError
-        One of its own has become another, or one that goes on has another format.
+        An output of the run's own is not as the restart file left it, or a continued one has another format.
     """
     left = {Path(path).resolve(): extent for path, extent in old.items()}
     kept, lines = dict[str, int](), list[str]()
@@ -106,7 +110,7 @@ def _require_format(path: str, extent: Extent, kind: str) -> None:
 
 
 def _difference(path: Path, extent: Extent, kind: str) -> str | None:
-    """What is wrong with a file that should go on, or None."""
+    """How a file differs from what the restart file left, or None if it does not."""
     try:
         if (extent.format or kind) == "h5md":
             digest = _digest_of_frame(path, extent.at)
@@ -118,13 +122,13 @@ def _difference(path: Path, extent: Extent, kind: str) -> str | None:
                 digest = _digest(os.pread(file.fileno(), min(extent.at, TAIL), max(extent.at - TAIL, 0)))
     except DataError as error:
         return error.what
-    except (OSError, RuntimeError, LookupError, ValueError) as error:  # h5py raises whatever the file makes it
+    except (OSError, RuntimeError, LookupError, ValueError) as error:  # h5py raises all of these for a damaged file
         return f"it cannot be read: {error}"
     return None if extent.digest in ("", digest) else "another run wrote it, or it was changed"
 
 
 def _digest_of_frame(path: Path, frames: int) -> str:
-    """Of step, time and some atoms of the last of so many frames."""
+    """Digest of step, time and some atoms of the last of so many frames."""
     if not frames:
         return ""
     with h5py.File(path, "r") as file:

@@ -1,4 +1,4 @@
-"""Atoms that do not move: which they are, and what cannot be done with them."""
+"""Fixed atoms: which they are, and what a run with them cannot do."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from dphpc.parallel.domain import Domain
 
 
 class Choice:
-    """What a run file names; on each rank.
+    """A run file's choice of fixed atoms, applied to the atoms of one rank.
 
     Parameters
     ----------
     type_map
-        Species that `types` count.
+        Species of the types 0, 1, ….
 
     Raises
     ------
@@ -44,14 +44,14 @@ class Choice:
         self.counts = np.zeros(len(self.names), np.int64)
 
     def mark_(self, rows: NDArray, coordinates: NDArray[np.float64]) -> None:
-        """Fix those of a structure's rows that are named, and no others; see `structures.deal`."""
+        """Fix the chosen ones of a structure's rows, and no others; a `structures.Mark`."""
         rows["fixed"] = 0
         for k, atoms in enumerate(self._found(rows, coordinates)):
             rows["fixed"][atoms] = 1
             self.counts[k] += len(atoms)
 
     def require_all(self, comm: Communicator) -> None:
-        """Raise InputError, on all ranks, where there was no atom that a name is of; collective."""
+        """Raise InputError, on all ranks, if an entry of the choice has no atom; collective."""
         counts = comm.allreduce(self.counts)
         with together(comm):
             for name, count in zip(self.names, counts, strict=True):
@@ -74,14 +74,14 @@ class Choice:
 def deal_fixed(
     source: Source | None, settings: MdConfig, start: Start, domain: Domain, type_map: Sequence[str], comm: Communicator
 ) -> State:
-    """As `structures.deal`; fixed are the atoms that the run file chooses, else those of the structure's file.
+    """As `structures.deal`, with the atoms fixed that the run file chooses, else those that the structure's file fixes.
 
-    A restart of a run that chose alike keeps its own: others may have come to where they would be chosen.
+    A restart of a run with the same choice keeps its fixed atoms, as other atoms may have moved into the chosen region.
 
     Raises
     ------
     InputError
-        The model does not know a species, or no atom is what a key names; on all ranks.
+        The model does not know a species, or an entry of the choice has no atom; on all ranks.
     """
     chosen, old, choice = settings.fixed, start.checkpoint, None
     with together(comm):
@@ -95,12 +95,12 @@ def deal_fixed(
 
 
 def fixed_lines(settings: MdConfig, n_atoms: int, n_fixed: int) -> list[str]:
-    """What the header says of fixed atoms.
+    """The header's line about fixed atoms, if there are any.
 
     Raises
     ------
     InputError
-        Nothing would move, or the box would and fixed atoms not.
+        All atoms are fixed, or some are and a stage moves the box.
     """
     if not n_fixed:
         return []

@@ -1,4 +1,4 @@
-"""Atoms of all ranks in the order of their ids, a bounded number at a time on each rank that writes."""
+"""Gathers the atoms of all ranks sorted by id, a bounded number at a time, on the ranks that write."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from numpy.typing import NDArray
 from dphpc.parallel.comm import Communicator
 
 CHUNK = 1 << 17
-"""Atoms on a rank at a time."""
+"""Most atoms on a writing rank at a time."""
 
 Part = dict[str, NDArray]
-"""Some atoms' `ids` and other fields, (n, …) each."""
+"""`ids` and other fields of some atoms by name, (n, …) each."""
 
 
 def slabs(
     ids: NDArray[np.int64], fields: Part, comm: Communicator, n_writers: int = 1, chunk: int = CHUNK
 ) -> Iterator[tuple[int, Part]]:
-    """All ranks' atoms sorted by id, slab by slab to the first `n_writers` ranks in turn; collective.
+    """Give all ranks' atoms, sorted by id, slab by slab to the first `n_writers` ranks in turn; collective.
 
     Parameters
     ----------
     ids, fields
-        Of this rank's atoms, (n_local, …) each.
+        Ids and other fields of this rank's atoms, (n_local, …) each.
 
     Yields
     ------
-    How many atoms stand before the slab, and its atoms' `ids` and fields.  All ranks take part in every exchange: those
-    that do not write, or for which nothing is left, are given no atoms.
+    The number of atoms before the slab, and the `ids` and fields of its atoms.  All ranks take part in every exchange;
+    those that do not write, or for which no slab is left, receive no atoms.
     """
     order = np.argsort(ids)
     own = ids[order]
@@ -48,7 +48,7 @@ def slabs(
             for name, array in {"ids": ids, **fields}.items()
         }
         if np.count_nonzero(coming) > 1:
-            by_id = np.argsort(part["ids"], kind="stable")  # what comes from each rank is sorted
+            by_id = np.argsort(part["ids"], kind="stable")  # a merge: the rows from each rank are sorted
             part = {name: rows[by_id] for name, rows in part.items()}
         yield min((turn + comm.rank) * chunk, n_atoms), part
 
@@ -61,13 +61,14 @@ def collect(
     close: Callable[[], None],
     n_writers: int = 1,
 ) -> Generator[None, None, Exception | None]:
-    """Hand all atoms to `write` on the first `n_writers` ranks, in slabs, and call `close` there; collective.
+    """Pass all atoms to `write` on the first `n_writers` ranks, in slabs, and call `close` there; collective.
 
-    It pauses after each slab, on all ranks as often.
+    It yields after each slab, equally often on all ranks.
 
     Returns
     -------
-    The first error of this rank's `write` and `close`, for the ranks to agree upon: none of it keeps others waiting.
+    The first error of this rank's `write` and `close`.  It is not raised, so that no rank is left waiting; the ranks
+    must agree on it afterwards.
     """
     error: Exception | None = None
     for first, part in slabs(ids, fields, comm, n_writers):
@@ -86,9 +87,9 @@ def collect(
 
 
 def _ids_at(places: NDArray[np.intp], own: NDArray[np.int64], comm: Communicator) -> NDArray[np.int64]:
-    """The ids that stand at `places` among those of all ranks, of which `own` are this rank's, sorted; collective.
+    """The ids at `places` in the sorted ids of all ranks, of which `own`, sorted, are this rank's; collective.
 
-    Ids may have gaps of any width: they are found by halving, all at once.
+    Ids may have gaps of any width, so they are found by bisection, all at once.
     """
     span = np.array([own[0], -own[-1]] if len(own) else [np.iinfo(np.int64).max] * 2, np.int64)
     low, high = (np.full(len(places), bound) for bound in comm.allreduce(span, "min") * [1, -1])
@@ -100,7 +101,7 @@ def _ids_at(places: NDArray[np.intp], own: NDArray[np.int64], comm: Communicator
 
 
 def _deal(rows: NDArray, counts: NDArray[np.int64], coming: NDArray[np.int64], comm: Communicator) -> NDArray:
-    """Send `counts[k]` of the rows to rank k, one after another; the `coming[k]` from rank k likewise; collective."""
+    """Send the next `counts[k]` rows to each rank k in turn, receive `coming[k]` from it; collective."""
     if comm.size == 1:
         return rows
     received = np.empty((int(coming.sum()), *rows.shape[1:]), rows.dtype)

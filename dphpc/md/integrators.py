@@ -19,9 +19,9 @@ Saved = dict[str, NDArray[np.float64]]
 class Integrator(Protocol):
     """Moves an engine's atoms by one step, in some ensemble.
 
-    `frozen` counts the degrees of freedom that stay at rest (the center of mass's three); `scalars` are the
-    numbers that change with the steps.  Velocities are the atoms' own if it is `dynamic`, else they are at rest for all
-    who look, whatever it moves them by.
+    `frozen` is the number of degrees of freedom that stay at rest (the three of the center of mass); `scalars` are its
+    numbers that change with the steps.  It is `dynamic` if the velocities are physical; else, as in a minimization,
+    observables count the atoms as at rest.
     """
 
     frozen: int
@@ -33,24 +33,24 @@ class Integrator(Protocol):
         ...
 
     def bath_energy(self) -> NDArray[np.float64]:
-        """(3,) eV that the atoms gave to the thermostat, so that total + bath is conserved.
+        """(3,) eV that the thermostat took from the atoms, so that total + bath is conserved.
 
-        In the parts of `core.exact_sum`; with `bath_is_local` it is this rank's share only.
+        It is in the parts of `core.exact_sum`; with `bath_is_local` it is this rank's share only.
         """
         ...
 
     bath_is_local: bool
 
     def forget(self) -> None:
-        """Another has changed the velocities: what is known of them is of no use."""
+        """Discard what is known of the velocities, as something else has changed them."""
         ...
 
     def save(self) -> Saved:
-        """What a restart needs."""
+        """The state that a restart needs."""
         ...
 
     def load(self, saved: Saved) -> None:
-        """Take up a saved state."""
+        """Restore a saved state."""
         ...
 
 
@@ -67,18 +67,18 @@ class VelocityVerlet:
         engine.repeat(_kick_drift_kick)
 
     def bath_energy(self) -> NDArray[np.float64]:
-        """There is no bath."""
+        """Zero: there is no thermostat."""
         return no_sum()
 
     def forget(self) -> None:
-        """Nothing is known."""
+        """Do nothing, as nothing is known of the velocities."""
 
     def save(self) -> Saved:
-        """Nothing."""
+        """No state."""
         return {}
 
     def load(self, saved: Saved) -> None:
-        """Nothing."""
+        """Do nothing, as there is no state."""
 
 
 def _kick_drift_kick(engine: Engine) -> None:

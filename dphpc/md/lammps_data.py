@@ -1,8 +1,8 @@
 """LAMMPS data files (`read_data`), in `metal` units.
 
-https://docs.lammps.org/read_data.html: header, then sections.  Read are the box (also triclinic and
-general triclinic), Masses, Atom Type Labels, Atoms of the styles below and Velocities; other sections
-are passed over.
+The format is a header followed by sections: https://docs.lammps.org/read_data.html.  The box (also triclinic and
+general triclinic), Masses, Atom Type Labels, Atoms of the styles below and Velocities are read; other sections are
+skipped.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from dphpc.core.box import Box
 from dphpc.core.errors import DataError
 
 SUFFIXES = (".lmp", ".data", ".lammps", ".lmpdat")
-"""Of a file's name."""
+"""Suffixes of the names of data files."""
 
 STYLES = {
     "atomic": ("id", "type", "x"), "charge": ("id", "type", "q", "x"), "molecular": ("id", "mol", "type", "x"),
     "bond": ("id", "mol", "type", "x"), "angle": ("id", "mol", "type", "x"), "full": ("id", "mol", "type", "q", "x"),
 }  # fmt: skip
-"""Columns of an atom style; x stands for x, y and z, after which three image flags may follow."""
+"""Columns of the atom styles that are read; x stands for x, y and z.  Three image flags may follow the columns."""
 
 OTHER_STYLES = (
     "amoeba", "apip", "body", "bpm/sphere", "dielectric", "dipole", "dpd", "edpd", "electron", "ellipsoid", "hybrid",
     "line", "mdpd", "mesont", "oxdna", "peri", "rheo", "rheo/thermal", "smd", "sph", "sphere", "spin", "tdpd",
     "template", "tri", "wavepacket",
 )  # fmt: skip
-"""LAMMPS' other styles: their columns must not be taken for those of a style above."""
+"""LAMMPS' other styles, which are refused, lest their columns be read as those of a style above."""
 
 SECTIONS = (
     "Atoms", "Velocities", "Masses", "Ellipsoids", "Lines", "Triangles", "Bodies", "Bonds", "Angles", "Dihedrals",
@@ -44,7 +44,7 @@ SECTIONS = (
 )  # fmt: skip
 
 READ = ("Atoms", "Velocities", "Masses", "Atom Type Labels")
-"""Sections that are read, as long as the header says."""
+"""Sections that are read; the header tells their numbers of lines."""
 
 MAX_ATOMS = 2_000_000_000
 MAX_ID = 1 << 53
@@ -52,18 +52,22 @@ MAX_ID = 1 << 53
 
 @dataclass
 class LammpsData:
-    """What such a file says.
+    """The content of a data file.
 
     Attributes
     ----------
-    labels
-        Name of each numeric type, where the file gives one (type labels, or comments in Masses).
-    masses
-        u, by numeric type.
-    types
-        (n,) from 1.
+    ids, types
+        (n,) ids, and numeric types from 1.
+    positions
+        (n, 3) Å.
+    images
+        (n, 3) image flags.
     velocities
-        (n, 3) Å/ps or None.
+        (n, 3) Å/ps, or None if the file has none.
+    labels
+        Names by numeric type, if the file gives them (type labels, or comments in Masses).
+    masses
+        Masses in u by numeric type, as far as the file gives them.
     """
 
     box: Box
@@ -100,7 +104,7 @@ def read_lammps_data(path: str | Path) -> LammpsData:
     Raises
     ------
     DataError
-        The file is damaged, of other units, or of an atom style that is not known.
+        The file is damaged, in other units, or of an atom style that is not read.
     """
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
@@ -176,7 +180,7 @@ class _Reader:
         return None
 
     def _next_section(self, read: bool) -> tuple[str, str] | None:
-        """The next one's name and hint; after one that was `read` as long as the header says, no number may come."""
+        """Name and hint of the next section; if the last one was `read`, a further line of numbers is an error."""
         for line in self.file:
             if section := _section(line):
                 return section
@@ -210,7 +214,7 @@ class _Reader:
         return self.header.box()
 
     def _lines(self, n: int) -> Iterator[tuple[list[str], str]]:
-        """Words and comment of the next n lines that are not blank."""
+        """Words and comment of each of the next n lines that are not blank."""
         while n > 0:
             line = self.file.readline()
             if not line:
@@ -268,7 +272,7 @@ class _Reader:
         )
 
     def _require_whole(self, table: NDArray, whole: list[int], style: str) -> None:
-        """Refuse what is no id, type or image flag in the columns that are to hold such: the style is another."""
+        """Refuse ids, types or image flags that are not valid integers: the file is then of another style."""
         for column in whole:
             bad = np.flatnonzero(table[:, column] != np.rint(table[:, column]))
             if len(bad):
@@ -316,7 +320,7 @@ class _Reader:
         options: dict[str, Any] = {"ndmin": 2, "usecols": range(width), "converters": converters}
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about a file that ends early: told below
+                warnings.simplefilter("ignore")  # NumPy warns of a file that ends early; that is an error below
                 parts = [np.loadtxt([first], **options), np.loadtxt(self.file, max_rows=n - 1, **options)]
             table = np.concatenate([part for part in parts if part.size])
         except (ValueError, KeyError, IndexError) as error:

@@ -1,4 +1,4 @@
-"""How much memory a run takes, and how much there is."""
+"""Estimate of the memory that a run needs, compared with what is available."""
 
 from __future__ import annotations
 
@@ -19,56 +19,57 @@ from dphpc.parallel.domain import Domain
 from dphpc.potential.contract import Potential
 
 PROCESS_BYTES = 300e6
-"""Python, its libraries and the model, of one rank (271 MB at its peak with the water model)."""
+"""Host memory of each rank: Python, its libraries and the model (271 MB at its peak with the water model)."""
 
 WORK_BYTES = 24 + 8
-"""Of the engine for each local atom: its position at the last rebuild, and how far from there it is."""
+"""The engine's bytes per local atom: its position at the last rebuild, and its displacement since."""
 
 GHOST_BYTES = 4 + 24 + 24
-"""Of the halo for each ghost: index to send, displacement, message buffer."""
+"""The halo's bytes per ghost: index to send, displacement, message buffer."""
 
 SEARCH_BYTES = 56
-"""Of the neighbor search for each local atom and ghost, while it runs."""
+"""The neighbor search's bytes per local atom and ghost, while it runs."""
 
 CARD_BYTES = 750e6
-"""Of a rank on its card whatever the number of atoms: tables, nets, what the libraries keep, and a batch of features
-(at most `BATCH_BYTES` of ops/energy/tiles.py)."""
+"""GPU memory of each model of a rank, whatever the number of atoms: tables, nets, what the libraries keep, and a batch
+of features (at most `BATCH_BYTES` of ops/energy/tiles.py)."""
 
 CARD_ATOM_BYTES = 24 * 4 + 24 * 3 + 8 + 4 + 12 + 4 + 24 + 4 + 8 + 8 + 8
-"""Of a local atom on a card: position, velocity, force and place when the list was built; what a window keeps of the
-first three; id, type, images, whether it is fixed, sum of forces, center, energy, largest argument of the table, row of
-the list."""
+"""GPU memory per local atom: position, velocity, force and position when the list was built; copies of the first three
+for a window; id, type, images, whether it is fixed, sum of forces, center, energy, largest argument of the table, row
+of the list."""
 
 CARD_GHOST_BYTES = 24 + 4 + 8 + 24
-"""Of a ghost: position, type, id, sum of forces."""
+"""GPU memory per ghost: position, type, id, sum of forces."""
 
 CARD_ROUTE_BYTES = 4 + 24
-"""Of a ghost of a rank that has all atoms: owner and displacement, as the host found them."""
+"""GPU memory per ghost, on a rank that has all atoms: owner and displacement, as the host found them."""
 
 KEPT_BYTES = 8 + 4 + 12 + 4
-"""Of a local atom while atoms are put in order: id, type, images and whether it is fixed."""
+"""GPU memory per local atom while atoms are sorted: id, type, images and whether it is fixed."""
 
 PART_BYTES = 4 + 4
-"""Of a local atom of several ranks while it is told whether it is near a face, and which part it belongs to."""
+"""GPU memory per local atom, with several ranks, while parts are formed: whether it is near a face, and its part."""
 
 BORDER_BYTES = 4 + 36
-"""Of an atom near a face on its way to the host, place and fields, counted for each ghost: there are more of these."""
+"""GPU memory per atom near a face while it is downloaded: its place and fields; counted for each ghost, as there are
+more ghosts than such atoms."""
 
 CARD_CALL_BYTES = 24 + 4 + 24
-"""Of an atom or ghost for each model that is called from the host: position, type, sum of forces.  A list comes with
-them; the model that drives the run is so called where the host has to see what is wrong with a step."""
+"""GPU memory per atom and ghost for each model that is called from the host: position, type, sum of forces; a list is
+added to them.  The model that drives the run is called so when the host must find out what is wrong with a step."""
 
 HEAD_ROOM = 9 / 8
-"""Of arrays that keep their memory."""
+"""Factor by which arrays that keep their memory may be larger than needed."""
 
 SNAPSHOT_BYTES = HEAD_ROOM * (8 + 4 + 12 + 4 + 24 + 24 + 24)
-"""On the host for each local atom of a card, while a frame is written: id, type, images, whether it is fixed, position,
-velocity, force."""
+"""Host memory per local atom while a frame of atoms on a GPU is written: id, type, images, whether it is fixed,
+position, velocity, force."""
 
 
 @dataclass(frozen=True)
 class CardRoom:
-    """Bytes on a card for each local atom, its ghosts included, and free for a rank; the atoms that all cards hold."""
+    """GPU memory: bytes per local atom, its ghosts included; bytes free for a rank; atoms that fit on all GPUs."""
 
     per_atom: float
     free: float
@@ -83,7 +84,19 @@ class CardRoom:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes: for each local atom, its ghosts included, and of all ranks of the fullest node; and what cards have."""
+    """Memory of a run.
+
+    Attributes
+    ----------
+    per_atom
+        Bytes per local atom, its ghosts included.
+    total, node
+        Bytes of all ranks, and of the ranks of the node that has most.
+    available
+        Bytes available on the node that has least.
+    card
+        The same for the GPUs; None if atoms do not live on GPUs.
+    """
 
     per_atom: float
     total: float
@@ -108,18 +121,18 @@ def estimate(
     device: Device | None = None,
     models: int = 1,
 ) -> Estimate:
-    """What the run will take, for a uniform density; collective.
+    """The memory that a run will need, for a uniform density; collective.
 
     Parameters
     ----------
     reach
-        Å, of the neighbor list.
+        Å: radius of the neighbor list.
     more
-        Bytes for each local atom that are needed beside.
+        Further bytes per local atom.
     device
-        The card on which the atoms live.
+        The GPU on which the atoms live, if they do.
     models
-        That are evaluated there.
+        Number of models that are evaluated on the GPU.
     """
     neighbors = min(4.0 / 3.0 * np.pi * reach**3 * n_atoms / domain.box.volume, 1e5)
     ghosts = domain.ghost_ratio(reach)
@@ -136,7 +149,7 @@ def estimate(
 
 
 def _card_room(device: Device, neighbors: float, ghosts: float, models: int, comm: Communicator) -> CardRoom:
-    """What a card has to offer to the ranks that share it; collective."""
+    """The memory of a GPU for each of the ranks that share it; collective."""
     of_model = (1.0 + ghosts) * CARD_CALL_BYTES + 4 * neighbors
     more = card_search.memory_per_atom(neighbors, ghosts)
     if comm.size == 1:
@@ -153,7 +166,7 @@ def _card_room(device: Device, neighbors: float, ghosts: float, models: int, com
 
 
 def refuse_if_too_large(needed: Estimate, n_atoms: int) -> None:
-    """Raise InputError with the numbers if the run does not fit."""
+    """Raise InputError with the numbers if the run does not fit into memory."""
     if needed.node > needed.available:
         fits = int(n_atoms * needed.available / needed.node)
         raise InputError(

@@ -1,7 +1,7 @@
-"""Energy minimization, by steps of an engine as dynamics has them.
+"""Energy minimization, by the same moves of an engine as dynamics.
 
 FIRE 2.0: Bitzek et al., Phys. Rev. Lett. 97, 170201 (2006), as corrected by Guénolé et al., Comput. Mater. Sci. 175,
-109584 (2020), with the numbers that LAMMPS has.
+109584 (2020), with LAMMPS' default parameters.
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ from dphpc.md.engine import Engine
 from dphpc.md.integrators import Saved
 
 DELAY = 20
-"""Steps downhill before Δt grows; also those at the beginning in which it does not shrink."""
+"""Steps downhill before Δt grows; also the number of first steps in which it does not shrink."""
 
 GROW, SHRINK = 1.1, 0.5
-"""Factors of Δt."""
+"""Factors by which Δt grows and shrinks."""
 
 LONGEST, SHORTEST = 10.0, 0.02
-"""Timesteps of the run that Δt may be."""
+"""Limits of Δt, in timesteps of the run."""
 
 ALPHA, ALPHA_SHRINK = 0.25, 0.99
-"""How much of their velocity atoms turn into the forces' direction in a step, and how that dwindles downhill."""
+"""Initial α, the fraction of the velocity turned along the forces in a step, and its factor for each downhill step."""
 
 
 class Fire:
-    """Atoms slide downhill, ever faster and ever more along the forces; where it goes uphill all stop.
+    """The FIRE minimizer: atoms move downhill ever faster and more along the forces; all stop when they go uphill.
 
-    All atoms have the mean mass m: where the minimum is does not depend on masses, and with one for all the bonds of
-    hydrogen are less stiff beside what moves slowly (192 atoms of water take 205 steps to 0.05 eV/Å, with
-    their own masses 323).  Velocities are the minimizer's own; none is left when it has converged.
+    All atoms have the mean mass m.  The minimum does not depend on the masses, and with equal ones the bonds of
+    hydrogen are less stiff compared with slow motions (192 atoms of water take 205 steps to 0.05 eV/Å, 323 with their
+    own masses).  Velocities are the minimizer's own, and zero when it has converged.
 
     Parameters
     ----------
     tolerance
-        eV/Å: it has converged when no atom's force is longer.
+        eV/Å: it has converged when no atom's force exceeds this.
     max_move
-        Å, farther than which no atom goes in a step.
+        Å: largest displacement of an atom in a step.
     """
 
     frozen = 3
@@ -52,14 +52,14 @@ class Fire:
     def __init__(self, tolerance: float, max_move: float) -> None:
         self.tolerance, self.max_move = tolerance, max_move
         self.pace, self.alpha = 1.0, ALPHA  # Δt in timesteps of the run
-        self.steps, self.downhill = 0, 0  # of all, and since it went uphill
-        self.moved = 0.0  # ps, of the last move
-        self.force = math.nan  # eV/Å, the longest
-        self.mass = math.nan  # u
+        self.steps, self.downhill = 0, 0  # all steps, and those since the last uphill one
+        self.moved = 0.0  # ps: Δt of the last move
+        self.force = math.nan  # eV/Å: the largest
+        self.mass = math.nan  # u: of each atom
 
     def step(self, engine: Engine, temperature: float) -> None:
         """F·v < 0: x −= ½Δt v, v = 0;  else v += Δt F/m, v = (1 − α) v + α |v| F/|F|, x += Δt v;  F = F(x)."""
-        engine.clock = engine.step + 1, engine.time  # which stands still
+        engine.clock = engine.step + 1, engine.time  # time does not pass
         with engine.timers("integrate"):
             power, v2, f2 = total(engine.comm.allreduce(engine.moves.descent_sums())).tolist()
         self.steps += 1
@@ -71,7 +71,7 @@ class Fire:
         self._look(engine)
 
     def begin(self, engine: Engine) -> None:
-        """Before the first step: stop all atoms, and look at their forces; collective."""
+        """Stop all atoms and measure their forces, before the first step; collective."""
         engine.to_host()
         self.mass = float(engine.momentum()[3]) / (engine.n_atoms - engine.n_fixed)
         engine.host.scale_velocities(0.0)
@@ -80,11 +80,11 @@ class Fire:
 
     @property
     def converged(self) -> bool:
-        """Whether no force is longer than the tolerance."""
+        """Whether no atom's force exceeds the tolerance."""
         return self.force <= self.tolerance
 
     def outcome(self, engine: Engine) -> str:
-        """What to say at its end; collective."""
+        """A line for the screen at its end; collective."""
         energy = float(total(engine.comm.allreduce(engine.outputs.energy_parts)))
         values = f"after {self.steps} steps: E_pot {energy:.6f} eV, F_max {self.force:.4g} eV/Å"
         if self.converged:
@@ -92,19 +92,19 @@ class Fire:
         return f"warning:   the minimization has not converged {values}, not {self.tolerance:g}"
 
     def bath_energy(self) -> NDArray[np.float64]:
-        """No account is kept of the energy taken."""
+        """Zero: no account is kept of the energy taken."""
         return no_sum()
 
     def forget(self) -> None:
-        """It looks at velocities and forces in each step."""
+        """Do nothing, as velocities and forces are measured in each step."""
 
     def save(self) -> Saved:
-        """All its numbers."""
+        """All numbers of the minimizer."""
         numbers = self.pace, self.alpha, self.steps, self.downhill, self.moved, self.force, self.mass
         return {"fire": np.array(numbers, np.float64)}
 
     def load(self, saved: Saved) -> None:
-        """All its numbers."""
+        """Restore all numbers of the minimizer."""
         self.pace, self.alpha, steps, downhill, self.moved, self.force, self.mass = saved["fire"].tolist()
         self.steps, self.downhill = int(steps), int(downhill)
 
@@ -117,7 +117,7 @@ class Fire:
             self.pace = max(SHRINK * self.pace, SHORTEST)
 
     def _descend(self, engine: Engine, turn: float) -> None:
-        """`turn` is |v|/|F|."""
+        """Turn velocities along the forces and move the atoms; `turn` is |v|/|F|."""
         self.downhill += 1
         if self.downhill > DELAY:
             self.pace, self.alpha = min(GROW * self.pace, LONGEST), ALPHA_SHRINK * self.alpha
@@ -136,5 +136,5 @@ class Fire:
 
     @staticmethod
     def _largest(engine: Engine) -> list[float]:
-        """Å/ps and eV/Å, of an atom of some rank."""
+        """The largest speed (Å/ps) and the largest force (eV/Å) of all ranks' atoms."""
         return np.sqrt(engine.comm.allreduce(engine.moves.largest_squares(), "max")).tolist()

@@ -1,4 +1,4 @@
-"""What is measured of a run: energies, temperature, pressure."""
+"""Observables of a run: energies, temperature, pressure, box."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from dphpc.md.integrators import Integrator
 
 @dataclass(frozen=True)
 class Thermo:
-    """One line of thermo output; fields are the CSV's columns, in order.
+    """One line of thermo output; the fields are the columns of the CSV file, in order.
 
-    The pressure is (Σ m v⊗v + virial)/V; it is NaN where no direction of the box repeats.
+    The pressure is (Σ m v⊗v + virial)/V; it is NaN if no direction of the box is periodic.
     """
 
     step: int
@@ -41,7 +41,7 @@ class Thermo:
     c_A: float
 
     def csv(self) -> str:
-        """A line of the values, so that reading gives them back to the last bit."""
+        """The values as a line of CSV, with enough digits to read back every bit."""
         return ",".join(repr(value) for value in astuple(self)) + "\n"
 
 
@@ -50,26 +50,27 @@ HEADER = ",".join(COLUMNS) + "\n"
 
 
 def degrees_of_freedom(n_atoms: int, frozen: int, n_fixed: int = 0) -> int:
-    """3 for each atom that is not fixed, less the directions in which the center of mass rests.
+    """Three for each atom that is not fixed, less the `frozen` directions in which the center of mass is at rest.
 
-    One atom alone keeps its three.  Fixed atoms push the others: then no center of mass rests.
+    A single atom keeps its three.  With fixed atoms, which exert forces on the others, momentum is not conserved and
+    nothing is subtracted.
     """
     return 3 * (n_atoms - n_fixed) - (frozen if n_atoms > 1 and not n_fixed else 0)
 
 
 def temperature(kinetic: float, dof: int) -> float:
-    """K, of a kinetic energy in eV."""
+    """Temperature in K from a kinetic energy in eV; 0 without degrees of freedom."""
     return 2.0 * kinetic / (BOLTZMANN_EV_PER_K * dof) if dof else 0.0
 
 
 def bath_energy(engine: Engine, integrator: Integrator) -> NDArray[np.float64]:
-    """(3,) eV in the thermostat, of all ranks, in the parts of `core.exact_sum`; collective."""
+    """(3,) eV that the thermostat took on all ranks, in the parts of `core.exact_sum`; collective."""
     own = integrator.bath_energy()
     return engine.comm.allreduce(own) if integrator.bath_is_local else own
 
 
 def mechanics(engine: Engine) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
-    """Potential energy in eV, Σ m v ⊗ v and the virial, (3, 3) eV each, of all atoms; collective."""
+    """Potential energy in eV, and Σ m v ⊗ v and the virial, (3, 3) eV each, of all atoms; collective."""
     out = engine.outputs
     parts = (
         out.energy_parts[:, None],
@@ -81,12 +82,12 @@ def mechanics(engine: Engine) -> tuple[float, NDArray[np.float64], NDArray[np.fl
 
 
 def measure(engine: Engine, integrator: Integrator, bath_before: NDArray[np.float64]) -> Thermo:
-    """The present values; collective.
+    """Measure the present state; collective.
 
     Parameters
     ----------
     bath_before
-        (3,) eV that thermostats of earlier stages, and barostats, took: keeps the conserved energy continuous.
+        (3,) eV that thermostats of earlier stages, and barostats, took; it keeps the conserved energy continuous.
     """
     potential, kinetic_tensor, virial = mechanics(engine)
     if not integrator.dynamic:

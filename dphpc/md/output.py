@@ -1,4 +1,4 @@
-"""What a run writes while it goes: thermo CSV and the table on the screen."""
+"""Output during a run: the thermo CSV file and the table on the screen."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ _TABLE = (
 
 @contextmanager
 def writing(path: str, engine: Engine, step: int | None = None) -> Iterator[None]:
-    """Name the file, and the restart to go on from, where the system refuses to write inside; of the present step."""
+    """Turn a failure to write inside the block into an error that names file, step and last restart.
+
+    `step` is the present one by default.
+    """
     last = f"the last good restart is {engine.last_restart}" if engine.last_restart else None
     with errors.writing(f"{path}, step {engine.step if step is None else step}", "the output", last):
         yield
@@ -45,7 +48,7 @@ class Output(Protocol):
 
 
 def extents_of(outputs: Mapping[str, Output | None], engine: Engine) -> dict[str, Extent]:
-    """How far files are written, on rank 0, of those that there are; collective."""
+    """How far each open output is written, on rank 0; collective."""
     extents = {}
     with together(engine.comm):
         for path, output in outputs.items() if engine.comm.rank == 0 else ():
@@ -56,7 +59,7 @@ def extents_of(outputs: Mapping[str, Output | None], engine: Engine) -> dict[str
 
 
 class TableFile:
-    """Lines under a header; `resume_at` bytes of an old file are kept, None begins anew."""
+    """A text file of lines below a header; `resume_at` bytes of an old file are kept, None begins a new one."""
 
     def __init__(self, path: str, header: str, resume_at: int | None) -> None:
         with errors.writing(path, "the output"):
@@ -72,7 +75,7 @@ class TableFile:
         self._file.seek(resume_at)
 
     def write(self, line: str) -> None:
-        """A line with its end, brought to disk at once."""
+        """Write a line, given with its newline, and flush it."""
         self._file.write(line)
         self._file.flush()
 
@@ -83,12 +86,12 @@ class TableFile:
 
 
 class Screen:
-    """The table on the screen: with a progress bar on a terminal, plain lines in a log.
+    """The table on the screen: with a progress bar on a terminal, else as plain lines.
 
     Parameters
     ----------
     n_steps
-        Steps that are to be done.
+        Number of steps of the run.
     quiet
         Print nothing (ranks other than 0).
     """
@@ -102,7 +105,7 @@ class Screen:
         self._task = TaskID(0)
 
     def say(self, *lines: str) -> None:
-        """Print lines, unless the package's logging is to say less, and log them."""
+        """Log lines, and print them unless the level of the package's logger excludes them."""
         if self.quiet:
             return
         for line in lines:
@@ -135,21 +138,21 @@ class Screen:
             self._progress = None
 
     def tick(self, steps: int) -> None:
-        """Steps are done."""
+        """Count steps that are done."""
         self.done += steps
         if self._progress is not None:
             self._progress.update(self._task, completed=self.done)
 
     def leave_out(self, steps: int) -> None:
-        """Steps need not be done."""
+        """Take steps off the total, as they need not be done."""
         self.n_steps -= steps
         if self._progress is not None:
             self._progress.update(self._task, total=self.n_steps)
 
     def row(self, t: Thermo, force: float | None = None) -> None:
-        """A line of the table, with the rate since the last one and the time left.
+        """Add a line to the table, with the rate since the last line and an estimate of the time left.
 
-        In a minimization, where nothing is conserved, with the longest `force` (eV/Å) in its place.
+        In a minimization the largest `force` (eV/Å) takes the place of the conserved energy, which there is none.
         """
         now = time.perf_counter()
         steps, seconds = self.done - self._last_done, now - self._last_time
@@ -167,7 +170,7 @@ class Screen:
 
 
 def duration(seconds: float) -> str:
-    """h:mm:ss."""
+    """A duration as h:mm:ss."""
     minutes, s = divmod(round(seconds), 60)
     hours, m = divmod(minutes, 60)
     return f"{hours}:{m:02d}:{s:02d}"

@@ -1,6 +1,6 @@
-"""Restart files: everything to take a run up again, on any number of ranks.
+"""Restart files: everything that is needed to continue a run, on any number of ranks.
 
-HDF5 with the atoms sorted by id; how it survives crashes is told in `md/sealed.py`.
+They are HDF5 files with the atoms sorted by id; `md/sealed.py` tells how they survive crashes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ VERSION = 3
 
 @dataclass
 class Checkpoint:
-    """Where a run stands, beside its atoms.
+    """The state of a run, apart from its atoms.
 
     Attributes
     ----------
@@ -42,17 +42,17 @@ class Checkpoint:
     stages
         The run's stages as the run file gave them.
     stage, stage_step
-        The stage it is in (from 0), and the steps of it that are done.
+        The present stage (from 0), and the number of its steps that are done.
     bath
-        (3,) eV that thermostats of earlier stages, or Langevin's of this one, and barostats took.
+        (3,) eV taken by barostats, by thermostats of earlier stages and, if it is Langevin's, by the present one.
     files
-        Outputs to how far a run that goes on with the stages keeps them.
+        By name how far a run that goes on with the stages keeps the outputs.
     integrator
-        Its own state.
+        The integrator's own state.
     fixed
         The run file's choice of fixed atoms, if it made one.
     ends
-        Outputs to how far they were written, a last step that was not due included; none in older files.
+        By name how far the outputs were written, including a last step that was not due; empty in older files.
     account
         (3,) eV that all thermostats and barostats took, the integrator's own account included; None in older files.
     """
@@ -71,26 +71,26 @@ class Checkpoint:
 
     @property
     def minimizes(self) -> bool:
-        """Whether it is of a minimization, whose velocities are not the atoms'."""
+        """Whether the present stage is a minimization, whose velocities are not physical."""
         return bool(self.stages[self.stage]["ensemble"] == "minimize")
 
     @property
     def drifts(self) -> bool:
-        """Whether it is of a stage in which the center of mass moves."""
+        """Whether the center of mass moves in the present stage."""
         return bool(self.stages[self.stage].get("thermostat") == "langevin")
 
     def fixes_as(self, fixed: Fixed | None) -> bool:
-        """Whether a run file's choice of fixed atoms is this run's."""
+        """Whether a run file's choice of fixed atoms is the same as this run's."""
         return self.fixed == (fixed.model_dump() if fixed else None)
 
     def files_for(self, stages: list[Stage]) -> dict[str, Extent]:
-        """Outputs to how far a run of these stages keeps them; where others go on from a minimum, with that."""
+        """By name how far a run of these stages keeps the outputs; new stages after a minimization keep its end."""
         return self.ends or self.files if self.minimizes and self.position_in(stages) is None else self.files
 
     def position_in(self, stages: list[Stage]) -> tuple[int, int] | None:
-        """(stage, steps done of it) at which to go on with `stages`, or None if they are a new plan.
+        """(stage, number of its steps that are done) at which `stages` continue this run, or None if they are new.
 
-        They go on where this run stood if they agree with its own up to there and ask for more.
+        They continue it if they agree with its own stages up to the present step and ask for more steps.
         """
         planned = [s.model_dump() for s in stages]
         here = self.stage
@@ -111,7 +111,7 @@ def write_restart(
     type_map: list[str],
     masses: NDArray[np.float64],
 ) -> None:
-    """Write a restart file and keep the one before; collective.
+    """Write a restart file and keep the previous one; collective.
 
     Raises
     ------
@@ -125,7 +125,7 @@ def write_restart(
     saved = meta.pop("integrator")
     n_bytes = engine.n_atoms * ROWS.itemsize + len(json.dumps(meta)) + sum(array.nbytes for array in saved.values())
     target, first = Path(path), engine.last_restart is None
-    # One that this run did not write it started from, unless it is damaged: then it started from the one before.
+    # A file from before this run is kept as the previous one unless damaged: then the run started from the one before.
     keep = not first or (comm.rank == 0 and damage_of(target) is None)
     draft = Draft(target, comm, n_bytes, lambda file: _fill(file, engine, meta, saved))
 
@@ -143,7 +143,7 @@ def write_restart(
 
 
 def _species(engine: Engine, type_map: list[str], masses: NDArray[np.float64]) -> dict[str, Any]:
-    """Names that types count, those of which there are atoms, and masses by name; collective."""
+    """Metadata: species of the types, those that have atoms, and masses in u by species; collective."""
     types = engine.state.types[: engine.state.n_local]
     counts = engine.comm.allreduce(np.bincount(types, minlength=len(type_map)))
     present = [name for name, count in zip(type_map, counts, strict=True) if count]
@@ -152,7 +152,7 @@ def _species(engine: Engine, type_map: list[str], masses: NDArray[np.float64]) -
 
 
 def _fill(file: h5py.File, engine: Engine, meta: dict[str, Any], saved: Saved) -> None:
-    """All but the atoms, for which room is made."""
+    """Write everything but the atoms, and allocate space for these."""
     file.attrs["format"], file.attrs["version"] = FORMAT, VERSION
     file.attrs["run"] = json.dumps(meta)
     file["box"], file["origin"] = engine.state.box.matrix, engine.state.box.origin
@@ -165,17 +165,17 @@ def _fill(file: h5py.File, engine: Engine, meta: dict[str, Any], saved: Saved) -
 
 
 def is_restart(path: str) -> bool:
-    """Whether a structure's name is a restart file's."""
+    """Whether a structure's name is that of a restart file."""
     return path.lower().endswith(RESTART_SUFFIXES)
 
 
 def read_restart(path: str) -> tuple[Source, Checkpoint, str | None]:
-    """The atoms (read piece by piece), the place of the run, and a warning where the file before `path` was taken.
+    """The atoms (read piece by piece), the run's state, and a warning if the file previous to `path` was used.
 
     Raises
     ------
     DataError
-        The file and the one before it are damaged or missing, or it is too new.
+        The file and the previous one are damaged or missing, or the version is too new.
     """
     path, warning = last_good(path)
     with h5py.File(path, "r") as file:
@@ -188,7 +188,7 @@ def read_restart(path: str) -> tuple[Source, Checkpoint, str | None]:
         saved = {name: data[:] for name, data in file.get("integrator", {}).items()}
         n_atoms, max_id = len(file["atoms/ids"]), int(file["atoms/ids"][-1])
     species, present, masses = meta.pop("species"), meta.pop("present"), meta.pop("masses")
-    meta["stages"] = [Stage.model_construct(**stage).model_dump() for stage in meta["stages"]]  # an older file's, too
+    meta["stages"] = [Stage.model_construct(**stage).model_dump() for stage in meta["stages"]]  # complete older files
     for key in ("files", "ends"):
         extents = meta.get(key, {}).items()
         meta[key] = {name: Extent(e) if isinstance(e, int) else Extent(**e) for name, e in extents}
@@ -204,5 +204,5 @@ def _read_rows(path: str, first: int, last: int) -> NDArray:
     rows = np.empty(last - first, ROWS)
     with h5py.File(path, "r") as file:
         for f in RESTARTED:
-            rows[f.name] = file["atoms"][f.name][first:last] if f.name in file["atoms"] else 0  # older: none is fixed
+            rows[f.name] = file["atoms"][f.name][first:last] if f.name in file["atoms"] else 0  # older files fix none
     return rows

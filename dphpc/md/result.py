@@ -1,4 +1,4 @@
-"""What a run gives back to Python."""
+"""The result of a run, as returned to Python."""
 
 from __future__ import annotations
 
@@ -15,28 +15,32 @@ from dphpc.md.observables import COLUMNS
 
 @dataclass
 class MDResult:
-    """A finished run; in a notebook it shows itself as a table.
+    """The result of a finished run; a notebook shows it as a table.
 
     Attributes
     ----------
-    thermo
-        Column of thermo.csv to its values, of this run; the same on all ranks.
+    n_atoms, n_ranks, steps
+        Numbers of atoms, of ranks and of the steps of this run.
+    time_ps, simulated_ps
+        Time in ps at the end, and how much of it this run added.
+    seconds, phases
+        Wall-clock seconds of the steps: in all, and by phase.
+    rebuilds
+        How often the neighbor list was rebuilt.
     files
-        What was written: "thermo", "trajectory", "restart" to a path.
-    seconds
-        Wall-clock seconds of the steps, and by phase in `phases`.
-    imbalance
-        How much more work the busiest rank has than the mean, as a fraction.
-    hidden
-        Fraction of the time that messages to and from ghosts were under way in which ranks worked; None without such.
+        Paths of the files that were written, by "thermo", "trajectory", "restart", "deviation", "candidates".
+    thermo
+        Values of this run by column of thermo.csv; the same on all ranks.
     stopped_by
         Number of the signal that ended the run before its last step, or 0.
+    imbalance
+        Fraction by which the busiest rank has more work than the mean.
+    hidden
+        Fraction of the time for which ghost messages were in flight in which ranks worked; None without messages.
     stopped_above
-        eV/Å: the committee's largest force deviation, where that ended the run before its last step.
-    simulated_ps
-        Of `time_ps` what this run added.
+        eV/Å: the committee's largest force deviation, if that ended the run before its last step.
     converged
-        Whether the last minimization did, None if none came to its end.
+        Whether the last minimization converged; None if none came to its end.
     """
 
     n_atoms: int
@@ -57,16 +61,16 @@ class MDResult:
 
     @property
     def atom_steps_per_second(self) -> float:
-        """Atoms × steps / seconds."""
+        """Speed of the run: atoms × steps / seconds."""
         return self.n_atoms * self.steps / self.seconds if self.seconds else 0.0
 
     @property
     def ns_per_day(self) -> float:
-        """Simulated nanoseconds a day."""
+        """Speed of the run: simulated nanoseconds per day."""
         return self.simulated_ps * 1e-3 * 86400.0 / self.seconds if self.seconds else 0.0
 
     def summary(self) -> list[str]:
-        """Lines for the end of a run."""
+        """Lines that summarize the run."""
         if not self.steps:
             return ["no steps were done"]
         share = ", ".join(f"{name} {100.0 * s / self.seconds:.1f} %" for name, s in self.phases.items())
@@ -80,7 +84,7 @@ class MDResult:
         ]
 
     def stop(self, n_steps: int, step: int) -> list[str]:
-        """What a run says last that ended before the last of its steps, at a `step` counted from the beginning."""
+        """The last lines of a run that ended early, after its total `step`; none for a complete run."""
         if not self.stopped_by and self.stopped_above is None:
             return []
         by = f"max_devi_f = {self.stopped_above:.4g} eV/Å" if self.stopped_above is not None else ""
@@ -113,6 +117,6 @@ class MDResult:
 
 
 def columns_of(values: array[float]) -> dict[str, NDArray]:
-    """The values of thermo lines, one after the other, as arrays by column."""
+    """The values of consecutive thermo lines as arrays by column."""
     columns = dict(zip(COLUMNS, np.array(values).reshape(-1, len(COLUMNS)).T, strict=True))
     return columns | {"step": columns["step"].astype(np.int64)}

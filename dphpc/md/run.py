@@ -62,27 +62,27 @@ def run_md(
     """Run molecular dynamics as a run file says; collective.
 
     A SIGINT, SIGTERM or SIGUSR1 to any rank ends the run after the present step on all ranks, with a restart file if
-    the run file asks for such; the result's `stopped_by` tells the signal.
+    the run file asks for one; the result's `stopped_by` tells the signal.
 
     Parameters
     ----------
     config
-        A run file (YAML or JSON), or what would stand in one.
+        A run file (YAML or JSON), or its content.
     resume
-        Go on from the run file's restart file where there is one; else start anew.
+        Continue from the run's own restart file if there is one; else start from the structure.
     device
-        One of `core.device.DEVICES`, in place of the run file's.
+        One of `core.device.DEVICES`; replaces the run file's.
     comm
         The ranks that take part; by default all that were started together.
     potential
-        Takes the place of the run file's `model`.
+        Replaces the run file's `model`.
 
     Raises
     ------
     InputError, DataError, ModelFileError
-        The run file, the structure or the model is wrong; before anything is written.
+        The run file, the structure or the model is wrong; raised before anything is written.
     RunError
-        The run had to stop: the message names step, atom and last restart.
+        The run had to stop; the message names step, atom and last restart.
     """
     comm = comm if comm is not None else world()
     with ends_together(comm):
@@ -97,7 +97,7 @@ def run_md(
 
 
 class Run:
-    """A run in progress: engine, plan, and outputs."""
+    """A run in progress: engine, position in the stages, and outputs."""
 
     def __init__(
         self, settings: MdConfig, comm: Communicator, potential: Potential | None, replaced: str | None = None
@@ -137,7 +137,7 @@ class Run:
             self.screen.say("velocities: all atoms start at rest (none in the run file, none in the structure)")
 
     def _describe(self, start: Start, n_atoms: int, domain: Domain) -> None:
-        """The run's header; refuses a run that does not fit into memory."""
+        """Print the run's header; refuse a run that does not fit into memory."""
         s, comm, places = self.settings, self.comm, placement(self.comm, self.n_threads)
         more = self.deviation.memory_per_atom() if self.deviation else 0.0
         reach, card, models = self.potential.cutoff + s.skin_A, card_of(self.potential), 1
@@ -150,12 +150,12 @@ class Run:
                 refuse_if_too_large(needed, n_atoms)
 
     def _plan(self) -> None:
-        """Where in the stages to begin."""
+        """Find the stage and step to begin at, and count the steps to do."""
         s, engine, old = self.settings, self.engine, self.checkpoint
         self.stage, self.stage_step, self.bath = 0, 0, no_sum()
         self.saved: dict[str, NDArray] = {}
-        self.at_rest = False  # whether velocities are a minimizer's, not the atoms'
-        self.drifts = False  # whether Langevin moved the center of mass in the stage before
+        self.at_rest = False  # whether velocities are a minimizer's, not physical
+        self.drifts = False  # whether the last stage, Langevin's, moved the center of mass
         self.converged: bool | None = None
         if old is not None:
             step0, time0, dt = old.clock
@@ -165,7 +165,7 @@ class Run:
             where = old.position_in(s.stages)
             if where is not None:
                 (self.stage, self.stage_step), self.saved = where, old.integrator
-            elif old.account is not None:  # with what the thermostat took that the new plan does not go on with
+            elif old.account is not None:  # includes the thermostat that the new stages end
                 self.bath = np.array(old.account)
             plan = f"going on in stage {self.stage + 1} after {self.stage_step} of its steps" if where else "new stages"
             self.screen.say(f"restart:   at step {engine.step}, {engine.time:.6g} ps; {plan}")
@@ -177,7 +177,7 @@ class Run:
         self.screen = Screen(engine.n_atoms, n_steps, self.screen.quiet)
 
     def _start_moving(self) -> None:
-        """Before dynamics that neither a restart nor other dynamics precede: draw velocities, or have none."""
+        """Draw velocities, or set them to zero, before dynamics that continue neither a restart nor other dynamics."""
         drawn = self.settings.velocities
         if drawn is not None and (self.at_rest or self.checkpoint is None):
             draw_velocities(self.engine, drawn.temperature_K, drawn.seed)
@@ -189,7 +189,7 @@ class Run:
         s = self.settings
         self.thermo_file: TableFile | None = None
         self.trajectory: FrameWriter | None = None
-        self.rows = array("d")  # of thermo, on rank 0: a run may have millions
+        self.rows = array("d")  # thermo's values, on rank 0; compact, as there may be millions of rows
         old, own = self.checkpoint.files_for(s.stages) if self.checkpoint else {}, starts_from_own_restart(s)
         kept, lines = from_first(self.comm, lambda: resume_points(s.outputs, old, own))
         self.kept, species = kept, self.potential.type_map
@@ -207,10 +207,10 @@ class Run:
                     remove_stale_restarts(s)
 
     def go(self) -> MDResult:
-        """All steps that are left."""
+        """Do all remaining steps."""
         engine, s = self.engine, self.settings
         engine.update_forces()
-        self._open_outputs()  # not before: what cannot be evaluated leaves the files of an earlier run
+        self._open_outputs()  # only now: if the evaluation fails, the files of an earlier run are untouched
         integrator = self._integrator(s.stages[self.stage])
         if self.saved:
             integrator.load(self.saved)
@@ -225,8 +225,8 @@ class Run:
                 self._write(integrator, first=True)
                 if not self._must_end():
                     integrator = self._steps(integrator)
-                # What no interval asks for: a run that goes on from the restart leaves it out, and until that is
-                # written, one that goes on from the restart before comes here again.
+                # The end is written even if no interval asks for it.  A run that continues from this restart cuts it
+                # off again (`kept`); until that is written, one from the restart before would overwrite it.
                 kept = self._extents() if s.restart else {}
                 self._write(integrator, last=True)
                 if s.restart:
@@ -234,7 +234,7 @@ class Run:
             return self._finish(time.perf_counter() - started)
 
     def _steps(self, integrator: Integrator) -> Integrator:
-        """The stages to their end or to an agreed stop; returns the last one's integrator."""
+        """Do the stages to their end, or until all ranks stop; returns the last integrator."""
         engine, stages = self.engine, self.settings.stages
         while True:
             stage = stages[self.stage]
@@ -272,7 +272,7 @@ class Run:
             integrator = self._integrator(stages[self.stage])
 
     def _steps_left(self, integrator: Integrator) -> int:
-        """Of the stage; a minimization needs none when it has converged."""
+        """Steps left in the stage; a converged minimization has none."""
         done = isinstance(integrator, Fire) and integrator.converged
         return 0 if done else self.settings.stages[self.stage].steps - self.stage_step
 
@@ -290,12 +290,12 @@ class Run:
         integrator = integrator_of(stage, self.engine.n_atoms, self.engine.n_fixed, self.settings.seed)
         if isinstance(integrator, Fire) and not self.saved:
             integrator.begin(self.engine)
-        elif self.drifts and integrator.frozen:  # of whose degrees of freedom the drift is none
+        elif self.drifts and integrator.frozen:  # the drift is none of its degrees of freedom
             self.bath += stop_drift(self.engine)
         return integrator
 
     def _intervals(self) -> dict[str, int]:
-        """Every how many steps what is written."""
+        """Steps between outputs, by kind of output."""
         s = self.settings
         outputs = {"thermo": s.thermo, "trajectory": s.trajectory, "deviation": s.deviation, "restart": s.restart}
         return {what: output.every for what, output in outputs.items() if output and output.every}
@@ -306,9 +306,9 @@ class Run:
         return min((every - step % every for every in self._intervals().values()), default=NEVER)
 
     def _write(self, integrator: Integrator, first: bool = False, last: bool = False) -> None:
-        """Whatever output is due at this step; `first` is the state before the first step.
+        """Write the outputs that are due at this step; `first` is the state before the first step.
 
-        Or, with `last`, at an end, thermo and trajectory where they are not due.
+        With `last`, at the end, thermo and trajectory are written instead if they are not due.
         """
         s, engine = self.settings, self.engine
         intervals = self._intervals()
@@ -320,7 +320,7 @@ class Run:
         if not now:
             return
         thermo = measure(engine, integrator, self.bath)
-        known = self.kept if first else {}  # files in which the first state stands
+        known = self.kept if first else {}  # continued files hold the first state already
         if "deviation" in now and self.deviation and self.deviation.settings.file not in known:
             engine.to_host(lists=True)
             self.deviation.write(engine, thermo.potential_eV)
@@ -335,16 +335,16 @@ class Run:
                             self.thermo_file.write(thermo.csv())
             if "trajectory" in now and s.trajectory and s.trajectory.file not in known:
                 write_frame(self.trajectory, engine, s.trajectory, thermo.potential_eV)
-            if "restart" in now and not self._is_over(integrator):  # an end has its own
+            if "restart" in now and not self._is_over(integrator):  # the end writes its own
                 self._try_restart(integrator)
 
     def _try_restart(self, integrator: Integrator) -> None:
-        """A restart file in mid-run: hours of a run outweigh a disk that is full for a while."""
+        """Write a restart file during the run; a failure, such as a full disk, does not end hours of a run."""
         try:
             self._write_restart(integrator)
         except RunError as error:
             last = self.engine.last_restart
-            if last is None:  # not for a while: the run file asks for what cannot be
+            if last is None:  # it failed from the start: the run file asks for what cannot be written
                 raise
             self.screen.say(f"warning:   {error.what}; the run goes on, the last good restart is {last}")
 
@@ -357,12 +357,12 @@ class Run:
         return extents_of(outputs, self.engine)
 
     def _write_restart(self, integrator: Integrator, kept: dict[str, Extent] | None = None) -> None:
-        """`kept` is how far outputs are kept by a run that goes on, where they are written farther."""
+        """Write a restart file; `kept` is how far a continued run keeps the outputs, if less than all is kept."""
         s, engine = self.settings, self.engine
         assert s.restart is not None
         engine.to_host()
         ends, place = self._extents(), (self.stage, self.stage_step)
-        # Langevin keeps its account on each rank: all of it goes into what earlier stages took.
+        # Langevin keeps its account per rank: the sum is saved with that of the earlier stages.
         account = self.bath + bath_energy(engine, integrator)
         bath = account if integrator.bath_is_local else self.bath
         stages = [stage.model_dump() for stage in s.stages]

@@ -1,9 +1,8 @@
-"""HDF5 files that survive crashes: complete under their own name, checked to the last byte, the one before kept.
+"""HDF5 files that survive crashes: never incomplete under their own name, verified by a checksum, the previous kept.
 
-A file is written under a temporary name, sealed, forced to disk and renamed.  The seal stands in HDF5's user block,
-the first bytes of the file that HDF5 leaves to others: a digest of the digests of the pieces of all that is behind it,
-which the ranks that wrote it share out.  It is compared before HDF5 sees the file, for damaged metadata can crash the
-library.
+A file is written under a temporary name, sealed, forced to disk and renamed.  The seal is in HDF5's user block, the
+first bytes of the file, which HDF5 ignores.  It is a digest of the digests of all pieces of the rest, which the writing
+ranks compute in parallel.  It is checked before HDF5 opens the file, as damaged metadata can crash the library.
 """
 
 from __future__ import annotations
@@ -26,34 +25,34 @@ BLOCK = 512
 """Bytes of the user block, the least that HDF5 allows."""
 
 SPARE = 1 << 20
-"""Bytes that a file has beside its data, at most: HDF5's tables."""
+"""Most bytes of HDF5's own metadata in a file, besides the data."""
 
 PIECE = 1 << 24
-"""Bytes that have a digest of their own."""
+"""Bytes of a piece, which has a digest of its own."""
 
 MAGIC = b"dphpc restart\n"
 WHOLE = MAGIC + b"blake2b "
-"""How the seal of older files begins, which is one digest of all bytes."""
+"""Beginning of the seal of older files, which is a single digest of all bytes."""
 
 
 class Draft:
-    """A file in the making, until `commit`; whatever fails on the way fails on all ranks, and leaves nothing behind.
+    """A file being written, until `commit`; a failure on one rank is raised on all, and leaves nothing behind.
 
-    Rank 0 begins it and gives it its name; between, `file` is open on the first `n_writers` ranks.  Where the disk is
-    full, HDF5 crashes the process when it closes the file: its room is taken before.  Rank 0 writes through a file of
-    Python's, too, with which HDF5 2 survives a full disk.
+    Rank 0 creates the file and renames it at the end; in between `file` is open on the first `n_writers` ranks.  On a
+    full disk HDF5 crashes the process when it closes the file, so the disk space is allocated first.  Rank 0 also
+    writes through a Python file, with which HDF5 2 survives a full disk.
 
     Parameters
     ----------
     n_bytes
-        Of all data in the file; on rank 0.
+        Bytes of all data in the file; on rank 0.
     fill
-        Makes all that is in the file, or room for it; called on rank 0.
+        Writes the content of the file, or allocates space for it; called on rank 0.
 
     Raises
     ------
     RunError
-        The file cannot be written, here as in all methods; what had the name has it still.
+        The file cannot be written; any method may raise it.  An older file of that name is left as it was.
     """
 
     def __init__(self, path: Path, comm: Communicator, n_bytes: int, fill: Callable[[h5py.File], None]) -> None:
@@ -70,7 +69,7 @@ class Draft:
 
     @contextlib.contextmanager
     def step(self) -> Iterator[None]:
-        """Something that each rank does by itself; what one is refused, all raise."""
+        """A block that each rank does by itself; if it fails on one rank, all raise."""
         try:
             with together(self.comm):
                 try:
@@ -85,7 +84,7 @@ class Draft:
             raise
 
     def close(self) -> None:
-        """No more is written; called by all ranks that write, together."""
+        """Close the file; called by all writing ranks together."""
         file, self.file = self.file, None
         if file is not None:
             file.close()
@@ -93,12 +92,12 @@ class Draft:
             self._raw.flush()
 
     def commit(self, keep: bool) -> None:
-        """Seal the closed file, force it to disk and give it its name; collective.
+        """Seal the closed file, force it to disk and rename it; collective.
 
         Parameters
         ----------
         keep
-            On rank 0: what has the name now becomes the previous file.
+            Keep the file that has the name now as the previous one; on rank 0.
         """
         own = b""
         with self.step():
@@ -112,7 +111,7 @@ class Draft:
         self.discard()
 
     def discard(self) -> None:
-        """Leave nothing behind but what `commit` has named; called by all ranks together."""
+        """Remove the temporary file; called by all ranks together, also after `commit`."""
         with contextlib.suppress(OSError, RuntimeError):
             self.close()
         if self._raw is not None:
@@ -127,13 +126,13 @@ class Draft:
     def _begin(self, n_bytes: int, fill: Callable[[h5py.File], None]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._raw = open(self._partial, "w+b")  # noqa: SIM115 (closed by discard)
-        os.posix_fallocate(self._raw.fileno(), 0, SPARE)  # where not even that is there, HDF5 had better not begin
+        os.posix_fallocate(self._raw.fileno(), 0, SPARE)  # without even that, HDF5 had better not begin
         self._raw.truncate(0)
         self.file = h5py.File(self._raw, "w", userblock_size=BLOCK)
         os.posix_fallocate(self._raw.fileno(), 0, n_bytes + SPARE)
         fill(self.file)
         if self.n_writers > 1:
-            self.close()  # which gives back what is left over
+            self.close()  # which truncates the file to what is used
             os.fsync(self._raw.fileno())
 
     def _name(self, seal: bytes, keep: bool) -> None:
@@ -149,12 +148,12 @@ class Draft:
 
 
 def previous_of(path: Path) -> Path:
-    """The name under which the file before `path` is kept: `restart.previous.h5` for `restart.h5`."""
+    """The path under which the file previous to `path` is kept: `restart.previous.h5` for `restart.h5`."""
     return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
 def damage_of(path: Path) -> str | None:
-    """What is wrong with a file, or None if every byte of it is as it was written."""
+    """What is wrong with a file, or None if every byte is as it was written."""
     try:
         with open(path, "rb") as file:
             block = file.read(BLOCK)
@@ -168,12 +167,12 @@ def damage_of(path: Path) -> str | None:
 
 
 def last_good(path: str) -> tuple[str, str | None]:
-    """The file to go on from, and a warning where that is the previous one because `path` is damaged or missing.
+    """The file to go on from, and a warning if that is the previous one because `path` is damaged or missing.
 
     Raises
     ------
     DataError
-        Neither is good.
+        Neither file is good.
     """
     newest, previous = Path(path), previous_of(Path(path))
     wrong = damage_of(newest)
@@ -191,12 +190,12 @@ def last_good(path: str) -> tuple[str, str | None]:
 
 
 def _seal(digests: bytes) -> bytes:
-    """The user block of a file, from the digests of its pieces."""
+    """The user block of a file with these digests of its pieces."""
     return _line(f"blake2b/{PIECE}", hashlib.blake2b(digests).hexdigest())
 
 
 def _seal_of_whole(file: BufferedReader) -> bytes:
-    """That of an older file."""
+    """The user block that an older file, open behind its own, must have."""
     file.seek(BLOCK)
     return _line("blake2b", hashlib.file_digest(file, "blake2b").hexdigest())
 
@@ -206,7 +205,7 @@ def _line(how: str, digest: str) -> bytes:
 
 
 def _digests(path: Path, share: int = 0, n_shares: int = 1) -> bytes:
-    """Digests of the pieces of a file behind its user block, one after another, of one share in `n_shares` of them."""
+    """The concatenated digests of a file's pieces behind the user block; only of the given share of the pieces."""
     n_pieces = -(-max(path.stat().st_size - BLOCK, 0) // PIECE)
     first, last = (n_pieces * k // n_shares for k in (share, share + 1))
     with open(path, "rb") as file:
@@ -215,7 +214,7 @@ def _digests(path: Path, share: int = 0, n_shares: int = 1) -> bytes:
 
 
 def _keep(path: Path, previous: Path) -> None:
-    """Give a file a second name in the place of an older file; a copy where the file system knows no links."""
+    """Replace an older file by a hard link to `path`, or by a copy where the file system has no links."""
     spare = previous.with_name(f".{previous.name}.part")
     spare.unlink(missing_ok=True)
     try:
@@ -226,7 +225,7 @@ def _keep(path: Path, previous: Path) -> None:
             _sync(spare)
         os.replace(spare, previous)
     finally:
-        # Still there where copying failed, and where both were names of one file: then replacing does nothing.
+        # It is left if copying failed, or if `previous` already was a link to `path`: then `os.replace` does nothing.
         spare.unlink(missing_ok=True)
 
 

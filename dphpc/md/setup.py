@@ -1,4 +1,4 @@
-"""What stands before a run: its settings, its models, its structure, and the header that tells of them."""
+"""Preparation of a run: its settings, models and structure, and the header that describes them."""
 
 from __future__ import annotations
 
@@ -30,13 +30,19 @@ from dphpc.potential.contract import Potential
 from dphpc.potential.deep import DeepPotential
 
 SHORT_STEP = 0.02
-"""fs: shorter ones may be meant in ps, and the run says so."""
+"""fs: a run warns of a shorter timestep, which may be meant in ps."""
 
 
 def read_settings(
     config: str | Path | Mapping[str, Any], has_potential: bool, resume: bool
 ) -> tuple[MdConfig, str | None]:
-    """The run's settings, and where its own restart file takes the place of the structure, the name of that."""
+    """The run's settings, and the structure that they named if the run's own restart file takes its place, else None.
+
+    Raises
+    ------
+    InputError
+        The settings are wrong, or name files that do not exist.
+    """
     settings = parse_config(MdConfig, config) if isinstance(config, Mapping) else load_config(MdConfig, config)
     given = settings
     if resume:
@@ -55,7 +61,7 @@ def read_settings(
 
 
 def with_own_restart(settings: MdConfig) -> MdConfig:
-    """The same run from its restart file, if it has left one.
+    """The settings with the run's own restart file as structure, if there is one.
 
     Raises
     ------
@@ -74,21 +80,21 @@ def with_own_restart(settings: MdConfig) -> MdConfig:
 
 
 def own_restarts(settings: MdConfig) -> list[Path]:
-    """The run's restart file and the one before it, where they are or will be."""
+    """Paths of the run's restart file and the previous one, whether they exist or not."""
     if settings.restart is None:
         return []
     return [Path(settings.restart.file), previous_of(Path(settings.restart.file))]
 
 
 def starts_from_own_restart(settings: MdConfig) -> bool:
-    """Whether the structure is one of the run's own restart files, under whatever name."""
+    """Whether the structure is one of the run's own restart files, by whatever path it is given."""
     return Path(settings.structure).resolve() in [path.resolve() for path in own_restarts(settings)]
 
 
 def remove_stale_restarts(settings: MdConfig) -> None:
-    """Remove another run's restart files under this one's names: `--continue` would go on from them.
+    """Remove another run's restart files that have this run's names, as `--continue` would go on from them.
 
-    What the run starts from stays, and with its own restart file the one before.
+    The file that the run starts from is kept; if it is the run's own restart file, so is the previous one.
     """
     start, names = Path(settings.structure).resolve(), own_restarts(settings)
     if names and names[0].resolve() != start:
@@ -98,12 +104,12 @@ def remove_stale_restarts(settings: MdConfig) -> None:
 
 
 def load_potential(path: str, settings: MdConfig, device: Device | None) -> Potential:
-    """A model as the run file wants it evaluated, on a card or on the CPU.
+    """A model with the run file's precision and parameters, on a GPU or on the CPU.
 
     Raises
     ------
     InputError
-        It cannot be evaluated so.
+        It cannot be evaluated in this way.
     """
     potential = DeepPotential.from_file(path, settings.precision, settings.model_inputs.fparam, device)
     potential.require_ready(deterministic=settings.deterministic)
@@ -120,14 +126,18 @@ def load_monitor(settings: MdConfig, driving: Potential, device: Device | None) 
 
 @dataclass(frozen=True)
 class Start:
-    """What all ranks must know of the structure.
+    """What all ranks must know about the structure.
 
     Attributes
     ----------
     n_atoms
-        Of the file, without copies.
+        Number of atoms in the file, before replication.
+    masses
+        (ntypes,) masses in u.
+    checkpoint, warning
+        The run's state and a warning, if the structure is a restart file.
     last_of_several
-        Whether its file has frames before the one that was taken.
+        Whether the file has frames before the one that is used.
     """
 
     box: Box
@@ -142,7 +152,10 @@ class Start:
 def read_start(
     settings: MdConfig, type_map: list[str], replaced: str | None, comm: Communicator
 ) -> tuple[Source | None, Start]:
-    """The structure, on rank 0, and what all ranks must know of it; `replaced` is of `read_settings`; collective."""
+    """The structure, on rank 0, and what all ranks must know about it; collective.
+
+    `replaced` is the second result of `read_settings`.
+    """
     s, source, start = settings, None, None
     with together(comm):
         if comm.rank == 0:
@@ -166,12 +179,12 @@ def read_start(
 
 
 def require_box_for_pressure(settings: MdConfig, box: Box) -> None:
-    """Refuse constant pressure where the box does not repeat.
+    """Refuse constant pressure in a box that is not periodic.
 
     Raises
     ------
     InputError
-        It is so, and a stage is npt.
+        A stage is npt, and some direction of the box is not periodic.
     """
     npt = [n for n, stage in enumerate(settings.stages, 1) if stage.ensemble == "npt"]
     if npt and not all(box.periodic):
@@ -183,7 +196,10 @@ def require_box_for_pressure(settings: MdConfig, box: Box) -> None:
 
 
 def _require_same_plan(checkpoint: Checkpoint, settings: MdConfig, replaced: Path) -> None:
-    """Refuse to go on with a run that is complete, or is another, unless this one begins from that."""
+    """Refuse to continue a run that is complete or has other stages or fixed atoms.
+
+    The latter two are allowed if the run file names the restart file as its structure: it is a new run from there.
+    """
     begins_there = replaced.resolve() == Path(settings.structure).resolve()
     same_atoms = checkpoint.fixes_as(settings.fixed)
     if not same_atoms and begins_there:
@@ -219,7 +235,7 @@ def _require_same_plan(checkpoint: Checkpoint, settings: MdConfig, replaced: Pat
 
 
 def _too_short(settings: MdConfig) -> str | None:
-    """What to say of a time step that LAMMPS' `metal` units may have."""
+    """A warning about a timestep that seems to be in ps, as in LAMMPS' `metal` units."""
     if settings.timestep_fs >= SHORT_STEP:
         return None
     return f"timestep_fs is {settings.timestep_fs:g}: it is in femtoseconds, LAMMPS' 0.0005 ps is 0.5"
@@ -229,7 +245,7 @@ def header(
     settings: MdConfig, potential: Potential, start: Start, domain: Domain, places: Placement, needed: Estimate,
     device: Device | None,
 ) -> list[str]:  # fmt: skip
-    """The lines that a run begins with."""
+    """The lines that a run prints first."""
     s, n_atoms = settings, start.n_atoms * math.prod(settings.replicate)
     lengths = " × ".join(f"{x:.4g}" for x in np.linalg.norm(domain.box.matrix, axis=1))
     sides = "".join("p" if p else "f" for p in domain.box.periodic)

@@ -1,4 +1,4 @@
-"""Where a run's atoms come from: files read on rank 0, replicated and dealt out to the ranks piece by piece."""
+"""Structures: files are read on rank 0, replicated and distributed to the ranks piece by piece."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _log = logging.getLogger(__name__)
 
 ROWS = row_dtype(RESTARTED)
 UNUSUAL_MASS = 0.1
-"""Fraction by which a mass may differ from the element's before a run says so."""
+"""Fraction by which a mass may differ from the element's without a warning."""
 
 CHUNK = 1 << 18
-"""Atoms read and dealt out at a time."""
+"""Atoms that are read and distributed at a time."""
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,16 @@ class Source:
 
     Attributes
     ----------
-    species
-        Names that the rows' `types` count; atoms are there of those in `present`.
+    species, present
+        Names of the rows' types 0, 1, …, and those of which there are atoms.
+    n_atoms, max_id
+        Number of atoms, and the largest id.
     masses
-        u, by name, where the file gives them.
-    read
-        Gives the rows from one index to another.
+        Masses in u by name, if the file gives them.
     has_velocities
-        Whether the file gave velocities.
+        Whether the file gives velocities.
+    read
+        `read(first, last)` gives these rows, (last − first,) `ROWS`.
     last_of_several
         Whether the file has frames before this one.
     """
@@ -61,7 +63,13 @@ class Source:
     def of_rows(
         cls, box: Box, species: list[str], rows: NDArray, masses: dict[str, float], has_velocities: bool, where: str
     ) -> Source:
-        """A source of rows in memory, checked."""
+        """A source of rows in memory, which are checked.
+
+        Raises
+        ------
+        DataError
+            There are no atoms, two have the same id, or a position or velocity is not finite.
+        """
         if not len(rows):
             raise DataError("the structure has no atoms", where=where)
         bad = np.flatnonzero(~np.isfinite(rows["positions"]).all(axis=1) | ~np.isfinite(rows["velocities"]).all(axis=1))
@@ -77,7 +85,7 @@ class Source:
         return cls(box, species, species, len(rows), max_id, masses, has_velocities, read)
 
     def require_named(self, type_map: Sequence[str] | None, where: str) -> None:
-        """Raise InputError where a run file's `type_map` lacks a species: a file's names are not changed by it."""
+        """Raise InputError if a run file's `type_map` lacks a species: it does not rename species that a file names."""
         for name in self.present:
             if type_map is not None and name not in type_map:
                 raise InputError(
@@ -86,7 +94,7 @@ class Source:
                 )  # fmt: skip
 
     def with_types_of(self, type_map: Sequence[str], where: str) -> Source:
-        """The same atoms with `types` counting `type_map`.
+        """The same atoms with types numbered as in `type_map`.
 
         Raises
         ------
@@ -116,12 +124,16 @@ class Source:
 def read_structure(
     path: str, type_map: list[str] | None, periodic: list[bool] | None, *, with_fixed: bool = True
 ) -> Source:
-    """Read a structure file (not a restart), by its name: LAMMPS data, else what ASE reads.
+    """Read a structure file, not a restart: its name tells whether it is LAMMPS data or a file that ASE reads.
 
     Parameters
     ----------
+    type_map
+        Species of the types in LAMMPS data.
+    periodic
+        Which box vectors are periodic, in place of the file's.
     with_fixed
-        Whether the atoms that it fixes are to be so (extxyz' `move_mask`, POSCAR's selective dynamics).
+        Whether to fix the atoms that the file fixes (extxyz' `move_mask`, POSCAR's selective dynamics).
 
     Raises
     ------
@@ -187,7 +199,7 @@ def _from_lammps(data: LammpsData, type_map: list[str] | None, path: str) -> Sou
 
 
 def _check_mass(name: str, mass: float, names: list[str], path: str) -> None:
-    """Catch a `type_map` in the wrong order: a mass that is another species' and not this one's."""
+    """Refuse a `type_map` in the wrong order: a type with the mass of another species, not its own."""
     standard = {n: atomic_masses[atomic_numbers[n]] for n in names if n in atomic_numbers}
     others = [n for n, m in standard.items() if abs(m - mass) < 0.02 * m]
     if name in standard and others and abs(standard[name] - mass) > 0.5 * standard[name]:
@@ -227,7 +239,7 @@ def _from_ase(path: str, with_fixed: bool) -> Source:
 def masses_of(
     type_map: Sequence[str], given: dict[str, float], from_file: dict[str, float], present: Sequence[str]
 ) -> NDArray[np.float64]:
-    """(ntypes,) u: as the run file gives them, else the structure's file, else the periodic table.
+    """(ntypes,) masses in u: the run file's, else those of the structure's file, else the periodic table's.
 
     Raises
     ------
@@ -252,7 +264,8 @@ def masses_of(
 
 
 Mark = Callable[[NDArray, NDArray[np.float64]], None]
-"""Told some atoms' rows, with ids of the file, and where in the replicated structure it has them, (n, 3) Å."""
+"""Changes rows of atoms in place, given also their coordinates (n, 3) Å in the replicated structure; ids are the
+file's."""
 
 
 def deal(
@@ -265,16 +278,16 @@ def deal(
 ) -> State:
     """Give each rank the atoms of its brick; collective.
 
-    Rank 0 reads pieces and sends them to all, each rank keeps its own: none ever holds the whole.
+    Rank 0 reads pieces and sends them to all ranks, each of which keeps its own atoms: none ever holds the whole.
 
     Parameters
     ----------
     source
-        On rank 0.
+        The structure; on rank 0.
     base
-        The box of the structure before replication; `domain` divides the one after.
+        The box before replication; `domain` divides the replicated one.
     mark_
-        May change an atom's row; called on the atom's rank.
+        May change the rows of atoms; called on the rank that keeps them.
     """
     n_atoms, max_id = comm.bcast((source.n_atoms, source.max_id) if source else (0, 0))
     state = State(domain.box, n_atoms * math.prod(replicate) // comm.size)  # memory for an equal share of them
@@ -295,13 +308,13 @@ def _own_replicas(
     rows = rows.copy()
     repeated = max(replicate) > 1
     if repeated:
-        rows["images"] = 0  # images count the small box's vectors
+        rows["images"] = 0  # they count vectors of the box before replication
     shifts = base.wrap_shifts(rows["positions"])
     rows["positions"] -= shifts @ base.matrix
     if not repeated:
         rows["images"] += shifts
-    # Whether replica k along an axis is ours depends on the atom and k alone: all ranks come to the same bits, and no
-    # atom is dealt twice or not at all.
+    # Whether replica k along an axis is this rank's depends on the atom and k alone: all ranks compute the same bits,
+    # so that no atom is distributed twice or not at all.
     ours = []
     for axis in range(3):
         copies = (base.fractional(rows["positions"], axis) + np.arange(replicate[axis])[:, None]) / replicate[axis]

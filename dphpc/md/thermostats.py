@@ -1,7 +1,7 @@
 """Integrators of the canonical ensemble (NVT).
 
-Each keeps account of the energy it takes from the atoms: total energy + `bath_energy` is conserved to
-the order of the integrator, also while the target temperature is ramped.
+Each keeps account of the energy that it takes from the atoms: total energy + `bath_energy` is conserved to the order of
+the integrator, also while the target temperature is ramped.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dphpc.core.units import BOLTZMANN_EV_PER_K
 from dphpc.md.engine import Engine
 from dphpc.md.integrators import Saved, VelocityVerlet
 
-# Suzuki–Yoshida weights of fourth order (three substeps).
+# Suzuki–Yoshida weights of fourth order, for three substeps.
 _W = 1.0 / (2.0 - 2.0 ** (1.0 / 3.0))
 YOSHIDA = (_W, 1.0 - 2.0 * _W, _W)
 
@@ -29,13 +29,13 @@ class NoseHoover(VelocityVerlet):
     Parameters
     ----------
     dof
-        N_f, degrees of freedom.
+        N_f, the number of degrees of freedom.
     temperature
-        K, at the beginning.
+        Target in K at the beginning.
     damping
         τ in ps.
     length
-        Thermostats in the chain.
+        Number of thermostats in the chain.
     """
 
     kernel = "nose_hoover"
@@ -52,7 +52,7 @@ class NoseHoover(VelocityVerlet):
         engine.rescale(self, second)
 
     def respond(self, kinetic: float, inputs: NDArray[np.float64]) -> float:
-        """Half a step; the first of two takes the kinetic energy that it knows from the step before."""
+        """Advance the chain by half a step; the first half uses the kinetic energy known from the step before."""
         temperature, dt, half = inputs[:3].tolist()
         self._set_temperature(temperature)
         known = self.kinetic
@@ -63,15 +63,15 @@ class NoseHoover(VelocityVerlet):
         return factor
 
     def bath_energy(self) -> NDArray[np.float64]:
-        """The chain's energy, less the work that ramps did on it."""
+        """The energy of the chain, less the work that temperature ramps did on it."""
         return exact_sum(np.array([self._chain_energy() - self.scalars[1]]))
 
     def forget(self) -> None:
-        """The kinetic energy."""
+        """Discard the kinetic energy, as something else has changed the velocities."""
         self._take_up(np.array([*self.scalars[:2], np.nan]), self.positions, self.velocities)
 
     def save(self) -> Saved:
-        """The chain."""
+        """The chain, its target temperature, the ramps' work and the kinetic energy."""
         return {
             "positions": self.positions.copy(),
             "velocities": self.velocities.copy(),
@@ -79,23 +79,23 @@ class NoseHoover(VelocityVerlet):
         }
 
     def load(self, saved: Saved) -> None:
-        """The chain."""
+        """Restore the chain."""
         scalars = np.full(3, np.nan)  # older files lack the kinetic energy
         scalars[: len(saved["scalars"])] = saved["scalars"]
         self._take_up(scalars, saved["positions"], saved["velocities"])
 
     @property
     def temperature(self) -> float:
-        """K, of the target."""
+        """Target temperature in K."""
         return float(self.scalars[0])
 
     @property
     def kinetic(self) -> float:
-        """eV of the atoms at the end of the last step, NaN before the first."""
+        """Kinetic energy of the atoms in eV at the end of the last step; NaN if it is not known."""
         return float(self.scalars[2])
 
     def _take_up(self, scalars: NDArray[np.float64], *chain: NDArray[np.float64]) -> None:
-        # Temperature, the work in eV that its changes put into the chain, kinetic energy; then the chain.
+        # Temperature (K), the work (eV) that its changes did on the chain, kinetic energy (eV); then the chain.
         self.scalars = np.concatenate((scalars, *chain))
         self.positions, self.velocities = np.split(self.scalars[3:], 2)
 
@@ -103,7 +103,7 @@ class NoseHoover(VelocityVerlet):
         return np.array([temperature, dt, half, self.dof, self.damping, len(self.positions)])
 
     def half_step(self, kinetic: float, dt: float) -> float:
-        """Advance the chain by dt/2 under the kinetic energy (eV); returns the factor for the velocities."""
+        """Advance the chain by dt/2 at a kinetic energy (eV); returns the factor for the velocities."""
         kT = BOLTZMANN_EV_PER_K * self.temperature
         q, v = self._masses(), self.velocities
         last, factor = len(v) - 1, 1.0
@@ -146,11 +146,11 @@ class Bussi(VelocityVerlet):
     Parameters
     ----------
     dof
-        Degrees of freedom.
+        Number of degrees of freedom.
     damping
         τ in ps.
     seed
-        Of the random numbers, which depend on the step too.
+        Seed of the random numbers, which depend on the step too.
     """
 
     kernel = "bussi"
@@ -160,12 +160,12 @@ class Bussi(VelocityVerlet):
         self.scalars = np.zeros(1)  # eV, taken from the atoms
 
     def step(self, engine: Engine, temperature: float) -> None:
-        """A step of velocity Verlet, then the kinetic energy takes a step of its stochastic equation."""
+        """A step of velocity Verlet, then a step of the stochastic equation of the kinetic energy."""
         super().step(engine, temperature)
         engine.rescale(self, self._inputs(engine, temperature))
 
     def _inputs(self, engine: Engine, temperature: float) -> NDArray[np.float64]:
-        """Target of the kinetic energy, a normal number, the sum of dof − 1 squared ones, e^(−Δt/τ)."""
+        """Target kinetic energy (eV), a normal random number, the sum of dof − 1 squared ones, e^(−Δt/τ), dof."""
         random = generator(self.seed, Stream.BUSSI, engine.step + 1)
         first = random.standard_normal()
         others = 2.0 * random.standard_gamma(0.5 * (self.dof - 1)) if self.dof > 1 else 0.0
@@ -173,7 +173,7 @@ class Bussi(VelocityVerlet):
         return np.array([target, first, others, np.exp(-engine.timestep / self.damping), self.dof])
 
     def respond(self, kinetic: float, inputs: NDArray[np.float64]) -> float:
-        """√(K'/K)."""
+        """The factor √(K'/K) for the velocities."""
         if not kinetic > 0.0:
             return 1.0
         target, first, others, c, dof = inputs.tolist()
@@ -183,7 +183,7 @@ class Bussi(VelocityVerlet):
         return float(np.sqrt(factor2))
 
     def bath_energy(self) -> NDArray[np.float64]:
-        """Kinetic energy taken so far."""
+        """Kinetic energy taken from the atoms so far."""
         return exact_sum(self.scalars[:1])
 
     def save(self) -> Saved:
@@ -191,21 +191,21 @@ class Bussi(VelocityVerlet):
         return {"taken": self.scalars.copy()}
 
     def load(self, saved: Saved) -> None:
-        """The energy taken."""
+        """Restore the energy taken."""
         self.scalars = saved["taken"].copy()
 
 
 class Langevin:
     """Langevin dynamics by the BAOAB splitting; Leimkuhler, Matthews, Appl. Math. Res. Express 2013, 34.
 
-    All degrees of freedom are thermal, the center of mass too.
+    All degrees of freedom are thermalized, including the center of mass.
 
     Parameters
     ----------
     damping
         1/γ in ps.
     seed
-        Of the random forces, which depend on the step and the atom's id too.
+        Seed of the random forces, which depend on the step and the atom's id too.
     """
 
     frozen = 0
@@ -223,18 +223,18 @@ class Langevin:
         engine.repeat(_drift_kick)
 
     def bath_energy(self) -> NDArray[np.float64]:
-        """Kinetic energy taken so far from the atoms this rank held."""
+        """Kinetic energy taken so far from atoms while this rank held them."""
         return self.scalars
 
     def forget(self) -> None:
-        """Nothing is known."""
+        """Do nothing, as nothing is known of the velocities."""
 
     def save(self) -> Saved:
-        """Nothing: the account is kept by the run, the random numbers follow from step and id."""
+        """No state: the run keeps the account, and random numbers follow from step and id."""
         return {}
 
     def load(self, saved: Saved) -> None:
-        """Nothing."""
+        """Do nothing, as there is no state."""
 
 
 def _kick_drift(engine: Engine) -> None:

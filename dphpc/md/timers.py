@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 PHASES = ("force", "neighbor", "halo", "wait", "integrate", "output")
-"""`halo`: packing, sending, adding up; `wait`: for other ranks."""
+"""Phases of a run; `halo` is packing and sending ghosts and summing their forces, `wait` waiting for other ranks."""
 
 
 class Timers:
@@ -15,16 +15,16 @@ class Timers:
 
     def __init__(self) -> None:
         self.seconds = dict.fromkeys(PHASES, 0.0)
-        self._counted = 0.0  # of all phases
+        self._counted = 0.0  # seconds of all phases
 
     def move(self, seconds: float, source: str, to: str) -> None:
-        """Count time to another phase."""
+        """Move seconds from one phase's account to another's."""
         self.seconds[source] -= seconds
         self.seconds[to] += seconds
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
-        """Count the time inside to `phase`, but for that of phases within it."""
+        """Count the time inside the block to `phase`, without that of nested phases."""
         start, before = time.perf_counter(), self._counted
         yield
         seconds = time.perf_counter() - start

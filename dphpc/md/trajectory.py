@@ -1,8 +1,8 @@
-"""Trajectory files: extended XYZ, LAMMPS dump, H5MD, frame by frame, atoms sorted by id.
+"""Trajectory files: extended XYZ, LAMMPS dump and H5MD, with the atoms of each frame sorted by id.
 
-Written by rank 0; H5MD by all ranks where `md/hdf5.py` can.
+Rank 0 writes them; H5MD is written by all ranks if `md/hdf5.py` can.
 
-A file that goes on after a restart is cut back to where it was when the restart was written.
+When a run is continued, a file is first cut back to where it was when the restart was written.
 """
 
 from __future__ import annotations
@@ -31,16 +31,19 @@ from dphpc.md.output import Output, writing
 from dphpc.parallel.comm import Communicator, agree, together
 
 CHUNK = 1 << 16
-"""Atoms of a frame that stand together in an H5MD file."""
+"""Atoms of a frame in a chunk of an H5MD file."""
 
 ATOM_BYTES, FRAME_BYTES, BOX_BYTES = 200, 1 << 18, 72
-"""Of an H5MD frame at most: four fields of 84 bytes an atom, the rest of their chunks, and HDF5's own;
-the boxes of the frames before, when the first other one comes."""
+"""Most bytes of an H5MD frame: per atom for its four fields, 84 bytes, and the unused rest of their chunks; per frame
+for HDF5's metadata; and per earlier frame for its box, which is stored once the box has changed in an older file."""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """What all atoms of a frame share, and the names of what is told of each."""
+    """What all atoms of a frame share, with the potential `energy` in eV, and the names of the `fields` of each atom.
+
+    `info` are more values for the comment line of an extxyz frame.
+    """
 
     step: int
     time_ps: float
@@ -52,18 +55,18 @@ class Frame:
 
 
 class FrameWriter(Output, Protocol):
-    """Takes a frame: its beginning, then its atoms part by part, and on all ranks that write alike its end."""
+    """Writes frames: for each its beginning, then its atoms part by part, then its end."""
 
     def begin(self, frame: Frame) -> None:
-        """A new frame; on rank 0."""
+        """Begin a new frame; on rank 0."""
         ...
 
     def add(self, first: int, part: Part) -> None:
-        """Atoms from the place `first` on: ids, types, positions and what the file holds else."""
+        """Write ids, types, positions and the other fields of the atoms from index `first` on; on writing ranks."""
         ...
 
     def end(self) -> None:
-        """No more atoms come: bring the frame to disk."""
+        """Finish the frame and flush it; on all writing ranks."""
         ...
 
 
@@ -74,26 +77,26 @@ def write_frame(
     energy: float,
     info: Mapping[str, float] | None = None,
 ) -> None:
-    """Write the present atoms as a frame, or begin to: `engine.deferred` goes on with it; collective.
+    """Write the present atoms as a frame, or begin to, as work of `engine.deferred`; collective.
 
     Parameters
     ----------
     writer
-        As `open_trajectory` gave it.
+        The result of `open_trajectory`.
     energy
         Potential energy in eV.
     info
-        More for the comment line of an extxyz frame.
+        More values for the comment line of an extxyz frame.
     """
     names = ["types", "positions", "images", *["velocities"] * settings.velocities, *["forces"] * settings.forces]
-    # Not for a committee's candidates: ASE, for which the mask is a constraint, would read forces of 0 as their labels.
+    # Not for a committee's candidates: ASE takes the mask for a constraint and would report forces of 0 as labels.
     names += ["fixed"] * (settings.kind == "extxyz" and engine.n_fixed > 0 and info is None)
     frame = Frame(engine.step, engine.time, engine.state.box, engine.n_atoms, energy, names, info or {})
     engine.deferred.begin(_written(writer, engine, settings, frame))
 
 
 def _written(writer: FrameWriter | None, engine: Engine, settings: Trajectory, frame: Frame) -> Work:
-    """The work of it; collective."""
+    """The deferred work of writing a frame; collective."""
     comm, box = engine.comm, frame.box
     snapshot = engine.moves.snapshot(("ids", *frame.fields))
     yield
@@ -127,9 +130,9 @@ def open_trajectory(
     comm: Communicator,
     type_map: list[str] | None = None,
 ) -> FrameWriter | None:
-    """The writer for a file, on ranks that write; `resume_at` is its extent at the restart, None to begin anew.
+    """The writer of a file, on writing ranks; `resume_at` is its extent at the restart, None to begin a new file.
 
-    Types count `species`, but in a LAMMPS dump `type_map`, where that is given.
+    Types are indices into `species`; a LAMMPS dump numbers them by `type_map` if that is given.
     """
     if comm.rank >= _n_writers(settings, comm):
         return None
@@ -150,7 +153,7 @@ def _n_writers(settings: Trajectory, comm: Communicator) -> int:
 
 
 class TextWriter:
-    """What the two text formats share: lines made by one format string for many atoms at a time."""
+    """Base of the two text formats: writes the lines of many atoms with a single format string."""
 
     def __init__(
         self, path: Path, species: list[str], masses: NDArray[np.float64], settings: Trajectory, resume_at: int | None
@@ -162,7 +165,7 @@ class TextWriter:
         self.species, self.masses, self.settings = np.array(species), masses, settings
 
     def _write_table(self, columns: list[tuple[str, NDArray]]) -> None:
-        """Lines of columns, each a format and an array (n,) or (n, k)."""
+        """Write n lines of columns, each given by a format and an array (n,) or (n, k)."""
         n = len(columns[0][1])
         formats: list[str] = []
         parts: list[NDArray] = []
@@ -174,11 +177,11 @@ class TextWriter:
         self.file.write(((" ".join(formats) + "\n") * n % tuple(cells)).encode())
 
     def end(self) -> None:
-        """Bring the frame to disk."""
+        """Flush the frame."""
         self.file.flush()
 
     def extent(self) -> Extent:
-        """Bytes written."""
+        """The bytes written."""
         self.file.flush()
         return extent_of_bytes(self.file.fileno(), self.file.tell(), self.settings.kind)
 
@@ -187,7 +190,7 @@ class ExtxyzWriter(TextWriter):
     """Extended XYZ as ASE and OVITO read it; velocities as momenta in ASE's units."""
 
     def begin(self, frame: Frame) -> None:
-        """Number of atoms and comment line."""
+        """Write the number of atoms and the comment line."""
         s, box = self.settings, frame.box
         properties = "species:S:1:pos:R:3" + ":momenta:R:3" * s.velocities + ":forces:R:3" * s.forces + ":id:I:1"
         properties += ":move_mask:L:1" * ("fixed" in frame.fields)
@@ -202,7 +205,7 @@ class ExtxyzWriter(TextWriter):
         self.file.write(f"{frame.n_atoms}\n{' '.join(words)}\n".encode())
 
     def add(self, first: int, part: Part) -> None:
-        """Lines of atoms."""
+        """Write the lines of atoms."""
         columns = [("%-2s", self.species[part["types"]]), ("%16.8f", part["positions"])]
         if "velocities" in part:
             mass = self.masses[part["types"]][:, None]
@@ -219,11 +222,11 @@ class LammpsWriter(TextWriter):
     """LAMMPS' `dump custom`, units metal; https://docs.lammps.org/dump.html."""
 
     def number(self, names: list[str]) -> None:
-        """Let types count `names`."""
+        """Number the types by `names`, from 1; species that are not among them get 0."""
         self.numbers = np.array([names.index(name) + 1 if name in names else 0 for name in self.species])
 
     def begin(self, frame: Frame) -> None:
-        """The ITEM lines."""
+        """Write the ITEM lines."""
         s = self.settings
         columns = "id type element " + ("xu yu zu" if s.unwrap else "x y z ix iy iz")
         columns += " vx vy vz" * s.velocities + " fx fy fz" * s.forces
@@ -233,7 +236,7 @@ class LammpsWriter(TextWriter):
         )
 
     def add(self, first: int, part: Part) -> None:
-        """Lines of atoms."""
+        """Write the lines of atoms."""
         types = part["types"]
         columns = [
             ("%d", part["ids"]),
@@ -285,8 +288,8 @@ class H5mdWriter:
                 h5md.create_group("creator").attrs.update({"name": "dphpc", "version": "1"})
 
     def begin(self, frame: Frame) -> None:
-        """Note step and time, and make room for the atoms."""
-        # Where the disk is full while it writes, HDF5 crashes: take the room before.  It gives back what is left over.
+        """Write step, time and box, and allocate space for the atoms."""
+        # HDF5 crashes if the disk gets full while it writes: allocate the space first.  It gives back what is left.
         with open(self.path, "r+b") as file:
             os.posix_fallocate(file.fileno(), file.seek(0, os.SEEK_END), self._bytes_of(frame))
         with h5py.File(self.path, "r+") as file:
@@ -295,7 +298,7 @@ class H5mdWriter:
                 if key in frame.fields:
                     values = atoms[name]["value"]
                     values.resize(self.frames + 1, axis=0)
-                    if not has_room(values):  # of an older file
+                    if not has_room(values):  # in an older file
                         for first in range(0, frame.n_atoms, CHUNK):
                             values[self.frames, first : first + CHUNK] = 0
             self._note_box(atoms, frame.box)
@@ -304,7 +307,7 @@ class H5mdWriter:
                 atoms["position"][name][self.frames] = value
 
     def add(self, first: int, part: Part) -> None:
-        """Atoms; the first call opens the file, on all ranks that write."""
+        """Write atoms; the first call opens the file, on all writing ranks together."""
         self.file = self.file or open_to_fill(self.path, self.comm)
         atoms, place = self.file["particles/all"], slice(first, first + len(part["ids"]))
         for name, key in _H5MD_FIELDS.items():
@@ -321,11 +324,11 @@ class H5mdWriter:
         self.file, self.frames = None, self.frames + 1
 
     def extent(self) -> Extent:
-        """Frames written."""
+        """The frames written."""
         return extent_of_frames(self.path, self.frames)
 
     def _require_fields(self, wanted: Mapping[str, bool]) -> None:
-        """Refuse to go on with a file that has other fields: in H5MD all have as many frames."""
+        """Refuse to continue a file with other fields: in H5MD all fields have the same number of frames."""
         with h5py.File(self.path, "r") as file:
             for name, is_wanted in wanted.items():
                 if (name in file["particles/all"]) != is_wanted:
@@ -339,7 +342,7 @@ class H5mdWriter:
         return FRAME_BYTES + ATOM_BYTES * frame.n_atoms + BOX_BYTES * self.frames
 
     def _note_box(self, atoms: h5py.Group, box: Box) -> None:
-        """The edges, beside steps and times; in an older file they stand once, as long as they are the same."""
+        """Add a frame's box edges; an older file has a single box for all frames, kept as long as it is the same."""
         group, now = atoms["box"], _edges(box)
         if isinstance(group["edges"], h5py.Dataset):
             first = group["edges"][...]
@@ -354,7 +357,7 @@ class H5mdWriter:
         values[self.frames] = now
 
     def _create_edges(self, atoms: h5py.Group, edges: NDArray[np.float64], name: str = "edges") -> None:
-        """Of frames that are written, (frames, 3) or (frames, 3, 3)."""
+        """Create the dataset of box edges, given those of earlier frames, (frames, 3) or (frames, 3, 3)."""
         shapes = {"maxshape": (None, *edges.shape[1:]), "chunks": (1024, *edges.shape[1:])}
         group = atoms["box"].create_group(name)
         group.create_dataset("value", data=edges, **shapes).attrs["unit"] = "Angstrom"
@@ -377,7 +380,7 @@ class H5mdWriter:
         first.create_dataset("time", (0,), np.float64, maxshape=(None,), chunks=(1024,)).attrs["unit"] = "ps"
         for name in _H5MD_FIELDS:
             if name in atoms and name != "position":
-                atoms[name]["step"], atoms[name]["time"] = first["step"], first["time"]  # hard links, as H5MD has it
+                atoms[name]["step"], atoms[name]["time"] = first["step"], first["time"]  # hard links, as H5MD allows
         self._create_edges(atoms, np.empty((0, *_edges(box).shape)))
         names = h5py.enum_dtype({name: k for k, name in enumerate(self.species)}, basetype="i4")
         atoms.create_dataset("species", (n,), names, dcpl=with_room())
@@ -387,7 +390,7 @@ class H5mdWriter:
 
 
 def _edges(box: Box) -> NDArray[np.float64]:
-    """(3,) of a cuboid, else (3, 3)."""
+    """The edges of a box: (3,) of a cuboid, else (3, 3)."""
     return np.diag(box.matrix) if box.is_cuboid else box.matrix
 
 

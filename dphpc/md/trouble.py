@@ -1,4 +1,4 @@
-"""What is said of a run that cannot go on: which atom, at which step, and where to go on from."""
+"""Errors of a run that cannot go on: they tell the atom, the step, and the restart file to go on from."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def too_large(engine: Engine) -> AstrayError | None:
-    """What to say where a force of this rank is not finite, or too large for exact sums."""
+    """The error if a force of this rank is not finite, or too large for exact sums; else None."""
     forces = engine.state.forces[: engine.state.n_local]
     largest = float(np.abs(forces).max(initial=0.0))
     if largest < FORCE_LIMIT or (not engine.deterministic and np.isfinite(largest)):
@@ -30,7 +30,7 @@ def too_large(engine: Engine) -> AstrayError | None:
 
 
 def wild_atom(engine: Engine, moved2: NDArray[np.float64]) -> AstrayError:
-    """What to say of the atom that moved farthest, by all squares (n_local,) in Å²."""
+    """The error for the atom that moved farthest, from squared displacements (n_local,) in Å²."""
     worst = int(np.argmax(np.where(np.isnan(moved2), np.inf, moved2)))
     atom, far = int(engine.state.ids[worst]), np.sqrt(moved2[worst])
     flew = f"atom {atom} flew {far:.3g} Å within a step or two"
@@ -42,7 +42,7 @@ def located(engine: Engine, error: AstrayError) -> AstrayError: ...
 @overload
 def located(engine: Engine, error: DphpcError) -> RunError: ...
 def located(engine: Engine, error: DphpcError) -> RunError:
-    """The error with step and restart file added; see `kind_of`."""
+    """The error with step and last restart added, of the class that `kind_of` gives."""
     step, time, last = engine.step + engine.moving, engine.time + engine.moving * engine.timestep, engine.last_restart
     where = f"step {step}, {time:.6g} ps" + (f"; {error.where}" if error.where else "")
     shorter = "try a shorter timestep_fs; " * engine.moving
@@ -54,7 +54,7 @@ def located(engine: Engine, error: DphpcError) -> RunError:
 
 
 def kind_of(error: DphpcError) -> type[RunError]:
-    """What an error in the middle of a run is: where an evaluation fails it is the atoms' doing, unless a card's."""
+    """The class of an error during a run: a failed evaluation is the atoms' doing, unless it is a GPU's."""
     if isinstance(error, DeviceError):
         return DeviceError
     return AstrayError if isinstance(error, RunError) else RunError

@@ -12,10 +12,10 @@ from dphpc.md.observables import degrees_of_freedom
 
 
 def draw_velocities(engine: Engine, temperature: float, seed: int) -> None:
-    """Maxwell–Boltzmann velocities at exactly `temperature` (K), center of mass at rest; collective.
+    """Draw Maxwell–Boltzmann velocities of exactly `temperature` (K), with the center of mass at rest; collective.
 
-    Beside fixed atoms, which are at rest, the momentum of the others stays as drawn.  An atom's
-    velocity depends on seed and id, not on the rank that holds it.
+    If there are fixed atoms, which are at rest, the momentum of the others is left as drawn.  An atom's velocity
+    depends on seed and id, not on the rank that holds it.
     """
     engine.host.draw_velocities(temperature, seed)
     _rest(engine)
@@ -30,7 +30,7 @@ def stop_drift(engine: Engine) -> NDArray[np.float64]:
 
     Returns
     -------
-    (3,) eV that the atoms lost, in the parts of `core.exact_sum`.
+    (3,) kinetic energy in eV that the atoms lost, in the parts of `core.exact_sum`.
     """
     engine.to_host()
     before = engine.kinetic_energy()

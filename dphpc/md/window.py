@@ -1,56 +1,56 @@
-"""How many steps may go by before somebody looks whether the neighbor list still holds."""
+"""How many steps a GPU may do before it is checked whether the neighbor list is still valid."""
 
 from __future__ import annotations
 
 MOST = 16
-"""Steps: what a look costs is then spread over enough of them."""
+"""Most steps between two checks: enough of them to share the cost of a check."""
 
 MOST_OF_FEW, FEW_ATOMS = 64, 50_000
-"""Of so few atoms steps are short, of hundreds shorter than a look."""
+"""Most steps for at most so many atoms: their steps are short, for hundreds of atoms shorter than a check."""
 
 HASTE = 1.5
-"""How much faster than so far atoms may become without a step being done twice."""
+"""Factor by which atoms may become faster than so far without a window being repeated."""
 
 WORTH_A_LOOK = 4
-"""Of the steps of a new list one in so many: where fewer are left, a look costs as much as the list that it saves."""
+"""A list is rebuilt early if less than one in so many of its steps is left: a further check would cost as much."""
 
 
 def most_steps(n_atoms: int) -> int:
-    """Steps from look to look in a run of so many atoms: a fraction of a second, that a signal may have to wait."""
+    """Most steps between checks for so many atoms: they take a fraction of a second, as a signal must wait for them."""
     return MOST_OF_FEW if n_atoms <= FEW_ATOMS else MOST
 
 
 class Window:
-    """Foretells from how fast atoms went when the neighbor list has had its day.
+    """Predicts from the atoms' speed so far for how many steps the neighbor list will stay valid.
 
     Parameters
     ----------
     reach
-        Å that an atom may move until then.
+        Å that an atom may move while the list is valid.
     most
-        Steps at most.
+        Most steps between two checks.
     """
 
     def __init__(self, reach: float, most: int = MOST) -> None:
         self.reach, self.most = reach, most
         self.moved = 0.0
-        self.pace: float | None = None  # Å a step, since the list was built
+        self.pace: float | None = None  # Å per step since the list was built; None before the first step
 
     def saw(self, moved: float, steps: int) -> None:
-        """The atom that is farthest from its place moved so many Å in the steps since the list was built."""
+        """Record the largest displacement (Å) of an atom in the steps since the list was built."""
         self.moved = moved
         if steps:
             self.pace = moved / steps
 
     @property
     def steps(self) -> int:
-        """Steps until the next look; 0 where the list should rather be built anew, 1 where nothing is known."""
+        """Steps until the next check; 0 if the list should rather be rebuilt, 1 if the pace is unknown."""
         fresh, left = self._within(self.reach), self._within(self.reach - self.moved)
         return 0 if left < max(fresh // WORTH_A_LOOK, 2) <= fresh else max(left, 1)
 
     @property
     def fresh(self) -> int:
-        """Steps until the next look after the list is built anew."""
+        """Steps until the next check if the list is rebuilt now."""
         return max(self._within(self.reach), 1)
 
     def _within(self, distance: float) -> int:
