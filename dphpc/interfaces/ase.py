@@ -1,4 +1,4 @@
-"""ASE calculator: `atoms.calc = DPHPC("model.dp")`, for all that ASE and the packages around it do."""
+"""ASE calculator: `atoms.calc = DPHPC("model.dp")`, for ASE and all packages that build on it."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ VOIGT = ([0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1])
 
 
 class DPHPC(Calculator):
-    """A Deep Potential as a calculator of ASE.
+    """A Deep Potential as an ASE calculator.
 
-    Gives `energy` = `free_energy` (eV), `forces` (natoms, 3) eV/Å, `energies` (natoms,) eV and, where a cell with
-    three vectors repeats in some direction, `stress` (6,) eV/Å³ in ASE's order xx, yy, zz, yz, xz, xy and sign
-    (positive under tension, as dE/dε / V).  Any of the three directions may be open.
+    It gives `energy` = `free_energy` (eV), `forces` (natoms, 3) eV/Å, `energies` (natoms,) eV and, if the cell has
+    three vectors and is periodic in some direction, `stress` (6,) eV/Å³ in ASE's order xx, yy, zz, yz, xz, xy and with
+    its sign (positive under tension, dE/dε / V).  Any of the three directions may be open.
 
     The neighbor list is kept from one call to the next until an atom has moved half the skin, or the cell, its
-    boundaries or the species have changed.  Copies and pickles hold the models, and have lists of their own.
+    periodicity or the species have changed.  Copies and pickles contain the models, and have lists of their own.
 
     Parameters
     ----------
@@ -34,37 +34,37 @@ class DPHPC(Calculator):
         A `.dp` or `.yaml` file, or a model in memory; or several with the same types: the first one gives the
         results, and all of them `deviation`.
     type_map
-        Element of each of the model's types, where the names in the model are no element symbols; or the type of each
-        element, as `type_dict` of DeePMD-kit's calculator: `{"O": 0, "H": 1}`.
+        Element of each of the model's types, needed if the model's names are no element symbols; or the type of each
+        element, like `type_dict` of DeePMD-kit's calculator: `{"O": 0, "H": 1}`.
     precision
         `float64` (default), `mixed`, `tf32` or `float32`.
     skin
-        Å that the neighbor list reaches beyond the cutoff; 0 builds it at every call.
+        Distance in Å by which the neighbor list reaches beyond the cutoff; 0 builds it at every call.
     fparam, aparam
-        (numb_fparam,) and (natoms, numb_aparam) or (numb_aparam,), where the model wants them; `set(fparam=…)`
-        changes them.
+        Frame parameters (numb_fparam,), and atomic parameters (natoms, numb_aparam) or (numb_aparam,), if the model
+        needs them; `set(fparam=…)` changes them.
     threads
-        Threads of this process's kernels from now on, as they are if not given.  NumPy's BLAS then has one, in the
-        whole process, as threads of its own that wait for work would keep cores from the kernels.
+        Number of threads of this process's kernels from now on; unchanged if not given.  It also sets NumPy's BLAS to
+        one thread in the whole process, as its idle threads would keep cores from the kernels.
     device
-        `cpu` (default), `cuda`, or `auto`: a card where there is one.
+        `cpu` (default), `cuda`, or `auto`: a GPU if there is one.
 
     Attributes
     ----------
     deviation
-        With several models: how far they disagree on the last structure, by the columns of `dphpc model-devi`
-        (`max_devi_f`, … eV/Å, `devi_e` eV an atom); otherwise empty.
+        With several models: their deviation for the last structure, by the columns of `dphpc model-devi`
+        (`max_devi_f`, … in eV/Å, `devi_e` in eV per atom); otherwise empty.
     surroundings
         The kept neighbor list; `surroundings.builds` counts how often it was built.
 
     Raises
     ------
     InputError, ModelFileError
-        A file is no model, models differ in their types, or an argument is wrong; in a calculation: an element
-        that the model does not know, or parameters that are missing or that the model does not take.
+        A file is no model, models differ in their types, or an argument is wrong; in a calculation: the model does
+        not know an element, parameters are missing, or the model does not take them.
     DataError
-        Parameters that are no numbers; in a calculation: positions that are not finite or too far away, or a cell
-        without a vector in a direction that repeats, or too thin there.
+        Parameters are not numbers; in a calculation: positions are not finite or too far away, or the cell has no
+        vector in a periodic direction, or is too thin there.
 
     Examples
     --------
@@ -72,7 +72,7 @@ class DPHPC(Calculator):
     >>> atoms.get_potential_energy()
     """
 
-    implemented_properties = ["energy", "free_energy", "forces", "stress", "energies"]  # noqa: RUF012 (ASE's way)
+    implemented_properties = ["energy", "free_energy", "forces", "stress", "energies"]  # noqa: RUF012 (ASE's convention)
     default_parameters: dict[str, Any] = {"fparam": None, "aparam": None}  # noqa: RUF012
     discard_results_on_any_change = True
     ignored_changes = {"initial_charges", "initial_magmoms"}  # noqa: RUF012
@@ -100,7 +100,7 @@ class DPHPC(Calculator):
         Raises
         ------
         InputError
-            Another name: what else there is is given when the calculator is made.
+            Another name is given: all other arguments are fixed when the calculator is made.
         """
         for name in kwargs:
             if name not in self.default_parameters:
@@ -109,7 +109,7 @@ class DPHPC(Calculator):
         return super().set(**_own(kwargs))
 
     def reset(self) -> None:
-        """Forget the results; the neighbor list is kept, as it depends on the structure alone."""
+        """Discard the results; the neighbor list is kept, as it depends on the structure alone."""
         super().reset()
         self.deviation = {}
 
@@ -119,7 +119,7 @@ class DPHPC(Calculator):
         properties: Sequence[str] = ("energy",),
         system_changes: Sequence[str] = tuple(all_changes),
     ) -> None:
-        """All properties of a structure, whichever are asked for."""
+        """Compute all properties of a structure, whichever are asked for."""
         super().calculate(atoms, properties, system_changes)
         self.results, self.deviation = {}, {}
         atoms = self.atoms
@@ -132,13 +132,13 @@ class DPHPC(Calculator):
 
 
 def _own(parameters: Mapping[str, ArrayLike | None]) -> dict[str, Any]:
-    """Copies: ASE asks whether parameters have changed, which an array that the caller changes would hide."""
+    """Copies of the parameters: ASE compares them with later ones, so they must not change with the caller's array."""
     return {name: None if value is None else as_numbers(name, value).copy() for name, value in parameters.items()}
 
 
 def _results(out: Outputs, atoms: Atoms, volume: float) -> dict[str, Any]:
     results = {"energy": out.energy, "free_energy": out.energy, "forces": out.forces, "energies": out.atom_energy}
-    if atoms.pbc.any() and atoms.cell.array.any(axis=1).all():  # a box stands in for a missing vector, not a volume
+    if atoms.pbc.any() and atoms.cell.array.any(axis=1).all():  # for a missing vector there is a box, but no volume
         stress = -0.5 * (out.virial + out.virial.T) / volume  # the virial is −dE/dε
         results["stress"] = stress[VOIGT]
     return results

@@ -1,4 +1,4 @@
-"""A model, or several, for programs that know their atoms by element: what all interfaces have in common."""
+"""Models for programs that identify atoms by their element: the common base of the interfaces."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from dphpc.potential.surroundings import KeptSurroundings, Surroundings
 Model = str | Path | DPModel
 
 UNKNOWN = -1
-"""Type of an element that the model does not know."""
+"""Marks an element that the model does not know."""
 
 
 class ElementPotential:
-    """A Deep Potential whose types are found by element; several models give their deviation, too.
+    """A Deep Potential whose types are given by elements; several models also give their deviation.
 
     Parameters
     ----------
@@ -31,14 +31,14 @@ class ElementPotential:
         A `.dp` or `.yaml` file, or a model in memory; or several with the same types: the first one gives the
         results.
     type_map
-        Element of each of the model's types, where the names in the model are no element symbols; or the type of each
+        Element of each of the model's types, needed if the model's names are no element symbols; or the type of each
         element: `{"O": 0, "H": 1}`.
     precision
         `float64`, `mixed`, `tf32` or `float32`.
     threads
-        Threads of this process's kernels from now on, as they are if not given.
+        Number of threads of this process's kernels from now on; unchanged if not given.
     device
-        `cpu`, `cuda`, or `auto`: a card where there is one.
+        `cpu`, `cuda`, or `auto`: a GPU if there is one.
 
     Attributes
     ----------
@@ -71,17 +71,17 @@ class ElementPotential:
         self._type_of = _type_of(self.elements, self.models[0].get_ntypes())
 
     def types_of(self, numbers: NDArray[np.integer], indices: Sequence[int] | None = None) -> NDArray[np.int32]:
-        """(natoms,) types of atoms by their atomic numbers (natoms,).
+        """Types (natoms,) of atoms with these atomic numbers (natoms,).
 
         Parameters
         ----------
         indices
-            (natoms,) what an error calls the atoms, where it is not 0, 1, …
+            (natoms,) indices that an error gives for the atoms; by default 0, 1, …
 
         Raises
         ------
         InputError
-            An element that the model does not know.
+            The model does not know an element.
         """
         known = (numbers >= 0) & (numbers < len(self._type_of))
         types = np.where(known, self._type_of[np.where(known, numbers, 0)], np.int32(UNKNOWN))
@@ -97,28 +97,29 @@ class ElementPotential:
         return types
 
     def surroundings(self, skin: float) -> KeptSurroundings:
-        """Surroundings that reach as far as every model sees, to be kept with a skin in Å."""
+        """Surroundings up to the largest cutoff of the models, kept with a skin in Å."""
         return KeptSurroundings(max(dp.get_rcut() for dp in self.models), skin)
 
     def evaluate(
         self, around: Surroundings, fparam: ArrayLike | None = None, aparam: ArrayLike | None = None
     ) -> tuple[Outputs, dict[str, float]]:
-        """One structure.
+        """Evaluate one structure.
 
         Parameters
         ----------
         fparam, aparam
-            (numb_fparam,) and (natoms, numb_aparam) or (numb_aparam,), where the model wants them.
+            Frame parameters (numb_fparam,), and atomic parameters (natoms, numb_aparam) or (numb_aparam,), if the
+            model needs them.
 
         Returns
         -------
-        What the first model gives, forces (natoms, 3) of the atoms alone; and, of several models, how far they
-        disagree, by the columns of `dphpc model-devi`.
+        The outputs of the first model, with forces (natoms, 3) of the atoms without ghosts; and the deviation of
+        several models by the columns of `dphpc model-devi`, empty for one.
 
         Raises
         ------
         InputError, DataError
-            Parameters are missing, or do not fit.
+            Parameters are missing, or have the wrong shape.
         """
         outputs = []
         for dp in self.models:
@@ -130,7 +131,7 @@ class ElementPotential:
 
 
 def _by_type(type_map: Sequence[str] | Mapping[str, int]) -> list[str]:
-    """The element of each type."""
+    """The element of each type, from either form of `type_map`."""
     if isinstance(type_map, Mapping):
         numbers = list(type_map.values())
         if not all(isinstance(n, int | np.integer) for n in numbers) or sorted(numbers) != list(range(len(numbers))):
@@ -151,6 +152,6 @@ def _type_of(elements: Sequence[str], n_types: int) -> NDArray[np.int32]:
         raise InputError(f"type_map {' '.join(elements)} names an element twice")
     type_of = np.full(len(chemical_symbols), UNKNOWN, np.int32)
     for number, name in enumerate(elements):
-        if name in atomic_numbers:  # a name that is no element's can stand in the model as long as no atom needs it
+        if name in atomic_numbers:  # a name that is no element's is allowed: no atom has it
             type_of[atomic_numbers[name]] = number
     return type_of

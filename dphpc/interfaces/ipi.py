@@ -1,6 +1,6 @@
-"""i-PI's driver: energies, forces and virials of the structures that a server sends through a socket.
+"""Driver for i-PI: evaluates energies, forces and virials of structures that the server sends through a socket.
 
-The messages are i-PI's (Kapil et al., Comput. Phys. Commun. 236, 214 (2019)), by ASE's `IPIProtocol`.
+The protocol is i-PI's (Kapil et al., Comput. Phys. Commun. 236, 214 (2019)), as implemented by ASE's `IPIProtocol`.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ Evaluate = Callable[[Floats, Floats], tuple[float, Floats, Floats]]
 """Positions (natoms, 3) Å and cell (3, 3) Å -> energy in eV, forces (natoms, 3) eV/Å, virial (3, 3) eV."""
 
 PREFIX = "/tmp/ipi_"
-"""Where i-PI puts a unix socket, unless its input has another `sockets_prefix`."""
+"""Beginning of the path of i-PI's unix sockets, unless its input sets another `sockets_prefix`."""
 
 RETRY = 0.1
-"""Seconds between two attempts to reach a server."""
+"""Seconds between two attempts to connect to a server."""
 
 LOG_EVERY = 10.0
-"""Seconds between two messages about the rate."""
+"""Seconds between two log messages about the rate."""
 
 
 class DriverInput(Config):
@@ -46,15 +46,15 @@ class DriverInput(Config):
     Attributes
     ----------
     use_unix
-        `host` is the name of a unix socket.
+        Whether `host` is the name of a unix socket.
     graph_file
-        The model.
+        The model file.
     coord_file
-        An xyz file that names the atoms, in i-PI's order.
+        An xyz file with the names of the atoms, in i-PI's order.
     atom_type
-        The model's type of each name.
+        The model's type for each name.
     verbose
-        Log each structure.
+        Whether to log each structure.
     """
 
     use_unix: bool = False
@@ -68,7 +68,7 @@ class DriverInput(Config):
 
 @dataclass(frozen=True)
 class Address:
-    """Where i-PI listens: a unix socket, or a port of a host.
+    """The address at which i-PI listens: a unix socket, or a port of a host.
 
     Attributes
     ----------
@@ -82,21 +82,21 @@ class Address:
 
     @property
     def path(self) -> str | None:
-        """Of the unix socket."""
+        """Path of the unix socket; None for host and port."""
         return self.unix if self.unix is None or "/" in self.unix else PREFIX + self.unix
 
     def __str__(self) -> str:
         return f"{self.host}:{self.port}" if self.path is None else self.path
 
     def connect(self, wait: float) -> socket.socket:
-        """A socket whose other end is the server; one that is not there yet is waited for, `wait` seconds.
+        """A socket that is connected to the server, which may take up to `wait` seconds to listen.
 
         Raises
         ------
         InputError
             There is no such host, or no such port.
         RunError
-            Nobody has answered in time.
+            The server does not answer in time.
         """
         deadline, waiting = time.monotonic() + wait, False
         while True:
@@ -132,20 +132,22 @@ class Address:
             return unix
         inet = socket.create_connection((self.host, self.port), timeout=10.0)
         inet.settimeout(None)
-        # A message is several small pieces, each of which would wait for the other side to confirm the one before.
+        # A message is sent in small pieces; without this each would wait for the previous one to be acknowledged.
         inet.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        inet.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # notices a machine that is gone
+        inet.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # detects a dead server
         return inet
 
 
 @dataclass
 class Served:
-    """What a driver has done.
+    """The work that a driver has done.
 
     Attributes
     ----------
+    structures, seconds
+        Number of structures evaluated, and seconds since the connection.
     stopped_by
-        The signal that ended it; None where the server did.
+        Number of the signal that ended it; None if the server did.
     """
 
     structures: int = 0
@@ -154,29 +156,29 @@ class Served:
 
 
 class _Stop(Exception):
-    """A signal has asked for the end."""
+    """Raised by a signal, to end the driver."""
 
 
 def serve(evaluate: Evaluate, n_atoms: int, address: Address, wait: float = 60.0, level: int = logging.DEBUG) -> Served:
-    """Evaluate what a server sends until it says EXIT or goes away, or until a signal.
+    """Evaluate the structures that a server sends, until it says EXIT or disconnects, or a signal arrives.
 
     Parameters
     ----------
     wait
-        Seconds that a server may need until it listens.
+        Seconds that the server may take until it listens.
     level
-        At which each structure is logged.
+        Logging level of the message about each structure.
 
     Raises
     ------
     InputError, RunError
-        As `Address.connect`; the server sends another number of atoms, or what is not in the protocol.
+        As in `Address.connect`; or the server sends another number of atoms, or a message that is not in the protocol.
     """
     served, began = Served(), time.monotonic()
 
     def stop(number: int) -> None:
         served.stopped_by = number
-        raise _Stop  # waiting for a message would go on
+        raise _Stop  # else the driver would go on waiting for a message
 
     try:
         with stop_signals(stop), address.connect(wait) as connection:
@@ -200,14 +202,14 @@ def _rate(structures: int, seconds: float) -> str:
 
 
 def _converse(protocol: IPIProtocol, evaluate: Evaluate, n_atoms: int, served: Served, level: int) -> None:
-    """Answer the server's messages until EXIT; counts in `served`."""
+    """Answer the server's messages until EXIT; counts structures in `served`."""
     results: tuple[float, Floats, Floats] | None = None
     since, counted = time.monotonic(), 0
     while (message := _message(protocol)) != "EXIT":
         if message == "STATUS":
             protocol.sendmsg("READY" if results is None else "HAVEDATA")
         elif message == "INIT":
-            protocol.recvinit()  # which bead, and a text: no need of either
+            protocol.recvinit()  # a bead's number and a string, both unused
         elif message == "POSDATA":
             results = evaluate(*_structure(protocol, n_atoms))
             served.structures += 1
@@ -235,7 +237,7 @@ def _message(protocol: IPIProtocol) -> str:
 
 
 def _structure(protocol: IPIProtocol, n_atoms: int) -> tuple[Floats, Floats]:
-    """Positions (natoms, 3) and cell (3, 3) in Å."""
+    """Receive positions (natoms, 3) and cell (3, 3), in Å."""
     try:
         cell, _, positions = protocol.recvposdata()
     except AssertionError:
@@ -253,21 +255,21 @@ def _structure(protocol: IPIProtocol, n_atoms: int) -> tuple[Floats, Floats]:
 def evaluator(
     potential: ElementPotential, types: NDArray[np.int32], fparam: ArrayLike | None = None, skin: float = 1.0
 ) -> Evaluate:
-    """Evaluates structures, repeated in all three directions by the cell, with a neighbor list that is kept.
+    """A function that evaluates structures periodic in all three directions, and keeps its neighbor list.
 
     Parameters
     ----------
     types
-        (natoms,), in i-PI's order.
+        (natoms,) types of the atoms, in i-PI's order.
     fparam
-        (numb_fparam,), where the model wants them.
+        Frame parameters (numb_fparam,), if the model needs them.
     skin
-        Å that the neighbor list reaches beyond the cutoff.
+        Distance in Å by which the neighbor list reaches beyond the cutoff.
 
     Raises
     ------
     InputError, DataError
-        Parameters are missing, or do not fit.
+        Parameters are missing, or have the wrong shape.
     """
     kept, periodic = potential.surroundings(skin), np.ones(3, bool)
     potential.models[0].parameter_columns(1, len(types), fparam)
@@ -282,12 +284,12 @@ def evaluator(
 def driver_input(
     path: Path | None, model: Path | None, structure: Path | None, unix: str | None, host: str | None, port: int | None
 ) -> DriverInput:
-    """An input file, if there is one, and the options that go before it.
+    """The driver's input: that of a file, if there is one, with options that override it.
 
     Raises
     ------
     InputError
-        The file is wrong; model, structure or address are not given; two addresses are.
+        The file is wrong; no model, structure or address is given; or two addresses are.
     """
     given = DriverInput() if path is None else load_config(DriverInput, path)
     changes: dict[str, object] = {}
@@ -316,17 +318,17 @@ def run_ipi(
     given: DriverInput, *, type_map: list[str] | None = None, fparam: ArrayLike | None = None, wait: float = 60.0,
     precision: str = "float64", threads: int | None = None, device: str = "cpu",
 ) -> Served:  # fmt: skip
-    """Be the driver that an input asks for, until the server ends it or a signal does.
+    """Run the driver that an input describes, until the server or a signal ends it.
 
     Parameters
     ----------
     type_map
-        Species of a structure's types, where its file does not name them.
+        Species of the structure's types, if its file does not name them.
 
     Raises
     ------
     DphpcError
-        An input is wrong, the server cannot be reached, or it and the structure do not fit.
+        An input is wrong, the server cannot be reached, or it sends another structure.
     """
     assert given.graph_file is not None and given.coord_file is not None
     potential = ElementPotential(given.graph_file, None, precision, threads or default_threads(), device)
@@ -340,7 +342,7 @@ def run_ipi(
 
 
 def _types_by_element(path: str, type_map: list[str] | None, potential: ElementPotential) -> NDArray[np.int32]:
-    """(natoms,) types of a structure's atoms by their species, in the order of their ids."""
+    """(natoms,) types of a structure's atoms from their species, in the order of their ids."""
     source = read_structure(path, type_map, None, with_fixed=False)
     for name in source.species:
         if name not in potential.elements:
@@ -354,7 +356,7 @@ def _types_by_element(path: str, type_map: list[str] | None, potential: ElementP
 
 
 def _types_by_name(path: Path, atom_type: Mapping[str, int], n_types: int) -> NDArray[np.int32]:
-    """(natoms,) types of an xyz file's atoms by their names, which are no elements."""
+    """(natoms,) types of an xyz file's atoms from their names, which need not be elements."""
     for name, number in atom_type.items():
         if not 0 <= number < n_types:
             raise InputError(f"'{name}' is of type {number}", where="key 'atom_type'", expected=f"0 to {n_types - 1}")

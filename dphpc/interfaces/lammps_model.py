@@ -1,13 +1,13 @@
-"""A model as LAMMPS' `pair_style dphpc` reads it: one flat file of named arrays.
+"""Writes a model for LAMMPS' `pair_style dphpc`, as a flat file of named arrays.
 
     8 bytes     DPHPCLMP
-    2 × uint32  version of the format, CRC-32 of all that follows the head
-    uint64      how many bytes that is
-    arrays      4 × uint32: length of the name, kind (0 text, 1 int32, 2 float32, 3 float64), dimensions, 0;
+    2 × uint32  version of the format, CRC-32 of everything behind the head
+    uint64      number of bytes behind the head
+    arrays      4 × uint32: length of the name, kind (0 text, 1 int32, 2 float32, 3 float64), number of dimensions, 0;
                 the name; a uint64 for each dimension; the numbers, C-contiguous
 
-Names and numbers are padded to 8 bytes; all is little-endian.  `kernels/lammps/model.cpp` says which arrays there are.
-The model is in it as `DeepPotential` evaluates it: with its tables, in both precisions, and without embedding nets.
+Names and numbers are padded to 8 bytes; everything is little-endian.  `arrays_of` lists the arrays.  The file contains
+the model as `DeepPotential` evaluates it: with its tables, in both precisions, and without embedding nets.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ MAGIC, VERSION = b"DPHPCLMP", 1
 HEAD = struct.Struct("<8sIIQ")
 
 KINDS: dict[str, int] = {"uint8": 0, "int32": 1, "float32": 2, "float64": 3}
-"""By the type of an array."""
+"""The kind of an array in the file, by its dtype."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What a file holds."""
+    """Describes a file that was written."""
 
     path: Path
     type_map: tuple[str, ...]
@@ -58,14 +58,14 @@ class Exported:
 
 
 def export_file(input: str | Path, output: str | Path) -> Exported:
-    """Write a model file's content for LAMMPS.
+    """Convert a model file to one for LAMMPS.
 
     Raises
     ------
     ModelFileError
-        The model cannot be read, or not be evaluated by the plugin.
+        The model cannot be read, or the plugin cannot evaluate it.
     RunError
-        The output cannot be written; what had its name before stays.
+        The output cannot be written; an older file of that name is left as it was.
     """
     path, model = Path(output), read_model(input)
     content = packed(arrays_of(model, str(input)))
@@ -81,12 +81,12 @@ def export_file(input: str | Path, output: str | Path) -> Exported:
 
 
 def arrays_of(model: DPModel, name: str = "the model") -> dict[str, NDArray[Any]]:
-    """All that the plugin takes, by name; texts are bytes.
+    """All arrays that the plugin reads, by name; texts are arrays of bytes.
 
     Raises
     ------
     ModelFileError
-        The model takes parameters of each atom, or has networks with kinks and no table.
+        The model takes atomic parameters, or has networks with kinks and no table.
     """
     _require_plain(model, name)
     p, fitting = SeAParameters.of(model), model.fitting
@@ -115,7 +115,7 @@ def arrays_of(model: DPModel, name: str = "the model") -> dict[str, NDArray[Any]
     for key, precision, dtype in (("table64", "float64", np.float64), ("table32", "mixed", np.float32)):
         table = DeepPotential(model, precision).table
         assert isinstance(table, RadialTable)
-        model = replace(model, table=table)  # to be made once
+        model = replace(model, table=table)  # so that it is made only once
         table = reaching(table, model)
         arrays[f"{key}.grids"] = np.array([_numbers_of(grid) for grid in table.grids])
         arrays[f"{key}.coefficients"] = table.coefficients.astype(dtype)
@@ -126,19 +126,19 @@ def arrays_of(model: DPModel, name: str = "the model") -> dict[str, NDArray[Any]
 
 
 def reaching(table: RadialTable, model: DPModel) -> RadialTable:
-    """A table continued from the networks to where atoms stand on each other, as a run's own table grows."""
+    """A table that is extended, from the networks, down to overlapping atoms, as the table of a run is."""
     networks = [network.astype(np.float64) for network in model.descriptor.networks]
     return continued(table, networks, model.descriptor.s_range(R_OVERLAP)[1])
 
 
 def _numbers_of(grid: Grid) -> list[float]:
-    """Upper end, lower end, then step and number of intervals of `MAX_PARTS` parts, 0 where there are fewer."""
+    """Upper and lower end of a grid, then step and number of intervals of `MAX_PARTS` parts; 0 for missing parts."""
     numbers = [grid.upper, *grid.numbers()]
     return numbers + [0.0] * (2 + 2 * MAX_PARTS - len(numbers))
 
 
 def packed(arrays: dict[str, NDArray[Any]]) -> bytes:
-    """The file's content."""
+    """The content of the file."""
     body = b"".join(_record(name, array) for name, array in arrays.items())
     return HEAD.pack(MAGIC, VERSION, zlib.crc32(body), len(body)) + body
 

@@ -1,4 +1,4 @@
-"""OpenMM: a Deep Potential as a force of a `System`, for all of its atoms or for a region of them (ML/MM)."""
+"""OpenMM: a Deep Potential as a force of a `System`, acting on all of its atoms or on a region (ML/MM)."""
 
 from __future__ import annotations
 
@@ -25,28 +25,27 @@ from dphpc.potential.surroundings import KeptSurroundings
 ANGSTROM_PER_NM = 10.0
 
 FPARAM = "fparam"
-"""Beginning of the names of a context's parameters that are frame parameters."""
+"""Prefix of the names of the context's parameters that are frame parameters."""
 
 BONDED = {
     "HarmonicBondForce", "HarmonicAngleForce", "PeriodicTorsionForce", "RBTorsionForce", "CMAPTorsionForce",
     "CustomBondForce", "CustomAngleForce", "CustomTorsionForce", "CustomCompoundBondForce",
 }  # fmt: skip
-"""Forces made of terms that name their atoms, one by one."""
+"""Forces that are sums of terms, each of which names its atoms."""
 
 PAIRWISE = {"NonbondedForce", "CustomNonbondedForce"}
-
 NO_INTERACTION = {
     "AndersenThermostat", "CMMotionRemover", "CustomExternalForce", "MonteCarloAnisotropicBarostat",
     "MonteCarloBarostat", "MonteCarloFlexibleBarostat", "MonteCarloMembraneBarostat",
 }  # fmt: skip
-"""Forces in which no two atoms interact."""
+"""Forces without interactions between atoms."""
 
 
 class DPHPC:
-    """A Deep Potential that makes forces and systems of OpenMM.
+    """A Deep Potential that creates forces and systems of OpenMM.
 
-    The methods bear the names that OpenMM and openmm-ml use.  Forces are exact in float64 on the platforms Reference
-    and CPU; whatever the platform, they are computed by this program, on its own threads or card.
+    The methods have the names that OpenMM and openmm-ml use.  Forces reach OpenMM in full float64 precision on its
+    platforms Reference and CPU; whatever the platform, dphpc computes them, on its own threads or GPU.
 
     Parameters
     ----------
@@ -54,26 +53,27 @@ class DPHPC:
         A `.dp` or `.yaml` file, or a model in memory; or several with the same types: the first one gives the
         forces, and all of them `deviation`.
     type_map
-        Element of each of the model's types, where the names in the model are no element symbols; or the type of each
+        Element of each of the model's types, needed if the model's names are no element symbols; or the type of each
         element: `{"O": 0, "H": 1}`.
     precision
         `float64` (default), `mixed`, `tf32` or `float32`.
     skin
-        Å that the neighbor list reaches beyond the cutoff; 0 builds it at every step.
+        Distance in Å by which the neighbor list reaches beyond the cutoff; 0 builds it at every step.
     fparam
-        (numb_fparam,), where the model wants them: the defaults of the context's parameters `fparam0`, `fparam1`, …
+        Frame parameters (numb_fparam,), if the model needs them: defaults of the context's parameters `fparam0`, …
     aparam
-        (natoms, numb_aparam) or (numb_aparam,), where the model wants them; natoms are those of the force.
+        Atomic parameters (natoms, numb_aparam) or (numb_aparam,), if the model needs them, for the force's atoms.
     threads
-        Threads of this process's kernels from now on, as they are if not given.  NumPy's BLAS then has one.
+        Number of threads of this process's kernels from now on; unchanged if not given.  It also sets NumPy's BLAS to
+        one thread.
     device
-        `cpu` (default), `cuda`, or `auto`: a card where there is one.
+        `cpu` (default), `cuda`, or `auto`: a GPU if there is one.
 
     Attributes
     ----------
     deviation
-        With several models: how far they disagree on the structure last evaluated, by the columns of `dphpc
-        model-devi` (`max_devi_f`, … eV/Å, `devi_e` eV an atom); otherwise empty.
+        With several models: their deviation for the structure last evaluated, by the columns of `dphpc model-devi`
+        (`max_devi_f`, … in eV/Å, `devi_e` in eV per atom); otherwise empty.
 
     Raises
     ------
@@ -113,17 +113,17 @@ class DPHPC:
     def createForce(self, topology: app.Topology, atoms: Iterable[int] | None = None) -> openmm.PythonForce:
         """The force to add to a System whose particles are a topology's atoms.
 
-        It is periodic where the topology has box vectors.  It can be copied and serialized; the models go with it.
+        It is periodic if the topology has box vectors.  It can be copied and serialized, and then contains the models.
 
         Parameters
         ----------
         atoms
-            Indices of the atoms that it acts on, as if there were no others; all if not given.
+            Indices of the atoms that it acts on, as if there were no others; by default all.
 
         Raises
         ------
         InputError
-            An atom has no element, or one that the model does not know; no such atom; parameters are missing.
+            An atom has no element, or one that the model does not know; an index is wrong; parameters are missing.
         """
         listed = list(topology.atoms())
         chosen = _checked(range(len(listed)) if atoms is None else atoms, len(listed))
@@ -149,12 +149,12 @@ class DPHPC:
         Parameters
         ----------
         removeCMMotion
-            Add OpenMM's CMMotionRemover, as openmm-ml and force fields do.
+            Whether to add OpenMM's CMMotionRemover, as openmm-ml and force fields do.
 
         Raises
         ------
         InputError
-            As `createForce`.
+            As in `createForce`.
         """
         force, system = self.createForce(topology), openmm.System()
         for atom in topology.atoms():
@@ -169,21 +169,21 @@ class DPHPC:
     def createMixedSystem(self, topology: app.Topology, system: openmm.System, atoms: Iterable[int]) -> openmm.System:
         """A copy of a force field's System in which the potential acts inside a region, mechanically embedded.
 
-        Constraints, bonded terms and pair interactions between atoms of the region are taken out.  The interactions of
-        the region with the rest stay the force field's.
+        Constraints, bonded terms and pair interactions between atoms of the region are removed.  Interactions of the
+        region with the rest remain those of the force field.
 
         Parameters
         ----------
         system
-            Its particles are the topology's atoms.
+            The force field's System, whose particles are the topology's atoms.
         atoms
-            Indices of the region's atoms: whole molecules.
+            Indices of the region's atoms, which must be whole molecules.
 
         Raises
         ------
         InputError
-            As `createForce`; a bond or virtual site crosses the region's boundary; the System has a force whose
-            interactions inside the region are not known how to take out.
+            As in `createForce`; or a bond or virtual site crosses the region's boundary, or the System has a force
+            whose interactions inside the region cannot be removed.
         """
         atoms = _checked(atoms, topology.getNumAtoms())
         force = self.createForce(topology, atoms)
@@ -199,7 +199,7 @@ class DPHPC:
                 _silence(other, inside)
             elif isinstance(other, openmm.CustomNonbondedForce):
                 _exclude(other, inside)
-        # Atoms held together by no force would be molecules of their own to a barostat, which moves these as a whole.
+        # Bonds without a force keep the region's molecules together for a barostat, which moves whole molecules.
         molecules = openmm.HarmonicBondForce()
         molecules.setName("dphpc molecules")
         for i, j in sorted(bonds):
@@ -211,10 +211,10 @@ class DPHPC:
 
 
 class _Computation:
-    """What a PythonForce calls, with a neighbor list of its own.
+    """The function that a PythonForce calls, with a neighbor list of its own.
 
-    Pickled are the models and the arguments.  Nothing is built of them before the first call: OpenMM ends the process
-    where unpickling fails.
+    Its pickle contains the models and the arguments.  The potential is only built from them at the first call, as
+    OpenMM ends the process if unpickling fails.
     """
 
     def __init__(
@@ -226,9 +226,9 @@ class _Computation:
         self.arguments = arguments
         self.deviation = {} if deviation is None else deviation
         self.built = [] if potential is None else [(potential, potential.surroundings(arguments["skin"]))]
-        # OpenMM never lets go of what it has unpickled: kernels would be found in use when Python ends.
+        # OpenMM never releases what it has unpickled: without this, kernels would still be in use when Python ends.
         weakref.finalize(self, self.built.clear)
-        self.lock = threading.Lock()  # contexts may run in threads of their own
+        self.lock = threading.Lock()  # contexts may run in different threads
 
     def __getstate__(self) -> dict[str, Any]:
         return self.arguments
@@ -247,7 +247,7 @@ class _Computation:
             )
         try:
             cell = state.getPeriodicBoxVectors(asNumpy=True).value_in_unit(unit.nanometer) * ANGSTROM_PER_NM
-        except openmm.OpenMMException:  # it has none, as the force is not periodic
+        except openmm.OpenMMException:  # the force is not periodic, so the state has no box
             cell = np.zeros((3, 3))
         parameters = state.getParameters()
         fparam = [parameters[f"{FPARAM}{k}"] for k in range(self.arguments["n_fparam"])]
@@ -284,7 +284,13 @@ def _checked(atoms: Iterable[int], n_atoms: int) -> list[int]:
 
 
 def _numbers(listed: Sequence[app.topology.Atom], chosen: Sequence[int]) -> NDArray[np.int64]:
-    """(natoms,) atomic numbers."""
+    """(natoms,) atomic numbers of the chosen atoms.
+
+    Raises
+    ------
+    InputError
+        An atom has no element.
+    """
     for atom in (listed[k] for k in chosen):
         if atom.element is None:
             raise InputError(
@@ -310,7 +316,13 @@ def _require_whole(topology: app.Topology, system: openmm.System, inside: set[in
 
 
 def _without_terms(system: openmm.System, inside: set[int]) -> tuple[openmm.System, set[tuple[int, ...]]]:
-    """A copy without constraints and bonded terms inside a region, and the pairs of atoms that these joined."""
+    """A copy without constraints and bonded terms inside a region, and the pairs of atoms that they joined.
+
+    Raises
+    ------
+    InputError
+        The System has a force whose interactions inside the region cannot be removed.
+    """
     for force in system.getForces():
         kind = type(force).__name__
         apart = kind == "PythonForce" and force.getParticles() and inside.isdisjoint(force.getParticles())
@@ -335,7 +347,7 @@ def _without_terms(system: openmm.System, inside: set[int]) -> tuple[openmm.Syst
 
 
 def _silence(force: openmm.NonbondedForce, inside: set[int]) -> None:
-    """Take the pairs inside a region out of charges' and Lennard-Jones interactions."""
+    """Remove the Coulomb and Lennard-Jones interactions of the pairs inside a region."""
     for i, j in combinations(sorted(inside), 2):
         force.addException(i, j, 0.0, 1.0, 0.0, True)
     for k in range(force.getNumExceptionParameterOffsets()):
@@ -345,7 +357,7 @@ def _silence(force: openmm.NonbondedForce, inside: set[int]) -> None:
 
 
 def _exclude(force: openmm.CustomNonbondedForce, inside: set[int]) -> None:
-    """Take the pairs inside a region out of an interaction of pairs."""
+    """Exclude the pairs inside a region from a custom pair interaction."""
     excluded = {frozenset(force.getExclusionParticles(k)) for k in range(force.getNumExclusions())}
     for pair in combinations(sorted(inside), 2):
         if frozenset(pair) not in excluded:
