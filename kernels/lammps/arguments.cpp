@@ -18,7 +18,7 @@ bool is_keyword(const std::string& word) {
 
 [[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument(what); }
 
-// A whole number from `least` on.
+// Parses an integer that is at least `least`.
 int whole(const std::string& keyword, const std::string& word, long least) {
     char* end = nullptr;
     const long value = std::strtol(word.c_str(), &end, 10);

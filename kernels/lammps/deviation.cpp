@@ -7,7 +7,7 @@
 namespace dphpc {
 namespace {
 
-// Of value(k), k = 0 … n − 1.
+// Mean of value(k), k = 0 … n − 1.
 template <class Value>
 double mean(std::size_t n, Value&& value) {
     double sum = 0.0;
@@ -15,7 +15,7 @@ double mean(std::size_t n, Value&& value) {
     return sum;
 }
 
-// Root mean square about the mean.
+// Standard deviation of value(k), k = 0 … n − 1.
 template <class Value>
 double spread(std::size_t n, Value&& value) {
     const double m = mean(n, value);
@@ -24,7 +24,7 @@ double spread(std::size_t n, Value&& value) {
     return std::sqrt(squares);
 }
 
-// (n_local) how far the models disagree in each atom's force.
+// Deviation (n_local) of the force on each atom; `level` is `Measure::relative`.
 std::vector<double> force_deviation(const std::vector<ModelResults>& models, std::int64_t n_local, double level) {
     std::vector<double> deviations(static_cast<std::size_t>(n_local));
     for (std::int64_t i = 0; i < n_local; ++i) {
@@ -39,7 +39,7 @@ std::vector<double> force_deviation(const std::vector<ModelResults>& models, std
     return deviations;
 }
 
-// Values of all ranks' atoms by their ids, on the first rank.
+// Values of all ranks' atoms, sorted by id, on the first rank.
 std::vector<double> by_id(const std::vector<long long>& ids, const std::vector<double>& values, MPI_Comm world) {
     int me = 0, n_ranks = 1, n = static_cast<int>(values.size());
     MPI_Comm_rank(world, &me);
@@ -67,7 +67,7 @@ std::vector<double> deviation_of(const std::vector<ModelResults>& models, const 
     const std::size_t n = models.size();
     const std::vector<double> of_atoms = force_deviation(models, atoms.n_local, measure.relative);
     double high = 0.0, low = std::numeric_limits<double>::infinity();
-    std::vector<double> sums(9 * n + 1, 0.0);  // virials, and the deviations of the forces
+    std::vector<double> sums(9 * n + 1, 0.0);  // virials of the models, then the deviation of the forces
     for (const double deviation : of_atoms) {
         high = std::max(high, deviation), low = std::min(low, deviation);
         sums.back() += deviation;

@@ -1,4 +1,4 @@
-// How far several models disagree: a file with the columns of DeePMD-kit's model_devi.out.
+// The deviation of several models, and a file of it with the columns of DeePMD-kit's model_devi.out.
 //
 // Zhang et al., Phys. Rev. Mater. 3, 023804 (2019), Eq. (4): the deviation of a force is the norm over x, y, z of its
 // standard deviation over the models.
@@ -13,27 +13,27 @@
 
 namespace dphpc {
 
-// What is written, as DeePMD-kit's pair style has it.
+// What is computed and written, with the options of DeePMD-kit's pair style.
 struct Measure {
-    double relative = -1.0;    // if not below 0: divide an atom's deviation by the norm of its mean force plus this
-    double relative_v = -1.0;  // and that of each of the virial's components by its mean's magnitude plus this
-    bool atomic = false;       // each atom's deviation, too
+    double relative = -1.0;    // if ≥ 0: divide an atom's deviation by the norm of its mean force plus this
+    double relative_v = -1.0;  // if ≥ 0: divide a virial component's deviation by its mean's magnitude plus this
+    bool atomic = false;       // whether to write each atom's deviation, too
 };
 
 struct ModelResults {
-    const double* forces;  // (n_local, 3), those of ghosts sent home
+    const double* forces;  // (n_local, 3), including the forces on their ghosts
     double virial[9];      // this rank's share
 };
 
 // This rank's atoms.
 struct Atoms {
     std::int64_t n_local;
-    std::vector<long long> ids;  // (n_local), or empty where they are not asked for
-    std::int64_t n_all_ranks;
+    std::vector<long long> ids;  // (n_local); empty if not needed
+    std::int64_t n_all_ranks;    // number of atoms of all ranks
 };
 
-// max, min and avg of the virial's deviation per atom, then of the forces', in the units of the models' results; for all
-// ranks together.  Then, if `atomic`, each atom's by its id, on the first rank alone.
+// Max, min and avg of the virial's deviation per atom, then of the forces', over all ranks, in the units of the models'
+// results; then, if `atomic`, each atom's deviation in order of ids, on the first rank only.  Collective.
 std::vector<double> deviation_of(const std::vector<ModelResults>& models, const Atoms& atoms, const Measure& measure,
                                  MPI_Comm world);
 
@@ -44,17 +44,18 @@ class DeviationFile {
     DeviationFile(const DeviationFile&) = delete;
     DeviationFile& operator=(const DeviationFile&) = delete;
 
-    bool open(const std::string& path, bool atomic);  // with the line that names the columns
-    // Of structures that a run tries at one step, the last stays; `first` is the first line of a run, which replaces the
-    // last one of the run before only if it says the same.
+    // Creates the file, with a line of column names.
+    bool open(const std::string& path, bool atomic);
+    // Writes a line.  If a run tries several structures at a step, only the last one's line stays.  The first line of a
+    // run, `first`, replaces the previous run's line for the same step only if their values agree.
     bool write(std::int64_t step, const std::vector<double>& row, bool first);
     void close();
 
   private:
     std::FILE* file_ = nullptr;
-    std::int64_t step_ = -1;   // of the last line
-    std::vector<double> row_;  // what it says
-    long begin_ = -1;          // where it begins, −1 where that is not known
+    std::int64_t step_ = -1;   // step of the last line
+    std::vector<double> row_;  // its values
+    long begin_ = -1;          // offset of its beginning; −1 if there is none
 };
 
 }  // namespace dphpc

@@ -12,7 +12,7 @@ namespace {
 
 constexpr std::int64_t most_types = 1000, widest = 1 << 20;
 
-// All of an array's numbers are finite.
+// The numbers of an array, after a check that all are finite.
 template <class T>
 const T* finite(const ModelFile& file, const std::string& name, const ArrayView<T>& array) {
     for (std::int64_t k = 0; k < array.size; ++k)
@@ -25,7 +25,7 @@ const T* finite(const ModelFile& file, const std::string& name, const std::vecto
     return finite(file, name, file.array<T>(name, shape));
 }
 
-// The weights of a net in the precision of the computation, and what a `PackedNet` is made from.
+// The layers of a net, from which a `PackedNet` is made, with weights in the precision of the computation.
 template <class Real>
 class Layers {
   public:
@@ -103,7 +103,7 @@ class ModelOf : public Model {
     std::vector<Real> coefficients_, empty_;
     double upper_ = std::numeric_limits<double>::infinity();  // the largest s̃ that every table covers
     std::vector<PackedNet<Real>> nets_;
-    std::vector<Real> row_, columns_;  // the nets' inputs beside the features: of one atom, and of many
+    std::vector<Real> row_, columns_;  // the nets' other inputs: for one atom, and repeated for many
     std::vector<double> energies_;
 };
 
@@ -206,7 +206,7 @@ void ModelOf<Real>::set_fparam(const std::vector<double>& fparam) {
     for (int t = 0; t < d_.n_types; ++t) shift_[t] = bias_[t] - (subtracts_vacuum_[t] ? vacuum(t) : 0.0);
 }
 
-// What the net gives an atom without neighbors.
+// The net's output for an atom without neighbors.
 template <class Real>
 double ModelOf<Real>::vacuum(int type) const {
     const std::vector<Real> moments(n_rows * d_.channels, Real(0));

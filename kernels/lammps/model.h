@@ -1,4 +1,4 @@
-// A model on a rank's atoms, as dphpc/potential/deep.py has it for one set of frame parameters.
+// Evaluation of a model for the atoms of a rank, as by dphpc/potential/deep.py, with one set of frame parameters.
 #pragma once
 
 #include <memory>
@@ -10,24 +10,24 @@
 
 namespace dphpc {
 
-// What of a model does not depend on the precision it is evaluated in.
+// Settings of a model that do not depend on the precision in which it is evaluated.
 struct ModelSettings {
     std::vector<std::string> type_map;
-    double rcut = 0.0;
+    double rcut = 0.0;                   // Å
     int numb_fparam = 0;
-    std::vector<double> default_fparam;  // empty where there is none
+    std::vector<double> default_fparam;  // empty if the model has none
 
     explicit ModelSettings(const ModelFile& file);
     int n_types() const { return static_cast<int>(type_map.size()); }
 };
 
-// What `evaluate` adds to.
+// Sums to which `evaluate` adds.
 struct Results {
     double* forces;         // (n_all, 3) eV/Å, ghosts included
     double* atom_energies;  // (n_local) eV; may be null
     double* atom_virials;   // (n_all, 9) eV, at the neighbor of each pair; may be null
-    double energy = 0.0;
-    double virial[9] = {};  // −Σ ∂E/∂r ⊗ r
+    double energy = 0.0;    // eV
+    double virial[9] = {};  // −Σ ∂E/∂r ⊗ r, eV
 };
 
 struct Trouble {
@@ -39,22 +39,25 @@ class Model {
   public:
     virtual ~Model() = default;
 
-    // Frame parameters in the units of the training; their number is right.
+    // Sets the frame parameters, not normalized; their number must be numb_fparam.
     virtual void set_fparam(const std::vector<double>& fparam) = 0;
 
-    // `system` without centers; `centers` are the local atoms of each type.  With trouble the results are void.
+    // Adds to the results for `system`, which is given without centers; `centers` are the local atoms of each type.  If
+    // there is trouble, the results are invalid.
     virtual Trouble evaluate(System system, const std::vector<std::vector<std::int32_t>>& centers, int threads,
                              Results& results) = 0;
 
-    // Slots for neighbors of each type.
+    // (n_types) number of slots for neighbors of each type.
     virtual const std::int32_t* sel() const = 0;
     virtual bool mixed_sel() const = 0;  // the first number is that of all types together
 
-    // Whether a neighbor of type `other` at r (Å) is nearer to a center of type `center` than the table reaches.
+    // Whether a neighbor of type `other` at distance r (Å) of a center of type `center` is nearer than the table
+    // reaches.
     virtual bool is_too_near(int center, int other, double r) const = 0;
 };
 
-// `single`: float32 table, moments and fitting net ("mixed").  Throws FileError for contents that do not fit together.
+// Creates a model; with `single` table, moments and fitting net are float32 ("mixed").  Throws FileError if the
+// contents of the file are not consistent.
 std::unique_ptr<Model> model_of(const ModelFile& file, const ModelSettings& settings, bool single);
 
 }  // namespace dphpc

@@ -16,8 +16,8 @@ constexpr std::size_t bytes_of_kind[] = {1, 4, 4, 8};
 
 struct Head {
     char magic[8];
-    std::uint32_t version, checksum;  // of all that follows the head
-    std::uint64_t size;               // bytes that follow the head
+    std::uint32_t version, checksum;  // the checksum is that of all bytes behind the head
+    std::uint64_t size;               // number of bytes behind the head
 };
 static_assert(sizeof(Head) == 24);
 
@@ -26,7 +26,7 @@ struct RecordHead {
 };
 static_assert(sizeof(RecordHead) == 16);
 
-// CRC-32 as zlib has it.
+// CRC-32, the same as zlib's.
 std::uint32_t checksum_of(const char* data, std::size_t size) {
     std::uint32_t table[256];
     for (std::uint32_t i = 0; i < 256; ++i) {
@@ -47,12 +47,12 @@ std::string text_of(const std::vector<std::int64_t>& shape) {
 
 constexpr std::size_t padded(std::size_t n) { return (n + 7) / 8 * 8; }
 
-// What is left of the body, taken piece by piece.
+// The part of the body that is not read yet.
 struct Rest {
     const char* at;
     std::size_t size;
 
-    // n bytes and what pads them, or null where there are not as many.
+    // Takes n bytes and their padding; returns null if fewer are left.
     const char* take(std::size_t n) {
         if (n > size || padded(n) > size) return nullptr;
         const char* piece = at;
@@ -111,7 +111,7 @@ void ModelFile::read_records() {
         for (std::uint32_t k = 0; k < head.n_dimensions; ++k) {
             std::uint64_t n;
             std::memcpy(&n, dimensions + 8 * k, sizeof n);
-            // A product that exceeds what is there is refused before it can overflow.
+            // A size beyond the rest of the file is refused before the product can overflow.
             if (n > rest.size || (n > 0 && static_cast<std::uint64_t>(record.size) > rest.size / n)) bad();
             record.shape.push_back(static_cast<std::int64_t>(n));
             record.size *= static_cast<std::int64_t>(n);

@@ -1,7 +1,7 @@
-// The file that `dphpc lammps export` writes: named arrays, as dphpc/interfaces/lammps_model.py describes them.
+// The file that `dphpc lammps export` writes; dphpc/interfaces/lammps_model.py describes its format of named arrays.
 //
-// Nothing is believed before it is checked: lengths against the bytes that are there, the checksum before any array is
-// looked at, kinds and shapes when an array is asked for.
+// Everything is checked before it is used: lengths against the size of the file, the checksum before any array is read,
+// kind and shape of an array when it is requested.
 #pragma once
 
 #include <cstdint>
@@ -17,7 +17,7 @@ struct FileError : std::runtime_error {
     using std::runtime_error::runtime_error;
 };
 
-// Bytes at an address that suits any number.
+// A buffer of bytes, aligned for any type of number.
 struct Bytes {
     std::vector<std::uint64_t> words;
     std::size_t size = 0;
@@ -27,10 +27,10 @@ struct Bytes {
     const char* data() const { return reinterpret_cast<const char*>(words.data()); }
 };
 
-// A whole file.
+// The content of a file.
 Bytes bytes_of(const std::string& path);
 
-constexpr std::int64_t any = -1;  // a length that is taken as it is
+constexpr std::int64_t any = -1;  // stands for any length in an expected shape
 
 template <class T>
 struct ArrayView {
@@ -41,17 +41,17 @@ struct ArrayView {
 
 class ModelFile {
   public:
-    // `name` is for messages.
+    // Checks and reads a file's content; `name` is used in error messages.
     ModelFile(std::string name, Bytes bytes);
 
-    // An array by its name; its shape must be the one given.
+    // The array of a name, which must have the given shape.
     template <class T>
     ArrayView<T> array(const std::string& name, const std::vector<std::int64_t>& shape) const {
         const Record& record = find(name, kind_of<T>(), shape);
         return {reinterpret_cast<const T*>(record.data), record.shape, record.size};
     }
     double number(const std::string& name) const { return array<double>(name, {1}).data[0]; }
-    std::vector<std::string> words(const std::string& name) const;  // of a text
+    std::vector<std::string> words(const std::string& name) const;  // words of a text
     bool has(const std::string& name) const { return records_.count(name) > 0; }
 
     [[noreturn]] void fail(const std::string& what) const;
@@ -62,7 +62,7 @@ class ModelFile {
         Kind kind;
         std::vector<std::int64_t> shape;
         const char* data;
-        std::int64_t size;  // numbers or bytes
+        std::int64_t size;  // number of elements
     };
 
     template <class T>

@@ -17,16 +17,16 @@ using namespace LAMMPS_NS;
 
 namespace {
 
-constexpr std::size_t message_bytes = std::size_t(1) << 28;  // of a broadcast
+constexpr std::size_t message_bytes = std::size_t(1) << 28;  // most bytes of a broadcast
 
 }  // namespace
 
 PairDphpc::PairDphpc(LAMMPS* lmp) : Pair(lmp) {
     single_enable = 0;
-    restartinfo = 0;  // the input that reads a restart file says pair_style again
+    restartinfo = 0;  // an input that reads a restart file must give pair_style again
     one_coeff = 1;
     manybody_flag = 1;
-    no_virial_fdotr_compute = 1;  // the kernels give the virial
+    no_virial_fdotr_compute = 1;  // the kernels compute the virial
     centroidstressflag = CENTROID_AVAIL;
     comm_reverse = 3;
 }
@@ -38,7 +38,7 @@ PairDphpc::~PairDphpc() {
     memory->destroy(scale_);
 }
 
-// ------------------------------------------------------------------ what the input says
+// ------------------------------------------------------------------ commands of the input
 
 void PairDphpc::settings(int narg, char** arg) {
     dphpc::Arguments given;
@@ -62,7 +62,7 @@ void PairDphpc::settings(int narg, char** arg) {
                        threads_ ? threads_ : comm->nthreads);
 }
 
-// Those of another model, which pair_coeff is to name anew.
+// Discards the models and the types of pair_coeff, which must be given again for the next models.
 void PairDphpc::forget_types() {
     models_.clear();
     type_of_.clear();
@@ -87,7 +87,7 @@ void PairDphpc::read_models(const std::vector<std::string>& paths, bool single, 
     }
 }
 
-// The first rank reads, and the others get its bytes.
+// Reads a file on the first rank and broadcasts its bytes.
 dphpc::Bytes PairDphpc::read_on_all(const std::string& path) {
     dphpc::Bytes bytes;
     std::string problem;
@@ -159,7 +159,7 @@ double PairDphpc::init_one(int i, int j) {
     return reach;
 }
 
-// What `fix adapt` changes: a factor of energies, forces and virials.
+// Gives `fix adapt` access to `scale`, a factor of energies, forces and virials.
 void* PairDphpc::extract(const char* name, int& dimensions) {
     if (std::string(name) != "scale") return nullptr;
     dimensions = 2;
@@ -199,7 +199,8 @@ void PairDphpc::evaluate(Loaded& loaded, dphpc::Results& results) {
                    atom->tag[trouble.center], update->ntimestep);
 }
 
-// The model that drives the run; its forces go straight into LAMMPS' array where units and other models let them.
+// Evaluates the model that drives the run; its forces go directly into LAMMPS' array if no factor and no other model
+// prevents it.
 void PairDphpc::evaluate_first(bool with_deviation) {
     const std::size_t n_all = types_.size();
     forces_.resize(models_.size());
@@ -217,8 +218,8 @@ void PairDphpc::evaluate_first(bool with_deviation) {
 }
 
 void PairDphpc::take_results(const dphpc::Results& results) {
-    // Of a virial's rows (force) and columns (distance), LAMMPS' six are xx yy zz xy xz yz and its nine go on yx zx zy.
-    // An atom's virial is not symmetric: where there is room for six, each has the mean of the two.
+    // Here a virial's rows are forces, its columns distances.  LAMMPS' six components (distance, force) are xx yy zz xy
+    // xz yz, its nine go on with yx zx zy.  An atom's virial is not symmetric: of its six, three are means of two each.
     constexpr int place[9] = {0, 4, 8, 3, 6, 7, 1, 2, 5}, transposed[6] = {0, 4, 8, 1, 2, 5};
     if (eflag_global) eng_vdwl += factor_ * results.energy;
     if (eflag_atom)
@@ -300,5 +301,5 @@ double PairDphpc::memory_usage() {
     return bytes;
 }
 
-// For plugin.cpp, which does not know the class: its inline functions would be compiled for this instruction set.
+// Creates the pair style for plugin.cpp, which does not include the class, as this is compiled for the instruction set.
 void* make_pair_dphpc(LAMMPS* lmp) { return static_cast<Pair*>(new PairDphpc(lmp)); }

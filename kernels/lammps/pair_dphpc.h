@@ -1,7 +1,7 @@
-// pair_style dphpc: a model of dphpc as a pair style of LAMMPS; how it is used: docs/lammps.md.
+// pair_style dphpc: a model of dphpc as a pair style of LAMMPS; docs/lammps.md describes its use.
 //
-// LAMMPS has the atoms, their images on other ranks and the neighbors; here neighbors are put in the order that the
-// kernels want whenever LAMMPS has built its list anew, and forces on ghosts are left to LAMMPS to send home.
+// LAMMPS provides atoms, ghosts and neighbors.  The pair style sorts the neighbors as the kernels require whenever
+// LAMMPS has rebuilt its list, and leaves it to LAMMPS to send forces on ghosts back to their owners.
 #pragma once
 
 #include <memory>
@@ -56,27 +56,27 @@ class PairDphpc : public Pair {
     dphpc::System system() const;
 
     std::vector<Loaded> models_;
-    int threads_ = 0;  // 0: as many as LAMMPS has
+    int threads_ = 0;  // threads per rank; 0: as many as LAMMPS has
     int out_freq_ = 100;
     std::string out_file_ = "model_devi.out";
     dphpc::Measure measure_;
     dphpc::DeviationFile deviation_;
     bool looked_over_ = false;
     bool new_run_ = true;      // nothing has been evaluated since init
-    bool new_lines_ = true;    // nor has a line been written
+    bool new_lines_ = true;    // no line of deviations has been written since init
     double unit_ = 1.0;        // LAMMPS' energy unit per eV
-    double factor_ = 1.0;      // of energies, forces and virials: unit_, times what `fix adapt` may ask for
-    double** scale_ = nullptr; // (n_types + 1, n_types + 1) that `fix adapt` may change, all to one number
+    double factor_ = 1.0;      // factor of energies, forces and virials: unit_ times the scale of `fix adapt`
+    double** scale_ = nullptr; // (n_types + 1, n_types + 1), which `fix adapt` may change, all to the same number
 
-    std::vector<int> type_of_;          // of LAMMPS' types the model's, −1 for those it does not act on
+    std::vector<int> type_of_;          // the model's type of each of LAMMPS' types; −1 where it does not act
     std::vector<std::int32_t> types_;   // (n_all)
     std::vector<std::int64_t> offsets_; // (n_local + 1)
     std::vector<std::int32_t> indices_;
-    std::vector<std::vector<std::int32_t>> centers_;  // of each type
-    std::vector<std::int64_t> place_;                 // of the next neighbor of each type
+    std::vector<std::vector<std::int32_t>> centers_;  // centers of each type
+    std::vector<std::int64_t> place_;                 // where the next neighbor of each type goes
     std::vector<double> energies_, virials_;
-    std::vector<std::vector<double>> forces_;  // of each model, where they do not go into LAMMPS' array
-    double* sent_ = nullptr;                   // forces whose ghost part is being sent home
+    std::vector<std::vector<double>> forces_;  // forces of each model, unless they go into LAMMPS' array
+    double* sent_ = nullptr;                   // forces whose ghost part is being sent back to the owners
 };
 
 }  // namespace LAMMPS_NS

@@ -1,4 +1,4 @@
-// Neighbors of pair_style dphpc: LAMMPS' list in the kernels' form.
+// Neighbors of pair_style dphpc: conversion of LAMMPS' list to the form that the kernels read.
 #include <algorithm>
 
 #include "atom.h"
@@ -12,12 +12,12 @@ using namespace LAMMPS_NS;
 
 namespace {
 
-constexpr int of_all = 1;      // bit of the group that holds all atoms
-constexpr int sample = 16384;  // atoms of a rank whose neighbors are compared with sel
+constexpr int of_all = 1;      // bit of the group of all atoms
+constexpr int sample = 16384;  // most atoms of a rank whose numbers of neighbors are compared with sel
 
 }  // namespace
 
-// Whether LAMMPS' list holds all pairs, asked when a run begins.
+// Checks when a run begins whether LAMMPS' list contains all pairs.
 void PairDphpc::look_at_list() {
     new_run_ = false;
     const int* flag = neighbor->special_flag;  // 0 for bonded pairs that are not in the list
@@ -32,7 +32,7 @@ void PairDphpc::look_at_list() {
                        "and forces of all atoms near them");
 }
 
-// Of groups that are excluded from all others, as `fix gcmc` does for the energy without an atom.
+// Bits of groups that are excluded from all interactions, as `fix gcmc` does to compute the energy without an atom.
 int PairDphpc::mask_of_absent() const {
     int mask = 0;
     for (int k = 0; neighbor->exclude && k < neighbor->nex_group; ++k) {
@@ -42,7 +42,7 @@ int PairDphpc::mask_of_absent() const {
     return mask;
 }
 
-// Whether types have been changed since the list was taken, as some fixes do.
+// Whether types have changed since the list was converted, as some fixes change them.
 bool PairDphpc::has_other_types() const {
     const int n_all = atom->nlocal + atom->nghost;
     if (static_cast<int>(types_.size()) != n_all) return true;
@@ -51,13 +51,13 @@ bool PairDphpc::has_other_types() const {
     return false;
 }
 
-// Rows of the full list in the kernels' form: by center, and within a center sorted by type.
+// Converts the rows of the full list: in the order of centers, and each sorted by type.
 void PairDphpc::take_list() {
     const int n_all = atom->nlocal + atom->nghost;
     types_.resize(n_all);
     for (int i = 0; i < n_all; ++i) types_[i] = type_of_[atom->type[i]];
     centers_.assign(models_[0].settings.n_types(), {});
-    std::vector<int> listed(atom->nlocal, -1);  // place in LAMMPS' list
+    std::vector<int> listed(atom->nlocal, -1);  // index in LAMMPS' list
     const int absent = mask_of_absent();
     for (int k = 0; k < list->inum; ++k) {
         const int i = list->ilist[k];
@@ -80,7 +80,7 @@ void PairDphpc::order_row(int i, const int* neighbors, int n) {
     const int n_types = models_[0].settings.n_types();
     place_.assign(n_types + 1, 0);
     for (int k = 0; k < n; ++k) ++place_[types_[neighbors[k] & NEIGHMASK] + 1];
-    // A list that LAMMPS made for these types alone holds no others.
+    // A list that LAMMPS makes for this pair style contains only types on which it acts.
     if (place_[0] > 0) error->one(FLERR, "pair_style dphpc: the list of atom {} holds types that are NULL", i);
     place_[0] = offsets_[i];
     for (int t = 0; t < n_types; ++t) place_[t + 1] += place_[t];
@@ -95,7 +95,7 @@ dphpc::System PairDphpc::system() const {
     return {x, types_.data(), offsets_.data(), indices_.data(), nullptr, static_cast<std::int64_t>(types_.size()), 0};
 }
 
-// Says once where there are more neighbors than `sel`: DeePMD-kit would drop the farthest.
+// Warns once if an atom has more neighbors than `sel`, of which DeePMD-kit would drop the farthest.
 void PairDphpc::look_over() {
     looked_over_ = true;
     const Loaded& loaded = models_[0];

@@ -1,4 +1,5 @@
-// What `plugin load` calls.  Compiled for the baseline: it says whether this machine can run the rest.
+// The function that `plugin load` calls.  It is compiled for the baseline, as it checks whether this machine can run
+// the rest.
 
 #include <dlfcn.h>
 #include <mpi.h>
@@ -16,21 +17,21 @@ namespace {
 
 using namespace LAMMPS_NS;
 
-// LAMMPS' struct, as its documentation of plugins has it.
+// The struct of LAMMPS' plugin interface, as in LAMMPS' documentation.
 struct Plugin {
     const char *version, *style, *name, *info, *author;
     void* creator;
     void* handle;
 };
 
-// A function of LAMMPS' library interface, where this LAMMPS has it.
+// A function of LAMMPS' library interface, or null if this LAMMPS does not have it.
 template <class Function>
 Function* library_function(const char* name) {
     return reinterpret_cast<Function*>(dlsym(RTLD_DEFAULT, name));
 }
 
-// Open MPI's handles are pointers, MPICH's (and those of its family) numbers, and those of LAMMPS' own serial
-// replacement other numbers.
+// The MPI of the headers.  MPI handles are pointers in Open MPI, integers in MPICH and its derivatives, and other
+// integers in LAMMPS' serial replacement, so that the families cannot be mixed.
 #if defined(OMPI_MAJOR_VERSION)
 constexpr const char* mpi_family = "Open MPI";
 #elif defined(MPICH_VERSION) || defined(MPICH_NUMVERSION) || defined(I_MPI_VERSION)
@@ -48,7 +49,7 @@ std::string family_of_running_mpi() {
     return "MPICH";
 }
 
-// Why this plugin cannot be loaded into a LAMMPS; empty if it can.
+// The reason why this plugin cannot be loaded into a LAMMPS; empty if it can.
 std::string obstacle(LAMMPS* lmp) {
     bool can_run = false;
     for (const char* build : dphpc::builds()) can_run = can_run || !std::strcmp(build, DPHPC_ISA);
@@ -87,6 +88,6 @@ extern "C" __attribute__((visibility("default"))) void lammpsplugin_init(void* l
                   reinterpret_cast<void*>(&make_pair_dphpc),
                   handle};
     reinterpret_cast<void (*)(Plugin*, void*)>(regfunc)(&plugin, lmp);
-    // LAMMPS keeps one list of plugins for all its instances in a process, and lets the first one alone have a style.
+    // LAMMPS keeps one list of plugins for all instances in a process, and registers a style with the first one only.
     lammps->force->pair_map->emplace(plugin.name, reinterpret_cast<Force::PairCreator>(plugin.creator));
 }

@@ -1,4 +1,4 @@
-// One step of Adam or AdamW, and the gradient's norm; formulas in dphpc/ops/adam/contract.py.
+// A step of Adam or AdamW, and the gradient's norm; dphpc/ops/adam/contract.py has the formulas.
 #pragma once
 
 #include <algorithm>
@@ -16,10 +16,10 @@ constexpr std::int64_t worth_sharing = 16384;  // values; fewer take less time t
 struct AdamStep {
     double rate, beta1, beta2, epsilon, decay;
     bool decoupled;
-    std::int64_t count;  // of steps, this one included
+    std::int64_t count;  // number of steps, including this one
 };
 
-// Changes value, first and second (n) in place.
+// Updates the values and their first and second moments, (n) each, in place.
 template <class Real>
 void adam_step(const AdamStep& s, std::int64_t n, const Real* gradient, [[maybe_unused]] int threads, Real* value,
                Real* first, Real* second) {
@@ -38,7 +38,7 @@ void adam_step(const AdamStep& s, std::int64_t n, const Real* gradient, [[maybe_
     }
 }
 
-// Σ x² of n values: the same bits with any number of threads.
+// Σ x² over n values, with the same bits for any number of threads.
 template <class Real>
 double squared_norm(std::int64_t n, const Real* x, [[maybe_unused]] int threads) {
     const std::int64_t n_parts = (n + worth_sharing - 1) / worth_sharing;

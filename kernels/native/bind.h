@@ -1,4 +1,4 @@
-// Array arguments as the bindings write them; they read dphpc.ops.se_a.contract's dataclasses by attribute name.
+// Array arguments of the bindings.  The dataclasses of dphpc.ops.se_a.contract are read by attribute name.
 #pragma once
 
 #include <nanobind/nanobind.h>
@@ -23,7 +23,7 @@ inline Array<const T> array_of(nb::handle object, const char* name) {
     return nb::cast<Array<const T>>(object.attr(name));
 }
 
-// Views of the Python objects; the arrays are held for as long as the views live.
+// Views of the arrays of Python objects, which are kept alive as long as the views.
 struct SystemArrays {
     explicit SystemArrays(nb::handle env)
         : positions(array_of<double>(env, "positions")),
@@ -45,7 +45,7 @@ struct SystemArrays {
     Array<const std::int32_t> indices, centers;
 };
 
-// A dphpc.model.radial_table.Grid.
+// The grid of a dphpc.model.radial_table.Grid.
 inline RadialGrid grid_of(nb::handle grid) {
     double starts[RadialGrid::most_parts], steps[RadialGrid::most_parts];
     int counts[RadialGrid::most_parts];
@@ -92,7 +92,7 @@ struct DescriptorArrays {
     Descriptor<Real> view;
 };
 
-void bind_se_a(nb::module_& m);     // makes the submodules float64 and float32
+void bind_se_a(nb::module_& m);     // creates the submodules float64 and float32
 void bind_fitting(nb::module_& m);  // adds to them
 void bind_knots(nb::module_& m);    // adds to them
 void bind_adam(nb::module_& m);     // adds to them

@@ -1,4 +1,4 @@
-// Binding of the optimizer's step.
+// Bindings of Adam's step and the gradient's norm.
 
 #include "adam.h"
 #include "bind.h"

@@ -1,4 +1,4 @@
-// Bindings of the fitting net, alone and between descriptor and forces.
+// Bindings of the fitting net, alone and as a part of energies and forces.
 
 #include "bind_layers.h"
 #include "energy.h"
@@ -6,7 +6,7 @@
 namespace dphpc {
 namespace {
 
-// A net without features, on inputs (n, n_in): energies (n) and adjoint (n, n_in) are set.
+// Evaluates a net without features for inputs (n, n_in); sets energies (n) and adjoint (n, n_in).
 template <class Real>
 void bind_evaluate(const PackedNet<Real>& net, Array<const Real> inputs, Array<Real> energies, Array<Real> adjoint) {
     nb::gil_scoped_release release;

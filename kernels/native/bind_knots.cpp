@@ -1,4 +1,4 @@
-// Binding of the radial table as a function of the embedding networks.
+// Bindings of the radial table as a function of the embedding networks' weights.
 
 #include "bind_layers.h"
 #include "knots.h"

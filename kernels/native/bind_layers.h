@@ -1,4 +1,4 @@
-// Networks as arguments of the bindings.
+// Networks and their gradients as arguments of the bindings.
 #pragma once
 
 #include <nanobind/stl/string.h>
@@ -10,7 +10,8 @@
 
 namespace dphpc {
 
-// w (n_in, n_out), b and idt (n_out) or None, activation and its threshold, copies of the input that are added.
+// A layer: w (n_in, n_out), b and idt (n_out) or None, activation and its threshold, number of copies of the input that
+// a skip connection adds.
 template <class Real>
 using LayerArrays = std::tuple<Array<const Real>, std::optional<Array<const Real>>, std::optional<Array<const Real>>,
                                std::string, double, int>;
@@ -29,7 +30,7 @@ inline std::vector<LayerView<Real>> views_of(const Layers<Real>& layers) {
     return views;
 }
 
-// Gradients by w, b and idt of each layer; None where they are not wanted.
+// Gradients with respect to w, b and idt of each layer; None for those that are not wanted.
 template <class Real>
 using LayerGradients =
     std::vector<std::tuple<std::optional<Array<Real>>, std::optional<Array<Real>>, std::optional<Array<Real>>>>;

@@ -1,4 +1,4 @@
-// Which of the builds this CPU can run.
+// The builds of the kernels that this CPU can run.
 #pragma once
 
 #include <vector>
@@ -10,8 +10,8 @@
 namespace dphpc {
 
 #if defined(__x86_64__)
-// Zen 4 (family 19h with AVX-512) executes 512-bit instructions in two halves: they gain nothing, and their wider
-// blocks fill up worse (benchmarks/NOTES.md).
+// Zen 4 (family 19h with AVX-512) executes 512-bit instructions in two halves: they gain nothing, and more lanes of
+// their wider blocks stay empty (benchmarks/NOTES.md).
 inline bool halves_avx512() {
     unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
     if (!__get_cpuid(0, &eax, &ebx, &ecx, &edx) || ebx != signature_AMD_ebx) return false;
@@ -21,7 +21,7 @@ inline bool halves_avx512() {
 }
 #endif
 
-// Names of what this CPU can run, the one that it runs fastest at last.
+// Names of the builds that this CPU can run, the fastest last.
 inline std::vector<const char*> builds() {
 #if defined(__x86_64__)
     __builtin_cpu_init();

@@ -1,4 +1,4 @@
-// The pairs of one center: environment rows, their place in the table, and the groups they form there.
+// The pairs of one center: their environment rows, positions in the table, and groups by interval.
 #pragma once
 
 #include <cmath>
@@ -10,13 +10,13 @@
 
 namespace dphpc {
 
-// One value for each pair of a center, as separate arrays so that the loop that fills them is vectorized.
+// Values of each pair of a center, in separate arrays so that the loops over pairs are vectorized.
 struct PairArrays {
     std::vector<std::int32_t> neighbor, interval, group;
     std::vector<double> x, y, z, r2;
     std::vector<double> s, v;            // row = (s, v·x, v·y, v·z), normalized
     std::vector<double> ds_r, dv_r;      // (ds/dr)/r and (dv/dr)/r
-    std::vector<double> t, inverse_step; // place in the interval and dt/ds
+    std::vector<double> t, inverse_step; // position in the interval, and dt/ds
 
     void resize(std::size_t n) {
         for (auto* a : {&neighbor, &interval, &group}) a->resize(n);
@@ -24,12 +24,12 @@ struct PairArrays {
     }
 };
 
-// What reading a center needs for the moment; one serves all centers of a thread.
+// Scratch memory for reading a center, which a thread uses for all its centers.
 template <class Real>
 struct Grouping {
     std::vector<std::int32_t> group_of;  // (n_intervals), −1 between uses
-    std::vector<const Real*> found;      // coefficients of each group, as met
-    std::vector<std::int32_t> sizes;     // pairs of each group as met; then its place
+    std::vector<const Real*> found;      // coefficients of each group, in the order in which they are met
+    std::vector<std::int32_t> sizes;     // pairs of each group in that order; then its final index
 
     void clear(int n_intervals) {
         if (static_cast<int>(group_of.size()) < n_intervals) group_of.resize(n_intervals, -1);
@@ -40,7 +40,7 @@ struct Grouping {
 template <class Real>
 class Center {
   public:
-    // Reads the row of atom `center`; afterwards the members below describe it.
+    // Reads the neighbors of atom `center`; afterwards the members below describe them.
     void read(const System& system, const Descriptor<Real>& d, std::int32_t center, Grouping<Real>& grouping) {
         const std::int64_t first = system.offsets[center], last = system.offsets[center + 1];
         if (pairs.x.size() < static_cast<std::size_t>(last - first + 1)) pairs.resize(last - first + 64);
@@ -53,7 +53,7 @@ class Center {
         put_crowded_first(grouping);
     }
 
-    // The normalized row of a pair and its place.
+    // Sets `row` (4) to the normalized environment row of pair p.
     void row(int p, double* row) const {
         row[0] = pairs.s[p];
         row[1] = pairs.v[p] * pairs.x[p];
@@ -65,22 +65,22 @@ class Center {
     Groups<Real> groups() const { return {coefficients_.data(), n_crowded, n_groups()}; }
     const Real* coefficients(int group) const { return coefficients_[group]; }
     bool is_single(int group) const { return group >= n_crowded; }
-    // sel_t − n_t
+    // (n_types) slots of `sel` that are left empty, sel_t − n_t
     const double* free_slots() const { return free_.data(); }
 
     PairArrays pairs;
     int type = 0, n_pairs = 0, n_crowded = 0;
-    double largest = 0.0;  // s̃ of all its pairs, −∞ without pairs
+    double largest = 0.0;  // largest s̃ of the pairs, −∞ without pairs
 
   private:
-    // Reads the neighbors of one type, which start at k; returns where the next type starts.
+    // Reads the neighbors of one type, which begin at k; returns where the next type begins.
     std::int64_t read_type(const System& system, const Descriptor<Real>& d, const double* xi, std::int64_t k,
                            std::int64_t last, Grouping<Real>& grouping) {
         const std::int32_t other = system.types[system.indices[k]];
         const std::uint8_t flags = d.flags[type * d.n_types + other];
         const int first_pair = n_pairs;
         const double limit = d.cut.rcut * d.cut.rcut;
-        // Names of their own: through the vectors, each store would make the compiler load all pointers again.
+        // Local pointers: through the vectors, each store would make the compiler reload all of them.
         std::int32_t* const neighbor = pairs.neighbor.data();
         double *const xs = pairs.x.data(), *const ys = pairs.y.data(), *const zs = pairs.z.data();
         double* const r2s = pairs.r2.data();
@@ -131,7 +131,7 @@ class Center {
         largest = high;
     }
 
-    // Pairs of one interval share a group; groups stand in the order in which the row meets them.
+    // Puts the pairs of each interval into a group; groups are numbered in the order in which they are met.
     void group(const Descriptor<Real>& d, int first_pair, int other, Grouping<Real>& grouping) {
         const std::size_t table = d.network[type * d.n_types + other];
         const Real* base = d.coefficients + table * d.n_intervals * n_powers * d.channels;
@@ -166,7 +166,7 @@ class Center {
         for (int p = 0; p < n_pairs; ++p) group[p] = places[group[p]];
     }
 
-    std::vector<const Real*> coefficients_;  // of each group, crowded ones first
+    std::vector<const Real*> coefficients_;  // of each group, those of several pairs first
     std::vector<double> free_;
 };
 

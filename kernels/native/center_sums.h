@@ -1,4 +1,4 @@
-// What one center adds: its moments from its pairs, and the forces on it and its neighbors from the moments' adjoint.
+// Sums over the pairs of one center: its moments, and the forces on it and its neighbors from the moments' adjoint.
 #pragma once
 
 #include "center.h"
@@ -7,7 +7,7 @@
 
 namespace dphpc {
 
-// What the channel loops need of each group: weights (6, 4) summed over its pairs, or a `Single` in their place.
+// Input of the channel loops for each group: weights (6, 4) summed over its pairs, or a `Single` in their place.
 template <class Real>
 class Weights {
   public:
@@ -24,7 +24,8 @@ class Weights {
         });
     }
 
-    // ṙ of a pair gives row˙ = (s′ ṙ·x/r, v′ (ṙ·x/r) x + v ṙ) and ṫ = row˙₀·dt/ds.
+    // Along a direction, a pair with displacement x changes by ṙ, its row by row˙ = (s′ ṙ·x/r, v′ (ṙ·x/r) x + v ṙ), and
+    // t by ṫ = row˙₀·dt/ds.
     void form_tangent(const Center<Real>& center, const double* direction, const double* direction_i,
                       const double* strain) {
         const PairArrays& q = center.pairs;
@@ -79,7 +80,7 @@ class Weights {
 
 template <class Real>
 inline void add_empty_slots(const Descriptor<Real>& d, const Center<Real>& center, Real* moments) {
-    if (d.davg[center.type] == 0.0) return;  // then a missing slot is a row of zeros
+    if (d.davg[center.type] == 0.0) return;  // the row of an empty slot is then zero
     for (int t = 0; t < d.n_types; ++t) {
         const Real free = static_cast<Real>(center.free_slots()[t]);
         const Real* empty = d.empty + (static_cast<std::size_t>(center.type) * d.n_types + t) * d.channels;
@@ -88,7 +89,7 @@ inline void add_empty_slots(const Descriptor<Real>& d, const Center<Real>& cente
     }
 }
 
-// Moments (4, M) of a center that has been read.
+// Sets the moments (4, M) of a center that has been read.
 template <class Real>
 inline void center_moments(const Descriptor<Real>& d, const Center<Real>& center, Weights<Real>& weights, Real* moments) {
     weights.form_plain(center);
@@ -105,7 +106,7 @@ inline Rows load_rows(const Real* p) {
     return __builtin_convertvector((load<Real, n_rows>(p)), Rows);
 }
 
-// B of all groups (channels.h) for one center's Ā.
+// Sets b of all groups (channels.h) from the adjoint (4, M) of a center's moments.
 template <class Real>
 inline void project_groups(const Center<Real>& center, const Real* adjoint, int channels, std::vector<Real>& b) {
     b.resize(n_weights * center.n_groups());
@@ -119,7 +120,7 @@ inline void project_groups(const Center<Real>& center, const Real* adjoint, int 
     }
 }
 
-// Adds one center's forces, each rounded by `rounded`, and virials, given B of its groups.
+// Adds the forces of a center's pairs, each rounded by `rounded`, and their virials, given `b` of its groups.
 template <class Real>
 inline void add_forces(const Center<Real>& center, std::int32_t atom, const Real* b, double scale, RoundTo rounded,
                        ForceShare& share, bool with_virial, double* center_virial) {
@@ -130,7 +131,7 @@ inline void add_forces(const Center<Real>& center, std::int32_t atom, const Real
         center.row(p, row);
         const Real* b_group = b + n_weights * q.group[p];
         const auto b_row = [&](int k) { return load_rows(b_group + n_rows * k); };
-        Rows adjoint, slope;  // ∂E_i/∂row and its derivative by t
+        Rows adjoint, slope;  // ∂E_i/∂row and its t-derivative
         if (center.is_single(q.group[p])) {
             adjoint = b_row(0), slope = b_row(1);
         } else {

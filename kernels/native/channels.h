@@ -1,10 +1,10 @@
-// The loops over the M channels: everything that touches the table.
+// The loops over the M channels, which contain all accesses to the table.
 //
-// A group is one interval of a table with the pairs of one center in it.  Groups of several pairs act through their
-// (6, 4) weights (moment_weights.h).  Most groups are a single pair, for which the polynomial itself is less work: theirs
-// stand behind the others, with a `Single` in the place of the weights.  Channels are taken in blocks whose
-// accumulators stay in registers while all groups of the center go by.  What full vectors leave over is taken by one more
-// that ends with the last channel; where there are fewer channels than lanes, vectors are narrower.
+// A group is the pairs of one center that fall into the same interval of a table.  Groups of several pairs enter by
+// their (6, 4) weights (moment_weights.h).  Most groups are a single pair, for which evaluating the polynomial itself
+// is less work: these follow the others, with a `Single` in the place of the weights.  Channels are processed in blocks
+// whose accumulators stay in registers during the loop over all groups.  Channels left over by full vectors are covered
+// by one more vector that ends with the last channel; if there are fewer channels than lanes, vectors are narrower.
 #pragma once
 
 #include "moment_weights.h"
@@ -12,7 +12,7 @@
 
 namespace dphpc {
 
-// moments[a] += value[a]·G + slope[a]·dG/dt; `slope` is for derivatives along a direction.
+// A group of one pair: moments[a] += value[a]·G + slope[a]·dG/dt; `slope` is used for derivatives along a direction.
 template <class Real>
 struct Single {
     Real value[n_rows], slope[n_rows], t;
@@ -24,7 +24,7 @@ struct Groups {
     int n_crowded, n;                 // groups of several pairs, all groups
 };
 
-// The (6, M) coefficients at channel m, as `polynomial` asks for them.
+// The coefficients (6) of N channels, in the form that `polynomial` reads.
 template <class Real, int N>
 struct Coefficients {
     const Real* first;
@@ -80,8 +80,8 @@ inline void accumulate(const Groups<Real>& groups, const Real* weights, int chan
 
 // ------------------------------------------------------------------ b[k][a] = Σ_m c_k[m]·adjoint[a][m]
 
-// Calls add(m, rows) with the four rows of the adjoint at channels m … m + N − 1, each channel once: lanes that were
-// met before are zero.
+// Calls add(m, rows) with the four rows of the adjoint at channels m … m + N − 1.  Each channel counts once: in the
+// last, overlapping vector the lanes of channels already processed are zero.
 template <class Real, int N, class Add>
 inline void for_rows(const Real* adjoint, int channels, Add&& add) {
     Vec<Real, N> rows[n_rows];
@@ -97,7 +97,7 @@ inline void for_rows(const Real* adjoint, int channels, Add&& add) {
     add(channels - N, rows);
 }
 
-// Powers first … first + count − 1.
+// Sets b for the powers k = first … first + count − 1.
 template <class Real, int N, int first, int count>
 inline void project_powers(const Real* c, const Real* adjoint, int channels, Real* b) {
     Vec<Real, N> sum[count * n_rows] = {};
@@ -110,7 +110,7 @@ inline void project_powers(const Real* c, const Real* adjoint, int channels, Rea
     set_lane_sums<count * n_rows, Real, N>(sum, b + n_rows * first);
 }
 
-// For a group of several pairs: b (6, 4) is set.
+// Sets b (6, 4) of a group of several pairs.
 template <class Real, int N = vector_lanes<Real>>
 inline void project(const Real* c, const Real* adjoint, int channels, Real* b) {
     if constexpr (N > 1)
@@ -124,7 +124,7 @@ inline void project(const Real* c, const Real* adjoint, int channels, Real* b) {
     }
 }
 
-// For a single pair: b[0 … 3] = Σ_m G[m]·adjoint[a][m], b[4 … 7] the same with dG/dt.
+// Sets b (2, 4) of a single pair: b[0][a] = Σ_m G[m]·adjoint[a][m], and b[1][a] the same with dG/dt.
 template <class Real, int N = vector_lanes<Real>>
 inline void project_single(const Real* c, const Real* adjoint, Real t, int channels, Real* b) {
     if constexpr (N > 1)

@@ -1,4 +1,4 @@
-// Which of the builds this CPU can run.  Compiled for the baseline: it is loaded before anything is known.
+// Module that tells which builds this CPU can run.  It is compiled for the baseline, as it is loaded first on any CPU.
 
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/vector.h>

@@ -9,10 +9,10 @@
 namespace dphpc {
 namespace {
 
-constexpr std::int64_t tile_size = 64;    // atoms; measured in benchmarks/NOTES.md
-constexpr std::int64_t net_in_pairs = 200;  // what an atom costs beside its pairs, in pairs
+constexpr std::int64_t tile_size = 64;    // atoms of a tile; measured in benchmarks/NOTES.md
+constexpr std::int64_t net_in_pairs = 200;  // cost of an atom's fitting net, in units of the cost of a pair
 
-// What a thread keeps from call to call.
+// Memory that a thread keeps from call to call.
 template <class Real>
 struct Workspace {
     FittingTile<Real> fitting;
@@ -22,7 +22,7 @@ struct Workspace {
     std::vector<Center<Real>> centers{tile_size};
     ForceShare forces;
     ExactSum virial[9];
-    double largest;  // s̃
+    double largest;  // largest s̃ so far
 };
 
 template <class Real>
@@ -73,7 +73,7 @@ double energy_and_forces(const System& system, const Descriptor<Real>& d, const 
         work.forces.start(out.forces, out.atom_virial, system.n_all, team == 1);
         std::fill(work.virial, work.virial + 9, ExactSum());
         work.largest = lowest;
-        // A team smaller than asked for takes several shares each.
+        // If the team is smaller than asked for, its threads take several shares each.
         for (int part = threads * me / team; part < threads * (me + 1) / team; ++part) {
             const std::int64_t from = bounds[part], n = bounds[part + 1] - from;
             const std::int64_t n_tiles = (n + tile_size - 1) / tile_size;

@@ -7,9 +7,9 @@
 namespace dphpc {
 namespace {
 
-constexpr int chunk_width = 400;  // inputs that are formed at a time, about
+constexpr int chunk_width = 400;  // approximate number of inputs that are formed at a time
 
-// value = act(z)·idt, slope = act′(z)·idt, with z in `value`.
+// Replaces z in `value` by act(z)·idt, and sets slope = act′(z)·idt.
 template <class Real, class Function>
 void activate_row(const Function& function, int n, const Real* idt, Real* value, Real* slope) {
 #pragma omp simd

@@ -1,9 +1,9 @@
 // The fitting net with packed weights, and its evaluation on tiles of atoms.
 //
-// Inputs are formed from the moments chunk by chunk on the way into the first matrix product, and so are their adjoints
-// on the way back: neither is ever in memory as a whole.  Features D = AᵀA[:, :axis] are symmetric where both indices
-// are below `axis`: two that are equal enter the first layer once, with the sum of their rows of weights.  Features stand
-// in the order (k, m ≥ k).
+// Inputs are formed from the moments chunk by chunk just before the first matrix product, and their adjoints are used
+// up in the same way: neither is ever in memory as a whole.  Features D = AᵀA[:, :axis] are symmetric where both
+// indices are below `axis`: two equal features enter the first layer once, with the sum of their rows of weights.
+// Features are in the order (k, m ≥ k).
 #pragma once
 
 #include <algorithm>
@@ -24,7 +24,7 @@ using Activation = std::variant<Tanh, Linear, Sigmoid, Softplus, Relu, Relu6, Ge
 // Throws std::invalid_argument for an unknown name; `threshold` belongs to silut.
 Activation activation_of(const std::string& name, double threshold);
 
-// A layer as it is given: y = act(x·w + bias)·idt + skip copies of x side by side.  bias and idt may be null.
+// A layer, not packed: y = act(x·w + bias)·idt, plus `skip` copies of x side by side.  bias and idt may be null.
 template <class Real>
 struct LayerView {
     const Real *w, *bias, *idt;
@@ -32,34 +32,34 @@ struct LayerView {
     Activation activation;
 };
 
-// What a net takes: moments (n, 4, M), and columns (n, n_columns) beside the features.
+// Inputs of a net for n atoms: moments (n, 4, M), from which features are formed, and other columns (n, n_columns).
 template <class Real>
 struct NetInputs {
     const Real *moments, *columns;
 };
 
-// A part of the inputs: features (k, m ≥ k) of first ≤ k < last, or those of the other columns.
+// A part of the inputs: the features (k, m ≥ k) with first ≤ k < last, or the other columns from first to last.
 template <class Real>
 struct Chunk {
     int first, last, width;
-    int start;  // place of the first among all features
+    int start;  // index of its first feature among all features
     bool is_features;
     PackedMatrix<Real> forward, backward;            // the first layer's weights and their transpose
-    PackedMatrix<Real> skip_forward, skip_backward;  // where the first layer has a skip connection
+    PackedMatrix<Real> skip_forward, skip_backward;  // the same for the first layer's skip connection, if it has one
 };
 
 template <class Real>
 struct PackedLayer {
     int n_in, n_out, skip;
     Activation activation;
-    std::vector<Real> bias, idt;           // bias is padded and zero where there is none; idt may be empty
-    PackedMatrix<Real> forward, backward;  // not of the first layer
+    std::vector<Real> bias, idt;           // bias is padded, and zero if the layer has none; idt may be empty
+    PackedMatrix<Real> forward, backward;  // empty in the first layer of a PackedNet, whose chunks have the weights
 
     int step() const { return padded<Real>(n_out); }  // row length of arrays (n, n_out)
     int step_in() const { return padded<Real>(n_in); }
 };
 
-// Takes a layer's bias and idt.
+// Copies a layer's bias and idt.
 template <class Real, class Given>
 void take_vectors(const LayerView<Given>& view, PackedLayer<Real>& layer) {
     layer.bias.assign(layer.step(), Real(0));
@@ -85,7 +85,7 @@ void add_copies(const PackedLayer<Real>& layer, std::int64_t n, const Real* x, R
             for (int k = 0; k < layer.n_in; ++k) y[i * layer.step() + from + k] += x[i * layer.step_in() + k];
 }
 
-// x (n, n_in) = what the adjoint y (n, n_out) means for the input by way of the skip connection alone.
+// x (n, n_in) = the part of the input's adjoint that comes through the skip connection, from the output's y (n, n_out).
 template <class Real>
 void set_copies_adjoint(const PackedLayer<Real>& layer, std::int64_t n, const Real* y, Real* x) {
     std::fill_n(x, n * layer.step_in(), Real(0));
@@ -97,24 +97,25 @@ void set_copies_adjoint(const PackedLayer<Real>& layer, std::int64_t n, const Re
 template <class Real>
 class PackedNet {
   public:
-    // `axis` rows of `channels` features stand before n_in − channels·axis other columns among the net's inputs.
+    // The net's inputs are `channels`·`axis` features, then n_in − channels·axis other columns.
     PackedNet(const std::vector<LayerView<Real>>& views, int channels, int axis);
 
-    // Takes new weights for the same shapes.  A chunk is packed by a thread that takes it as its share.
+    // Packs new weights of the same shapes.  A chunk is packed by a thread that will use it as its share.
     void repack(const std::vector<LayerView<Real>>& views, int threads);
 
-    // All inputs in order, in parts of about `width` of them, without weights.
+    // All inputs in order, in chunks of about `width`, without weights.
     std::vector<Chunk<Real>> pieces(int width) const;
 
-    // inputs (n, padded width) of a chunk, for n atoms from `from` on
+    // Sets the inputs (n, padded width) of a chunk, for n atoms from `from` on.
     void fill(const Chunk<Real>& chunk, const NetInputs<Real>& x, std::int64_t from, int n, Real* inputs) const;
-    // The same along a direction in which the moments change by `tangent` (n, 4, M); other columns stay.
+    // The same for the inputs' tangents, when the moments change by `tangent` (n, 4, M) and other columns do not.
     void fill_tangent(const Chunk<Real>& chunk, const Real* moments, const Real* tangent, std::int64_t from, int n,
                       Real* inputs) const;
-    // Adds to moments_adjoint (n, 4, M) what the adjoints y (n, padded width) of a chunk of features mean for it.
+    // Adds to moments_adjoint (n, 4, M) the contribution of a chunk of features with adjoints y (n, padded width).
     void gather(const Chunk<Real>& chunk, const Real* moments, const Real* y, std::int64_t from, int n,
                 Real* moments_adjoint) const;
-    // Sets the rows of the first layer's weight gradient (n_in, n_out) that chunk row i, `row` (n_out), belongs to.
+    // Sets the rows of the first layer's weight gradient (n_in, n_out) that belong to input i of a chunk to `row`
+    // (n_out), or with `add` adds to them.
     void set_gradient_rows(const Chunk<Real>& chunk, int i, const Real* row, bool add, Real* gradient) const;
 
     const int channels, axis, n_columns;
@@ -123,18 +124,18 @@ class PackedNet {
 
   private:
     struct Rows {
-        int one, other;  // rows of the weights that an input meets; other is −1 where there is only one
+        int one, other;  // rows of the weights that an input is multiplied by; other is −1 if there is only one
     };
     Rows rows_of(const Chunk<Real>& chunk, int i) const;
     void pack_chunk(const LayerView<Real>& layer, Chunk<Real>& chunk) const;
-    int n_features(int first, int last) const;  // (k, m ≥ k) of first ≤ k < last
+    int n_features(int first, int last) const;  // number of features (k, m ≥ k) with first ≤ k < last
 
-    std::vector<std::int32_t> first_index_, second_index_;  // (k, m) of each feature, by place among all features
+    std::vector<std::int32_t> first_index_, second_index_;  // (k, m) of each feature
 };
 
-// z (n, padded n_out) of the first layer, added to `z`, for inputs that fill(chunk, rows) writes (n, padded width) or,
-// by returning false, says are zero; what a skip connection copies of them is added to `skipped` where that is given.
-// Of all chunks those of a share.
+// Adds the first layer's product x·w of the chunks of a share to z (n, padded n_out), and the copies of a skip
+// connection to `skipped`, if that is given.  fill(chunk, inputs) sets a chunk's inputs (n, padded width), or returns
+// false if they are all zero.
 template <class Real, class Fill>
 void add_first_product(const PackedNet<Real>& net, Share share, int n, Fill&& fill, std::vector<Real>& buffer, Real* z,
                        Real* skipped) {
@@ -150,18 +151,18 @@ void add_first_product(const PackedNet<Real>& net, Share share, int n, Fill&& fi
     }
 }
 
-// What one thread needs for a tile of n atoms; memory is kept from tile to tile.
+// Inputs, outputs and memory of a thread for a tile of n atoms; the memory is kept from tile to tile.
 template <class Real>
 struct FittingTile {
     int n = 0;
     NetInputs<Real> inputs{};
     Real* moments_adjoint = nullptr;              // (n, 4, M), is set
-    Real* columns_adjoint = nullptr;              // (n, n_columns), is set where given
+    Real* columns_adjoint = nullptr;              // (n, n_columns), is set unless null
     std::vector<std::vector<Real>> value, slope;  // of each layer (n, padded n_out)
     std::vector<Real> chunk, adjoint, next;       // a chunk of inputs; adjoints of a layer's output and input
 };
 
-// Afterwards value.back() holds the outputs, and the adjoints the derivatives of their sum.
+// Evaluates the net for a tile: value.back() then holds the outputs, and the adjoints the derivatives of their sum.
 template <class Real>
 void evaluate(const PackedNet<Real>& net, FittingTile<Real>& tile);
 

@@ -7,7 +7,7 @@
 namespace dphpc {
 namespace {
 
-constexpr int tile_size = 96;  // atoms
+constexpr int tile_size = 96;  // most atoms of a tile
 
 // A thread's memory, kept from tile to tile.
 template <class Real>
@@ -57,7 +57,7 @@ void FittingTape<Real>::energy_and_adjoint(const NetInputs<Real>& x, std::int64_
     for (std::int64_t i = 0; i < n; ++i) energies[i] = kept_.back().value[i * net_.layers.back().step()];
 }
 
-// The part's share of xW, and of what a skip connection copies.
+// Computes the part's share of x·w of the first layer, and of the copies of its skip connection.
 template <class Real>
 template <class Fill>
 void FittingTape<Real>::first_product(const Part& part, Fill&& fill, Real* z) {
@@ -109,7 +109,7 @@ void FittingTape<Real>::forward(const Part& part) {
     }
 }
 
-// What the first layer's skip connection copies, added to its output.
+// Adds the copies of the first layer's skip connection to its output.
 template <class Real>
 void FittingTape<Real>::add_skipped(const Part& part, Real* output) {
     const PackedLayer<Real>& layer = net_.layers.front();
@@ -141,7 +141,7 @@ void FittingTape<Real>::adjoint(const Tile& tile) {
     }
 }
 
-// The part's share of the adjoints of inputs, and what they mean for the moments of its group.
+// Computes the part's share of the inputs' adjoints, and their contribution to the adjoint of its group's moments.
 template <class Real>
 void FittingTape<Real>::inputs_adjoint(const Part& part, Real* moments_adjoint) {
     const PackedLayer<Real>& first = net_.layers.front();
@@ -178,7 +178,7 @@ void FittingTape<Real>::gradient(const Real* seeds, const Real* tangent, int thr
     tiling_.run(
         [&](const Part& part) {
             const auto fill = [&](const Chunk<Real>& chunk, Real* inputs) {
-                if (!chunk.is_features) return false;  // other inputs do not change
+                if (!chunk.is_features) return false;  // the tangent of other inputs is zero
                 net_.fill_tangent(chunk, x_.moments, tangent, part.group.first, part.group.n, inputs);
                 return true;
             };
@@ -210,7 +210,7 @@ void FittingTape<Real>::gradient(const Real* seeds, const Real* tangent, int thr
     }
 }
 
-// `curvature` becomes p·act″·ż, with which alone it is needed.
+// Computes the layers' tangents; replaces `curvature` by adjoint·act″·ż, as it is needed in this product only.
 template <class Real>
 void FittingTape<Real>::forward_tangent(const Part& part) {
     const Tile& tile = part.tile;
@@ -235,7 +235,7 @@ void FittingTape<Real>::forward_tangent(const Part& part) {
             dot[i] = slope[i] * z_dot;
         }
         if (!layer.idt.empty()) {
-            Real* sums = k.idt_sums.data() + tile.index * step;  // the tangent's share; the value's comes later
+            Real* sums = k.idt_sums.data() + tile.index * step;  // tangent's part; layer_adjoint adds the rest
             std::fill_n(sums, step, Real(0));
             for (int i = 0; i < tile.n; ++i)
                 for (int j = 0; j < layer.n_out; ++j) {
@@ -250,7 +250,7 @@ void FittingTape<Real>::forward_tangent(const Part& part) {
     }
 }
 
-// Turns q, the adjoint of a layer's output by value, into that of z in place; keeps its sums and both adjoints packed.
+// Turns q = ∂S/∂output of a layer into ∂S/∂z in place; sums its gradients of bias and idt, and packs both adjoints.
 template <class Real>
 void FittingTape<Real>::layer_adjoint(const Tile& tile, int l, Real* q) {
     const PackedLayer<Real>& layer = net_.layers[l];
@@ -278,7 +278,7 @@ void FittingTape<Real>::layer_adjoint(const Tile& tile, int l, Real* q) {
     k.right[1][tile.index].pack_rows(tile.n, layer.n_out, rows_of(k.z_adjoint.data() + from));
 }
 
-// The first layer's adjoints by value are left in `q_output_` and `q_z_`.
+// Backpropagates S through the layers; ∂S/∂output and ∂S/∂z of the first are left in `q_output_` and `q_z_`.
 template <class Real>
 void FittingTape<Real>::adjoint_tangent(const Tile& tile, const Real* seeds) {
     Scratch<Real>& scratch = Scratch<Real>::own();
@@ -301,7 +301,7 @@ void FittingTape<Real>::adjoint_tangent(const Tile& tile, const Real* seeds) {
     std::copy_n(q, size, q_z_.data() + from);
 }
 
-// As `inputs_adjoint`, of S.
+// As `inputs_adjoint`, with the derivatives of S.
 template <class Real>
 void FittingTape<Real>::inputs_adjoint_tangent(const Part& part, const Real* tangent, Real* moments_bar) {
     const PackedLayer<Real>& first = net_.layers.front();
@@ -324,7 +324,7 @@ void FittingTape<Real>::inputs_adjoint_tangent(const Part& part, const Real* tan
     }
 }
 
-// sum (rows, padded n_out) += what a tile adds to rows of the weights' gradient xᵀ·q_z + ẋᵀ·p_z; x and ẋ (n, width).
+// sum (rows, padded n_out) += a tile's contribution xᵀ·q + ẋᵀ·p to rows of the weight gradient; x, ẋ (n, width).
 template <class Real>
 void FittingTape<Real>::add_weight_rows(int l, int tile, int rows, const Real* x, const Real* x_dot, int width,
                                         Real* sum) const {
@@ -333,7 +333,7 @@ void FittingTape<Real>::add_weight_rows(int l, int tile, int rows, const Real* x
     kept_[l].right[1][tile].add_product(rows, x_dot, 1, width, sum, step);
 }
 
-// The rows of the first layer's weight gradient that belong to some of its inputs.
+// Computes the rows of the first layer's weight gradient that belong to a piece of its inputs.
 template <class Real>
 void FittingTape<Real>::first_weights(const Chunk<Real>& piece, const Real* tangent, bool add, Real* w) {
     Scratch<Real>& scratch = Scratch<Real>::own();
@@ -352,7 +352,7 @@ void FittingTape<Real>::first_weights(const Chunk<Real>& piece, const Real* tang
         net_.set_gradient_rows(piece, i, sum + static_cast<std::size_t>(i) * step, add, w);
 }
 
-// Rows first … last − 1 of another layer's weight gradient.
+// Computes rows first … last − 1 of the weight gradient of a later layer.
 template <class Real>
 void FittingTape<Real>::weight_rows(int l, int first, int last, bool add, Real* w) {
     const PackedLayer<Real>& layer = net_.layers[l];

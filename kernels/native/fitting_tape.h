@@ -1,13 +1,13 @@
-// The fitting net in training: energies, their derivative by the moments, and the gradient of S = Σ ē·E + Ė, where Ė is
-// the derivative of ΣE along a direction of the moments.  The formulas stand in dphpc/ops/fitting/gradient.py; here atoms
-// go through all layers tile by tile, and the weights' gradients are taken block by block.
+// The fitting net in training: energies, their derivatives with respect to the moments, and the gradient of S = Σ ē·E +
+// Ė, where Ė is the derivative of ΣE along a direction of the moments.  dphpc/ops/fitting/gradient.py has the formulas;
+// here atoms go through all layers tile by tile, and the weights' gradients are computed block by block.
 #pragma once
 
 #include "fitting.h"
 
 namespace dphpc {
 
-// Where a layer's gradients go; null where they are not wanted.
+// Arrays for a layer's gradients; null for those that are not wanted.
 template <class Real>
 struct LayerGradient {
     Real *w, *bias, *idt;
@@ -21,27 +21,27 @@ class FittingTape {
 
     void repack(const std::vector<LayerView<Real>>& views, int threads) { net_.repack(views, threads); }
 
-    // Sets energies (n) and moments_adjoint (n, 4, M), the derivative of their sum.  The inputs must stay until
+    // Sets energies (n) and moments_adjoint (n, 4, M), the derivative of their sum.  The inputs must not change until
     // `gradient` has been called.
     void energy_and_adjoint(const NetInputs<Real>& x, std::int64_t n, int threads, Real* energies,
                             Real* moments_adjoint);
 
-    // For seeds ē (n) and the moments' change `tangent` (n, 4, M): sets the gradients by weights (adds to them, if asked)
-    // and moments_bar (n, 4, M), the gradient by the moments.
+    // For seeds ē (n) and the moments' change `tangent` (n, 4, M): sets the gradients of the weights, or with `add`
+    // adds to them, and sets moments_bar (n, 4, M), the gradient of the moments.
     void gradient(const Real* seeds, const Real* tangent, int threads, const std::vector<LayerGradient<Real>>& gradients,
                   bool add, Real* moments_bar);
 
   private:
-    static constexpr int piece_width = 128;  // inputs whose rows of the weights' gradient one thread takes at a time
+    static constexpr int piece_width = 128;  // inputs whose rows of the weight gradient are a thread's task
 
-    // Of one layer, all atoms: (n, padded n_out), or (tiles, padded n_out) for sums.
+    // Values of one layer for all atoms: (n, padded n_out), or (tiles, padded n_out) for sums.
     struct Kept {
-        std::vector<Real> value, act;              // output; act(z), where idt asks for it
+        std::vector<Real> value, act;              // output; act(z), if the layer has idt
         std::vector<Real> slope, curvature;        // act′(z), act″(z)
         std::vector<Real> adjoint, z_adjoint;      // ∂E/∂output, ∂E/∂z
         std::vector<Real> tangent;                 // of the output
         std::vector<Real> bias_sums, idt_sums;     // gradients of each tile
-        std::vector<PackedMatrix<Real>> right[2];  // of each tile: adjoints of z by value (q) and by tangent (p)
+        std::vector<PackedMatrix<Real>> right[2];  // of each tile: q = ∂S/∂z and p = ∂E/∂z, packed
     };
 
     template <class Fill>
@@ -57,13 +57,13 @@ class FittingTape {
     void first_weights(const Chunk<Real>& piece, const Real* tangent, bool add, Real* w);
     void weight_rows(int l, int first, int last, bool add, Real* w);
     void add_weight_rows(int l, int tile, int rows, const Real* x, const Real* x_dot, int width, Real* sum) const;
-    std::int64_t n_row() const { return n_rows * net_.channels; }  // moments of an atom
+    std::int64_t n_row() const { return n_rows * net_.channels; }  // number of moments of an atom
 
     PackedNet<Real> net_;
     std::vector<Chunk<Real>> pieces_;
     std::vector<Kept> kept_;
     std::vector<std::vector<Real>> inputs_adjoint_;  // ∂E/∂input of each chunk (n, padded width)
-    // Of the first layer (n, padded n_out): copies by a skip connection, adjoints by value of z and of the output.
+    // Of the first layer, (n, padded n_out): copies by its skip connection, ∂S/∂z and ∂S/∂output.
     std::vector<Real> skipped_, q_z_, q_output_;
     SharedSum<Real> z_sum_, skipped_sum_, moments_sum_;
     NetInputs<Real> x_{};

@@ -8,10 +8,10 @@
 namespace dphpc {
 namespace {
 
-constexpr int tile_size = 24;  // knots: three rows each
+constexpr int tile_size = 24;  // most knots of a tile, of three rows each
 constexpr int n_jet = 3;  // value and two derivatives
 
-// Coefficients in t = (s − left)/h from (G, hG′, h²G″) of the left and of the right knot.
+// The polynomial's coefficients in t = (s − left)/h, as combinations of (G, hG′, h²G″) at the left and the right knot.
 constexpr double hermite[n_powers][2 * n_jet] = {
     {1, 0, 0, 0, 0, 0},       {0, 1, 0, 0, 0, 0},     {0, 0, 0.5, 0, 0, 0},
     {-10, -6, -1.5, 10, -4, 0.5}, {15, 8, 1.5, -15, 7, -1}, {-6, -3, -0.5, 6, -3, 0.5}};
@@ -108,7 +108,7 @@ void KnotTape<Real>::forward(Tile& tile, const double* knots) const {
     }
 }
 
-// Consumes tile.adjoint, that of the jets.
+// Backpropagates tile.adjoint, that of the jets, which is overwritten.
 template <class Real>
 void KnotTape<Real>::adjoint(Tile& tile) const {
     const std::vector<Layer>& layers = networks_[tile.network];
@@ -168,7 +168,7 @@ void KnotTape<Real>::set_gradient(int network, const std::vector<LayerGradient<R
     }
 }
 
-// `row` counts the intervals of all networks.
+// Sets the coefficients of an interval; `row` counts the intervals of all networks.
 template <class Real>
 void KnotTape<Real>::set_coefficients(const KnotGrid& grid, std::int64_t row, Real* coefficients) const {
     const int network = static_cast<int>(row / grid.n_intervals), interval = static_cast<int>(row % grid.n_intervals);
@@ -198,7 +198,7 @@ void KnotTape<Real>::set_jets_adjoint(const KnotGrid& grid, const double* coeffi
     double* jets = sized(tile.adjoint, n_jet * tile.n * width_);
     std::fill_n(jets, n_jet * tile.n * width_, 0.0);
     for (int i = 0; i < tile.n; ++i)
-        for (int right = 0; right < 2; ++right) {  // this knot is an interval's left or right side
+        for (int right = 0; right < 2; ++right) {  // the knot is the left or the right end of an interval
             const int interval = tile.first + i - right;
             if (interval < 0 || interval >= grid.n_intervals) continue;
             const double* c = coefficients + (static_cast<std::int64_t>(tile.network) * grid.n_intervals + interval) * n_powers * n_out;

@@ -1,5 +1,5 @@
-// The radial table of scalar networks and the way back from its gradient to their weights; formulas in
-// dphpc/ops/se_a/knots.py.  Weights and table have precision Real, everything between is float64.
+// The radial table as a function of the embedding networks' weights, and its backpropagation; dphpc/ops/se_a/knots.py
+// has the formulas.  Weights and table have precision Real, everything in between is float64.
 #pragma once
 
 #include <cstdint>
@@ -24,13 +24,14 @@ class KnotTape {
     // Sets coefficients (networks, n, 6, M).
     void table(const Networks& networks, const KnotGrid& grid, int threads, Real* coefficients);
 
-    // Sets the networks' gradients for that of `coefficients`, at the weights and the grid of the last `table`.
+    // Sets the networks' gradients from the gradient of the coefficients, at the weights and the grid of the last
+    // `table`.
     void gradient(const KnotGrid& grid, const double* coefficients, int threads,
                   const std::vector<std::vector<LayerGradient<Real>>>& gradients);
 
   private:
-    using Layer = PackedLayer<double>;  // here of the first layer, too
-    // One layer at the knots of a tile: rows (3, knots, padded width) of value and two derivatives.
+    using Layer = PackedLayer<double>;  // here the first layer's weights are packed, too
+    // Values of a layer at the knots of a tile, and their first two derivatives by s: (3, knots, padded width).
     struct Kept {
         std::vector<double> input, z, activated, first, second, third;  // the last three are act′, act″, act‴ at z
         std::vector<double> w_sums, bias_sums, idt_sums;                // gradients of this tile
@@ -50,7 +51,7 @@ class KnotTape {
     void set_jets_adjoint(const KnotGrid& grid, const double* coefficients, Tile& tile) const;
 
     std::vector<std::vector<Layer>> networks_;
-    std::vector<Tile> tiles_;  // as many for each network
+    std::vector<Tile> tiles_;  // the same number for each network, `tiles_each_`
     int tiles_each_ = 0, width_ = 0;
 };
 

@@ -1,4 +1,4 @@
-// What Python sees of the kernels.  Arguments are checked and made contiguous by dphpc/ops/*/native.py.
+// The Python module of the kernels.  Arguments are checked and made contiguous by dphpc/ops/*/native.py.
 
 #include <memory>
 

@@ -1,5 +1,5 @@
-// A matrix is one thread's from beginning to end: threads that share its products wait for one another's caches, and two
-// of them took as long as one.
+// A matrix is processed by a single thread: threads that shared its products would wait for each other's caches, and
+// two of them took as long as one.
 #include "muon.h"
 
 #include <algorithm>
@@ -15,10 +15,10 @@ namespace {
 constexpr float a = 3.4445f, b = -4.7750f, c = 2.0315f;
 constexpr int iterations = 5;
 constexpr double tiny = 1e-30;  // keeps a zero matrix zero
-constexpr int block_rows = 48;  // of a symmetric product, of which blocks on and above the diagonal are computed
+constexpr int block_rows = 48;  // of a symmetric product, of which only blocks on and above the diagonal are computed
 static_assert(block_rows % ProductBlock<float>::columns == 0, "blocks on the diagonal begin where a panel does");
 
-// A matrix on its way: x (rows, n) with rows ≥ n, transposed where it is wider than long.
+// A matrix being orthogonalized: x (rows, n) with rows ≥ n, the transpose of a matrix with more columns than rows.
 class Iterate {
   public:
     void resize(std::int64_t rows, std::int64_t n) {
@@ -28,7 +28,7 @@ class Iterate {
         for (auto* matrix : {&gram_, &p_, &product_, &room_}) matrix->assign(n_ * step_, 0.0f);
     }
 
-    // Sets x to element(i, j) over its norm.
+    // Sets x to element(i, j), divided by the norm of all elements.
     template <class Element>
     void set(Element&& element) {
         double square = 0.0;
@@ -59,7 +59,7 @@ class Iterate {
         }
     }
 
-    // The same by g ← p·g·p: x, which is long, enters two products only.
+    // The same, iterating on g = xᵀx by g ← p·g·p, so that the long matrix x enters two products only.
     void orthogonalize_by_gram() {
         set_gram();
         for (int k = 0; k < iterations; ++k) {
@@ -100,14 +100,14 @@ class Iterate {
         });
     }
 
-    // A matrix that commutes with the packed one becomes their product.
+    // left ← left · packed; the two matrices commute, so that the product is symmetric.
     void multiply(Matrix& left) {
         multiply_symmetric(left, step_, 1, room_, [](int, int) {});
         left.swap(room_);
     }
 
-    // out = left · packed, known to be symmetric; change(first, last) is free to change these rows from the diagonal's
-    // block on before they are mirrored.
+    // out = left · packed, which must be symmetric.  change(first, last) may change these rows, from the block on the
+    // diagonal on, before they are mirrored.
     template <class Change>
     void multiply_symmetric(const Matrix& left, std::int64_t row_step, std::int64_t depth_step, Matrix& out,
                             Change&& change) {
@@ -132,11 +132,11 @@ class Iterate {
         x_.swap(next_);
     }
 
-    std::int64_t rows_ = 0, step_ = 0;        // step: the length of a row with what fills it up
+    std::int64_t rows_ = 0, step_ = 0;        // step: the padded length of a row
     int n_ = 0;
     Matrix x_, next_;                         // (rows, step)
     Matrix gram_, p_, product_, room_;        // (n, step), symmetric
-    PackedMatrix<float> packed_;              // the right side of products
+    PackedMatrix<float> packed_;              // the right factor of products
 };
 
 template <class Real>
@@ -164,11 +164,12 @@ void step_of(const MuonStep& s, const MuonMatrix<Real>& m, Iterate& iterate) {
 
 template <class Real>
 void muon_step(const MuonStep& s, const std::vector<MuonMatrix<Real>>& matrices, [[maybe_unused]] int threads) {
-    // A training's matrices are the same at every step.  By this name all threads mean those of the calling one.
+    // Kept between steps, as a training's matrices have the same shapes at every step.  The reference makes all threads
+    // use the vector of the calling thread.
     static thread_local std::vector<Iterate> kept;
     std::vector<Iterate>& iterates = kept;
     iterates.resize(matrices.size());
-    // The largest first, so that no thread is left with one at the end.
+    // Largest matrices first, so that no thread begins one at the end.
     std::vector<std::size_t> order(matrices.size());
     std::iota(order.begin(), order.end(), 0);
     const auto size = [&](std::size_t i) { return matrices[i].rows * matrices[i].columns; };

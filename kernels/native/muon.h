@@ -1,4 +1,4 @@
-// One step of Muon; formulas in dphpc/ops/muon/contract.py.
+// A step of Muon; dphpc/ops/muon/contract.py has the formulas.
 #pragma once
 
 #include <cstdint>
@@ -8,18 +8,18 @@ namespace dphpc {
 
 struct MuonStep {
     double rate, momentum, decay;
-    bool gram;  // iterate on the Gram matrix where the sides differ
+    bool gram;  // iterate on the Gram matrix of matrices that are not square
 };
 
 template <class Real>
 struct MuonMatrix {
-    const Real* gradient;  // (rows, columns), as the others
+    const Real* gradient;  // (rows, columns), like the others
     Real *value, *momentum;
     std::int64_t rows, columns;
     double scale;
 };
 
-// Changes values and momenta in place; the same bits with any number of threads.
+// Updates values and momenta in place, with the same bits for any number of threads.
 template <class Real>
 void muon_step(const MuonStep& s, const std::vector<MuonMatrix<Real>>& matrices, int threads);
 

@@ -21,8 +21,8 @@ CellGrid::CellGrid(const double* positions, const std::int32_t* types, const std
             low_[d] = std::min(low_[d], x);
             high[d] = std::max(high[d], x);
         }
-    // Cells of half the reach waste little of the searched volume.  A thin gas in a huge box would need more cells
-    // than atoms: then they grow, in steps, until there are few enough.
+    // Cells of half the reach waste little of the searched volume.  A dilute gas in a huge box would need more cells
+    // than atoms: then their edges are increased until there are few enough.
     double edge = 0.5 * reach;
     for (;; edge *= 1.25) {
         double n_cells = 1.0;
@@ -60,8 +60,8 @@ CellGrid::CellGrid(const double* positions, const std::int32_t* types, const std
     rank(positions, types, ids);
 }
 
-// Ranks the atoms, so that rows are sorted as single 32-bit numbers.  The images of an atom differ by box vectors: the
-// order of their positions is the same wherever the atom itself stands.
+// Ranks the atoms, so that rows can be sorted as 32-bit integers.  The images of an atom differ by box vectors, so the
+// order of their positions does not depend on where the atom is.
 void CellGrid::rank(const double* positions, const std::int32_t* types, const std::int64_t* ids) {
     struct Key {
         std::int64_t id;
@@ -83,7 +83,7 @@ void CellGrid::rank(const double* positions, const std::int32_t* types, const st
     for (std::int64_t slot = 0; slot < n_all_; ++slot) rank_[slot] = rank_of[atom_[slot]];
 }
 
-// Calls visit(first slot, last slot) for the x rows of cells around a slot's atom.
+// Calls visit(first slot, end of slots) for each row of cells along x around a slot's atom.
 template <class Visit>
 void CellGrid::for_candidates(std::int64_t slot, Visit&& visit) const {
     const double p[3] = {x_[slot], y_[slot], z_[slot]};
@@ -100,7 +100,7 @@ void CellGrid::for_candidates(std::int64_t slot, Visit&& visit) const {
         }
 }
 
-// Calls row(slot, atom) for every local atom.  Slots stand in cell order, so that a thread stays in one region.
+// Calls row(slot, atom) for every local atom.  Slots are in the order of cells, so that a thread stays in one region.
 template <class Row>
 void CellGrid::for_rows(std::int64_t n_local, [[maybe_unused]] int threads, Row&& row) const {
 #pragma omp parallel for schedule(dynamic, 256) num_threads(threads)
@@ -130,8 +130,8 @@ void CellGrid::count(std::int64_t n_local, int threads, std::int64_t* offsets) c
 
 namespace {
 
-// Writes n distinct ranks in rising order.  Each one's place is the number of smaller ones: n² comparisons, but many at
-// once and without a branch, which beats sorting by exchange for rows of up to a thousand.  `ranks` has room for
+// Sorts n distinct ranks into `sorted`.  The index of each is the number of smaller ones: n² comparisons, but
+// vectorized and without branches, which is faster than std::sort for up to a thousand.  `ranks` must have room for
 // `lanes` more.
 constexpr std::int32_t lanes = 64;
 
@@ -167,7 +167,7 @@ void CellGrid::fill(std::int64_t n_local, int threads, const std::int64_t* offse
             std::int32_t* end = next;
             for (std::int64_t k = first; k < last; ++k) {
                 const double dx = x_[k] - xi, dy = y_[k] - yi, dz = z_[k] - zi;
-                // Written before it is known to be near: a branch would be guessed wrong every fourth time.
+                // Written before it is known to be near: a branch would be mispredicted every fourth time.
                 *end = rank_[k];
                 end += (dx * dx + dy * dy + dz * dz < limit) & (k != slot);
             }

@@ -1,4 +1,4 @@
-// Threads: OpenMP where there is one, one thread otherwise; the caller always says how many.
+// Threads by OpenMP, or a single one without it; the caller always gives their number.
 #pragma once
 
 #ifdef _OPENMP
@@ -17,9 +17,9 @@ inline int thread_id() { return 0; }
 inline int team_size() { return 1; }
 #endif
 
-// Ends the threads that wait for the calling one's next loop, which starts new ones; false where OpenMP cannot.
-// A forked process has none of its parent's threads, and GNU OpenMP would wait for them for ever; LLVM's looks after
-// that itself.
+// Ends the idle threads of OpenMP; the next parallel loop starts new ones.  Returns false if OpenMP cannot do that.
+// It is needed before a fork: the child has none of its parent's threads, and GNU OpenMP would wait for them forever;
+// LLVM's OpenMP handles a fork itself.
 inline bool release_threads() {
 #if !defined(_OPENMP) || defined(__clang__)
     return true;

@@ -1,7 +1,7 @@
-// Matrix products whose right side is packed once and used many times: the weights of a fitting net.
+// Matrix products whose right factor is packed once and used many times, such as the weights of a fitting net.
 //
-// An element of the result is summed over the depth in rising order, by the same instructions wherever its row stands,
-// so that a row's bits depend neither on the rows beside it nor on the number of threads.
+// An element of the result is summed over the depth in increasing order, by the same instructions whatever its row, so
+// that the bits of a row depend neither on the other rows nor on the number of threads.
 #pragma once
 
 #include <algorithm>
@@ -12,30 +12,30 @@
 
 namespace dphpc {
 
-// Room for n values at least, kept from one use to the next.
+// A buffer's memory, enlarged to at least n values and kept from one use to the next.
 template <class Real>
 Real* sized(std::vector<Real>& buffer, std::size_t n) {
     if (buffer.size() < n) buffer.resize(n);
     return buffer.data();
 }
 
-// The kernel's block of the result: `rows` × (3 vectors), whose sums stay in registers.
+// The block of the result that the kernel computes: `rows` × 3 vectors, whose sums stay in registers.
 template <class Real>
 struct ProductBlock {
     static constexpr int lanes = vector_lanes<Real>, vectors = 3, columns = lanes * vectors;
     static constexpr int rows = vector_registers >= 32 ? 8 : 4;
-    // A panel of this depth stays in the first-level cache beside the rows that it meets.
+    // A panel of this depth stays in the first-level cache, together with the rows that it is multiplied by.
     static constexpr int depth = 16384 / (columns * static_cast<int>(sizeof(Real)));
 };
 
-// The smallest multiple of a block's columns that holds n: the row length of all arrays here.
+// n rounded up to a multiple of a block's columns: the row length of all arrays here.
 template <class Real>
 constexpr int padded(int n) {
     constexpr int columns = ProductBlock<Real>::columns;
     return (n + columns - 1) / columns * columns;
 }
 
-// c (R, 3 vectors) += a (R, depth) · panel.  Element (i, k) of a stands at a[i·row_step + k·depth_step].
+// c (R, 3 vectors) += a (R, depth) · panel.  Element (i, k) of a is a[i·row_step + k·depth_step].
 template <int R, class Real>
 inline void add_block(const Real* a, std::int64_t row_step, std::int64_t depth_step, const Real* panel, int depth,
                       Real* c, std::int64_t c_step) {
@@ -70,7 +70,7 @@ class PackedMatrix {
   public:
     int depth = 0, width = 0;  // rows and columns
 
-    // Takes element (k, j) from row(k)(j).
+    // Packs a matrix with elements (k, j) = row(k)(j).
     template <class Row>
     void pack_rows(int depth_, int width_, Row&& row) {
         resize(depth_, width_);
@@ -82,7 +82,7 @@ class PackedMatrix {
         });
     }
 
-    // Takes element (k, j) from column(j)(k).
+    // Packs a matrix with elements (k, j) = column(j)(k).
     template <class Column>
     void pack_columns(int depth_, int width_, Column&& column) {
         resize(depth_, width_);
@@ -94,7 +94,7 @@ class PackedMatrix {
         });
     }
 
-    // c (rows, padded width) += a (rows, depth) · this; of c the columns from `from` on, where a panel begins.
+    // c (rows, padded width) += a (rows, depth) · this; only for the columns of c from `from` on, where a panel begins.
     void add_product(int rows, const Real* a, std::int64_t row_step, std::int64_t depth_step, Real* c,
                      std::int64_t c_step, int from = 0) const {
         using B = ProductBlock<Real>;
@@ -102,7 +102,7 @@ class PackedMatrix {
             if (column < from) return;
             const Real* left = a + first * depth_step;
             Real* out = c + column;
-            // The next panel comes from far: a slice of it is fetched beside every block of rows.
+            // The next panel is not in the cache yet: a slice of it is prefetched with every block of rows.
             const Real* next = panel + static_cast<std::size_t>(part) * columns;
             const int slice = part * columns * B::rows / std::max(rows, 1);
             int i = 0;
@@ -120,10 +120,10 @@ class PackedMatrix {
 
     void resize(int depth_, int width_) {
         depth = depth_, width = width_;
-        panels_.resize(static_cast<std::size_t>(depth) * padded<Real>(width));  // what fills up the last panel is not read
+        panels_.resize(static_cast<std::size_t>(depth) * padded<Real>(width));  // padding is not used
     }
 
-    // Calls work(panel, its first row, its rows, its first column, its columns) in the order of memory.
+    // Calls work(panel, first row, number of rows, first column, number of columns) for all panels in order of memory.
     template <class Pointer, class Work>
     void for_panels(Pointer panel, Work&& work) const {
         for (int first = 0; first < depth; first += ProductBlock<Real>::depth) {
@@ -133,7 +133,7 @@ class PackedMatrix {
         }
     }
 
-    std::vector<Real> panels_;  // parts of the depth one after the other, each (width / columns, part, columns)
+    std::vector<Real> panels_;  // parts of the depth in order, each (width / columns, part, columns)
 };
 
 }  // namespace dphpc

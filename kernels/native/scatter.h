@@ -1,4 +1,4 @@
-// Sums that many centers of many threads add to the same atoms, without atomics and in an order that repeats.
+// Sums to which many centers, on many threads, add for the same atoms, without atomics and in a reproducible order.
 #pragma once
 
 #include <algorithm>
@@ -10,9 +10,9 @@
 
 namespace dphpc {
 
-// One thread's share of forces (and atomic virials).  With a team of one it writes into the result; otherwise it keeps
-// a compact list of the atoms it met, so that memory follows the work of the call and not the number of atoms (beside
-// four bytes an atom and thread, kept from call to call).
+// One thread's share of forces (and atomic virials).  In a team of one it writes into the result; otherwise it keeps a
+// compact list of the atoms it met, so that its memory grows with the work of the call and not with the number of atoms
+// (apart from four bytes per atom and thread, kept from call to call).
 class ForceShare {
   public:
     void start(double* forces, double* virials, std::int64_t n_all, bool direct) {
@@ -23,7 +23,7 @@ class ForceShare {
         atoms_.clear(), force_sums_.clear(), virial_sums_.clear();
     }
 
-    // Makes room for `n` more atoms; pointers from `force` and `virial` hold until the next call.
+    // Makes room for `n` more atoms; pointers from `force` and `virial` are valid until the next call.
     void reserve(std::size_t n) {
         if (direct_) return;
         const std::size_t size = atoms_.size() + n;
@@ -32,7 +32,7 @@ class ForceShare {
         forces_ = force_sums_.data(), virials_ = virial_sums_.data();
     }
 
-    // Where the sums of an atom stand.
+    // Index of an atom's sums, for `force` and `virial`.
     std::int64_t place(std::int32_t atom) {
         if (direct_) return atom;
         std::int32_t& at = place_[atom];
@@ -56,7 +56,7 @@ class ForceShare {
         }
     }
 
-    // Leaves the map of atoms as the next call wants it.
+    // Clears the map of atoms for the next call.
     void finish() {
         for (const std::int32_t atom : atoms_) place_[atom] = -1;
         atoms_.clear();
@@ -69,23 +69,24 @@ class ForceShare {
     std::vector<double> force_sums_, virial_sums_;
 };
 
-// Called by every thread of a team when its share is complete: adds all shares to the results, each thread for its
-// part of the atoms.
+// Adds all shares to the results, each thread for its part of the atoms; every thread of the team calls it when its
+// share is complete.
 inline void add_shares(const std::vector<ForceShare*>& shares, int me, int team, double* forces, double* virials,
                        std::int64_t n_all) {
-    if (team == 1) return;  // they are there already
+    if (team == 1) return;  // the share was written into the results
 #pragma omp barrier
     for (int t = 0; t < team; ++t) shares[t]->add_to(forces, virials, n_all * me / team, n_all * (me + 1) / team);
 #pragma omp barrier
     shares[me]->finish();
 }
 
-// Threads that are worth starting for so many centers.
+// Number of threads that are worth starting for so many centers.
 inline int useful_threads(int threads, std::int64_t n_centers) {
     return has_openmp ? static_cast<int>(std::max<std::int64_t>(1, std::min<std::int64_t>(threads, n_centers / 4))) : 1;
 }
 
-// Bounds of `parts` contiguous ranges of centers with nearly equal work; a center costs `own` pairs beside its pairs.
+// Bounds of `parts` contiguous ranges of centers with nearly equal work; a center costs as much as its pairs and `own`
+// more.
 inline std::vector<std::int64_t> equal_shares(const System& system, int parts, std::int64_t own) {
     std::vector<std::int64_t> work(system.n_centers + 1, 0);
     for (std::int64_t i = 0; i < system.n_centers; ++i) {

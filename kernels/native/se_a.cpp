@@ -9,9 +9,9 @@
 namespace dphpc {
 namespace {
 
-constexpr std::int64_t own_work = 8;  // what a center costs beside its pairs, in pairs
+constexpr std::int64_t own_work = 8;  // cost of a center besides its pairs, in units of the cost of a pair
 
-// Calls work(thread, first, last) for contiguous ranges of centers with equal numbers of pairs.
+// Calls work(part, first, last) for contiguous ranges of centers with nearly equal numbers of pairs.
 template <class Work>
 void share_centers(const System& system, int threads, Work&& work) {
     const auto bounds = equal_shares(system, threads, own_work);
@@ -55,7 +55,7 @@ void forces_into(const System& system, const Descriptor<Real>& d, int threads, c
         Center<Real> center;
         Grouping<Real> grouping;
         std::vector<Real> b;
-        // A team smaller than asked for takes several shares each.
+        // If the team is smaller than asked for, its threads take several shares each.
         for (int part = threads * me / team; part < threads * (me + 1) / team; ++part)
             for (std::int64_t i = bounds[part]; i < bounds[part + 1]; ++i) {
                 center.read(system, d, system.centers[i], grouping);
@@ -158,7 +158,7 @@ void features_adjoint(const Real* moments, const Real* adjoint, std::int64_t n, 
                       [[maybe_unused]] int threads, Real* result) {
 #pragma omp parallel num_threads(threads)
     {
-        std::vector<Real> first(n_rows * axis);  // share of the columns below `axis`
+        std::vector<Real> first(n_rows * axis);  // contribution to the columns below `axis`
 #pragma omp for schedule(static)
         for (std::int64_t i = 0; i < n; ++i) {
             const Real* a = moments + i * n_rows * channels;

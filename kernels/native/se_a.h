@@ -1,4 +1,4 @@
-// The operations of the se_e2_a descriptor on the CPU; formulas and shapes in dphpc/ops/se_a/contract.py.
+// The operations of the se_e2_a descriptor on the CPU; dphpc/ops/se_a/contract.py has formulas and shapes.
 #pragma once
 
 #include <cstdint>
@@ -25,7 +25,7 @@ template <class Real>
 struct Descriptor {
     SwitchParameters cut;
     double scale;
-    int n_types, channels, n_intervals;  // n_intervals of the longest table
+    int n_types, channels, n_intervals;  // n_intervals is that of the longest table
     const std::int32_t* sel;
     const double* davg;                  // (n_types)
     const double* dstd;                  // (n_types, 2)
@@ -34,30 +34,31 @@ struct Descriptor {
     const Real* coefficients;            // (n_tables, n_intervals, 6, M)
     const Real* empty;                   // (n_types, n_types, M)
     std::vector<RadialGrid> grids;       // (n_tables)
-    bool round_displacements;            // to float32 before anything is formed from them
+    bool round_displacements;            // round them to float32 before they are used
 };
 
-// moments (n_centers, 4, M); returns the largest s̃ met, −∞ without pairs.
+// Sets moments (n_centers, 4, M); returns the largest s̃ of all pairs, −∞ without pairs.
 template <class Real>
 double moments(const System& system, const Descriptor<Real>& d, int threads, Real* moments);
 
-// Adds to forces (n_all, 3) and, where given, atom_virial (n_all, 9); sets center_virial (n_centers, 9).
+// Adds to forces (n_all, 3) and, unless it is null, atom_virial (n_all, 9); sets center_virial (n_centers, 9).
 template <class Real>
 void forces_into(const System& system, const Descriptor<Real>& d, int threads, const Real* moments_adjoint,
                  double* forces, double* center_virial, double* atom_virial);
 
-// moments_dot (n_centers, 4, M) along direction (n_all, 3) and strain (n_centers, 9).
+// Sets moments_dot (n_centers, 4, M), the moments' derivative along direction (n_all, 3) and strain (n_centers, 9).
 template <class Real>
 void tangent(const System& system, const Descriptor<Real>& d, int threads, const double* direction,
              const double* strain, Real* moments_dot);
 
-// Sets gradients shaped like the coefficients and empty.
+// Sets the gradients of the table's coefficients and of `empty`, of the same shapes as these.
 template <class Real>
 void tangent_adjoint(const System& system, const Descriptor<Real>& d, int threads, const double* direction,
                      const double* strain, const Real* moments_adjoint, const Real* moments_dot_adjoint,
                      double* coefficients, double* empty);
 
-// features (n, M, axis) of moments (n, 4, M), and the adjoint of the moments.
+// Sets the features (n, M, axis) of moments (n, 4, M); the second function sets the moments' adjoint from the
+// features'.
 template <class Real>
 void features(const Real* moments, std::int64_t n, int channels, int axis, int threads, Real* features);
 template <class Real>

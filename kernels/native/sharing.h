@@ -1,7 +1,7 @@
-// Rows of a batch dealt to threads in tiles, and work that several threads share on the same rows.
+// Division of the rows of a batch among threads in tiles, and of the work on the same rows among several threads.
 //
-// Few rows do not pay for a thread that reads all weights of a wide layer: pairs of threads then have their two tiles in
-// common, and each takes half of the layer's inputs.  What they get is summed.
+// If a tile has few rows, it is not worthwhile that its thread reads all weights of a wide layer: then two threads work
+// on their two tiles together, each with half of the layer's inputs, and their results are summed.
 #pragma once
 
 #include <algorithm>
@@ -13,16 +13,16 @@
 
 namespace dphpc {
 
-// The chunks of a layer's inputs that one of `count` threads takes: as wide in all as the others'.
+// The chunks of a layer's inputs that one of `count` threads takes; their total widths are about equal.
 struct Share {
     int index = 0, count = 1;
 
     bool takes(int chunk) const {
-        const int round = chunk / count, place = chunk % count;  // later chunks are narrower: every other round backwards
+        const int round = chunk / count, place = chunk % count;  // later chunks are narrower: reverse every other round
         return index == (round % 2 == 0 ? place : count - 1 - place);
     }
 
-    // Of so many threads, of whom pairs share, where there are any.
+    // The share of a thread; threads work in pairs if their number is even.
     static Share of(int thread, int threads) {
         const int count = threads % 2 == 0 ? 2 : 1;
         return {thread % count, count};
@@ -34,7 +34,7 @@ struct Tile {
     int n = 0, index = 0;
 };
 
-// A tile, the tiles of all threads that share work on them as one, and the share of the tile's thread.
+// A tile, the union of the tiles of all threads that share their work, and the share of the tile's thread.
 struct Part {
     Tile tile, group;
     Share share;
@@ -42,14 +42,16 @@ struct Part {
 
 class Tiling {
   public:
-    // As many tiles for every thread, of at most `size` of n rows; threads share while each has one.
+    // Divides n rows into tiles of at most `size`, equally many for each thread; threads share work if each has one
+    // tile.
     Tiling(std::int64_t n, int threads, int size)
         : n_(n), threads_(threads), n_tiles_(static_cast<int>((n + size * threads - 1) / (size * threads)) * threads) {}
 
     int n_tiles() const { return n_tiles_; }
     Tile tile(int index) const { return tiles(index, index + 1); }
 
-    // Calls the phases for each tile; where threads share, none begins a phase before all have ended the last.
+    // Calls the phases for each tile; if threads share work, none begins a phase before all have finished the previous
+    // one.
     template <class... Phases>
     void run(const Phases&... phases) const {
 #pragma omp parallel num_threads(threads_)
@@ -81,13 +83,14 @@ class Tiling {
     int threads_, n_tiles_;
 };
 
-// Sums (n, width) over the threads that share rows: the first adds to the result itself, the others to memory of theirs.
+// Sums (n, width) over the threads that share rows: the first adds to the result itself, the others to their own
+// memory.
 template <class Real>
 class SharedSum {
   public:
     void prepare(int n_tiles) { others_.resize(n_tiles); }
 
-    // Zeros for the rows of the part's group.
+    // The rows of the part's group to which its thread adds, set to zero.
     Real* own(const Part& part, Real* result, std::int64_t width) {
         const std::int64_t size = part.group.n * width;
         Real* rows = part.share.index == 0 ? result + part.group.first * width : sized(others_[part.tile.index], size);
@@ -95,7 +98,7 @@ class SharedSum {
         return rows;
     }
 
-    // Adds what others have to the rows of the part's own tile.
+    // Adds the sums of the other threads to the rows of the part's tile.
     void finish(const Part& part, Real* result, std::int64_t width) const {
         const std::int64_t skip = (part.tile.first - part.group.first) * width, size = part.tile.n * width;
         Real* rows = result + part.tile.first * width;
@@ -106,7 +109,7 @@ class SharedSum {
     }
 
   private:
-    std::vector<std::vector<Real>> others_;  // of each tile
+    std::vector<std::vector<Real>> others_;  // memory of each tile's thread
 };
 
 }  // namespace dphpc

@@ -1,4 +1,4 @@
-// Fixed-width vectors through the compiler's vector extension: one source for SSE, AVX2, AVX-512 and NEON.
+// Vectors of fixed width by the compiler's vector extension: one source for SSE, AVX2, AVX-512 and NEON.
 #pragma once
 
 #include <cstring>
@@ -43,7 +43,7 @@ inline void store(T* p, Vec<T, N> v) {
     std::memcpy(p, &v, sizeof v);
 }
 
-// From each block of 2h lanes the first h (or, from `start` = h, the last h) of a and of b, side by side.
+// For each block of 2h lanes the first h lanes (with `start` = h the last h) of a, then those of b.
 template <int h, int start, class T, int N, std::size_t... I>
 inline Vec<T, N> half_blocks(Vec<T, N> a, Vec<T, N> b, std::index_sequence<I...>) {
 #if defined(__clang__) || (defined(__GNUC__) && __GNUC__ >= 12)
@@ -55,8 +55,8 @@ inline Vec<T, N> half_blocks(Vec<T, N> a, Vec<T, N> b, std::index_sequence<I...>
 #endif
 }
 
-// Makes one vector of each two, in which either has half its lanes left, in blocks of h; and so on up to one lane each,
-// in the order of the vectors.
+// Reduces n vectors to their lane sums: repeatedly combines two vectors into one, in which each has half as many lanes
+// left, until each has a single lane, in the order of the vectors.
 template <int n, int h, class T, int N>
 inline void fold_lanes(Vec<T, N>* v) {
     if constexpr (h < N) {
@@ -81,7 +81,7 @@ inline void set_lane_sums(const Vec<T, N>* v, T* sums) {
     }
 }
 
-// 1 in the last `n` lanes, 0 before them.
+// A vector of 1 in the last n lanes and 0 in the others.
 template <class T, int N>
 inline Vec<T, N> last_lanes(int n) {
     T ones[2 * N] = {};
