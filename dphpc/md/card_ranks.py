@@ -94,7 +94,7 @@ class RankEngine(CardEngine):
             self.card.put_forces(self.state.forces[: self.state.n_local])
             self.window.saw(np.sqrt(self.moved2), self._since)
 
-    # How it is done.
+    # Internals.
 
     def _work_meanwhile(self) -> None:
         """Nothing: ranks do deferred work together, one piece a step in `_launch`, however far their GPUs are."""

@@ -114,7 +114,7 @@ class Stage(Config):
     """Number of steps; for a minimization the largest number."""
     thermostat: Annotated[Literal["nose-hoover", "langevin", "bussi"] | None, BeforeValidator(_thermostat)] = None
     temperature_K: Kelvin | Annotated[list[Kelvin], Field(min_length=2, max_length=2)] | None = None
-    """A number, or [start, end] of a linear ramp."""
+    """Target temperature: a number, or [start, end] of a linear ramp."""
     damping_fs: PositiveFloat = 100.0
     """Time constant: for nose-hoover the period of its oscillation / 2π, for langevin 1/γ, for bussi τ."""
     chain_length: PositiveInt = 3
@@ -125,7 +125,7 @@ class Stage(Config):
     """Largest displacement of an atom in a step of a minimization."""
     barostat: Annotated[Literal["c-rescale"], BeforeValidator(_barostat)] = "c-rescale"
     pressure_bar: float | Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
-    """A number, or [start, end] of a linear ramp."""
+    """Target pressure: a number, or [start, end] of a linear ramp."""
     pressure_damping_fs: PositiveFloat = 1000.0
     """Time constant of the volume's relaxation."""
     compressibility_per_bar: PositiveFloat = 4.5e-5
@@ -223,7 +223,7 @@ class Trajectory(Config):
     every: PositiveInt = 100
     file: str = "traj.extxyz"
     format: Literal["extxyz", "lammps", "h5md"] | None = None
-    """By default the suffix of the file tells it."""
+    """Format of the file; by default its suffix tells it."""
     velocities: bool = False
     forces: bool = False
     unwrap: bool = False
@@ -240,7 +240,7 @@ class Trajectory(Config):
 
     @property
     def kind(self) -> str:
-        """The format."""
+        """Format of the file: the given one, or that of its suffix."""
         return self.format or FORMATS[Path(self.file).suffix.lower()]
 
 

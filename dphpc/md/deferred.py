@@ -56,7 +56,7 @@ class Deferred:
             yield
         except DphpcError as error:
             if comm.size == 1 or error.agreed:
-                with suppress(DphpcError):  # the error that ended the block is raised
+                with suppress(DphpcError):  # must not hide the error that ended the block
                     self.finish()
             raise
         self.finish()

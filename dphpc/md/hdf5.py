@@ -34,5 +34,5 @@ def with_room() -> Any:
 
 
 def has_room(dataset: h5py.Dataset) -> bool:
-    """Whether a dataset was made `with_room`."""
+    """Whether the space of a dataset is allocated early, as `with_room` asks for."""
     return bool(dataset.id.get_create_plist().get_alloc_time() == h5py.h5d.ALLOC_TIME_EARLY)

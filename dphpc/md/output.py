@@ -43,7 +43,7 @@ class Output(Protocol):
     """A file that grows with the run."""
 
     def extent(self) -> Extent:
-        """How far it is written, and on disk."""
+        """How far the file is written; forces it to disk."""
         ...
 
 
@@ -80,7 +80,7 @@ class TableFile:
         self._file.flush()
 
     def extent(self) -> Extent:
-        """How far it is written, and on disk."""
+        """How far the file is written; forces it to disk."""
         self._file.flush()
         return extent_of_bytes(self._file.fileno(), self._file.tell(), "table")
 
@@ -122,7 +122,7 @@ class Screen:
     def start(self) -> None:
         """Begin the table."""
         self._started = self._last_time = time.perf_counter()
-        # Open MPI gives rank 0 a terminal for stdout even where the output goes to a file; stderr tells.
+        # Open MPI gives rank 0 a terminal for stdout even if the output goes to a file: stderr is asked, too.
         if not self.quiet and sys.stdout.isatty() and sys.stderr.isatty():
             count = TextColumn("{task.completed}/{task.total} steps")
             columns = (count, BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())

@@ -226,7 +226,7 @@ class Run:
                 if not self._must_end():
                     integrator = self._steps(integrator)
                 # The end is written even if no interval asks for it.  A run that continues from this restart cuts it
-                # off again (`kept`); until that is written, one from the restart before would overwrite it.
+                # off again (`kept`).  Until that is written, a run from the previous restart comes to this point again.
                 kept = self._extents() if s.restart else {}
                 self._write(integrator, last=True)
                 if s.restart:

@@ -181,7 +181,7 @@ class TextWriter:
         self.file.flush()
 
     def extent(self) -> Extent:
-        """The bytes written."""
+        """How far the file is written, in bytes; forces it to disk."""
         self.file.flush()
         return extent_of_bytes(self.file.fileno(), self.file.tell(), self.settings.kind)
 
@@ -324,7 +324,7 @@ class H5mdWriter:
         self.file, self.frames = None, self.frames + 1
 
     def extent(self) -> Extent:
-        """The frames written."""
+        """How far the file is written, in frames; forces it to disk."""
         return extent_of_frames(self.path, self.frames)
 
     def _require_fields(self, wanted: Mapping[str, bool]) -> None:

@@ -24,8 +24,7 @@ class KnotTape {
     // Sets coefficients (networks, n, 6, M).
     void table(const Networks& networks, const KnotGrid& grid, int threads, Real* coefficients);
 
-    // Sets the networks' gradients from the gradient of the coefficients, at the weights and the grid of the last
-    // `table`.
+    // Sets the networks' gradients from that of the coefficients, at the weights and the grid of the last `table`.
     void gradient(const KnotGrid& grid, const double* coefficients, int threads,
                   const std::vector<std::vector<LayerGradient<Real>>>& gradients);
 

@@ -131,8 +131,7 @@ void CellGrid::count(std::int64_t n_local, int threads, std::int64_t* offsets) c
 namespace {
 
 // Sorts n distinct ranks into `sorted`.  The index of each is the number of smaller ones: n² comparisons, but
-// vectorized and without branches, which is faster than std::sort for up to a thousand.  `ranks` must have room for
-// `lanes` more.
+// vectorized and without branches, faster than std::sort for up to a thousand.  `ranks` has room for `lanes` more.
 constexpr std::int32_t lanes = 64;
 
 void sort_row(std::int32_t* ranks, std::int32_t n, std::int32_t* sorted) {

@@ -69,8 +69,8 @@ class ForceShare {
     std::vector<double> force_sums_, virial_sums_;
 };
 
-// Adds all shares to the results, each thread for its part of the atoms; every thread of the team calls it when its
-// share is complete.
+// Adds all shares to the results, each thread for its part of the atoms; all threads of a team call it when their
+// shares are complete.
 inline void add_shares(const std::vector<ForceShare*>& shares, int me, int team, double* forces, double* virials,
                        std::int64_t n_all) {
     if (team == 1) return;  // the share was written into the results
@@ -85,8 +85,7 @@ inline int useful_threads(int threads, std::int64_t n_centers) {
     return has_openmp ? static_cast<int>(std::max<std::int64_t>(1, std::min<std::int64_t>(threads, n_centers / 4))) : 1;
 }
 
-// Bounds of `parts` contiguous ranges of centers with nearly equal work; a center costs as much as its pairs and `own`
-// more.
+// Bounds of `parts` contiguous ranges of centers with nearly equal work, in pairs; a center costs `own` in addition.
 inline std::vector<std::int64_t> equal_shares(const System& system, int parts, std::int64_t own) {
     std::vector<std::int64_t> work(system.n_centers + 1, 0);
     for (std::int64_t i = 0; i < system.n_centers; ++i) {

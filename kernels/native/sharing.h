@@ -42,16 +42,14 @@ struct Part {
 
 class Tiling {
   public:
-    // Divides n rows into tiles of at most `size`, equally many for each thread; threads share work if each has one
-    // tile.
+    // Divides n rows into tiles of at most `size`, equally many per thread; threads share work if each has one tile.
     Tiling(std::int64_t n, int threads, int size)
         : n_(n), threads_(threads), n_tiles_(static_cast<int>((n + size * threads - 1) / (size * threads)) * threads) {}
 
     int n_tiles() const { return n_tiles_; }
     Tile tile(int index) const { return tiles(index, index + 1); }
 
-    // Calls the phases for each tile; if threads share work, none begins a phase before all have finished the previous
-    // one.
+    // Calls the phases for each tile; threads that share work begin a phase when all have finished the previous one.
     template <class... Phases>
     void run(const Phases&... phases) const {
 #pragma omp parallel num_threads(threads_)
@@ -83,8 +81,7 @@ class Tiling {
     int threads_, n_tiles_;
 };
 
-// Sums (n, width) over the threads that share rows: the first adds to the result itself, the others to their own
-// memory.
+// Sums (n, width) over the threads that share rows: the first adds to the result itself, the others to own memory.
 template <class Real>
 class SharedSum {
   public:
