@@ -26,24 +26,24 @@ FAR_TOLERANCE = 1e-6
 """Error of G and dG/ds beyond the training data's range."""
 
 DISTANCES = 1024
-"""At which the error of dG/dr is measured."""
+"""Number of distances at which the error of dG/dr is measured."""
 
 DEFAULT_DISTANCE = 0.5
-"""Å: nearest pair assumed where the model does not know its training data's."""
+"""Å; the nearest pair that is assumed where the model does not hold that of its training data."""
 
 COARSENING = 4
-"""Step beyond the training data's range over a given step inside it."""
+"""Ratio of the step beyond the training data's range to a given step inside it."""
 
 MAX_INTERVALS = 16384
-"""Inside and beyond."""
+"""Most intervals, those inside and those beyond the training data's range each."""
 
 MAX_EXTRAPOLATION = 1000.0
-"""Of s̃, which goes as 1/r: no run meets pairs that are a thousand times nearer than the training data's."""
+"""Largest ratio of the table's end to the training data's s̃, which goes as 1/r: no run has pairs so near."""
 
 
 @dataclass(frozen=True)
 class CompressionReport:
-    """What was built and how exact it is.
+    """What was built, and its errors.
 
     Attributes
     ----------

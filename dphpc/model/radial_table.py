@@ -1,7 +1,7 @@
 """The embedding networks as one table over their scalar argument.
 
-G(s̃) is a function of one number, so each network is stood in for by quintic Hermite pieces (C², matched in
-value, first and second derivative at the knots).  Training reads the same table as MD: gradients flow through
+G(s̃) is a function of one number, so each network is replaced by quintic Hermite pieces, which are C² and have the
+network's value, first and second derivative at the knots.  Training reads the same table as MD: gradients flow through
 the linear map from knot values to local coefficients and from there to the network.
 """
 
@@ -33,23 +33,22 @@ _HERMITE = np.array(
 """Coefficients in t = (s − left)/h from (G, hG′, h²G″) of the left and of the right knot."""
 
 MAX_PARTS = 4
-"""Of a grid, as many as `kernels/shared/radial_grid.h` knows."""
+"""Most parts of a grid; `kernels/shared/radial_grid.h` has the same number."""
 
 FEWEST_INTERVALS = 32
-"""Of a table that is fitted to a tolerance."""
+"""Intervals that the fit of a table begins with."""
 
 CELLS = 64
-"""Of the range over which a table is fitted; parts begin where one of them does."""
+"""Cells into which a table's range is divided for the fit; a part of the grid begins where a cell does."""
 
 EXTENSION = 32
-"""Intervals by which a table grows at a time: always evaluated as many together, they get the same bits on any rank."""
-
+"""Intervals by which a table grows at a time; as they are evaluated together, they have the same bits on any rank."""
 
 _ROUNDING = 1e-9
-"""Where an error that does not fall with more intervals is one of rounding: G′'s grows with their number."""
+"""Below this an error that more intervals do not reduce is rounding error; that of G′ grows with their number."""
 
 _BLOCK = 512
-"""Intervals whose errors are measured at a time: some thousand numbers a channel stay in the caches."""
+"""Intervals whose errors are measured at a time, so that their numbers stay in the caches."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ class Grid:
         return cls(float(lower), steps, counts)
 
     def numbers(self) -> list[float]:
-        """As files hold it: `lower`, then step and number of intervals of each part."""
+        """The grid as files hold it: `lower`, then step and number of intervals of each part."""
         return [self.lower, *itertools.chain(*zip(self.steps, self.counts, strict=True))]
 
     @cached_property
@@ -114,18 +113,18 @@ class Grid:
         return np.repeat(self.steps, self.counts)
 
     def extended(self, upper: float, at_a_time: int = 1) -> Grid:
-        """The grid continued with its last step until it covers `upper`, by so many intervals at a time."""
+        """The grid extended with its last step until it covers `upper`, by `at_a_time` intervals at a time."""
         if upper <= self.upper:
             return self
         more = at_a_time * int(np.ceil((upper - self.upper) / (at_a_time * self.steps[-1])))
         return replace(self, counts=(*self.counts[:-1], self.counts[-1] + more))
 
     def followed_by(self, other: Grid) -> Grid:
-        """The parts of both; the other begins where this one ends."""
+        """This grid's parts and then those of `other`, which begins where this grid ends."""
         return Grid(self.lower, self.steps + other.steps, self.counts + other.counts)
 
     def locate(self, s: NDArray[np.floating]) -> tuple[NDArray[np.int64], NDArray[np.floating]]:
-        """Interval and local coordinate t of each s; beyond the ends the first or last interval goes on."""
+        """Interval and local coordinate t of each s; beyond the ends the first or last interval is extrapolated."""
         part = np.searchsorted(self.starts[1:], s, side="right")
         counts = np.array(self.counts)
         place = (s - np.array(self.starts)[part]) / np.array(self.steps)[part]
@@ -192,10 +191,10 @@ class RadialTable:
     Attributes
     ----------
     grids
-        One per table; ours share one grid, DeePMD-kit's files have a grid of its own for each network.
+        One per table.  Tables made here share one grid; in DeePMD-kit's files each network has its own.
     coefficients
-        (n_tables, n_intervals, 6, M) in powers of the local coordinate t ∈ [0, 1], channels last; rows
-        behind a shorter grid's last interval are zero.
+        (n_tables, n_intervals, 6, M) of the powers of the local coordinate t ∈ [0, 1]; rows behind the last interval
+        of a shorter grid are zero.
     """
 
     grids: tuple[Grid, ...]
@@ -220,7 +219,7 @@ class RadialTable:
         return min(grid.upper for grid in self.grids)
 
     def astype(self, dtype: type) -> RadialTable:
-        """The same table in another precision; formed in float64 and rounded once."""
+        """The table in another precision: coefficients are formed in float64 and rounded once."""
         return replace(self, coefficients=self.coefficients.astype(dtype))
 
     def evaluate(self, s: NDArray[np.floating], which: NDArray[np.integer]) -> tuple[NDArray, NDArray]:
@@ -264,7 +263,7 @@ class RadialTable:
         return float(of_value), float(of_slope)
 
     def extended(self, networks: Sequence[Network], upper: float) -> RadialTable:
-        """The same tables continued from the networks, each with its last step, until all cover `upper`."""
+        """The tables extended from the networks, each with its last step, until all cover `upper`."""
         grids = tuple(grid.extended(upper, EXTENSION) for grid in self.grids)
         shape = (len(grids), max(g.n_intervals for g in grids), *self.coefficients.shape[2:])
         coefficients = np.zeros(shape, self.coefficients.dtype)
@@ -279,7 +278,7 @@ class RadialTable:
 
 
 Measure = Callable[[RadialTable], tuple[Doubles, Doubles]]
-"""Gives arguments s (n,) and the error (n,) that a table has at each."""
+"""A function that returns arguments s (n,) and a table's error (n,) at each."""
 
 
 def fitted_table(
@@ -294,10 +293,10 @@ def fitted_table(
 ) -> RadialTable:
     """A table with |ΔG| and |ΔG′| below `tolerance`, of about as few intervals as that takes.
 
-    Trained networks change fastest where pairs are far apart, so the range has up to `most_parts` parts with intervals
-    as wide as each allows.  They begin where one of the `cells` does, whose relative widths may be given.  `measure`
-    takes the place of |ΔG| and |ΔG′|.  If even `max_intervals` misses the tolerance, or what is left is rounding error,
-    that table.
+    Trained networks change fastest where pairs are far apart, so the range has up to `most_parts` parts, each with
+    intervals as wide as it allows.  A part begins where a cell does; `cells` may give the cells' relative widths.
+    `measure` replaces |ΔG| and |ΔG′|.  The tolerance is missed where `max_intervals` do not reach it, and where the
+    error that is left is rounding error.
     """
     measure = measure or (lambda table: _errors_of_intervals(table, networks))
     cells = np.ones(CELLS) if cells is None else cells * (len(cells) / cells.sum())
@@ -313,7 +312,7 @@ def fitted_table(
         s, errors = measure(table)
         error = errors.max()
         rounded = error < _ROUNDING and error > before / 1.3
-        if not error > tolerance or grid.n_intervals >= max_intervals or rounded:  # or the networks give no numbers
+        if not error > tolerance or grid.n_intervals >= max_intervals or rounded:  # `not`: an error may be NaN
             return table
         before = error
         # A quintic piece's slope has an error of the width's fifth power, once the width is small.

@@ -131,7 +131,7 @@ def require_for_shared(config: TrainInput, device: Device | None) -> None:
     Raises
     ------
     InputError
-        A card, or the plain networks in place of the table.
+        A GPU, or the plain networks in place of the table.
     """
     kind = config.model.descriptor.type
     if device is not None:

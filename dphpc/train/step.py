@@ -256,7 +256,7 @@ class TableStep:
         )
 
     def _subtract_vacuum(self, centers: Centers, columns: Doubles | None, atom_energy: Doubles) -> None:
-        """With `atom_ener` given, an atom without neighbors has its bias only: subtract the net at zero features."""
+        """Subtract the net at zero features where `atom_ener` is given: a lone atom has its bias as its energy."""
         for t, rows in centers.blocks:
             if t not in self._vacuum:
                 continue
@@ -266,7 +266,7 @@ class TableStep:
             atom_energy[atoms] -= self._vacuum[t].energy_and_adjoint(moments, extra)[0]
 
     def _no_moments(self, n: int) -> NDArray[np.floating]:
-        """Moments (n, 4, M) of atoms without neighbors: one is enough where the net has no other inputs."""
+        """Moments (n, 4, M) of atoms without neighbors."""
         return np.zeros((n, 4, self.model.descriptor.networks[0].n_out), self.model.descriptor.precision)
 
     def backward(self, loss: LossGradient, done: Callable[[str], None] = lambda _: None) -> None:
@@ -307,7 +307,7 @@ class TableStep:
 
 
 def _clear(gradients: Mapping[str, NDArray[np.floating]]) -> None:
-    """Zero the gradients of a network that a batch does not meet."""
+    """Set the gradients of a network that the batch does not use to zero."""
     for gradient in gradients.values():
         gradient[...] = 0.0
 
@@ -323,7 +323,7 @@ class Table:
 
     @cached_property
     def embedding(self) -> Embedding:
-        """As the CPU's operations take it."""
+        """The embedding as the operations on the CPU take it."""
         return Embedding(RadialTable((self.grid,) * len(self.used), self.knots.coefficients), self.knots.empty)
 
 
@@ -338,13 +338,13 @@ class _Kept:
 
 
 MAX_INTERVALS = 4096
-"""Where `check_table` stops asking for more."""
+"""Most intervals that `check_table` asks for."""
 
 ROOM = 10.0
-"""By which a table that `check_table` makes is more exact than asked."""
+"""Factor by which `check_table` aims below the tolerance, as the weights go on changing."""
 
 MAX_EXTENDED = 4 * MAX_INTERVALS
-"""Where `TableStep` stops following batches with ever nearer atoms."""
+"""Most intervals by which `TableStep` extends the grid for atoms that are ever nearer."""
 
 
 def parameter_columns(model: DPModel, batch: Batch) -> Doubles | None:

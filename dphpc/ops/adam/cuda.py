@@ -1,4 +1,4 @@
-"""Adam on a card: one launch for all arrays."""
+"""Adam on a GPU: one launch for all arrays."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class CudaAdam:
     Parameters
     ----------
     arrays
-        Addresses on the card of gradient, value and both moments of each array, and its number of values.
+        GPU addresses of gradient, value and both moments of each array, and its number of values.
     """
 
     def __init__(self, device: Device, dtype: np.dtype, arrays: Sequence[tuple[int, int, int, int, int]]) -> None:
@@ -46,7 +46,7 @@ class CudaAdam:
     def step(self, s: AdamStep, norm: int = 0) -> None:
         """See `contract.AdamOps.adam_step`; rounded where `kernels/native/adam.h` rounds.
 
-        Nothing changes where a float64 on the card is not finite, whose address is `norm`; 0 for none.
+        Nothing changes if the float64 at the GPU address `norm` is not finite; 0 for no such check.
         """
         real = self._step[0].type
         correction1, correction2 = real(1.0 - s.beta1**s.count), real(np.sqrt(1.0 - s.beta2**s.count))

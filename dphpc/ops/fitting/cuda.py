@@ -1,4 +1,4 @@
-"""The fitting network in training on a card: matrix products by its library, one kernel between each two of them.
+"""The fitting network in training on a GPU: matrix products by its library, one kernel between each two of them.
 
 The passes are those of `gradient.FittingTape`, with the descriptor's features in front.
 """
@@ -36,12 +36,12 @@ class _Kept:
 
 
 class CudaFittingTape:
-    """One network in training; used like `native.FittingTape`, with arrays of the card.
+    """One network in training; used like `native.FittingTape`, with GPU arrays.
 
     Parameters
     ----------
     network
-        Its arrays are the card's, and may change between a `gradient` and the next `energy_and_adjoint`.
+        Its arrays are on the GPU, and may change between a `gradient` and the next `energy_and_adjoint`.
     """
 
     def __init__(self, network: Network, se_a: CudaSeA) -> None:
