@@ -1,6 +1,6 @@
-"""A `dpa1` model cut down to some of its types, which takes tables of their pairs only.
+"""A `dpa1` model restricted to some of its types, so that tables are needed for their pairs only.
 
-Nothing else changes: `sel` counts neighbors of all types together, and networks are shared by all types.
+Nothing else changes, as `sel` counts neighbors of all types together and the networks are shared by all types.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def _cut(node: Tree, names: list[str], kept: list[int]) -> Tree:
 
 
 def _cut_embedding(node: Tree, common: dict[str, Any], kept: list[int]) -> Tree:
-    """Types as inputs of the embedding are rows of its first layer, where they are no electrons."""
+    """The types' embedding with the kept types' rows of its first layer; electron configurations need no change."""
     if node.get("use_econf_tebd"):
         return {**node, **common}
     network = node["embedding"]

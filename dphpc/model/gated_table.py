@@ -1,8 +1,9 @@
 """Tables of embedding networks with a gate (`gated.py`), whose second derivative by s is infinite at rcut.
 
-One grid of s serves all networks, in its own s̃ = s/dstd each.  A knot stands at rcut_smth, where the third derivative
-jumps.  Forces see G times rows that go as s, so what counts is the error of d(s·G)/dr: as h⁵/s³ for an interval of
-width h at s, and as h² at rcut.  Some hundred intervals hold it, as their widths grow with s in `GATE_PARTS` parts.
+All networks share one grid of s, which each reads by its own s̃ = s/dstd.  There is a knot at rcut_smth, where the third
+derivative jumps.  Forces depend on G times rows that are proportional to s, so the error of d(s·G)/dr counts: it goes
+as h⁵/s³ for an interval of width h at s, and as h² at rcut.  Some hundred intervals are enough, as their widths grow
+with s, in `GATE_PARTS` parts.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from dphpc.model.networks import Array, Network
 from dphpc.model.radial_table import Doubles, Grid, Measure, RadialTable, fitted_table
 
 GATE_PARTS = 3
-"""Of the grid, from rcut to rcut_smth."""
+"""Parts of the grid between rcut and rcut_smth."""
 
 DISTANCES = 2048
-"""At which errors are measured."""
+"""Number of distances at which errors are measured."""
 
 _GROWTH, _CELLS = 1.2, 64
-"""Cells between which parts may begin: each is so many times as wide as the one before."""
+"""Ratio of the widths of neighboring cells, and their number; a part of the grid begins where a cell does."""
 
 
 @dataclass
@@ -48,7 +49,7 @@ def of_s(d: SeE2A, networks: Sequence[Network]) -> list[Network]:
 
 
 def scaled(d: SeE2A, table: RadialTable) -> RadialTable:
-    """A table of `of_s` over each network's own s̃.  Its coefficients refer to intervals and stay what they are."""
+    """A table of networks `of_s` as one over each network's own s̃; the coefficients do not change."""
     grids = [
         replace(grid, lower=grid.lower / scale, steps=tuple(step / scale for step in grid.steps))
         for grid, scale in zip(table.grids, scales(d), strict=True)
@@ -64,10 +65,10 @@ def s_range(d: SeE2A, nearest: float) -> tuple[float, float]:
 def fitted(
     d: SeE2A, networks: Sequence[Network], nearest: float, tolerance: float, max_intervals: int, parts: int
 ) -> RadialTable:
-    """A table of networks `of_s` for distances from `nearest` (Å) on, of up to `parts` parts.
+    """A table of networks `of_s` for distances from `nearest` (Å) to rcut, with a grid of up to `parts` parts.
 
-    `tolerance` is that of the error of d(s·G)/dr at any distance, root mean square over centers and channels, in units
-    of the root mean square of d(s·G)/dr over all distances.
+    `tolerance` limits the error of d(s·G)/dr at each distance, as root mean square over center types and channels and
+    relative to the root mean square of d(s·G)/dr over all distances.
     """
     steepest, upper = _steepest(d), s_range(d, nearest)[1]
     closed = d.rcut_smth + d.env_protection  # the gate is open where r + p is less
@@ -89,7 +90,7 @@ def fitted(
 def _steepest(d: SeE2A) -> list[Network]:
     """For each center type its network `of_s` with, in each channel, the largest gain that any neighbor has.
 
-    G is N + gain·N·w, so that a grid that does for these does for all.
+    G is N + gain·N·w, so a grid that is fine enough for these networks is so for all.
     """
     found: list[Network] = []
     for c, row in enumerate(d.network_index()):
@@ -113,7 +114,7 @@ def error(d: SeE2A, networks: Sequence[Network], table: RadialTable, nearest: fl
 
 
 def scales(d: SeE2A) -> list[float]:
-    """dstd of each network's center type."""
+    """dstd of the center type of each network."""
     index = d.network_index()
     return [float(d.dstd[np.argwhere(index == i)[0, 0], 0]) for i in range(len(d.networks))]
 
@@ -130,7 +131,7 @@ def _distances(nearest: float, farthest: float) -> Doubles:
 
 
 def _force_error(d: SeE2A, networks: Sequence[Network], nearest: float, farthest: float) -> Measure:
-    """The `Measure` that `gated_table` fits to, at distances between these."""
+    """The `Measure` of forces' errors between two distances (Å)."""
     s, ds = _rows(d, _distances(nearest, farthest))
     exact = [net.jet(s)[:2] for net in networks]
     size = np.sqrt(np.mean([np.mean((ds[:, None] * (g + s[:, None] * g1)) ** 2) for g, g1 in exact])) or 1.0

@@ -1,12 +1,12 @@
-"""The networks of a `dpa1` model, which all types share, and those of single types and pairs that follow from them.
+"""The networks of a `dpa1` model, which all types share, and the networks of types and pairs that follow from them.
 
-    T = X·W + b (+ X)        the types' embeddings (ntypes, w), of one-hot rows or electron configurations X
-    N(s̃, T_t, T_c)           one embedding network: that of a pair (t, c) has the first layer's W[:1] and
-                             b + (T_t, T_c)·W[1:]
-    F(D, T_c, parameters)    one fitting network: that of a center type c lacks the rows of T_c, and has b + T_c·W[rows]
+    T = X·W + b (+ X)        embeddings of the types (ntypes, w); X are one-hot rows or electron configurations
+    N(s̃, T_t, T_c)           embedding network; for a pair (t, c) its first layer has W[:1] and b + (T_t, T_c)·W[1:]
+    F(D, T_c, parameters)    fitting network; for a center type c its first layer lacks the rows of T_c and has
+                             b + T_c·W[rows]
 
-Layers behind the first are the same ones.  Shared are the arrays that are trained and kept in files; `spread` brings
-the rest up to date.
+The layers behind the first are the same objects.  The shared arrays are trained and kept in files; `spread` updates the
+arrays that follow from them.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ from dphpc.model.tree_parts import network_of
 Doubles = NDArray[np.float64]
 
 EMBEDDING, TYPES, FITTING = "descriptor.networks", "descriptor.type_embedding", "fitting.networks"
-"""What names of shared arrays begin with."""
+"""Prefixes of the names of shared arrays."""
 
 
 @dataclass
 class SharedNetworks:
-    """The networks themselves, and how a model's own follow.
+    """The shared networks, and the networks of a model that follow from them.
 
     Attributes
     ----------
     embedding, types, fitting
-        N, the types' embedding and F.
+        The networks N, T and F.
     inputs
         X (ntypes, n_in).
     at
-        Where T_c begins among the fitting network's inputs.
+        Place of T_c among the fitting network's inputs.
     output_types
-        Whether it is among them.
+        Whether F takes T_c.
     one_side
-        Whether N lacks T_c.
+        Whether N takes T_t only.
     electrons
         Whether X are electron configurations.
     """
@@ -64,7 +64,7 @@ class SharedNetworks:
 
     def __post_init__(self) -> None:
         n, (e, f) = len(self.inputs), (self.embedding.layers, self.fitting.layers)
-        # As wide as the inputs that are left, a first layer still has no skip connection.
+        # resnet: a first layer that is as wide as the inputs that are left must not get a skip connection.
         pairs = [replace(e[0], w=e[0].w[:1].copy(), b=_bias(e[0].w), resnet=False) for _ in self.pairs]
         centers = [replace(f[0], b=_bias(f[0].w), resnet=False) if self.output_types else f[0] for _ in range(n)]
         self._pairs = [Network([first, *e[1:]]) for first in pairs]
@@ -72,13 +72,13 @@ class SharedNetworks:
 
     @property
     def pairs(self) -> list[tuple[int, int]]:
-        """(neighbor, center) types of each embedding network, centers 0 where one-sided."""
+        """Types (neighbor, center) of each embedding network; center is 0 where `one_side`."""
         n = len(self.inputs)
         return [(t, c) for t in range(n) for c in range(1 if self.one_side else n)]
 
     @property
     def groups(self) -> dict[str, list[Network]]:
-        """The shared networks by what their arrays' names begin with."""
+        """The shared networks by the prefix of their arrays' names."""
         return {EMBEDDING: [self.embedding], TYPES: [self.types], FITTING: [self.fitting]}
 
     def parameters(self) -> Iterator[tuple[str, Any]]:
@@ -90,22 +90,25 @@ class SharedNetworks:
 
     @property
     def tebd(self) -> Doubles:
-        """T (ntypes, w)."""
+        """Embeddings T (ntypes, w) of the types, by the present weights."""
         result: Doubles = self.types.astype(np.float64)(self.inputs)
         return result
 
     def tebd_of_pairs(self, tebd: Doubles) -> Doubles:
-        """(n_networks, w or 2w): T_t, T_c of each embedding network."""
+        """Constant inputs (n_networks, w or 2w) of the embedding networks: T_t, and T_c unless `one_side`."""
         neighbors, centers = np.array(self.pairs).T
         return tebd[neighbors] if self.one_side else np.concatenate((tebd[neighbors], tebd[centers]), axis=1)
 
     def attach(self, descriptor: SeE2A, fitting: EnergyFitting) -> None:
-        """Give a model the networks that follow from the shared ones."""
+        """Make the networks that follow from the shared ones those of a descriptor and a fitting."""
         self.spread()
         descriptor.networks, fitting.networks = self._pairs, self._centers
 
     def spread(self) -> None:
-        """Take the present weights; arrays of first layers keep their memory, but for views of shared arrays."""
+        """Update first layers from the present shared weights.
+
+        Their arrays keep their memory, except those that are views of shared arrays.
+        """
         tebd, first = self.tebd, self.embedding.layers[0]
         w = np.asarray(first.w[1:], np.float64)
         for network, constants in zip(self._pairs, self.tebd_of_pairs(tebd), strict=True):
@@ -128,7 +131,7 @@ class SharedNetworks:
 
 
 def shared_networks(node: Tree, descriptor: SeE2A) -> SharedNetworks | None:
-    """Those of a file's `model`; None where it holds no model of this form."""
+    """The shared networks of a file's `model`; None if it is not a `concat` model with a linear type embedding."""
     d = node["descriptor"]
     types = network_of(d["type_embedding"]["embedding"], "type embedding")
     concat = d["type"] != "se_atten_v2" and d.get("tebd_input_mode", "concat") == "concat"
@@ -152,5 +155,5 @@ def _bias(w: Any) -> Any:
 
 
 def _shift(own: Any, b: Any, by: Doubles) -> None:
-    """Set a bias to another, if there is one, and a shift."""
+    """Set a bias to b + `by`, or to `by` where b is None."""
     own[...] = by if b is None else by + b

@@ -1,11 +1,12 @@
-"""The step of a model whose networks all types share: that of the single types' networks, and the chain rule behind it.
+"""The training step of a model whose types share their networks (`model.shared`).
 
-For the networks of pairs (t, c) and of centers c that `model.shared` has, with gradients g of a first layer's W and b:
+`TableStep` gives the gradients for the networks of pairs (t, c) and of center types c; the chain rule makes them
+gradients of the shared networks.  With g_W and g_b, the gradients of a first layer's W and b, and sums over networks:
 
-    ∂W[:1] = Σ g_W        ∂W[rows of T_t] = Σ T_t ⊗ g_b        ∂b = Σ g_b        ∂T_t = W[rows of T_t]·g_b
+    ∂W[:1] = Σ g_W        ∂W[rows of T_t] = Σ T_t ⊗ g_b        ∂b = Σ g_b        ∂T_t = Σ W[rows of T_t]·g_b
 
-the same for T_c and for the fitting network; other arrays' gradients are sums.  The types' embedding T = X·W + b has
-∂W = Xᵀ·∂T and ∂b = Σ ∂T.
+T_c and the fitting network are treated alike, and the gradients of all other arrays are sums.  The types' embedding,
+T = X·W + b, has ∂W = Xᵀ·∂T and ∂b = Σ ∂T.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ Gradients = Mapping[str, Array]
 
 
 class SharedGradients:
-    """Arrays for the gradients of single types' networks, and the way from them to the shared networks' gradients.
+    """Gradients of the networks of types and pairs, and how they are summed to those of the shared networks.
 
     Parameters
     ----------
     model
-        It has shared networks, whose arrays `parameters` holds.
+        The model; `parameters` holds the arrays of its shared networks.
     """
 
     def __init__(self, model: DPModel, shared: SharedNetworks, parameters: Parameters) -> None:
@@ -50,11 +51,11 @@ class SharedGradients:
         self._tebd_gradient = np.zeros_like(shared.tebd)
 
     def gradients_of(self, prefix: str) -> Gradients:
-        """As `Parameters.gradients_of`, for a single type's or pair's network."""
+        """As `Parameters.gradients_of`, for the network of a type or a pair."""
         return self._parts[prefix]
 
     def gather_fitting(self, centers: list[int]) -> None:
-        """Set the fitting network's gradients from those of the center types that a batch has.
+        """Set the shared fitting network's gradients from those of the center types in the batch.
 
         To be called before `gather_descriptor`.
         """
@@ -62,7 +63,7 @@ class SharedGradients:
         parts, own = [self._parts[f"{FITTING}.{t}"] for t in centers], self._own[FITTING]
         self._tebd_gradient[...] = 0.0
         _sum(parts, own)
-        # Rows of T_c are at `rows`; without them all are the features' and parameters'.
+        # W's rows of T_c; the others belong to features and parameters.
         rows = slice(s.at, s.at + tebd.shape[1]) if s.output_types else slice(s.at, s.at)
         if (w := own.get(_W)) is not None:
             w[...] = 0.0
@@ -76,7 +77,7 @@ class SharedGradients:
                 w[rows] = tebd[centers].T @ g_b
 
     def gather_descriptor(self) -> None:
-        """Set the gradients of the embedding network and of the types' embedding."""
+        """Set the gradients of the shared embedding network and of the types' embedding."""
         s, tebd = self._shared, self._shared.tebd
         parts, own = [self._parts[f"{EMBEDDING}.{i}"] for i in range(len(s.pairs))], self._own[EMBEDDING]
         _sum(parts, own)
@@ -96,12 +97,12 @@ class SharedGradients:
 
 
 class SharedTableStep(TableStep):
-    """A `TableStep` whose weights, and their gradients, are those of networks that all types share."""
+    """A `TableStep` for a model whose types share their networks: it trains the shared weights."""
 
     def __init__(self, model: DPModel, parameters: Parameters, grid: Grid, tolerance: float) -> None:
         assert model.shared is not None, "the caller has such a model"
         self._shared = model.shared
-        self._shared.spread()  # first: views of arrays that `parameters` has moved
+        self._shared.spread()  # before all else: `parameters` has moved the shared arrays
         self._gathered = SharedGradients(model, self._shared, parameters)
         super().__init__(model, self._gathered, grid, tolerance)
 
@@ -147,7 +148,7 @@ def require_for_shared(config: TrainInput, device: Device | None) -> None:
 
 
 def _arrays(network: Network, wanted: Gradients) -> dict[str, Array]:
-    """An array for the gradient of each of a network's arrays that is trained, and of its first bias in any case."""
+    """Arrays for the gradients of a network's arrays that are wanted, and of its first bias in any case."""
     return {name: np.zeros_like(a) for name, a in network.parameters() if name in wanted or name == _B}
 
 
