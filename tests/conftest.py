@@ -27,7 +27,7 @@ def emulated() -> EmulatedDevice:
 
 
 @pytest.fixture(scope="session")
-def card() -> Device:
+def gpu() -> Device:
     """A GPU, or the test is skipped."""
     try:
         device = find_device("cuda")
@@ -37,7 +37,7 @@ def card() -> Device:
     return device
 
 
-@pytest.fixture(scope="session", params=["emulated", "card"])
+@pytest.fixture(scope="session", params=["emulated", "gpu"])
 def device(request: pytest.FixtureRequest) -> Device:
     """One after the other."""
     return request.getfixturevalue(request.param)

@@ -17,7 +17,7 @@ from dphpc.core.graphs import Graphs, Work, recorded
 
 DEVICES = ("cpu", "cuda", "auto")
 
-TF32_CARDS = ((8, 0), (9, 0), (10, 0), (10, 3))
+TF32_GPUS = ((8, 0), (9, 0), (10, 0), (10, 3))
 """Compute capabilities of GPUs whose TF32 is more than six times as fast as float32: A100, H100, H200, B200, B300."""
 
 MOST_HIP_THREADS = 2**32 - 1
@@ -156,8 +156,8 @@ class Cupy:
         self._graphs = Graphs(self._captured)
         self._capturing = False
         self._lanes: list[Any] = []  # streams that `beside` uses next to the current one
-        self._card = cupy.cuda.Device(index)
-        self._card.use()
+        self._gpu = cupy.cuda.Device(index)
+        self._gpu.use()
         # The default stream cannot be captured; a blocking stream keeps the order with what others launch there.
         if cupy.cuda.get_current_stream() == cupy.cuda.Stream.null:
             cupy.cuda.Stream(non_blocking=False).use()
@@ -167,7 +167,7 @@ class Cupy:
         self._is_hip = bool(cupy.cuda.runtime.is_hip)
         if self._is_hip:
             fix_order_of(ctypes.CDLL(linked.__file__), cupy.cuda.device.get_cublas_handle())
-        self.has_tf32 = library is not None and (properties["major"], properties["minor"]) in TF32_CARDS
+        self.has_tf32 = library is not None and (properties["major"], properties["minor"]) in TF32_GPUS
 
     def zeros(self, size: int, dtype: Any) -> Array:
         """See `Device.zeros`."""
@@ -197,7 +197,7 @@ class Cupy:
 
     def free_memory(self) -> int:
         """See `Device.free_memory`; memory that CuPy's pool keeps for the next array counts as free."""
-        return int(self._card.mem_info[0]) + int(self._cupy.get_default_memory_pool().free_bytes())
+        return int(self._gpu.mem_info[0]) + int(self._cupy.get_default_memory_pool().free_bytes())
 
     def address(self, array: Array) -> int:
         """See `Device.address`."""
@@ -316,17 +316,17 @@ def find_device(choice: str, rank_on_node: int = 0) -> Device | None:
         raise InputError(f"unknown device '{choice}'", expected=", ".join(DEVICES))
     if choice == "cpu":
         return None
-    n_cards, missing = _cards()
-    if not n_cards and choice == "auto":
+    n_gpus, missing = _gpus()
+    if not n_gpus and choice == "auto":
         return None
-    if n_cards and _lacks_hipcc():
+    if n_gpus and _lacks_hipcc():
         raise InputError(
             f"device '{choice}' cannot be had: CuPy for ROCm compiles with the help of hipcc, which is not in PATH",
             expected="ROCm with its compiler", remedy="export PATH=/opt/rocm/bin:$PATH, or say device: cpu",
         )  # fmt: skip
-    if n_cards:
+    if n_gpus:
         try:
-            return Cupy(rank_on_node % n_cards)
+            return Cupy(rank_on_node % n_gpus)
         except ImportError as error:
             missing = f"CuPy lacks a library of CUDA's: {_last_line(error)}"
     raise InputError(
@@ -337,7 +337,7 @@ def find_device(choice: str, rank_on_node: int = 0) -> Device | None:
     )
 
 
-def _cards() -> tuple[int, str]:
+def _gpus() -> tuple[int, str]:
     """How many GPUs CuPy sees, and the reason if it sees none."""
     try:
         import cupy

@@ -11,9 +11,9 @@ from dphpc.core.device import Device
 from dphpc.core.errors import InputError
 from dphpc.core.memory import memory_available
 from dphpc.core.state import FIELDS
-from dphpc.ops.ghosts import cuda as card_ghosts
-from dphpc.ops.neighbors import cuda as card_search
-from dphpc.parallel import card_halo
+from dphpc.ops.ghosts import cuda as gpu_ghosts
+from dphpc.ops.neighbors import cuda as gpu_search
+from dphpc.parallel import gpu_halo
 from dphpc.parallel.comm import Communicator
 from dphpc.parallel.domain import Domain
 from dphpc.potential.contract import Potential
@@ -30,19 +30,19 @@ GHOST_BYTES = 4 + 24 + 24
 SEARCH_BYTES = 56
 """The neighbor search's bytes per local atom and ghost, while it runs."""
 
-CARD_BYTES = 750e6
+GPU_BYTES = 750e6
 """GPU memory of each model of a rank, whatever the number of atoms: tables, nets, what the libraries keep, and a batch
 of features (at most `BATCH_BYTES` of ops/energy/tiles.py)."""
 
-CARD_ATOM_BYTES = 24 * 4 + 24 * 3 + 8 + 4 + 12 + 4 + 24 + 4 + 8 + 8 + 8
+GPU_ATOM_BYTES = 24 * 4 + 24 * 3 + 8 + 4 + 12 + 4 + 24 + 4 + 8 + 8 + 8
 """GPU memory per local atom: position, velocity, force and position when the list was built; copies of the first three
 for a window; id, type, images, whether it is fixed, sum of forces, center, energy, largest argument of the table, row
 of the list."""
 
-CARD_GHOST_BYTES = 24 + 4 + 8 + 24
+GPU_GHOST_BYTES = 24 + 4 + 8 + 24
 """GPU memory per ghost: position, type, id, sum of forces."""
 
-CARD_ROUTE_BYTES = 4 + 24
+GPU_ROUTE_BYTES = 4 + 24
 """GPU memory per ghost, on a rank that has all atoms: owner and displacement, as the host found them."""
 
 KEPT_BYTES = 8 + 4 + 12 + 4
@@ -55,7 +55,7 @@ BORDER_BYTES = 4 + 36
 """GPU memory per atom near a face while it is downloaded: its place and fields; counted for each ghost, as there are
 more ghosts than such atoms."""
 
-CARD_CALL_BYTES = 24 + 4 + 24
+GPU_CALL_BYTES = 24 + 4 + 24
 """GPU memory per atom and ghost for each model that is called from the host: position, type, sum of forces; a list is
 added to them.  The model that drives the run is called so when the host must find out what is wrong with a step."""
 
@@ -68,7 +68,7 @@ position, velocity, force."""
 
 
 @dataclass(frozen=True)
-class CardRoom:
+class GpuRoom:
     """GPU memory: bytes per local atom, its ghosts included; bytes free for a rank; atoms that fit on all GPUs."""
 
     per_atom: float
@@ -94,7 +94,7 @@ class Estimate:
         Bytes of all ranks, and of the ranks of the node that has most.
     available
         Bytes available on the node that has least.
-    card
+    GPU
         The same for the GPUs; None if atoms do not live on GPUs.
     """
 
@@ -102,7 +102,7 @@ class Estimate:
     total: float
     node: float
     available: float
-    card: CardRoom | None = None
+    gpu: GpuRoom | None = None
 
     def __str__(self) -> str:
         return (
@@ -144,25 +144,25 @@ def estimate(
     ranks_on_node = int(comm.allreduce(np.array([comm.node_size]), "max")[0])
     available = float(comm.allreduce(np.array([memory_available()]), "min")[0])
     of_rank = per_atom * n_atoms / comm.size + PROCESS_BYTES
-    card = None if device is None else _card_room(device, neighbors, ghosts, models, comm)
-    return Estimate(per_atom, of_rank * comm.size, of_rank * ranks_on_node, available, card)
+    gpu = None if device is None else _gpu_room(device, neighbors, ghosts, models, comm)
+    return Estimate(per_atom, of_rank * comm.size, of_rank * ranks_on_node, available, gpu)
 
 
-def _card_room(device: Device, neighbors: float, ghosts: float, models: int, comm: Communicator) -> CardRoom:
+def _gpu_room(device: Device, neighbors: float, ghosts: float, models: int, comm: Communicator) -> GpuRoom:
     """The memory of a GPU for each of the ranks that share it; collective."""
-    of_model = (1.0 + ghosts) * CARD_CALL_BYTES + 4 * neighbors
-    more = card_search.memory_per_atom(neighbors, ghosts)
+    of_model = (1.0 + ghosts) * GPU_CALL_BYTES + 4 * neighbors
+    more = gpu_search.memory_per_atom(neighbors, ghosts)
     if comm.size == 1:
-        of_ghost = CARD_GHOST_BYTES + CARD_ROUTE_BYTES
-        more += card_ghosts.memory_per_atom(ghosts) + HEAD_ROOM * KEPT_BYTES
+        of_ghost = GPU_GHOST_BYTES + GPU_ROUTE_BYTES
+        more += gpu_ghosts.memory_per_atom(ghosts) + HEAD_ROOM * KEPT_BYTES
     else:
-        of_ghost = CARD_GHOST_BYTES + card_halo.CARD_GHOST_BYTES + BORDER_BYTES
-        more += card_ghosts.memory_per_atom(0.0) + HEAD_ROOM * (KEPT_BYTES + PART_BYTES)
-    per_atom = HEAD_ROOM * (CARD_ATOM_BYTES + ghosts * of_ghost + models * of_model) + more
-    cards = comm.allgather((platform.node(), device.name))
-    free = device.free_memory() / cards.count(cards[comm.rank]) - CARD_BYTES * models
+        of_ghost = GPU_GHOST_BYTES + gpu_halo.GPU_GHOST_BYTES + BORDER_BYTES
+        more += gpu_ghosts.memory_per_atom(0.0) + HEAD_ROOM * (KEPT_BYTES + PART_BYTES)
+    per_atom = HEAD_ROOM * (GPU_ATOM_BYTES + ghosts * of_ghost + models * of_model) + more
+    gpus = comm.allgather((platform.node(), device.name))
+    free = device.free_memory() / gpus.count(gpus[comm.rank]) - GPU_BYTES * models
     least = max(float(comm.allreduce(np.array([free]), "min")[0]), 0.0)
-    return CardRoom(per_atom, least, int(least / per_atom) * comm.size)
+    return GpuRoom(per_atom, least, int(least / per_atom) * comm.size)
 
 
 def refuse_if_too_large(needed: Estimate, n_atoms: int) -> None:
@@ -176,10 +176,10 @@ def refuse_if_too_large(needed: Estimate, n_atoms: int) -> None:
             expected=f"at most about {fits:,} atoms on these nodes",
             remedy="use more nodes or a smaller 'replicate'; ignore_memory_limit: true starts all the same",
         )
-    if needed.card and n_atoms > needed.card.atoms:
+    if needed.gpu and n_atoms > needed.gpu.atoms:
         raise InputError(
             f"{n_atoms:,} atoms do not fit into the GPUs' memory",
-            where=f"GPU: {needed.card}",
-            expected=f"at most about {needed.card.atoms:,} atoms on these GPUs",
+            where=f"GPU: {needed.gpu}",
+            expected=f"at most about {needed.gpu.atoms:,} atoms on these GPUs",
             remedy="use more GPUs or a smaller 'replicate'; ignore_memory_limit: true starts all the same",
         )

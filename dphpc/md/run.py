@@ -17,11 +17,11 @@ from dphpc.core.errors import RunError
 from dphpc.core.exact_sum import no_sum
 from dphpc.core.signals import stop_signals
 from dphpc.core.units import FS
-from dphpc.md.card_ranks import engine_for
 from dphpc.md.config import NEVER, MdConfig, Stage
 from dphpc.md.ensembles import barostat_of, integrator_of
 from dphpc.md.extent import Extent, resume_points
 from dphpc.md.fixed import deal_fixed, fixed_lines
+from dphpc.md.gpu_ranks import engine_for
 from dphpc.md.integrators import Integrator
 from dphpc.md.memory import SNAPSHOT_BYTES, estimate, refuse_if_too_large
 from dphpc.md.minimize import Fire
@@ -47,7 +47,7 @@ from dphpc.parallel.balance import imbalance
 from dphpc.parallel.comm import Communicator, ends_together, from_first, together, world
 from dphpc.parallel.domain import Domain
 from dphpc.parallel.placement import placement, ranks_on_same_cores
-from dphpc.potential.contract import Potential, card_of
+from dphpc.potential.contract import Potential, gpu_of
 
 
 @threads_restored()
@@ -140,10 +140,10 @@ class Run:
         """Print the run's header; refuse a run that does not fit into memory."""
         s, comm, places = self.settings, self.comm, placement(self.comm, self.n_threads)
         more = self.deviation.memory_per_atom() if self.deviation else 0.0
-        reach, card, models = self.potential.cutoff + s.skin_A, card_of(self.potential), 1
-        more += SNAPSHOT_BYTES if card and (s.trajectory or s.deviation) else 0.0
+        reach, gpu, models = self.potential.cutoff + s.skin_A, gpu_of(self.potential), 1
+        more += SNAPSHOT_BYTES if gpu and (s.trajectory or s.deviation) else 0.0
         models += len(self.deviation.models) if self.deviation else 0
-        needed = estimate(n_atoms, domain, self.potential, reach, comm, more, card, models)
+        needed = estimate(n_atoms, domain, self.potential, reach, comm, more, gpu, models)
         self.screen.say(*header(s, self.potential, start, domain, places, needed, self.device))
         with together(comm):
             if not s.ignore_memory_limit:

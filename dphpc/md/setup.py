@@ -258,7 +258,7 @@ def header(
         f"model:     {s.model or type(potential).__name__} ({', '.join(potential.type_map)}), "
         f"{s.precision}, cutoff {potential.cutoff:g} + skin {s.skin_A:g} Å",
         *([f"device:    {device.name if device else 'cpu, no GPU that CuPy sees'}"] if s.device != "cpu" else []),
-        *([f"GPU:       {needed.card}"] if needed.card else []),
+        *([f"GPU:       {needed.gpu}"] if needed.gpu else []),
         *(f"committee: {1 + len(d.models)} models, compared every {d.every} steps" for d in [s.deviation] if d),
         f"memory:    {needed}",
         *(f"warning:   {text}" for text in (places.warning(), start.warning, _too_short(s)) if text),

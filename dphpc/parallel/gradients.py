@@ -68,15 +68,15 @@ class TorchSum:
 
     Attributes
     ----------
-    between_cards
+    between_gpus
         Whether sums go by NCCL, between GPUs; Gloo takes tensors in host memory.
     """
 
     def __init__(self, comm: Communicator, device: torch.device) -> None:
         self._own = None if isinstance(comm, ProcessGroup) else ProcessGroup.beside(comm)
-        self._shared = device.type == "cuda" and not one_card_each(comm.allgather(_card(device)))
-        self.between_cards = device.type == "cuda" and not self._shared and distributed.is_nccl_available()
-        self._group = distributed.new_group(backend="nccl") if self.between_cards else None
+        self._shared = device.type == "cuda" and not one_gpu_each(comm.allgather(_gpu(device)))
+        self.between_gpus = device.type == "cuda" and not self._shared and distributed.is_nccl_available()
+        self._group = distributed.new_group(backend="nccl") if self.between_gpus else None
 
     def start(self, values: Tensor) -> Exchange:
         """See `GradientSum.start`."""
@@ -84,7 +84,7 @@ class TorchSum:
 
     def describe(self) -> str:
         """See `GradientSum.describe`."""
-        how = "NCCL" if self.between_cards else "Gloo, as ranks share a GPU" if self._shared else "Gloo"
+        how = "NCCL" if self.between_gpus else "Gloo, as ranks share a GPU" if self._shared else "Gloo"
         return f"torch.distributed ({how})"
 
     def close(self) -> None:
@@ -238,7 +238,7 @@ def gradient_sum(
         sums = MpiSum(comm) if compression == "none" else ShortMpiSum(comm, compression)
     else:
         sums = library = TorchSum(comm, device) if kind == "torch" else HorovodSum(comm)
-    if device.type != "cpu" and not (isinstance(library, TorchSum) and library.between_cards):
+    if device.type != "cpu" and not (isinstance(library, TorchSum) and library.between_gpus):
         sums = ThroughHost(sums)
     if library is not None and compression != "none":
         sums = ShortSum(sums, compression)
@@ -249,9 +249,9 @@ def gradient_sum(
             library.close()
 
 
-def one_card_each(cards: list[tuple[str, str]]) -> bool:
-    """Whether each rank has a GPU of its own, as NCCL demands; `cards` holds (node, GPU) of each rank."""
-    return len(set(cards)) == len(cards)
+def one_gpu_each(gpus: list[tuple[str, str]]) -> bool:
+    """Whether each rank has a GPU of its own, as NCCL demands; `gpus` holds (node, GPU) of each rank."""
+    return len(set(gpus)) == len(gpus)
 
 
 def difference_from_mpi(kind: DataParallel, comm: Communicator) -> float:
@@ -263,6 +263,6 @@ def difference_from_mpi(kind: DataParallel, comm: Communicator) -> float:
     return float((ours - expected).abs().max())
 
 
-def _card(device: torch.device) -> tuple[str, str]:
+def _gpu(device: torch.device) -> tuple[str, str]:
     """A GPU's node and UUID; its index counts the GPUs that a process sees, which may differ from rank to rank."""
     return platform.node(), str(getattr(torch.cuda.get_device_properties(device), "uuid", device.index))

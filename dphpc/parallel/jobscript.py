@@ -56,12 +56,12 @@ def job_script(
         raise InputError("a loop is no scaling test", where="--scaling", expected="md or train")
     several = max(int(resources.get(key, 1)) for key in ("nodes", "ntasks-per-node")) > 1 or mpi != "auto"
     kind = {"md": "-cpu", "train": "-mpi" if several else "-cpu", "learn": ""}[command]
-    on_cards: list[str] = []  # for `scaling`: the templates for GPUs have these words themselves
+    on_gpus: list[str] = []  # for `scaling`: the templates for GPUs have these words themselves
     if "gpus-per-node" in resources and command != "learn":  # a loop's own files say what runs on GPUs
-        kind, on_cards = "-gpu", ["--device", "cuda"]
+        kind, on_gpus = "-gpu", ["--device", "cuda"]
         resources = {"ntasks-per-node": resources["gpus-per-node"], **resources}
     text = template("scaling.slurm" if scaling else f"{command}{kind}.slurm")
-    words = [command, *on_cards, *arguments] if scaling else arguments
+    words = [command, *on_gpus, *arguments] if scaling else arguments
     here = shlex.quote(str(Path(sys.executable).parent))
     variables = {"arguments": f"({shlex.join(words)})", "PATH": f'{here}:"$PATH"'}
     if "\nmpi=" in text:

@@ -129,8 +129,8 @@ def load_committee(
     InputError
         The type maps differ, or a GPU is asked for and there is none.
     """
-    card = find_device(device)
-    potentials = [DeepPot(model, precision, card) for model in models]
+    gpu = find_device(device)
+    potentials = [DeepPot(model, precision, gpu) for model in models]
     names = [str(m) if isinstance(m, (str, Path)) else f"model {i + 1}" for i, m in enumerate(models)]
     for name, dp in zip(names, potentials, strict=True):
         require_types(dp.get_type_map(), name, potentials[0].get_type_map(), names[0])

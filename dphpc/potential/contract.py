@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from dphpc.core.device import Array, Device
 from dphpc.core.exact_sum import no_sum, total
 from dphpc.core.state import State
-from dphpc.ops.energy.card import CardSums, CardSystem
+from dphpc.ops.energy.gpu import GpuSums, GpuSystem
 from dphpc.ops.neighbors.contract import Neighbors
 
 SAMPLE = 16384
@@ -116,7 +116,7 @@ class Potential(Protocol):
 
 
 @runtime_checkable
-class CardPotential(Potential, Protocol):
+class GpuPotential(Potential, Protocol):
     """A potential that can be evaluated on atoms in GPU memory, on its `device` (None: on the CPU only)."""
 
     device: Device | None
@@ -150,11 +150,11 @@ class CardPotential(Potential, Protocol):
         """Warn once of unusual surroundings of these atoms, as `compute` would."""
         ...
 
-    def list_on_card(self, neighbors: Neighbors) -> tuple[Array, Array]:
+    def list_on_gpu(self, neighbors: Neighbors) -> tuple[Array, Array]:
         """Offsets and indices of a neighbor list on the GPU; valid until the next call with another list."""
         ...
 
-    def launch(self, system: CardSystem, sums: CardSums, part: int = 0) -> None:
+    def launch(self, system: GpuSystem, sums: GpuSums, part: int = 0) -> None:
         """Add energy, forces and virial of a part's atoms to the sums, without waiting for it.
 
         If `sums.trouble` is not 0 afterwards, the results are invalid, and `compute` raises the reason.
@@ -162,6 +162,6 @@ class CardPotential(Potential, Protocol):
         ...
 
 
-def card_of(potential: Potential) -> Device | None:
+def gpu_of(potential: Potential) -> Device | None:
     """The GPU on which a potential can be evaluated, None for the CPU."""
-    return potential.device if isinstance(potential, CardPotential) else None
+    return potential.device if isinstance(potential, GpuPotential) else None

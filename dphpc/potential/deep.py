@@ -24,9 +24,9 @@ from dphpc.model.model_file import read_model
 from dphpc.model.radial_table import MAX_PARTS, NetworkEmbedding, RadialTable, ScalarEmbedding, fitted_table
 from dphpc.ops.energy import native as native_energy
 from dphpc.ops.energy import reference as reference_energy
-from dphpc.ops.energy.card import CardSums, CardSystem
 from dphpc.ops.energy.contract import Accumulators, EnergyOps
 from dphpc.ops.energy.cuda import CudaEnergy
+from dphpc.ops.energy.gpu import GpuSums, GpuSystem
 from dphpc.ops.energy.tiles import Group
 from dphpc.ops.neighbors.contract import Neighbors
 from dphpc.ops.se_a import native, reference
@@ -93,18 +93,18 @@ class DeepPotential:
         by_reference = kinked and model.table is None
         self._ops: ModuleType = reference if by_reference else native
         self._energy_ops: EnergyOps = reference_energy if by_reference else native_energy
-        self.device, self._card = device, None if device is None else CudaEnergy(device, in_pieces=precision == "tf32")
+        self.device, self._gpu = device, None if device is None else CudaEnergy(device, in_pieces=precision == "tf32")
         self._placed: list[list[Group]] = []  # the groups of each part
         self._counts = b""  # numbers of local atoms by part and type, see `version`
         self._extra: Array | None = None  # frame parameters on the GPU, repeated for each row
-        if self._card is not None:
+        if self._gpu is not None:
             if by_reference:
                 raise InputError(
                     "a network with kinks and without a table cannot be evaluated on a GPU",
                     where="model",
                     remedy=f"say device: cpu, or {model.descriptor.without_kinks}",
                 )
-            self._energy_ops = self._card
+            self._energy_ops = self._gpu
         self._set_table(self._coarse_table() if self.dtype == np.float32 and not kinked else self._exact_table())
         self._networks = [net.astype(self.dtype) for net in model.fitting.networks]
         shape = model.descriptor.networks[0].n_out, model.descriptor.axis_neuron
@@ -282,21 +282,21 @@ class DeepPotential:
         return s_max
 
     def expect(self, counts: NDArray[np.int64]) -> None:
-        """See `contract.CardPotential.expect`."""
-        if self._card is not None:
-            card, n_all = self._card, int(counts.sum())
-            self._nets = [card.tiled(net, n, n_all) for net, n in zip(self._nets, counts.tolist(), strict=True)]
+        """See `contract.GpuPotential.expect`."""
+        if self._gpu is not None:
+            gpu, n_all = self._gpu, int(counts.sum())
+            self._nets = [gpu.tiled(net, n, n_all) for net, n in zip(self._nets, counts.tolist(), strict=True)]
             self._edition = object()
 
     @property
     def rows(self) -> NDArray[np.int64]:
-        """See `contract.CardPotential.rows`."""
+        """See `contract.GpuPotential.rows`."""
         return np.array([net.rows for net in self._nets], np.int64)
 
     def place(self, parts: NDArray[np.int64], by_type: Array) -> None:
-        """See `contract.CardPotential.place`."""
-        assert self._card is not None
-        device, row = self._card.device, 0
+        """See `contract.GpuPotential.place`."""
+        assert self._gpu is not None
+        device, row = self._gpu.device, 0
         columns = self._columns(1)
         ends = np.cumsum(parts.T.ravel()).reshape(parts.T.shape).T  # in `by_type`
         groups: list[list[tuple[Group, Array]]] = [[] for _ in parts]
@@ -310,7 +310,7 @@ class DeepPotential:
                     part.append((Group(self._nets[t], n, float(np.ravel(shift)[0])), by_type[end - n : end]))
         self._placed, self._counts = [[group for group, _ in part] for part in groups], parts.tobytes()
         n_rows = sum(group.n_rows for part in self._placed for group in part)
-        self._centers = self._card.workspace.buffer("placed", (n_rows,), np.int32)
+        self._centers = self._gpu.workspace.buffer("placed", (n_rows,), np.int32)
         for group, atoms in itertools.chain(*groups):
             end = row + group.n_rows
             device.copy(atoms, self._centers[row : row + group.n])
@@ -318,26 +318,26 @@ class DeepPotential:
                 device.fill(self._centers[row + group.n : end], -1)
             row = end
         if columns is not None and (self._extra is None or len(self._extra) < n_rows):
-            self._extra = self._card.workspace.new(np.repeat(columns.astype(self.dtype), n_rows, axis=0))
+            self._extra = self._gpu.workspace.new(np.repeat(columns.astype(self.dtype), n_rows, axis=0))
 
     def version(self) -> Hashable:
-        """See `contract.CardPotential.version`."""
-        assert self._card is not None
-        kept = self._card.workspace
+        """See `contract.GpuPotential.version`."""
+        assert self._gpu is not None
+        kept = self._gpu.workspace
         return self._edition, self._counts, kept.growths, kept.address(self._extra)
 
-    def list_on_card(self, neighbors: Neighbors) -> tuple[Array, Array]:
-        """See `contract.CardPotential.list_on_card`."""
-        assert self._card is not None
-        return self._card.list_of(neighbors)
+    def list_on_gpu(self, neighbors: Neighbors) -> tuple[Array, Array]:
+        """See `contract.GpuPotential.list_on_gpu`."""
+        assert self._gpu is not None
+        return self._gpu.list_of(neighbors)
 
-    def launch(self, system: CardSystem, sums: CardSums, part: int = 0) -> None:
-        """See `contract.CardPotential.launch`."""
-        assert self._card is not None
+    def launch(self, system: GpuSystem, sums: GpuSums, part: int = 0) -> None:
+        """See `contract.GpuPotential.launch`."""
+        assert self._gpu is not None
         if groups := self._placed[part]:
             first = sum(group.n_rows for group in itertools.chain(*self._placed[:part]))
             given = self._centers[first:], self.parameters, self._embedding, groups, self._extra
-            self._card.launch(system, *given, sums)
+            self._gpu.launch(system, *given, sums)
 
     def _vacuum(self, t: int, columns: NDArray[np.float64] | None, centers: NDArray[np.int32]) -> Any:
         """The net's energy of an atom without neighbors, subtracted if `atom_ener` gives the type's energy; else 0."""

@@ -50,8 +50,8 @@ class DeepPot:
         self, model: str | Path | DPModel, precision: str = "float64", device: str | Device | None = "cpu"
     ) -> None:
         self.model = model if isinstance(model, DPModel) else read_model(model)
-        card = find_device(device) if isinstance(device, str) else device
-        self.potential = DeepPotential(self.model, precision, device=card)
+        gpu = find_device(device) if isinstance(device, str) else device
+        self.potential = DeepPotential(self.model, precision, device=gpu)
 
     def __repr__(self) -> str:
         return summary(self.model)

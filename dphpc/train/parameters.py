@@ -100,7 +100,7 @@ class Parameters:
         else:
             for name, value in arrays:
                 device.upload(value, self.slots[name].cut(self._arrays))
-            adopt = partial(self._on_card, device)
+            adopt = partial(self._on_gpu, device)
         shared = model.shared.groups if model.shared is not None else {}
         own = {"descriptor.networks": model.descriptor.networks, "fitting.networks": model.fitting.networks, **shared}
         twins = {prefix: adopt(networks, prefix) for prefix, networks in own.items()}
@@ -129,7 +129,7 @@ class Parameters:
             twins.append(Network(layers))
         return twins
 
-    def _on_card(self, device: Device, networks: list[Network], prefix: str) -> list[Network]:
+    def _on_gpu(self, device: Device, networks: list[Network], prefix: str) -> list[Network]:
         """The networks with GPU arrays; arrays that are not trained are copied to the GPU."""
 
         def array(name: str, value: NDArray[np.floating] | None) -> Array | None:

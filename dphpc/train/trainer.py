@@ -19,10 +19,10 @@ from dphpc.model.dp_model import DPModel
 from dphpc.model.radial_table import Grid
 from dphpc.parallel.comm import Communicator, Serial, agree, from_first, together
 from dphpc.parallel.gradients import GradientSum, MpiSum
-from dphpc.train.card_step import CardStep, require_for_card
 from dphpc.train.checkpoint import Checkpoint, CheckpointFolder
 from dphpc.train.data import Batch, Dataset
 from dphpc.train.data_parallel import AveragedStep, SharedStep, mean_errors
+from dphpc.train.gpu_step import GpuStep, require_for_gpu
 from dphpc.train.initial import model_arrays
 from dphpc.train.lcurve import LearningCurve
 from dphpc.train.loss import EnergyLoss, LossResult
@@ -109,7 +109,7 @@ class Trainer:
             if config.dphpc.embedding == "network":
                 expected = '"table", or device "cpu"'
                 raise InputError("a GPU trains through the table", where="dphpc/embedding", expected=expected)
-            require_for_card(model)
+            require_for_gpu(model)
         self.n_steps = t.numb_steps
         self.schedule = Schedule(config.learning_rate, self.n_steps)
         self._per_rank = self.comm.size > 1 and config.dphpc.batch == "per_rank"
@@ -156,7 +156,7 @@ class Trainer:
             r_min = MARGIN * (self.model.min_nbor_dist or DEFAULT_MIN_DISTANCE)
             # Rank 0's grid: on different processors the search may have different results.
             grid = self.comm.bcast(TableStep.fitting_grid(self.model, r_min, options.table_tolerance))
-        step = SharedTableStep if self.model.shared is not None else TableStep if self.device is None else CardStep
+        step = SharedTableStep if self.model.shared is not None else TableStep if self.device is None else GpuStep
         return step(self.model, self.parameters, grid, options.table_tolerance)
 
     def engine(self, batch: Batch, n_pairs: int, *, own: bool = False) -> Engine:

@@ -65,7 +65,7 @@ class Kpoints:
         kept, weights = np.unique([max(tuple(k), tuple(-k % (2 * n))) for k in points], axis=0, return_counts=True)
         return cls(kept / (2 * n), weights)
 
-    def card(self) -> str:
+    def gpu(self) -> str:
         rows = [" ".join(f"{x:.8f}" for x in k) + f" {w}\n" for k, w in zip(self.points, self.weights, strict=True)]
         return f"K_POINTS crystal\n{len(rows)}\n" + "".join(rows)
 
@@ -140,8 +140,8 @@ def md_input(atoms: Atoms, kpoints: Kpoints, steps: int, dt: float) -> str:
     }
     # pw.x 6.7 reads velocities in bohr per *Rydberg* time unit.
     velocity = atoms.arrays["velocity_fs"] / Bohr / FS_TO_RY
-    card = "ATOMIC_VELOCITIES a.u.\n" + _rows("Si", velocity, "{:.14f}")
-    return _input(atoms, kpoints, control, ions) + card
+    gpu = "ATOMIC_VELOCITIES a.u.\n" + _rows("Si", velocity, "{:.14f}")
+    return _input(atoms, kpoints, control, ions) + gpu
 
 
 def _input(atoms: Atoms, kpoints: Kpoints, control: dict[str, str], ions: dict[str, str] | None = None) -> str:
@@ -164,7 +164,7 @@ def _input(atoms: Atoms, kpoints: Kpoints, control: dict[str, str], ions: dict[s
     text = _namelist("control", control) + _namelist("system", system) + _namelist("electrons", electrons)
     if ions:
         text += _namelist("ions", ions)
-    text += f"ATOMIC_SPECIES\nSi 28.0855 {PSEUDO}\n" + kpoints.card()
+    text += f"ATOMIC_SPECIES\nSi 28.0855 {PSEUDO}\n" + kpoints.gpu()
     text += "CELL_PARAMETERS angstrom\n" + _rows("", atoms.cell.array)
     return text + "ATOMIC_POSITIONS angstrom\n" + _rows("Si", atoms.positions)
 

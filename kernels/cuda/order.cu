@@ -1,4 +1,4 @@
-// A stable radix sort of integers, one digit after the other from the lowest; `stable_order` of dphpc/ops/card.py launches
+// A stable radix sort of integers, one digit after the other from the lowest; `stable_order` of dphpc/ops/gpu.py launches
 // the kernels.
 //
 // Defined in front of this text: Key, WARP and BLOCK.  A block has BLOCK keys, in the order by the digits so far.

@@ -1,4 +1,4 @@
-// Exclusive prefix sums of a long array of counts; `running_sums` of dphpc/ops/card.py launches the kernels.
+// Exclusive prefix sums of a long array of counts; `running_sums` of dphpc/ops/gpu.py launches the kernels.
 #pragma once
 
 #include "block.h"

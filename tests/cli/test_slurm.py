@@ -42,7 +42,7 @@ def test_the_script_is_shown_and_written(slurm: Run, tmp_path: Path) -> None:
         assert f"\n{line}" in script
     assert "\narguments=(run.yaml --log-path md.log)\n" in script
     assert f'\nexport PATH={Path(sys.executable).parent}:"$PATH"\n' in script
-    script = slurm("md", "run.yaml", "--gpus", "2", "-o", "cards.slurm").stdout
+    script = slurm("md", "run.yaml", "--gpus", "2", "-o", "gpus.slurm").stdout
     assert "\n#SBATCH --gpus-per-node=2 " in script
     assert "\n#SBATCH --ntasks-per-node=2 " in script
     slurm("md", "run.yaml", "--scaling", "--ntasks-per-node", "4", "-o", "study.slurm")

@@ -28,7 +28,7 @@ def test_auto_goes_without(no_cupy):
     assert find_device("auto") is None
 
 
-def test_a_card_that_cannot_be_had(no_cupy):
+def test_a_gpu_that_cannot_be_had(no_cupy):
     with pytest.raises(InputError, match="CuPy is not installed") as caught:
         find_device("cuda", 3)
     assert "pip install 'dphpc[cuda]'" in str(caught.value)
@@ -49,11 +49,11 @@ def test_rocm_without_its_compiler(monkeypatch, tmp_path):
             find_device(choice)
 
 
-def test_processes_of_a_node_take_its_cards_in_turn(card):
+def test_processes_of_a_node_take_its_gpus_in_turn(gpu):
     import cupy
 
     n = cupy.cuda.runtime.getDeviceCount()
-    assert find_device("cuda", n).name == card.name
+    assert find_device("cuda", n).name == gpu.name
     assert all(find_device("cuda", k).name.startswith(f"GPU {k}, ") for k in range(n))
 
 

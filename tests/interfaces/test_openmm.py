@@ -199,7 +199,7 @@ evaluated(context_of(system, x))
 
 
 def text_with_an_unknown_precision(topology: app.Topology) -> str:
-    """A system's file that this program cannot follow, as that of a machine with a card would be elsewhere."""
+    """A system's file that this program cannot follow, as that of a machine with a GPU would be elsewhere."""
     potential = DPHPC(MODEL)
     potential._options["precision"] = "half"
     return openmm.XmlSerializer.serialize(potential.createSystem(topology))

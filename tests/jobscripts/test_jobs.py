@@ -185,7 +185,7 @@ def test_training_on_ranks_goes_on_after_a_signal(slurm: Cluster, folder: Path, 
 
 
 @pytest.mark.parametrize("mpi", ["auto", "mpirun"], ids=["srun", "mpirun"], indirect=True)
-def test_a_rank_for_each_card(slurm: Cluster, folder: Path, mpi: str) -> None:
+def test_a_rank_for_each_gpu(slurm: Cluster, folder: Path, mpi: str) -> None:
     (folder / "run.yaml").write_text(json.dumps({**RUN, "stages": [{"ensemble": "nve", "steps": 20}]}))
     # Slurm believes that there are GPUs; the last --device counts.
     words = ["md", "run.yaml", "--gpus", "2", "--cpus-per-task", "1", "--time", "10", "--mpi", mpi]

@@ -25,11 +25,11 @@ A = 5.4
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave played cards out on 3 and 4 ranks, where they take minutes: 2 and 8 and tests/parallel have them."""
+    """Leave played GPUs out on 3 and 4 ranks, where they take minutes: 2 and 8 and tests/parallel have them."""
     if world().size in (3, 4):
         for item in items:
-            if item.path.parent == Path(__file__).parent and item.path.name.startswith("test_card"):
-                item.add_marker(pytest.mark.skip(reason="cards are played on 2 and 8 ranks"))
+            if item.path.parent == Path(__file__).parent and item.path.name.startswith("test_gpu"):
+                item.add_marker(pytest.mark.skip(reason="GPUs are played on 2 and 8 ranks"))
 
 
 @pytest.fixture(scope="session")

@@ -11,9 +11,9 @@ from dphpc.core.errors import InputError, RunError
 from dphpc.core.exact_sum import FORCE_SPACING, exact_sum
 from dphpc.model.activations import _PLAIN
 from dphpc.ops.energy import native, reference, tiles
-from dphpc.ops.energy.card import CardSums, CardSystem, virial_parts
 from dphpc.ops.energy.contract import Accumulators
 from dphpc.ops.energy.cuda import MOST_CHANNELS, CudaEnergy
+from dphpc.ops.energy.gpu import GpuSums, GpuSystem, virial_parts
 from dphpc.ops.energy.tiles import BLOCK, FEW_ATOMS, WIDE_BLOCK, WIDE_CHANNELS, Group, block_of, tile_rows
 from dphpc.ops.neighbors.reference import build_neighbors
 from tests.ops.emulation.device import EmulatedDevice
@@ -53,7 +53,7 @@ def compare(device, case, net, columns=None, tolerance=1e-12, tile=TILE, kind=Cu
 
 @pytest.mark.usefixtures("layers_by")
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-12), (np.float32, 2e-5)])  # measured 1e-13, 1e-6
-def test_card_agrees(device, se_a_case, variant, dtype, tolerance):
+def test_gpu_agrees(device, se_a_case, variant, dtype, tolerance):
     case = usable(se_a_case, variant, dtype=dtype)
     columns = np.random.default_rng(1).normal(size=(len(case.env.centers), 3)).astype(dtype)
     compare(device, case, fitting_net(case, 3, dtype=dtype), columns, tolerance)
@@ -195,7 +195,7 @@ def test_only_what_has_changed_goes_up(emulated, se_a_case):
     assert emulated.uploaded - before > case.env.neighbors.indices.nbytes
 
 
-def on_card(device, env):
+def on_gpu(device, env):
     """The atoms of an environment, and empty sums, in a GPU's memory."""
 
     def up(values, dtype):
@@ -203,19 +203,19 @@ def on_card(device, env):
         device.upload(values.astype(dtype), array)
         return array
 
-    system = CardSystem(
+    system = GpuSystem(
         up(env.positions, np.float64), up(env.types, np.int32), *CudaEnergy(device).list_of(env.neighbors)
     )
-    array = device.zeros(CardSums.size(len(env.positions), False), np.int64)
-    sums = replace(CardSums.within(array, len(env.positions), FINE), energy=device.zeros(3, np.float64))
+    array = device.zeros(GpuSums.size(len(env.positions), False), np.int64)
+    sums = replace(GpuSums.within(array, len(env.positions), FINE), energy=device.zeros(3, np.float64))
     return system, up(env.centers, np.int32), sums
 
 
-def test_what_stays_on_the_card_is_the_same(device, se_a_case):
+def test_what_stays_on_the_gpu_is_the_same(device, se_a_case):
     case = usable(se_a_case, "wide")
     net, env, ops = fitting_net(case), case.env, CudaEnergy(device, TILE)
     prepared = ops.prepare(net, case.e.table.n_channels, case.p.axis_neuron)
-    system, centers, sums = on_card(device, env)
+    system, centers, sums = on_gpu(device, env)
     groups = [Group(prepared, centers.size, 0.25)]
     before = getattr(device, "downloaded", 0)
     for _ in range(2):
@@ -237,7 +237,7 @@ def test_lists_that_32_bits_cannot_count(device, se_a_case, monkeypatch):
     groups = [Group(ops.prepare(fitting_net(case), case.e.table.n_channels, case.p.axis_neuron), len(env.centers))]
     address, found = ops.workspace.address, []
     for shift in (0, before):
-        system, centers, sums = on_card(device, env)
+        system, centers, sums = on_gpu(device, env)
         indices = system.indices
 
         def shifted(array, indices=indices, shift=shift):
@@ -273,7 +273,7 @@ def test_types_share_batches(device, se_a_case, monkeypatch, dtype, most, n_all)
     assert [group.net.rows for group in groups] == [8, 16, min(64, most)]
     in_pieces = n_all > 10**5 and dtype == np.float32 and device.has_tf32
     assert {group.net.parts for group in groups} == {3 if in_pieces else 1}
-    system, rows, sums = on_card(device, replace(env, centers=np.concatenate(places).astype(np.int32)))
+    system, rows, sums = on_gpu(device, replace(env, centers=np.concatenate(places).astype(np.int32)))
     extra = device.zeros(3 * rows.size, dtype).reshape(-1, 3)
     device.upload(np.tile(columns, (rows.size, 1)), extra)
     ops.launch(system, rows, case.p, case.e, groups, extra, sums)
@@ -320,7 +320,7 @@ def test_a_batch_takes_what_is_counted(emulated, se_a_case, parts):
 
 
 @pytest.mark.parametrize("what", ["energy", "table", "force"])
-def test_trouble_on_the_card_is_kept(device, se_a_case, what):
+def test_trouble_on_the_gpu_is_kept(device, se_a_case, what):
     case = usable(se_a_case, "plain")
     net, env, e, shift = fitting_net(case), case.env, case.e, 0.0
     if what == "table":
@@ -331,7 +331,7 @@ def test_trouble_on_the_card_is_kept(device, se_a_case, what):
     else:
         shift = np.nan
     ops = CudaEnergy(device, TILE)
-    system, centers, sums = on_card(device, env)
+    system, centers, sums = on_gpu(device, env)
     prepared = ops.prepare(net, e.table.n_channels, case.p.axis_neuron)
     ops.launch(system, centers, case.p, e, [Group(prepared, centers.size, shift)], None, sums)
     assert device.download(sums.trouble)[0] == 1

@@ -46,7 +46,7 @@ def frame_of(env, owner=None):
     return SimpleNamespace(positions=env.positions, types=env.types, neighbors=env.neighbors, owner=owner)
 
 
-def on_card(device, case, dtype=np.float64):
+def on_gpu(device, case, dtype=np.float64):
     """The operations, the case on the GPU, and functions that bring arrays up and down."""
     table, p = case.e.table, case.p
     ops = CudaSeA(device, table.n_channels, p.axis_neuron, len(p.sel), dtype)
@@ -56,39 +56,39 @@ def on_card(device, case, dtype=np.float64):
     return SimpleNamespace(ops=ops, env=env, d=described, new=new, down=device.download)
 
 
-def exerted(card, env, bar):
+def exerted(gpu, env, bar):
     """Forces and virials."""
-    card.ops.forces(env, card.d, card.new(bar))
+    gpu.ops.forces(env, gpu.d, gpu.new(bar))
     return env.download().exerted()
 
 
 def compare(device, case, dtype=np.float64):
     case, tolerance = strained(by_type(case)), TOLERANCE[dtype]
-    card = on_card(device, case, dtype)
+    gpu = on_gpu(device, case, dtype)
     args = case.env, case.p, case.e
     moments, largest = reference.moments(*args)
-    card.ops.moments(card.env, card.d)
-    assert_close(card.down(card.ops.moments_of(card.env)), moments, tolerance)
-    assert card.env.download().largest == pytest.approx(largest, rel=1e-13)
+    gpu.ops.moments(gpu.env, gpu.d)
+    assert_close(gpu.down(gpu.ops.moments_of(gpu.env)), moments, tolerance)
+    assert gpu.env.download().largest == pytest.approx(largest, rel=1e-13)
 
     forces, virial = np.zeros_like(case.env.positions), np.zeros((len(case.env.centers), 3, 3))
     reference.forces_into(*args, case.bar, forces, virial)
     total = virial.sum(axis=0, keepdims=True)
-    for a, b in zip(exerted(card, card.env, case.bar), (forces, total), strict=True):
+    for a, b in zip(exerted(gpu, gpu.env, case.bar), (forces, total), strict=True):
         assert_close(a, b, tolerance)
 
-    given = card.new(case.direction), card.new(case.strain[:1])
-    motion = card.ops.motion(card.env, *given)
+    given = gpu.new(case.direction), gpu.new(case.strain[:1])
+    motion = gpu.ops.motion(gpu.env, *given)
     tangent = reference.tangent(*args, case.direction, case.strain)
-    card.ops.tangent(card.env, card.d, motion)
-    assert_close(card.down(card.ops.tangent_of(card.env)), tangent, tolerance)
-    bars = card.new(case.bar), card.new(case.bar_dot)
-    found = card.ops.tangent_adjoint(card.env, card.d, motion, *bars)
+    gpu.ops.tangent(gpu.env, gpu.d, motion)
+    assert_close(gpu.down(gpu.ops.tangent_of(gpu.env)), tangent, tolerance)
+    bars = gpu.new(case.bar), gpu.new(case.bar_dot)
+    found = gpu.ops.tangent_adjoint(gpu.env, gpu.d, motion, *bars)
     expected = reference.tangent_adjoint(*args, case.direction, case.strain, case.bar, case.bar_dot)
     hidden = case.p.davg == 0.0  # whose missing slots are rows of zeros, which the GPU leaves out
     expected[1][hidden] = 0.0
     for a, b in zip(found, expected, strict=True):
-        assert_close(card.down(a), b, tolerance)
+        assert_close(gpu.down(a), b, tolerance)
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
@@ -121,27 +121,27 @@ def test_images_move_with_their_owners_and_give_them_their_forces(device, se_a_c
     env = replace(env, neighbors=replace(env.neighbors, offsets=env.neighbors.offsets[:31]))
     owner = np.random.default_rng(1).integers(0, 30, (~local).sum()).astype(np.int32)
     case = strained(replace(case, env=env, bar=case.bar[: len(env.centers)]))
-    card = on_card(device, case)
-    placed = card.ops.frames.joined([frame_of(env, owner)], env.centers)
+    gpu = on_gpu(device, case)
+    placed = gpu.ops.frames.joined([frame_of(env, owner)], env.centers)
     direction = np.concatenate((case.direction[local], case.direction[owner]))
-    given = card.new(case.direction[local]), card.new(case.strain[:1])
-    motion = card.ops.motion(placed, *given)
+    given = gpu.new(case.direction[local]), gpu.new(case.strain[:1])
+    motion = gpu.ops.motion(placed, *given)
     expected = reference.tangent(env, case.p, case.e, direction, case.strain)
-    card.ops.tangent(placed, card.d, motion)
-    assert_close(card.down(card.ops.tangent_of(placed)), expected, 1e-12)
+    gpu.ops.tangent(placed, gpu.d, motion)
+    assert_close(gpu.down(gpu.ops.tangent_of(placed)), expected, 1e-12)
     forces, virial = np.zeros_like(env.positions), np.zeros((len(env.centers), 3, 3))
     reference.forces_into(env, case.p, case.e, case.bar, forces, virial)
     folded = forces[local].copy()
     np.add.at(folded, owner, forces[~local])
-    assert_close(exerted(card, placed, case.bar)[0], folded, 1e-12)
+    assert_close(exerted(gpu, placed, case.bar)[0], folded, 1e-12)
 
 
 def test_a_pair_force_beyond_its_range_ends_the_run(device, se_a_case):
     case = by_type(se_a_case())
-    card = on_card(device, case)
+    gpu = on_gpu(device, case)
     for factor in (1e9, np.nan):
         with pytest.raises(RunError, match="above 1024 eV/Å or not a number"):
-            exerted(card, card.env, factor * case.bar)
+            exerted(gpu, gpu.env, factor * case.bar)
 
 
 def test_fewer_shares_where_the_table_is_large(device, se_a_case, monkeypatch):

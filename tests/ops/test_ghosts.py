@@ -8,8 +8,8 @@ import pytest
 from dphpc.core.box import Box
 from dphpc.core.buffers import Buffers
 from dphpc.core.state import State
-from dphpc.ops.card import stable_order
 from dphpc.ops.ghosts.cuda import CudaGhosts, memory_per_atom, rounded_up
+from dphpc.ops.gpu import stable_order
 from dphpc.ops.neighbors.cuda import CudaNeighbors
 from dphpc.ops.neighbors.native import build_neighbors
 from dphpc.parallel.comm import Serial
@@ -17,7 +17,7 @@ from dphpc.parallel.domain import Domain
 from dphpc.parallel.halo import Halo
 from dphpc.parallel.migrate import sort_spatially, wrap_
 from tests.ops.emulation.device import EmulatedDevice
-from tests.ops.test_card_neighbors import on_card
+from tests.ops.test_gpu_neighbors import on_gpu
 from tests.parallel.conftest import SYSTEMS
 
 REACHES = (3.0, 8.0, 13.0)
@@ -55,7 +55,7 @@ def find_images(ops, box, positions, reach):
 def test_images_are_the_ghosts_of_one_rank(device, name):
     box, state = system(name)
     ops, n = CudaGhosts(device), state.n_local
-    positions, counted = on_card(device, state.positions, np.float64), on_card(device, state.images, np.int32)
+    positions, counted = on_gpu(device, state.positions, np.float64), on_gpu(device, state.images, np.int32)
     ops.wrap_(box, positions, counted)
     wrap_(state)
     assert np.array_equal(device.download(positions), state.positions)
@@ -68,7 +68,7 @@ def test_images_are_the_ghosts_of_one_rank(device, name):
         fields = []
         for array in (state.types, state.ids):
             out = empty(device, len(images.owners), dtype=array.dtype)
-            ops.take(on_card(device, array[:n], array.dtype), images.owners, out)
+            ops.take(on_gpu(device, array[:n], array.dtype), images.owners, out)
             fields.append(device.download(out[:n_ghost]))
         ghosts = empty(device, len(images.owners), 3, dtype=np.float64)
         ops.displace(positions, images.owners, images.displacements, ghosts)
@@ -87,7 +87,7 @@ def test_a_box_off_the_grid(device):
     state = State(box, 7)
     state.positions[:] = np.random.default_rng(2).normal(size=(7, 3)) * 9.0
     ops = CudaGhosts(device)
-    positions, counted = on_card(device, state.positions, np.float64), on_card(device, state.images, np.int32)
+    positions, counted = on_gpu(device, state.positions, np.float64), on_gpu(device, state.images, np.int32)
     ops.wrap_(box, positions, counted)
     wrap_(state)
     np.testing.assert_allclose(
@@ -102,10 +102,10 @@ def test_a_new_list_without_the_host(device, name):
     """Wrapped, sorted, images, neighbors: each row names the same atoms at the same places in the same order."""
     box, state = system(name)
     ops, n, reach = CudaGhosts(device), state.n_local, 6.0
-    positions, counted = on_card(device, state.positions, np.float64), on_card(device, state.images, np.int32)
+    positions, counted = on_gpu(device, state.positions, np.float64), on_gpu(device, state.images, np.int32)
     ops.wrap_(box, positions, counted)
     order, fields = ops.spatial_order(box, positions, 3.0), []
-    for array in (positions, on_card(device, state.types, np.int32), on_card(device, state.ids, np.int64)):
+    for array in (positions, on_gpu(device, state.types, np.int32), on_gpu(device, state.ids, np.int64)):
         out = empty(device, n, *array.shape[1:], dtype=array.dtype)
         ops.take(array, order, out)
         fields.append(out)
@@ -145,14 +145,14 @@ def test_equal_keys_stay_in_their_order(device, n, n_keys, dtype):
     keys = np.random.default_rng(9).integers(0, n_keys, n).astype(dtype)
     keys[-n // 3 :] = keys[0]
     for _ in range(2):  # whatever the last one left behind
-        order = device.download(stable_order(device, Buffers(device.zeros), on_card(device, keys, dtype), n_keys))
+        order = device.download(stable_order(device, Buffers(device.zeros), on_gpu(device, keys, dtype), n_keys))
         assert order.dtype == np.int32
         assert np.array_equal(order, np.argsort(keys, kind="stable"))
 
 
 def test_warps_of_64_threads():
     device, keys = EmulatedDevice(warp=64), np.random.default_rng(9).integers(0, 40, 3000)
-    order = device.download(stable_order(device, Buffers(device.zeros), on_card(device, keys, np.int64), 40))
+    order = device.download(stable_order(device, Buffers(device.zeros), on_gpu(device, keys, np.int64), 40))
     assert np.array_equal(order, np.argsort(keys, kind="stable"))
 
 
@@ -160,7 +160,7 @@ def test_warps_of_64_threads():
 def test_spatial_order(device, name):
     box, state = system(name)
     wrap_(state)
-    positions, ids = on_card(device, state.positions, np.float64), on_card(device, state.ids, np.int64)
+    positions, ids = on_gpu(device, state.positions, np.float64), on_gpu(device, state.ids, np.int64)
     ops, n = CudaGhosts(device), state.n_local
     order = ops.spatial_order(box, positions, 3.0)
     moved, moved_ids = empty(device, n, 3, dtype=np.float64), empty(device, n, dtype=np.int64)
@@ -176,7 +176,7 @@ def test_spatial_order_of_a_brick(device):
     wrap_(state)
     domain = Domain.even(box, 12, 7)
     intervals = [domain.interval(axis) for axis in range(3)]
-    order = CudaGhosts(device).spatial_order(box, on_card(device, state.positions, np.float64), 2.0, intervals)
+    order = CudaGhosts(device).spatial_order(box, on_gpu(device, state.positions, np.float64), 2.0, intervals)
     expected = state.ids[device.download(order)]
     sort_spatially(state, domain, 2.0)
     assert np.array_equal(expected, state.ids)
@@ -186,7 +186,7 @@ def test_spatial_order_of_a_brick(device):
 def test_who_is_outside_of_a_brick(device, name):
     box, state = system(name)
     wrap_(state)
-    ops, positions = CudaGhosts(device), on_card(device, state.positions, np.float64)
+    ops, positions = CudaGhosts(device), on_gpu(device, state.positions, np.float64)
     for rank in range(12):
         domain = Domain.even(box, 12, rank)
         for intervals in (domain.own, domain.interior(2.0), domain.interior(2.0, images=True)):
@@ -199,10 +199,10 @@ def test_who_is_outside_of_a_brick(device, name):
 def test_some_atoms_come_last(device):
     box, state = system("cube")
     wrap_(state)
-    ops, positions = CudaGhosts(device), on_card(device, state.positions, np.float64)
+    ops, positions = CudaGhosts(device), on_gpu(device, state.positions, np.float64)
     plain = device.download(ops.spatial_order(box, positions, 3.0)).copy()
     last = np.array([0, 3, 50], np.int32)
-    order = device.download(ops.spatial_order(box, positions, 3.0, last=on_card(device, last, np.int32)))
+    order = device.download(ops.spatial_order(box, positions, 3.0, last=on_gpu(device, last, np.int32)))
     assert np.array_equal(order[-3:], last)
     assert np.array_equal(order[:-3], plain[~np.isin(plain, last)])
 
@@ -212,7 +212,7 @@ def test_parts_of_types(device, n):
     rng = np.random.default_rng(4)
     types, marks = rng.integers(0, 3, n), rng.integers(0, 2, n)
     for _ in range(2):  # whatever the last one left behind
-        given = (on_card(device, values, np.int32) for values in (types, marks))
+        given = (on_gpu(device, values, np.int32) for values in (types, marks))
         order, counts = CudaGhosts(device).parts(*given, 4)
         assert np.array_equal(device.download(order), np.lexsort((np.arange(n), marks, types)))
         assert np.array_equal(counts.ravel(), np.bincount(2 * types + marks, minlength=8))
@@ -226,8 +226,8 @@ def test_forces_of_ghosts_are_added_to_their_owners(device):
     np.add.at(expected, index, values)
     devices = [device, EmulatedDevice(backward=True)] if device.name == EmulatedDevice.name else [device]
     for d in devices:
-        sums = on_card(d, totals, np.int64)
-        CudaGhosts(d).add(on_card(d, values, np.int64), on_card(d, index, np.int32), sums)
+        sums = on_gpu(d, totals, np.int64)
+        CudaGhosts(d).add(on_gpu(d, values, np.int64), on_gpu(d, index, np.int32), sums)
         assert np.array_equal(d.download(sums), expected)
 
 
@@ -235,7 +235,7 @@ def test_memory_is_what_the_buffers_take(emulated):
     box, state = system("cube")
     wrap_(state)
     ops = CudaGhosts(emulated)
-    positions = on_card(emulated, state.positions, np.float64)
+    positions = on_gpu(emulated, state.positions, np.float64)
     _, n_ghost = find_images(ops, box, positions, 8.0)
     ops.spatial_order(box, positions, 3.0)
     predicted = state.n_local * memory_per_atom(n_ghost / state.n_local)

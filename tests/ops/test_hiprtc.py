@@ -9,10 +9,10 @@ from importlib.resources import files
 import pytest
 
 from dphpc.core.units import BOLTZMANN_EV_PER_K, KINETIC
-from dphpc.ops import card
-from dphpc.ops.card import KEYS
+from dphpc.ops import gpu
 from dphpc.ops.energy.cuda import FEW_ROWS_SHAPE, MOST_CHANNELS
 from dphpc.ops.energy.tiles import BLOCK, WIDE_BLOCK
+from dphpc.ops.gpu import KEYS
 from dphpc.ops.kernel_text import kernel_text
 from dphpc.ops.motion.cuda import BLOCK as BLOCK_OF_MOVES
 from dphpc.ops.neighbors.cuda import ROOM
@@ -59,7 +59,7 @@ def texts(warp: int) -> Iterator[tuple[str, str]]:
     moves = {"WARP": warp, "BLOCK": BLOCK_OF_MOVES}
     yield "motion.cu", kernel_text("motion.cu", FIELDS=6, KINETIC=repr(KINETIC), **moves)
     yield "thermostats.cu", kernel_text("thermostats.cu", BOLTZMANN=repr(BOLTZMANN_EV_PER_K))
-    in_step = {"WARP": warp, "BLOCK": card.BLOCK}
+    in_step = {"WARP": warp, "BLOCK": gpu.BLOCK}
     yield "neighbors.cu", kernel_text("neighbors.cu", ROOM=ROOM, **in_step)
     yield "ghosts.cu", kernel_text("ghosts.cu", **in_step)
     for key in KEYS.values():
@@ -119,6 +119,6 @@ def test_distances_and_images_have_the_hosts_bits(name):
     def fused(text: str, *options: str) -> int:
         return len(re.findall(r"v_(?:pk_)?fmac?_f64", assembly(compile_object(text, "gfx90a", *options))))
 
-    text, pragma = kernel_text(name, WARP=64, BLOCK=card.BLOCK, ROOM=ROOM), "#pragma clang fp contract(off)"
+    text, pragma = kernel_text(name, WARP=64, BLOCK=gpu.BLOCK, ROOM=ROOM), "#pragma clang fp contract(off)"
     assert text.count(pragma) == 1
     assert fused(text) == fused(text, "-ffp-contract=off") < fused(text.replace(pragma, ""))

@@ -46,7 +46,7 @@ def fitted(
 ) -> Fitted:
     """By `CudaEnergy`, whose rows beyond the atoms hold what must not count."""
     if parts == 3 and not device.has_tf32:
-        pytest.skip("this card has no TF32")
+        pytest.skip("this GPU has no TF32")
     n, dtype = len(inputs), inputs.dtype
     ops, n_rows = CudaEnergy(device, TILE, in_pieces=True), -(-n // TILE) * TILE
     prepared = replace(ops.prepare(net, 1, 1), parts=parts)

@@ -37,16 +37,16 @@ def both(device, spacing=SPACING, fixed=False):
         state.velocities[:N][state.fixed[:N] != 0] = 0.0
         state.forces[:N][state.fixed[:N] != 0] *= 10.0
     host = HostMoves(state, MASSES, spacing, some_fixed=fixed)
-    card = CudaMoves(device, MASSES, spacing, alone=True, some_fixed=fixed)
+    gpu = CudaMoves(device, MASSES, spacing, alone=True, some_fixed=fixed)
     host.note_positions()
-    card.take_up(state)
-    card.put_forces(state.forces[:N])
-    return state, host, card
+    gpu.take_up(state)
+    gpu.put_forces(state.forces[:N])
+    return state, host, gpu
 
 
-def same(device, state, card):
+def same(device, state, gpu):
     for name in ("positions", "velocities", "forces"):
-        assert np.array_equal(device.download(getattr(card, name)[:N]), getattr(state, name)[:N]), name
+        assert np.array_equal(device.download(getattr(gpu, name)[:N]), getattr(state, name)[:N]), name
 
 
 def test_pieces_change_no_bit(monkeypatch):
@@ -69,69 +69,69 @@ def test_pieces_change_no_bit(monkeypatch):
 
 @pytest.mark.parametrize("spacing", [0.0, SPACING])
 def test_kick_and_drift(device, spacing):
-    state, host, card = both(device, spacing)
-    for moves in (host, card):
+    state, host, gpu = both(device, spacing)
+    for moves in (host, gpu):
         moves.kick(1e-3)
         moves.drift(5e-4)
         moves.drift(3e-4, kick=2e-3)
         moves.kick(2e-3)
-    same(device, state, card)
-    card.bring(state, "positions")
+    same(device, state, gpu)
+    gpu.bring(state, "positions")
     largest, cleared = device.zeros(1, np.int64), device.zeros(5000, np.int64)
     device.upload(np.arange(5000), cleared)
-    card.note_displacement(largest, cleared[1:])
+    gpu.note_displacement(largest, cleared[1:])
     assert device.download(largest).view(np.float64)[0] == pytest.approx(host.moved2().max(), rel=1e-14)
     assert not device.download(cleared).any()
 
 
 @pytest.mark.parametrize("keep", [0.75, 0.0])
 def test_velocities_are_steered_towards_the_forces(device, keep):
-    state, host, card = both(device)
+    state, host, gpu = both(device)
     v, f = state.velocities[:N].copy(), state.forces[:N]
-    for moves in (host, card):
+    for moves in (host, gpu):
         moves.steer(keep, 3.0 * keep)
-    same(device, state, card)
+    same(device, state, gpu)
     np.testing.assert_allclose(state.velocities[:N], keep * (v + 3.0 * f), rtol=1e-12, atol=1e-12)
-    card.put_velocities(v)
+    gpu.put_velocities(v)
     host.put_velocities(v)
-    same(device, state, card)
+    same(device, state, gpu)
 
 
 def test_what_a_minimizer_asks_for(device):
-    state, host, card = both(device)
+    state, host, gpu = both(device)
     sums, v, f = host.descent_sums(), state.velocities[:N], state.forces[:N]
-    assert np.array_equal(card.descent_sums(), sums)
+    assert np.array_equal(gpu.descent_sums(), sums)
     np.testing.assert_allclose(total(sums), [(f * v).sum(), (v * v).sum(), (f * f).sum()], rtol=1e-13)
     largest = host.largest_squares()
-    assert np.array_equal(card.largest_squares(), largest)
+    assert np.array_equal(gpu.largest_squares(), largest)
     assert largest.tolist() == pytest.approx([(v**2).sum(axis=1).max(), (f**2).sum(axis=1).max()], rel=1e-14)
 
 
 @pytest.mark.parametrize("spacing", [0.0, SPACING])
 def test_fixed_atoms_stay_and_the_others_move_as_without(device, spacing):
     free, *others = both(device, spacing)[:2]
-    state, host, card = both(device, spacing, fixed=True)
+    state, host, gpu = both(device, spacing, fixed=True)
     still, before = state.fixed[:N] != 0, state.positions[:N].copy()
     assert 100 < still.sum() < 300
-    for moves in (*others, host, card):
+    for moves in (*others, host, gpu):
         moves.kick(1e-3)
         moves.drift(5e-4, kick=2e-3)
         moves.steer(0.75, 3.0)
         moves.drift(1e-3)
-    same(device, state, card)
+    same(device, state, gpu)
     assert np.array_equal(state.positions[:N][still], before[still])
     assert not state.velocities[:N][still].any()
     for name in ("positions", "velocities"):
         assert np.array_equal(getattr(state, name)[:N][~still], getattr(free, name)[:N][~still])
     sums, v, f = host.descent_sums(), state.velocities[:N][~still], state.forces[:N][~still]
-    assert np.array_equal(card.descent_sums(), sums)
+    assert np.array_equal(gpu.descent_sums(), sums)
     np.testing.assert_allclose(total(sums), [(f * v).sum(), (v * v).sum(), (f * f).sum()], rtol=1e-13)
-    assert np.array_equal(card.largest_squares(), host.largest_squares())
+    assert np.array_equal(gpu.largest_squares(), host.largest_squares())
     assert host.largest_squares()[1] == pytest.approx((f**2).sum(axis=1).max(), rel=1e-14)
     assert total(host.momentum())[3] == pytest.approx(MASSES[state.types[:N][~still]].sum(), rel=1e-14)
-    for moves in (host, card):
+    for moves in (host, gpu):
         moves.randomize_velocities(Account(), 0.75, 300.0, 1, 2)
-        assert not device.download(card.velocities)[still].any()
+        assert not device.download(gpu.velocities)[still].any()
     assert not state.velocities[:N][still].any()
     host.draw_velocities(300.0, 1)
     assert (state.velocities[:N] != 0.0).all(axis=1).tolist() == (~still).tolist()
@@ -139,32 +139,32 @@ def test_fixed_atoms_stay_and_the_others_move_as_without(device, spacing):
 
 @pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf])
 def test_a_displacement_that_is_not_finite_is_the_largest(device, bad):
-    state, _, card = both(device)
+    state, _, gpu = both(device)
     positions = state.positions.copy()
     positions[500, 1] = bad
-    device.upload(positions, card.positions)
+    device.upload(positions, gpu.positions)
     largest = device.zeros(1, np.int64)
-    card.note_displacement(largest)
+    gpu.note_displacement(largest)
     assert not np.isfinite(device.download(largest).view(np.float64)[0])
 
 
 def test_kinetic_tensor(device):
-    _, host, card = both(device)
-    assert np.array_equal(card.kinetic_tensor(), host.kinetic_tensor())
+    _, host, gpu = both(device)
+    assert np.array_equal(gpu.kinetic_tensor(), host.kinetic_tensor())
 
 
 def test_a_snapshot_is_of_the_atoms_as_they_were(device):
-    state, host, card = both(device)
+    state, host, gpu = both(device)
     names = ("ids", "types", "positions", "images", "velocities")
     before = {name: getattr(state, name)[: state.n_local].copy() for name in names}
-    snapshot = card.snapshot(names)
-    card.drift(1e-3)  # what comes next does not wait for the copies
+    snapshot = gpu.snapshot(names)
+    gpu.drift(1e-3)  # what comes next does not wait for the copies
     for found in (snapshot(), host.snapshot(names)()):
         assert list(found) == list(names)
         for name, values in before.items():
             assert np.array_equal(found[name], values)
             assert found[name].dtype == values.dtype
-    assert np.abs(card.snapshot(("positions",))()["positions"] - before["positions"]).max() > 0.0
+    assert np.abs(gpu.snapshot(("positions",))()["positions"] - before["positions"]).max() > 0.0
 
 
 class Halving:
@@ -181,40 +181,40 @@ class Halving:
 
 
 def test_velocities_are_scaled_by_what_a_bath_answers(device):
-    state, host, card = both(device)
+    state, host, gpu = both(device)
     inputs, baths = np.array([1.0, 0.0, 0.0, 0.25, 100.0]), [Halving(), Halving()]
-    for moves, bath in zip((host, card), baths, strict=True):
+    for moves, bath in zip((host, gpu), baths, strict=True):
         for _ in range(2):
             moves.rescale(bath, inputs, lambda parts: parts, measured=True)
-    same(device, state, card)
+    same(device, state, gpu)
     assert baths[1].scalars[0] == 0.0
-    card.fetch_account(baths[1])
+    gpu.fetch_account(baths[1])
     assert baths[1].scalars[0] == baths[0].scalars[0] > 0.0
 
 
 @pytest.mark.parametrize("step", [5, (3 << 40) + 9])
 def test_random_velocities(device, step):
-    state, host, card = both(device)
+    state, host, gpu = both(device)
     accounts = Account(), Account()
-    for moves, account in zip((host, card), accounts, strict=True):
+    for moves, account in zip((host, gpu), accounts, strict=True):
         moves.randomize_velocities(account, 0.75, 300.0, (11 << 35) + 3, step)
-    np.testing.assert_allclose(device.download(card.velocities), state.velocities[:N], rtol=0, atol=1e-12)  # 1e-14
-    card.fetch_account(accounts[1])
-    host_took, card_took = (float(total(account.scalars)) for account in accounts)
+    np.testing.assert_allclose(device.download(gpu.velocities), state.velocities[:N], rtol=0, atol=1e-12)  # 1e-14
+    gpu.fetch_account(accounts[1])
+    host_took, gpu_took = (float(total(account.scalars)) for account in accounts)
     assert abs(host_took) > 0.1
-    assert card_took == pytest.approx(host_took, abs=1e-12)
+    assert gpu_took == pytest.approx(host_took, abs=1e-12)
 
 
 def test_the_blocks_may_come_in_any_order():
     found = []
     for options in {}, {"backward": True}, {"warp": 64}:
         device = EmulatedDevice(**options)
-        _, _, card = both(device)
+        _, _, gpu = both(device)
         account = Account()
-        card.randomize_velocities(account, 0.5, 300.0, 1, 1)
-        card.fetch_account(account)
-        sums = card.kinetic_tensor(), card.descent_sums(), card.largest_squares()
-        found.append([account.scalars, *sums, device.download(card.velocities)])
+        gpu.randomize_velocities(account, 0.5, 300.0, 1, 1)
+        gpu.fetch_account(account)
+        sums = gpu.kinetic_tensor(), gpu.descent_sums(), gpu.largest_squares()
+        found.append([account.scalars, *sums, device.download(gpu.velocities)])
     for other in found[1:]:
         for a, b in zip(other, found[0], strict=True):
             assert np.array_equal(a, b)
@@ -222,27 +222,27 @@ def test_the_blocks_may_come_in_any_order():
 
 @pytest.mark.parametrize(("largest", "trouble"), [(4095.0, 0), (-4096.0, 1)])
 def test_forces_from_whole_numbers(device, largest, trouble):
-    _, _, card = both(device)
+    _, _, gpu = both(device)
     totals = np.random.default_rng(4).integers(-(2**40), 2**40, 3 * (N + GHOSTS))
     totals[17] = round(largest * 2**38)
     noted = device.zeros(1, np.int64)
-    card.take_forces(card.room.new(totals), 2.0**-38, 4096.0, noted)
-    assert np.array_equal(device.download(card.forces).ravel(), totals[: 3 * N] * 2.0**-38)
+    gpu.take_forces(gpu.room.new(totals), 2.0**-38, 4096.0, noted)
+    assert np.array_equal(device.download(gpu.forces).ravel(), totals[: 3 * N] * 2.0**-38)
     assert device.download(noted)[0] == trouble
 
 
 def test_what_was_kept_comes_back(device):
-    state, host, card = both(device)
+    state, host, gpu = both(device)
     inputs, bath = np.array([1.0, 0.0, 0.0, 0.25, 100.0]), Halving()
     kinetic = float(total(host.kinetic_energy()))
-    card.keep()
+    gpu.keep()
     for drift in (1e-3, 0.0):
-        card.rescale(bath, inputs, lambda parts: parts, measured=True)
-        card.drift(drift)
+        gpu.rescale(bath, inputs, lambda parts: parts, measured=True)
+        gpu.drift(drift)
         if drift:
-            card.restore()
-            same(device, state, card)
-    card.fetch_account(bath)
+            gpu.restore()
+            same(device, state, gpu)
+    gpu.fetch_account(bath)
     assert bath.scalars[0] == 0.75 * kinetic, "what the bath took before it went back does not count"
 
 
@@ -257,15 +257,15 @@ def some_of(state, index, n_ghost=0):
 @pytest.mark.parametrize("more", [0, 5, N])
 def test_atoms_come_and_go(device, more):
     """With room for them or without."""
-    state, _, card = both(device)
-    card.append(some_of(state, np.arange(more)))
+    state, _, gpu = both(device)
+    gpu.append(some_of(state, np.arange(more)))
     order = np.random.default_rng(1).permutation(N + more)[: N - 20].astype(np.int32)
     there = device.zeros(len(order), np.int32)
     device.upload(order, there)
-    card.keep_local(there)
+    gpu.keep_local(there)
     after = some_of(state, order % N, GHOSTS)
-    card.set_ghosts(after)
+    gpu.set_ghosts(after)
     for f in MIGRATING:
-        found = device.download(getattr(card, f.name))
+        found = device.download(getattr(gpu, f.name))
         assert np.array_equal(found, getattr(after, f.name)[: after.n_all if f in GHOSTED else after.n_local]), f.name
-    assert np.array_equal(device.download(card.built_at), after.positions[: after.n_local])
+    assert np.array_equal(device.download(gpu.built_at), after.positions[: after.n_local])

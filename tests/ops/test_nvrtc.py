@@ -7,10 +7,10 @@ import sys
 import pytest
 
 from dphpc.core.units import BOLTZMANN_EV_PER_K, KINETIC
-from dphpc.ops import card
-from dphpc.ops.card import KEYS
+from dphpc.ops import gpu
 from dphpc.ops.energy.cuda import FEW_ROWS_SHAPE, MOST_CHANNELS
 from dphpc.ops.energy.tiles import BLOCK, WIDE_BLOCK, WIDE_CHANNELS
+from dphpc.ops.gpu import KEYS
 from dphpc.ops.kernel_text import kernel_text
 from dphpc.ops.neighbors.cuda import ROOM
 from dphpc.ops.structs import ELEMENTWISE
@@ -125,10 +125,10 @@ def test_what_does_not_compile_is_told():
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_neighbors_and_ghosts(architecture):
-    _, neighbors = compile_cubin(kernel_text("neighbors.cu", WARP=32, BLOCK=card.BLOCK, ROOM=ROOM), architecture)
-    _, ghosts = compile_cubin(kernel_text("ghosts.cu", WARP=32, BLOCK=card.BLOCK), architecture)
+    _, neighbors = compile_cubin(kernel_text("neighbors.cu", WARP=32, BLOCK=gpu.BLOCK, ROOM=ROOM), architecture)
+    _, ghosts = compile_cubin(kernel_text("ghosts.cu", WARP=32, BLOCK=gpu.BLOCK), architecture)
     orders = [
-        compile_cubin(kernel_text("order.cu", Key=key, WARP=32, BLOCK=card.BLOCK), architecture)[1]
+        compile_cubin(kernel_text("order.cu", Key=key, WARP=32, BLOCK=gpu.BLOCK), architecture)[1]
         for key in KEYS.values()
     ]
     assert {"count_rows", "fill_rows"} < set(neighbors)
@@ -142,6 +142,6 @@ def test_neighbors_and_ghosts(architecture):
 def test_distances_and_images_have_the_hosts_bits():
     """Products that are fused with sums would differ, which the host's emulation cannot show."""
     for name in ("neighbors.cu", "ghosts.cu"):
-        text = kernel_text(name, WARP=32, BLOCK=card.BLOCK, ROOM=ROOM)
+        text = kernel_text(name, WARP=32, BLOCK=gpu.BLOCK, ROOM=ROOM)
         assert "fma.rn.f64" not in compile_ptx(text)
         assert "fma.rn.f64" in compile_ptx(text.replace("__dmul_rn(a, b)", "a * b").replace("__dadd_rn(a, b)", "a + b"))

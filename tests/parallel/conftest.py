@@ -112,7 +112,7 @@ def all_pairs(potential: LennardJones) -> Callable[..., Outputs]:
 
 @pytest.fixture
 def scattered(comm: Communicator) -> Callable[..., State]:
-    """This rank's share of a system's atoms, dealt out like cards: nobody's are where they belong."""
+    """This rank's share of a system's atoms, dealt out like playing cards: nobody's are where they belong."""
 
     def deal(box: Box, positions: np.ndarray, types: np.ndarray, ranks: Communicator = comm) -> State:
         mine = np.arange(ranks.rank, len(positions), ranks.size)

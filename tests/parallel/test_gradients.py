@@ -11,13 +11,13 @@ import torch
 from dphpc.parallel.back_ends import DataParallel
 from dphpc.parallel.comm import Communicator
 from dphpc.parallel.flight import Flight
-from dphpc.parallel.gradients import MpiSum, ShortSum, ThroughHost, gradient_sum, one_card_each
+from dphpc.parallel.gradients import MpiSum, ShortSum, ThroughHost, gradient_sum, one_gpu_each
 
 HOROVOD = pytest.param("horovod", marks=pytest.mark.skipif(not find_spec("horovod"), reason="make horovod builds it"))
 
 
 @pytest.mark.mpi
-def test_a_cards_gradients_go_through_the_host_where_mpi_adds_them(comm: Communicator) -> None:
+def test_a_gpus_gradients_go_through_the_host_where_mpi_adds_them(comm: Communicator) -> None:
     # The host's memory in the place of a GPU's: what is tested is that the sum comes back, and when.
     values = torch.full((5,), float(comm.rank + 1), dtype=torch.float64)
     sums = ThroughHost(MpiSum(comm))
@@ -42,7 +42,7 @@ def test_sums_that_were_seen_to_be_there_come_back_too(comm: Communicator, kind:
 
 
 @pytest.mark.mpi
-def test_what_is_on_a_card_is_made_short_before_it_leaves_it(comm: Communicator) -> None:
+def test_what_is_on_a_gpu_is_made_short_before_it_leaves_it(comm: Communicator) -> None:
     values = torch.full((5,), float(comm.rank + 1), dtype=torch.float64)
     with gradient_sum("torch", comm) as library:
         sums = ShortSum(ThroughHost(library), "fp16")
@@ -51,6 +51,6 @@ def test_what_is_on_a_card_is_made_short_before_it_leaves_it(comm: Communicator)
     np.testing.assert_allclose(values, comm.size * (comm.size + 1) / 2, rtol=2**-10)
 
 
-def test_nccl_asks_for_a_card_a_rank() -> None:
-    assert one_card_each([("a", "0"), ("a", "1"), ("b", "0")])
-    assert not one_card_each([("a", "0"), ("b", "0"), ("a", "0")])
+def test_nccl_asks_for_a_gpu_a_rank() -> None:
+    assert one_gpu_each([("a", "0"), ("a", "1"), ("b", "0")])
+    assert not one_gpu_each([("a", "0"), ("b", "0"), ("a", "0")])

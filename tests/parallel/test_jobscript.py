@@ -105,7 +105,7 @@ def test_training_without_mpi(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("command", ["md", "train"])
-def test_a_rank_for_each_card(command: str) -> None:
+def test_a_rank_for_each_gpu(command: str) -> None:
     script = job_script(command, ["input"], {"gpus-per-node": "2"}, mpi="pmix")
     found = directives(script)
     assert (found["--gpus-per-node"], found["--ntasks-per-node"], found["--nodes"]) == ("2", "2", "1")

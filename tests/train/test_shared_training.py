@@ -219,9 +219,9 @@ def test_defaults_are_those_of_deepmd_kit() -> None:
 def test_other_refusals() -> None:
     with pytest.raises(InputError, match="through the table only"):
         dphpc.train({**shared_input(), "dphpc": {"embedding": "network"}})
-    card: Any = object()
+    gpu: Any = object()
     with pytest.raises(InputError, match="trained on the CPU only"):
-        require_for_shared(parse_input(shared_input()), card)
+        require_for_shared(parse_input(shared_input()), gpu)
     given = shared_input()
     given["model"]["fitting_net"]["atom_ener"] = [-1.0, None]
     with pytest.raises(InputError, match="atom_ener does not go with"):

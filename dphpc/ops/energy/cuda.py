@@ -22,8 +22,8 @@ from dphpc.core.errors import InputError, RunError
 from dphpc.core.exact_sum import FORCE_SPACING
 from dphpc.model.networks import Network
 from dphpc.ops.arguments import layers_of
-from dphpc.ops.energy.card import VIRIAL_SLOTS, CardSums, CardSystem, add_found
 from dphpc.ops.energy.contract import Accumulators
+from dphpc.ops.energy.gpu import VIRIAL_SLOTS, GpuSums, GpuSystem, add_found
 from dphpc.ops.energy.tiles import SPLIT_ATOMS, TILE, DeviceNet, Group, Layer, Part, batches, block_of, tile_rows
 from dphpc.ops.kernel_text import kernel_text
 from dphpc.ops.neighbors.contract import Neighbors
@@ -63,7 +63,7 @@ class _Work:
     energies: Array
     largest: Array
     upper: float  # the table's end: `largest` above it is reported as trouble
-    sums: CardSums
+    sums: GpuSums
 
 
 class CudaEnergy:
@@ -142,10 +142,10 @@ class CudaEnergy:
             The force of a pair exceeds `PAIR_FORCE_LIMIT`.
         """
         n, n_all, atomic = len(env.centers), len(env.positions), out.atom_virial is not None
-        array, spacing = self.workspace.buffer("totals", (CardSums.size(n_all, atomic),), np.int64), out.force_spacing
+        array, spacing = self.workspace.buffer("totals", (GpuSums.size(n_all, atomic),), np.int64), out.force_spacing
         array.fill(0)
         extra = None if columns is None else self.workspace.up("columns", columns, net.dtype)
-        sums = CardSums.within(array, n_all, spacing or FORCE_SPACING)
+        sums = GpuSums.within(array, n_all, spacing or FORCE_SPACING)
         centers = self.workspace.up("centers", env.centers, np.int32)
         if not spacing and n:
             tiles = -(-n // net.most_rows)
@@ -155,7 +155,7 @@ class CudaEnergy:
         self._evaluate_all(work, groups)
         largest = float(self.device.download(work.largest[:n]).max(initial=-np.inf))
         energies = self.device.download(work.energies[:n]).astype(np.float64)
-        found = CardSums.within(self.device.download(array), n_all, sums.spacing)
+        found = GpuSums.within(self.device.download(array), n_all, sums.spacing)
         # Not if the table is too short, as the results are then dropped, or for NaN, as the caller can name the atom.
         if found.trouble[0] and largest <= e.table.upper and np.isfinite(energies).all():
             limit = PAIR_FORCE_LIMIT * sums.spacing
@@ -165,13 +165,13 @@ class CudaEnergy:
 
     def launch(
         self,
-        system: CardSystem,
+        system: GpuSystem,
         centers: Array,
         p: SeAParameters,
         e: Embedding,
         groups: Sequence[Group],
         columns: Array | None,
-        sums: CardSums,
+        sums: GpuSums,
     ) -> None:
         """As `energy_and_forces`, from and to GPU memory, without waiting.
 
@@ -201,13 +201,13 @@ class CudaEnergy:
 
     def _work(
         self,
-        system: CardSystem,
+        system: GpuSystem,
         centers: Array,
         p: SeAParameters,
         e: Embedding,
         groups: Sequence[Group],
         columns: Array | None,
-        sums: CardSums,
+        sums: GpuSums,
     ) -> _Work:
         arrays = system.positions, system.types, system.offsets, system.indices, centers
         net, n_rows = groups[0].net, sum(group.n_rows for group in groups)
@@ -323,12 +323,12 @@ class CudaEnergy:
             rows = slice(first, first + net.rows)
             self.device.product(x[rows], w, out[rows], transposed=transposed, tf32=net.parts > 1)
 
-    def _uploaded(self, env: Environment) -> CardSystem:
+    def _uploaded(self, env: Environment) -> GpuSystem:
         positions, types = (
             self.workspace.up("positions", env.positions, np.float64),
             self.workspace.up("types", env.types, np.int32),
         )
-        return CardSystem(positions, types, *self.list_of(env.neighbors))
+        return GpuSystem(positions, types, *self.list_of(env.neighbors))
 
     def _descriptor(self, p: SeAParameters, e: Embedding) -> NDArray:
         kept = self._described

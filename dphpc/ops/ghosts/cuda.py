@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from dphpc.core.box import Box
 from dphpc.core.buffers import Buffers
 from dphpc.core.device import Array, Device
-from dphpc.ops.card import BLOCK, ORDER_BYTES, blocks, running_sums, stable_order
+from dphpc.ops.gpu import BLOCK, ORDER_BYTES, blocks, running_sums, stable_order
 from dphpc.ops.kernel_text import kernel_text
 from dphpc.ops.structs import struct
 from dphpc.ops.workspace import NULL

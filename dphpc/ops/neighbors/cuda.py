@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from dphpc.core.buffers import Buffers
 from dphpc.core.device import Array, Device
-from dphpc.ops.card import BLOCK, blocks, running_sums
+from dphpc.ops.gpu import BLOCK, blocks, running_sums
 from dphpc.ops.kernel_text import kernel_text
 from dphpc.ops.neighbors.contract import position_not_finite
 from dphpc.ops.structs import struct

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from dphpc.core.device import Array, Device
 from dphpc.model.radial_table import Grid
-from dphpc.ops.card import BLOCK, running_sums
+from dphpc.ops.gpu import BLOCK, running_sums
 from dphpc.ops.kernel_text import kernel_text
 from dphpc.ops.se_a.contract import SeAParameters
-from dphpc.ops.se_a.cuda_frames import PAIR_FORCE_LIMIT, SPACING, CardEnvironment, CardFrames
+from dphpc.ops.se_a.cuda_frames import PAIR_FORCE_LIMIT, SPACING, GpuEnvironment, GpuFrames
 from dphpc.ops.structs import EXERTED, descriptor_struct, grid_structs, struct
 from dphpc.ops.workspace import NULL, REAL, Workspace
 
@@ -72,7 +72,7 @@ class CudaSeA:
             "training.cu", Real=REAL[self.dtype], CHANNELS=channels, AXIS=axis, N_TYPES=n_types, WARP=device.warp,
             BLOCK=BLOCK,
         )  # fmt: skip
-        self.frames = CardFrames(device, self._work, self._text, n_types, self.dtype)
+        self.frames = GpuFrames(device, self._work, self._text, n_types, self.dtype)
 
     def described(self, p: SeAParameters, grids: Sequence[Grid], coefficients: Array, empty: Array) -> Described:
         """The descriptor with tables on these grids, whose arrays may be overwritten in place."""
@@ -87,28 +87,28 @@ class CudaSeA:
 
     # -- moments -------------------------------------------------------------------------------------------------
 
-    def moments(self, env: CardEnvironment, d: Described) -> None:
+    def moments(self, env: GpuEnvironment, d: Described) -> None:
         """Set A (n, 4, M), see `moments_of`, and `env.largest`, the largest s̃ of each center."""
         arrays = self.moments_of(env), env.largest, self._free(env)
         self._launch("moments", env.n, env.system, d.struct, *arrays)
 
-    def moments_of(self, env: CardEnvironment) -> Array:
+    def moments_of(self, env: GpuEnvironment) -> Array:
         """The array A (n, 4, M) that `moments` sets."""
         return self._moments("moments", env.n)
 
-    def motion(self, env: CardEnvironment, direction: Array, strain: Array) -> NDArray:
+    def motion(self, env: GpuEnvironment, direction: Array, strain: Array) -> NDArray:
         """The struct of a direction d of local atoms (n_local, 3) and strains (n_frames, 3, 3), for the tangent."""
         return np.array([tuple(map(self._work.address, (direction, strain, env.frames, env.owners)))], _MOTION)
 
-    def tangent(self, env: CardEnvironment, d: Described, motion: NDArray) -> None:
+    def tangent(self, env: GpuEnvironment, d: Described, motion: NDArray) -> None:
         """Set Ȧ (n, 4, M), see `tangent_of`."""
         self._launch("tangent", env.n, env.system, d.struct, motion, self.tangent_of(env))
 
-    def tangent_of(self, env: CardEnvironment) -> Array:
+    def tangent_of(self, env: GpuEnvironment) -> Array:
         """The array Ȧ (n, 4, M) that `tangent` sets."""
         return self._moments("tangent", env.n)
 
-    def forces(self, env: CardEnvironment, d: Described, moments_adjoint: Array) -> None:
+    def forces(self, env: GpuEnvironment, d: Described, moments_adjoint: Array) -> None:
         """Set `env.totals`: forces on local atoms, those on images included, and the frames' virials."""
         totals, address = env.totals, self._work.address
         self.device.fill(totals, 0)
@@ -139,7 +139,7 @@ class CudaSeA:
     # -- the way back to the table -------------------------------------------------------------------------------
 
     def tangent_adjoint(
-        self, env: CardEnvironment, d: Described, motion: NDArray, moments_adjoint: Array, tangent_adjoint: Array
+        self, env: GpuEnvironment, d: Described, motion: NDArray, moments_adjoint: Array, tangent_adjoint: Array
     ) -> tuple[Array, Array]:
         """See `contract.SeAOps.tangent_adjoint`; for the centers of the last `moments`."""
         n_intervals, group = d.n_intervals, 6 * self.channels
@@ -157,7 +157,7 @@ class CudaSeA:
         self._add_shares(parts, None, 1, empty)
         return coefficients, empty
 
-    def _sorted(self, env: CardEnvironment, d: Described, shares: int) -> NDArray:
+    def _sorted(self, env: GpuEnvironment, d: Described, shares: int) -> NDArray:
         """The struct of pairs sorted by interval, and within one in their order in the list."""
         n, n_intervals, work = np.int32(env.n), np.int32(d.n_intervals), self._work
         groups = max(1, min(env.n, MOST_COUNTS // d.n_intervals))
@@ -174,7 +174,7 @@ class CudaSeA:
     def _starts(self, n_intervals: int) -> Array:
         return self._work.buffer("starts", (n_intervals + 1,), np.int64)
 
-    def _free(self, env: CardEnvironment) -> Array:
+    def _free(self, env: GpuEnvironment) -> Array:
         return self._work.buffer("free", (env.n, self.n_types), np.int32)
 
     def _add_shares(self, parts: Array, starts: Array | None, group: int, result: Array) -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dphpc.core.device import Array, Device
 from dphpc.core.errors import RunError
-from dphpc.ops.card import BLOCK
+from dphpc.ops.gpu import BLOCK
 from dphpc.ops.neighbors.contract import Neighbors
 from dphpc.ops.structs import SYSTEM, struct
 from dphpc.ops.workspace import Kind, Parcel, Workspace
@@ -67,7 +67,7 @@ class Results:
     largest
         The largest s̃, −∞ without pairs.
     energies
-        (2, n), as `CardEnvironment.energies`.
+        (2, n), as `GpuEnvironment.energies`.
     """
 
     largest: float
@@ -92,7 +92,7 @@ class Results:
 
 
 @dataclass(frozen=True)
-class CardEnvironment:
+class GpuEnvironment:
     """A batch's atoms and results on the GPU; batches of one shape have the same addresses.
 
     Attributes
@@ -165,7 +165,7 @@ class _Resident:
         return sum(int(a.nbytes) for a in self.arrays)
 
 
-class CardFrames:
+class GpuFrames:
     """Frames on the GPU, identified by their arrays' ids; the least recently used are dropped if memory runs short.
 
     Parameters
@@ -179,7 +179,7 @@ class CardFrames:
         self._frames: OrderedDict[tuple[int, int, int], _Resident] = OrderedDict()
         self.nbytes, self.most_bytes = 0, int(FRAMES_SHARE * device.free_memory())
 
-    def joined(self, frames: Sequence[OwnedAtoms], centers: NDArray[np.int32]) -> CardEnvironment:
+    def joined(self, frames: Sequence[OwnedAtoms], centers: NDArray[np.int32]) -> GpuEnvironment:
         """The batch of these frames, in the order of `dphpc.train.data.batch.join`, with centers ordered by type."""
         work, resident = self._work, [self._resident(frame) for frame in frames]
         sizes = np.array([frame.sizes for frame in resident])
@@ -208,9 +208,7 @@ class CardFrames:
         ]
         results, pairs = Parcel(work, "results", kinds), (intervals, order, rows)
         rows_of = tuple(first.tolist())
-        return CardEnvironment(
-            n, n_local, len(frames), rows_of, system, frames_of, place[4], first_rows, pairs, results
-        )
+        return GpuEnvironment(n, n_local, len(frames), rows_of, system, frames_of, place[4], first_rows, pairs, results)
 
     def _table(self, resident: list[_Resident], sizes: NDArray[np.int64], n_local: int) -> NDArray[np.uint8]:
         """Structs `_FRAME` of frames with these numbers of local atoms, atoms and pairs, as bytes."""

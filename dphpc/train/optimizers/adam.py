@@ -52,7 +52,7 @@ class AdamRule:
             {name: torch.zeros_like(value, requires_grad=False) for name, value in self.values.items()}
             for _ in range(2)
         )
-        self._on_card = [] if device is None else [CudaAdam(device, *group) for group in self._by_precision()]
+        self._on_gpu = [] if device is None else [CudaAdam(device, *group) for group in self._by_precision()]
         self._device = device
 
     def _by_precision(self) -> Iterator[tuple[np.dtype, list[tuple[int, int, int, int, int]]]]:
@@ -73,7 +73,7 @@ class AdamRule:
         rate = learning_rate * self.lr_factor
         s = AdamStep(rate, *self.betas, self._steps, self.weight_decay, self.decoupled)
         if self._device is not None:
-            for adam in self._on_card:
+            for adam in self._on_gpu:
                 adam.step(s, 0 if norm is None else norm.data_ptr())
             return
         for name, value in self.values.items():

@@ -66,7 +66,7 @@ class HybridMuonRule:
         factor = 1.0 / config.lr_adjust if config.lr_adjust > 0 else 1.0
         betas = config.adam_beta1, config.adam_beta2
         self._adam = AdamRule(rest, betas, lr_factor=factor, device=parameters.device)
-        self._on_card = parameters.device is not None
+        self._on_gpu = parameters.device is not None
 
     def scale(self, m: int, n: int) -> float:
         """The factor of the orthogonal step of a matrix (m, n)."""
@@ -78,8 +78,8 @@ class HybridMuonRule:
         """Make one step."""
         c = self.config
         step = MuonStep(learning_rate, c.momentum, c.weight_decay, c.enable_gram)
-        if self._on_card:
-            self._step_on_card(step)
+        if self._on_gpu:
+            self._step_on_gpu(step)
         else:
             muon_step(step, [self._arrays(name, value) for name, value in self._matrices.items()])
         self._adam.step(learning_rate)
@@ -90,7 +90,7 @@ class HybridMuonRule:
         return MuonMatrix(*arrays, self.scale(*value.shape))
 
     @torch.no_grad()
-    def _step_on_card(self, s: MuonStep) -> None:
+    def _step_on_gpu(self, s: MuonStep) -> None:
         for name, value in self._matrices.items():
             gradient, momentum = value.grad, self._momentum[name]
             assert gradient is not None

@@ -63,7 +63,7 @@ class EmulatedDevice:
     recorded, with the addresses and numbers of then.
     """
 
-    name = "emulated card"
+    name = "emulated GPU"
     has_tf32 = True
 
     def __init__(self, warp: int = 32, backward: bool = False) -> None:

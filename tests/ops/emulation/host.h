@@ -1,4 +1,4 @@
-// A card on the host: what CUDA text needs to be compiled by g++ and run, one block after the other.
+// A GPU on the host: what CUDA text needs to be compiled by g++ and run, one block after the other.
 //
 // Each thread of a block is a fiber with a stack of its own.  It runs until it meets a barrier (or a shuffle, which is
 // two barriers of its warp) and goes on when all that it waits for have come; threads that can never meet end the test.

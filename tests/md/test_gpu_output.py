@@ -1,4 +1,4 @@
-"""Frames that are written while the card is at the steps that follow: the same files, whatever happens in those."""
+"""Frames that are written while the GPU is at the steps that follow: the same files, whatever happens in those."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import pytest
 
 from dphpc.core.device import Device
 from dphpc.core.errors import RunError
-from dphpc.md import card_engine, gather, memory, run
-from dphpc.md.card_engine import CardEngine
+from dphpc.md import gather, gpu_engine, memory, run
 from dphpc.md.deferred import Deferred
 from dphpc.md.engine import Engine
+from dphpc.md.gpu_engine import GpuEngine
 from dphpc.md.integrators import VelocityVerlet
 from dphpc.md.restart import Checkpoint
 from dphpc.md.trajectory import ExtxyzWriter as Extxyz
 from dphpc.md.trajectory import Frame, TextWriter
 from dphpc.parallel.comm import Communicator
-from tests.md.test_card_engine import NVE, Runs, kind_of, let_fly, looks, runs_in_one_folder
+from tests.md.test_gpu_engine import NVE, Runs, kind_of, let_fly, looks, runs_in_one_folder
 from tests.ops.emulation.device import EmulatedDevice
 
 NAMES = ["t.extxyz", "t.dump", "t.h5md"]
@@ -47,7 +47,7 @@ def written(runs: Runs, name: str = "t.extxyz") -> bytes:
 
 
 def log(patch: pytest.MonkeyPatch, runs: Runs) -> list[tuple[str, int, int]]:
-    """Grows by what is done with a frame, the frame's step, and up to which step the card has been told."""
+    """Grows by what is done with a frame, the frame's step, and up to which step the GPU has been told."""
     done: list[tuple[str, int, int]] = []
     begin, add, end = Extxyz.begin, Extxyz.add, TextWriter.end
 
@@ -72,12 +72,12 @@ def log(patch: pytest.MonkeyPatch, runs: Runs) -> list[tuple[str, int, int]]:
 def test_files_have_the_same_bytes(runs: Runs, device: Device, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     found = []
     with monkeypatch.context() as patch:
-        patch.setattr(card_engine, "Deferred", lambda timers, at_once: Deferred(timers))
-        runs(CardEngine, device, **asked(runs, name))
+        patch.setattr(gpu_engine, "Deferred", lambda timers, at_once: Deferred(timers))
+        runs(GpuEngine, device, **asked(runs, name))
         found.append(written(runs, name))
     for haste in (1.25, 0.1):
         with looks(monkeypatch, 16, haste):
-            runs(CardEngine, device, **asked(runs, name))
+            runs(GpuEngine, device, **asked(runs, name))
         assert runs.engine.rebuilds >= 2
         assert runs.engine.thrown_away >= (3 if haste < 1 else 0), "steps behind a frame are done again"
         found.append(written(runs, name))
@@ -87,18 +87,18 @@ def test_files_have_the_same_bytes(runs: Runs, device: Device, monkeypatch: pyte
     assert all(other == found[0] for other in found[1:])
 
 
-def test_a_frame_is_written_while_the_card_goes_on(
+def test_a_frame_is_written_while_the_gpu_goes_on(
     runs: Runs, emulated: EmulatedDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done = log(monkeypatch, runs)
     runs.velocities = {"temperature_K": 50, "seed": 3}
-    monkeypatch.setattr(card_engine, "most_steps", lambda n_atoms: 16)
-    runs(CardEngine, emulated, **asked(runs, every=32, steps=96))
+    monkeypatch.setattr(gpu_engine, "most_steps", lambda n_atoms: 16)
+    runs(GpuEngine, emulated, **asked(runs, every=32, steps=96))
     assert [what[:2] for what in done] == [
         (what, step) for step in (0, 32, 64, 96) for what in ("begin", "add", "add", "add", "end")
     ]
     first, last = [entry for entry in done if entry[1] == 32], [entry for entry in done if entry[1] == 96]
-    # The emulated card is done when it is asked a second time: each window of 16 has time for one piece.
+    # The emulated GPU is done when it is asked a second time: each window of 16 has time for one piece.
     assert [told for *_, told in first] == [48, 48, 64, 64, 64], "the rest when the next frame is due"
     assert {told for *_, told in last} == {96}
 
@@ -107,11 +107,11 @@ def test_of_many_atoms_it_is_written_between_steps(
     runs: Runs, emulated: EmulatedDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs.velocities = {"temperature_K": 50, "seed": 3}
-    runs(CardEngine, emulated, **asked(runs, every=32, steps=64))
+    runs(GpuEngine, emulated, **asked(runs, every=32, steps=64))
     expected = written(runs)
     done = log(monkeypatch, runs)
-    monkeypatch.setattr(card_engine, "MOST_RECORDED", 0)
-    runs(CardEngine, emulated, **asked(runs, every=32, steps=64))
+    monkeypatch.setattr(gpu_engine, "MOST_RECORDED", 0)
+    runs(GpuEngine, emulated, **asked(runs, every=32, steps=64))
     assert [told for _, step, told in done if step == 32] == [32, 32, 33, 34, 35], "a piece a step, before its end"
     assert written(runs) == expected
 
@@ -121,7 +121,7 @@ def test_what_ends_a_run_leaves_the_frames_before_it(
 ) -> None:
     let_fly(monkeypatch, 11)
     found = []
-    for kind in (CardEngine, Engine):
+    for kind in (GpuEngine, Engine):
         with pytest.raises(RunError, match="atom 3 flew"):
             runs(kind, emulated, **asked(runs, every=5))
         found.append(written(runs))
@@ -132,7 +132,7 @@ def test_what_ends_a_run_leaves_the_frames_before_it(
 def test_a_signal_leaves_whole_frames_and_a_restart_that_counts_them(
     runs: Runs, emulated: EmulatedDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runs(CardEngine, emulated, **asked(runs, every=5, steps=20))
+    runs(GpuEngine, emulated, **asked(runs, every=5, steps=20))
     whole = written(runs)
     step, write_restart = VelocityVerlet.step, run.write_restart
     sizes: list[tuple[int, int, int]] = []
@@ -151,7 +151,7 @@ def test_a_signal_leaves_whole_frames_and_a_restart_that_counts_them(
     with monkeypatch.context() as patch:
         patch.setattr(VelocityVerlet, "step", interrupted)
         restart = {"every": 10, "file": str(runs.folder / "restart.h5")}
-        runs(CardEngine, emulated, **asked(runs, every=5, steps=20), restart=restart)
+        runs(GpuEngine, emulated, **asked(runs, every=5, steps=20), restart=restart)
     assert runs.result.stopped_by == signal.SIGUSR1
     assert sizes[0] == (10, [m.start() for m in re.finditer(b"8\nLattice", whole)][3], 3)
     last = runs.result.steps
@@ -159,13 +159,13 @@ def test_a_signal_leaves_whole_frames_and_a_restart_that_counts_them(
     assert sizes[1][0] == last
     assert sizes[1][2] == last // 5 + 1 + (last % 5 > 0)  # with the last one, which a run that goes on leaves out
     (runs.folder / "restart.h5").rename(runs.folder / "stopped.h5")
-    runs(CardEngine, emulated, **asked(runs, every=5, steps=20), structure=str(runs.folder / "stopped.h5"))
+    runs(GpuEngine, emulated, **asked(runs, every=5, steps=20), structure=str(runs.folder / "stopped.h5"))
     assert written(runs) == whole
 
 
 def test_pinned_memory_is_what_was_said(runs: Runs, emulated: EmulatedDevice) -> None:
-    runs(CardEngine, emulated, **asked(runs, steps=14))
-    said, kept = memory.SNAPSHOT_BYTES * runs.engine.n_atoms, runs.engine.card._pinned
+    runs(GpuEngine, emulated, **asked(runs, steps=14))
+    said, kept = memory.SNAPSHOT_BYTES * runs.engine.n_atoms, runs.engine.gpu._pinned
     assert 0.9 * said < kept.nbytes < 1.2 * said
     assert kept.growths == 6, "for the first frame, and never again"
 
@@ -202,7 +202,7 @@ def test_ranks_write_the_frames_of_one(
             of_six = [told for _, step, told in done if step == 6]
             assert of_six == [6, 6, 7, 8, 9, 10, 11], "a piece a step, before its end"
         found = written(runs, name)
-        runs(CardEngine, emulated, **plan)
+        runs(GpuEngine, emulated, **plan)
         assert written(runs, name) == found
     comm.barrier()
 
@@ -210,6 +210,6 @@ def test_ranks_write_the_frames_of_one(
 def of_all_ranks(comm: Communicator, folder: Path, patch: pytest.MonkeyPatch) -> Runs:
     """32 atoms, written seven at a time."""
     if comm.size > 4:
-        pytest.skip("so many cards take minutes to be played")
+        pytest.skip("so many GPUs take minutes to be played")
     patch.setattr(gather, "slabs", partial(gather.slabs, chunk=7))
     return runs_in_one_folder(comm, folder, patch)

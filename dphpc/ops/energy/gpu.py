@@ -16,7 +16,7 @@ VIRIAL_SLOTS = 64
 
 
 @dataclass(frozen=True)
-class CardSystem:
+class GpuSystem:
     """Atoms and their neighbors in a GPU's memory.
 
     Attributes
@@ -34,7 +34,7 @@ class CardSystem:
 
 
 @dataclass(frozen=True)
-class CardSums:
+class GpuSums:
     """GPU arrays to which results are added, as integer multiples of the spacing except for the energy.
 
     Attributes
@@ -60,7 +60,7 @@ class CardSums:
     spacing: float = FORCE_SPACING
 
     @classmethod
-    def within(cls, array: Array, n_all: int, spacing: float) -> CardSums:
+    def within(cls, array: Array, n_all: int, spacing: float) -> GpuSums:
         """Sums that are slices of one int64 array: forces, virial, trouble and, if there is room, atomic virials."""
         ends = np.cumsum([3 * n_all, 9 * VIRIAL_SLOTS, 1])
         more = array[ends[2] :] if array.size > ends[2] else None
@@ -80,7 +80,7 @@ def virial_parts(slots: NDArray[np.int64], spacing: float) -> NDArray[np.float64
     return np.stack([coarse * (2.0**30 * spacing), fine * spacing, np.zeros((3, 3))])
 
 
-def add_found(found: CardSums, out: Accumulators) -> None:
+def add_found(found: GpuSums, out: Accumulators) -> None:
     """Add downloaded sums to accumulators."""
     out.forces[...] += found.forces.reshape(out.forces.shape) * found.spacing
     out.virial[...] += virial_parts(found.virial, found.spacing)

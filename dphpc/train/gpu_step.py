@@ -17,7 +17,7 @@ from dphpc.ops.energy.cuda import MOST_CHANNELS
 from dphpc.ops.fitting.cuda import CudaFittingTape
 from dphpc.ops.se_a.contract import SeAParameters
 from dphpc.ops.se_a.cuda import CudaSeA, Described
-from dphpc.ops.se_a.cuda_frames import CardEnvironment
+from dphpc.ops.se_a.cuda_frames import GpuEnvironment
 from dphpc.ops.se_a.cuda_knots import CudaKnotTable
 from dphpc.ops.workspace import Kind, Parcel, Workspace
 from dphpc.train.data import Batch, Centers
@@ -36,13 +36,13 @@ from dphpc.train.step import (
 class _Kept:
     batch: Batch
     centers: Centers
-    env: CardEnvironment
+    env: GpuEnvironment
     table: Table
     described: Described
     columns: Array | None
 
 
-def require_for_card(model: DPModel) -> None:
+def require_for_gpu(model: DPModel) -> None:
     """Refuse models that cannot be trained on a GPU.
 
     Raises
@@ -67,7 +67,7 @@ def require_for_card(model: DPModel) -> None:
         raise InputError(problem[0], where="model", expected=problem[1], remedy="or --device cpu")
 
 
-class CardStep(TableStep):
+class GpuStep(TableStep):
     """Energies and loss gradients of batches on the GPU that holds the parameters; used like `TableStep`.
 
     Predictions are copied to the host and derivatives of the loss to the GPU; gradients stay on the GPU.
@@ -82,7 +82,7 @@ class CardStep(TableStep):
         self._work = Workspace(parameters.device)
         self._ops = CudaSeA(parameters.device, d.n_channels, d.axis_neuron, model.n_types, dtype)
         self._described: tuple[Table, Described] | None = None
-        self._kept_on_card: _Kept | None = None
+        self._kept_on_gpu: _Kept | None = None
         super().__init__(model, parameters, grid, tolerance)
 
     def _tape(self, t: int) -> CudaFittingTape:
@@ -115,10 +115,10 @@ class CardStep(TableStep):
         env = self._ops.frames.joined(batch.geometries, centers.atoms)
         used = self._networks_of(batch.present, centers.types)
         columns = parameter_columns(self.model, batch)
-        on_card = None if columns is None else self._work.up("columns", columns[centers.atoms], self._ops.dtype)
+        on_gpu = None if columns is None else self._work.up("columns", columns[centers.atoms], self._ops.dtype)
         while True:
             table = self._table_for(used)
-            self._kept_on_card = k = _Kept(batch, centers, env, table, self._described_by(table), on_card)
+            self._kept_on_gpu = k = _Kept(batch, centers, env, table, self._described_by(table), on_gpu)
             self._replay("forward", k, partial(self._evaluate, k))
             found = env.download()
             if found.largest <= self.grid.upper:
@@ -181,7 +181,7 @@ class CardStep(TableStep):
 
     def backward(self, loss: LossGradient, done: Callable[[str], None] | None = None) -> None:
         """See `TableStep.backward`."""
-        k, ops = self._kept_on_card, self._ops
+        k, ops = self._kept_on_gpu, self._ops
         assert k is not None, "forward comes first"
         seeds = loss.atom_seeds(k.batch)[k.centers.atoms]
         direction = np.zeros((k.batch.n_local, 3)) if loss.forces is None else -loss.forces

@@ -10,7 +10,7 @@ A window ends when `Window` expects the list to become invalid.  If the rank has
 sorts them, finds their images and builds the list on the GPU before the next window begins; it does the same when a
 window was discarded only because of its list, and at the start of the run.  A window for which even a new list does not
 last is repeated in shorter ones.  The host builds the same list, from the same positions, only when it needs it.  Runs
-of several ranks use the engine of md/card_ranks.py.
+of several ranks use the engine of md/gpu_ranks.py.
 
 The state at the end of a window is final, whatever becomes of the next: frames are copied between two windows, and
 written while the GPU computes the next.
@@ -31,13 +31,13 @@ from dphpc.core.state import State, pieces
 from dphpc.md.deferred import Deferred
 from dphpc.md.engine import SORT_CELL, Engine
 from dphpc.md.window import Window, most_steps
-from dphpc.ops.energy.card import VIRIAL_SLOTS, CardSums, CardSystem, virial_parts
+from dphpc.ops.energy.gpu import VIRIAL_SLOTS, GpuSums, GpuSystem, virial_parts
 from dphpc.ops.ghosts.cuda import CudaGhosts, Images, rounded_up
 from dphpc.ops.motion.cuda import CudaMoves
 from dphpc.ops.neighbors.contract import Neighbors
 from dphpc.ops.neighbors.cuda import CudaNeighbors, Grid, choose_grid
-from dphpc.parallel.card_halo import CardHalo
-from dphpc.potential.contract import SAMPLE, CardPotential, Outputs
+from dphpc.parallel.gpu_halo import GpuHalo
+from dphpc.potential.contract import SAMPLE, GpuPotential, Outputs
 
 if TYPE_CHECKING:
     from dphpc.md.integrators import Integrator
@@ -50,17 +50,17 @@ MOST_RECORDED = 2_000_000
 behind the kernels anyway."""
 
 
-class CardEngine(Engine):
-    """The engine of a rank that has all atoms; its potential is a `CardPotential` with a device.
+class GpuEngine(Engine):
+    """The engine of a rank that has all atoms; its potential is a `GpuPotential` with a device.
 
     Parameters
     ----------
     gpu_aware_mpi
-        See `CardHalo`; used with several ranks.
+        See `GpuHalo`; used with several ranks.
 
     Attributes
     ----------
-    card, card_halo
+    GPU, gpu_halo
         The atoms' arrays and moves on the GPU, and the halo that updates the ghosts there.
     ghosts, search
         Find periodic images and neighbors on the GPU.
@@ -72,18 +72,18 @@ class CardEngine(Engine):
 
     def __init__(self, *arguments: Any, gpu_aware_mpi: bool = False, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        assert isinstance(self.potential, CardPotential)
+        assert isinstance(self.potential, GpuPotential)
         assert self.potential.device is not None
-        self._on_card, self.device = self.potential, self.potential.device
+        self._on_gpu, self.device = self.potential, self.potential.device
         alone, some_fixed = self.comm.size == 1, self.n_fixed > 0
-        self.moves = self.card = CudaMoves(self.device, self.masses, self.spacing, alone=alone, some_fixed=some_fixed)
+        self.moves = self.gpu = CudaMoves(self.device, self.masses, self.spacing, alone=alone, some_fixed=some_fixed)
         self._constant = ("ids", "types", "images", *["fixed"] * some_fixed)  # change only with the list
         self.window, self.thrown_away = Window(0.5 * self.skin, most_steps(self.n_atoms)), 0
         self.deferred = Deferred(self.timers, at_once=False)
         self.ghosts, self.search = CudaGhosts(self.device), CudaNeighbors(self.device)
-        self.card_halo = CardHalo(self.comm, self.ghosts, gpu_aware_mpi)
+        self.gpu_halo = GpuHalo(self.comm, self.ghosts, gpu_aware_mpi)
         self._counts = self._count_types()
-        self._on_card.expect(self.comm.allreduce(self._counts))
+        self._on_gpu.expect(self.comm.allreduce(self._counts))
         self._sizes = self.device.zeros(3, np.int64)  # of a list: number of ghosts, pairs, longest row
         self._n_rows = 0  # rows of the arrays reserved for ghosts
         self._grid: Grid | None = None  # of the search; None where atoms may leave it, in an open box
@@ -117,18 +117,18 @@ class CardEngine(Engine):
             self._catch_up()
         before = self._neighbors
         if before is not None:
-            self.card.bring(self.state, "positions", "velocities")
+            self.gpu.bring(self.state, "positions", "velocities")
         super().update_forces()
         if self._neighbors is not before:
             self._place()
-        self.card.put_forces(self.state.forces[: self.state.n_local])
+        self.gpu.put_forces(self.state.forces[: self.state.n_local])
         self.window.saw(np.sqrt(self.moved2) if self._since else 0.0, self._since)
 
     def rescale_box(self, factors: NDArray[np.float64]) -> None:
         """See `Engine.rescale_box`; done on the host, from which the atoms are uploaded as at the start of the run."""
         self.to_host()
         super().rescale_box(factors)
-        self.card.spacing = np.float64(self.spacing)
+        self.gpu.spacing = np.float64(self.spacing)
         self._key = self._grid = self._neighbors = None
 
     def steps_ahead(self, limit: int) -> int:
@@ -141,7 +141,7 @@ class CardEngine(Engine):
         most = len(left)  # upper limit for the steps of a window
         while left:
             if self.window.steps == 0:
-                self._build_on_card()
+                self._build_on_gpu()
             n = min(most, self.window.steps)
             # The first step, before which the pace is unknown, is done as a window, too.
             if n == 0 or (self.window.steps == 1 and self.window.pace is not None):
@@ -149,39 +149,39 @@ class CardEngine(Engine):
             if self._pass_window(integrator, left[:n]):
                 del left[:n]
                 most = len(left)
-                self.card.fetch_account(integrator)
+                self.gpu.fetch_account(integrator)
             elif not self._outrun:
                 break
             elif self._since:
-                self._build_on_card()
+                self._build_on_gpu()
             else:
                 most = n // 2  # not even a new list lasts for n steps
         if left:
             super().advance(integrator, left)
-            self.card.fetch_account(integrator)
+            self.gpu.fetch_account(integrator)
 
     def _begin(self) -> bool:
         """Build the first list and forces on the GPU; returns whether they are valid, else the host finds out why."""
         with self.timers("halo"):
-            self.card.take_up(self.state)
-        self._build_on_card()
+            self.gpu.take_up(self.state)
+        self._build_on_gpu()
         if not self._looked_over:
             with self.timers("neighbor"):
-                self._on_card.look_over(*self._sample())
+                self._on_gpu.look_over(*self._sample())
             self._looked_over = True
-        stands = self._evaluate_on_card()
+        stands = self._evaluate_on_gpu()
         self._here, self._behind, self._told = not stands, stands, not stands
         return stands
 
     def _sample(self) -> tuple[State, Neighbors]:
         """The first `SAMPLE` atoms and their neighbors; each entry of the list is a ghost of its own."""
-        n, download = min(self.card.n_local, SAMPLE), self.device.download
+        n, download = min(self.gpu.n_local, SAMPLE), self.device.download
         offsets = download(self._system.offsets[: n + 1])
         indices = self._system.indices[: int(offsets[-1])]
         state = State(self.state.box, n)
         state.resize(n, len(indices))
         for name in ("ids", "types", "positions"):
-            array, values = getattr(self.card, name), getattr(state, name)
+            array, values = getattr(self.gpu, name), getattr(state, name)
             found = self.device.zeros(values[n:].size, values.dtype).reshape(values[n:].shape)
             self.ghosts.take(array, indices, found)
             values[:n], values[n:] = download(array[:n]), download(found)
@@ -191,7 +191,7 @@ class CardEngine(Engine):
         """Do a window of steps; returns whether it is valid, else everything is restored.  Collective."""
         before = self.step, self.clock, self._since
         saved = None if integrator.dynamic else integrator.save()  # a thermostat's are restored on the GPU
-        self.device.replay((self._key, self.card.room.growths), self._begin_window)
+        self.device.replay((self._key, self.gpu.room.growths), self._begin_window)
         self._unseen = True
         Engine.advance(self, integrator, temperatures)
         self._unseen = False
@@ -200,7 +200,7 @@ class CardEngine(Engine):
         if self._all_is_well():
             return True
         self.thrown_away += 1
-        self.card.restore()
+        self.gpu.restore()
         self.step, self.clock, self._since = before
         if saved is not None:
             integrator.load(saved)
@@ -213,7 +213,7 @@ class CardEngine(Engine):
             pass
 
     def _begin_window(self) -> None:
-        self.card.keep()
+        self.gpu.keep()
         self.device.fill(self._report[: _TROUBLE.stop], 0)
 
     def to_host(self, *, lists: bool = False) -> None:
@@ -224,10 +224,10 @@ class CardEngine(Engine):
             self._catch_up()
         with self.timers("output"):
             if not self._told:
-                self.card.bring(self.state, *self._constant)
+                self.gpu.bring(self.state, *self._constant)
                 self.host.take_up()
                 self._told = True
-            self.card.bring(self.state, "positions", "velocities", "forces")
+            self.gpu.bring(self.state, "positions", "velocities", "forces")
         if lists:
             with self.timers("halo"):
                 self.halo.refresh_ghosts(self.state)
@@ -236,10 +236,10 @@ class CardEngine(Engine):
     def _place(self) -> None:
         """Upload the atoms and the list that the host has just built."""
         with self.timers("halo"):
-            self.card.take_up(self.state)
-            self.card_halo.follow(self.halo.routes, self.state.n_local)
+            self.gpu.take_up(self.state)
+            self.gpu_halo.follow(self.halo.routes, self.state.n_local)
             self._group()
-            self._use(*self._on_card.list_on_card(self.neighbors))
+            self._use(*self._on_gpu.list_on_gpu(self.neighbors))
         x, n = self.state.positions, self.state.n_all
         self._n_rows = rounded_up(self.state.n_ghost)
         self.search.make_room(self.n_pairs)
@@ -252,33 +252,33 @@ class CardEngine(Engine):
         return sum(counts, np.zeros(len(self.masses), np.int64))
 
     def _group(self) -> None:
-        types = self.card.types[: self.card.n_local]
-        self._on_card.place(self._counts[None], self.ghosts.order(types, len(self._counts)))
+        types = self.gpu.types[: self.gpu.n_local]
+        self._on_gpu.place(self._counts[None], self.ghosts.order(types, len(self._counts)))
 
     def _use(self, offsets: Array, indices: Array) -> None:
         """Use a new list on the GPU, which is of the present positions."""
-        card = self.card
-        self._system = CardSystem(card.positions, card.types, offsets, indices)
-        sums = card.room.buffer("sums", (_VIRIAL.stop + 3 * len(card.positions),), np.int64)
+        gpu = self.gpu
+        self._system = GpuSystem(gpu.positions, gpu.types, offsets, indices)
+        sums = gpu.room.buffer("sums", (_VIRIAL.stop + 3 * len(gpu.positions),), np.int64)
         report, totals = sums[: _VIRIAL.stop], sums[_VIRIAL.stop :]
         self._report, self._of_step = report, sums[_ENERGY.start :]
-        self._sums = CardSums(totals, report[_VIRIAL], report[_TROUBLE], energy=report[_ENERGY])
+        self._sums = GpuSums(totals, report[_VIRIAL], report[_TROUBLE], energy=report[_ENERGY])
         arrays = offsets, indices, totals, report
         addresses = tuple(map(self.device.address, arrays))
-        self._key = self._own, card.where, len(card.positions), self.card_halo.ways, addresses, self.spacing
+        self._key = self._own, gpu.where, len(gpu.positions), self.gpu_halo.ways, addresses, self.spacing
         self._since, self.moved2 = 0, 0.0
 
-    def _build_on_card(self) -> None:
+    def _build_on_gpu(self) -> None:
         """Sort all atoms, find their images and build the list on the GPU; only a few numbers are downloaded.
 
         If the arrays were too small, all is repeated with larger ones, starting from the atoms that are then sorted.
         """
-        card, n, found = self.card, self.card.n_local, None
+        gpu, n, found = self.gpu, self.gpu.n_local, None
         with self.timers("neighbor"):
             while found is None:
-                card.reserve(n + self._n_rows)
+                gpu.reserve(n + self._n_rows)
                 images = self.ghosts.room(n, self._n_rows)
-                self.card_halo.follow_images(images.owners, images.displacements, n)
+                self.gpu_halo.follow_images(images.owners, images.displacements, n)
                 self._start_list(images)
                 n_ghost, *sizes = map(int, self.device.download(self._sizes))
                 found = self.search.found(n, self.reach, *sizes)
@@ -297,20 +297,20 @@ class CardEngine(Engine):
         if self._grid is None:
             self._launch_list(images)
             return
-        box, kept = self.state.box, (self.card.room, self.ghosts, self.search)
+        box, kept = self.state.box, (self.gpu.room, self.ghosts, self.search)
         numbers = box.matrix.tobytes(), box.origin.tobytes(), self._grid[0].tobytes()
-        arrays = self.card.where, *(keeper.buffers.growths for keeper in kept)
-        key = self._own, self._n_rows, numbers, arrays, self._on_card.version()
+        arrays = self.gpu.where, *(keeper.buffers.growths for keeper in kept)
+        key = self._own, self._n_rows, numbers, arrays, self._on_gpu.version()
         self.device.replay(key, partial(self._launch_list, images))
 
     def _launch_list(self, images: Images) -> None:
-        card, ghosts, box, n = self.card, self.ghosts, self.state.box, self.card.n_local
-        ghosts.wrap_(box, card.positions[:n], card.images)
-        card.put_in_order(ghosts.spatial_order(box, card.positions[:n], SORT_CELL))
-        ghosts.find_images(box, card.positions[:n], self.reach, images)
-        for array in (card.types, card.ids):
+        gpu, ghosts, box, n = self.gpu, self.ghosts, self.state.box, self.gpu.n_local
+        ghosts.wrap_(box, gpu.positions[:n], gpu.images)
+        gpu.put_in_order(ghosts.spatial_order(box, gpu.positions[:n], SORT_CELL))
+        ghosts.find_images(box, gpu.positions[:n], self.reach, images)
+        for array in (gpu.types, gpu.ids):
             ghosts.take(array, images.owners, array[n:])
-        self.card_halo.refresh(card.positions)
+        self.gpu_halo.refresh(gpu.positions)
         self._group()
         sizes = self.search.start(*self._places(), self._grid or self.search.grid(*self._places()), images.n_ghost)
         self.device.copy(images.n_ghost, self._sizes[:1])
@@ -318,18 +318,18 @@ class CardEngine(Engine):
 
     def _places(self) -> tuple[Array, Array, Array, int, int, float]:
         """The arguments of the neighbor search."""
-        card, n = self.card, self.card.n_local
-        return card.positions, card.types, card.ids, n, n + self._n_rows, self.reach
+        gpu, n = self.gpu, self.gpu.n_local
+        return gpu.positions, gpu.types, gpu.ids, n, n + self._n_rows, self.reach
 
     def _catch_up(self) -> None:
         """Build the GPU's list on the host, from the same positions, which `state` then holds."""
         with self.timers("output"):
-            self.card.bring(self.state, *self._constant)
-            self.state.positions[: self.card.n_local] = self.device.download(self.card.built_at)
+            self.gpu.bring(self.state, *self._constant)
+            self.state.positions[: self.gpu.n_local] = self.device.download(self.gpu.built_at)
         self._search()
         self._behind, self._told = False, True
 
-    def _evaluate_on_card(self) -> bool:
+    def _evaluate_on_gpu(self) -> bool:
         """Compute forces, energy and virial of a single step; returns whether they are valid.  Collective."""
         self._begin_window()
         self._launch()
@@ -344,19 +344,19 @@ class CardEngine(Engine):
 
     @property
     def _is_recorded(self) -> bool:
-        return self.card.n_local <= MOST_RECORDED
+        return self.gpu.n_local <= MOST_RECORDED
 
     def _replay(self, work: Callable[[], None], *numbers: Hashable) -> None:
         if self._is_recorded:
-            self.device.replay((self._key, self._on_card.version(), numbers), work)
+            self.device.replay((self._key, self._on_gpu.version(), numbers), work)
         else:
             work()
 
     def _launch_all(self) -> None:
-        self.card.note_displacement(self._report[MOVED], cleared=self._of_step)
-        self.card_halo.refresh(self.card.positions)
-        self._on_card.launch(self._system, self._sums)
-        self.card_halo.reduce(self._totals)
+        self.gpu.note_displacement(self._report[MOVED], cleared=self._of_step)
+        self.gpu_halo.refresh(self.gpu.positions)
+        self._on_gpu.launch(self._system, self._sums)
+        self.gpu_halo.reduce(self._totals)
         self._take_forces()
 
     @property
@@ -366,7 +366,7 @@ class CardEngine(Engine):
 
     def _take_forces(self) -> None:
         limit = FORCE_LIMIT if self.deterministic else np.inf
-        self.card.take_forces(self._sums.forces, FORCE_SPACING, limit, self._report[_TROUBLE])
+        self.gpu.take_forces(self._sums.forces, FORCE_SPACING, limit, self._report[_TROUBLE])
 
     def _all_is_well(self) -> bool:
         """Download the report of the window; returns whether its steps are valid; collective."""

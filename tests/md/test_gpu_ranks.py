@@ -1,4 +1,4 @@
-"""Several ranks whose atoms live on cards: the bits of one rank, with lists and forces of the cards."""
+"""Several ranks whose atoms live on GPUs: the bits of one rank, with lists and forces of the GPUs."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import pytest
 from dphpc.core.errors import RunError
 from dphpc.core.state import GHOSTED, MIGRATING, State
 from dphpc.md import engine, memory
-from dphpc.md.card_engine import CardEngine
-from dphpc.md.card_ranks import BORDER, FIRST, LAST, RankEngine
 from dphpc.md.engine import OWN_PAIRS, SORT_CELL, Engine
+from dphpc.md.gpu_engine import GpuEngine
+from dphpc.md.gpu_ranks import BORDER, FIRST, LAST, RankEngine
 from dphpc.md.integrators import VelocityVerlet
 from dphpc.ops.neighbors.native import build_neighbors
 from dphpc.parallel.comm import Communicator
 from dphpc.parallel.domain import Domain
 from dphpc.parallel.halo import Halo
 from dphpc.parallel.migrate import migrate, sort_spatially
-from tests.md.test_card_engine import NVE, ROWS, Runs, equal, kind_of, let_fly, runs_in_one_folder, short_table
+from tests.md.test_gpu_engine import NVE, ROWS, Runs, equal, kind_of, let_fly, runs_in_one_folder, short_table
 from tests.ops.emulation.device import EmulatedDevice
 
 pytestmark = pytest.mark.mpi
@@ -31,14 +31,14 @@ LONG = {"replicate": [1, 1, 6], "stages": [{**NVE, "steps": 12}]}
 @pytest.fixture
 def runs(comm: Communicator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
     if comm.size > 4:
-        pytest.skip("so many cards take minutes to be played")
+        pytest.skip("so many GPUs take minutes to be played")
     return runs_in_one_folder(comm, tmp_path, monkeypatch)
 
 
 def assert_the_lists_are_the_hosts(engine: RankEngine) -> None:
     engine.to_host(lists=True)
     state = engine.state
-    state.positions[: state.n_local] = engine.card.built_at
+    state.positions[: state.n_local] = engine.gpu.built_at
     engine.halo.refresh_ghosts(state)
     expected = build_neighbors(state.positions, state.types, state.ids, state.n_local, engine.reach)
     assert np.array_equal(engine.neighbors.offsets, expected.offsets)
@@ -46,13 +46,13 @@ def assert_the_lists_are_the_hosts(engine: RankEngine) -> None:
     assert np.array_equal(engine.work, np.diff(expected.offsets) + float(OWN_PAIRS))
 
 
-def assert_the_cards_memory_is_what_was_said(engine: RankEngine, device: EmulatedDevice) -> None:
+def assert_the_gpus_memory_is_what_was_said(engine: RankEngine, device: EmulatedDevice) -> None:
     said = memory.estimate(engine.n_atoms, engine.domain, engine.potential, engine.reach, engine.comm, device=device)
-    assert said.card is not None
-    taken = sum(kept.buffers.nbytes for kept in (engine.card.room, engine.ghosts, engine.search))
-    taken += engine.card_halo.card_nbytes
+    assert said.gpu is not None
+    taken = sum(kept.buffers.nbytes for kept in (engine.gpu.room, engine.ghosts, engine.search))
+    taken += engine.gpu_halo.gpu_nbytes
     taken = int(engine.comm.allreduce(np.array([taken]))[0])
-    assert 0.6 < taken / (said.card.per_atom * engine.n_atoms) < 1.1  # but for the model's own; measured 0.69 to 0.77
+    assert 0.6 < taken / (said.gpu.per_atom * engine.n_atoms) < 1.1  # but for the model's own; measured 0.69 to 0.77
 
 
 def test_inner_atoms_are_evaluated_while_messages_are_under_way(
@@ -63,7 +63,7 @@ def test_inner_atoms_are_evaluated_while_messages_are_under_way(
     assert engine.rebuilds >= 1
     if comm.size > 1:
         assert_the_lists_are_the_hosts(engine)
-        assert_the_cards_memory_is_what_was_said(engine, emulated)
+        assert_the_gpus_memory_is_what_was_said(engine, emulated)
         done: list[object] = []
         launch, land = engine._launch_part, engine._land
         monkeypatch.setattr(engine, "_launch_part", lambda part: (done.append(part), launch(part)))
@@ -79,7 +79,7 @@ def test_inner_atoms_are_evaluated_while_messages_are_under_way(
         assert bool(placed[FIRST]) == (n_inner >= ROWS)
         assert comm.size > 2 or placed[FIRST]
     if comm.rank == 0:
-        equal(found, runs(CardEngine, emulated, **LONG))
+        equal(found, runs(GpuEngine, emulated, **LONG))
     comm.barrier()
 
 
@@ -96,7 +96,7 @@ def dealt_out_by_the_host(engine: RankEngine) -> tuple[State, Halo]:
 
 
 @pytest.mark.parametrize("replicate", [[1, 1, 6], [2, 2, 1]])
-def test_a_list_is_dealt_out_on_the_card(
+def test_a_list_is_dealt_out_on_the_gpu(
     runs: Runs, comm: Communicator, emulated: EmulatedDevice, replicate: list[int]
 ) -> None:
     """With what leaves and what is near a face alone on its way between it and the host."""
@@ -143,11 +143,11 @@ def test_a_table_that_has_to_be_extended(
         comm.allreduce(np.array([runs.potential._table.upper]), "max") > runs.potential.model.descriptor.s_range(2.3)[1]
     )
     if comm.rank == 0:
-        equal(found, runs(CardEngine, emulated, **plan))
+        equal(found, runs(GpuEngine, emulated, **plan))
     comm.barrier()
 
 
-def test_planes_move_while_atoms_are_on_the_cards(
+def test_planes_move_while_atoms_are_on_the_gpus(
     runs: Runs, comm: Communicator, emulated: EmulatedDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "BALANCE_EVERY", 1)
@@ -158,7 +158,7 @@ def test_planes_move_while_atoms_are_on_the_cards(
         assert not all(map(np.array_equal, own.cuts, even.cuts))
         assert_the_lists_are_the_hosts(runs.engine)
     if comm.rank == 0:
-        equal(found, runs(CardEngine, emulated, **LONG))
+        equal(found, runs(GpuEngine, emulated, **LONG))
     comm.barrier()
 
 

@@ -1,4 +1,4 @@
-"""Minimizations of atoms that live on a card: the host's results, on any number of ranks."""
+"""Minimizations of atoms that live on a GPU: the host's results, on any number of ranks."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import pytest
 from ase.build import bulk
 from ase.io import write
 
-from dphpc.md.card_engine import CardEngine
 from dphpc.md.engine import Engine
+from dphpc.md.gpu_engine import GpuEngine
 from dphpc.parallel.comm import Communicator
-from tests.md.test_card_engine import ALL, NVE, Runs, equal, kind_of, looks, runs_in_one_folder
+from tests.md.test_gpu_engine import ALL, NVE, Runs, equal, kind_of, looks, runs_in_one_folder
 from tests.ops.emulation.device import EmulatedDevice
 
 MINIMIZE = {"ensemble": "minimize", "steps": 14}
@@ -27,7 +27,7 @@ def runs(comm: Communicator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def rattled_runs(comm: Communicator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
     """Of silicon whose atoms are not in their places."""
     if comm.size > 4:
-        pytest.skip("so many cards take minutes to be played")
+        pytest.skip("so many GPUs take minutes to be played")
     runs = runs_in_one_folder(comm, tmp_path, monkeypatch)
     if comm.rank == 0:
         atoms = bulk("Si", "diamond", a=5.43, cubic=True)
@@ -44,15 +44,15 @@ def plan(runs: Runs, *stages: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("before", [[], [{**NVE, "steps": 4}]], ids=["first", "after dynamics"])
 def test_a_minimization_is_the_hosts(runs: Runs, device: Any, before: list[dict[str, Any]]) -> None:
     stages = {**plan(runs, *before, MINIMIZE, ALL[2] | {"steps": 5}), "skin_A": 0.1}
-    card, host = (runs(kind, device, **stages) for kind in (CardEngine, Engine))
+    gpu, host = (runs(kind, device, **stages) for kind in (GpuEngine, Engine))
     for name, values in host.items():
-        np.testing.assert_allclose(card[name], values, rtol=1e-9, atol=1e-9, err_msg=name)
+        np.testing.assert_allclose(gpu[name], values, rtol=1e-9, atol=1e-9, err_msg=name)
     assert host["kinetic_eV"][-1] > 1.0, "velocities are drawn when dynamics begin"
 
 
 def test_its_end_is_the_hosts(runs: Runs, emulated: EmulatedDevice) -> None:
     found = []
-    for kind in (CardEngine, Engine):
+    for kind in (GpuEngine, Engine):
         found.append(runs(kind, emulated, **plan(runs, {**MINIMIZE, "steps": 300, "force_tolerance_eV_A": 0.2})))
         assert runs.result.converged
         assert not found[-1]["velocities"].any()
@@ -60,11 +60,11 @@ def test_its_end_is_the_hosts(runs: Runs, emulated: EmulatedDevice) -> None:
 
 
 def test_it_goes_on_in_the_middle_with_the_same_bits(runs: Runs, emulated: EmulatedDevice) -> None:
-    whole = runs(CardEngine, emulated, **plan(runs, MINIMIZE))
-    runs(CardEngine, emulated, **plan(runs, {**MINIMIZE, "steps": 6}))
+    whole = runs(GpuEngine, emulated, **plan(runs, MINIMIZE))
+    runs(GpuEngine, emulated, **plan(runs, {**MINIMIZE, "steps": 6}))
     half = runs.folder / "half.h5"
     (runs.folder / "restart.h5").rename(half)
-    rest = runs(CardEngine, emulated, **{**plan(runs, MINIMIZE), "structure": str(half)})
+    rest = runs(GpuEngine, emulated, **{**plan(runs, MINIMIZE), "structure": str(half)})
     assert runs.result.steps == 8
     for name in ("positions", "velocities", "images"):
         assert np.array_equal(rest[name], whole[name])
@@ -77,7 +77,7 @@ def test_a_step_that_is_done_again_is_done_from_the_same_state(
     found, thrown_away = [], []
     for haste in (1.25, 0.02):  # at the second, lists that had their day are used
         with looks(monkeypatch, 16, haste):
-            found.append(runs(CardEngine, emulated, **plan(runs, {**MINIMIZE, "steps": 40}), skin_A=0.15))
+            found.append(runs(GpuEngine, emulated, **plan(runs, {**MINIMIZE, "steps": 40}), skin_A=0.15))
         thrown_away.append(runs.engine.thrown_away)
     assert thrown_away[1] > thrown_away[0]
     equal(*found)
@@ -90,5 +90,5 @@ def test_any_number_of_ranks_minimizes_with_the_same_bits(
     stages = {**plan(runs, MINIMIZE, {**NVE, "steps": 3}), "replicate": [2, 1, 1]}
     found = runs(kind_of(comm), emulated, comm, **stages)
     if comm.rank == 0:
-        equal(found, runs(CardEngine, emulated, **stages))
+        equal(found, runs(GpuEngine, emulated, **stages))
     comm.barrier()

@@ -13,9 +13,9 @@ from dphpc.model.dp_model import DPModel
 from dphpc.model.radial_table import Grid
 from dphpc.ops.se_a import cuda
 from dphpc.ops.workspace import ALIGNMENT
-from dphpc.train.card_step import CardStep, require_for_card
 from dphpc.train.data import Frame, Geometry
 from dphpc.train.data.batch import Batch, join
+from dphpc.train.gpu_step import GpuStep, require_for_gpu
 from dphpc.train.parameters import Parameters
 from dphpc.train.step import Prediction, TableStep
 from tests.models import random_model, random_structure
@@ -32,13 +32,13 @@ def few_shares(monkeypatch: pytest.MonkeyPatch) -> None:
 NAMES = ("atom_energy", "energy", "forces", "virial")
 
 
-def steps(device, make, n_intervals=200) -> tuple[CardStep, TableStep]:
+def steps(device, make, n_intervals=200) -> tuple[GpuStep, TableStep]:
     """A step on the GPU and one on the CPU, each with a model of its own."""
     models = make(), make()
     lower, upper = models[0].descriptor.s_range(0.8)
     grid = Grid.uniform(lower, upper, n_intervals)
-    card, cpu = (Parameters(model, where) for model, where in zip(models, (device, None), strict=True))
-    return CardStep(models[0], card, grid, 1e-9), TableStep(models[1], cpu, grid, 1e-9)
+    gpu, cpu = (Parameters(model, where) for model, where in zip(models, (device, None), strict=True))
+    return GpuStep(models[0], gpu, grid, 1e-9), TableStep(models[1], cpu, grid, 1e-9)
 
 
 def gradients_of(step: TableStep, seeds) -> dict[str, np.ndarray]:
@@ -56,14 +56,14 @@ def assert_same(ours: Prediction, theirs: Prediction, tolerance: float = 1e-12) 
 
 def compare(device, make, tolerance=1e-12, seeds_of="everything") -> None:
     """Predictions and gradients, each relative to the largest."""
-    card, cpu = steps(device, make)
+    gpu, cpu = steps(device, make)
     batch = random_batch(cpu.model)
     for _ in range(2):  # buffers are there the second time
-        assert_same(card.forward(batch), cpu.forward(batch), tolerance)
+        assert_same(gpu.forward(batch), cpu.forward(batch), tolerance)
         seeds = random_seeds(batch)
         if seeds_of == "energy":
             seeds = replace(seeds, atom_energy=None, forces=None, virial=None)
-        found, expected = gradients_of(card, seeds), gradients(cpu, seeds)
+        found, expected = gradients_of(gpu, seeds), gradients(cpu, seeds)
         for name, value in expected.items():
             assert relative(found[name], value) < tolerance or np.abs(value).max() < 1e-14, name
 
@@ -99,19 +99,19 @@ def test_float32_step_agrees_with_the_cpu(device) -> None:
 
 
 def test_the_same_bits_every_time(device) -> None:
-    card, cpu = steps(device, lambda: random_model(3))
+    gpu, cpu = steps(device, lambda: random_model(3))
     batch, other = random_batch(cpu.model), random_batch(cpu.model, (30, 9), seed=5)
     results = []
     for _ in range(2):
-        prediction = card.forward(batch)
-        results.append([*(getattr(prediction, n) for n in NAMES), *gradients_of(card, random_seeds(batch)).values()])
-        card.forward(other)
+        prediction = gpu.forward(batch)
+        results.append([*(getattr(prediction, n) for n in NAMES), *gradients_of(gpu, random_seeds(batch)).values()])
+        gpu.forward(other)
     assert all(np.array_equal(a, b) for a, b in zip(*results, strict=True))
 
 
 def test_frames_of_a_shape_share_graphs(device) -> None:
     """Which read what differs from frame to frame, weights too, where it lies."""
-    card, cpu = steps(device, lambda: random_model(3))
+    gpu, cpu = steps(device, lambda: random_model(3))
     types, frames = random_structure(12, n_types=cpu.model.n_types)[2], []
     for seed in range(4):
         x, cell, _ = random_structure(12, length=5.5, seed=seed)
@@ -121,12 +121,12 @@ def test_frames_of_a_shape_share_graphs(device) -> None:
     asked = []
     for batch in (*frames, *frames, other, *frames):
         seeds, start = random_seeds(batch), len(getattr(device, "asked", ()))
-        assert_same(card.forward(batch), cpu.forward(batch))
-        found, expected = gradients_of(card, seeds), gradients(cpu, seeds)
+        assert_same(gpu.forward(batch), cpu.forward(batch))
+        found, expected = gradients_of(gpu, seeds), gradients(cpu, seeds)
         for name, value in expected.items():
             assert relative(found[name], value) < 1e-12, name
         asked.append(getattr(device, "asked", [])[start:])
-        for step in (card, cpu):
+        for step in (gpu, cpu):
             for flat in step.parameters.flats:
                 flat.data.mul_(1.001)
             step.weights_changed()
@@ -137,12 +137,12 @@ def test_frames_of_a_shape_share_graphs(device) -> None:
 
 
 def test_a_part_of_the_atoms_and_none(device) -> None:
-    card, cpu = steps(device, lambda: random_model(3))
+    gpu, cpu = steps(device, lambda: random_model(3))
     whole = random_batch(cpu.model)
     for part in ((5, 20), (7, 7)):
         batch = replace(whole, part=part)
-        assert_same(card.forward(batch), cpu.forward(batch))
-        found, expected = gradients_of(card, random_seeds(batch)), gradients(cpu, random_seeds(batch))
+        assert_same(gpu.forward(batch), cpu.forward(batch))
+        found, expected = gradients_of(gpu, random_seeds(batch)), gradients(cpu, random_seeds(batch))
         for name, value in expected.items():
             assert np.abs(found[name] - value).max() <= 1e-12 * np.abs(value).max()
 
@@ -158,31 +158,31 @@ def test_frozen_parts_get_no_gradient(device) -> None:
 
 
 def test_table_grows_with_the_data_and_with_the_weights(device) -> None:
-    card, cpu = steps(device, lambda: random_model(8))
+    gpu, cpu = steps(device, lambda: random_model(8))
     batch = random_batch(cpu.model)
     lower, upper = cpu.grid.lower, cpu.grid.upper
-    card.grid = Grid.uniform(lower, 0.3 * upper, 300)
-    assert relative(card.forward(batch).forces, cpu.forward(batch).forces) < 1e-7
-    assert card.grid.upper > 0.3 * upper
-    card.grid = Grid.uniform(lower, lower + 1e-3, 8)
+    gpu.grid = Grid.uniform(lower, 0.3 * upper, 300)
+    assert relative(gpu.forward(batch).forces, cpu.forward(batch).forces) < 1e-7
+    assert gpu.grid.upper > 0.3 * upper
+    gpu.grid = Grid.uniform(lower, lower + 1e-3, 8)
     with pytest.raises(RunError, match="so close"):
-        card.forward(batch)
-    card.grid = cpu.grid
-    for flat in card.parameters.flats:
+        gpu.forward(batch)
+    gpu.grid = cpu.grid
+    for flat in gpu.parameters.flats:
         flat.data.mul_(3.0)
     before = cpu.check_table()
-    card.weights_changed()
-    assert card.table_error() > 2 * before  # of the weights that the GPU has
-    assert card.check_table() <= 1e-9 or card.grid.n_intervals >= 4096
+    gpu.weights_changed()
+    assert gpu.table_error() > 2 * before  # of the weights that the GPU has
+    assert gpu.check_table() <= 1e-9 or gpu.grid.n_intervals >= 4096
 
 
-def test_frames_stay_on_the_card_while_they_fit(emulated) -> None:
-    card, cpu = steps(emulated, lambda: random_model(3))
+def test_frames_stay_on_the_gpu_while_they_fit(emulated) -> None:
+    gpu, cpu = steps(emulated, lambda: random_model(3))
     frames = [random_batch(cpu.model, (n,), seed=n) for n in (9, 12, 15)]
 
     def uploaded(batch) -> int:
         before = emulated.uploaded
-        prediction = card.forward(batch)
+        prediction = gpu.forward(batch)
         assert_same(prediction, cpu.forward(batch))
         return emulated.uploaded - before
 
@@ -192,7 +192,7 @@ def test_frames_stay_on_the_card_while_they_fit(emulated) -> None:
     together = join(frames)
     assert uploaded(together) <= 8 * 36 + 8 * 3 + 11 * 8 * 3 + 4 * ALIGNMENT
     assert all(uploaded(batch) <= centers for batch in frames)
-    card._ops.frames.most_bytes = card._ops.frames.nbytes
+    gpu._ops.frames.most_bytes = gpu._ops.frames.nbytes
     uploaded(random_batch(cpu.model, (8,), seed=8))  # one has to go: the first
     assert uploaded(frames[1]) <= centers
     assert uploaded(frames[2]) <= centers
@@ -212,12 +212,12 @@ def test_weights_come_down_and_go_up(device) -> None:
         assert np.array_equal(value, start[name] + (name in parameters.slots))
 
 
-def test_what_a_card_does_not_train() -> None:
+def test_what_a_gpu_does_not_train() -> None:
     kinked = random_model(1, activation="relu")
     with pytest.raises(InputError, match="'relu' has kinks"):
-        require_for_card(kinked)
+        require_for_gpu(kinked)
     mixed = random_model(1)
     mixed.fitting.networks[0] = mixed.fitting.networks[0].astype(np.float32)
     with pytest.raises(InputError, match="different precisions"):
-        require_for_card(mixed)
-    require_for_card(in_float32(random_model(1)))
+        require_for_gpu(mixed)
+    require_for_gpu(in_float32(random_model(1)))

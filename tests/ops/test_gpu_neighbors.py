@@ -12,7 +12,7 @@ from dphpc.core.box import Box
 from dphpc.core.buffers import Buffers
 from dphpc.core.errors import RunError
 from dphpc.core.images import periodic_images
-from dphpc.ops.card import BLOCK, CHUNK, running_sums
+from dphpc.ops.gpu import BLOCK, CHUNK, running_sums
 from dphpc.ops.kernel_text import kernel_text
 from dphpc.ops.neighbors import native, reference
 from dphpc.ops.neighbors.cuda import _CELLS, _ROWS, ROOM, CudaNeighbors, choose_grid, memory_per_atom
@@ -22,7 +22,7 @@ from tests.ops.test_neighbors import SYSTEMS
 SILICON = Path(__file__).parents[2] / "examples" / "silicon" / "si8.poscar"
 
 
-def on_card(device, values, dtype):
+def on_gpu(device, values, dtype):
     array = device.zeros(values.size, dtype).reshape(values.shape)
     device.upload(values.astype(dtype), array)
     return array
@@ -30,7 +30,7 @@ def on_card(device, values, dtype):
 
 def build(search, positions, types, ids, n_local, reach):
     device = search.device
-    arrays = (on_card(device, a, t) for a, t in ((positions, np.float64), (types, np.int32), (ids, np.int64)))
+    arrays = (on_gpu(device, a, t) for a, t in ((positions, np.float64), (types, np.int32), (ids, np.int64)))
     return search.build(*arrays, n_local, len(positions), reach)
 
 
@@ -138,8 +138,8 @@ def test_any_grid_and_rows_that_are_no_atoms(device, size):
     half = 0.5 * size * np.ptp(positions, axis=0)
     grid = choose_grid(middle - half, middle + half, len(ids), reach)
     more = [np.concatenate((a, np.repeat(a[:1], 9, axis=0))) for a in (positions, types, ids)]
-    arrays = [on_card(device, a, t) for a, t in zip(more, (np.float64, np.int32, np.int64), strict=True)]
-    n_ghost, search = on_card(device, np.array([len(ids) - n]), np.int64), CudaNeighbors(device)
+    arrays = [on_gpu(device, a, t) for a, t in zip(more, (np.float64, np.int32, np.int64), strict=True)]
+    n_ghost, search = on_gpu(device, np.array([len(ids) - n]), np.int64), CudaNeighbors(device)
     for room in (0, expected.n_pairs):
         search.make_room(room)
         sizes = search.start(*arrays, n, len(ids) + 9, reach, grid, n_ghost)
@@ -189,8 +189,8 @@ def test_position_not_finite(device, bad):
 def test_running_sums(device, n):
     counts = np.random.default_rng(8).integers(0, 2**31, n)
     text = kernel_text("neighbors.cu", WARP=device.warp, BLOCK=128, ROOM=ROOM)
-    out = on_card(device, np.full(n + 2, -1), np.int64)
-    running_sums(device, Buffers(device.zeros), text, on_card(device, counts, np.int32), out)
+    out = on_gpu(device, np.full(n + 2, -1), np.int64)
+    running_sums(device, Buffers(device.zeros), text, on_gpu(device, counts, np.int32), out)
     found = device.download(out)
     assert found[0] == 0
     np.testing.assert_array_equal(found[1:-1], np.cumsum(counts))
@@ -201,12 +201,12 @@ def test_rows_that_32_bits_cannot_count(device):
     """They begin after so many others, which have no memory, and which nobody writes."""
     positions, types, ids, n, reach = with_images(*water(20), 5.0)
     expected, search, before = native.build_neighbors(positions, types, ids, n, reach), CudaNeighbors(device), 3 << 31
-    places = *(on_card(device, a, t) for a, t in ((positions, np.float64), (types, np.int32), (ids, np.int64))), n
+    places = *(on_gpu(device, a, t) for a, t in ((positions, np.float64), (types, np.int32), (ids, np.int64))), n
     places = *places, len(ids)
     grid = search.grid(*places, reach)
     search.start(*places, reach, grid)
-    offsets = on_card(device, expected.offsets + before, np.int64)
-    indices = on_card(device, np.full(expected.n_pairs, -1), np.int32)
+    offsets = on_gpu(device, expected.offsets + before, np.int64)
+    indices = on_gpu(device, np.full(expected.n_pairs, -1), np.int32)
     get, n_all, address = search.buffers.get, len(ids), device.address
     arrays = [get("count", (grid[1],), np.int32), get("start", (grid[1] + 2,), np.int64)]
     arrays += [get("cell_of", (n_all,), np.int32), get("atom", (n_all,), np.int32), *get("places", (3, n_all), float)]

@@ -14,13 +14,13 @@ from dphpc.core.errors import InputError
 from dphpc.core.exact_sum import FORCE_SPACING, total
 from dphpc.core.state import State
 from dphpc.model.model_file import read_model
-from dphpc.ops.energy.card import CardSums, CardSystem, virial_parts
+from dphpc.ops.energy.gpu import GpuSums, GpuSystem, virial_parts
 from dphpc.ops.ghosts.cuda import CudaGhosts
 from dphpc.ops.neighbors.native import build_neighbors
 from dphpc.parallel.comm import Serial
 from dphpc.parallel.domain import Domain
 from dphpc.parallel.halo import Halo
-from dphpc.potential.contract import Outputs, card_of
+from dphpc.potential.contract import Outputs, gpu_of
 from dphpc.potential.deep import DeepPotential
 from dphpc.potential.deep_pot import DeepPot
 from tests.models import random_model, random_structure
@@ -94,12 +94,12 @@ def surrounded(model):
 
 @pytest.mark.parametrize("precision", ["float64", "mixed", "float32"])
 @pytest.mark.parametrize("name", ["two_sided", "default_fparam", "atom_ener", "atom_exclude", "three_types"])
-def test_what_stays_on_the_card_is_what_the_host_gets(device, name, precision):
+def test_what_stays_on_the_gpu_is_what_the_host_gets(device, name, precision):
     model = read_model(GOLDEN / "models" / f"{name}.dp")
     model.fitting.atom_ener = [-1.0, None] if name == "default_fparam" else model.fitting.atom_ener
     fparam = [0.3] * model.fitting.numb_fparam if model.fitting.numb_fparam else None
     potential = DeepPotential(model, precision, fparam, device)
-    assert card_of(potential) is device
+    assert gpu_of(potential) is device
     state, neighbors = surrounded(model)
     counts = np.bincount(state.types[: state.n_local], minlength=model.n_types)
     potential.expect(counts)
@@ -112,10 +112,10 @@ def test_what_stays_on_the_card_is_what_the_host_gets(device, name, precision):
         return array
 
     potential.place(counts[None], CudaGhosts(device).order(up(state.types[: state.n_local]), len(counts)))
-    system = CardSystem(up(state.positions), up(state.types), *potential.list_on_card(neighbors))
-    array = device.zeros(CardSums.size(state.n_all, False), np.int64)
+    system = GpuSystem(up(state.positions), up(state.types), *potential.list_on_gpu(neighbors))
+    array = device.zeros(GpuSums.size(state.n_all, False), np.int64)
     energy = device.zeros(3, np.float64)
-    sums = replace(CardSums.within(array, state.n_all, FORCE_SPACING), energy=energy)
+    sums = replace(GpuSums.within(array, state.n_all, FORCE_SPACING), energy=energy)
     for _ in range(4):  # takes memory, is launched one by one, is recorded, is replayed
         device.fill(array, 0)
         device.fill(energy, 0.0)

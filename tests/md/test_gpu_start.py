@@ -1,4 +1,4 @@
-"""Runs that begin on the card: the first list and forces are the host's, and so is what is said of a bad structure."""
+"""Runs that begin on the GPU: the first list and forces are the host's, and so is what is said of a bad structure."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ase.io import write
 
 from dphpc.core.errors import RunError
 from dphpc.core.state import State
-from dphpc.md import card_engine, engine, fixed, trouble
-from dphpc.md.card_engine import CardEngine
+from dphpc.md import engine, fixed, gpu_engine, trouble
 from dphpc.md.engine import Engine
+from dphpc.md.gpu_engine import GpuEngine
 from dphpc.potential import deep
-from tests.md.test_card_engine import NVE, equal, host_steps, short_table
-from tests.md.test_card_rebuild import mixed, runs, skewed, slab, small
+from tests.md.test_gpu_engine import NVE, equal, host_steps, short_table
+from tests.md.test_gpu_rebuild import mixed, runs, skewed, slab, small
 
 __all__ = ["runs"]
 
@@ -41,30 +41,30 @@ def test_the_host_need_not_search(runs, emulated, monkeypatch, tmp_path):
         "trajectory": {"every": 10, "file": str(tmp_path / "t.extxyz")},
     }  # fmt: skip
     searches, steps = host_searches(monkeypatch), host_steps(monkeypatch)
-    card = runs(CardEngine, emulated, **plan)
-    on_card = (tmp_path / "t.extxyz").read_bytes()
+    gpu = runs(GpuEngine, emulated, **plan)
+    on_gpu = (tmp_path / "t.extxyz").read_bytes()
     assert runs.engine.rebuilds >= 1
     assert not searches
     assert not steps
     (tmp_path / "restart.h5").unlink()
-    equal(card, runs(Engine, emulated, **plan))
+    equal(gpu, runs(Engine, emulated, **plan))
     assert searches
-    assert (tmp_path / "t.extxyz").read_bytes() == on_card
+    assert (tmp_path / "t.extxyz").read_bytes() == on_gpu
 
 
 def test_a_start_brings_down_a_few_numbers(runs, emulated, monkeypatch):
-    monkeypatch.setattr(CardEngine, "_sample", lambda _: (None, None))
+    monkeypatch.setattr(GpuEngine, "_sample", lambda _: (None, None))
     monkeypatch.setattr(deep.DeepPotential, "look_over", lambda *_: None)
-    begin, brought = CardEngine._begin, []
+    begin, brought = GpuEngine._begin, []
 
-    def counted(moving: CardEngine) -> bool:
+    def counted(moving: GpuEngine) -> bool:
         before = emulated.downloaded
         stands = begin(moving)
         brought.append(emulated.downloaded - before - moving._report.nbytes)
         return stands
 
-    monkeypatch.setattr(CardEngine, "_begin", counted)
-    runs(CardEngine, emulated, stages=[{**NVE, "steps": 1}])
+    monkeypatch.setattr(GpuEngine, "_begin", counted)
+    runs(GpuEngine, emulated, stages=[{**NVE, "steps": 1}])
     assert 0 < brought[0] <= 3 * (3 * 8 + 7 * 8) + 7 * 8, "sizes and extents of three tries, and of the grid"
 
 
@@ -104,10 +104,10 @@ def test_what_is_wrong_with_a_structure_is_said_as_by_the_host(runs, emulated, m
         return state
 
     monkeypatch.setattr(fixed, "deal", spoiled)
-    for module in (trouble, card_engine):
+    for module in (trouble, gpu_engine):
         monkeypatch.setattr(module, "FORCE_LIMIT", 1.0)
     said = []
-    for kind in (CardEngine, Engine):
+    for kind in (GpuEngine, Engine):
         with pytest.raises(RunError) as caught:
             runs(kind, emulated)
         said.append((caught.value.what, caught.value.where, caught.value.remedy))
@@ -122,7 +122,7 @@ def test_a_table_that_is_too_short_from_the_start_is_extended(runs, emulated, mo
     atoms.rattle(0.2, seed=2)
     write(runs.folder / "si.extxyz", atoms, parallel=False)
     searches, found, uppers = host_searches(monkeypatch), [], []
-    for kind in (CardEngine, Engine):
+    for kind in (GpuEngine, Engine):
         found.append(runs(kind, emulated))
         uppers.append(runs.potential._table.upper)
     assert searches
@@ -141,7 +141,7 @@ def test_more_neighbors_than_sel_are_spoken_of(runs, emulated, monkeypatch, capl
 
     monkeypatch.setattr(deep, "read_model", with_few_slots)
     said = []
-    for kind in (CardEngine, Engine):
+    for kind in (GpuEngine, Engine):
         with caplog.at_level(logging.WARNING):
             runs(kind, emulated, stages=[{**NVE, "steps": 3}])
         said.append([record.getMessage() for record in caplog.records])
@@ -152,17 +152,17 @@ def test_more_neighbors_than_sel_are_spoken_of(runs, emulated, monkeypatch, capl
 
 
 def test_what_is_looked_over_is_some_atoms_with_their_neighbors(runs, emulated, monkeypatch):
-    runs(CardEngine, emulated, stages=[{**NVE, "steps": 1}])
-    moving: CardEngine = runs.engine
-    moving._build_on_card()
+    runs(GpuEngine, emulated, stages=[{**NVE, "steps": 1}])
+    moving: GpuEngine = runs.engine
+    moving._build_on_gpu()
     for n in (3, 10**6):
-        monkeypatch.setattr(card_engine, "SAMPLE", n)
+        monkeypatch.setattr(gpu_engine, "SAMPLE", n)
         state, neighbors = moving._sample()
-        n = min(n, moving.card.n_local)
+        n = min(n, moving.gpu.n_local)
         assert state.n_local == n
         assert np.array_equal(neighbors.offsets, moving._system.offsets[: n + 1])
         listed = moving._system.indices[: neighbors.n_pairs]
         for name in ("ids", "types", "positions"):
-            array = getattr(moving.card, name)
+            array = getattr(moving.gpu, name)
             assert np.array_equal(getattr(state, name)[:n], array[:n])
             assert np.array_equal(getattr(state, name)[neighbors.indices], array[listed])

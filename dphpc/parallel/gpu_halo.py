@@ -18,7 +18,7 @@ from dphpc.core.device import Array, Device, Event
 from dphpc.parallel.comm import Communicator, Exchange, Message, NoMessages
 from dphpc.parallel.halo import Flight, Routes
 
-CARD_GHOST_BYTES = 4 + 4 * 24
+GPU_GHOST_BYTES = 4 + 4 * 24
 """GPU memory for each ghost: index to send, displacement, positions packed and received, forces received."""
 
 HOST_GHOST_BYTES = 4 * 24
@@ -43,7 +43,7 @@ class GhostOps(Protocol):
         ...
 
 
-class CardHalo:
+class GpuHalo:
     """Refreshes ghosts and reduces their forces in GPU memory.
 
     Parameters
@@ -59,9 +59,9 @@ class CardHalo:
         self._back = _Lane(comm, ops.device, np.int64, gpu_aware_mpi)
 
     @property
-    def card_nbytes(self) -> int:
+    def gpu_nbytes(self) -> int:
         """Bytes that the halo keeps on the GPU."""
-        return sum(b.nbytes for b in (self._buffers, self._forward.card, self._back.card))
+        return sum(b.nbytes for b in (self._buffers, self._forward.gpu, self._back.gpu))
 
     @property
     def host_nbytes(self) -> int:
@@ -141,7 +141,7 @@ class _Lane:
 
     def __init__(self, comm: Communicator, device: Device, dtype: Any, gpu_aware: bool) -> None:
         self._comm, self._device, self._dtype, self._gpu_aware = comm, device, dtype, gpu_aware
-        self.card, self.host = Buffers(device.zeros), Buffers(device.pinned)
+        self.gpu, self.host = Buffers(device.zeros), Buffers(device.pinned)
         self._read: Event = device.mark()  # when what the last messages brought has been read
         self.route([], np.zeros(1, np.int64), np.zeros(1, np.int64))
 
@@ -150,7 +150,7 @@ class _Lane:
         self._read.synchronize()
         self._partners, self._bounds = partners, (sent.tolist(), received.tolist())
         n_sent, n_received = int(sent[-1]), int(received[-1])
-        self._incoming = self.card.get("incoming", (n_received, 3), self._dtype)
+        self._incoming = self.gpu.get("incoming", (n_received, 3), self._dtype)
         if not self._gpu_aware:
             self._down = self.host.get("down", (n_sent, 3), self._dtype)
             self._up = self.host.get("up", (n_received, 3), self._dtype)

@@ -1,4 +1,4 @@
-"""Constant pressure where atoms are on cards: the bits of the host's moves of the box."""
+"""Constant pressure where atoms are on GPUs: the bits of the host's moves of the box."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import pytest
 from ase.build import bulk
 from ase.io import write
 
-from dphpc.md.card_engine import CardEngine
 from dphpc.md.engine import Engine
+from dphpc.md.gpu_engine import GpuEngine
 from dphpc.parallel.comm import Communicator
-from tests.md.test_card_engine import Runs, equal, kind_of, looks, runs_in_one_folder
+from tests.md.test_gpu_engine import Runs, equal, kind_of, looks, runs_in_one_folder
 from tests.ops.emulation.device import EmulatedDevice
 
 NPT = {
@@ -22,17 +22,17 @@ NPT = {
 
 
 @pytest.mark.parametrize("thermostat", ["nose-hoover", "langevin"])
-def test_a_box_on_a_card_moves_as_on_the_host(
+def test_a_box_on_a_gpu_moves_as_on_the_host(
     thermostat: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, emulated: EmulatedDevice
 ) -> None:
     runs, stages = Runs(tmp_path, monkeypatch), [NPT | {"thermostat": thermostat}]
-    card = runs(CardEngine, emulated, stages=stages, skin_A=1.2)
-    assert len(np.unique(card["volume_A3"])) > 3
+    gpu = runs(GpuEngine, emulated, stages=stages, skin_A=1.2)
+    assert len(np.unique(gpu["volume_A3"])) > 3
     for name, values in runs(Engine, emulated, stages=stages, skin_A=1.2).items():
         # exp, log, sin and cos of two libraries
-        np.testing.assert_allclose(card[name], values, rtol=1e-9, atol=1e-9, err_msg=name)  # measured 1e-15
+        np.testing.assert_allclose(gpu[name], values, rtol=1e-9, atol=1e-9, err_msg=name)  # measured 1e-15
     with looks(monkeypatch, most=1):
-        equal(card, runs(CardEngine, emulated, stages=stages, skin_A=1.2))
+        equal(gpu, runs(GpuEngine, emulated, stages=stages, skin_A=1.2))
 
 
 def test_a_box_that_passes_a_power_of_two(
@@ -43,20 +43,20 @@ def test_a_box_that_passes_a_power_of_two(
     stages = [NPT | {"thermostat": "langevin", "pressure_bar": 2e5, "steps": 24}]
     changes = {"stages": stages, "replicate": [3, 1, 1], "structure": str(tmp_path / "wide.extxyz")}
     write(tmp_path / "wide.extxyz", bulk("Si", "diamond", a=16.02 / 3, cubic=True), parallel=False)
-    card = runs(CardEngine, emulated, **changes)
+    gpu = runs(GpuEngine, emulated, **changes)
     assert runs.engine.spacing == 2.0**-45, "that of a box between 8 and 16 Å, not of the 16.02 Å at the start"
-    equal(card, runs(Engine, emulated, **changes))
+    equal(gpu, runs(Engine, emulated, **changes))
 
 
 @pytest.mark.mpi
-def test_ranks_with_cards_move_one_box(
+def test_ranks_with_gpus_move_one_box(
     comm: Communicator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, emulated: EmulatedDevice
 ) -> None:
     if comm.size > 4:
-        pytest.skip("so many cards take minutes to be played")
+        pytest.skip("so many GPUs take minutes to be played")
     runs = runs_in_one_folder(comm, tmp_path, monkeypatch)
     changes = {"replicate": [1, 1, 4], "stages": [NPT | {"thermostat": "langevin", "steps": 13}]}
     found = runs(kind_of(comm), emulated, comm, **changes)
     if comm.rank == 0:
-        equal(found, runs(CardEngine, emulated, **changes))
+        equal(found, runs(GpuEngine, emulated, **changes))
     comm.barrier()

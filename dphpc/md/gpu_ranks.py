@@ -1,6 +1,6 @@
 """The engine of several ranks whose atoms live on GPUs; several ranks may share one.
 
-In a window (see md/card_engine.py) ranks exchange ghosts in each step, through pinned memory and MPI, while the GPU
+In a window (see md/gpu_engine.py) ranks exchange ghosts in each step, through pinned memory and MPI, while the GPU
 computes atoms that are not near another rank's; the host waits for messages, not for the GPU.  A step that rebuilds the
 list is done by itself.  Then the GPU wraps atoms, finds those that leave their brick, sorts those that stay or arrive,
 finds those near its faces, and builds the list.  Only atoms that leave or are near a face are downloaded, only those
@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 
 from dphpc.core.device import Array
 from dphpc.core.state import GHOSTED, MIGRATING, Field, State, row_dtype
-from dphpc.md.card_engine import MOVED, CardEngine
 from dphpc.md.engine import OWN_PAIRS, SORT_CELL, Engine
+from dphpc.md.gpu_engine import MOVED, GpuEngine
 from dphpc.ops.neighbors.contract import Neighbors
 from dphpc.parallel.comm import Communicator
 from dphpc.parallel.migrate import deal
-from dphpc.potential.contract import Potential, card_of
+from dphpc.potential.contract import Potential, gpu_of
 
 if TYPE_CHECKING:
     from dphpc.md.integrators import Integrator
@@ -32,18 +32,18 @@ if TYPE_CHECKING:
 FIRST, BORDER, LAST = 0, 2, 1
 """Parts of the atoms: evaluated while ghosts are sent, after they arrived, and while their forces are sent back.
 
-The values are their rows in `parts` of `CardPotential.place`."""
+The values are their rows in `parts` of `GpuPotential.place`."""
 
 
 def engine_for(potential: Potential, comm: Communicator, gpu_aware_mpi: bool = False) -> Callable[..., Engine]:
     """The constructor of the engine that moves atoms where the potential is evaluated: on a GPU, or on the CPU."""
-    if card_of(potential) is None:
+    if gpu_of(potential) is None:
         return Engine
-    return partial(CardEngine if comm.size == 1 else RankEngine, gpu_aware_mpi=gpu_aware_mpi)
+    return partial(GpuEngine if comm.size == 1 else RankEngine, gpu_aware_mpi=gpu_aware_mpi)
 
 
-class RankEngine(CardEngine):
-    """See `CardEngine`; `neighbors` are downloaded from the GPU when they are needed."""
+class RankEngine(GpuEngine):
+    """See `GpuEngine`; `neighbors` are downloaded from the GPU when they are needed."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -76,7 +76,7 @@ class RankEngine(CardEngine):
         if self.window.steps <= 1 or not self._pass_window(integrator, temperatures):
             self._due = self.window.steps == 0
             Engine.advance(self, integrator, temperatures)
-        self.card.fetch_account(integrator)
+        self.gpu.fetch_account(integrator)
 
     def update_forces(self) -> None:
         """See `Engine.update_forces`; within a window it waits for messages only, and does not raise."""
@@ -87,11 +87,11 @@ class RankEngine(CardEngine):
         if self._must_rebuild():
             self._rebuild()
         self._here = False
-        if not self._evaluate_on_card():
+        if not self._evaluate_on_gpu():
             self._bring_all()
             Engine._divide(self)
             self._evaluate(self.halo.start_refresh(self.state))
-            self.card.put_forces(self.state.forces[: self.state.n_local])
+            self.gpu.put_forces(self.state.forces[: self.state.n_local])
             self.window.saw(np.sqrt(self.moved2), self._since)
 
     # Internals.
@@ -108,7 +108,7 @@ class RankEngine(CardEngine):
             return True
         with self.timers("neighbor"):
             self.device.fill(self._report[MOVED], 0)
-            self.card.note_displacement(self._report[MOVED])
+            self.gpu.note_displacement(self._report[MOVED])
             moved2 = self.device.download(self._report[MOVED]).view(np.float64)
             _, some_are_wild = self._agree_on_moves(float(moved2[0]))
         if some_are_wild:
@@ -121,7 +121,7 @@ class RankEngine(CardEngine):
         self._here = False
         self.to_host()
         self._here = False  # the step is not over
-        self.host.note_positions(self.device.download(self.card.built_at))
+        self.host.note_positions(self.device.download(self.gpu.built_at))
 
     def _deal(self) -> None:
         """See `Engine._deal`; done on the GPU, except for the first list."""
@@ -129,17 +129,17 @@ class RankEngine(CardEngine):
             super()._deal()
             self.host.take_up()
             return
-        card, box, n = self.card, self.state.box, self.card.n_local
-        self.ghosts.wrap_(box, card.positions[:n], card.images)
-        leave = self.ghosts.places(self.ghosts.outside(box, card.positions[:n], self.domain.own))
+        gpu, box, n = self.gpu, self.state.box, self.gpu.n_local
+        self.ghosts.wrap_(box, gpu.positions[:n], gpu.images)
+        leave = self.ghosts.places(self.ghosts.outside(box, gpu.positions[:n], self.domain.own))
         moving = State(box)
         moving.append_local(self._rows(MIGRATING, leave))
         deal(moving, self.domain, self.comm)
-        card.append(moving)
+        gpu.append(moving)
         intervals = [self.domain.interval(axis) for axis in range(3)]
-        order = self.ghosts.spatial_order(box, card.positions, SORT_CELL, intervals, last=leave)
-        card.keep_local(order[: n - len(leave) + moving.n_local])
-        self.state.resize(card.n_local, 0)
+        order = self.ghosts.spatial_order(box, gpu.positions, SORT_CELL, intervals, last=leave)
+        gpu.keep_local(order[: n - len(leave) + moving.n_local])
+        self.state.resize(gpu.n_local, 0)
         self._told = self._here = False
 
     def _find_ghosts(self) -> None:
@@ -147,7 +147,7 @@ class RankEngine(CardEngine):
         if self._told:
             super()._find_ghosts()
             return
-        positions = self.card.positions[: self.card.n_local]
+        positions = self.gpu.positions[: self.gpu.n_local]
         border = self.domain.interior(self.reach, images=True)
         near = self.ghosts.places(self.ghosts.outside(self.state.box, positions, border))
         self.halo.attach_ghosts(self.state, self._rows(GHOSTED, near), self.device.download(near), self.reach)
@@ -156,44 +156,44 @@ class RankEngine(CardEngine):
         """As `State.rows`, for the GPU's atoms at places (n,) int32."""
         rows = np.empty(len(places), row_dtype(fields))
         for f in fields:
-            found = self.card.room.buffer(f"rows of {f.name}", (len(places), *f.shape), f.dtype)
-            self.ghosts.take(getattr(self.card, f.name), places, found)
+            found = self.gpu.room.buffer(f"rows of {f.name}", (len(places), *f.shape), f.dtype)
+            self.ghosts.take(getattr(self.gpu, f.name), places, found)
             rows[f.name] = self.device.download(found)
         return rows
 
     def _find_neighbors(self) -> int:
         """Upload the ghosts, the first time all atoms, and build the list on the GPU; returns its length."""
-        state, card = self.state, self.card
+        state, gpu = self.state, self.gpu
         if self._told:
-            card.take_up(state)
+            gpu.take_up(state)
         else:
-            card.set_ghosts(state)
-        self.card_halo.follow(self.halo.routes, state.n_local)
-        found = self.search.build(card.positions, card.types, card.ids, state.n_local, state.n_all, self.reach)
+            gpu.set_ghosts(state)
+        self.gpu_halo.follow(self.halo.routes, state.n_local)
+        found = self.search.build(gpu.positions, gpu.types, gpu.ids, state.n_local, state.n_all, self.reach)
         self._use(found.offsets, found.indices)
         self._due = False
         return found.n_pairs
 
     def _divide(self) -> None:
         """See `Engine._divide`; inner atoms that fill whole tiles form the first and last part, at no extra cost."""
-        card, n = self.card, self.card.n_local
-        outer = self.ghosts.outside(self.state.box, card.positions[:n], self.domain.interior(self.reach))
-        order, counts = self.ghosts.parts(card.types[:n], outer, len(self.masses))
-        rows, inner = self._on_card.rows, counts[:, 0]
+        gpu, n = self.gpu, self.gpu.n_local
+        outer = self.ghosts.outside(self.state.box, gpu.positions[:n], self.domain.interior(self.reach))
+        order, counts = self.ghosts.parts(gpu.types[:n], outer, len(self.masses))
+        rows, inner = self._on_gpu.rows, counts[:, 0]
         tiles = inner // rows
         first, last = (tiles + 1) // 2 * rows, tiles // 2 * rows
-        self._on_card.place(np.array((first, last, counts.sum(axis=1) - first - last)), order)
+        self._on_gpu.place(np.array((first, last, counts.sum(axis=1) - first - last)), order)
 
     def _launch(self) -> None:
         """Launch forces, energy, virial and the checks, and exchange ghosts meanwhile; collective."""
-        self.card.note_displacement(self._report[MOVED], cleared=self._of_step)
+        self.gpu.note_displacement(self._report[MOVED], cleared=self._of_step)
         with self.timers("halo"):
-            flight = self.card_halo.start_refresh(self.card.positions)
+            flight = self.gpu_halo.start_refresh(self.gpu.positions)
         self._launch_part(FIRST)
         self._land(flight)
         self._launch_part(BORDER)
         with self.timers("halo"):
-            flight = self.card_halo.start_reduce(self._totals)
+            flight = self.gpu_halo.start_reduce(self._totals)
         self._launch_part(LAST)
         self._land(flight)
         with self.timers("force"):
@@ -202,4 +202,4 @@ class RankEngine(CardEngine):
 
     def _launch_part(self, part: int) -> None:
         with self.timers("force"):
-            self._replay(partial(self._on_card.launch, self._system, self._sums, part), part)
+            self._replay(partial(self._on_gpu.launch, self._system, self._sums, part), part)

@@ -1,10 +1,10 @@
 """MD on a GPU by size and precision, where its time goes, and how far the GPU's own ceilings are.
 
-    python benchmarks/card.py                                        # the bundled silicon model
-    python benchmarks/card.py --model water_c.dp --structure water.lmp --types O H --name card_water
-    python benchmarks/card.py --random 16:64 32:128 64:256 --replicate 50 --precision float32 --name card_diamond
-    python benchmarks/card.py --replicate 155 --precision float32 --steps 20 --name card_largest
-    python benchmarks/card.py --replicate 3 49 --precision float64 --frames 10 100 --name card_output
+    python benchmarks/gpu.py                                        # the bundled silicon model
+    python benchmarks/gpu.py --model water_c.dp --structure water.lmp --types O H --name gpu_water
+    python benchmarks/gpu.py --random 16:64 32:128 64:256 --replicate 50 --precision float32 --name gpu_diamond
+    python benchmarks/gpu.py --replicate 155 --precision float32 --steps 20 --name gpu_largest
+    python benchmarks/gpu.py --replicate 3 49 --precision float64 --frames 10 100 --name gpu_output
 
 Ceilings are measured first: a large copy, and the matrix products of the fitting net's layers.  Each size runs twice,
 the first time for what is done once; with `--steps` once, for so many.  A run's start is all before its first step:
@@ -151,7 +151,7 @@ def measured(args: argparse.Namespace, replicate: int, precision: str) -> dict[s
         "atoms": result.n_atoms, "precision": precision, "steps": steps, "rate": result.atom_steps_per_second,
         "ms_a_step": 1e3 * result.seconds / steps, "rebuilds": result.rebuilds, "phases": result.phases,
         "start_s": end - start - result.seconds, "whole_s": end - began,
-        "card_bytes": pool.total_bytes(), "host_bytes": peak_memory(),
+        "gpu_bytes": pool.total_bytes(), "host_bytes": peak_memory(),
         "said": [line for line in said.getvalue().splitlines() if line.startswith(("GPU:", "memory:"))],
     }  # fmt: skip
     row["frames"] = with_frames(args, settings(args, replicate, precision, steps), result)
@@ -177,7 +177,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, nargs="+", default=[], metavar="STEPS")
     parser.add_argument("--formats", nargs="+", default=["h5md", "extxyz"], choices=["h5md", "extxyz", "dump"])
     parser.add_argument("--profile", action="store_true")
-    parser.add_argument("--name", default="card_silicon")
+    parser.add_argument("--name", default="gpu_silicon")
     args = parser.parse_args()
     net = read_model(args.model).fitting.networks[0]
     found = ceilings([net.layers[0].w.shape[0], *(layer.w.shape[1] for layer in net.layers)], 16384)
@@ -193,7 +193,7 @@ def main() -> None:
             row = {"model": args.model.name, **measured(args, replicate, precision)}
             rows.append(row)
             done = f"{row['rebuilds']} lists in {row['steps']} steps, started in {row['start_s']:.1f} s"
-            taken = ", ".join(f"{what} {row[f'{what}_bytes'] / 2**30:.2f} GiB" for what in ("card", "host"))
+            taken = ", ".join(f"{what} {row[f'{what}_bytes'] / 2**30:.2f} GiB" for what in ("gpu", "host"))
             print(
                 f"{row['model']}: {row['atoms']:>10,} atoms, {precision:>7}: {row['rate']:13,.0f} atom-step/s, "
                 f"{row['ms_a_step']:8.3f} ms, {done}; {taken}, {row['whole_s']:.1f} s",
@@ -210,9 +210,9 @@ def main() -> None:
                 ms, calls, each = (kernel[key] for key in ("ms", "calls", "us_a_call"))
                 print(f"{ms:12.2f} ms {calls:7} × {each:10.1f} µs  {kernel['kernel']}")
     properties = cupy.cuda.runtime.getDeviceProperties(0)
-    card = {"name": properties["name"].decode(), "driver": cupy.cuda.runtime.driverGetVersion(),
+    gpu = {"name": properties["name"].decode(), "driver": cupy.cuda.runtime.driverGetVersion(),
             "runtime": cupy.cuda.runtime.runtimeGetVersion(), "cupy": cupy.__version__}  # fmt: skip
-    path = store(args.name, card=card, ceilings=found, runs=rows, version=dphpc.__version__)
+    path = store(args.name, gpu=gpu, ceilings=found, runs=rows, version=dphpc.__version__)
     print(f"stored in {path}")
 
 

@@ -20,8 +20,8 @@ from dphpc.core.errors import InputError, RunError
 from dphpc.ops.se_a import cuda
 from dphpc.parallel.comm import Communicator, Serial
 from dphpc.train import run
-from dphpc.train.card_step import CardStep
 from dphpc.train.checkpoint import Checkpoint
+from dphpc.train.gpu_step import GpuStep
 from dphpc.train.parameters import Parameters
 from tests.models import random_model
 from tests.train.systems import small_input, write_systems
@@ -38,7 +38,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def plays_a_card(emulated, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+def plays_a_gpu(emulated, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """Trainings that ask for a GPU get the one that the host plays; what they ask for is written down."""
     asked: list[tuple[str, int]] = []
 
@@ -70,14 +70,14 @@ def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray], t
         np.testing.assert_allclose(found[name], value, rtol=0, atol=tolerance, err_msg=name)
 
 
-def test_twenty_steps_equal_the_cpus_and_go_on_on_either(folder, plays_a_card, caplog) -> None:
+def test_twenty_steps_equal_the_cpus_and_go_on_on_either(folder, plays_a_gpu, caplog) -> None:
     caplog.set_level(logging.INFO, "dphpc.train")
     dphpc.train(given())
     on_cpu, curve = state(N_STEPS), np.loadtxt("lcurve.out")
     assert "device" not in caplog.text
     dphpc.train(given(), device="cuda")
-    assert plays_a_card == [("cpu", 0), ("cuda", 0)]
-    assert "device: emulated card" in caplog.text
+    assert plays_a_gpu == [("cpu", 0), ("cuda", 0)]
+    assert "device: emulated GPU" in caplog.text
     assert_same(state(N_STEPS), on_cpu)  # measured 7e-15
     np.testing.assert_allclose(np.loadtxt("lcurve.out"), curve, rtol=2e-2)  # printed with three digits
     once = state(N_STEPS)
@@ -94,7 +94,7 @@ def test_twenty_steps_equal_the_cpus_and_go_on_on_either(folder, plays_a_card, c
     ("name", "tolerance"),
     [("AdamW", 1e-9), ("HybridMuon", 1e-5)],  # measured 7e-15, 4e-7: Muon's products are rounded to float32
 )
-def test_other_optimizers(folder, plays_a_card, name: str, tolerance: float) -> None:
+def test_other_optimizers(folder, plays_a_gpu, name: str, tolerance: float) -> None:
     states = []
     for device in ("cpu", "cuda"):
         dphpc.train({**given(numb_steps=4, save_freq=4), "optimizer": {"type": name}}, device=device)
@@ -102,7 +102,7 @@ def test_other_optimizers(folder, plays_a_card, name: str, tolerance: float) -> 
     assert_same(states[1], states[0], tolerance)
 
 
-def test_soap_trains_as_on_the_cpu(folder, plays_a_card) -> None:
+def test_soap_trains_as_on_the_cpu(folder, plays_a_gpu) -> None:
     """Its first bases are eigenvectors of products that lack ranks: what rounding makes them."""
     soap = {**given(numb_steps=4, disp_freq=4, save_freq=4), "optimizer": {"type": "SOAP"}}
     found, expected = (dphpc.train(soap, device=device).training for device in ("cuda", "cpu"))
@@ -110,17 +110,17 @@ def test_soap_trains_as_on_the_cpu(folder, plays_a_card) -> None:
     assert all(np.isfinite(value).all() for value in state(4).values())
 
 
-def test_a_gradient_that_is_not_finite_is_seen_a_step_later(folder, plays_a_card, monkeypatch) -> None:
+def test_a_gradient_that_is_not_finite_is_seen_a_step_later(folder, plays_a_gpu, monkeypatch) -> None:
     """Or when the state is asked for; the GPU has left the weights alone meanwhile."""
-    backward, weights = CardStep.backward, []
+    backward, weights = GpuStep.backward, []
 
-    def broken(step: CardStep, *args: Any) -> None:
+    def broken(step: GpuStep, *args: Any) -> None:
         backward(step, *args)
         weights.append(step.parameters.flats[0].detach().clone())
         if len(weights) == 2:
             step.parameters.gradient_parts("descriptor")[0][3] = np.nan
 
-    monkeypatch.setattr(CardStep, "backward", broken)
+    monkeypatch.setattr(GpuStep, "backward", broken)
     with pytest.raises(RunError, match="step before is not finite") as caught:
         dphpc.train(given(numb_steps=4, save_freq=4), device="cuda")
     assert "step 3" in str(caught.value)
@@ -136,7 +136,7 @@ def test_a_gradient_that_is_not_finite_is_seen_a_step_later(folder, plays_a_card
     assert not Path("model.ckpt-2.safetensors").exists()
 
 
-def test_what_a_card_does_not_do_ends_the_run_before_it_starts(folder, plays_a_card) -> None:
+def test_what_a_gpu_does_not_do_ends_the_run_before_it_starts(folder, plays_a_gpu) -> None:
     with pytest.raises(InputError, match="through the table"):
         dphpc.train({**given(), "dphpc": {"embedding": "network"}}, device="cuda")
     with pytest.raises(InputError, match="LKF does not run on a GPU"):
@@ -164,12 +164,12 @@ def test_without_cupy_cuda_ends_and_auto_takes_the_cpu(folder, monkeypatch, capl
     assert "device: cpu, no GPU that CuPy sees" in caplog.text
 
 
-def test_a_torch_that_cannot_use_the_card(emulated, monkeypatch) -> None:
+def test_a_torch_that_cannot_use_the_gpu(emulated, monkeypatch) -> None:
     def refuse(array: Any) -> None:
         raise AssertionError("Torch not compiled with CUDA enabled")
 
     monkeypatch.setattr(torch, "from_dlpack", refuse)
-    with pytest.raises(InputError, match="cannot use emulated card: Torch not compiled with CUDA"):
+    with pytest.raises(InputError, match="cannot use emulated GPU: Torch not compiled with CUDA"):
         Parameters(random_model(1), emulated)
 
 
@@ -188,19 +188,19 @@ def shared(comm: Communicator, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
 
 
 @pytest.mark.mpi
-def test_several_ranks_train_as_one(shared, comm, plays_a_card) -> None:
+def test_several_ranks_train_as_one(shared, comm, plays_a_gpu) -> None:
     few = given(numb_steps=3, save_freq=3)
     dphpc.train(few, comm=comm, device="cuda")
     several = state(3)
     comm.barrier()
-    assert plays_a_card == [("cuda", comm.node_rank)]
+    assert plays_a_gpu == [("cuda", comm.node_rank)]
     if comm.rank == 0:
         dphpc.train(few, comm=Serial())
         assert_same(several, state(3))
     comm.barrier()
 
 
-def test_on_a_real_card(card, folder) -> None:
+def test_on_a_real_gpu(gpu, folder) -> None:
     dphpc.train(given())
     on_cpu = state(N_STEPS)
     runs = []

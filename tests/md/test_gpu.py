@@ -1,4 +1,4 @@
-"""Runs whose forces come from a card."""
+"""Runs whose forces come from a GPU."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SILICON = Path(__file__).parents[2] / "examples" / "silicon" / "silicon.dp"
 @pytest.mark.mpi
 def test_md_has_the_same_bits_on_any_number_of_ranks(emulated, comm, tmp_path):
     if comm.size > 4:
-        pytest.skip("eight ranks that each play a card take half a minute on two cores")
+        pytest.skip("eight ranks that each play a GPU take half a minute on two cores")
     folder = Path(comm.bcast(str(tmp_path)))
     if comm.rank == 0:
         write(folder / "si.extxyz", bulk("Si", "diamond", a=5.43, cubic=True), parallel=False)
@@ -60,7 +60,7 @@ def settings_of(folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_a_run_file_that_asks_for_a_card(emulated, tmp_path, monkeypatch, capsys):
+def test_a_run_file_that_asks_for_a_gpu(emulated, tmp_path, monkeypatch, capsys):
     asked = []
     monkeypatch.setattr(run, "find_device", lambda *choice: asked.append(choice) or emulated)
     other = tmp_path / "other.dp"
@@ -69,12 +69,12 @@ def test_a_run_file_that_asks_for_a_card(emulated, tmp_path, monkeypatch, capsys
     before = emulated.launched.count("exert")
     run_md({**settings_of(tmp_path), "device": "cuda", "deviation": deviation})
     assert asked == [("cuda", 0)]
-    assert "device:    emulated card" in capsys.readouterr().out
+    assert "device:    emulated GPU" in capsys.readouterr().out
     assert emulated.launched.count("exert") - before >= 4  # two models, two steps
     assert np.loadtxt(tmp_path / "devi.out")[:, 4].max() == 0.0
 
 
-def test_a_card_that_is_not_there(tmp_path, monkeypatch, capsys):
+def test_a_gpu_that_is_not_there(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "cupy", None)
     settings = settings_of(tmp_path)
     with pytest.raises(InputError, match="CuPy is not installed"):
