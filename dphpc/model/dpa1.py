@@ -24,7 +24,7 @@ from dphpc.model.descriptor import SeE2A
 from dphpc.model.electrons import configurations
 from dphpc.model.gated import Gate, GatedNetwork
 from dphpc.model.networks import Network
-from dphpc.model.tree_parts import check_version, network_of, pair_set, precision_of, statistics_of, unsupported
+from dphpc.model.tree_parts import descriptor_without_networks, network_of, unsupported
 
 Doubles = NDArray[np.float64]
 
@@ -42,29 +42,11 @@ def descriptor_of(node: Tree) -> tuple[SeE2A, Doubles]:
     ModelFileError
         It has attention layers, or something else that is not supported.
     """
-    check_version(node, "Descriptor")
-    _require_supported(node)
+    _require_no_attention(node)
     types = _type_embedding(node["type_embedding"])
     n_types = len(types)
-    sel = tuple(int(n) for n in np.atleast_1d(node["sel"]))
-    davg, dstd = statistics_of(node["@variables"], n_types, sum(sel))
-    descriptor = SeE2A(
-        rcut=float(node["rcut"]),
-        rcut_smth=float(node["rcut_smth"]),
-        sel=(sum(sel),),
-        axis_neuron=int(node["axis_neuron"]),
-        networks=[],
-        davg=davg,
-        dstd=dstd,
-        type_one_side=bool(node.get("type_one_side", False)),
-        exclude_types=pair_set(node.get("exclude_types")),
-        env_protection=float(node.get("env_protection", 0.0)),
-        set_davg_zero=bool(node.get("set_davg_zero", True)),
-        resnet_dt=bool(node.get("resnet_dt", False)),
-        activation_function=node.get("activation_function", "tanh"),
-        precision=precision_of(node),
-        trainable=bool(node.get("trainable", True)),
-    )
+    sel = sum(int(n) for n in np.atleast_1d(node["sel"]))
+    descriptor = descriptor_without_networks(node, (sel,), n_types, one_side=False, set_davg_zero=True)
     second = node["type"] == "se_atten_v2"  # which is always smooth and stripped
     mode = "strip" if second else node.get("tebd_input_mode", "concat")
     if mode not in ("concat", "strip"):
@@ -106,15 +88,13 @@ def folded(network: Network, constants: NDArray[np.floating], at: int) -> Networ
     return Network([replace(first, w=w, b=b.astype(w.dtype), resnet=False), *network.layers[1:]])
 
 
-def _require_supported(node: Tree) -> None:
+def _require_no_attention(node: Tree) -> None:
     if n := int(node.get("attn_layer", 0)):
         raise ModelFileError(
             f"descriptor '{node['type']}' with {n} attention layers is not supported", where=_WHERE,
             expected="attn_layer 0: with attention the embedding is no function of one distance",
             remedy="train the model with \"attn_layer\": 0",
         )  # fmt: skip
-    if node.get("spin") is not None or node.get("env_mat", {}).get("use_exp_switch"):
-        raise unsupported("a descriptor with spin or an exponential switch", _WHERE)
 
 
 def _type_embedding(node: Tree) -> Doubles:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from dphpc.model.networks import Array, Network
 
@@ -84,7 +84,7 @@ class GatedNetwork(Network):
         yield from super().parameters()
         yield "gains", self.gains
 
-    def astype(self, dtype: type) -> GatedNetwork:
+    def astype(self, dtype: DTypeLike) -> GatedNetwork:
         """As of `Network`."""
         return replace(self, layers=super().astype(dtype).layers, gains=np.ascontiguousarray(self.gains, dtype))
 

@@ -25,10 +25,10 @@ from dphpc.model.shared import shared_networks
 from dphpc.model.tree_parts import (
     check_descriptor,
     check_version,
+    descriptor_without_networks,
     network_of,
     pair_set,
     precision_of,
-    statistics_of,
     unsupported,
 )
 
@@ -117,33 +117,13 @@ def model_of(tree: Tree) -> DPModel:
 def _descriptor(node: Tree) -> SeE2A:
     if node["type"] not in ("se_e2_a", "se_a"):
         raise unsupported(f"descriptor '{node['type']}'", "model/descriptor")
-    check_version(node, "Descriptor")
-    if node.get("spin") is not None or node.get("env_mat", {}).get("use_exp_switch"):
-        raise unsupported("a descriptor with spin or an exponential switch", "model/descriptor")
     sel = tuple(int(n) for n in node["sel"])
-    one_side = bool(node.get("type_one_side", True))
-    expected = len(sel) if one_side else len(sel) ** 2
+    descriptor = descriptor_without_networks(node, sel, len(sel), one_side=True, set_davg_zero=False)
+    expected = len(sel) if descriptor.type_one_side else len(sel) ** 2
     nodes = node["embeddings"]["networks"]
     if len(nodes) != expected:
         raise ModelFileError(f"{len(nodes)} embedding networks, expected {expected}", where="model/descriptor")
-    davg, dstd = statistics_of(node["@variables"], len(sel), sum(sel))
-    descriptor = SeE2A(
-        rcut=float(node["rcut"]),
-        rcut_smth=float(node["rcut_smth"]),
-        sel=sel,
-        axis_neuron=int(node["axis_neuron"]),
-        networks=[network_of(n, f"model/descriptor, network {i}") for i, n in enumerate(nodes)],
-        davg=davg,
-        dstd=dstd,
-        type_one_side=one_side,
-        exclude_types=pair_set(node.get("exclude_types")),
-        env_protection=float(node.get("env_protection", 0.0)),
-        set_davg_zero=bool(node.get("set_davg_zero", False)),
-        resnet_dt=bool(node.get("resnet_dt", False)),
-        activation_function=node.get("activation_function", "tanh"),
-        precision=precision_of(node),
-        trainable=bool(node.get("trainable", True)),
-    )
+    descriptor.networks = [network_of(n, f"model/descriptor, network {i}") for i, n in enumerate(nodes)]
     return descriptor
 
 

@@ -132,12 +132,12 @@ def collection_tree(networks: list[Tree], ndim: int, n_types: int, kind: str) ->
     return {**head, "network_type": kind, "networks": networks}
 
 
-def _descriptor_tree(model: DPModel) -> Tree:
+def descriptor_tree_without_networks(model: DPModel, kind: str) -> Tree:
+    """What the trees of kinds of descriptors have in common."""
     d = model.descriptor
-    networks = [network_tree(net, "EmbeddingNetwork", d.precision, d.resnet_dt) for net in d.networks]
     return {
         "@class": "Descriptor",
-        "type": "se_e2_a",
+        "type": kind,
         "@version": 2,
         "rcut": d.rcut,
         "rcut_smth": d.rcut_smth,
@@ -148,7 +148,6 @@ def _descriptor_tree(model: DPModel) -> Tree:
         "set_davg_zero": d.set_davg_zero,
         "activation_function": d.activation_function,
         "precision": d.precision,
-        "embeddings": collection_tree(networks, 1 if d.type_one_side else 2, d.n_types, "embedding_network"),
         "env_mat": {
             "rcut": d.rcut, "rcut_smth": d.rcut_smth, "protection": d.env_protection, "use_exp_switch": False,
         },
@@ -160,6 +159,13 @@ def _descriptor_tree(model: DPModel) -> Tree:
         "type_one_side": d.type_one_side,
         "spin": None,
     }  # fmt: skip
+
+
+def _descriptor_tree(model: DPModel) -> Tree:
+    d = model.descriptor
+    networks = [network_tree(net, "EmbeddingNetwork", d.precision, d.resnet_dt) for net in d.networks]
+    embeddings = collection_tree(networks, 1 if d.type_one_side else 2, d.n_types, "embedding_network")
+    return {**descriptor_tree_without_networks(model, "se_e2_a"), "embeddings": embeddings}
 
 
 def _fitting_tree(model: DPModel) -> Tree:

@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from dphpc.model.activations import activation, has_kinks
 
@@ -68,7 +69,7 @@ class Network:
             for name, value in layer.parameters():
                 yield f"layers.{i}.{name}", value
 
-    def astype(self, dtype: type) -> Network:
+    def astype(self, dtype: DTypeLike) -> Network:
         """A NumPy network with its arrays in another precision."""
 
         def to(a: Array | None) -> Array | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dphpc.model.container import Tree
 from dphpc.model.dp_model import DPModel
-from dphpc.model.model_tree import collection_tree, network_tree, own_tree, statistics_tree
+from dphpc.model.model_tree import collection_tree, descriptor_tree_without_networks, network_tree, own_tree
 from dphpc.model.shared import SharedNetworks
 
 _ATTENTION = {"scaling_factor": 1.0, "normalize": True, "temperature": None, "trainable_ln": True, "ln_eps": 1e-5}
@@ -30,47 +30,26 @@ def _descriptor(model: DPModel, shared: SharedNetworks) -> Tree:
     d = model.descriptor
     network = network_tree(shared.embedding, "EmbeddingNetwork", d.precision, d.resnet_dt)
     return {
-        "@class": "Descriptor",
-        "type": "dpa1",
-        "@version": 2,
-        "rcut": d.rcut,
-        "rcut_smth": d.rcut_smth,
-        "sel": list(d.sel),
+        **descriptor_tree_without_networks(model, "dpa1"),
         "ntypes": model.n_types,
-        "neuron": network["neuron"],
-        "axis_neuron": d.axis_neuron,
         "tebd_dim": shared.types.n_out,
         "tebd_input_mode": "concat",
-        "set_davg_zero": d.set_davg_zero,
         "attn": _HIDDEN,
         "attn_layer": 0,
         "attn_dotr": True,
         "attn_mask": False,
-        "activation_function": d.activation_function,
-        "resnet_dt": d.resnet_dt,
         **_ATTENTION,
         "smooth_type_embedding": False,
-        "type_one_side": d.type_one_side,
         "concat_output_tebd": shared.output_types,
         "use_econf_tebd": shared.electrons,
         "use_tebd_bias": shared.types.layers[0].b is not None,
-        "type_map": model.type_map,
-        "precision": d.precision,
         "embeddings": collection_tree([network], 0, model.n_types, "embedding_network"),
         "attention_layers": {
             "@class": "NeighborGatedAttention", "@version": 1, "layer_num": 0, "nnei": sum(d.sel),
             "embed_dim": d.n_channels, "hidden_dim": _HIDDEN, "dotr": True, "do_mask": False, **_ATTENTION,
             "precision": d.precision, "attention_layers": [],
         },
-        "env_mat": {
-            "rcut": d.rcut, "rcut_smth": d.rcut_smth, "protection": d.env_protection, "use_exp_switch": False,
-        },
         "type_embedding": _type_embedding(model, shared),
-        "exclude_types": [list(pair) for pair in sorted(d.exclude_types)],
-        "env_protection": d.env_protection,
-        "@variables": statistics_tree(d),
-        "trainable": d.trainable,
-        "spin": None,
     }  # fmt: skip
 
 

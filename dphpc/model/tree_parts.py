@@ -70,6 +70,39 @@ def network_of(node: Tree | None, where: str) -> Network:
     return Network(layers)
 
 
+def descriptor_without_networks(
+    node: Tree, sel: tuple[int, ...], n_types: int, *, one_side: bool, set_davg_zero: bool
+) -> SeE2A:
+    """What kinds of descriptors have in common; `one_side` and `set_davg_zero` hold where the file does not say.
+
+    Raises
+    ------
+    ModelFileError
+        The format is too new, or the descriptor has a spin, another switch or statistics that are not supported.
+    """
+    check_version(node, "Descriptor")
+    if node.get("spin") is not None or node.get("env_mat", {}).get("use_exp_switch"):
+        raise unsupported("a descriptor with spin or an exponential switch", "model/descriptor")
+    davg, dstd = statistics_of(node["@variables"], n_types, sum(sel))
+    return SeE2A(
+        rcut=float(node["rcut"]),
+        rcut_smth=float(node["rcut_smth"]),
+        sel=sel,
+        axis_neuron=int(node["axis_neuron"]),
+        networks=[],
+        davg=davg,
+        dstd=dstd,
+        type_one_side=bool(node.get("type_one_side", one_side)),
+        exclude_types=pair_set(node.get("exclude_types")),
+        env_protection=float(node.get("env_protection", 0.0)),
+        set_davg_zero=bool(node.get("set_davg_zero", set_davg_zero)),
+        resnet_dt=bool(node.get("resnet_dt", False)),
+        activation_function=node.get("activation_function", "tanh"),
+        precision=precision_of(node),
+        trainable=bool(node.get("trainable", True)),
+    )
+
+
 def check_descriptor(descriptor: SeE2A) -> None:
     """Refuse numbers that no kernel is made for."""
     where = "model/descriptor"

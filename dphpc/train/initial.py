@@ -74,13 +74,12 @@ def _own_networks(config: ModelConfig, seed: int) -> tuple[list[Network], list[N
     d, f, n = config.descriptor, config.fitting_net, config.n_types
     features = d.neuron[-1] * d.axis_neuron + f.numb_fparam + f.numb_aparam
     embedding = [
-        _cast(initial_network([1, *d.neuron], d.activation_function, rng, resnet_dt=d.resnet_dt), d.numpy_precision)
+        initial_network([1, *d.neuron], d.activation_function, rng, resnet_dt=d.resnet_dt).astype(d.numpy_precision)
         for rng in _streams(d, seed, n if d.type_one_side else n * n)
     ]
     fitting = [
-        _cast(
-            initial_network([features, *f.neuron], f.activation_function, rng, resnet_dt=f.resnet_dt, output=1),
-            f.numpy_precision,
+        initial_network([features, *f.neuron], f.activation_function, rng, resnet_dt=f.resnet_dt, output=1).astype(
+            f.numpy_precision
         )
         for rng in _streams(f, seed, n)
     ]
@@ -159,13 +158,6 @@ def _streams(section: DescriptorConfig | FittingConfig, seed: int, n: int) -> It
 def _rounded(values: NDArray[np.float64], precision: str) -> NDArray[np.float64]:
     """Values rounded as in the model file, so that training and the frozen model use the same."""
     return np.asarray(values).astype(precision).astype(np.float64)
-
-
-def _cast(network: Network, precision: str) -> Network:
-    for layer in network.layers:
-        for name, value in list(layer.parameters()):
-            setattr(layer, name, value.astype(precision))
-    return network
 
 
 STATISTICS = (

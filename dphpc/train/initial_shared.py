@@ -31,9 +31,9 @@ def shared_networks(
     if not d.use_tebd_bias:
         types = Network([replace(types.layers[0], b=None)])
     return SharedNetworks(
-        embedding=_cast(embedding, d.numpy_precision),
-        types=_cast(types, d.numpy_precision),
-        fitting=_cast(fitting, f.numpy_precision),
+        embedding=embedding.astype(d.numpy_precision),
+        types=types.astype(d.numpy_precision),
+        fitting=fitting.astype(f.numpy_precision),
         inputs=inputs,
         at=features,
         output_types=d.concat_output_tebd,
@@ -49,7 +49,3 @@ def with_shared(model: DPModel, shared: SharedNetworks) -> DPModel:
     shared.attach(d, f)
     made = replace(model, descriptor=d, fitting=f, shared=shared)
     return replace(made, origin=shared_tree(made, shared))
-
-
-def _cast(network: Network, precision: str) -> Network:
-    return network.astype(np.dtype(precision).type)
