@@ -15,8 +15,8 @@ namespace {
 constexpr float a = 3.4445f, b = -4.7750f, c = 2.0315f;
 constexpr int iterations = 5;
 constexpr double tiny = 1e-30;  // keeps a zero matrix zero
-constexpr int block_rows = 48;  // of a symmetric product, of which only blocks on and above the diagonal are computed
-static_assert(block_rows % ProductBlock<float>::columns == 0, "blocks on the diagonal begin where a panel does");
+// Of a symmetric product only blocks on and above the diagonal are computed; they begin where a panel does.
+constexpr int block_rows = ProductBlock<float>::columns;
 
 // A matrix being orthogonalized: x (rows, n) with rows ≥ n, the transpose of a matrix with more columns than rows.
 class Iterate {
