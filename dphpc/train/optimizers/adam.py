@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dphpc.core.device import Device
-from dphpc.ops.adam.contract import AdamStep
+from dphpc.ops.adam.contract import AdamStep, Floats
 from dphpc.ops.adam.cuda import CudaAdam
 from dphpc.ops.adam.native import adam_step
 from dphpc.train.optimizers.protocol import State
@@ -76,10 +77,14 @@ class AdamRule:
             for adam in self._on_gpu:
                 adam.step(s, 0 if norm is None else norm.data_ptr())
             return
-        for name, value in self.values.items():
-            assert value.grad is not None
-            moments = self._first[name].numpy(), self._second[name].numpy()
-            adam_step(s, value.grad.numpy(), value.detach().numpy(), *moments)
+        for arrays in self._arrays:
+            adam_step(s, *arrays)
+
+    @cached_property
+    def _arrays(self) -> list[tuple[Floats, ...]]:
+        """Gradient, value and both moments of each array, as NumPy's views of the tensors."""
+        tensors = ((v.grad, v.detach(), self._first[name], self._second[name]) for name, v in self.values.items())
+        return [tuple(tensor.numpy() for tensor in of if tensor is not None) for of in tensors]
 
     def state(self) -> State:
         """`exp_avg.NAME` and `exp_avg_sq.NAME`, shaped like the parameters."""
