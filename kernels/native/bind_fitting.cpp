@@ -23,20 +23,27 @@ void bind_evaluate(const PackedNet<Real>& net, Array<const Real> inputs, Array<R
     }
 }
 
+// A tape and the arrays that it reads.
 template <class Real>
-void bind_energy_and_adjoint(FittingTape<Real>& tape, Array<const Real> moments, std::optional<Array<const Real>> columns,
+struct BoundTape {
+    Layers<Real> layers;
+    FittingTape<Real> tape;
+};
+
+template <class Real>
+void bind_energy_and_adjoint(BoundTape<Real>& bound, Array<const Real> moments, std::optional<Array<const Real>> columns,
                              int threads, Array<Real> energies, Array<Real> moments_adjoint) {
     nb::gil_scoped_release release;
-    tape.energy_and_adjoint({moments.data(), data(columns)}, static_cast<std::int64_t>(moments.shape(0)), threads,
-                            energies.data(), moments_adjoint.data());
+    bound.tape.energy_and_adjoint({moments.data(), data(columns)}, static_cast<std::int64_t>(moments.shape(0)), threads,
+                                  energies.data(), moments_adjoint.data());
 }
 
 template <class Real>
-void bind_gradient(FittingTape<Real>& tape, Array<const Real> seeds, Array<const Real> tangent, int threads,
+void bind_gradient(BoundTape<Real>& bound, Array<const Real> seeds, Array<const Real> tangent, int threads,
                    const LayerGradients<Real>& arrays, bool add, Array<Real> moments_bar) {
     const std::vector<LayerGradient<Real>> gradients = gradients_of(arrays);
     nb::gil_scoped_release release;
-    tape.gradient(seeds.data(), tangent.data(), threads, gradients, add, moments_bar.data());
+    bound.tape.gradient(seeds.data(), tangent.data(), threads, gradients, add, moments_bar.data());
 }
 
 template <class Real>
@@ -61,15 +68,12 @@ void bind_precision(nb::handle sub) {
                  new (self) PackedNet<Real>(views_of(layers), channels, axis);
              })
         .def("evaluate", &bind_evaluate<Real>, "inputs"_a, "energies"_a.noconvert(), "adjoint"_a.noconvert());
-    nb::class_<FittingTape<Real>>(m, "FittingTape")
+    nb::class_<BoundTape<Real>>(m, "FittingTape")
         .def("__init__",
-             [](FittingTape<Real>* self, const Layers<Real>& layers, int channels, int axis) {
-                 new (self) FittingTape<Real>(views_of(layers), channels, axis);
+             [](BoundTape<Real>* self, const Layers<Real>& layers, int channels, int axis) {
+                 new (self) BoundTape<Real>{layers, {views_of(layers), channels, axis}};
              })
-        .def("repack",
-             [](FittingTape<Real>& tape, const Layers<Real>& layers, int threads) {
-                 tape.repack(views_of(layers), threads);
-             })
+        .def("weights_changed", [](BoundTape<Real>& bound) { bound.tape.weights_changed(); })
         .def("energy_and_adjoint", &bind_energy_and_adjoint<Real>, "moments"_a, "columns"_a.none(), "threads"_a,
              "energies"_a.noconvert(), "moments_adjoint"_a.noconvert())
         .def("gradient", &bind_gradient<Real>);

@@ -47,42 +47,25 @@ PackedNet<Real>::PackedNet(const std::vector<LayerView<Real>>& views, int channe
         layers.push_back({view.n_in, view.n_out, view.skip, view.activation, {}, {}, {}, {}});
     for (int k = 0; k < axis; ++k)
         for (int m = k; m < channels; ++m) first_index_.push_back(k), second_index_.push_back(m);
-    chunks = pieces(chunk_width);
-    repack(views, 1);
+    const int step = std::max(1, chunk_width / std::max(1, channels));
+    for (int k = 0; k < axis; k += step) {
+        const int last = std::min(axis, k + step);
+        chunks.push_back({k, last, n_features(k, last), n_features(0, k), true, {}, {}, {}, {}});
+    }
+    for (int k = 0; k < n_columns; k += chunk_width) {
+        const int last = std::min(n_columns, k + chunk_width);
+        chunks.push_back({k, last, last - k, 0, false, {}, {}, {}, {}});
+    }
+    for (Chunk<Real>& chunk : chunks) pack_chunk(views.front(), chunk);
+    for (std::size_t l = 0; l < layers.size(); ++l) {
+        take_vectors(views[l], layers[l]);
+        if (l > 0) pack_weights(views[l], layers[l]);
+    }
 }
 
 template <class Real>
 int PackedNet<Real>::n_features(int first, int last) const {
     return (last - first) * channels - (last * (last - 1) - first * (first - 1)) / 2;
-}
-
-template <class Real>
-std::vector<Chunk<Real>> PackedNet<Real>::pieces(int width) const {
-    std::vector<Chunk<Real>> result;
-    const int step = std::max(1, width / std::max(1, channels));
-    for (int k = 0; k < axis; k += step) {
-        const int last = std::min(axis, k + step);
-        result.push_back({k, last, n_features(k, last), n_features(0, k), true, {}, {}, {}, {}});
-    }
-    for (int k = 0; k < n_columns; k += width) {
-        const int last = std::min(n_columns, k + width);
-        result.push_back({k, last, last - k, 0, false, {}, {}, {}, {}});
-    }
-    return result;
-}
-
-template <class Real>
-void PackedNet<Real>::repack(const std::vector<LayerView<Real>>& views, int threads) {
-    for (std::size_t l = 0; l < layers.size(); ++l) take_vectors(views[l], layers[l]);
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (int thread = 0; thread < threads; ++thread) {
-        const Share share = Share::of(thread, threads);
-        const int n_groups = threads / share.count, group = thread / share.count;
-        for (int c = 0; c < static_cast<int>(chunks.size()); ++c)
-            if (share.takes(c) && c / share.count % n_groups == group) pack_chunk(views.front(), chunks[c]);
-        for (int l = 1; l < static_cast<int>(layers.size()); ++l)
-            if (l % threads == thread) pack_weights(views[l], layers[l]);
-    }
 }
 
 template <class Real>
@@ -133,31 +116,6 @@ void PackedNet<Real>::fill(const Chunk<Real>& chunk, const NetInputs<Real>& x, s
 }
 
 template <class Real>
-void PackedNet<Real>::fill_tangent(const Chunk<Real>& chunk, const Real* moments, const Real* tangent,
-                                   std::int64_t from, int n, Real* inputs) const {
-    for (std::int64_t i = from; i < from + n; ++i, inputs += padded<Real>(chunk.width)) {
-        if (!chunk.is_features) {
-            std::fill_n(inputs, chunk.width, Real(0));
-            continue;
-        }
-        const Real* a = moments + i * n_rows * channels;
-        const Real *b = a + channels, *c = b + channels, *d = c + channels;
-        const Real* a_dot = tangent + i * n_rows * channels;
-        const Real *b_dot = a_dot + channels, *c_dot = b_dot + channels, *d_dot = c_dot + channels;
-        Real* out = inputs;
-        for (int k = chunk.first; k < chunk.last; ++k) {
-            const Real ak = a[k], bk = b[k], ck = c[k], dk = d[k];
-            const Real ak_dot = a_dot[k], bk_dot = b_dot[k], ck_dot = c_dot[k], dk_dot = d_dot[k];
-#pragma omp simd
-            for (int m = k; m < channels; ++m)
-                out[m - k] = ak_dot * a[m] + bk_dot * b[m] + ck_dot * c[m] + dk_dot * d[m] + ak * a_dot[m] +
-                             bk * b_dot[m] + ck * c_dot[m] + dk * d_dot[m];
-            out += channels - k;
-        }
-    }
-}
-
-template <class Real>
 void PackedNet<Real>::gather(const Chunk<Real>& chunk, const Real* moments, const Real* y, std::int64_t from, int n,
                              Real* moments_adjoint) const {
     for (std::int64_t i = from; i < from + n; ++i, y += padded<Real>(chunk.width)) {
@@ -181,18 +139,6 @@ void PackedNet<Real>::gather(const Chunk<Real>& chunk, const Real* moments, cons
     }
 }
 
-template <class Real>
-void PackedNet<Real>::set_gradient_rows(const Chunk<Real>& chunk, int i, const Real* row, bool add,
-                                        Real* gradient) const {
-    const Rows rows = rows_of(chunk, i);
-    const int n = layers.front().n_out;
-    for (const int place : {rows.one, rows.other}) {
-        if (place < 0) continue;
-        Real* out = gradient + static_cast<std::size_t>(place) * n;
-        for (int j = 0; j < n; ++j) out[j] = add ? out[j] + row[j] : row[j];
-    }
-}
-
 namespace {
 
 template <class Real>
@@ -211,11 +157,13 @@ void forward(const PackedNet<Real>& net, FittingTile<Real>& tile) {
                 skipped = sized(tile.next, n * step);
                 std::fill_n(skipped, n * step, Real(0));
             }
-            const auto fill = [&](const Chunk<Real>& chunk, Real* inputs) {
+            for (const Chunk<Real>& chunk : net.chunks) {
+                const int width = padded<Real>(chunk.width);
+                Real* inputs = sized(tile.chunk, n * width);
                 net.fill(chunk, tile.inputs, 0, tile.n, inputs);
-                return true;
-            };
-            add_first_product(net, Share{}, tile.n, fill, tile.chunk, value, skipped);
+                chunk.forward.add_product(tile.n, inputs, width, 1, value, step);
+                if (skipped) chunk.skip_forward.add_product(tile.n, inputs, width, 1, skipped, step);
+            }
         }
         std::visit(
             [&](const auto& function) {

@@ -15,7 +15,6 @@
 #include "activations.h"
 #include "moment_weights.h"
 #include "product.h"
-#include "sharing.h"
 
 namespace dphpc {
 
@@ -100,23 +99,11 @@ class PackedNet {
     // The net's inputs are `channels`·`axis` features, then n_in − channels·axis other columns.
     PackedNet(const std::vector<LayerView<Real>>& views, int channels, int axis);
 
-    // Packs new weights of the same shapes.  A chunk is packed by a thread that will use it as its share.
-    void repack(const std::vector<LayerView<Real>>& views, int threads);
-
-    // All inputs in order, in chunks of about `width`, without weights.
-    std::vector<Chunk<Real>> pieces(int width) const;
-
     // Sets the inputs (n, padded width) of a chunk, for n atoms from `from` on.
     void fill(const Chunk<Real>& chunk, const NetInputs<Real>& x, std::int64_t from, int n, Real* inputs) const;
-    // The same for the inputs' tangents, when the moments change by `tangent` (n, 4, M) and other columns do not.
-    void fill_tangent(const Chunk<Real>& chunk, const Real* moments, const Real* tangent, std::int64_t from, int n,
-                      Real* inputs) const;
     // Adds to moments_adjoint (n, 4, M) the contribution of a chunk of features with adjoints y (n, padded width).
     void gather(const Chunk<Real>& chunk, const Real* moments, const Real* y, std::int64_t from, int n,
                 Real* moments_adjoint) const;
-    // Sets the rows of the first layer's weight gradient (n_in, n_out) that belong to input i of a chunk to `row`
-    // (n_out), or with `add` adds to them.
-    void set_gradient_rows(const Chunk<Real>& chunk, int i, const Real* row, bool add, Real* gradient) const;
 
     const int channels, axis, n_columns;
     std::vector<PackedLayer<Real>> layers;
@@ -132,24 +119,6 @@ class PackedNet {
 
     std::vector<std::int32_t> first_index_, second_index_;  // (k, m) of each feature
 };
-
-// Adds the first layer's product x·w of the chunks of a share to z (n, padded n_out), and the copies of a skip
-// connection to `skipped`, if that is given.  fill(chunk, inputs) sets a chunk's inputs (n, padded width), or returns
-// false if they are all zero.
-template <class Real, class Fill>
-void add_first_product(const PackedNet<Real>& net, Share share, int n, Fill&& fill, std::vector<Real>& buffer, Real* z,
-                       Real* skipped) {
-    const int step = net.layers.front().step();
-    for (int c = 0; c < static_cast<int>(net.chunks.size()); ++c) {
-        if (!share.takes(c)) continue;
-        const Chunk<Real>& chunk = net.chunks[c];
-        const int width = padded<Real>(chunk.width);
-        Real* inputs = sized(buffer, static_cast<std::size_t>(n) * width);
-        if (!fill(chunk, inputs)) continue;
-        chunk.forward.add_product(n, inputs, width, 1, z, step);
-        if (skipped) chunk.skip_forward.add_product(n, inputs, width, 1, skipped, step);
-    }
-}
 
 // Inputs, outputs and memory of a thread for a tile of n atoms; the memory is kept from tile to tile.
 template <class Real>

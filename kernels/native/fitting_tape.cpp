@@ -2,17 +2,20 @@
 
 #include <algorithm>
 
+#include "panel_layers.h"
 #include "parallel.h"
 
 namespace dphpc {
 namespace {
 
-constexpr int tile_size = 96;  // most atoms of a tile
+constexpr int tile_size = 96;    // most atoms of a tile
+template <class Real>
+constexpr int piece_size = 1600 / static_cast<int>(sizeof(Real));  // approximate number of inputs formed at a time
 
 // A thread's memory, kept from tile to tile.
 template <class Real>
 struct Scratch {
-    std::vector<Real> chunk, other, q, next;
+    std::vector<Real> inputs, q, next, rows;
 
     static Scratch& own() {
         thread_local Scratch scratch;
@@ -23,67 +26,90 @@ struct Scratch {
 }  // namespace
 
 template <class Real>
+FittingTape<Real>::FittingTape(const std::vector<LayerView<Real>>& layers, int channels, int axis)
+    : layers_(layers), inputs_(layers.front(), channels, axis), weight_pieces_(inputs_.pieces({}, piece_width)) {
+    pieces_[0] = inputs_.pieces({}, piece_size<Real>);
+    for (int index = 0; index < 2; ++index) pieces_[1 + index] = inputs_.pieces({index, 2}, piece_size<Real>);
+}
+
+template <class Real>
 void FittingTape<Real>::energy_and_adjoint(const NetInputs<Real>& x, std::int64_t n, int threads, Real* energies,
                                            Real* moments_adjoint) {
-    x_ = x, tiling_ = Tiling(n, threads, tile_size);
+    n_ = n, tiling_ = panel_tiling<Real>(n, threads, tile_size);
     const int n_tiles = tiling_.n_tiles();
+    const std::size_t n_padded = tiling_.padded();
     for (auto* sum : {&z_sum_, &skipped_sum_, &moments_sum_}) sum->prepare(n_tiles);
-    kept_.resize(net_.layers.size());
+    kept_.resize(layers_.size());
     for (std::size_t l = 0; l < kept_.size(); ++l) {
-        const std::size_t size = n * net_.layers[l].step();
+        const std::size_t n_out = layers_[l].n_out, size = n_padded * n_out;
         Kept& k = kept_[l];
         for (auto* a : {&k.value, &k.slope, &k.curvature, &k.adjoint, &k.z_adjoint, &k.tangent}) sized(*a, size);
-        if (!net_.layers[l].idt.empty()) sized(k.act, size), sized(k.idt_sums, n_tiles * net_.layers[l].step());
-        sized(k.bias_sums, n_tiles * net_.layers[l].step());
+        if (layers_[l].idt) sized(k.act, size), sized(k.idt_sums, n_tiles * n_out);
+        sized(k.bias_sums, n_tiles * n_out);
         for (auto& right : k.right) right.resize(n_tiles);
     }
-    const PackedLayer<Real>& first = net_.layers.front();
-    sized(q_z_, n * first.step());
-    if (first.skip) sized(skipped_, n * first.step()), sized(q_output_, n * first.step());
-    inputs_adjoint_.resize(net_.chunks.size());
-    for (std::size_t c = 0; c < net_.chunks.size(); ++c)
-        sized(inputs_adjoint_[c], n * padded<Real>(net_.chunks[c].width));
+    const LayerView<Real>& first = layers_.front();
+    sized(q_z_, n_padded * first.n_out);
+    if (first.skip) sized(skipped_, n_padded * first.n_out), sized(q_output_, n_padded * first.n_out);
+    for (auto* a : {&moments_, &moments_tangent_, &moments_bar_}) sized(*a, n_padded * n_row());
+    sized(columns_, n_padded * inputs_.n_columns), sized(inputs_adjoint_, n_padded * inputs_.n_inputs());
     tiling_.run(
         [&](const Part& part) {
-            const auto fill = [&](const Chunk<Real>& chunk, Real* inputs) {
-                net_.fill(chunk, x_, part.group.first, part.group.n, inputs);
-                return true;
+            const Tile& tile = part.tile;
+            set_panels(tile, n, n_row(), x.moments, at(moments_, tile, n_row()));
+            set_panels(tile, n, inputs_.n_columns, x.columns, at(columns_, tile, inputs_.n_columns));
+        },
+        [&](const Part& part) {
+            const Tile& group = part.group;
+            const auto fill = [&](const InputPiece& piece, Real* inputs) {
+                inputs_.fill(piece, group, at(moments_, group, n_row()), at(columns_, group, inputs_.n_columns), inputs);
             };
             first_product(part, fill, kept_[0].value.data());
         },
         [&](const Part& part) { forward(part), adjoint(part.tile); },
-        [&](const Part& part) { inputs_adjoint(part, moments_adjoint); },
-        [&](const Part& part) { moments_sum_.finish(part, moments_adjoint, n_row()); });
-    for (std::int64_t i = 0; i < n; ++i) energies[i] = kept_.back().value[i * net_.layers.back().step()];
+        [&](const Part& part) { inputs_adjoint(part); },
+        [&](const Part& part) {
+            moments_sum_.finish(part, moments_bar_.data(), n_row());
+            get_panels(part.tile, n, n_row(), at(moments_bar_, part.tile, n_row()), moments_adjoint);
+            get_panels(part.tile, n, 1, at(kept_.back().value, part.tile, 1), energies);
+        });
 }
 
 // Computes the part's share of x·w of the first layer, and of the copies of its skip connection.
 template <class Real>
 template <class Fill>
 void FittingTape<Real>::first_product(const Part& part, Fill&& fill, Real* z) {
-    const PackedLayer<Real>& layer = net_.layers.front();
-    Real* own = z_sum_.own(part, z, layer.step());
-    Real* skipped = layer.skip ? skipped_sum_.own(part, skipped_.data(), layer.step()) : nullptr;
-    add_first_product(net_, part.share, part.group.n, fill, Scratch<Real>::own().chunk, own, skipped);
+    const LayerView<Real>& layer = layers_.front();
+    const Tile& group = part.group;
+    Real* own = z_sum_.own(part, z, layer.n_out);
+    Real* skipped = layer.skip ? skipped_sum_.own(part, skipped_.data(), layer.n_out) : nullptr;
+    for (const InputPiece& piece : pieces(part.share)) {
+        Real* inputs = sized(Scratch<Real>::own().inputs, static_cast<std::size_t>(group.n) * piece.width);
+        fill(piece, inputs);
+        add_panel_product(group, LeftMatrix<Real>::transposed(inputs_.weights(piece), piece.width, layer.n_out), inputs,
+                          own);
+        if (skipped) inputs_.add_copies(piece, group, inputs, skipped);
+    }
 }
 
 template <class Real>
 void FittingTape<Real>::forward(const Part& part) {
     const Tile& tile = part.tile;
     for (std::size_t l = 0; l < kept_.size(); ++l) {
-        const PackedLayer<Real>& layer = net_.layers[l];
-        const int step = layer.step();
-        const std::int64_t from = tile.first * step, size = static_cast<std::int64_t>(tile.n) * step;
+        const LayerView<Real>& layer = layers_[l];
+        const std::int64_t from = tile.first * layer.n_out, size = static_cast<std::int64_t>(tile.n) * layer.n_out;
         Real* value = kept_[l].value.data() + from;
-        const Real* before = l > 0 ? kept_[l - 1].value.data() + tile.first * layer.step_in() : nullptr;
+        const Real* before = l > 0 ? kept_[l - 1].value.data() + tile.first * layer.n_in : nullptr;
         if (l == 0) {
-            z_sum_.finish(part, kept_[0].value.data(), step);
+            z_sum_.finish(part, kept_[0].value.data(), layer.n_out);
         } else {
             std::fill_n(value, size, Real(0));
-            layer.forward.add_product(tile.n, before, layer.step_in(), 1, value, step);
+            add_panel_product(tile, forward_of(layer), before, value);
         }
-        for (int i = 0; i < tile.n; ++i)
-            for (int k = 0; k < step; ++k) value[i * step + k] += layer.bias[k];
+        if (layer.bias)
+            for_panel_rows<Real>(tile, layer.n_out, [&](int r, std::int64_t at, auto n) {
+                for (int j = 0; j < n; ++j) value[at + j] += layer.bias[r];
+            });
         Real *slope = kept_[l].slope.data() + from, *curvature = kept_[l].curvature.data() + from;
         std::visit(
             [&](const auto& function) {
@@ -97,13 +123,12 @@ void FittingTape<Real>::forward(const Part& part) {
                 }
             },
             layer.activation);
-        if (!layer.idt.empty()) {
+        if (layer.idt) {
             std::copy_n(value, size, kept_[l].act.data() + from);
-            for (int i = 0; i < tile.n; ++i)
-                for (int k = 0; k < layer.n_out; ++k) value[i * step + k] *= layer.idt[k];
+            scale_rows(tile, layer.n_out, layer.idt, value);
         }
         if (l > 0)
-            add_copies(layer, tile.n, before, value);
+            add_panel_copies(layer, tile, before, value);
         else
             add_skipped(part, kept_[0].value.data());
     }
@@ -112,96 +137,84 @@ void FittingTape<Real>::forward(const Part& part) {
 // Adds the copies of the first layer's skip connection to its output.
 template <class Real>
 void FittingTape<Real>::add_skipped(const Part& part, Real* output) {
-    const PackedLayer<Real>& layer = net_.layers.front();
+    const LayerView<Real>& layer = layers_.front();
     if (!layer.skip) return;
-    skipped_sum_.finish(part, skipped_.data(), layer.step());
-    const std::int64_t from = part.tile.first * layer.step();
-    for (std::int64_t k = from; k < from + static_cast<std::int64_t>(part.tile.n) * layer.step(); ++k)
+    skipped_sum_.finish(part, skipped_.data(), layer.n_out);
+    const std::int64_t from = part.tile.first * layer.n_out;
+    for (std::int64_t k = from; k < from + static_cast<std::int64_t>(part.tile.n) * layer.n_out; ++k)
         output[k] += skipped_[k];
 }
 
 template <class Real>
 void FittingTape<Real>::adjoint(const Tile& tile) {
-    const int last = net_.layers.back().step();
+    const int last = layers_.back().n_out;
     std::fill_n(kept_.back().adjoint.data() + tile.first * last, static_cast<std::int64_t>(tile.n) * last, Real(1));
     for (std::size_t l = kept_.size(); l-- > 0;) {
-        const PackedLayer<Real>& layer = net_.layers[l];
+        const LayerView<Real>& layer = layers_[l];
         Kept& k = kept_[l];
-        const int step = layer.step();
-        const std::int64_t from = tile.first * step;
-        for (std::int64_t at = from; at < from + static_cast<std::int64_t>(tile.n) * step; ++at)
-            k.z_adjoint[at] = k.adjoint[at] * k.slope[at];
-        if (!layer.idt.empty())
-            for (int i = 0; i < tile.n; ++i)
-                for (int j = 0; j < layer.n_out; ++j) k.z_adjoint[from + i * step + j] *= layer.idt[j];
+        const std::int64_t from = tile.first * layer.n_out, size = static_cast<std::int64_t>(tile.n) * layer.n_out;
+        for (std::int64_t at = from; at < from + size; ++at) k.z_adjoint[at] = k.adjoint[at] * k.slope[at];
+        if (layer.idt) scale_rows(tile, layer.n_out, layer.idt, k.z_adjoint.data() + from);
         if (l == 0) break;
-        Real* before = kept_[l - 1].adjoint.data() + tile.first * layer.step_in();
-        set_copies_adjoint(layer, tile.n, k.adjoint.data() + from, before);
-        layer.backward.add_product(tile.n, k.z_adjoint.data() + from, step, 1, before, layer.step_in());
+        Real* before = kept_[l - 1].adjoint.data() + tile.first * layer.n_in;
+        set_panel_copies_adjoint(layer, tile, k.adjoint.data() + from, before);
+        add_panel_product(tile, backward_of(layer), k.z_adjoint.data() + from, before);
     }
 }
 
 // Computes the part's share of the inputs' adjoints, and their contribution to the adjoint of its group's moments.
 template <class Real>
-void FittingTape<Real>::inputs_adjoint(const Part& part, Real* moments_adjoint) {
-    const PackedLayer<Real>& first = net_.layers.front();
+void FittingTape<Real>::inputs_adjoint(const Part& part) {
+    const LayerView<Real>& first = layers_.front();
     const Tile& group = part.group;
-    const std::int64_t from = group.first * first.step();
-    Real* own = moments_sum_.own(part, moments_adjoint, n_row());
-    for (int c = 0; c < static_cast<int>(net_.chunks.size()); ++c) {
-        if (!part.share.takes(c)) continue;
-        const Chunk<Real>& chunk = net_.chunks[c];
-        const int width = padded<Real>(chunk.width);
-        Real* y = inputs_adjoint_[c].data() + group.first * width;
-        std::fill_n(y, static_cast<std::int64_t>(group.n) * width, Real(0));
-        chunk.backward.add_product(group.n, kept_[0].z_adjoint.data() + from, first.step(), 1, y, width);
-        if (first.skip)
-            chunk.skip_backward.add_product(group.n, kept_[0].adjoint.data() + from, first.step(), 1, y, width);
-        if (chunk.is_features) net_.gather(chunk, x_.moments + group.first * n_row(), y, 0, group.n, own);
+    const std::int64_t from = group.first * first.n_out;
+    Real* own = moments_sum_.own(part, moments_bar_.data(), n_row());
+    for (const InputPiece& piece : pieces(part.share)) {
+        Real* y = inputs_adjoint_.data() + piece.start * tiling_.padded() + group.first * piece.width;
+        piece_adjoint(piece, group, kept_[0].z_adjoint.data() + from, kept_[0].adjoint.data() + from, y);
+        if (piece.is_features) inputs_.gather(piece, group, at(moments_, group, n_row()), y, own);
     }
+}
+
+// Sets y (width), the adjoints of a piece's inputs, from those of the first layer's z and output.
+template <class Real>
+Real* FittingTape<Real>::piece_adjoint(const InputPiece& piece, const Tile& group, const Real* z_bar,
+                                       const Real* output_bar, Real* y) {
+    const LayerView<Real>& layer = layers_.front();
+    std::fill_n(y, static_cast<std::int64_t>(group.n) * piece.width, Real(0));
+    add_panel_product(group, LeftMatrix<Real>::of(inputs_.weights(piece), piece.width, layer.n_out), z_bar, y);
+    if (layer.skip) inputs_.add_copies_adjoint(piece, group, output_bar, y);
+    return y;
 }
 
 template <class Real>
 void FittingTape<Real>::gradient(const Real* seeds, const Real* tangent, int threads,
                                  const std::vector<LayerGradient<Real>>& gradients, bool add, Real* moments_bar) {
-    struct Block {
-        int layer, first, last;  // rows of a layer's weights
-    };
-    std::vector<Block> blocks;
-    for (int l = 1; l < static_cast<int>(gradients.size()); ++l) {
-        if (!gradients[l].w) continue;
-        const int rows = net_.layers[l].n_in, n = (rows + piece_width - 1) / piece_width;
-        for (int b = 0; b < n; ++b) blocks.push_back({l, rows * b / n, rows * (b + 1) / n});
-    }
-    const int n_pieces = gradients[0].w ? static_cast<int>(pieces_.size()) : 0;
-    const int n_parts = n_pieces + static_cast<int>(blocks.size());
     tiling_.run(
         [&](const Part& part) {
-            const auto fill = [&](const Chunk<Real>& chunk, Real* inputs) {
-                if (!chunk.is_features) return false;  // the tangent of other inputs is zero
-                net_.fill_tangent(chunk, x_.moments, tangent, part.group.first, part.group.n, inputs);
-                return true;
+            set_panels(part.tile, n_, n_row(), tangent, at(moments_tangent_, part.tile, n_row()));
+        },
+        [&](const Part& part) {
+            const Tile& group = part.group;
+            const auto fill = [&](const InputPiece& piece, Real* inputs) {
+                inputs_.fill_tangent(piece, group, at(moments_, group, n_row()), at(moments_tangent_, group, n_row()),
+                                     inputs);
             };
             first_product(part, fill, kept_[0].tangent.data());
         },
         [&](const Part& part) { forward_tangent(part), adjoint_tangent(part.tile, seeds); },
-        [&](const Part& part) { inputs_adjoint_tangent(part, tangent, moments_bar); },
-        [&](const Part& part) { moments_sum_.finish(part, moments_bar, n_row()); });
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-    for (int part = 0; part < n_parts; ++part) {
-        if (part < n_pieces) {
-            first_weights(pieces_[part], tangent, add, gradients[0].w);
-        } else {
-            const Block& b = blocks[part - n_pieces];
-            weight_rows(b.layer, b.first, b.last, add, gradients[b.layer].w);
-        }
-    }
+        [&](const Part& part) { inputs_adjoint_tangent(part); },
+        [&](const Part& part) {
+            moments_sum_.finish(part, moments_bar_.data(), n_row());
+            get_panels(part.tile, n_, n_row(), at(moments_bar_, part.tile, n_row()), moments_bar);
+        });
+    set_weights(threads, gradients, add);
     for (std::size_t l = 0; l < gradients.size(); ++l) {
-        const int step = net_.layers[l].step();
+        const int n_out = layers_[l].n_out;
         const auto sum_tiles = [&](const std::vector<Real>& sums, Real* out) {
-            for (int k = 0; out && k < net_.layers[l].n_out; ++k) {
+            for (int k = 0; out && k < n_out; ++k) {
                 Real sum = add ? out[k] : Real(0);
-                for (int t = 0; t < tiling_.n_tiles(); ++t) sum += sums[t * step + k];
+                for (int t = 0; t < tiling_.n_tiles(); ++t) sum += sums[t * n_out + k];
                 out[k] = sum;
             }
         };
@@ -215,17 +228,16 @@ template <class Real>
 void FittingTape<Real>::forward_tangent(const Part& part) {
     const Tile& tile = part.tile;
     for (std::size_t l = 0; l < kept_.size(); ++l) {
-        const PackedLayer<Real>& layer = net_.layers[l];
+        const LayerView<Real>& layer = layers_[l];
         Kept& k = kept_[l];
-        const int step = layer.step();
-        const std::int64_t from = tile.first * step, size = static_cast<std::int64_t>(tile.n) * step;
+        const std::int64_t from = tile.first * layer.n_out, size = static_cast<std::int64_t>(tile.n) * layer.n_out;
         Real* dot = k.tangent.data() + from;
-        const Real* before = l > 0 ? kept_[l - 1].tangent.data() + tile.first * layer.step_in() : nullptr;
+        const Real* before = l > 0 ? kept_[l - 1].tangent.data() + tile.first * layer.n_in : nullptr;
         if (l == 0) {
-            z_sum_.finish(part, k.tangent.data(), step);
+            z_sum_.finish(part, k.tangent.data(), layer.n_out);
         } else {
             std::fill_n(dot, size, Real(0));
-            layer.forward.add_product(tile.n, before, layer.step_in(), 1, dot, step);
+            add_panel_product(tile, forward_of(layer), before, dot);
         }
         const Real *adjoint = k.adjoint.data() + from, *slope = k.slope.data() + from;
         Real* curvature = k.curvature.data() + from;
@@ -234,17 +246,16 @@ void FittingTape<Real>::forward_tangent(const Part& part) {
             curvature[i] *= adjoint[i] * z_dot;
             dot[i] = slope[i] * z_dot;
         }
-        if (!layer.idt.empty()) {
-            Real* sums = k.idt_sums.data() + tile.index * step;  // tangent's part; layer_adjoint adds the rest
-            std::fill_n(sums, step, Real(0));
-            for (int i = 0; i < tile.n; ++i)
-                for (int j = 0; j < layer.n_out; ++j) {
-                    sums[j] += adjoint[i * step + j] * dot[i * step + j];
-                    dot[i * step + j] *= layer.idt[j];
-                }
+        if (layer.idt) {
+            Real* sums = k.idt_sums.data() + tile.index * layer.n_out;  // tangent's part; layer_adjoint adds the rest
+            std::fill_n(sums, layer.n_out, Real(0));
+            for_panel_rows<Real>(tile, layer.n_out, [&](int r, std::int64_t at, auto n) {
+                for (int j = 0; j < n; ++j) sums[r] += adjoint[at + j] * dot[at + j];
+            });
+            scale_rows(tile, layer.n_out, layer.idt, dot);
         }
         if (l > 0)
-            add_copies(layer, tile.n, before, dot);
+            add_panel_copies(layer, tile, before, dot);
         else
             add_skipped(part, k.tangent.data());
     }
@@ -253,120 +264,72 @@ void FittingTape<Real>::forward_tangent(const Part& part) {
 // Turns q = ∂S/∂output of a layer into ∂S/∂z in place; sums its gradients of bias and idt, and packs both adjoints.
 template <class Real>
 void FittingTape<Real>::layer_adjoint(const Tile& tile, int l, Real* q) {
-    const PackedLayer<Real>& layer = net_.layers[l];
+    const LayerView<Real>& layer = layers_[l];
     Kept& k = kept_[l];
-    const int step = layer.step();
-    const std::int64_t from = tile.first * step;
+    const int n_out = layer.n_out, n_atoms = atoms_of(tile);
+    const std::int64_t from = tile.first * n_out, size = static_cast<std::int64_t>(tile.n) * n_out;
     const Real *slope = k.slope.data() + from, *bend = k.curvature.data() + from;
-    Real *bias_sums = k.bias_sums.data() + tile.index * step, *idt_sums = k.idt_sums.data() + tile.index * step;
-    std::fill_n(bias_sums, step, Real(0));
-    for (std::int64_t i = 0; i < tile.n; ++i) {
-        Real* row = q + i * step;
-        if (!layer.idt.empty()) {
-            const Real* act = k.act.data() + from + i * step;
-            for (int j = 0; j < layer.n_out; ++j) idt_sums[j] += row[j] * act[j];
-        }
-        for (int j = 0; j < step; ++j) row[j] = row[j] * slope[i * step + j] + bend[i * step + j];
-        if (!layer.idt.empty())
-            for (int j = 0; j < layer.n_out; ++j) row[j] *= layer.idt[j];
-        for (int j = 0; j < step; ++j) bias_sums[j] += row[j];
+    if (layer.idt) {
+        const Real* act = k.act.data() + from;
+        Real* sums = k.idt_sums.data() + tile.index * n_out;
+        for_panel_rows<Real>(tile, n_out, [&](int r, std::int64_t at, auto n) {
+            for (int j = 0; j < n; ++j) sums[r] += q[at + j] * act[at + j];
+        });
     }
-    const auto rows_of = [step](const Real* x) {
-        return [x, step](int i) { return [row = x + static_cast<std::int64_t>(i) * step](int j) { return row[j]; }; };
-    };
-    k.right[0][tile.index].pack_rows(tile.n, layer.n_out, rows_of(q));
-    k.right[1][tile.index].pack_rows(tile.n, layer.n_out, rows_of(k.z_adjoint.data() + from));
+    for (std::int64_t i = 0; i < size; ++i) q[i] = q[i] * slope[i] + bend[i];
+    if (layer.idt) scale_rows(tile, n_out, layer.idt, q);
+    Real* sums = k.bias_sums.data() + tile.index * n_out;
+    std::fill_n(sums, n_out, Real(0));
+    for_panel_rows<Real>(tile, n_out, [&](int r, std::int64_t at, auto n) {
+        for (int j = 0; j < n; ++j) sums[r] += q[at + j];
+    });
+    Real* rows = sized(Scratch<Real>::own().rows, size);
+    const Tile own{0, tile.n, 0};
+    const Real* adjoints[] = {q, k.z_adjoint.data() + from};
+    for (int which = 0; which < 2; ++which) {
+        get_panels(own, n_atoms, n_out, adjoints[which], rows);
+        k.right[which][tile.index].pack_rows(n_atoms, n_out, [&](int i) {
+            return [row = rows + static_cast<std::int64_t>(i) * n_out](int j) { return row[j]; };
+        });
+    }
 }
 
 // Backpropagates S through the layers; ∂S/∂output and ∂S/∂z of the first are left in `q_output_` and `q_z_`.
 template <class Real>
 void FittingTape<Real>::adjoint_tangent(const Tile& tile, const Real* seeds) {
     Scratch<Real>& scratch = Scratch<Real>::own();
-    const int last = net_.layers.back().step();
-    Real* q = sized(scratch.q, static_cast<std::size_t>(tile.n) * last);
-    for (int i = 0; i < tile.n; ++i) std::fill_n(q + i * last, last, seeds[tile.first + i]);
+    Real* q = sized(scratch.q, tile.n);
+    set_panels(tile, n_, 1, seeds, q);
     for (std::size_t l = kept_.size(); --l > 0;) {
-        const PackedLayer<Real>& layer = net_.layers[l];
-        Real* next = sized(scratch.next, static_cast<std::size_t>(tile.n) * layer.step_in());
-        set_copies_adjoint(layer, tile.n, q, next);
+        const LayerView<Real>& layer = layers_[l];
+        Real* next = sized(scratch.next, static_cast<std::size_t>(tile.n) * layer.n_in);
+        set_panel_copies_adjoint(layer, tile, q, next);
         layer_adjoint(tile, static_cast<int>(l), q);
-        layer.backward.add_product(tile.n, q, layer.step(), 1, next, layer.step_in());
+        add_panel_product(tile, backward_of(layer), q, next);
         std::swap(scratch.q, scratch.next);
         q = scratch.q.data();
     }
-    const int step = net_.layers.front().step();
-    const std::int64_t from = tile.first * step, size = static_cast<std::int64_t>(tile.n) * step;
-    if (net_.layers.front().skip) std::copy_n(q, size, q_output_.data() + from);
+    const std::int64_t from = tile.first * layers_.front().n_out;
+    const std::int64_t size = static_cast<std::int64_t>(tile.n) * layers_.front().n_out;
+    if (layers_.front().skip) std::copy_n(q, size, q_output_.data() + from);
     layer_adjoint(tile, 0, q);
     std::copy_n(q, size, q_z_.data() + from);
 }
 
-// As `inputs_adjoint`, with the derivatives of S.
+// Computes the part's share of the moments' gradient.
 template <class Real>
-void FittingTape<Real>::inputs_adjoint_tangent(const Part& part, const Real* tangent, Real* moments_bar) {
-    const PackedLayer<Real>& first = net_.layers.front();
+void FittingTape<Real>::inputs_adjoint_tangent(const Part& part) {
     const Tile& group = part.group;
-    const std::int64_t from = group.first * first.step();
-    Real* own = moments_sum_.own(part, moments_bar, n_row());
-    for (int c = 0; c < static_cast<int>(net_.chunks.size()); ++c) {
-        const Chunk<Real>& chunk = net_.chunks[c];
-        if (!chunk.is_features || !part.share.takes(c)) continue;
-        const int width = padded<Real>(chunk.width);
-        const std::int64_t size = static_cast<std::int64_t>(group.n) * width;
-        Real* y = sized(Scratch<Real>::own().chunk, size);
-        std::fill_n(y, size, Real(0));
-        chunk.backward.add_product(group.n, q_z_.data() + from, first.step(), 1, y, width);
-        if (first.skip) chunk.skip_backward.add_product(group.n, q_output_.data() + from, first.step(), 1, y, width);
-        const std::int64_t at = group.first * n_row();
-        net_.gather(chunk, x_.moments + at, y, 0, group.n, own);
+    const std::int64_t from = group.first * layers_.front().n_out, at = group.first * n_row();
+    Real* own = moments_sum_.own(part, moments_bar_.data(), n_row());
+    for (const InputPiece& piece : pieces(part.share)) {
+        if (!piece.is_features) continue;
+        Real* y = sized(Scratch<Real>::own().inputs, static_cast<std::size_t>(group.n) * piece.width);
+        piece_adjoint(piece, group, q_z_.data() + from, layers_.front().skip ? q_output_.data() + from : nullptr, y);
+        inputs_.gather(piece, group, moments_.data() + at, y, own);
         // Ė is bilinear in the moments and their tangent.
-        net_.gather(chunk, tangent + at, inputs_adjoint_[c].data() + group.first * width, 0, group.n, own);
-    }
-}
-
-// sum (rows, padded n_out) += a tile's contribution xᵀ·q + ẋᵀ·p to rows of the weight gradient; x, ẋ (n, width).
-template <class Real>
-void FittingTape<Real>::add_weight_rows(int l, int tile, int rows, const Real* x, const Real* x_dot, int width,
-                                        Real* sum) const {
-    const int step = net_.layers[l].step();
-    kept_[l].right[0][tile].add_product(rows, x, 1, width, sum, step);
-    kept_[l].right[1][tile].add_product(rows, x_dot, 1, width, sum, step);
-}
-
-// Computes the rows of the first layer's weight gradient that belong to a piece of its inputs.
-template <class Real>
-void FittingTape<Real>::first_weights(const Chunk<Real>& piece, const Real* tangent, bool add, Real* w) {
-    Scratch<Real>& scratch = Scratch<Real>::own();
-    const int step = net_.layers.front().step(), width = padded<Real>(piece.width);
-    Real* sum = sized(scratch.q, static_cast<std::size_t>(piece.width) * step);
-    std::fill_n(sum, static_cast<std::size_t>(piece.width) * step, Real(0));
-    for (int t = 0; t < tiling_.n_tiles(); ++t) {
-        const Tile tile = tiling_.tile(t);
-        const std::size_t size = static_cast<std::size_t>(tile.n) * width;
-        Real *inputs = sized(scratch.chunk, size), *dots = sized(scratch.other, size);
-        net_.fill(piece, x_, tile.first, tile.n, inputs);
-        net_.fill_tangent(piece, x_.moments, tangent, tile.first, tile.n, dots);
-        add_weight_rows(0, t, piece.width, inputs, dots, width, sum);
-    }
-    for (int i = 0; i < piece.width; ++i)
-        net_.set_gradient_rows(piece, i, sum + static_cast<std::size_t>(i) * step, add, w);
-}
-
-// Computes rows first … last − 1 of the weight gradient of a later layer.
-template <class Real>
-void FittingTape<Real>::weight_rows(int l, int first, int last, bool add, Real* w) {
-    const PackedLayer<Real>& layer = net_.layers[l];
-    const int step = layer.step(), width = layer.step_in(), rows = last - first;
-    Real* sum = sized(Scratch<Real>::own().q, static_cast<std::size_t>(rows) * step);
-    std::fill_n(sum, static_cast<std::size_t>(rows) * step, Real(0));
-    for (int t = 0; t < tiling_.n_tiles(); ++t) {
-        const std::int64_t from = tiling_.tile(t).first * width + first;
-        add_weight_rows(l, t, rows, kept_[l - 1].value.data() + from, kept_[l - 1].tangent.data() + from, width, sum);
-    }
-    for (int i = 0; i < rows; ++i) {
-        const Real* row = sum + static_cast<std::size_t>(i) * step;
-        Real* out = w + static_cast<std::size_t>(first + i) * layer.n_out;
-        for (int j = 0; j < layer.n_out; ++j) out[j] = add ? out[j] + row[j] : row[j];
+        inputs_.gather(piece, group, moments_tangent_.data() + at,
+                       inputs_adjoint_.data() + piece.start * tiling_.padded() + group.first * piece.width, own);
     }
 }
 

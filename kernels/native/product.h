@@ -35,33 +35,33 @@ constexpr int padded(int n) {
     return (n + columns - 1) / columns * columns;
 }
 
-// c (R, 3 vectors) += a (R, depth) · panel.  Element (i, k) of a is a[i·row_step + k·depth_step].
-template <int R, class Real>
+// c (R, V vectors) += a (R, depth) · panel.  Element (i, k) of a is a[i·row_step + k·depth_step].
+template <int R, int V, class Real>
 inline void add_block(const Real* a, std::int64_t row_step, std::int64_t depth_step, const Real* panel, int depth,
                       Real* c, std::int64_t c_step) {
-    using B = ProductBlock<Real>;
-    Vec<Real, B::lanes> sum[R][B::vectors];
+    constexpr int lanes = vector_lanes<Real>;
+    Vec<Real, lanes> sum[R][V];
     for (int i = 0; i < R; ++i)
-        for (int v = 0; v < B::vectors; ++v) sum[i][v] = load<Real, B::lanes>(c + i * c_step + v * B::lanes);
+        for (int v = 0; v < V; ++v) sum[i][v] = load<Real, lanes>(c + i * c_step + v * lanes);
 #pragma GCC unroll 2
-    for (int k = 0; k < depth; ++k, panel += B::columns, a += depth_step) {
-        Vec<Real, B::lanes> right[B::vectors];
-        for (int v = 0; v < B::vectors; ++v) right[v] = load<Real, B::lanes>(panel + v * B::lanes);
+    for (int k = 0; k < depth; ++k, panel += V * lanes, a += depth_step) {
+        Vec<Real, lanes> right[V];
+        for (int v = 0; v < V; ++v) right[v] = load<Real, lanes>(panel + v * lanes);
         for (int i = 0; i < R; ++i) {
             const Real left = a[i * row_step];
-            for (int v = 0; v < B::vectors; ++v) sum[i][v] += left * right[v];
+            for (int v = 0; v < V; ++v) sum[i][v] += left * right[v];
         }
     }
     for (int i = 0; i < R; ++i)
-        for (int v = 0; v < B::vectors; ++v) store<Real, B::lanes>(c + i * c_step + v * B::lanes, sum[i][v]);
+        for (int v = 0; v < V; ++v) store<Real, lanes>(c + i * c_step + v * lanes, sum[i][v]);
 }
 
-template <int R, class Real>
+template <int R, int V, class Real>
 inline void add_last_rows(int rows, const Real* a, std::int64_t row_step, std::int64_t depth_step, const Real* panel,
                           int depth, Real* c, std::int64_t c_step) {
     if constexpr (R > 0) {
-        if (rows == R) return add_block<R>(a, row_step, depth_step, panel, depth, c, c_step);
-        add_last_rows<R - 1>(rows, a, row_step, depth_step, panel, depth, c, c_step);
+        if (rows == R) return add_block<R, V>(a, row_step, depth_step, panel, depth, c, c_step);
+        add_last_rows<R - 1, V>(rows, a, row_step, depth_step, panel, depth, c, c_step);
     }
 }
 
@@ -108,10 +108,10 @@ class PackedMatrix {
             int i = 0;
             for (; i + B::rows <= rows; i += B::rows, next += slice) {
                 for (int l = 0; l < slice; l += 64 / static_cast<int>(sizeof(Real))) __builtin_prefetch(next + l, 0, 2);
-                add_block<B::rows>(left + i * row_step, row_step, depth_step, panel, part, out + i * c_step, c_step);
+                add_block<B::rows, B::vectors>(left + i * row_step, row_step, depth_step, panel, part, out + i * c_step, c_step);
             }
-            add_last_rows<B::rows - 1>(rows - i, left + i * row_step, row_step, depth_step, panel, part, out + i * c_step,
-                                       c_step);
+            add_last_rows<B::rows - 1, B::vectors>(rows - i, left + i * row_step, row_step, depth_step, panel, part,
+                                                   out + i * c_step, c_step);
         });
     }
 

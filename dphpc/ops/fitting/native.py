@@ -42,19 +42,20 @@ class FittingTape:
     Parameters
     ----------
     network
-        Its arrays are read again by each `repack`.
+        Its arrays, C-contiguous, are read where they are.
     channels, axis
         Of the descriptor: the first channels·axis inputs are its features.
     """
 
     def __init__(self, network: Network, channels: int, axis: int) -> None:
-        self.network, self._layers = network, layers_of(network)
+        self.network = network
         self.dtype = network.layers[0].w.dtype
-        self._tape = kernels_of(self.dtype).FittingTape(self._layers, channels, axis)
+        assert all(a.flags.c_contiguous and a.dtype == self.dtype for _, a in network.parameters()), "else copied"
+        self._tape = kernels_of(self.dtype).FittingTape(layers_of(network), channels, axis)
 
     def repack(self) -> None:
         """Take the network's present weights."""
-        self._tape.repack(self._layers, get_threads())
+        self._tape.weights_changed()
 
     def energy_and_adjoint(self, moments: Floats, columns: Floats | None = None) -> tuple[Floats, Floats]:
         """E (n,) and ∂E/∂A (n, 4, M) for moments A (n, 4, M) and inputs beside the features (n, n_columns)."""

@@ -1,0 +1,110 @@
+// The gradient of the weights, block by block of their rows.
+#include "fitting_tape.h"
+#include "parallel.h"
+
+namespace dphpc {
+namespace {
+
+// A thread's memory, kept from block to block.
+template <class Real>
+struct Scratch {
+    std::vector<Real> inputs, folded, sum;
+
+    static Scratch& own() {
+        thread_local Scratch scratch;
+        return scratch;
+    }
+};
+
+}  // namespace
+
+// Sets `rows` rows of a layer's weight gradient (rows, n_out), or with `add` adds to them: Σ xᵀ·q + ẋᵀ·p over the tiles.
+// left(tile, which) returns x or ẋ of the tile, (rows, atoms), in memory that lasts until the next call.
+template <class Real>
+template <class Left>
+void FittingTape<Real>::set_weight_rows(int l, int rows, bool add, Real* w, Left&& left) {
+    const int n_out = layers_[l].n_out, step = padded<Real>(n_out);
+    const bool in_place = step == n_out;
+    Real* sum = in_place ? w : sized(Scratch<Real>::own().sum, static_cast<std::size_t>(rows) * step);
+    if (!in_place || !add) std::fill_n(sum, static_cast<std::size_t>(rows) * step, Real(0));
+    for (int t = 0; t < tiling_.n_tiles(); ++t) {
+        const Tile tile = tiling_.tile(t);
+        for (int which = 0; which < 2; ++which)
+            kept_[l].right[which][t].add_product(rows, left(tile, which), tile.n, 1, sum, step);
+    }
+    for (int i = 0; i < rows && !in_place; ++i)
+        for (int j = 0; j < n_out; ++j) {
+            Real& element = w[static_cast<std::size_t>(i) * n_out + j];
+            element = (add ? element : Real(0)) + sum[static_cast<std::size_t>(i) * step + j];
+        }
+}
+
+// Computes the rows of the first layer's weight gradient that belong to a piece of its inputs.
+template <class Real>
+void FittingTape<Real>::first_weights(const InputPiece& piece, bool add, Real* w) {
+    Scratch<Real>& scratch = Scratch<Real>::own();
+    const int n_out = layers_.front().n_out;
+    const auto left = [&](const Tile& tile, int which) {
+        Real* inputs = sized(scratch.inputs, static_cast<std::size_t>(piece.width) * tile.n);
+        const Real* moments = at(moments_, tile, n_row());
+        if (which == 0)
+            inputs_.fill(piece, tile, moments, at(columns_, tile, inputs_.n_columns), inputs, tile.n);
+        else
+            inputs_.fill_tangent(piece, tile, moments, at(moments_tangent_, tile, n_row()), inputs, tile.n);
+        return inputs;
+    };
+    if (inputs_.is_plain(piece))
+        return set_weight_rows(0, piece.width, add, w + static_cast<std::size_t>(inputs_.first_row(piece)) * n_out, left);
+    Real* folded = sized(scratch.folded, static_cast<std::size_t>(piece.width) * n_out);
+    set_weight_rows(0, piece.width, false, folded, left);
+    inputs_.for_rows(piece, [&](int i, int row) {
+        const Real* from = folded + static_cast<std::size_t>(i) * n_out;
+        Real* out = w + static_cast<std::size_t>(row) * n_out;
+        for (int j = 0; j < n_out; ++j) out[j] = add ? out[j] + from[j] : from[j];
+    });
+}
+
+// Computes rows first … last − 1 of the weight gradient of a later layer.
+template <class Real>
+void FittingTape<Real>::weight_rows(int l, int first, int last, bool add, Real* w) {
+    const int n_in = layers_[l].n_in, rows = last - first;
+    const auto left = [&](const Tile& tile, int which) {
+        const std::vector<Real>& x = which == 0 ? kept_[l - 1].value : kept_[l - 1].tangent;
+        Real* out = sized(Scratch<Real>::own().inputs, static_cast<std::size_t>(rows) * tile.n);
+        for_panels<Real>(tile, [&](std::int64_t at, auto n) {
+            const Real* panel = x.data() + (tile.first + at) * n_in + first * n;
+            for (int i = 0; i < rows; ++i) std::copy_n(panel + i * n, static_cast<int>(n), out + i * tile.n + at);
+        });
+        return out;
+    };
+    set_weight_rows(l, rows, add, w + static_cast<std::size_t>(first) * layers_[l].n_out, left);
+}
+
+template <class Real>
+void FittingTape<Real>::set_weights(int threads, const std::vector<LayerGradient<Real>>& gradients, bool add) {
+    struct Block {
+        int layer, first, last;  // rows of a layer's weights
+    };
+    std::vector<Block> blocks;
+    for (int l = 1; l < static_cast<int>(gradients.size()); ++l) {
+        if (!gradients[l].w) continue;
+        const int rows = layers_[l].n_in, n = (rows + piece_width - 1) / piece_width;
+        for (int b = 0; b < n; ++b) blocks.push_back({l, rows * b / n, rows * (b + 1) / n});
+    }
+    const int n_pieces = gradients[0].w ? static_cast<int>(weight_pieces_.size()) : 0;
+    const int n_parts = n_pieces + static_cast<int>(blocks.size());
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
+    for (int part = 0; part < n_parts; ++part) {
+        if (part < n_pieces) {
+            first_weights(weight_pieces_[part], add, gradients[0].w);
+        } else {
+            const Block& b = blocks[part - n_pieces];
+            weight_rows(b.layer, b.first, b.last, add, gradients[b.layer].w);
+        }
+    }
+}
+
+template void FittingTape<double>::set_weights(int, const std::vector<LayerGradient<double>>&, bool);
+template void FittingTape<float>::set_weights(int, const std::vector<LayerGradient<float>>&, bool);
+
+}  // namespace dphpc
