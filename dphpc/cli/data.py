@@ -27,8 +27,17 @@ def convert_data(
     type_map: Annotated[
         list[str] | None, typer.Option("--type-map", "-t", help="Order of the species, as in -t O H, after IN and OUT.")
     ] = None,
+    hold_out: Annotated[
+        float,
+        typer.Option(
+            "--hold-out",
+            min=0.0,
+            max=1.0,
+            help="Fraction of the frames for validation, written to OUT_valid beside OUT.",
+        ),
+    ] = 0.0,
 ) -> None:
     """Convert labelled structures into training data."""
     from dphpc.train.convert import convert
 
-    show_result("\n".join(convert(sources, target, format, output_format, type_map).lines()))
+    show_result("\n".join(convert(sources, target, format, output_format, type_map, hold_out).lines()))

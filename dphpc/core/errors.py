@@ -111,3 +111,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     known = sorted(known)
     near = nearest(word, known)
     return f"did you mean '{near}'?" if near else f"known are: {', '.join(known)}"
+
+
+def counted(n: int, what: str) -> str:
+    """`1 frame`, `2 frames`: a number of things, as messages name them."""
+    return f"{n:,} {what}" + "s" * (n != 1)

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from dphpc.core.errors import DataError, InputError, did_you_mean
+from dphpc.core.errors import DataError, InputError, counted, did_you_mean
 from dphpc.train.data.dataset import open_systems
 from dphpc.train.data.lmdb_frames import is_lmdb
 from dphpc.train.data.storage import HDF5_MARK, find_stores
 from dphpc.train.data.system import FrameInputs
-from dphpc.train.data.writer import Configuration, write_systems
+from dphpc.train.data.writer import Configuration, require_free, write_systems
 from dphpc.train.neighbor_stat import common_type_map
 
 DEEPMD_FORMATS = ("deepmd", "deepmd/npy", "deepmd/comp", "deepmd/npy/mixed", "deepmd/hdf5", "deepmd/lmdb")
@@ -53,6 +53,8 @@ class ConversionReport:
     ----------
     labels
         Number of frames that have each label.
+    held_out
+        Where the frames for validation are, and how many they are; None if there are none.
     """
 
     output: str
@@ -62,13 +64,20 @@ class ConversionReport:
     n_atoms: tuple[int, int]
     type_map: list[str]
     labels: dict[str, int]
+    held_out: tuple[str, int] | None = None
 
     def lines(self) -> list[str]:
         """A summary for the screen."""
         low, high = self.n_atoms
-        labels = ", ".join(f"{k} ({n} frames)" for k, n in self.labels.items()) or "none"
+        labels = ", ".join(f"{k} ({n} frames)" for k, n in self.labels.items()) or "none: nothing to train on"
+        where = f"{counted(len(self.systems), 'system')} to {self.output} ({self.output_format})"
         return [
-            f"wrote {self.n_frames} frames in {len(self.systems)} systems to {self.output} ({self.output_format})",
+            f"wrote {counted(self.n_frames, 'frame')} in {where}",
+            *(
+                [f"  validation:    {counted(self.held_out[1], 'frame')} in {self.held_out[0]}"]
+                if self.held_out
+                else []
+            ),
             f"  atoms a frame: {low}" + (f" to {high}" if high != low else ""),
             f"  type map:      {' '.join(self.type_map)}",
             f"  labels:        {labels}",
@@ -81,6 +90,7 @@ def convert(
     input_format: str | None = None,
     output_format: str | None = None,
     type_map: Sequence[str] | None = None,
+    hold_out: float = 0.0,
 ) -> ConversionReport:
     """Convert files that dpdata or ASE read, or DeePMD-kit systems, into DeePMD-kit systems.
 
@@ -96,11 +106,14 @@ def convert(
         (default for .lmdb).
     type_map
         Order of the types; None: the order in which they are met.  It also names types that are numbers in a file.
+    hold_out
+        Fraction of the frames that are written to an output of their own for validation (`validation_name`), at equal
+        distances in the input.
 
     Raises
     ------
     InputError
-        Unknown format, or the output exists.
+        Unknown format, an output exists, or `hold_out` leaves no frame for training or validation.
     DataError
         The input cannot be read, holds no frames, or has an element outside `type_map`.
     """
@@ -110,12 +123,41 @@ def convert(
     if not frames:
         raise DataError("the input holds no frames", where=", ".join(map(str, paths)))
     names = list(type_map) if type_map else list(dict.fromkeys(s for f in frames for s in f.symbols))
-    systems = write_systems(frames, names, output, target)
+    training, validation = _split(frames, hold_out)
+    held_out = None
+    if validation:
+        beside = validation_name(output)
+        require_free(beside)
+        held_out = str(beside), len(validation)
+    systems = write_systems(training, names, output, target)
+    if held_out:
+        write_systems(validation, names, held_out[0], target)
     sizes = [len(f.symbols) for f in frames]
     labels = Counter(name for f in frames for name in f.values)
     return ConversionReport(
-        str(output), target, systems, len(frames), (min(sizes), max(sizes)), names, dict(sorted(labels.items()))
-    )
+        str(output), target, systems, len(training), (min(sizes), max(sizes)), names, dict(sorted(labels.items())),
+        held_out,
+    )  # fmt: skip
+
+
+def validation_name(output: str | Path) -> Path:
+    """Name of the output for validation beside that for training: data_valid, data_valid.hdf5."""
+    path = Path(output)
+    suffix = path.suffix if path.suffix in _BY_ENDING else ""
+    return path.with_name(f"{path.name.removesuffix(suffix)}_valid{suffix}")
+
+
+def _split(frames: list[Configuration], fraction: float) -> tuple[list[Configuration], list[Configuration]]:
+    """Frames for training and for validation, the latter at equal distances."""
+    n = round(fraction * len(frames))
+    if fraction and not 0 < n < len(frames):
+        raise InputError(
+            f"of {counted(len(frames), 'frame')} a fraction of {fraction:g} is {n}", where="--hold-out",
+            expected="at least one frame for training and one for validation",
+        )  # fmt: skip
+    chosen = {int((k + 0.5) * len(frames) / n) for k in range(n)}
+    training = [frame for i, frame in enumerate(frames) if i not in chosen]
+    return training, [frames[i] for i in sorted(chosen)]
 
 
 def read_configurations(

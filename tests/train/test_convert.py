@@ -56,6 +56,31 @@ def test_extxyz_through_ase(tmp_path: Path, output_format: str) -> None:
         np.testing.assert_allclose(frame.virial, virial, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["out", "out.hdf5", "out.lmdb"])
+def test_frames_for_validation_are_held_out(tmp_path: Path, name: str) -> None:
+    frames = [atoms for _ in range(5) for atoms in atoms_frames()]
+    for i, atoms in enumerate(frames):
+        atoms.calc.results["energy"] = float(i)
+    write(tmp_path / "in.extxyz", frames)
+    report = convert(tmp_path / "in.extxyz", tmp_path / name, hold_out=0.2)
+    beside = tmp_path / name.replace("out", "out_valid")
+    assert (report.n_frames, report.held_out) == (16, (str(beside), 4))
+    assert report.lines()[:2] == [
+        f"wrote 16 frames in 2 systems to {tmp_path / name} ({report.output_format})",
+        f"  validation:    4 frames in {beside}",
+    ]
+    assert sorted(by_energy(open_systems([str(beside)], ["O", "H"]))) == [2, 7, 12, 17]
+    assert sorted(by_energy(open_systems([str(tmp_path / name)], ["O", "H"]))) == sorted({*range(20)} - {2, 7, 12, 17})
+    for fraction in (0.02, 0.98):
+        with pytest.raises(InputError, match="at least one frame for training and one for validation"):
+            convert(tmp_path / "in.extxyz", tmp_path / "new", hold_out=fraction)
+    (tmp_path / "third_valid").mkdir()
+    (tmp_path / "third_valid" / "x").touch()
+    with pytest.raises(InputError, match="third_valid' exists"):
+        convert(tmp_path / "in.extxyz", tmp_path / "third", hold_out=0.2)
+    assert not (tmp_path / "third").exists()
+
+
 @pytest.mark.parametrize("output_format", FORMATS)
 def test_deepmd_systems_keep_everything(tmp_path: Path, output_format: str) -> None:
     for name, data in zip("ab", two_systems(), strict=True):

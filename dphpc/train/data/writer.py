@@ -80,8 +80,7 @@ def write_systems(
     output = Path(output)
     if output_format not in FORMATS:
         raise InputError(f"unknown output format '{output_format}'", remedy=did_you_mean(output_format, FORMATS))
-    if output.exists() and (output.is_file() or any(output.iterdir())):
-        raise InputError(f"the output '{output}' exists", remedy="remove it or choose another name")
+    require_free(output)
     groups = _grouped(configurations, list(type_map), mixed=output_format == "deepmd/npy/mixed")
     if not groups:
         raise DataError("there are no frames to write")
@@ -105,6 +104,12 @@ def write_systems(
             shutil.rmtree(temporary)
         temporary.unlink(missing_ok=True)
     return [group.name for group in groups]
+
+
+def require_free(output: Path) -> None:
+    """Raise InputError if something is at the path of an output; an empty folder does not matter."""
+    if output.exists() and (output.is_file() or any(output.iterdir())):
+        raise InputError(f"the output '{output}' exists", remedy="remove it or choose another name")
 
 
 def _grouped(configurations: Iterable[Configuration], type_map: list[str], *, mixed: bool) -> list[_Group]:
