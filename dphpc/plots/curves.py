@@ -78,7 +78,8 @@ def draw_loss(ax: Axes, runs: Mapping[str, Table], kind: str) -> None:
 def thermo(table: Table, label: str = "") -> Figure:
     """Temperature, energies, drift of the conserved quantity and pressure of an MD run over time.
 
-    The axis is the step where time stands still, as in a minimization.
+    Density and box lengths are added if the volume changes.  The axis is the step where time stands still, as in a
+    minimization.
 
     Parameters
     ----------
@@ -93,21 +94,36 @@ def thermo(table: Table, label: str = "") -> Figure:
     time, unit = table["time_ps"], "time (ps)"
     if "step" in table and not np.ptp(time):
         time, unit = table["step"], "step"
-    with panels(2, 2, size=(4.6, 2.9), sharex=True) as (figure, (top, energy, drift, pressure)):
+    lengths = [name for name in ("a_A", "b_A", "c_A") if name in table]
+    breathes = "density_g_cm3" in table and bool(np.ptp(table["volume_A3"])) and bool(lengths)
+    with panels(2 + breathes, 2, size=(4.6, 2.9), sharex=True) as (figure, axes):
+        top, energy, drift, pressure, *box = axes
         figure.suptitle(label, fontsize=11, x=0.01, ha="left")
         top.plot(time, table["temperature_K"], color=COLORS[3])
         top.set(title="Temperature", ylabel="T (K)")
         for name, color in (("potential", COLORS[0]), ("kinetic", COLORS[1]), ("total", GREY)):
-            values = table[f"{name}_eV"]
-            energy.plot(time, values - values[0], color=color, label=name)
+            energy.plot(time, _change(table[f"{name}_eV"]), color=color, label=name)
         energy.set(title="Energies", ylabel="change since start (eV)")
-        energy.margins(y=0.18)
-        energy.legend(ncols=3, loc="upper center")
-        drift.plot(time, 1e3 * (table["conserved_eV"] - table["conserved_eV"][0]), color=COLORS[2])
-        drift.set(title="Conserved quantity", xlabel=unit, ylabel="change since start (meV)")
+        drift.plot(time, 1e3 * _change(table["conserved_eV"]), color=COLORS[2])
+        drift.set(title="Conserved quantity", ylabel="change since start (meV)")
         pressure.plot(time, GPA_PER_BAR * table["pressure_bar"], color=COLORS[4])
-        pressure.set(title="Pressure", xlabel=unit, ylabel="P (GPa)")
+        pressure.set(title="Pressure", ylabel="P (GPa)")
+        if box:
+            box[0].plot(time, table["density_g_cm3"], color=COLORS[5])
+            box[0].set(title="Density", ylabel="g/cm³")
+            for name, style in zip(lengths, ("-", "--", ":"), strict=False):
+                box[1].plot(time, 1e2 * _change(table[name]) / table[name][0], style, label=name.removesuffix("_A"))
+            box[1].set(title="Lengths of the box vectors", ylabel="change since start (%)")
+        for ax in (energy, *box[1:]):
+            ax.margins(y=0.18)
+            ax.legend(ncols=3, loc="upper center")
+        for ax in axes[-2:]:
+            ax.set_xlabel(unit)
     return figure
+
+
+def _change(values: Floats) -> Floats:
+    return values - values[0]
 
 
 def model_deviation(table: Table, label: str = "") -> Figure:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from dphpc.core.errors import DataError
@@ -48,7 +49,8 @@ def rounds(table: Table, deviations: Mapping[int, Floats] | None = None, label: 
         errors.legend()
         _draw_deviations(spread, number, table["worst_devi_f"], deviations or {})
         for axes in (frames, errors, spread):
-            axes.set_xticks(number)
+            axes.set_xlim(number[0] - 0.6, number[-1] + 0.6)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     return figure
 
 

@@ -119,10 +119,11 @@ def draw(folder: Path, quantities: list[Parity], volumes: dict[str, Any], struct
         thermo = read_table(folder / "thermo.csv")
         drift = 1e3 * (thermo["conserved_eV"] - thermo["conserved_eV"][0]) / N_CRYSTAL
         axes[5].plot(thermo["time_ps"], thermo["temperature_K"], color="#b83b5e")
-        axes[5].set(title="MD of the crystal on 2 ranks", xlabel="time (ps)", ylabel="temperature (K)")
+        axes[5].set(title="MD of the crystal on 2 ranks", xlabel="time (ps)")
+        axes[5].set_ylabel("temperature (K)", color="#b83b5e")
         right = axes[5].twinx()
         right.plot(thermo["time_ps"], drift, color="#2a9d6f", lw=1.0)
-        right.set_ylabel("conserved energy (meV/atom)", color="#2a9d6f")
+        right.set_ylabel("change of conserved energy (meV/atom)", color="#2a9d6f")
         right.set_ylim(-1, 1)
         right.grid(False)
     return save(figure, folder / "overview.png")

@@ -209,6 +209,26 @@ def test_where_time_stands_still_steps_are_shown(files: dict[str, str]) -> None:
         assert list(last.lines[0].get_xdata())[-1] == pytest.approx(4 if still else 0.004)
 
 
+def test_a_box_that_changes_is_shown(files: dict[str, str]) -> None:
+    path = Path(files["thermo"])
+    assert len(draw(None, [str(path)])[1].axes) == 4
+    head, *rows = path.read_text().splitlines()
+    rows = [row.removesuffix("160") + f"{160 + i},{2.5 - i / 10},4,{5 + i / 10},8" for i, row in enumerate(rows)]
+    path.write_text("\n".join((f"{head},density_g_cm3,a_A,b_A,c_A", *rows, "")))
+    density, lengths = draw(None, [str(path)])[1].axes[4:]
+    np.testing.assert_allclose(density.lines[0].get_ydata(), 2.5 - np.arange(5) / 10)
+    assert [line.get_label() for line in lengths.lines] == ["a", "b", "c"]
+    np.testing.assert_allclose(lengths.lines[1].get_ydata(), 2.0 * np.arange(5))
+    assert [axes.get_xlabel() for axes in (density, lengths)] == ["time (ps)"] * 2
+
+
+def test_panels_of_rounds_have_one_scale(files: dict[str, str]) -> None:
+    _, figure = draw(None, [files["rounds"]])
+    limits = {axes.get_xlim() for axes in figure.axes}
+    assert len(limits) == 1
+    assert all(low < 0 and high > 1 for low, high in limits)
+
+
 def test_wrong_requests_are_refused(files: dict[str, str], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="neither a file nor a kind"):
         draw(None, ["lcurv"])
