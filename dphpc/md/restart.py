@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from dphpc.core.box import Box
 from dphpc.core.errors import DataError
 from dphpc.core.state import RESTARTED
-from dphpc.md.config import RESTART_SUFFIXES, Fixed, Stage
+from dphpc.md.config import RESTART_SUFFIXES, Fixed, MdConfig, Stage
 from dphpc.md.deferred import at_once
 from dphpc.md.engine import Engine
 from dphpc.md.extent import Extent
@@ -55,6 +55,8 @@ class Checkpoint:
         By name how far the outputs were written, including a last step that was not due; empty in older files.
     account
         (3,) eV that all thermostats and barostats took, the integrator's own account included; None in older files.
+    origin
+        What the run began from, see `origin_of`; None in older files.
     """
 
     step: int
@@ -68,6 +70,7 @@ class Checkpoint:
     fixed: dict[str, Any] | None = None
     ends: dict[str, Extent] = field(default_factory=dict)
     account: list[float] | None = None
+    origin: dict[str, Any] | None = None
 
     @property
     def minimizes(self) -> bool:
@@ -102,6 +105,11 @@ class Checkpoint:
         if not same or done_all or planned[here]["steps"] < self.stage_step:
             return None
         return here, self.stage_step
+
+
+def origin_of(settings: MdConfig) -> dict[str, Any]:
+    """What tells a run from another: the name of its structure's file, without the folder, and how it is replicated."""
+    return {"structure": Path(settings.structure).name, "replicate": settings.replicate}
 
 
 def write_restart(

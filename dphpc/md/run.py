@@ -27,7 +27,7 @@ from dphpc.md.memory import SNAPSHOT_BYTES, estimate, refuse_if_too_large
 from dphpc.md.minimize import Fire
 from dphpc.md.observables import HEADER, bath_energy, measure
 from dphpc.md.output import Output, Screen, TableFile, extents_of, writing
-from dphpc.md.restart import Checkpoint, write_restart
+from dphpc.md.restart import Checkpoint, origin_of, write_restart
 from dphpc.md.result import MDResult, columns_of
 from dphpc.md.setup import (
     Start,
@@ -86,10 +86,12 @@ def run_md(
     """
     comm = comm if comm is not None else world()
     with ends_together(comm):
-        settings, replaced = from_first(comm, lambda: read_settings(config, potential is not None, resume))
+        settings, given = from_first(comm, lambda: read_settings(config, potential is not None, resume))
         if device is not None:
+            same = given is settings
             settings = settings.model_copy(update={"device": device})
-        run = Run(settings, comm, potential, replaced)
+            given = settings if same else given
+        run = Run(settings, comm, potential, given)
         try:
             return run.go()
         finally:
@@ -100,8 +102,9 @@ class Run:
     """A run in progress: engine, position in the stages, and outputs."""
 
     def __init__(
-        self, settings: MdConfig, comm: Communicator, potential: Potential | None, replaced: str | None = None
+        self, settings: MdConfig, comm: Communicator, potential: Potential | None, given: MdConfig | None = None
     ) -> None:
+        self.given = given or settings
         self.settings, self.comm = settings, comm
         self.screen = Screen(0, 0, quiet=comm.rank != 0)
         self.n_threads = settings.n_threads or default_threads(ranks_on_same_cores(comm))
@@ -110,7 +113,7 @@ class Run:
             self.device = find_device(settings.device, comm.node_rank)
             self.potential = potential or load_potential(str(settings.model), settings, self.device)
             self.deviation = load_monitor(settings, self.potential, self.device)
-        source, start = read_start(settings, self.potential.type_map, replaced, comm)
+        source, start = read_start(settings, self.potential.type_map, self.given, comm)
         self.checkpoint, self.masses = start.checkpoint, start.masses
         with together(comm):
             require_box_for_pressure(settings, start.box)
@@ -133,8 +136,6 @@ class Run:
         self._plan()
         if settings.stages[self.stage].ensemble != "minimize":
             self._start_moving()
-        if settings.velocities is None and not start.has_velocities and not self.at_rest:
-            self.screen.say("velocities: all atoms start at rest (none in the run file, none in the structure)")
 
     def _describe(self, start: Start, n_atoms: int, domain: Domain) -> None:
         """Print the run's header; refuse a run that does not fit into memory."""
@@ -370,6 +371,7 @@ class Run:
         checkpoint = Checkpoint(
             engine.step, clock, stages, *place, bath.tolist(), kept or ends, integrator.save(),
             fixed=s.fixed.model_dump() if s.fixed else None, ends=ends, account=account.tolist(),
+            origin=origin_of(self.given),
         )  # fmt: skip
         write_restart(s.restart.file, engine, checkpoint, self.potential.type_map, self.masses)
 

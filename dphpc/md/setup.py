@@ -20,7 +20,7 @@ from dphpc.core.errors import InputError
 from dphpc.md.config import MdConfig
 from dphpc.md.deviation import DeviationMonitor
 from dphpc.md.memory import Estimate
-from dphpc.md.restart import Checkpoint, is_restart, read_restart
+from dphpc.md.restart import Checkpoint, is_restart, origin_of, read_restart
 from dphpc.md.sealed import previous_of
 from dphpc.md.structures import Source, masses_of, read_structure, require_file
 from dphpc.parallel.comm import Communicator, together
@@ -35,8 +35,8 @@ SHORT_STEP = 0.02
 
 def read_settings(
     config: str | Path | Mapping[str, Any], has_potential: bool, resume: bool
-) -> tuple[MdConfig, str | None]:
-    """The run's settings, and the structure that they named if the run's own restart file takes its place, else None.
+) -> tuple[MdConfig, MdConfig]:
+    """The run's settings, and those of the run file: they differ if the run's own restart file is the structure.
 
     Raises
     ------
@@ -57,7 +57,7 @@ def read_settings(
         require_file(settings.structure, "structure")
     if is_restart(settings.structure) and max(settings.replicate) > 1:
         raise InputError("a restart cannot be replicated", where="key 'replicate'", remedy="remove it")
-    return settings, None if settings is given else given.structure
+    return settings, given
 
 
 def with_own_restart(settings: MdConfig) -> MdConfig:
@@ -150,11 +150,11 @@ class Start:
 
 
 def read_start(
-    settings: MdConfig, type_map: list[str], replaced: str | None, comm: Communicator
+    settings: MdConfig, type_map: list[str], given: MdConfig, comm: Communicator
 ) -> tuple[Source | None, Start]:
     """The structure, on rank 0, and what all ranks must know about it; collective.
 
-    `replaced` is the second result of `read_settings`.
+    `given` is the second result of `read_settings`.
     """
     s, source, start = settings, None, None
     with together(comm):
@@ -162,8 +162,8 @@ def read_start(
             checkpoint, warning = None, None
             if is_restart(s.structure):
                 source, checkpoint, warning = read_restart(s.structure)
-                if replaced is not None:
-                    _require_same_plan(checkpoint, s, Path(replaced))
+                if given is not s:
+                    _require_same_plan(checkpoint, s, given)
             else:
                 source = read_structure(s.structure, s.type_map, s.periodic, with_fixed=s.fixed is None)
             source.require_named(s.type_map, s.structure)
@@ -195,12 +195,27 @@ def require_box_for_pressure(settings: MdConfig, box: Box) -> None:
         )  # fmt: skip
 
 
-def _require_same_plan(checkpoint: Checkpoint, settings: MdConfig, replaced: Path) -> None:
-    """Refuse to continue a run that is complete or has other stages or fixed atoms.
+def _require_same_origin(checkpoint: Checkpoint, given: MdConfig, path: str) -> None:
+    """Refuse to continue another run, which left its restart file under this run's name."""
+    origin, asked = checkpoint.origin, origin_of(given)
+    if origin is None or origin == asked:
+        return
+    key = next(key for key in asked if origin[key] != asked[key])
+    raise InputError(
+        f"the restart file is another run's: its {key} is {origin[key]}, the run file's {asked[key]}",
+        where=f"{path}, step {checkpoint.step}",
+        remedy=f"move it away, or name another restart file; for a new run from there: structure: {path}",
+    )
 
-    The latter two are allowed if the run file names the restart file as its structure: it is a new run from there.
+
+def _require_same_plan(checkpoint: Checkpoint, settings: MdConfig, given: MdConfig) -> None:
+    """Refuse to continue a run that is complete or has another structure, other stages or fixed atoms.
+
+    All but the first are allowed if the run file names the restart file as its structure: it is a new run from there.
     """
-    begins_there = replaced.resolve() == Path(settings.structure).resolve()
+    begins_there = Path(given.structure).resolve() == Path(settings.structure).resolve()
+    if not begins_there:
+        _require_same_origin(checkpoint, given, settings.structure)
     same_atoms = checkpoint.fixes_as(settings.fixed)
     if not same_atoms and begins_there:
         return
@@ -238,7 +253,17 @@ def _too_short(settings: MdConfig) -> str | None:
     """A warning about a timestep that seems to be in ps, as in LAMMPS' `metal` units."""
     if settings.timestep_fs >= SHORT_STEP:
         return None
-    return f"timestep_fs is {settings.timestep_fs:g}: it is in femtoseconds, LAMMPS' 0.0005 ps is 0.5"
+    ps = settings.timestep_fs
+    return f"timestep_fs is {ps:g}: it is in femtoseconds; if it is meant in ps, as in LAMMPS, write {1e3 * ps:g}"
+
+
+def _velocities(settings: MdConfig, start: Start) -> list[str]:
+    """Where velocities come from that neither the run file nor a restart file gives."""
+    if settings.velocities is not None or start.checkpoint is not None:
+        return []
+    if not start.has_velocities:
+        return ["velocities: all atoms start at rest (none in the run file, none in the structure)"]
+    return [f"velocities: from {settings.structure}"] if settings.stages[0].ensemble != "minimize" else []
 
 
 def header(
@@ -261,5 +286,6 @@ def header(
         *([f"GPU:       {needed.gpu}"] if needed.gpu else []),
         *(f"committee: {1 + len(d.models)} models, compared every {d.every} steps" for d in [s.deviation] if d),
         f"memory:    {needed}",
+        *_velocities(s, start),
         *(f"warning:   {text}" for text in (places.warning(), start.warning, _too_short(s)) if text),
     ]

@@ -333,6 +333,26 @@ def test_what_has_changed_in_the_stages_is_named(config: Make, argon: LennardJon
     assert run_md(run | {"stages": [NVE, ramp, NVE]}, resume=True, potential=argon).steps == 10
 
 
+def test_another_runs_restart_file_is_not_continued(config: Make, argon: LennardJones, tmp_path: Path) -> None:
+    run = config(stages=[NVE], **files(tmp_path))
+    run_md(run, potential=argon)
+    longer, other = {"stages": [NVE | {"steps": 12}]}, tmp_path / "other.extxyz"
+    other.write_bytes(Path(run["structure"]).read_bytes())
+    for changes, message in [
+        (
+            {"structure": str(other)},
+            rf"(?s)its structure is {Path(run['structure']).name}, the run file's other.extxyz",
+        ),
+        ({"replicate": [1, 1, 1]}, r"(?s)its replicate is .*, the run file's \[1, 1, 1\].*remedy:   move it away"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            run_md(run | longer | changes, resume=True, potential=argon)
+    moved = tmp_path / "moved" / Path(run["structure"]).name
+    moved.parent.mkdir()
+    moved.write_bytes(other.read_bytes())
+    assert run_md(run | longer | {"structure": str(moved)}, resume=True, potential=argon).steps == 2
+
+
 class Failing:
     """A potential that fails at one of its calls."""
 

@@ -356,7 +356,7 @@ def test_mistakes_are_found_by_all_before_the_run(comm: Communicator, config: Ma
         ({"type_map": ["Xe"]}, argon, InputError, r"(?s)names its species itself, 'Ar'.*type_map of Ar, or none"),
         ({"replicate": [2000] * 3}, argon, InputError, r"32,000,000,000 atoms need .* GB on a node.*available"),
         ({}, None, InputError, "'model' is missing"),
-        ({}, LennardJones(["Ne"]), InputError, r"(?s)species 'Ar', which the model does not know.*; known are: Ne"),
+        ({}, LennardJones(["Ne"]), InputError, r"(?s)species 'Ar', which the model does not know.*of the model: Ne\n"),
         ({"structure": str(bad), "replicate": None}, argon, DataError, "no restart file of dphpc"),
         ({"model": str(fparam)}, None, InputError, r"(?s)takes 2 frame parameters.*model_inputs"),
         ({"model": str(kinked)}, None, InputError, r"(?s)network with kinks.*deterministic: false"),
@@ -423,7 +423,28 @@ def test_the_header_says_which_frame_was_taken(
     assert f"structure: {frames}, last of its frames, replicated" in capsys.readouterr().out
 
 
+def test_the_header_tells_where_velocities_come_from(
+    config: Make, argon: LennardJones, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moving, resting = tmp_path / "moving.extxyz", tmp_path / "resting.extxyz"
+    atoms = read(config()["structure"], parallel=False)
+    write(resting, atoms)
+    atoms.set_momenta(np.ones((len(atoms), 3)))
+    write(moving, atoms)
+    for structure, velocities, told in [
+        (moving, None, f"velocities: from {moving}\n"),
+        (resting, None, "velocities: all atoms start at rest"),
+        (moving, {"temperature_K": 50}, None),
+    ]:
+        run_md(config(structure=str(structure), velocities=velocities, stages=[stage("nve", 1)]), potential=argon)
+        shown = capsys.readouterr().out
+        assert told in shown if told else "velocities:" not in shown
+
+
 def test_a_time_step_in_ps_is_told(config: Make, argon: LennardJones, capsys: pytest.CaptureFixture[str]) -> None:
     for timestep, told in ((0.0005, True), (0.5, False)):
         run_md(config(timestep_fs=timestep), potential=argon)
-        assert ("warning:   timestep_fs is 0.0005: it is in femtoseconds" in capsys.readouterr().out) == told
+        assert (
+            "timestep_fs is 0.0005: it is in femtoseconds; if it is meant in ps, as in LAMMPS, write 0.5\n"
+            in capsys.readouterr().out
+        ) == told
