@@ -19,6 +19,12 @@ from dphpc.md.restart import read_restart
 from dphpc.md.sealed import previous_of
 from dphpc.md.structures import read_structure
 
+_IN_RUN_FILE = {
+    "deviation/mark_above": "select/above", "deviation/stop_above": "select/stop_above",
+    "deviation/every": "explore/every",
+}  # fmt: skip
+"""Keys of a run that come from the loop's run file, with their paths there."""
+
 RECORD, DEVIATIONS, CANDIDATES, RESTART = "run.json", "model_devi.out", "candidates.extxyz", "restart.h5"
 """Files that a run reads and writes in its folder."""
 
@@ -171,7 +177,8 @@ def _exploration(
         return command_line(config.launch.md, "md", RECORD, *["--continue"] * resume)
 
     number, k = place
-    return Work(f"round {number}, exploration {k} ({condition.name})", folder, RECORD, run, begin, accept=_explored)
+    title = f"round {number}, exploration {k} ({condition.name})"
+    return Work(title, folder, RECORD, run, begin, accept=_explored, known_as=_IN_RUN_FILE)
 
 
 def _is_over(part: Path, run: dict[str, Any], select: Select) -> bool:

@@ -75,7 +75,8 @@ def labelling(
             if chosen:
                 write_systems(chosen, type_map, part / name, "deepmd/npy")
 
-    return Work(title, folder, RECORD, settings, begin, finish, directory=Path.cwd())
+    known_as = {"choice/above": "select/above", "choice/below": "select/below", "choice/most": "select/most"}
+    return Work(title, folder, RECORD, settings, begin, finish, directory=Path.cwd(), known_as=known_as)
 
 
 def first_label(config: LearnConfig, folder: Path, sample: Atoms, type_map: Sequence[str]) -> Work:

@@ -33,7 +33,7 @@ from dphpc.active.work import (
     write_json,
 )
 from dphpc.core.config import load_config, parse_config
-from dphpc.core.errors import InputError, RunError
+from dphpc.core.errors import InputError, RunError, counted
 from dphpc.core.files import write_whole
 from dphpc.parallel.launch import launched_by
 from dphpc.train.evaluate import test as evaluate
@@ -169,7 +169,7 @@ class Loop:
         length = f"{t.numb_steps} steps" if t.numb_steps is not None else f"{t.numb_epoch:g} epochs"
         lines = [
             f"committee: {c.models} models of {c.train} ({', '.join(self.committee.type_map)}), {length} each; "
-            f"{len(self.committee.systems)} data systems to begin with",
+            f"{counted(len(self.committee.systems), 'data system')} to begin with",
             f"labels:    {c.label.calculator or c.label.command}",
         ]
         n_rounds = n_runs = n_labels = 0

@@ -73,6 +73,8 @@ class Work:
         Called with the command's exit status and the temporary path; returns whether the work is done.
     directory
         The command's working directory; None is the folder itself.
+    known_as
+        Paths of keys in `settings` that the run file has under another path, with that path.
     """
 
     title: str
@@ -83,6 +85,7 @@ class Work:
     finish: Callable[[Path], None] = lambda _: None
     accept: Callable[[int, Path], bool] = lambda status, _: status == 0
     directory: Path | None = None
+    known_as: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def part(self) -> Path:
@@ -102,8 +105,10 @@ class Work:
             if path.is_file():
                 key = _difference(read_json(path), json.loads(json.dumps(self.settings)))
                 if key is not None:
+                    path_in, values = key.split(": ", 1)
+                    done = "done" if folder == self.folder else "begun"
                     raise InputError(
-                        f"{self.title} was {'done' if folder == self.folder else 'begun'} with another {key}",
+                        f"{self.title} was {done} with another {self.known_as.get(path_in, path_in)}: {values}",
                         where=str(path),
                         expected="what agrees with the work that is there; more rounds may be added",
                         remedy=f"restore it, name another 'folder', or remove {folder} and what follows from it",

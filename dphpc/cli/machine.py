@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 
 from dphpc.core.cores import n_cores
+from dphpc.core.errors import counted
 from dphpc.parallel.jobscript import mpi_library
 from dphpc.parallel.launch import launched_by
 
@@ -124,7 +125,10 @@ def processor() -> list[Finding]:
     import numpy  # noqa: F401  loads its BLAS, which is looked at next
     from threadpoolctl import threadpool_info
 
-    pools = [f"{p['internal_api']} {p.get('version') or ''}, {p['num_threads']} threads" for p in threadpool_info()]
+    pools = [
+        f"{' '.join(filter(None, (p['internal_api'], p.get('version'))))}, {counted(p['num_threads'], 'thread')}"
+        for p in threadpool_info()
+    ]
     findings.append(Finding("BLAS and OpenMP", "; ".join(pools) or "none found"))
     return findings
 

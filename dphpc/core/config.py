@@ -193,18 +193,21 @@ def _input_error(error: ValidationError, data: Any, source: str) -> InputError:
     problems = _merged(p for details in error.errors(include_url=False) for p in _problems(details, data))
     if len(problems) == 1:
         (p,) = problems
-        return InputError(p.what, where=f"{source}: {p.where}", expected=p.expected, remedy=p.remedy)
-    lines = [
-        f"{p.where}: {p.what}" + (f" ({p.remedy or p.expected})" if p.remedy or p.expected else "")
-        for p in problems[:MAX_REPORTED]
-    ]
+        where = f"{source}: {p.where}" if p.where else source
+        return InputError(p.what, where=where, expected=p.expected, remedy=p.remedy)
+    lines, told = [], ""
+    for p in problems[:MAX_REPORTED]:
+        note = p.remedy or p.expected or ""
+        # All known keys of a section are listed once.
+        lines.append(f"{p.where or 'the whole'}: {p.what}" + (f" ({note})" if note not in ("", told) else ""))
+        told = note
     more = len(problems) - len(lines)
     lines += [f"and {more} more"] if more > 0 else []
     return InputError(f"{len(problems)} errors in {source}:\n  - " + "\n  - ".join(lines))
 
 
 class _Problem(NamedTuple):
-    """One wrong key or value; `where` is its path in the input."""
+    """One wrong key or value; `where` is its path in the input, empty for the whole input."""
 
     where: str
     what: str
@@ -243,7 +246,9 @@ def _problems(details: ErrorDetails, data: Any) -> list[_Problem]:
         return [_Problem(where, f"type '{tag}' is not supported", f"one of {', '.join(tags)}", near)]
     message = details["msg"].removeprefix("Value error, ")
     if details["type"] == "value_error":
-        return [_Problem("/".join(path) or "top level", message)]
+        return [_Problem("/".join(path), message)]
+    if details["type"] == "list_type":
+        message = "a list in brackets: [...]"
     if details["type"] in ("model_type", "model_attributes_type", "dict_type"):
         message = "a section with keys of its own"
     return [_Problem("/".join(path), f"'{key}' has the wrong value {_short(details['input'])}", _lower(message))]

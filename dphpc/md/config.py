@@ -350,17 +350,18 @@ class MdConfig(Config):
 
     @model_validator(mode="after")
     def _damping_is_in_fs(self) -> MdConfig:
-        for stage in self.stages:
+        for n, stage in enumerate(self.stages, 1):
             if stage.ensemble in ("nvt", "npt") and stage.damping_fs < self.timestep_fs:
                 raise ValueError(
-                    f"'damping_fs' is {stage.damping_fs:g}, less than a timestep ({self.timestep_fs:g} fs): it is in "
-                    "femtoseconds, LAMMPS' Tdamp of 0.1 ps is 100"
+                    f"'damping_fs' of stage {n} is {stage.damping_fs:g}, less than a timestep "
+                    f"({self.timestep_fs:g} fs): it is in femtoseconds, LAMMPS' Tdamp of 0.1 ps is 100"
                 )
             least = FEWEST_MOVES * stage.barostat_every * self.timestep_fs
             if stage.ensemble == "npt" and stage.pressure_damping_fs < least:
                 raise ValueError(
-                    f"'pressure_damping_fs' is {stage.pressure_damping_fs:g}, less than {FEWEST_MOVES} times "
-                    f"'barostat_every' timesteps ({least:g} fs): it is in femtoseconds, LAMMPS' Pdamp of 1 ps is 1000"
+                    f"'pressure_damping_fs' of stage {n} is {stage.pressure_damping_fs:g}, less than {FEWEST_MOVES} "
+                    f"times 'barostat_every' timesteps ({least:g} fs): it is in femtoseconds, LAMMPS' Pdamp of 1 ps "
+                    "is 1000"
                 )
         return self
 

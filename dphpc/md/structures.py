@@ -13,7 +13,7 @@ from ase.data import atomic_masses, atomic_numbers
 from numpy.typing import NDArray
 
 from dphpc.core.box import Box
-from dphpc.core.errors import DataError, InputError, did_you_mean
+from dphpc.core.errors import DataError, InputError, counted, did_you_mean
 from dphpc.core.state import RESTARTED, State, row_dtype
 from dphpc.md.lammps_data import SUFFIXES, LammpsData, read_lammps_data
 from dphpc.parallel.comm import Communicator
@@ -107,7 +107,7 @@ class Source:
                     f"the structure has species '{name}', which the model does not know",
                     where=where,
                     expected=f"species of the model: {', '.join(type_map)}",
-                    remedy=f"check 'type_map' of the run file; {did_you_mean(name, type_map)}",
+                    remedy="take a model that knows it; of LAMMPS data, 'type_map' in the run file names the types",
                 )
         known = {name: number for number, name in enumerate(type_map)}
         numbers = np.array([known.get(name, -1) for name in self.species], np.int32)
@@ -166,7 +166,7 @@ def _from_lammps(data: LammpsData, type_map: list[str] | None, path: str) -> Sou
     kinds = range(1, max(data.n_types, int(data.types.max(initial=0))) + 1)
     if type_map is None and not data.labels:
         raise InputError(
-            f"'{path}' does not name its {len(kinds)} types",
+            f"'{path}' does not name its {counted(len(kinds), 'type')}",
             where="key 'type_map'",
             expected="a species for each type, as type_map: [O, H]",
         )

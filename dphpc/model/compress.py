@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dphpc.core.errors import InputError, ModelFileError
+from dphpc.core.errors import InputError, ModelFileError, counted
 from dphpc.model import gated_table
 from dphpc.model.descriptor import SeE2A
 from dphpc.model.dp_model import DPModel
@@ -68,7 +68,8 @@ class CompressionReport:
     def __str__(self) -> str:
         value, slope = ("s·G", "d(s·G)/dr") if self.gated else ("G", "dG/ds")
         return (
-            f"table of {self.n_tables} embedding nets: {self.n_intervals} intervals, {self.megabytes:.2f} MB\n"
+            f"table of {counted(self.n_tables, 'embedding net')}: "
+            f"{self.n_intervals} intervals, {self.megabytes:.2f} MB\n"
             f"  s from {self.inside[0]:.4g} to {self.inside[1]:.4g} (pairs as near as {self.nearest_pair:.3f} Å), "
             f"continued to {self.beyond:.4g}\n"
             f"  largest error inside: {value} {self.error_g:.2e}, {slope} {self.error_slope:.2e}; "

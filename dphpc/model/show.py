@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dphpc.core.errors import InputError, did_you_mean
+from dphpc.core.errors import InputError, counted, did_you_mean
 from dphpc.model.dp_model import DPModel
 from dphpc.model.model_file import read_model
 from dphpc.model.networks import Network
@@ -37,7 +37,7 @@ def attributes(model: DPModel) -> dict[str, str]:
         "descriptor": f"{kind}, {d.activation_function}, {d.precision}",
         "cutoff": f"{d.rcut} Å, smooth from {d.rcut_smth} Å",
         "sel": " ".join(map(str, d.sel)),
-        "embedding-net": f"{_widths(d.networks[0])}, axis {d.axis_neuron}, {len(d.networks)} networks",
+        "embedding-net": f"{_widths(d.networks[0])}, axis {d.axis_neuron}, {counted(len(d.networks), 'network')}",
         "fitting-net": f"{d.n_features} → {_widths(f.networks[0])}, {f.activation_function}, {f.precision}",
         "size": f"{n_parameters:,} parameters",
         "energy bias": " ".join(f"{b:.6g}" for b in model.energy_bias) + " eV",

@@ -124,6 +124,8 @@ class TestReport:
         lines = []
         for name, errors in self.systems.items():
             lines += [f"# testing system : {name}", f"number of test data : {self.n_frames[name]}", str(errors), ""]
+        if len(self.systems) == 1:
+            return "\n".join(lines[:-1])
         return "\n".join([*lines, f"# all {len(self.systems)} systems", str(self.total)])
 
 

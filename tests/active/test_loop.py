@@ -232,10 +232,10 @@ def test_runs_that_go_astray_are_no_failure(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"select": {"above": 0.03, "below": 2.0}}, "deviation/mark_above: 0.02 in place of 0.03"),
-        ({"select": {"above": 0.02, "below": 1.0, "most": 3}}, "choice/below: 2.0 in place of 1.0"),
+        ({"select": {"above": 0.03, "below": 2.0}}, "select/above: 0.02 in place of 0.03"),
+        ({"select": {"above": 0.02, "below": 1.0, "most": 3}}, "select/below: 2.0 in place of 1.0"),
         ({"label": {"calculator": "emt"}}, 'label/calculator: "tests.active.conftest:tersoff" in place of "emt"'),
-        ({"rounds": [{"explore": [EXPLORE[0] | {"every": 4}], "repeat": 2}]}, "deviation/every: 5 in place of 4"),
+        ({"rounds": [{"explore": [EXPLORE[0] | {"every": 4}], "repeat": 2}]}, "explore/every: 5 in place of 4"),
         (
             {"rounds": [{"explore": [EXPLORE[0] | {"structures": ["other.poscar"]}], "repeat": 2}]},
             "'00-other' is only in the run file",

@@ -43,6 +43,7 @@ def test_unknown_key_names_path_and_nearest_key() -> None:
     assert error.where == "in.json: inner/rcutt"
     assert error.remedy == "did you mean 'rcut'?"
     assert "known are: inner, many, name" in str(refuse({"name": "a", "zzzzz": 1}))
+    assert str(refuse({"name": "a", "zzzzz": 1, "yyyyy": 1})).count("known are: inner, many, name") == 1
 
 
 def test_unsupported_key_is_refused_by_name_unless_it_asks_for_nothing() -> None:
@@ -56,6 +57,7 @@ def test_unsupported_key_is_refused_by_name_unless_it_asks_for_nothing() -> None
 def test_wrong_values_missing_keys_and_several_errors() -> None:
     assert refuse({}).where == "in.json: name"
     assert "greater than 0" in str(refuse({"name": "a", "inner": {"rcut": -1}}))
+    assert refuse({"name": "a", "many": 3}).expected == "a list in brackets: [...]"
     assert "a section with keys" in str(refuse({"name": "a", "inner": 3}))
     assert "'cutoff' gives 'rcut' twice" in str(refuse({"name": "a", "inner": {"rcut": 1, "cutoff": 2}}))
     both = str(refuse({"name": 1, "inner": {"rcut": -1, "steps": "x"}}))

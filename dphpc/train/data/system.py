@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dphpc.core.box import MAX_COORDINATE, MIN_HEIGHT, Box
-from dphpc.core.errors import DataError, did_you_mean
+from dphpc.core.errors import DataError
 from dphpc.core.state import VIRTUAL
 from dphpc.model.fitting import EnergyFitting
 from dphpc.train.data.lmdb_store import LmdbStore, Rows
@@ -309,7 +309,7 @@ class System:
                 f"the element '{self._names[t]}' is not in the type map",
                 where=self._store.where("type_map.raw"),
                 expected=f"one of {', '.join(type_map)}",
-                remedy=f"add it to the type map; {did_you_mean(self._names[t], type_map)}",
+                remedy="add it to the type map: model/type_map of a training input, -t of a command",
             )
 
     def _read_box(self, set_name: str, n_frames: int, n_atoms: int | NDArray[Any]) -> NDArray[Any] | None:
