@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from dphpc.cli.app import app, command, show_result
+
+log = logging.getLogger("dphpc.cli")
 
 group = typer.Typer(help="pair_style dphpc for LAMMPS: build the plugin, export models.", no_args_is_help=True)
 app.add_typer(group, name="lammps")
@@ -31,6 +34,7 @@ def build(
     """Compile the plugin against a LAMMPS' headers, and say how to load it."""
     from dphpc.interfaces.lammps import build
 
+    log.info("compiling, which takes some ten seconds")
     show_result(str(build(lammps, output, mpi, isa, big=bigbig)))
 
 

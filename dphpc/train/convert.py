@@ -132,8 +132,8 @@ def convert(
     systems = write_systems(training, names, output, target)
     if held_out:
         write_systems(validation, names, held_out[0], target)
-    sizes = [len(f.symbols) for f in frames]
-    labels = Counter(name for f in frames for name in f.values)
+    sizes = [len(f.symbols) for f in training]
+    labels = Counter(name for f in training for name in f.values)
     return ConversionReport(
         str(output), target, systems, len(training), (min(sizes), max(sizes)), names, dict(sorted(labels.items())),
         held_out,

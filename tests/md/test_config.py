@@ -118,7 +118,10 @@ def test_a_pressure_may_be_a_ramp_and_may_be_below_zero() -> None:
         ),
         ({"stages": [{"ensemble": "minimize"}]}, r"'steps'"),
         # LAMMPS' Tdamp in ps.
-        ({"stages": [NVT | {"damping_fs": 0.1}]}, r"'damping_fs' of stage . is 0.1, less than a timestep .*femtoseconds"),
+        (
+            {"stages": [NVT | {"damping_fs": 0.1}]},
+            r"'damping_fs' of stage . is 0.1, less than a timestep .*femtoseconds",
+        ),
         ({"seed": 2**60}, r"'seed' has the wrong value .*less than"),
         ({"velocities": {"temperature_K": 3, "seed": 2**60}}, r"'seed' has the wrong value .*less than"),
     ],
