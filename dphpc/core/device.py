@@ -33,11 +33,9 @@ class Event(Protocol):
     @property
     def done(self) -> bool:
         """Whether the GPU has reached it."""
-        ...
 
     def synchronize(self) -> None:
         """Wait until the GPU has reached it."""
-        ...
 
 
 class Device(Protocol):
@@ -53,31 +51,24 @@ class Device(Protocol):
 
     def zeros(self, size: int, dtype: Any) -> Array:
         """A new array (size,) of zeros; DeviceError if the memory is full."""
-        ...
 
     def upload(self, values: NDArray, to: Array) -> None:
         """Copy a host's array to one of the same shape and type."""
-        ...
 
     def download(self, array: Array) -> NDArray:
         """A copy on the host, made when everything launched before is done."""
-        ...
 
     def copy(self, source: Array, to: Array) -> None:
         """Copy an array to one of the same shape and type; does not wait."""
-        ...
 
     def fill(self, array: Array, value: float) -> None:
         """Set all elements; does not wait."""
-        ...
 
     def address(self, array: Array) -> int:
         """Address of the first element."""
-        ...
 
     def free_memory(self) -> int:
         """Free bytes of the GPU's memory."""
-        ...
 
     def product(
         self,
@@ -95,30 +86,24 @@ class Device(Protocol):
         `transposed` takes bᵀ, with b (m, k), and `left_transposed` aᵀ, with a (k, n).  Rows of all three arrays are
         contiguous, and may be parts of a wider array's rows.  `tf32` allows float32 factors to be rounded to TF32.
         """
-        ...
 
     def pinned(self, size: int, dtype: Any) -> NDArray:
         """A new array (size,) in page-locked host memory, which is copied while host and GPU do other work."""
-        ...
 
     def start_upload(self, values: NDArray, to: Array) -> None:
         """Begin to copy a pinned array to one of the same shape and type; do not change it until that is done."""
-        ...
 
     def start_download(self, array: Array, to: NDArray) -> None:
         """Begin to copy an array to a pinned one of the same shape and type."""
-        ...
 
     def mark(self) -> Event:
         """An event after everything that was launched so far."""
-        ...
 
     def launch(self, text: str, kernel: str, grid: int, block: int, *arguments: Any) -> None:
         """Start a kernel of a source text, which is compiled at its first use.
 
         Arguments are arrays, NumPy scalars, and arrays (1,) of a structured type for structs that are passed by value.
         """
-        ...
 
     def replay(self, key: Hashable, work: Work) -> None:
         """Do what `work` launches; from the second time with the same key on, as one CUDA graph.
@@ -129,11 +114,9 @@ class Device(Protocol):
         device: it allocates nothing and waits for nothing.  A `replay` inside another's work becomes a part of that
         graph.  The graphs of the most recently used keys are kept.
         """
-        ...
 
     def beside(self, works: Sequence[Work]) -> None:
         """Do independent works, side by side in a graph; none may write what another reads or writes."""
-        ...
 
 
 class Cupy:

@@ -18,11 +18,9 @@ class Stream(Protocol):
 
     def begin_capture(self) -> None:
         """Record what is launched from now on instead of doing it."""
-        ...
 
     def end_capture(self) -> Any:
         """The recorded graph, whose `launch` starts it; raises where it cannot be made."""
-        ...
 
 
 def recorded(stream: Stream, work: Work) -> Work:

@@ -34,11 +34,9 @@ class Exchange(Protocol):
 
     def ready(self) -> bool:
         """Whether all have been sent and received; asking drives MPI's progress."""
-        ...
 
     def wait(self) -> None:
         """Wait for all messages; their arrays must not be touched before."""
-        ...
 
 
 Message = tuple[int, NDArray]
@@ -60,43 +58,33 @@ class Communicator(Protocol):
 
     def allreduce(self, values: NDArray, operation: Operation = "sum") -> NDArray:
         """The values (an array of numbers) combined over all ranks."""
-        ...
 
     def start_sum(self, values: NDArray) -> Exchange:
         """Begin to add up a contiguous array of float64 or float32 over all ranks, in place."""
-        ...
 
     def exchange(self, rows: NDArray) -> NDArray:
         """All-to-all: rank k gets row k of every rank's array (size, …), as an array (size, …)."""
-        ...
 
     def stack(self, row: NDArray) -> NDArray:
         """All ranks' arrays (…) as one (size, …), on every rank."""
-        ...
 
     def bcast(self, value: T) -> T:
         """Rank 0's value."""
-        ...
 
     def sendrecv(self, send: NDArray, to: int, receive: NDArray, source: int) -> None:
         """Send a contiguous array and fill another; `NOBODY` is a partner that is not there."""
-        ...
 
     def post(self, sends: Sequence[Message], receives: Sequence[Message]) -> Exchange:
         """Begin to send arrays and to fill others, at most one each way for a pair of ranks."""
-        ...
 
     def allgather(self, value: T) -> list[T]:
         """Every rank's value, on every rank."""
-        ...
 
     def barrier(self) -> None:
         """Wait until all ranks are here."""
-        ...
 
     def abort(self, message: str) -> NoReturn:
         """End the job on all ranks after printing `message`."""
-        ...
 
 
 class NoMessages:

@@ -32,15 +32,12 @@ class GhostOps(Protocol):
 
     def take(self, array: Array, index: Array, out: Array) -> None:
         """Set `out` (n, …) to the rows of an array at index (n,) int32."""
-        ...
 
     def displace(self, source: Array, index: Array | None, displacements: Array, ghosts: Array) -> None:
         """Set ghosts (n, 3) to source[index] + displacements (n, 3); without an index to source + displacements."""
-        ...
 
     def add(self, values: Array, index: Array, totals: Array) -> None:
         """Add values (n, 3) to totals (…, 3) at index (n,) int32, both int64."""
-        ...
 
 
 class GpuHalo:

@@ -29,11 +29,9 @@ class Halo(Protocol):
 
     def refresh(self, array: NDArray) -> None:
         """Overwrite the ghost part with the owners' values."""
-        ...
 
     def reduce(self, array: NDArray) -> None:
         """Add the ghost part to the owners' entries and leave the ghost part zero."""
-        ...
 
 
 @dataclass
@@ -108,11 +106,9 @@ class Potential(Protocol):
         RunError
             A result is not finite or two atoms overlap; the message names the atom's id.
         """
-        ...
 
     def memory_per_atom(self) -> float:
         """Bytes that the evaluation needs for each local atom, in addition to state and neighbor list."""
-        ...
 
 
 @runtime_checkable
@@ -123,16 +119,13 @@ class GpuPotential(Potential, Protocol):
 
     def version(self) -> Hashable:
         """Changes whenever `launch` does something else with the same arguments: part of the key of `Device.replay`."""
-        ...
 
     def expect(self, counts: NDArray[np.int64]) -> None:
         """Prepare for a run with these numbers of atoms of each type (ntypes,), over all ranks."""
-        ...
 
     @property
     def rows(self) -> NDArray[np.int64]:
         """(ntypes,) how many atoms of a type are evaluated at a time; fewer take as long."""
-        ...
 
     def place(self, parts: NDArray[np.int64], by_type: Array) -> None:
         """Divide the local atoms into parts that can be launched one by one.
@@ -144,22 +137,18 @@ class GpuPotential(Potential, Protocol):
         by_type
             (n_local,) int32 on the GPU: the atoms of type 0 ordered by part, then those of type 1, …
         """
-        ...
 
     def look_over(self, state: State, neighbors: Neighbors) -> None:
         """Warn once of unusual surroundings of these atoms, as `compute` would."""
-        ...
 
     def list_on_gpu(self, neighbors: Neighbors) -> tuple[Array, Array]:
         """Offsets and indices of a neighbor list on the GPU; valid until the next call with another list."""
-        ...
 
     def launch(self, system: GpuSystem, sums: GpuSums, part: int = 0) -> None:
         """Add energy, forces and virial of a part's atoms to the sums, without waiting for it.
 
         If `sums.trouble` is not 0 afterwards, the results are invalid, and `compute` raises the reason.
         """
-        ...
 
 
 def gpu_of(potential: Potential) -> Device | None:
