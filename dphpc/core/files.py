@@ -1,8 +1,9 @@
-"""Writing a file so that it is complete or not there at all."""
+"""Writing a file or folder so that it is complete or not there at all."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 def whole(path: Path, *, sync: bool = False) -> Iterator[Path]:
     """A temporary path beside `path`, renamed to it if the block succeeds and deleted otherwise.
 
-    If `path` is a symbolic link, the link is replaced, not its target.
+    The block may make a file or a folder.  If `path` is a symbolic link, the link is replaced, not its target.
 
     Parameters
     ----------
@@ -26,7 +27,7 @@ def whole(path: Path, *, sync: bool = False) -> Iterator[Path]:
         It cannot be written; what had the name before stays.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    partial.unlink(missing_ok=True)  # left by a killed process with this process id
+    _remove(partial)  # left by a killed process with this process id
     try:
         yield partial
         if sync:
@@ -34,7 +35,13 @@ def whole(path: Path, *, sync: bool = False) -> Iterator[Path]:
                 os.fsync(file.fileno())
         os.replace(partial, path)
     finally:
-        partial.unlink(missing_ok=True)
+        _remove(partial)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -12,7 +12,6 @@ the model as `DeepPotential` evaluates it: with its tables, in both precisions, 
 
 from __future__ import annotations
 
-import os
 import struct
 import zlib
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dphpc.core.errors import ModelFileError, writing
+from dphpc.core.files import whole
 from dphpc.model.compress import continued
 from dphpc.model.dp_model import DPModel
 from dphpc.model.model_file import read_model
@@ -69,14 +69,10 @@ def export_file(input: str | Path, output: str | Path) -> Exported:
     """
     path, model = Path(output), read_model(input)
     content = packed(arrays_of(model, str(input)))
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with whole(path) as partial:
             partial.write_bytes(content)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
     return Exported(path, tuple(model.type_map), len(content) / 1e6)
 
 

@@ -21,6 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from dphpc.core.errors import InputError, RunError
+from dphpc.core.files import whole
 from dphpc.parallel.launch import START_ANYWHERE
 
 VERSION = "0.28.1"
@@ -167,10 +168,10 @@ def keep(wheel: Path, folder: Path) -> Path:
     head = f"horovod-{VERSION}-"
     folder.mkdir(parents=True, exist_ok=True)
     place = folder / f"{head}0{_digest(wheel)}-{wheel.name.removeprefix(head)}"
-    partial = folder / f"partial.{os.getpid()}"
-    shutil.copyfile(wheel, partial)
-    partial.chmod(0o644)  # whatever the umask, see `is_sound`
-    return partial.replace(place)
+    with whole(place) as partial:
+        shutil.copyfile(wheel, partial)
+        partial.chmod(0o644)  # whatever the umask, see `is_sound`
+    return place
 
 
 _NAME = re.compile(rf"horovod-{re.escape(VERSION)}-0(?P<digest>[0-9a-f]{{64}})-[^-]+-[^-]+-[^-.]+\.whl")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dphpc.core.errors import DataError, InputError, did_you_mean
+from dphpc.core.files import whole
 from dphpc.train.data.lmdb_writer import write_lmdb
 
 Floats = NDArray[np.float64]
@@ -85,24 +84,18 @@ def write_systems(
     if not groups:
         raise DataError("there are no frames to write")
     output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(f".{output.name}.{os.getpid()}")
-    try:
+    with whole(output) as partial:
         if output_format == "deepmd/hdf5":
-            with h5py.File(temporary, "w") as file:
+            with h5py.File(partial, "w") as file:
                 for group in groups:
                     _write_group(group, type_map, file.create_group(group.name))
         elif output_format == "deepmd/lmdb":
-            write_lmdb(temporary, [(group.types, group.frames) for group in groups], type_map)
+            write_lmdb(partial, [(group.types, group.frames) for group in groups], type_map)
         else:
             for group in groups:
-                _write_folder(group, type_map, temporary / group.name if len(groups) > 1 else temporary)
+                _write_folder(group, type_map, partial / group.name if len(groups) > 1 else partial)
         if output.is_dir():
             output.rmdir()
-        temporary.replace(output)
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        temporary.unlink(missing_ok=True)
     return [group.name for group in groups]
 
 
