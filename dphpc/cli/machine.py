@@ -6,7 +6,6 @@ import os
 import platform
 import shutil
 import socket
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from dphpc.core.cores import n_cores
 from dphpc.core.errors import counted
+from dphpc.core.probes import lines_of, output_of
 from dphpc.parallel.jobscript import mpi_library
 from dphpc.parallel.launch import launched_by
 
@@ -72,18 +72,9 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _run(*command: str, seconds: float = 60.0) -> str | None:
-    """Standard output of a command; None if it is missing, fails or takes too long."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
-
-
 def _python(code: str) -> str | None:
-    """The same for Python code, in a child process, as a library may abort at import."""
-    return _run(sys.executable, "-c", code)
+    """What Python code prints, in a child process, as a library may abort at import; None if it fails."""
+    return output_of(sys.executable, "-c", code)
 
 
 def python_packages() -> list[Finding]:
@@ -105,7 +96,7 @@ def python_packages() -> list[Finding]:
 
 def processor() -> list[Finding]:
     """Cores, memory, instruction set, threads."""
-    model = next((x.split(":", 1)[1].strip() for x in _lines("/proc/cpuinfo") if x.startswith("model name")), "")
+    model = next((x.split(":", 1)[1].strip() for x in lines_of("/proc/cpuinfo") if x.startswith("model name")), "")
     findings = [
         Finding("machine", f"{socket.gethostname()}, {platform.system()} {platform.machine()}"),
         Finding("processor", model or platform.processor() or "unknown"),
@@ -133,19 +124,12 @@ def processor() -> list[Finding]:
     return findings
 
 
-def _lines(path: str | Path) -> list[str]:
-    try:
-        return Path(path).read_text().splitlines()
-    except OSError:
-        return []
-
-
 def _memory() -> str:
-    values = {line.split(":")[0]: int(line.split()[1]) / 2**20 for line in _lines("/proc/meminfo") if "kB" in line}
+    values = {line.split(":")[0]: int(line.split()[1]) / 2**20 for line in lines_of("/proc/meminfo") if "kB" in line}
     if "MemTotal" not in values:
         return "unknown"
     text = f"{values['MemAvailable']:.1f} of {values['MemTotal']:.1f} GiB free"
-    limit = next(iter(_lines("/sys/fs/cgroup/memory.max")), "max")
+    limit = next(iter(lines_of("/sys/fs/cgroup/memory.max")), "max")
     return text + (f", this container may use {int(limit) / 2**30:.1f} GiB" if limit.isdigit() else "")
 
 
@@ -163,7 +147,7 @@ def mpi() -> list[Finding]:
     unique = list(dict.fromkeys(launchers))
     findings.append(Finding("launchers", ", ".join(unique) or "none", bool(unique), install))
     if unique:
-        as_root = Path(unique[0]).name == "mpirun" and "Open MPI" in (_run(unique[0], "--version") or "")
+        as_root = Path(unique[0]).name == "mpirun" and "Open MPI" in (output_of(unique[0], "--version") or "")
         flags = (
             " --allow-run-as-root --oversubscribe" if as_root and hasattr(os, "geteuid") and not os.geteuid() else ""
         )
@@ -191,8 +175,9 @@ def _ranks() -> list[Finding]:
 
 def accelerator(root: Path = Path("/")) -> list[Finding]:
     """GPUs, their drivers, and CuPy."""
-    listing = _run("nvidia-smi", "--query-gpu=name,memory.total,driver_version,compute_cap", "--format=csv,noheader")
-    nvidia, amd = listing.splitlines() if listing else [], amd_gpus(root / "sys")
+    query = "--query-gpu=name,memory.total,driver_version,compute_cap"
+    nvidia = (output_of("nvidia-smi", query, "--format=csv,noheader") or "").splitlines()
+    amd = amd_gpus(root / "sys")
     findings = [Finding("GPU", gpu, True) for gpu in (*nvidia, *amd)]
     if amd and not os.access(root / "dev/kfd", os.R_OK | os.W_OK):
         remedy = "usermod -aG render USER, as root; for a container, --device=/dev/kfd --device=/dev/dri"
@@ -205,13 +190,13 @@ def amd_gpus(sysfs: Path) -> list[str]:
     """AMD's GPUs, as the driver amdgpu lists them even where ROCm is not installed: name, memory, instruction set."""
     gpus = []
     for node in sorted(sysfs.glob("class/kfd/kfd/topology/nodes/*"), key=lambda node: int(node.name)):
-        values = dict(line.split(maxsplit=1) for line in _lines(node / "properties"))
+        values = dict(line.split(maxsplit=1) for line in lines_of(node / "properties"))
         major, rest = divmod(int(values.get("gfx_target_version", 0)), 10000)
         if not major:  # a processor, or a GPU that this container may not see
             continue
         device = sysfs / f"class/drm/renderD{values['drm_render_minor']}/device"
-        name = "".join(_lines(device / "product_name")) or "AMD, unnamed"
-        memory = [f"{int(size) // 2**20} MiB" for size in _lines(device / "mem_info_vram_total")]
+        name = "".join(lines_of(device / "product_name")) or "AMD, unnamed"
+        memory = [f"{int(size) // 2**20} MiB" for size in lines_of(device / "mem_info_vram_total")]
         gpus.append(", ".join([name, *memory, f"gfx{major}{rest // 100:x}{rest % 100:x}"]))
     return gpus
 

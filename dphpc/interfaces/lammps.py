@@ -23,6 +23,8 @@ from pathlib import Path
 from dphpc import _native
 from dphpc.core.cores import n_cores
 from dphpc.core.errors import InputError, RunError, writing
+from dphpc.core.files import whole
+from dphpc.core.probes import output_of
 
 PLUGIN = "dphpcplugin.so"
 """Name of the plugin: one that LAMMPS loads by itself from the folders in LAMMPS_PLUGIN_PATH."""
@@ -143,9 +145,8 @@ def build(
         built = _compile(compiler, _commands(found, mpi, isa, openmp, Path(place)), Path(place), openmp)
         with writing(path, "the plugin"):
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(f".{path.name}.{os.getpid()}")
-            shutil.copy(built, partial)
-            partial.replace(path)  # a running LAMMPS keeps the old file
+            with whole(path) as partial:  # a running LAMMPS keeps the old file
+                shutil.copy(built, partial)
     return Plugin(path, found, mpi, isa, openmp)
 
 
@@ -235,9 +236,8 @@ def find_mpi(headers: Path) -> Path:
         for file in files:
             if file.name == "mpi.h":
                 return Path(str(file.locate())).resolve().parent
-    for words in (["mpicxx", "--showme:compile"], ["mpicxx", "-show"]):  # of Open MPI, of MPICH
-        shown = _output(words)
-        for word in shlex.split(shown or ""):
+    for option in ("--showme:compile", "-show"):  # of Open MPI, of MPICH
+        for word in shlex.split(output_of("mpicxx", option) or ""):
             if word.startswith("-I") and (Path(word[2:]) / "mpi.h").is_file():
                 return Path(word[2:])
     if Path("/usr/include/mpi.h").is_file():
@@ -315,11 +315,3 @@ def _run(words: list[str]) -> None:
             "the plugin could not be compiled:\n    " + "\n    ".join(first), where=shlex.join(words),
             remedy="use a C++17 compiler (g++ 9, clang 12 or later) and the headers of the LAMMPS you run",
         )  # fmt: skip
-
-
-def _output(words: list[str]) -> str | None:
-    """The output of a program, or None if it does not exist or fails."""
-    try:
-        return subprocess.run(words, capture_output=True, text=True, timeout=60, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return None

@@ -13,6 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from dphpc.core.errors import InputError
+from dphpc.core.probes import output_of
 
 SRUN_PLUGINS = {"Open MPI": "pmix", "MPICH": "pmi2", "Intel": "pmi2", "MVAPICH": "pmi2"}
 """Word in an MPI's name -> what `srun --mpi=` needs to start its ranks."""
@@ -148,8 +149,7 @@ def require_sbatch() -> None:
 def mpi_library() -> str | None:
     """The version text of the MPI that mpi4py loads, or None; asked in a child process, as a library may abort."""
     code = "import mpi4py; mpi4py.rc.initialize = False; from mpi4py import MPI; print(MPI.Get_library_version())"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    return done.stdout.strip() if done.returncode == 0 else None
+    return output_of(sys.executable, "-c", code)
 
 
 def srun_plugin(library: str | None) -> str:
