@@ -35,7 +35,7 @@ from dphpc.active.work import (
 from dphpc.core.config import load_config, parse_config
 from dphpc.core.errors import InputError, RunError, counted
 from dphpc.core.files import write_whole
-from dphpc.parallel.launch import launched_by
+from dphpc.parallel.launch import launched
 from dphpc.train.evaluate import test as evaluate
 
 SUMMARY, SECONDS, TABLE = "summary.json", "seconds.json", "rounds.csv"
@@ -78,13 +78,13 @@ def learn(config: str | Path | Mapping[str, Any] | LearnConfig, *, dry_run: bool
 
 
 def _require_one_process() -> None:
-    launched = launched_by()
-    if launched is not None and launched[2] > 1:
+    launcher, rank, size = launched()
+    if size > 1:
         error = InputError(
-            f"a loop is one process, and {launched[0]} started {launched[2]}", expected="dphpc learn RUN, by itself",
+            f"a loop is one process, and {launcher} started {size}", expected="dphpc learn RUN, by itself",
             remedy="let the run file's 'launch' give its steps ranks: launch: {train: mpirun -n 4, md: mpirun -n 4}",
         )  # fmt: skip
-        error.speaks = launched[1] == 0
+        error.speaks = rank == 0
         raise error
 
 

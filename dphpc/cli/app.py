@@ -14,7 +14,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from dphpc.core.errors import EXIT_ASTRAY, AstrayError, DphpcError, writing
-from dphpc.parallel.launch import launched_rank, launched_size, without_mpi
+from dphpc.parallel.launch import launched, without_mpi
 
 log = logging.getLogger("dphpc.cli")
 
@@ -68,10 +68,11 @@ def command(
         @functools.wraps(function)
         def run(*args: Any, log_level: str, log_path: Path | None, debug: bool, **kwargs: Any) -> None:
             _start_logging(log_level)
-            if not parallel and launched_size() > 1:
-                if launched_rank() > 0:
+            _, rank, size = launched()
+            if not parallel and size > 1:
+                if rank > 0:
                     return
-                log.warning("%d ranks were started: one does the work", launched_size())
+                log.warning("%d ranks were started: one does the work", size)
             try:
                 if log_path is not None:
                     _log_into(log_path, parallel)
@@ -143,7 +144,7 @@ def _start_logging(level: str) -> None:
     if name not in LOG_LEVELS.values():
         raise typer.BadParameter(f"'{level}' is none of {', '.join(LOG_LEVELS.values())}, 0, 1, 2, 3", param_hint="-v")
     logger = logging.getLogger("dphpc")
-    logger.setLevel(name if launched_rank() == 0 else logging.ERROR)
+    logger.setLevel(name if launched().rank == 0 else logging.ERROR)
     logger.handlers[:] = [_Console()]
 
 
@@ -156,11 +157,11 @@ def _log_into(path: Path, parallel: bool) -> None:
         file.setFormatter(logging.Formatter("[%(asctime)s] %(name)s %(levelname)-7s %(message)s"))
         logging.getLogger("dphpc").addHandler(file)
 
-    if parallel and launched_size() > 1 and not without_mpi():
+    if parallel and launched().size > 1 and not without_mpi():
         from dphpc.parallel.comm import from_first, world
 
         from_first(world(), open_file)
-    elif launched_rank() == 0:
+    elif launched().rank == 0:
         open_file()
 
 

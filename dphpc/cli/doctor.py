@@ -13,10 +13,10 @@ def doctor() -> None:
     from rich.text import Text
 
     from dphpc.cli.machine import report
-    from dphpc.parallel.launch import launched_rank
+    from dphpc.parallel.launch import launched
 
     sections = report()  # on every rank: counting ranks is collective
-    if launched_rank() != 0:
+    if launched().rank != 0:
         return
     marks = {True: ("✓", "green"), False: ("✗", "bold red"), None: ("·", "dim")}
     # Lines are folded on a terminal only, so that a file or a pipe can be searched.

@@ -16,7 +16,7 @@ from dphpc.core.cores import n_cores
 from dphpc.core.errors import counted
 from dphpc.core.probes import lines_of, output_of
 from dphpc.parallel.jobscript import mpi_library
-from dphpc.parallel.launch import launched_by
+from dphpc.parallel.launch import launched
 
 PACKAGES = (
     "numpy",
@@ -163,12 +163,12 @@ def _ranks() -> list[Finding]:
     from dphpc.parallel.comm import world
     from dphpc.parallel.placement import placement, ranks_on_same_cores
 
-    launched, comm = launched_by(), world()
+    launcher, comm = launched().launcher, world()
     places = placement(comm, default_threads(ranks_on_same_cores(comm)))
-    how = f"started by {launched[0]}" if launched else "started without a launcher"
+    how = f"started by {launcher}" if launcher else "started without a launcher"
     warning = places.warning()
     return [
-        Finding("this run", f"{places}; {how}", True if launched else None),
+        Finding("this run", f"{places}; {how}", True if launcher else None),
         *([Finding("oversubscribed", warning, False)] if warning else []),
     ]
 

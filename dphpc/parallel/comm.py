@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dphpc.core.errors import DphpcError, InputError, RunError
-from dphpc.parallel.launch import launched_by, launched_size
+from dphpc.parallel.launch import launched
 
 T = TypeVar("T")
 Operation = Literal["sum", "min", "max"]
@@ -260,10 +260,9 @@ def world() -> Communicator:
     InputError
         Several ranks were started but mpi4py is missing, or its MPI is not the launcher's.
     """
-    launched = launched_by()
-    if launched is None and "mpi4py.MPI" not in sys.modules:
+    launcher, _, size = launched()
+    if not launcher and "mpi4py.MPI" not in sys.modules:
         return Serial()
-    size = launched_size()
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
@@ -275,9 +274,9 @@ def world() -> Communicator:
             remedy="pip install 'dphpc[mpi]', or pip install --no-binary=mpi4py mpi4py with the machine's MPI loaded",
         ) from None
     comm = MPI.COMM_WORLD
-    if launched is not None and comm.Get_size() != size:
+    if launcher and comm.Get_size() != size:
         raise InputError(
-            f"{launched[0]} started {size} ranks, but mpi4py's MPI ({MPI.get_vendor()[0]}) sees {comm.Get_size()}",
+            f"{launcher} started {size} ranks, but mpi4py's MPI ({MPI.get_vendor()[0]}) sees {comm.Get_size()}",
             expected="the launcher of the MPI that mpi4py was built against",
             remedy="use that MPI's mpirun, or srun with a matching --mpi=pmi2|pmix; a training can do without: "
             "srun --mpi=none and --data-parallel torch",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from typing import NamedTuple
 
 LAUNCHERS: tuple[tuple[str, str, str], ...] = (
     ("Open MPI", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
@@ -32,24 +33,20 @@ _OF_A_RANK = re.compile(
 """Variables that a launcher sets for each rank, but none that users set for it (`OMPI_MCA_btl`, `SLURM_JOB_ID`)."""
 
 
-def launched_by() -> tuple[str, int, int] | None:
-    """(launcher, rank, number of ranks) from the environment; None if no launcher started this process."""
+class Launch(NamedTuple):
+    """A start of ranks by a launcher (empty: by none), and the rank of this process."""
+
+    launcher: str = ""
+    rank: int = 0
+    size: int = 1
+
+
+def launched() -> Launch:
+    """How this process was started, from the environment."""
     for name, rank, size in LAUNCHERS:
         if os.environ.get(rank, "").isdigit() and os.environ.get(size, "").isdigit():
-            return name, int(os.environ[rank]), int(os.environ[size])
-    return None
-
-
-def launched_rank() -> int:
-    """The rank that the launcher gave this process, 0 without a launcher."""
-    found = launched_by()
-    return found[1] if found else 0
-
-
-def launched_size() -> int:
-    """The number of ranks that were started together, 1 without a launcher."""
-    found = launched_by()
-    return found[2] if found else 1
+            return Launch(name, int(os.environ[rank]), int(os.environ[size]))
+    return Launch()
 
 
 def unlaunched(environment: Mapping[str, str]) -> dict[str, str]:
@@ -59,8 +56,8 @@ def unlaunched(environment: Mapping[str, str]) -> dict[str, str]:
 
 def without_mpi() -> bool:
     """Whether srun started several ranks without a plug-in for MPI (`--mpi=none`)."""
-    found = launched_by()
-    return found is not None and found[0] == "srun" and found[2] > 1 and "PMIX_RANK" not in os.environ
+    launch = launched()
+    return launch.launcher == "srun" and launch.size > 1 and "PMIX_RANK" not in os.environ
 
 
 def meeting_point() -> tuple[str, int]:

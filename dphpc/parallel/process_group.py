@@ -20,7 +20,7 @@ from torch import Tensor, distributed
 
 from dphpc.core.errors import InputError
 from dphpc.parallel.comm import NOBODY, Communicator, Exchange, Message, Operation, from_first, together
-from dphpc.parallel.launch import launched_rank, launched_size, meeting_point
+from dphpc.parallel.launch import launched, meeting_point
 
 T = TypeVar("T")
 
@@ -173,7 +173,8 @@ def slurm_ranks() -> ProcessGroup:
         They do not meet, or torch was built without torch.distributed.
     """
     require_distributed()
-    group = ProcessGroup(launched_rank(), launched_size(), *meeting_point())
+    _, rank, size = launched()
+    group = ProcessGroup(rank, size, *meeting_point())
     atexit.register(group.leave)
     return group
 

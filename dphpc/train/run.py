@@ -21,7 +21,7 @@ from dphpc.ops.threads import default_threads, set_threads, threads_restored
 from dphpc.parallel.back_ends import DataParallel
 from dphpc.parallel.comm import Communicator, Serial, ends_together, from_first, together, world
 from dphpc.parallel.gradients import gradient_sum
-from dphpc.parallel.launch import launched_size, without_mpi
+from dphpc.parallel.launch import launched, without_mpi
 from dphpc.parallel.placement import placement, ranks_on_same_cores
 from dphpc.parallel.process_group import slurm_ranks
 from dphpc.train.bias import with_bias
@@ -164,7 +164,7 @@ def train(
 
 def _ranks(given: PathLike | Mapping[str, Any] | TrainInput, data_parallel: DataParallel | None) -> Communicator:
     """The ranks that were started together, by MPI, or by torch if that is asked for and srun gave them no MPI."""
-    if launched_size() == 1:
+    if launched().size == 1:
         return Serial()
     if without_mpi():
         with contextlib.suppress(DphpcError, OSError):  # raised later, on all ranks together

@@ -8,14 +8,14 @@ import pytest
 
 from dphpc.core.errors import DataError, RunError
 from dphpc.parallel.comm import NOBODY, Communicator, Serial, agree, ends_together, together, world
-from dphpc.parallel.launch import launched_by, launched_rank, launched_size
+from dphpc.parallel.launch import Launch, launched
 from dphpc.parallel.placement import ranks_on_same_cores
 
 
 @pytest.mark.mpi
 def test_collectives(comm: Communicator) -> None:
     rank, size = comm.rank, comm.size
-    assert launched_size() in (1, size)
+    assert launched().size in (1, size)
     assert comm.allreduce(np.array([rank, 1]))[1] == size
     assert comm.allreduce(np.array([float(rank)]), "max")[0] == size - 1
     assert comm.allreduce(np.array([float(rank)]), "min")[0] == 0
@@ -91,14 +91,13 @@ def test_launchers_are_told_by_their_variables(monkeypatch: pytest.MonkeyPatch) 
     for name in list(os.environ):
         if name.startswith(("PMI", "OMPI", "SLURM", "PALS", "MV2")):
             monkeypatch.delenv(name)
-    assert launched_by() is None
-    assert (launched_rank(), launched_size()) == (0, 1)
+    assert launched() == Launch("", 0, 1)
     monkeypatch.setenv("SLURM_NTASKS", "8")  # a batch script, not srun
     monkeypatch.setenv("SLURM_PROCID", "0")
-    assert launched_by() is None
+    assert launched() == Launch()
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")
     monkeypatch.setenv("SLURM_PROCID", "5")
-    assert launched_by() == ("srun", 5, 8)
+    assert launched() == ("srun", 5, 8)
 
 
 def test_serial_world_raises_what_happened() -> None:

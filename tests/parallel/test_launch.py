@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from dphpc.parallel.launch import first_host, launched_by, meeting_point, unlaunched, without_mpi
+from dphpc.parallel.launch import first_host, launched, meeting_point, unlaunched, without_mpi
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_what_a_rank_starts_is_no_rank(step: pytest.MonkeyPatch) -> None:
     kept = ("OMPI_MCA_rmaps_base_oversubscribe", "OMPI_ALLOW_RUN_AS_ROOT", "PMIX_MCA_gds", "SLURM_JOB_ID", "PATH")
     for name in (*of_ranks, *kept):
         step.setenv(name, "1")
-    assert launched_by() is not None
+    assert launched().launcher
     environment = unlaunched(os.environ)
     assert not environment.keys() & {*of_ranks, "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"}
     assert environment.keys() >= set(kept)
