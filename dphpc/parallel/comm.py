@@ -87,15 +87,20 @@ class Communicator(Protocol):
         """End the job on all ranks after printing `message`."""
 
 
-class NoMessages:
-    """The exchange of a rank without partners."""
+class Requests:
+    """MPI requests, or none."""
+
+    def __init__(self, requests: list[Any]) -> None:
+        self._requests = requests
 
     def ready(self) -> bool:
-        """Always."""
-        return True
+        """MPI_Testall."""
+        return not self._requests or bool(self._requests[0].Testall(self._requests))
 
     def wait(self) -> None:
-        """Return at once."""
+        """MPI_Waitall."""
+        if self._requests:
+            self._requests[0].Waitall(self._requests)
 
 
 class Serial:
@@ -113,7 +118,7 @@ class Serial:
 
     def start_sum(self, values: NDArray) -> Exchange:
         """The values stay as they are."""
-        return NoMessages()
+        return Requests([])
 
     def exchange(self, rows: NDArray) -> NDArray:
         """The rows themselves."""
@@ -136,7 +141,7 @@ class Serial:
     def post(self, sends: Sequence[Message], receives: Sequence[Message]) -> Exchange:
         """There is nobody to send to."""
         assert not sends and not receives
-        return NoMessages()
+        return Requests([])
 
     def allgather(self, value: T) -> list[T]:
         """The value alone."""
@@ -149,22 +154,6 @@ class Serial:
         """End this process."""
         print(message, file=sys.stderr, flush=True)
         raise SystemExit(1)
-
-
-class Requests:
-    """MPI requests."""
-
-    def __init__(self, requests: list[Any]) -> None:
-        self._requests = requests
-
-    def ready(self) -> bool:
-        """MPI_Testall."""
-        return not self._requests or bool(self._requests[0].Testall(self._requests))
-
-    def wait(self) -> None:
-        """MPI_Waitall."""
-        if self._requests:
-            self._requests[0].Waitall(self._requests)
 
 
 class Mpi:

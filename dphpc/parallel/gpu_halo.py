@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from dphpc.core.buffers import Buffers
 from dphpc.core.device import Array, Device, Event
-from dphpc.parallel.comm import Communicator, Exchange, Message, NoMessages
-from dphpc.parallel.halo import Flight, Routes
+from dphpc.parallel.comm import Communicator, Exchange, Requests
+from dphpc.parallel.halo import Flight, Routes, messages
 
 GPU_GHOST_BYTES = 4 + 4 * 24
 """GPU memory for each ghost: index to send, displacement, positions packed and received, forces received."""
@@ -75,7 +75,7 @@ class GpuHalo:
         for values, array in ((routes.send, send), (routes.displacements, displacements)):
             if values.size:
                 self.ops.device.upload(values, array)
-        self._take_up(send, displacements, int(routes.ghost_bounds[1]), n_local)
+        self._take_up(send, displacements, routes.n_own, n_local)
         sent, received = (bounds[1:] - bounds[1] for bounds in (routes.send_bounds, routes.ghost_bounds))
         self._forward.route(routes.partners, sent, received)
         self._back.route(routes.partners, received, sent)
@@ -156,7 +156,7 @@ class _Lane:
         """Send rows (n_sent, 3) once the GPU has written them; `finish` gets those received (n_received, 3)."""
         device, incoming = self._device, self._incoming
         if not self._partners:
-            return Flight(NoMessages(), lambda: finish(incoming))
+            return Flight(Requests([]), lambda: finish(incoming))
         source, target = outgoing, incoming
         self._read.synchronize()
         if not self._gpu_aware:
@@ -165,7 +165,7 @@ class _Lane:
                 device.start_download(outgoing, source)
         written = device.mark()
         sent, received = self._bounds
-        arriving = self._comm.post([], self._parts(target, received))
+        arriving = self._comm.post([], messages(self._partners, target, received))
 
         def land() -> None:
             if not self._gpu_aware and len(target):
@@ -173,11 +173,8 @@ class _Lane:
             finish(incoming)
             self._read = device.mark()
 
-        return Flight(_Departing(written, lambda: self._comm.post(self._parts(source, sent), []), arriving), land)
-
-    def _parts(self, array: Array, bounds: list[int]) -> list[Message]:
-        pieces = zip(self._partners, bounds[:-1], bounds[1:], strict=True)
-        return [(rank, array[first:last]) for rank, first, last in pieces if last > first]
+        leaving = messages(self._partners, source, sent)
+        return Flight(_Departing(written, lambda: self._comm.post(leaving, []), arriving), land)
 
 
 class _Departing:

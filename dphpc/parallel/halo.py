@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dphpc.core.state import GHOSTED, State
-from dphpc.parallel.comm import Communicator, Exchange
+from dphpc.parallel.comm import Communicator, Exchange, Message
 from dphpc.parallel.domain import Domain, Image
 from dphpc.parallel.flight import Flight
 
@@ -49,39 +49,57 @@ class Routes:
     ghost_bounds: NDArray[np.int64]
     displacements: NDArray[np.float64]
 
+    @property
+    def n_own(self) -> int:
+        """Number of ghosts that are images of this rank's own atoms."""
+        return int(self.ghost_bounds[1])
+
+    def of_owners(self, array: NDArray) -> list[Message]:
+        """What is exchanged of an array (n_send, …) beside the atoms in `send`."""
+        return messages(self.partners, array, self.send_bounds[1:].tolist())
+
+    def of_ghosts(self, array: NDArray) -> list[Message]:
+        """What is exchanged of an array (n_ghost, …)."""
+        return messages(self.partners, array, self.ghost_bounds[1:].tolist())
+
+
+def messages(partners: Sequence[int], array: NDArray, bounds: Sequence[int]) -> list[Message]:
+    """The parts of an array for or from partners, which begin and end at bounds (len(partners) + 1,)."""
+    parts = zip(partners, bounds[:-1], bounds[1:], strict=True)
+    return [(rank, array[first:last]) for rank, first, last in parts if last > first]
+
 
 class Halo:
-    """The ghosts of one rank's brick; also the `Halo` that a potential may use."""
+    """The ghosts of one rank's brick; also the `Halo` that a potential may use.
+
+    Attributes
+    ----------
+    routes
+        Not to be modified; a halo whose atoms are in GPU memory follows them.
+    """
 
     def __init__(self, domain: Domain, comm: Communicator) -> None:
         self.domain, self.comm = domain, comm
         self._n_local = 0
-        self._send = np.zeros(0, np.int32)  # local atoms in the order of the ranks that have them as ghosts
-        self._send_bounds = self._ghost_bounds = np.zeros(2, np.int64)  # of each partner, and of this rank itself
-        self._partners: list[int] = []
+        nothing = np.zeros(2, np.int64)
+        self.routes = Routes([], np.zeros(0, np.int32), nothing, nothing, np.zeros((0, 3)))
         self._shifts, self._n_shifted = np.zeros((0, 3)), np.zeros(0, np.int64)
-        self._displacements = np.zeros((0, 3))
         self._buffer = np.zeros(0, np.uint8)
-
-    @property
-    def routes(self) -> Routes:
-        """The routes, for a halo whose atoms are in GPU memory; not to be modified."""
-        return Routes(self._partners, self._send, self._send_bounds, self._ghost_bounds, self._displacements)
 
     @property
     def homes(self) -> NDArray[np.int64]:
         """(n_ghost,) the rank that owns each ghost."""
-        return np.repeat([self.comm.rank, *self._partners], np.diff(self._ghost_bounds))
+        return np.repeat([self.comm.rank, *self.routes.partners], np.diff(self.routes.ghost_bounds))
 
     @property
     def n_messages(self) -> int:
         """Messages that this rank sends in one refresh."""
-        return int(np.count_nonzero(np.diff(self._send_bounds)[1:]))
+        return int(np.count_nonzero(np.diff(self.routes.send_bounds)[1:]))
 
     @property
     def bytes_sent(self) -> int:
         """Bytes of positions that this rank sends to others in one refresh."""
-        return 24 * int(self._send_bounds[-1] - self._send_bounds[1])
+        return 24 * (len(self.routes.send) - self.routes.n_own)
 
     def build_ghosts(self, state: State, reach: float) -> None:
         """Give the state all ghosts within `reach` (Å) of the brick; collective.
@@ -103,22 +121,21 @@ class Halo:
             (n,) their places among the local atoms.
         """
         images, near = self.domain.images(reach), self._near(border["positions"], reach)
-        self._partners = sorted({image.rank for image in images} - {self.comm.rank})
-        ranks = [self.comm.rank, *self._partners]
+        partners = sorted({image.rank for image in images} - {self.comm.rank})
+        ranks = [self.comm.rank, *partners]
         of_ranks = [[image for image in images if image.rank == rank] for rank in ranks]
         chosen = [list(map(near, of_rank)) for of_rank in of_ranks]
         sent = [np.array(list(map(len, of_rank)), np.int64) for of_rank in chosen]
-        received = self._swap(sent)
-        self._send_bounds, self._ghost_bounds = (
-            np.cumsum([0, *(n.sum() for n in counts)]) for counts in (sent, received)
-        )
+        received = self._swap(partners, sent)
+        send_bounds, ghost_bounds = (np.cumsum([0, *(n.sum() for n in counts)]) for counts in (sent, received))
         index = np.concatenate([np.zeros(0, np.intp), *itertools.chain(*chosen)])
-        self._send = places.take(index).astype(np.int32)
-        packed, ghosts = border.take(index), np.empty(self._ghost_bounds[-1], border.dtype)
-        ghosts[: self._ghost_bounds[1]] = packed[: self._send_bounds[1]]
-        self.comm.post(self._parts(packed, self._send_bounds), self._parts(ghosts, self._ghost_bounds)).wait()
+        r = Routes(partners, places.take(index).astype(np.int32), send_bounds, ghost_bounds, np.zeros((0, 3)))
+        packed, ghosts = border.take(index), np.empty(ghost_bounds[-1], border.dtype)
+        ghosts[: r.n_own] = packed[: r.n_own]
+        self.comm.post(r.of_owners(packed), r.of_ghosts(ghosts)).wait()
         # Seen from a partner, this brick is the image with the opposite shift, and the order of images is reversed.
         shifts = [image.shift for of_rank in of_ranks for image in reversed(of_rank)]
+        self.routes = r
         self._shifts, self._n_shifted = np.array(shifts, np.float64).reshape(-1, 3), np.concatenate(received)
         self.follow_box(self.domain)
         state.set_ghosts(ghosts)
@@ -129,7 +146,8 @@ class Halo:
     def follow_box(self, domain: Domain) -> None:
         """Take over changed box vectors, with the same atoms on this rank; ghosts follow at the next refresh."""
         self.domain = domain
-        self._displacements = np.repeat(self._shifts @ domain.box.matrix, self._n_shifted, axis=0)
+        displacements = np.repeat(self._shifts @ domain.box.matrix, self._n_shifted, axis=0)
+        self.routes = replace(self.routes, displacements=displacements)
 
     def _near(self, positions: NDArray[np.float64], reach: float) -> Callable[[Image], NDArray[np.intp]]:
         """A function that gives, for an image, the indices of the positions within `reach` (Å) of its brick."""
@@ -145,17 +163,17 @@ class Halo:
 
         return places
 
-    def _swap(self, counts: list[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
+    def _swap(self, partners: list[int], counts: list[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
         """Send each partner its array of counts and receive its counts for this rank."""
         others = [counts[0], *map(np.empty_like, counts[1:])]
-        ways = (list(zip(self._partners, way[1:], strict=True)) for way in (counts, others))
+        ways = (list(zip(partners, way[1:], strict=True)) for way in (counts, others))
         self.comm.post(*ways).wait()
         return others
 
     def start_refresh(self, state: State) -> Flight:
         """Begin to refresh the ghosts' positions; local atoms must not move until it has landed.  Collective."""
         exchange = self._start_refresh(state.positions)
-        own = int(self._ghost_bounds[1])
+        own = self.routes.n_own
         self._displace(state, slice(0, own))  # own ghosts need no message
         return Flight(exchange, lambda: self._displace(state, slice(own, None)))
 
@@ -181,38 +199,30 @@ class Halo:
 
     def _displace(self, state: State, which: slice) -> None:
         ghosts = state.positions[state.n_local :][which]
-        np.add(ghosts, self._displacements[which], out=ghosts)
+        np.add(ghosts, self.routes.displacements[which], out=ghosts)
 
     def _start_refresh(self, array: NDArray) -> Exchange:
-        buffer = self._view(array)
-        np.take(array, self._send, axis=0, out=buffer, mode="clip")
-        ghosts = array[self._n_local :]
-        own = self._send_bounds[1]
-        ghosts[:own] = buffer[:own]
-        return self.comm.post(self._parts(buffer, self._send_bounds), self._parts(ghosts, self._ghost_bounds))
+        r, buffer, ghosts = self.routes, self._view(array), array[self._n_local :]
+        np.take(array, r.send, axis=0, out=buffer, mode="clip")
+        ghosts[: r.n_own] = buffer[: r.n_own]
+        return self.comm.post(r.of_owners(buffer), r.of_ghosts(ghosts))
 
     def _start_reduce(self, array: NDArray) -> Flight:
-        buffer, ghosts = self._view(array), array[self._n_local :]
-        exchange = self.comm.post(self._parts(ghosts, self._ghost_bounds), self._parts(buffer, self._send_bounds))
+        r, buffer, ghosts = self.routes, self._view(array), array[self._n_local :]
+        exchange = self.comm.post(r.of_ghosts(ghosts), r.of_owners(buffer))
 
         def finish() -> None:
-            own = self._send_bounds[1]
-            buffer[:own] = ghosts[:own]
+            buffer[: r.n_own] = ghosts[: r.n_own]
             # Column by column: NumPy adds single numbers several times faster than rows.
             for column, back in zip(_columns(array), _columns(buffer), strict=True):
-                np.add.at(column, self._send, back)
+                np.add.at(column, r.send, back)
             ghosts[...] = 0
 
         return Flight(exchange, finish)
 
-    def _parts(self, array: NDArray, bounds: NDArray[np.int64]) -> list[tuple[int, NDArray]]:
-        """The parts of an array that are exchanged with partners, as messages."""
-        pieces = zip(self._partners, bounds[1:-1].tolist(), bounds[2:].tolist(), strict=True)
-        return [(rank, array[first:last]) for rank, first, last in pieces if last > first]
-
     def _view(self, array: NDArray) -> NDArray:
         """The persistent buffer as (n_send, …), with rows of the array's shape and type."""
-        n = len(self._send)
+        n = len(self.routes.send)
         row_bytes = array.dtype.itemsize * math.prod(array.shape[1:])
         if len(self._buffer) < n * row_bytes:
             self._buffer = np.empty(n * row_bytes, np.uint8)
