@@ -141,22 +141,17 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
         raise InputError(
             f"cannot read the input file {str(path)!r}: {reason}", remedy="check the path and its permissions"
         ) from None
+    is_json = path.suffix.lower() == ".json"
     try:
-        if path.suffix.lower() == ".json":
-            data = json.loads(text, object_pairs_hook=_unique)
-        else:
-            data = yaml.load(text, Loader=_Loader)
+        data = json.loads(text, object_pairs_hook=_unique) if is_json else yaml.load(text, Loader=_Loader)
     except _DuplicateKey as error:
         raise InputError(f"key '{error}' is given twice", where=str(path), remedy="keep one of them") from None
     except Exception as error:  # PyYAML passes on whatever the constructor of a tagged or malformed value raises
-        raise InputError(f"the file is not valid {_format_of(path)}: {error}", where=str(path)) from None
+        kind = "JSON" if is_json else "YAML"
+        raise InputError(f"the file is not valid {kind}: {error}", where=str(path)) from None
     if not isinstance(data, dict):
         raise InputError("the file holds no keys", where=str(path), expected="a mapping of sections")
     return data
-
-
-def _format_of(path: Path) -> str:
-    return "JSON" if path.suffix.lower() == ".json" else "YAML"
 
 
 class _DuplicateKey(Exception):
