@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from dphpc.core.errors import DataError
 from dphpc.core.units import EV_PER_A3_IN_BAR, EV_PER_A3_IN_GPA
 from dphpc.plots.style import COLORS, GREY, log_scale, panels
-from dphpc.plots.tables import Table
+from dphpc.plots.tables import Table, require_columns
 
 Floats = NDArray[np.float64]
 
@@ -24,6 +24,10 @@ LOSSES = {
     "v": ("Virial", "meV/atom", 1e3),
 }
 """Suffix in lcurve.out -> title, unit of the axis, factor from the file's unit."""
+
+THERMO = ("time_ps", "temperature_K", "potential_eV", "kinetic_eV", "total_eV", "conserved_eV", "pressure_bar")
+DEVIATIONS = ("step", *(f"{measure}_devi_{kind}" for kind in "fv" for measure in ("max", "min", "avg")))
+"""Columns of thermo.csv and of model_devi.out that are drawn."""
 
 
 def learning_curve(runs: Mapping[str, Table]) -> Figure:
@@ -88,9 +92,7 @@ def thermo(table: Table, label: str = "") -> Figure:
     label
         Title of the figure.
     """
-    missing = {"time_ps", "temperature_K", "total_eV", "conserved_eV", "pressure_bar"} - set(table)
-    if missing:
-        raise DataError(f"no column {', '.join(sorted(missing))}", expected="the columns of dphpc md's thermo.csv")
+    require_columns(table, THERMO, "dphpc md's thermo.csv")
     time, unit = table["time_ps"], "time (ps)"
     if "step" in table and not np.ptp(time):
         time, unit = table["step"], "step"
@@ -134,8 +136,7 @@ def model_deviation(table: Table, label: str = "") -> Figure:
     table
         Columns of `model_devi.out`.
     """
-    if "max_devi_f" not in table:
-        raise DataError("no column max_devi_f", expected="the columns of model_devi.out")
+    require_columns(table, DEVIATIONS, "model_devi.out")
     step = table["step"]
     with panels(1, 3, size=(4.2, 3.4)) as (figure, (force, virial, spread)):
         figure.suptitle(label, fontsize=11, x=0.01, ha="left")

@@ -10,9 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from dphpc.core.errors import DataError
 from dphpc.plots.style import COLORS, log_scale, panels
-from dphpc.plots.tables import Table
+from dphpc.plots.tables import Table, require_columns
 
 Floats = NDArray[np.float64]
 
@@ -29,9 +28,8 @@ def rounds(table: Table, deviations: Mapping[int, Floats] | None = None, label: 
     deviations
         Round -> (n_frames,) max_devi_f in eV/Å; drawn beside the table's largest deviations.
     """
-    missing = {"round", "worst_devi_f", "rmse_f", "rmse_e", *(name for name, _ in KINDS)} - set(table)
-    if missing:
-        raise DataError(f"no column {', '.join(sorted(missing))}", expected="the columns of dphpc learn's rounds.csv")
+    needed = ("round", "worst_devi_f", "rmse_f", "rmse_e", *(name for name, _ in KINDS))
+    require_columns(table, needed, "dphpc learn's rounds.csv")
     number = table["round"]
     with panels(1, 3, size=(4.2, 3.4)) as (figure, (frames, errors, spread)):
         figure.suptitle(label, fontsize=11, x=0.01, ha="left")

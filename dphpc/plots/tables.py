@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TextIO
 
@@ -48,6 +49,13 @@ def read_table(path: Path | str) -> Table:
             expected="a line such as '# step rmse_val rmse_trn ...'",
         )
     return dict(zip(names, rows.T, strict=True))
+
+
+def require_columns(table: Table, names: Iterable[str], of: str) -> None:
+    """Raise DataError if a table, which should have the columns `of` a file, lacks some of these."""
+    missing = set(names) - set(table)
+    if missing:
+        raise DataError(f"no column {', '.join(sorted(missing))}", expected=f"the columns of {of}")
 
 
 def read_rows(
