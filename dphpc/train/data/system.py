@@ -138,6 +138,7 @@ class System:
     def __init__(self, name: str, store: Store, type_map: list[str], inputs: FrameInputs | None = None) -> None:
         self.name, self._store = name, store
         self._inputs = inputs or FrameInputs()
+        self._files = LABELS | self._inputs.labels()
         self._names: list[str] = []
         self.periodic = not store.has("nopbc")
         self._types, self._to_model = self._read_types(type_map)
@@ -218,7 +219,7 @@ class System:
 
     def _frame_values(self, part: _Set, i: int, keep: Any) -> dict[str, Any]:
         values: dict[str, Any] = {}
-        for name, label in {**LABELS, **self._inputs.labels()}.items():
+        for name, label in self._files.items():
             if name in LABELS and name not in self.labels:
                 continue
             if name not in part.labels:  # a frame parameter with a default
@@ -267,7 +268,7 @@ class System:
         self._check_known(slot_types if slot_types is not None else self._types, set_name, type_map)
         labels = {
             name: self._open(f"{set_name}/{label.file}", n, label.width * (self._n_slots if label.per_atom else 1))
-            for name, label in {**LABELS, **self._inputs.labels()}.items()
+            for name, label in self._files.items()
             if self._store.has(f"{set_name}/{label.file}")
         }
         first = self._sets[-1].first + self._sets[-1].n_frames if self._sets else 0
@@ -352,10 +353,8 @@ class System:
         return array.reshape(frames, width)
 
     def _check_finite(self, set_name: str, part: _Set) -> None:
-        arrays: dict[str, Any] = {"coord.npy": part.coord} | {
-            {**LABELS, **self._inputs.labels()}[name].file: array for name, array in part.labels.items()
-        }
-        for file, array in arrays.items():
+        labels = {self._files[name].file: array for name, array in part.labels.items()}
+        for file, array in {"coord.npy": part.coord, **labels}.items():
             where = self._store.where(f"{set_name}/{file}")
             if isinstance(array, Rows):  # was looked at when its database was opened
                 self._refuse(array.not_finite(), "holds NaN or infinity", where)
