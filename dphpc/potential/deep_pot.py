@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -131,11 +132,7 @@ class DeepPot:
         energy, virial = np.zeros((n_frames, 1)), np.zeros((n_frames, 9))
         force = np.zeros((n_frames, n, 3))
         atom_energy, atom_virial = np.zeros((n_frames, n, 1)), np.zeros((n_frames, n, 9))
-        for k in range(n_frames):
-            real = types[k] != VIRTUAL
-            if not real.any():
-                continue
-            around = Surroundings.of(frames[k, real], boxes[k], types[k, real], self.get_rcut())
+        for k, real, around in self._surroundings(frames, boxes, types):
             out = self.evaluate(around, None if columns is None else columns[k, real], atomic_virial=atomic)
             energy[k, 0], virial[k], force[k, real] = out.energy, out.virial.ravel(), out.forces
             if atomic and out.atom_energy is not None and out.atom_virial is not None:
@@ -172,11 +169,7 @@ class DeepPot:
         """Descriptors (nframes, natoms, M·axis) of frames given as in `eval`."""
         frames, boxes, types = self._frames(coords, cells, atom_types)
         result = np.zeros((*types.shape, self.model.descriptor.n_features))
-        for k in range(len(frames)):
-            real = types[k] != VIRTUAL
-            if not real.any():
-                continue
-            around = Surroundings.of(frames[k, real], boxes[k], types[k, real], self.get_rcut())
+        for k, real, around in self._surroundings(frames, boxes, types):
             centers = np.arange(around.state.n_local, dtype=np.int32)
             env = Environment(around.state.positions, around.state.types, around.neighbors, centers)
             result[k, real] = self.potential.descriptors(env, around.state.ids)
@@ -214,6 +207,14 @@ class DeepPot:
         if matrices.size != 9 * len(frames):
             raise DataError(f"cells of shape {matrices.shape} for {len(frames)} frames", expected="(nframes, 9)")
         return frames, [Box(m) for m in matrices.reshape(-1, 3, 3)], types
+
+    def _surroundings(
+        self, frames: Floats, boxes: list[Box | None], types: NDArray[np.int32]
+    ) -> Iterator[tuple[int, NDArray[np.bool_], Surroundings]]:
+        """Number, (natoms,) slots with atoms, and surroundings of each frame that has atoms."""
+        for k, real in enumerate(types != VIRTUAL):
+            if real.any():
+                yield k, real, Surroundings.of(frames[k, real], boxes[k], types[k, real], self.get_rcut())
 
     def parameter_columns(
         self, n_frames: int, n: int, fparam: ArrayLike | None = None, aparam: ArrayLike | None = None
