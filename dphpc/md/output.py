@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from dphpc.core import errors
 from dphpc.core.errors import DataError
+from dphpc.core.units import duration
 from dphpc.md.engine import Engine
 from dphpc.md.extent import Extent, extent_of_bytes
 from dphpc.md.observables import Thermo
@@ -167,10 +168,3 @@ class Screen:
             f"{t.total_eV:.6f}", conserved, f"{t.pressure_bar:.2f}", rate, left,
         )  # fmt: skip
         self.say(" ".join(f"{value:>{width}}" for value, (_, width) in zip(values, _TABLE, strict=True)))
-
-
-def duration(seconds: float) -> str:
-    """A duration as h:mm:ss."""
-    minutes, s = divmod(round(seconds), 60)
-    hours, m = divmod(minutes, 60)
-    return f"{hours}:{m:02d}:{s:02d}"
