@@ -172,6 +172,12 @@ def show_result(text: str) -> None:
         log.info(line, extra={"on_screen": True})
 
 
+def exit_if_stopped(signal: int | None) -> None:
+    """End with status 128 + signal if one has ended the work: a script must not take it for the whole."""
+    if signal:
+        raise typer.Exit(128 + signal)
+
+
 def _end(error: BaseException) -> NoReturn:
     """Show an error as one message and end the process."""
     if isinstance(error, KeyboardInterrupt):

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dphpc.cli.app import command
+from dphpc.cli.app import command, exit_if_stopped
 from dphpc.core.errors import EXIT_STOPPED_ABOVE
 
 
@@ -31,7 +31,6 @@ def md(
     from dphpc.md.run import run_md
 
     result = run_md(input, resume=resume, device=device)
-    if result.stopped_by:
-        raise typer.Exit(128 + result.stopped_by)  # what follows in a script must not take this for the whole run
+    exit_if_stopped(result.stopped_by)
     if result.stopped_above is not None:
         raise typer.Exit(EXIT_STOPPED_ABOVE)

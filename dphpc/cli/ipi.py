@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dphpc.cli.app import Device, command
+from dphpc.cli.app import Device, command, exit_if_stopped
 
 
 @command("ipi", repeated=("-t", "--type-map", "--fparam"))
@@ -45,5 +45,4 @@ def ipi(
         driver_input(input, model, structure, unix, host, port), type_map=type_map, fparam=fparam, wait=wait,
         precision=precision, threads=threads, device=device,
     )  # fmt: skip
-    if served.stopped_by:
-        raise typer.Exit(128 + served.stopped_by)
+    exit_if_stopped(served.stopped_by)

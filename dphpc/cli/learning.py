@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dphpc.cli.app import command
+from dphpc.cli.app import command, exit_if_stopped
 
 
 @command("learn", parallel=True)  # all ranks, if there are several, say that there should be one
@@ -24,6 +24,4 @@ def learn_in_rounds(
     """
     from dphpc.active.loop import learn
 
-    result = learn(input, dry_run=dry_run)
-    if result.stopped_by:
-        raise typer.Exit(128 + result.stopped_by)
+    exit_if_stopped(learn(input, dry_run=dry_run).stopped_by)

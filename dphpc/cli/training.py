@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from dphpc.cli.app import DataFile, Device, command, progress_bar, show_result, systems_of
+from dphpc.cli.app import DataFile, Device, command, exit_if_stopped, progress_bar, show_result, systems_of
 from dphpc.parallel.back_ends import DataParallel
 
 
@@ -54,8 +54,7 @@ def train_model(
         use_pretrain_script=use_pretrain_script, skip_neighbor_stat=skip_neighbor_stat, output=output,
         data_parallel=data_parallel, device=device,
     )  # fmt: skip
-    if result.interrupted:  # what follows in a script must not take this for a trained model
-        raise typer.Exit(128 + result.stopped_by)
+    exit_if_stopped(result.stopped_by)
 
 
 @command("freeze")
