@@ -1,11 +1,9 @@
 """Every command as a user runs it: a process of its own, its output, its files, its messages about what is wrong."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import ase.io
@@ -21,24 +19,8 @@ from dphpc.parallel.comm import world
 from dphpc.plots.tables import read_table
 from dphpc.potential.committee import Measure
 from dphpc.train.evaluate import model_devi
+from tests.cli.conftest import Run
 from tests.models import random_model, random_structure
-
-Run = Callable[..., subprocess.CompletedProcess[str]]
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Run:
-    """`run("show", "model.dp")` is `dphpc show model.dp` in the test's folder; `status` is the one expected."""
-
-    def start(*arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "dphpc", *arguments]
-        environment = dict(os.environ) | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
-        assert done.returncode == status, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
-        assert "Traceback" not in done.stderr
-        return done
-
-    return start
 
 
 @pytest.fixture

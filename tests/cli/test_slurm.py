@@ -3,34 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from tests.cli.conftest import Run
 from tests.cli.test_commands import RUN_FILE, TRAINING, write_md_inputs
-
-Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def slurm(tmp_path: Path) -> Run:
+def slurm(run: Run, tmp_path: Path) -> Run:
     """`slurm("md", "run.yaml")` is `dphpc slurm md run.yaml` on a machine without Slurm."""
     write_md_inputs(tmp_path)
     (tmp_path / "run.yaml").write_text(RUN_FILE + "restart: {every: 100}\n")
-
-    def start(*arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "dphpc", "slurm", *arguments]
-        environment = dict(os.environ) | {"PATH": str(tmp_path), "COLUMNS": "200"}
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
-        assert done.returncode == status, done.stdout + done.stderr
-        assert "Traceback" not in done.stderr
-        return done
-
-    return start
+    return partial(run, "slurm", PATH=str(tmp_path))
 
 
 def test_the_script_is_shown_and_written(slurm: Run, tmp_path: Path) -> None:

@@ -9,16 +9,9 @@ from dphpc.core.errors import DataError, InputError
 from dphpc.train.data import Dataset, open_systems
 from dphpc.train.neighbor_stat import neighbor_stat, neighbor_stat_of, resolve_sel, sel_warnings
 from dphpc.train.schema import ModelConfig
-from tests.train.data_systems import TYPE_MAP, make_system, two_systems, write_npy
+from tests.train.data_systems import TYPE_MAP, make_system, write_npy
 from tests.train.make_statistics_golden import model_section
 from tests.train.test_statistics import WATER
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    for name, system in zip("ab", two_systems(), strict=True):
-        write_npy(tmp_path / name, system)
-    return tmp_path
 
 
 def brute_force(folder: Path, rcut: float, mixed_type: bool = False) -> tuple[float, np.ndarray]:

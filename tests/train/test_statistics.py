@@ -25,13 +25,6 @@ def config(case: str, **changes: Any) -> ModelConfig:
     return ModelConfig.model_validate({**model_section(case), **changes})
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    for name, system in zip("ab", two_systems(), strict=True):
-        write_npy(tmp_path / name, system)
-    return tmp_path
-
-
 def load(folder: Path, model: ModelConfig) -> Dataset:
     return Dataset.load(DataConfig(systems=["a", "b"]), model, base=folder)
 
