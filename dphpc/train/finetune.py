@@ -16,7 +16,8 @@ from dphpc.train.bias import fitted_bias
 from dphpc.train.data import Dataset
 from dphpc.train.initial import model_section
 from dphpc.train.sampler import Sampler
-from dphpc.train.schema import ModelConfig, TrainInput
+from dphpc.train.schema import TrainInput
+from dphpc.train.schema.model import ModelConfig
 from dphpc.train.statistics import sample_frames
 
 FREE = ("seed", "precision", "trainable", "rcond", "set_davg_zero", "default_fparam")

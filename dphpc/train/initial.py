@@ -15,7 +15,7 @@ from dphpc.model.fitting import EnergyFitting
 from dphpc.model.networks import Network, initial_network
 from dphpc.model.shared import SharedNetworks
 from dphpc.train.initial_shared import shared_networks, with_shared
-from dphpc.train.schema import DescriptorConfig, FittingConfig, ModelConfig, SeAttenConfig
+from dphpc.train.schema.model import DescriptorConfig, FittingConfig, ModelConfig, SeAttenConfig
 from dphpc.train.statistics import Statistics
 
 _DESCRIPTOR, _FITTING = 0, 1

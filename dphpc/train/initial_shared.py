@@ -11,7 +11,7 @@ from dphpc.model.dpa1 import type_inputs
 from dphpc.model.networks import Network, initial_network
 from dphpc.model.shared import SharedNetworks
 from dphpc.model.shared_tree import shared_tree
-from dphpc.train.schema import FittingConfig, SeAttenConfig
+from dphpc.train.schema.model import FittingConfig, SeAttenConfig
 
 
 def shared_networks(

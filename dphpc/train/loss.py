@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from dphpc.core.errors import InputError
 from dphpc.train.data import Batch, Dataset
 from dphpc.train.data.system import LABELS
-from dphpc.train.schema import LossConfig
+from dphpc.train.schema.optimization import LossConfig
 from dphpc.train.step import LossGradient, Prediction
 
 Doubles = NDArray[np.float64]

@@ -14,8 +14,7 @@ from dphpc.core.errors import DataError, InputError
 from dphpc.train.data.batch import Geometry
 from dphpc.train.data.dataset import Dataset, open_systems
 from dphpc.train.data.storage import find_stores
-from dphpc.train.schema import ModelConfig
-from dphpc.train.schema.model import MAX_RCUT, auto_sel_factor
+from dphpc.train.schema.model import MAX_RCUT, ModelConfig, auto_sel_factor
 
 
 @dataclass(frozen=True)

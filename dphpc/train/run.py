@@ -34,15 +34,9 @@ from dphpc.train.neighbor_stat import neighbor_stat, resolve_sel, sel_warnings
 from dphpc.train.parameters import torch_device
 from dphpc.train.result import TrainResult
 from dphpc.train.sampler import Sampler
-from dphpc.train.schema import (
-    DphpcConfig,
-    LkfConfig,
-    TrainingConfig,
-    TrainInput,
-    load_input,
-    parse_input,
-    write_input,
-)
+from dphpc.train.schema import TrainInput, load_input, parse_input, write_input
+from dphpc.train.schema.optimization import LkfConfig
+from dphpc.train.schema.training import DphpcConfig, TrainingConfig
 from dphpc.train.statistics import Statistics, load_or_compute
 from dphpc.train.trainer import Trainer
 

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from dphpc.core.errors import InputError
 from dphpc.train.data.dataset import Dataset
-from dphpc.train.schema import DataConfig
-from dphpc.train.schema.training import batch_rule, prob_blocks
+from dphpc.train.schema.training import DataConfig, batch_rule, prob_blocks
 
 BLOCK = 1024
 """Number of steps whose systems are drawn together."""

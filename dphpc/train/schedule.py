@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from dphpc.core.errors import InputError
-from dphpc.train.schema import CosineConfig, ExpConfig, LearningRateConfig, WsdConfig
+from dphpc.train.schema.optimization import CosineConfig, ExpConfig, LearningRateConfig, WsdConfig
 
 
 class Schedule:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from dphpc.core.errors import DataError
 from dphpc.core.files import whole
-from dphpc.train.schema import ModelConfig
+from dphpc.train.schema.model import ModelConfig
 
 Floats = NDArray[np.float64]
 

@@ -18,7 +18,7 @@ from dphpc.core.errors import InputError
 from dphpc.model.env_mat import switch
 from dphpc.train.data.batch import Geometry
 from dphpc.train.data.dataset import Dataset
-from dphpc.train.schema import ModelConfig
+from dphpc.train.schema.model import ModelConfig
 from dphpc.train.stat_file import Moments, load_moments, save_moments
 
 log = logging.getLogger(__name__)

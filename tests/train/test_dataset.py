@@ -14,7 +14,9 @@ from dphpc.ops.neighbors.contract import Neighbors
 from dphpc.train.data import Batch, Dataset, FrameInputs, System, open_systems
 from dphpc.train.data.batch import FrameCache
 from dphpc.train.sampler import Sampler
-from dphpc.train.schema import DataConfig, ModelConfig, parse_input
+from dphpc.train.schema import parse_input
+from dphpc.train.schema.model import ModelConfig
+from dphpc.train.schema.training import DataConfig
 from tests.train.data_systems import TRICLINIC, TYPE_MAP, make_system, two_systems, write_npy
 from tests.train.test_schema import WATER
 

@@ -18,7 +18,8 @@ from dphpc.train.bias import fitted_bias
 from dphpc.train.checkpoint import Checkpoint
 from dphpc.train.data import open_systems
 from dphpc.train.initial import initial_model, model_arrays, model_section
-from dphpc.train.schema import ModelConfig, parse_input
+from dphpc.train.schema import parse_input
+from dphpc.train.schema.model import ModelConfig
 from dphpc.train.statistics import Statistics
 from tests.models import random_model
 from tests.train.systems import small_input, write_systems

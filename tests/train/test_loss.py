@@ -11,7 +11,7 @@ from dphpc.core.errors import InputError
 from dphpc.ops.neighbors.contract import Neighbors
 from dphpc.train.data import Batch, Geometry
 from dphpc.train.loss import EnergyLoss
-from dphpc.train.schema import LossConfig
+from dphpc.train.schema.optimization import LossConfig
 from dphpc.train.step import Prediction
 from tests.models import random_model
 from tests.train.batches import random_batch

@@ -8,7 +8,7 @@ import pytest
 from dphpc.core.errors import DataError, InputError
 from dphpc.train.data import Dataset, open_systems
 from dphpc.train.neighbor_stat import neighbor_stat, neighbor_stat_of, resolve_sel, sel_warnings
-from dphpc.train.schema import ModelConfig
+from dphpc.train.schema.model import ModelConfig
 from tests.train.data_systems import TYPE_MAP, make_system, write_npy
 from tests.train.make_statistics_golden import model_section
 from tests.train.test_statistics import WATER

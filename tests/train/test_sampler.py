@@ -7,7 +7,7 @@ import pytest
 
 from dphpc.core.errors import InputError
 from dphpc.train.sampler import BLOCK, Sampler
-from dphpc.train.schema import DataConfig
+from dphpc.train.schema.training import DataConfig
 
 N_FRAMES, N_ATOMS = [7, 20, 1], [10, 40, 192]
 

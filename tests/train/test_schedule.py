@@ -8,7 +8,7 @@ from pydantic import TypeAdapter
 
 from dphpc.core.errors import InputError
 from dphpc.train.schedule import Schedule
-from dphpc.train.schema import CosineConfig, ExpConfig, LearningRateConfig
+from dphpc.train.schema.optimization import CosineConfig, ExpConfig, LearningRateConfig
 from tests.train.make_peer import SCHEDULES
 
 PEER = json.loads(Path(__file__).with_name("peer.json").read_text())["schedules"]

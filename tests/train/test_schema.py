@@ -8,17 +8,8 @@ from typing import Any
 import pytest
 
 from dphpc.core.errors import InputError
-from dphpc.train.schema import (
-    AdamConfig,
-    AdamWConfig,
-    HybridMuonConfig,
-    LkfConfig,
-    TrainInput,
-    WsdConfig,
-    load_input,
-    parse_input,
-    write_input,
-)
+from dphpc.train.schema import TrainInput, load_input, parse_input, write_input
+from dphpc.train.schema.optimization import AdamConfig, AdamWConfig, HybridMuonConfig, LkfConfig, WsdConfig
 
 WATER: dict[str, Any] = {
     "model": {

@@ -11,7 +11,8 @@ import pytest
 
 from dphpc.core.errors import DataError, InputError
 from dphpc.train.data import Dataset, open_systems
-from dphpc.train.schema import DataConfig, ModelConfig
+from dphpc.train.schema.model import ModelConfig
+from dphpc.train.schema.training import DataConfig
 from dphpc.train.statistics import Statistics, compute_moments, compute_statistics, load_or_compute, spread
 from tests.train.data_systems import TYPE_MAP, two_systems, write_npy
 from tests.train.make_statistics_golden import CASES, model_section

@@ -12,8 +12,8 @@ from dphpc.core.errors import DataError
 from dphpc.train.data.batch import Batch, FrameCache, Geometry, join
 from dphpc.train.data.storage import find_stores
 from dphpc.train.data.system import Frame, FrameInputs, System
-from dphpc.train.schema import DataConfig, ModelConfig
-from dphpc.train.schema.training import batch_rule
+from dphpc.train.schema.model import ModelConfig
+from dphpc.train.schema.training import DataConfig, batch_rule
 
 DEFAULT_CACHE_BYTES = 2 * 2**30
 

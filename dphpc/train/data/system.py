@@ -16,7 +16,7 @@ from dphpc.core.state import VIRTUAL
 from dphpc.model.fitting import EnergyFitting
 from dphpc.train.data.lmdb_store import LmdbStore, Rows
 from dphpc.train.data.storage import Store
-from dphpc.train.schema import FittingConfig
+from dphpc.train.schema.model import FittingConfig
 
 log = logging.getLogger("dphpc.train")
 

@@ -14,7 +14,8 @@ from dphpc.train.optimizers.muon import HybridMuonRule
 from dphpc.train.optimizers.protocol import Engine, Optimizer
 from dphpc.train.optimizers.soap import SoapRule
 from dphpc.train.parameters import Parameters
-from dphpc.train.schema import AdamWConfig, HybridMuonConfig, LkfConfig, SoapConfig, TrainInput
+from dphpc.train.schema import TrainInput
+from dphpc.train.schema.optimization import AdamWConfig, HybridMuonConfig, LkfConfig, SoapConfig
 
 __all__ = ["Engine", "GradientOptimizer", "KalmanOptimizer", "Optimizer", "make_optimizer", "make_rule"]
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from dphpc.core.errors import InputError
 from dphpc.core.memory import memory_available
-from dphpc.train.schema import LkfConfig
+from dphpc.train.schema.optimization import LkfConfig
 
 log = logging.getLogger("dphpc.train")
 

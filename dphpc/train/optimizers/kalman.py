@@ -34,7 +34,7 @@ from dphpc.train.loss import EnergyLoss, LossResult
 from dphpc.train.optimizers.blocks import PENDING, Blocks, choose
 from dphpc.train.optimizers.protocol import Engine, State, finite, require_names
 from dphpc.train.parameters import Parameters
-from dphpc.train.schema import LkfConfig
+from dphpc.train.schema.optimization import LkfConfig
 from dphpc.train.step import LossGradient, Prediction
 
 FORGETTING_RATE = 0.9987

@@ -18,7 +18,7 @@ from dphpc.train.optimizers.adam import AdamRule
 from dphpc.train.optimizers.gradient import is_matrix, leaves
 from dphpc.train.optimizers.protocol import State
 from dphpc.train.parameters import Parameters
-from dphpc.train.schema import HybridMuonConfig
+from dphpc.train.schema.optimization import HybridMuonConfig
 
 
 def newton_schulz(matrix: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from dphpc.train.optimizers.adam import AdamRule
 from dphpc.train.optimizers.gradient import is_matrix, leaves
 from dphpc.train.optimizers.protocol import State
 from dphpc.train.parameters import Parameters
-from dphpc.train.schema import SoapConfig
+from dphpc.train.schema.optimization import SoapConfig
 
 EPSILON = 1e-8
 """ε of Adam."""

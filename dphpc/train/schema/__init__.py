@@ -14,55 +14,9 @@ from dphpc.core.config import Config, parse_config, read_mapping
 from dphpc.core.errors import writing
 from dphpc.core.files import write_whole
 from dphpc.train.schema.migration import moved_from_training
-from dphpc.train.schema.model import DescriptorConfig, FittingConfig, ModelConfig, SeAttenConfig
-from dphpc.train.schema.optimization import (
-    AdamConfig,
-    AdamWConfig,
-    CosineConfig,
-    ExpConfig,
-    HybridMuonConfig,
-    LearningRateConfig,
-    LkfConfig,
-    LossConfig,
-    OptimizerConfig,
-    SoapConfig,
-    WsdConfig,
-)
-from dphpc.train.schema.training import (
-    DataConfig,
-    DphpcConfig,
-    TrainingConfig,
-    TrainingDataConfig,
-    ValidatingConfig,
-    ValidationDataConfig,
-)
-
-__all__ = [
-    "AdamConfig",
-    "AdamWConfig",
-    "CosineConfig",
-    "DataConfig",
-    "DescriptorConfig",
-    "DphpcConfig",
-    "ExpConfig",
-    "FittingConfig",
-    "HybridMuonConfig",
-    "LearningRateConfig",
-    "LkfConfig",
-    "LossConfig",
-    "ModelConfig",
-    "OptimizerConfig",
-    "SeAttenConfig",
-    "SoapConfig",
-    "TrainInput",
-    "TrainingConfig",
-    "TrainingDataConfig",
-    "ValidationDataConfig",
-    "WsdConfig",
-    "load_input",
-    "parse_input",
-    "write_input",
-]
+from dphpc.train.schema.model import ModelConfig
+from dphpc.train.schema.optimization import AdamConfig, LearningRateConfig, LossConfig, OptimizerConfig
+from dphpc.train.schema.training import DphpcConfig, TrainingConfig, ValidatingConfig
 
 
 class TrainInput(Config):

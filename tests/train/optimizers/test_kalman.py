@@ -14,7 +14,7 @@ from dphpc.train.optimizers import KalmanOptimizer, blocks, make_optimizer
 from dphpc.train.optimizers.blocks import PENDING, Blocks, choose, filter_bytes
 from dphpc.train.optimizers.kalman import BlockFilter, energy_measurement, force_measurement
 from dphpc.train.parameters import Parameters
-from dphpc.train.schema import LkfConfig, LossConfig
+from dphpc.train.schema.optimization import LkfConfig, LossConfig
 from dphpc.train.step import LossGradient, Prediction, TableStep
 from tests.models import random_model
 from tests.train.batches import random_batch
