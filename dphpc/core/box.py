@@ -10,10 +10,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from dphpc.core.arrays import Doubles
 from dphpc.core.errors import DataError
 from dphpc.core.exact_sum import round_to
-
-Floats = NDArray[np.float64]
 
 MIN_HEIGHT = 0.5
 """Least distance (Å) between opposite faces in a periodic direction; a thinner box is taken for a mistake of units."""
@@ -44,9 +43,9 @@ class Box:
         The vectors are not finite or span no volume.
     """
 
-    matrix: Floats
+    matrix: Doubles
     periodic: tuple[bool, bool, bool] = (True, True, True)
-    origin: Floats = field(default_factory=lambda: np.zeros(3))
+    origin: Doubles = field(default_factory=lambda: np.zeros(3))
 
     def __post_init__(self) -> None:
         matrix = np.ascontiguousarray(self.matrix, dtype=np.float64).reshape(3, 3)
@@ -56,7 +55,7 @@ class Box:
         object.__setattr__(self, "origin", np.asarray(self.origin, dtype=np.float64).reshape(3))
 
     @classmethod
-    def around(cls, positions: Floats, margin: float = 1.0) -> Box:
+    def around(cls, positions: Doubles, margin: float = 1.0) -> Box:
         """An open (non-periodic) box that encloses `positions` (n, 3) with a margin in Å."""
         if len(positions) == 0:
             return cls(np.eye(3), (False, False, False))
@@ -64,7 +63,7 @@ class Box:
         return cls(np.diag(high - low), (False, False, False), low)
 
     @classmethod
-    def of_cell(cls, cell: Floats, periodic: Sequence[bool] | NDArray, positions: Floats, margin: float = 1.0) -> Box:
+    def of_cell(cls, cell: Doubles, periodic: Sequence[bool] | NDArray, positions: Doubles, margin: float = 1.0) -> Box:
         """The box of an ASE cell, in which vectors may be missing.
 
         Parameters
@@ -110,12 +109,12 @@ class Box:
         return float(abs(np.linalg.det(self.matrix)))
 
     @cached_property
-    def inverse(self) -> Floats:
+    def inverse(self) -> Doubles:
         """(3, 3): positions − origin times this gives fractional coordinates."""
         return np.asarray(np.linalg.inv(self.matrix), np.float64)
 
     @cached_property
-    def heights(self) -> Floats:
+    def heights(self) -> Doubles:
         """(3,) Å: distance between opposite faces."""
         return 1.0 / np.linalg.norm(self.inverse, axis=0)
 
@@ -134,7 +133,7 @@ class Box:
         """Whether the vectors lie along x, y and z."""
         return bool(np.array_equal(self.matrix, np.diag(np.diag(self.matrix))))
 
-    def least_stretch(self, factors: Floats) -> float:
+    def least_stretch(self, factors: Doubles) -> float:
         """The least factor of any distance, where vectors became this box's by factors (3,), and points with them."""
         if self.is_cuboid or np.ptp(factors) == 0.0:
             return float(factors.min())
@@ -151,11 +150,11 @@ class Box:
         # Rounding may bring the box to the next power of two.
         return box if box.replicated(replicate).spacing == spacing else box.on_grid(replicate)
 
-    def to_fractional(self, positions: Floats) -> Floats:
+    def to_fractional(self, positions: Doubles) -> Doubles:
         """Fractional coordinates (n, 3) of Cartesian positions (n, 3)."""
         return (positions - self.origin) @ self.inverse
 
-    def fractional(self, positions: Floats, axis: int) -> Floats:
+    def fractional(self, positions: Doubles, axis: int) -> Doubles:
         """One fractional coordinate (n,) of positions (n, 3), whose bits depend on the atom's own position alone."""
         # A matrix product may round an atom differently in another place of the array.
         first, *others = ((positions[:, k] - self.origin[k]) * self.inverse[k, axis] for k in range(3))
@@ -163,7 +162,7 @@ class Box:
             first += part
         return first
 
-    def wrap_shifts(self, positions: Floats, tolerance: float = 0.0) -> NDArray[np.int32]:
+    def wrap_shifts(self, positions: Doubles, tolerance: float = 0.0) -> NDArray[np.int32]:
         """(n, 3) whole cells by which each position lies outside the box, 0 where not periodic.
 
         A position that lies below a face by no more than `tolerance`, a fraction of the box, counts as on it.  So a
@@ -184,7 +183,7 @@ class Box:
                 shifts[:, axis] = cells
         return shifts
 
-    def carried_to(self, box: Box, positions: Floats) -> Floats:
+    def carried_to(self, box: Box, positions: Doubles) -> Doubles:
         """Positions (n, 3) with the same fractional coordinates in another box; the bits of each depend on it alone."""
         carried = np.empty_like(positions)
         a, b, c = (self.fractional(positions, axis) for axis in range(3))
@@ -192,11 +191,11 @@ class Box:
             carried[:, k] = a * ak + b * bk + c * ck + corner
         return carried
 
-    def wrapped(self, positions: Floats, images: NDArray[np.int32]) -> tuple[Floats, NDArray[np.int32]]:
+    def wrapped(self, positions: Doubles, images: NDArray[np.int32]) -> tuple[Doubles, NDArray[np.int32]]:
         """The positions moved into the box along its periodic directions, and the images (n, 3) that belong to them."""
         shifts = self.wrap_shifts(positions)
         return positions - shifts @ self.matrix, images + shifts
 
-    def wrap(self, positions: Floats) -> Floats:
+    def wrap(self, positions: Doubles) -> Doubles:
         """The positions moved into the box along its periodic directions."""
         return positions - self.wrap_shifts(positions) @ self.matrix

@@ -8,9 +8,8 @@ fine spacings, so that it has both range and precision; forces and positions hav
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from dphpc.core.arrays import Doubles
 
 SPACINGS = (2.0**-8, 2.0**-30, 2.0**-52)
 """Spacings of a sum's parts: exact up to a magnitude of 2⁴⁵ and 2³² terms, each rounded by 1e-16 at most."""
@@ -24,14 +23,14 @@ FORCE_LIMIT = 2.0**12
 """Greatest force on an atom, in eV/Å, for which sums of forces are exact for certain."""
 
 
-def round_to(values: Floats, spacing: float, out: Floats | None = None) -> Floats:
+def round_to(values: Doubles, spacing: float, out: Doubles | None = None) -> Doubles:
     """The nearest multiples of a power of two, for magnitudes below 2⁵¹ spacings."""
     shift = 1.5 * 2.0**52 * spacing
     out = np.add(values, shift, out=out)
     return np.subtract(out, shift, out=out)
 
 
-def exact_sum(values: Floats) -> Floats:
+def exact_sum(values: Doubles) -> Doubles:
     """The sum over the first axis of (n, …), in parts (3, …); parts of several arrays may be added."""
     parts = np.empty((PARTS, *values.shape[1:]))
     for k, spacing in enumerate(SPACINGS):
@@ -42,11 +41,11 @@ def exact_sum(values: Floats) -> Floats:
     return parts
 
 
-def no_sum(*shape: int) -> Floats:
+def no_sum(*shape: int) -> Doubles:
     """The parts (3, …) of an empty sum."""
     return np.zeros((PARTS, *shape))
 
 
-def total(parts: Floats) -> Floats:
+def total(parts: Doubles) -> Doubles:
     """The value (…) of a sum that is given in parts (3, …)."""
     return np.asarray(parts[0] + (parts[1] + parts[2]))

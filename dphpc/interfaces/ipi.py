@@ -17,6 +17,7 @@ import numpy as np
 from ase.calculators.socketio import IPIProtocol, SocketClosed
 from numpy.typing import ArrayLike, NDArray
 
+from dphpc.core.arrays import Doubles
 from dphpc.core.config import Config, load_config
 from dphpc.core.errors import DataError, InputError, RunError
 from dphpc.core.signals import stop_signals
@@ -26,8 +27,7 @@ from dphpc.ops.threads import default_threads
 
 log = logging.getLogger("dphpc.ipi")
 
-Floats = NDArray[np.float64]
-Evaluate = Callable[[Floats, Floats], tuple[float, Floats, Floats]]
+Evaluate = Callable[[Doubles, Doubles], tuple[float, Doubles, Doubles]]
 """Positions (natoms, 3) Å and cell (3, 3) Å -> energy in eV, forces (natoms, 3) eV/Å, virial (3, 3) eV."""
 
 PREFIX = "/tmp/ipi_"
@@ -203,7 +203,7 @@ def _rate(structures: int, seconds: float) -> str:
 
 def _converse(protocol: IPIProtocol, evaluate: Evaluate, n_atoms: int, served: Served, level: int) -> None:
     """Answer the server's messages until EXIT; counts structures in `served`."""
-    results: tuple[float, Floats, Floats] | None = None
+    results: tuple[float, Doubles, Doubles] | None = None
     since, counted = time.monotonic(), 0
     while (message := _message(protocol)) != "EXIT":
         if message == "STATUS":
@@ -236,7 +236,7 @@ def _message(protocol: IPIProtocol) -> str:
         return "what is no text"
 
 
-def _structure(protocol: IPIProtocol, n_atoms: int) -> tuple[Floats, Floats]:
+def _structure(protocol: IPIProtocol, n_atoms: int) -> tuple[Doubles, Doubles]:
     """Receive positions (natoms, 3) and cell (3, 3), in Å."""
     try:
         cell, _, positions = protocol.recvposdata()
@@ -274,7 +274,7 @@ def evaluator(
     kept, periodic = potential.surroundings(skin), np.ones(3, bool)
     potential.models[0].parameter_columns(1, len(types), fparam)
 
-    def evaluate(positions: Floats, cell: Floats) -> tuple[float, Floats, Floats]:
+    def evaluate(positions: Doubles, cell: Doubles) -> tuple[float, Doubles, Doubles]:
         out, _ = potential.evaluate(kept.at(positions, cell, periodic, types), fparam)
         return out.energy, out.forces, 0.5 * (out.virial + out.virial.T)
 

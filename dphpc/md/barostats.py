@@ -7,8 +7,8 @@ forces, so that positions, box and forces written after it belong together.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from dphpc.core.arrays import Doubles
 from dphpc.core.errors import AstrayError
 from dphpc.core.exact_sum import exact_sum
 from dphpc.core.random import Stream, generator
@@ -20,8 +20,6 @@ from dphpc.parallel.comm import agree
 
 LARGEST_CHANGE = 0.2
 """Largest relative change of the volume, or of a length, in one move; a larger one is far from the target pressure."""
-
-Floats = NDArray[np.float64]
 
 
 class CellRescaling:
@@ -55,7 +53,7 @@ class CellRescaling:
         self.damping, self.compressibility, self.interval = damping, compressibility, interval
         self.seed, self.anisotropic = seed, anisotropic
 
-    def move(self, engine: Engine, temperature: float, pressure: float) -> Floats:
+    def move(self, engine: Engine, temperature: float, pressure: float) -> Doubles:
         """Move the box, and the atoms with it, towards a pressure (bar) at a temperature (K); collective.
 
         Returns
@@ -90,7 +88,7 @@ class CellRescaling:
         return exact_sum(np.array([given]))
 
 
-def _volume_force(engine: Engine, kT: float, target: float) -> Floats:
+def _volume_force(engine: Engine, kT: float, target: float) -> Doubles:
     """(1,) f = 2λ (P − P₀) + kT/λ for λ = √V, in eV/Å^(3/2); the target P₀ is in eV/Å³; collective."""
     _, kinetic, virial = mechanics(engine)
     volume = engine.state.box.volume
@@ -98,7 +96,7 @@ def _volume_force(engine: Engine, kT: float, target: float) -> Floats:
     return np.array([2.0 * np.sqrt(volume) * (pressure - target) + kT / np.sqrt(volume)])
 
 
-def _shape_force(engine: Engine) -> Floats:
+def _shape_force(engine: Engine) -> Doubles:
     """(3,) f = V (P_ii − P) for the logarithms of the box vectors' lengths, in eV; collective."""
     _, kinetic, virial = mechanics(engine)
     box = engine.state.box
@@ -106,7 +104,7 @@ def _shape_force(engine: Engine) -> Floats:
     return np.asarray(along - along.mean(), np.float64)
 
 
-def _refuse_leap(engine: Engine, changes: Floats, pressure: float) -> None:
+def _refuse_leap(engine: Engine, changes: Doubles, pressure: float) -> None:
     """Raise if a relative change of the volume (1,), or of the lengths (3,), is too large; collective."""
     if (np.abs(changes) < LARGEST_CHANGE).all():  # a NaN fails the comparison too
         return

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dphpc.core.arrays import Doubles
 from dphpc.core.errors import InputError, ModelFileError, counted
 from dphpc.model import gated_table
 from dphpc.model.descriptor import SeE2A
@@ -16,7 +17,7 @@ from dphpc.model.env_mat import environment_rows
 from dphpc.model.fewer_types import with_types
 from dphpc.model.model_file import read_model, write_model
 from dphpc.model.networks import Network
-from dphpc.model.radial_table import MAX_PARTS, Doubles, Grid, Measure, RadialTable, fitted_table
+from dphpc.model.radial_table import MAX_PARTS, Grid, Measure, RadialTable, fitted_table
 
 DEFAULT_TOLERANCE = 1e-8
 """Error of dG/dr, as `pair_error` measures it, below which a table is fine enough: forces change by less than

@@ -18,6 +18,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from dphpc.core.arrays import Doubles
 from dphpc.core.errors import ModelFileError
 from dphpc.model.container import Tree
 from dphpc.model.descriptor import SeE2A
@@ -25,8 +26,6 @@ from dphpc.model.electrons import configurations
 from dphpc.model.gated import Gate, GatedNetwork
 from dphpc.model.networks import Network
 from dphpc.model.tree_parts import descriptor_without_networks, network_of, unsupported
-
-Doubles = NDArray[np.float64]
 
 KINDS = ("dpa1", "se_atten", "se_atten_v2")
 """DeePMD-kit's names."""

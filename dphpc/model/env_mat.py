@@ -8,9 +8,8 @@ beyond rcut.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.floating]
+from dphpc.core.arrays import Floats
 
 
 def switch(r: Floats, rcut: float, rcut_smth: float) -> tuple[Floats, Floats]:

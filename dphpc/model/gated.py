@@ -11,11 +11,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
+from dphpc.core.arrays import Doubles
 from dphpc.model.networks import Array, Network
-
-Doubles = NDArray[np.float64]
 
 _BISECTIONS = 56
 

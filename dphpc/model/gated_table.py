@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from dphpc.core.arrays import Doubles
 from dphpc.model.descriptor import SeE2A
 from dphpc.model.env_mat import environment_rows
 from dphpc.model.gated import GatedNetwork
 from dphpc.model.networks import Array, Network
-from dphpc.model.radial_table import Doubles, Grid, Measure, RadialTable, fitted_table
+from dphpc.model.radial_table import Grid, Measure, RadialTable, fitted_table
 
 GATE_PARTS = 3
 """Parts of the grid between rcut and rcut_smth."""

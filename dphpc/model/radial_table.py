@@ -16,9 +16,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from dphpc.core.arrays import Doubles
 from dphpc.model.networks import Network
-
-Doubles = NDArray[np.float64]
 
 _HERMITE = np.array(
     [

@@ -16,16 +16,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from dphpc.core.arrays import Doubles
 from dphpc.model.container import Tree
 from dphpc.model.descriptor import SeE2A
 from dphpc.model.dpa1 import type_inputs
 from dphpc.model.fitting import EnergyFitting
 from dphpc.model.networks import Network
 from dphpc.model.tree_parts import network_of
-
-Doubles = NDArray[np.float64]
 
 EMBEDDING, TYPES, FITTING = "descriptor.networks", "descriptor.type_embedding", "fitting.networks"
 """Prefixes of the names of shared arrays."""

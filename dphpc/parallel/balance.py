@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from dphpc.core.arrays import Doubles
 from dphpc.parallel.comm import Communicator
 from dphpc.parallel.domain import Domain
 
@@ -25,8 +26,6 @@ ROUNDS = 3
 BISECTIONS = 30
 """Steps of the search for the smallest bottleneck."""
 
-Floats = NDArray[np.float64]
-
 
 def imbalance(work: float, comm: Communicator) -> float:
     """How much more work the most loaded rank has than the mean, as a fraction of the mean; collective."""
@@ -35,7 +34,7 @@ def imbalance(work: float, comm: Communicator) -> float:
 
 
 def balanced(
-    domain: Domain, fractional: Sequence[Floats], work: Floats, thinnest: Sequence[float], comm: Communicator
+    domain: Domain, fractional: Sequence[Doubles], work: Doubles, thinnest: Sequence[float], comm: Communicator
 ) -> Domain:
     """The domain with its planes moved so that the most loaded brick has the least work; collective.
 
@@ -68,7 +67,7 @@ def balanced(
     return domain
 
 
-def best_planes(histogram: Floats, n_parts: int, gap: int = 1) -> NDArray[np.int64]:
+def best_planes(histogram: Doubles, n_parts: int, gap: int = 1) -> NDArray[np.int64]:
     """(n_parts + 1,) bins at which to cut a histogram (n_bins, n_columns) so that its bottleneck is smallest.
 
     The bottleneck is the largest sum of a column between two planes; planes stand at least `gap` bins apart.

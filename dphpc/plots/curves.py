@@ -7,14 +7,12 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
+from dphpc.core.arrays import Doubles
 from dphpc.core.errors import DataError
 from dphpc.core.units import EV_PER_A3_IN_BAR, EV_PER_A3_IN_GPA
 from dphpc.plots.style import COLORS, GREY, log_scale, panels
 from dphpc.plots.tables import Table, require_columns
-
-Floats = NDArray[np.float64]
 
 GPA_PER_BAR = EV_PER_A3_IN_GPA / EV_PER_A3_IN_BAR
 
@@ -149,7 +147,7 @@ def model_deviation(table: Table, label: str = "") -> Figure:
     return figure
 
 
-def _band(ax: Axes, step: Floats, table: Table, suffix: str, color: str) -> None:
+def _band(ax: Axes, step: Doubles, table: Table, suffix: str, color: str) -> None:
     low, high = (np.nan_to_num(table[f"{kind}_devi_{suffix}"]) for kind in ("min", "max"))
     ax.fill_between(step, low, high, color=color, alpha=0.15, lw=0)
     ax.plot(step, table[f"max_devi_{suffix}"], color=color, label="max")
@@ -158,7 +156,7 @@ def _band(ax: Axes, step: Floats, table: Table, suffix: str, color: str) -> None
     ax.legend()
 
 
-def _loss(table: Table, suffix: str) -> tuple[str, str, Floats] | None:
+def _loss(table: Table, suffix: str) -> tuple[str, str, Doubles] | None:
     """(data, measure, errors) of a kind; None if the table has no such errors."""
     for data, ending in (("validation", "_val"), ("training", "_trn"), ("training", "")):
         for measure in ("RMSE", "MAE"):
@@ -168,7 +166,7 @@ def _loss(table: Table, suffix: str) -> tuple[str, str, Floats] | None:
     return None
 
 
-def _running_mean(step: Floats, errors: Floats, power: int) -> tuple[Floats, Floats]:
+def _running_mean(step: Doubles, errors: Doubles, power: int) -> tuple[Doubles, Doubles]:
     keep = np.isfinite(errors)
     step, errors = step[keep], errors[keep]
     width = max(1, len(errors) // 50)

@@ -8,17 +8,15 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
 
+from dphpc.core.arrays import Doubles
 from dphpc.plots.style import COLORS, log_scale, panels
 from dphpc.plots.tables import Table, require_columns
-
-Floats = NDArray[np.float64]
 
 KINDS = (("accurate", COLORS[2]), ("candidate", COLORS[1]), ("failed", COLORS[3]))
 
 
-def rounds(table: Table, deviations: Mapping[int, Floats] | None = None, label: str = "") -> Figure:
+def rounds(table: Table, deviations: Mapping[int, Doubles] | None = None, label: str = "") -> Figure:
     """Fractions of frames, errors on new labels, and the distribution of deviations, round by round.
 
     Parameters
@@ -52,7 +50,7 @@ def rounds(table: Table, deviations: Mapping[int, Floats] | None = None, label: 
     return figure
 
 
-def _draw_deviations(axes: Axes, number: Floats, worst: Floats, deviations: Mapping[int, Floats]) -> None:
+def _draw_deviations(axes: Axes, number: Doubles, worst: Doubles, deviations: Mapping[int, Doubles]) -> None:
     """Box plots: boxes from the lower to the upper quartile, whiskers from the 1st to the 99th percentile."""
     axes.plot(number, worst, "v", color=COLORS[3], label="largest", ms=5)
     known = {n: values[np.isfinite(values) & (values > 0)] for n, values in deviations.items()}

@@ -9,13 +9,11 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
+from dphpc.core.arrays import Doubles
 from dphpc.core.errors import DataError
 from dphpc.plots.style import COLORS, GREY, note, panels
 from dphpc.plots.tables import read_rows
-
-Floats = NDArray[np.float64]
 
 DETAIL_FILES = {
     ".e_peratom.out": ("Energy", "meV/atom", 1e3, True),
@@ -38,8 +36,8 @@ class Parity:
 
     title: str
     unit: str
-    labels: Floats
-    predictions: Floats
+    labels: Doubles
+    predictions: Doubles
     about_mean: bool = False
 
     @property

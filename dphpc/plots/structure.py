@@ -12,26 +12,25 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree  # type: ignore[import-untyped]
 
+from dphpc.core.arrays import Doubles
 from dphpc.core.box import Box
 from dphpc.core.errors import DataError
 from dphpc.core.images import periodic_images
 from dphpc.core.units import EV_PER_A3_IN_GPA
 from dphpc.plots.style import COLORS, GREY, panels
 
-Floats = NDArray[np.float64]
-
 
 class Frame(NamedTuple):
     """Positions (n, 3) in Å, their periodic box, and (n,) names of their species."""
 
-    positions: Floats
+    positions: Doubles
     box: Box
     species: NDArray[np.str_]
 
 
 def radial_distribution(
     frames: Iterable[Frame], *, pair: Sequence[str] = (), r_max: float = 6.0, n_bins: int = 120
-) -> tuple[Floats, Floats]:
+) -> tuple[Doubles, Doubles]:
     """g(r) of all atoms, or of two species, averaged over frames.
 
     g(r) = V/(N_a N_b) Σ_ij δ(r − r_ij) / 4πr² of atoms i of species a and j of species b, all images included, so
@@ -72,7 +71,7 @@ def radial_distribution(
     return 0.5 * (edges[1:] + edges[:-1]), total / n_frames
 
 
-def draw_rdf(ax: Axes, curves: Mapping[str, tuple[Floats, Floats]], of: str = "") -> None:
+def draw_rdf(ax: Axes, curves: Mapping[str, tuple[Doubles, Doubles]], of: str = "") -> None:
     """Draw g(r) `of` a pair, from one or more sources, into axes: the first solid, the others dashed over it."""
     for i, (name, (r, g)) in enumerate(curves.items()):
         ax.plot(r, g, label=name, color=COLORS[i % len(COLORS)], lw=1.8, ls="-" if i == 0 else "--")
@@ -83,7 +82,7 @@ def draw_rdf(ax: Axes, curves: Mapping[str, tuple[Floats, Floats]], of: str = ""
     ax.legend()
 
 
-def rdf(curves: Mapping[str, tuple[Floats, Floats]], of: str = "") -> Figure:
+def rdf(curves: Mapping[str, tuple[Doubles, Doubles]], of: str = "") -> Figure:
     """A figure of `draw_rdf`; curves are label -> r (n,) in Å and g (n,)."""
     with panels(1, 1, size=(5.4, 3.8)) as (figure, (ax,)):
         draw_rdf(ax, curves, of)
@@ -111,13 +110,13 @@ class EquationOfState:
         """b0 in GPa."""
         return self.b0 * EV_PER_A3_IN_GPA
 
-    def energy(self, volumes: Floats) -> Floats:
+    def energy(self, volumes: Doubles) -> Doubles:
         """E(V) in eV of volumes in Å³."""
         x = (self.v0 / volumes) ** (2.0 / 3.0) - 1.0
         return self.e0 + 9.0 / 16.0 * self.v0 * self.b0 * (x**3 * self.b1 + x**2 * (2.0 - 4.0 * x))
 
     @classmethod
-    def fit(cls, volumes: Floats, energies: Floats) -> EquationOfState:
+    def fit(cls, volumes: Doubles, energies: Doubles) -> EquationOfState:
         """Least squares through (n,) Å³ and (n,) eV, n ≥ 5; the curve is a cubic in x = V^(−2/3).
 
         Raises
@@ -145,7 +144,7 @@ class EquationOfState:
         return cls(float(curve(x0)), float(v0), float(v0 * second), float(-1.0 - v0 * third / second))
 
 
-def draw_equation_of_state(ax: Axes, curves: Mapping[str, tuple[Floats, Floats]]) -> None:
+def draw_equation_of_state(ax: Axes, curves: Mapping[str, tuple[Doubles, Doubles]]) -> None:
     """Draw energies over volume with their Birch–Murnaghan fits into axes, each relative to its minimum.
 
     Parameters

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from dphpc.core.arrays import Doubles
 from dphpc.core.device import find_device
 from dphpc.core.errors import InputError
 from dphpc.core.tables import OF_EACH_ATOM
@@ -22,8 +23,6 @@ from dphpc.potential.contract import Outputs
 from dphpc.potential.deep_pot import DeepPot
 
 COLUMNS = ("max_devi_v", "min_devi_v", "avg_devi_v", "max_devi_f", "min_devi_f", "avg_devi_f", "devi_e")
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -65,18 +64,18 @@ class Reference:
     """Labels of a frame: eV, (natoms, 3) eV/Å, (9,) eV.  If the virial is NaN, so are its columns."""
 
     energy: float
-    forces: Floats
-    virial: Floats
+    forces: Doubles
+    virial: Doubles
 
 
-def force_deviation(forces: Floats, reference: Floats | None = None, level: float | None = None) -> Floats:
+def force_deviation(forces: Doubles, reference: Doubles | None = None, level: float | None = None) -> Doubles:
     """Deviation (natoms,), eV/Å, of forces (n_models, natoms, 3); `reference` (natoms, 3), `level` as in `Measure`."""
     f = np.linalg.norm(_spread(forces, reference), axis=-1)
     return f if level is None else f / (_magnitude(forces, reference) + level)
 
 
 def virial_deviation(
-    virials: Floats, n_atoms: int, reference: Floats | None = None, level: float | None = None
+    virials: Doubles, n_atoms: int, reference: Doubles | None = None, level: float | None = None
 ) -> tuple[float, float, float]:
     """Largest, smallest and average (norm/3) deviation, eV per atom, of virials (n_models, 9); `reference` (9,)."""
     virials, reference = virials / n_atoms, None if reference is None else reference / n_atoms
@@ -86,17 +85,17 @@ def virial_deviation(
     return float(v.max()), float(v.min()), float(np.linalg.norm(v)) / 3.0
 
 
-def _spread(values: Floats, reference: Floats | float | None) -> Floats:
+def _spread(values: Doubles, reference: Doubles | float | None) -> Doubles:
     """Root mean square deviation over the models (first axis) from their mean, or from a reference."""
     return np.std(values, axis=0) if reference is None else np.sqrt(np.mean((values - reference) ** 2, axis=0))
 
 
-def _magnitude(values: Floats, reference: Floats | None) -> Floats:
+def _magnitude(values: Doubles, reference: Doubles | None) -> Doubles:
     """Norm of the models' mean, or of the reference."""
     return np.linalg.norm(np.mean(values, axis=0) if reference is None else reference, axis=-1)
 
 
-def deviation_of(outputs: Sequence[Outputs], measure: Measure = PLAIN, reference: Reference | None = None) -> Floats:
+def deviation_of(outputs: Sequence[Outputs], measure: Measure = PLAIN, reference: Reference | None = None) -> Doubles:
     """The `COLUMNS` of one frame from the outputs of each model (forces without ghosts).
 
     Parameters
@@ -145,7 +144,7 @@ def require_types(type_map: Sequence[str], name: str, first: Sequence[str], name
         )
 
 
-def append_model_devi(path: Path, system: str, steps: NDArray[np.int64], rows: Floats) -> None:
+def append_model_devi(path: Path, system: str, steps: NDArray[np.int64], rows: Doubles) -> None:
     """Append the frames of one system, rows (n, 7) or (n, 7 + natoms), to a `model_devi.out` file."""
     columns = COLUMNS if rows.shape[1] == len(COLUMNS) else (*COLUMNS, OF_EACH_ATOM)
     with path.open("a") as file:
@@ -159,6 +158,6 @@ def table_header(columns: Sequence[str]) -> str:
     return f"#{'step':>11}" + "".join(f"{name:>19}" for name in columns) + "\n"
 
 
-def table_line(step: int, row: Floats) -> str:
+def table_line(step: int, row: Doubles) -> str:
     """A line of a `model_devi.out` file."""
     return f"{step:12d}" + "".join(f"{x:19.6e}" for x in row) + "\n"

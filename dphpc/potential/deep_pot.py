@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from dphpc.core.arrays import Doubles
 from dphpc.core.box import MAX_COORDINATE, Box
 from dphpc.core.device import Device, find_device
 from dphpc.core.errors import DataError, InputError
@@ -20,8 +21,6 @@ from dphpc.ops.se_a.contract import Environment
 from dphpc.potential.contract import Outputs
 from dphpc.potential.deep import DeepPotential
 from dphpc.potential.surroundings import Surroundings
-
-Floats = NDArray[np.float64]
 
 
 class DeepPot:
@@ -94,7 +93,7 @@ class DeepPot:
         fparam: ArrayLike | None = None,
         aparam: ArrayLike | None = None,
         mixed_type: bool = False,
-    ) -> tuple[Floats, ...]:
+    ) -> tuple[Doubles, ...]:
         """Energies, forces and virials of frames.
 
         Parameters
@@ -139,7 +138,7 @@ class DeepPot:
                 atom_energy[k, real, 0], atom_virial[k, real] = out.atom_energy, out.atom_virial.reshape(-1, 9)
         return (energy, force, virial, atom_energy, atom_virial) if atomic else (energy, force, virial)
 
-    def evaluate(self, around: Surroundings, columns: Floats | None = None, *, atomic_virial: bool = False) -> Outputs:
+    def evaluate(self, around: Surroundings, columns: Doubles | None = None, *, atomic_virial: bool = False) -> Outputs:
         """Evaluate one structure with its images and neighbors, which must reach at least as far as the cutoff.
 
         Parameters
@@ -165,7 +164,7 @@ class DeepPot:
 
     def eval_descriptor(
         self, coords: ArrayLike, cells: ArrayLike | None, atom_types: ArrayLike, mixed_type: bool = False
-    ) -> Floats:
+    ) -> Doubles:
         """Descriptors (nframes, natoms, M·axis) of frames given as in `eval`."""
         frames, boxes, types = self._frames(coords, cells, atom_types)
         result = np.zeros((*types.shape, self.model.descriptor.n_features))
@@ -177,7 +176,7 @@ class DeepPot:
 
     def _frames(
         self, coords: ArrayLike, cells: ArrayLike | None, atom_types: ArrayLike
-    ) -> tuple[Floats, list[Box | None], NDArray[np.int32]]:
+    ) -> tuple[Doubles, list[Box | None], NDArray[np.int32]]:
         """Positions (nframes, natoms, 3), boxes, and types (nframes, natoms)."""
         given = np.atleast_2d(as_numbers("atom_types", atom_types))
         n, positions = given.shape[-1], as_numbers("coords", coords)
@@ -209,7 +208,7 @@ class DeepPot:
         return frames, [Box(m) for m in matrices.reshape(-1, 3, 3)], types
 
     def _surroundings(
-        self, frames: Floats, boxes: list[Box | None], types: NDArray[np.int32]
+        self, frames: Doubles, boxes: list[Box | None], types: NDArray[np.int32]
     ) -> Iterator[tuple[int, NDArray[np.bool_], Surroundings]]:
         """Number, (natoms,) slots with atoms, and surroundings of each frame that has atoms."""
         for k, real in enumerate(types != VIRTUAL):
@@ -218,7 +217,7 @@ class DeepPot:
 
     def parameter_columns(
         self, n_frames: int, n: int, fparam: ArrayLike | None = None, aparam: ArrayLike | None = None
-    ) -> Floats | None:
+    ) -> Doubles | None:
         """(n_frames, n, numb_fparam + numb_aparam) parameters as the fitting net takes them; None if it takes none.
 
         `fparam` and `aparam` as in `eval`.
@@ -241,7 +240,7 @@ class DeepPot:
         return None if columns is None else columns.reshape(n_frames, n, -1)
 
 
-def _parameters(name: str, values: ArrayLike | None, width: int, shape: tuple[int, ...]) -> Floats | None:
+def _parameters(name: str, values: ArrayLike | None, width: int, shape: tuple[int, ...]) -> Doubles | None:
     """Frame or atomic parameters broadcast to (*shape, width), as DeePMD-kit broadcasts them."""
     if (values is None) != (width == 0):
         given = "and none are given" if values is None else "and some are given"
@@ -256,7 +255,7 @@ def _parameters(name: str, values: ArrayLike | None, width: int, shape: tuple[in
     raise DataError(f"{name} of shape {array.shape}", expected=f"{full}")
 
 
-def as_numbers(name: str, values: ArrayLike) -> Floats:
+def as_numbers(name: str, values: ArrayLike) -> Doubles:
     """An argument as an array; raises DataError."""
     try:
         return np.asarray(values, np.float64)

@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dphpc.core.arrays import Doubles
 from dphpc.core.box import MAX_COORDINATE, MIN_HEIGHT, Box
 from dphpc.core.errors import DataError, InputError
 from dphpc.core.images import fold_ghosts, periodic_images
 from dphpc.core.state import State
 from dphpc.ops.neighbors.contract import Neighbors
 from dphpc.ops.neighbors.native import build_neighbors
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -35,11 +34,11 @@ class Surroundings:
     state: State
     neighbors: Neighbors
     owners: NDArray[np.int32]
-    displacements: Floats
-    wrapping: Floats
+    displacements: Doubles
+    wrapping: Doubles
 
     @classmethod
-    def of(cls, positions: Floats, box: Box | None, types: NDArray[np.int32], reach: float) -> Surroundings:
+    def of(cls, positions: Doubles, box: Box | None, types: NDArray[np.int32], reach: float) -> Surroundings:
         """Images and neighbors within `reach` (Å) of positions (n, 3) Å with types (n,); without a box it is open.
 
         Raises
@@ -65,19 +64,19 @@ class Surroundings:
         neighbors = build_neighbors(state.positions, state.types, state.ids, n, reach)
         return cls(state, neighbors, owners, displacements, wrapping)
 
-    def move_to(self, positions: Floats) -> None:
+    def move_to(self, positions: Doubles) -> None:
         """Move atoms and images to new positions (n_local, 3) Å, not wrapped; the neighbor list stays."""
         n = self.state.n_local
         local, ghosts = self.state.positions[:n], self.state.positions[n:]
         np.subtract(positions, self.wrapping, out=local)
         np.add(local[self.owners], self.displacements, out=ghosts)
 
-    def fold(self, array: Floats) -> Floats:
+    def fold(self, array: Doubles) -> Doubles:
         """(n_local, …): a per-atom array (n_all, …) with each ghost's values added to its owner's."""
         return fold_ghosts(array, self.owners, self.state.n_local)
 
 
-def _check_positions(positions: Floats) -> None:
+def _check_positions(positions: Doubles) -> None:
     """Raise DataError for positions (n, 3) that are not finite or too far away."""
     wrong = ~(np.abs(positions) <= MAX_COORDINATE).all(axis=1)  # true of NaN
     if wrong.any():
@@ -86,7 +85,7 @@ def _check_positions(positions: Floats) -> None:
         raise DataError(f"the position of atom {atom} is {problem}")
 
 
-def nearest_pair(positions: Floats, neighbors: Neighbors) -> tuple[int, int]:
+def nearest_pair(positions: Doubles, neighbors: Neighbors) -> tuple[int, int]:
     """Indices of the two nearest atoms of a neighbor list; positions (n_all, 3) Å."""
     first = np.repeat(np.arange(len(neighbors.offsets) - 1), np.diff(neighbors.offsets))
     distances = np.linalg.norm(positions[neighbors.indices] - positions[first], axis=1)
@@ -126,7 +125,7 @@ class KeptSurroundings:
         self._built_at = np.zeros((0, 3))
 
     def at(
-        self, positions: Floats, cell: Floats, periodic: NDArray[np.bool_], types: NDArray[np.int32]
+        self, positions: Doubles, cell: Doubles, periodic: NDArray[np.bool_], types: NDArray[np.int32]
     ) -> Surroundings:
         """The surroundings at these positions (n, 3) Å, in a cell as `Box.of_cell` takes it.
 
@@ -154,7 +153,7 @@ class KeptSurroundings:
         # A copy or pickle builds a list of its own.
         return {**self.__dict__, "_kept": None, "_key": (), "_built_at": np.zeros((0, 3))}
 
-    def _near(self, positions: Floats) -> bool:
+    def _near(self, positions: Doubles) -> bool:
         moved = positions - self._built_at
         # A NaN fails the comparison.
         return bool(np.einsum("ij,ij->i", moved, moved).max(initial=0.0) < (0.5 * self.skin) ** 2)

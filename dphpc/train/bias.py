@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from dphpc.core.arrays import Doubles
 from dphpc.core.device import Device
 from dphpc.core.errors import DataError, InputError
 from dphpc.model.dp_model import DPModel
@@ -24,7 +25,6 @@ from dphpc.train.statistics import energy_bias, spread
 
 log = logging.getLogger("dphpc.train")
 
-Floats = NDArray[np.float64]
 Mode = Literal["change", "set"]
 
 
@@ -107,7 +107,7 @@ def fitted_bias(
     mode: Mode = "change",
     progress: Callable[[int, int], None] | None = None,
     device: str | Device | None = "cpu",
-) -> Floats:
+) -> Doubles:
     """The energy bias (ntypes,), eV, that fits a model to frames with energies, by least squares over atom counts.
 
     Mode "change" fits the difference between labels and the model's energies and adds it to the model's bias; a type
@@ -147,7 +147,7 @@ def with_bias(model: DPModel, bias: ArrayLike) -> DPModel:
     return replace(model, fitting=replace(model.fitting, bias_atom_e=np.zeros(model.n_types)), out_bias=new)
 
 
-def _given_bias(model: DPModel, values: Sequence[float]) -> Floats:
+def _given_bias(model: DPModel, values: Sequence[float]) -> Doubles:
     bias = np.array(values, np.float64)
     if bias.shape != (model.n_types,) or not np.isfinite(bias).all():
         raise InputError(

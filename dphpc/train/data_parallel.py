@@ -16,6 +16,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from dphpc.core.arrays import Doubles
 from dphpc.core.errors import RunError
 from dphpc.parallel.comm import Communicator, agree
 from dphpc.parallel.flight import Flight
@@ -23,7 +24,7 @@ from dphpc.parallel.gradients import GradientSum
 from dphpc.train.data import Batch
 from dphpc.train.optimizers.protocol import Engine
 from dphpc.train.parameters import Parameters
-from dphpc.train.step import Doubles, LossGradient, Prediction
+from dphpc.train.step import LossGradient, Prediction
 
 
 class SharedStep:

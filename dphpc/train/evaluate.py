@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from dphpc.core.arrays import Doubles
 from dphpc.core.errors import DataError, InputError
 from dphpc.model.dp_model import DPModel
 from dphpc.potential.committee import (
@@ -25,8 +26,6 @@ from dphpc.potential.deep_pot import DeepPot
 from dphpc.potential.surroundings import Surroundings
 from dphpc.train.data.dataset import open_systems
 from dphpc.train.data.system import LABELS, Frame, FrameInputs, System
-
-Floats = NDArray[np.float64]
 
 _COMPONENTS = ("xx", "xy", "xz", "yx", "yy", "yz", "zx", "zy", "zz")
 _DETAILS = {
@@ -69,14 +68,14 @@ class Errors:
         (n_atoms,) `atom_pref` for each entry of `rows["f"]`, None if the frame has none.
     """
 
-    rows: dict[str, list[Floats]] = field(default_factory=lambda: {name: [] for name in _DETAILS})
-    weights: list[Floats | None] = field(default_factory=list)
+    rows: dict[str, list[Doubles]] = field(default_factory=lambda: {name: [] for name in _DETAILS})
+    weights: list[Doubles | None] = field(default_factory=list)
 
-    def add(self, name: str, label: Floats, prediction: Floats) -> None:
+    def add(self, name: str, label: Doubles, prediction: Doubles) -> None:
         """Append rows of one quantity, label and prediction (n, width)."""
         self.rows[name].append(np.concatenate((label, prediction), axis=1))
 
-    def table(self, name: str) -> Floats | None:
+    def table(self, name: str) -> Doubles | None:
         """All rows of a quantity, or None if no frame has its label."""
         return np.concatenate(self.rows[name]) if self.rows[name] else None
 
@@ -207,7 +206,7 @@ def predict(dp: DeepPot, frame: Frame, periodic: bool) -> Outputs:
     return dp.evaluate(around, _parameters(dp, frame))
 
 
-def _parameters(dp: DeepPot, frame: Frame) -> Floats | None:
+def _parameters(dp: DeepPot, frame: Frame) -> Doubles | None:
     """A frame's (natoms, numb_fparam + numb_aparam), None where the model takes none."""
     fparam = frame.fparam if dp.get_dim_fparam() else None  # the models of a committee may take different ones
     aparam = frame.aparam if dp.get_dim_aparam() else None
@@ -256,7 +255,7 @@ def model_devi(
     *,
     measure: Measure = PLAIN,
     device: str = "cpu",
-) -> Floats:
+) -> Doubles:
     """Deviations of several models on the frames of systems, written in DeePMD-kit's columns.
 
     Parameters
@@ -288,7 +287,7 @@ def model_devi(
         for system in opened:
             _require_labels(system, ["energy", "forces", *virial], "--real_error")
     total, path = sum(s.n_frames for s in opened), Path(output)
-    collected: list[Floats] = []
+    collected: list[Doubles] = []
     path.write_text("")
     done = 0
     for system in opened:
@@ -324,7 +323,7 @@ def _reference(frame: Frame, periodic: bool) -> Reference:
     return Reference(frame.energy, frame.forces, virial)
 
 
-def _deviation(potentials: Sequence[DeepPot], frame: Frame, periodic: bool, measure: Measure) -> Floats:
+def _deviation(potentials: Sequence[DeepPot], frame: Frame, periodic: bool, measure: Measure) -> Doubles:
     """`committee.deviation_of` for a frame; all models share one neighbor list, of the largest cutoff."""
     cutoff = max(dp.get_rcut() for dp in potentials)
     around = Surroundings.of(frame.positions, frame.box if periodic else None, frame.types, cutoff)

@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from dphpc.core.arrays import Doubles
 from dphpc.core.errors import InputError
 from dphpc.train.data import Batch, Dataset
 from dphpc.train.data.system import LABELS
 from dphpc.train.schema.optimization import LossConfig
 from dphpc.train.step import LossGradient, Prediction
 
-Doubles = NDArray[np.float64]
 TERMS = {
     "e": ("energy",), "f": ("forces",), "v": ("virial",), "ae": ("atom_ener",), "pf": ("forces", "atom_pref"),
 }  # fmt: skip

@@ -21,11 +21,10 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from dphpc.core.arrays import Doubles
 from dphpc.core.errors import DataError
 from dphpc.core.files import whole
 from dphpc.train.schema.model import ModelConfig
-
-Floats = NDArray[np.float64]
 
 _OPTIONS = "dphpc_options"
 
@@ -44,12 +43,12 @@ class Moments:
         (ntypes,) eV, and the standard deviation of the fit's residual, eV.
     """
 
-    radial: Floats
-    angular: Floats
-    energy_bias: Floats
+    radial: Doubles
+    angular: Doubles
+    energy_bias: Doubles
     energy_std: float
-    fparam: Floats | None = None
-    aparam: Floats | None = None
+    fparam: Doubles | None = None
+    aparam: Doubles | None = None
 
 
 def load_moments(path: Path, model: ModelConfig) -> Moments | None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from dphpc.core.arrays import Doubles
 from dphpc.core.errors import InputError
 from dphpc.model.env_mat import switch
 from dphpc.train.data.batch import Geometry
@@ -23,7 +24,6 @@ from dphpc.train.stat_file import Moments, load_moments, save_moments
 
 log = logging.getLogger(__name__)
 
-Floats = NDArray[np.float64]
 
 STD_FLOOR = 1e-2
 """Least standard deviation of environment rows (DeePMD-kit's protection)."""
@@ -51,14 +51,14 @@ class Statistics:
         Normalization of frame and atomic parameters, None if the model takes none.
     """
 
-    davg: Floats
-    dstd: Floats
-    energy_bias: Floats
-    energy_std: Floats
-    fparam_avg: Floats | None = None
-    fparam_inv_std: Floats | None = None
-    aparam_avg: Floats | None = None
-    aparam_inv_std: Floats | None = None
+    davg: Doubles
+    dstd: Doubles
+    energy_bias: Doubles
+    energy_std: Doubles
+    fparam_avg: Doubles | None = None
+    fparam_inv_std: Doubles | None = None
+    aparam_avg: Doubles | None = None
+    aparam_inv_std: Doubles | None = None
 
     @classmethod
     def of(cls, moments: Moments, model: ModelConfig) -> Statistics:
@@ -80,7 +80,7 @@ class Statistics:
     def neutral(cls, model: ModelConfig) -> Statistics:
         """Statistics that leave everything unchanged: means 0, deviations 1."""
         n, net = model.n_types, model.fitting_net
-        parameters: dict[str, Floats] = {}
+        parameters: dict[str, Doubles] = {}
         for name, width in (("fparam", net.numb_fparam), ("aparam", net.numb_aparam)):
             if width:
                 parameters |= {f"{name}_avg": np.zeros(width), f"{name}_inv_std": np.ones(width)}
@@ -148,7 +148,7 @@ def compute_moments(dataset: Dataset, model: ModelConfig, frames: Sequence[tuple
     """The sums over `frames`, each (system, frame)."""
     radial, angular = environment_moments((dataset.geometry(*f) for f in frames), model)
     energies, counts = [], []
-    parameters: dict[str, list[Floats]] = {"fparam": [], "aparam": []}
+    parameters: dict[str, list[Doubles]] = {"fparam": [], "aparam": []}
     for s, i in frames:
         values = dataset.systems[s].values(i)
         if "energy" in values:
@@ -169,7 +169,7 @@ def spread(n: int, wanted: int) -> NDArray[np.int64]:
     return np.unique(np.linspace(0, n - 1, min(n, wanted)).round().astype(np.int64))
 
 
-def environment_moments(geometries: Iterator[Geometry], model: ModelConfig) -> tuple[Floats, Floats]:
+def environment_moments(geometries: Iterator[Geometry], model: ModelConfig) -> tuple[Doubles, Doubles]:
     """Moments of s and of the direction terms by center type: two arrays (ntypes, 3).
 
     Every atom counts Σ sel slots.  Neighbors of excluded pairs (`exclude_types`, `pair_exclude_types`) and of types
@@ -203,12 +203,12 @@ def environment_moments(geometries: Iterator[Geometry], model: ModelConfig) -> t
 
 
 def energy_bias(
-    energies: Floats,
-    counts: Floats,
+    energies: Doubles,
+    counts: Doubles,
     atom_ener: Sequence[float | None] = (),
     excluded: Iterable[int] = (),
     rcond: float | None = None,
-) -> tuple[Floats, float]:
+) -> tuple[Doubles, float]:
     """Energy of each type (ntypes,), eV, by a least-squares fit, and the standard deviation of its residual.
 
     The solution has the smallest norm, with `rcond` as in `numpy.linalg.lstsq`.  Types whose energy `atom_ener` gives
@@ -239,16 +239,16 @@ def energy_bias(
     return bias, std
 
 
-def _moments(values: Floats) -> Floats:
+def _moments(values: Doubles) -> Doubles:
     """(k, 3) moments of the columns of (n, k) values."""
     return np.stack([np.full(values.shape[1], float(len(values))), values.sum(axis=0), (values**2).sum(axis=0)], axis=1)
 
 
-def _mean(moments: Floats) -> Floats:
+def _mean(moments: Doubles) -> Doubles:
     return moments[:, SUM] / np.maximum(moments[:, NUMBER], 1.0)
 
 
-def _deviation(moments: Floats, floor: float, default: float) -> Floats:
+def _deviation(moments: Doubles, floor: float, default: float) -> Doubles:
     number = np.maximum(moments[:, NUMBER], 1.0)
     variance = moments[:, SQUARES] / number - (moments[:, SUM] / number) ** 2
     deviation = np.maximum(np.sqrt(np.maximum(variance, 0.0)), floor)

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from dphpc.core.arrays import Doubles
 from dphpc.core.errors import RunError
 from dphpc.model.dp_model import DPModel
 from dphpc.model.radial_table import Grid, RadialTable, fitted_table
@@ -25,8 +26,6 @@ from dphpc.ops.se_a.contract import Embedding, Environment, SeAParameters
 from dphpc.ops.se_a.knots import KnotTable
 from dphpc.parallel.comm import Communicator
 from dphpc.train.data import Batch, Centers
-
-Doubles = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

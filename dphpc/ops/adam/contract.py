@@ -9,10 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
-Floats = NDArray[np.floating]
+from dphpc.core.arrays import Floats
 
 
 @dataclass(frozen=True)

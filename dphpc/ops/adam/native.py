@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dphpc._native import kernels_of
-from dphpc.ops.adam.contract import AdamStep, Floats
+from dphpc.core.arrays import Floats
+from dphpc.ops.adam.contract import AdamStep
 from dphpc.ops.threads import get_threads
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from dphpc.ops.adam.contract import AdamStep, Floats
+from dphpc.core.arrays import Floats
+from dphpc.ops.adam.contract import AdamStep
 
 
 def adam_step(s: AdamStep, gradient: Floats, value: Floats, first: Floats, second: Floats) -> None:

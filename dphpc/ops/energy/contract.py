@@ -11,8 +11,9 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from dphpc.core.arrays import Floats
 from dphpc.model.networks import Network
-from dphpc.ops.se_a.contract import Embedding, Environment, Floats, SeAParameters
+from dphpc.ops.se_a.contract import Embedding, Environment, SeAParameters
 
 
 class Accumulators(NamedTuple):

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dphpc.core.arrays import Floats
 from dphpc.core.device import Array, Device
 from dphpc.core.errors import InputError, RunError
 from dphpc.core.exact_sum import FORCE_SPACING
@@ -27,7 +28,7 @@ from dphpc.ops.energy.gpu import VIRIAL_SLOTS, GpuSums, GpuSystem, add_found
 from dphpc.ops.energy.tiles import SPLIT_ATOMS, TILE, DeviceNet, Group, Layer, Part, batches, block_of, tile_rows
 from dphpc.ops.kernel_text import kernel_text
 from dphpc.ops.neighbors.contract import Neighbors
-from dphpc.ops.se_a.contract import Embedding, Environment, Floats, SeAParameters
+from dphpc.ops.se_a.contract import Embedding, Environment, SeAParameters
 from dphpc.ops.structs import ELEMENTWISE, EXERTED, SYSTEM, descriptor_struct, grid_structs, struct
 from dphpc.ops.workspace import NULL, Workspace
 

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dphpc._native import kernels_of
+from dphpc.core.arrays import Floats
 from dphpc.ops.energy.contract import Accumulators
 from dphpc.ops.fitting.native import packed as prepare
-from dphpc.ops.se_a.contract import Embedding, Environment, Floats, SeAParameters
+from dphpc.ops.se_a.contract import Embedding, Environment, SeAParameters
 from dphpc.ops.threads import get_threads
 
 

@@ -7,13 +7,14 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from dphpc.core.arrays import Floats
 from dphpc.core.errors import InputError
 from dphpc.core.exact_sum import exact_sum
 from dphpc.model.networks import Network
 from dphpc.ops.energy.contract import Accumulators
 from dphpc.ops.fitting import reference as fitting
 from dphpc.ops.se_a import reference as se_a
-from dphpc.ops.se_a.contract import Embedding, Environment, Floats, SeAParameters
+from dphpc.ops.se_a.contract import Embedding, Environment, SeAParameters
 
 TILE = 512
 """Number of atoms whose pairs and features are in memory at a time; networks without a table use this back end."""

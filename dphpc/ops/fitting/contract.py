@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
+from dphpc.core.arrays import Floats
 from dphpc.model.networks import Network
-
-Floats = NDArray[np.floating]
 
 
 class FittingOps(Protocol):

@@ -18,12 +18,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
+from dphpc.core.arrays import Floats
 from dphpc.model.activations import activation
 from dphpc.model.networks import Layer, Network
-
-Floats = NDArray[np.floating]
 
 
 @dataclass

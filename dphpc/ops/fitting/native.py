@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from dphpc._native import kernels_of
+from dphpc.core.arrays import Floats
 from dphpc.model.networks import Network
 from dphpc.ops.arguments import gradients_of, layers_of
-from dphpc.ops.fitting.contract import Floats
 from dphpc.ops.threads import get_threads
 
 

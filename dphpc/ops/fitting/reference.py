@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from dphpc.core.arrays import Floats
 from dphpc.model.activations import activation
 from dphpc.model.networks import Layer, Network
-from dphpc.ops.fitting.contract import Floats
 
 
 def energy_and_adjoint(network: Network, inputs: Floats) -> tuple[Floats, Floats]:

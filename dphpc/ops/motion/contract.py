@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from dphpc.core.arrays import Doubles
 
-Combine = Callable[[Floats], Floats]
+Combine = Callable[[Doubles], Doubles]
 """Adds an array up over all ranks; collective."""
 
 Snapshot = Callable[[], dict[str, NDArray]]
@@ -29,7 +28,7 @@ class Account(Protocol):
     Assigning a new array to `scalars` uploads it.
     """
 
-    scalars: Floats
+    scalars: Doubles
 
 
 class Bath(Account, Protocol):
@@ -40,7 +39,7 @@ class Bath(Account, Protocol):
 
     kernel: str
 
-    def respond(self, kinetic: float, inputs: Floats) -> float:
+    def respond(self, kinetic: float, inputs: Doubles) -> float:
         """The factor for a kinetic energy in eV; `inputs` are the step's parameters and random numbers."""
         ...
 
@@ -56,7 +55,7 @@ class Moves(Protocol):
         """v += kick f/m, then x += dt v, in a deterministic run rounded to multiples of a spacing."""
         ...
 
-    def rescale(self, bath: Bath, inputs: Floats, combine: Combine, *, measured: bool) -> None:
+    def rescale(self, bath: Bath, inputs: Doubles, combine: Combine, *, measured: bool) -> None:
         """v *= the bath's response to the kinetic energy of all atoms; collective.
 
         Without `measured` the kinetic energy is not computed, and the bath gets NaN.
@@ -70,7 +69,7 @@ class Moves(Protocol):
         """
         ...
 
-    def put_velocities(self, velocities: Floats) -> None:
+    def put_velocities(self, velocities: Doubles) -> None:
         """Set the velocities from an array (n_local, 3) on the host."""
         ...
 
@@ -78,15 +77,15 @@ class Moves(Protocol):
         """v = keep·v + push·f for atoms that are not fixed."""
         ...
 
-    def descent_sums(self) -> Floats:
+    def descent_sums(self) -> Doubles:
         """(3, 3): Σ f·v, Σ v² and Σ f² over this rank's atoms that are not fixed, in parts."""
         ...
 
-    def largest_squares(self) -> Floats:
+    def largest_squares(self) -> Doubles:
         """(2,): the largest v² and the largest f² of this rank's atoms that are not fixed."""
         ...
 
-    def kinetic_tensor(self) -> Floats:
+    def kinetic_tensor(self) -> Doubles:
         """(3, 3, 3) eV: Σ m v ⊗ v over this rank's atoms, in parts."""
         ...
 

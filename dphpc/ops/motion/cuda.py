@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
+from dphpc.core.arrays import Doubles
 from dphpc.core.buffers import Buffers
 from dphpc.core.device import Array, Device
 from dphpc.core.exact_sum import no_sum
@@ -14,7 +15,7 @@ from dphpc.core.random import Stream
 from dphpc.core.state import FIELDS, GHOSTED, MIGRATING, Field, State
 from dphpc.core.units import ACCELERATION, BOLTZMANN_EV_PER_K, KINETIC
 from dphpc.ops.kernel_text import kernel_text
-from dphpc.ops.motion.contract import Account, Bath, Combine, Floats, Snapshot
+from dphpc.ops.motion.contract import Account, Bath, Combine, Snapshot
 from dphpc.ops.structs import struct
 from dphpc.ops.workspace import NULL, Workspace
 
@@ -66,7 +67,7 @@ class CudaMoves:
     forces: Array
 
     def __init__(
-        self, device: Device, masses: Floats, spacing: float, *, alone: bool, some_fixed: bool = False
+        self, device: Device, masses: Doubles, spacing: float, *, alone: bool, some_fixed: bool = False
     ) -> None:
         self.device, self.alone, self.some_fixed = device, alone, some_fixed
         self.spacing = np.float64(spacing)
@@ -196,7 +197,7 @@ class CudaMoves:
         """See `contract.Moves.drift`."""
         self._launch("drift", np.float64(kick), np.float64(dt), self.spacing)
 
-    def rescale(self, bath: Bath, inputs: Floats, combine: Combine, *, measured: bool) -> None:
+    def rescale(self, bath: Bath, inputs: Doubles, combine: Combine, *, measured: bool) -> None:
         """See `contract.Moves.rescale`; the bath's response is computed by a single thread."""
         scalars = self._scalars_of(bath)
         if measured:
@@ -214,7 +215,7 @@ class CudaMoves:
         noise = np.array([(key, step, keep, spread, BOLTZMANN_EV_PER_K * temperature)], _NOISE)
         self._launch("randomize", noise, self._scalars_of(account))
 
-    def put_velocities(self, velocities: Floats) -> None:
+    def put_velocities(self, velocities: Doubles) -> None:
         """See `contract.Moves.put_velocities`."""
         self.device.upload(velocities, self.velocities)
 
@@ -222,22 +223,22 @@ class CudaMoves:
         """See `contract.Moves.steer`."""
         self._launch("steer", np.float64(keep), np.float64(push))
 
-    def descent_sums(self) -> Floats:
+    def descent_sums(self) -> Doubles:
         """See `contract.Moves.descent_sums`."""
         return self._summed("add_descent", 3)
 
-    def largest_squares(self) -> Floats:
+    def largest_squares(self) -> Doubles:
         """See `contract.Moves.largest_squares`."""
         largest = self.room.buffer("largest", (2,), np.int64)
         largest.fill(0)
         self._launch("note_largest", largest)
         return self.device.download(largest).view(np.float64)
 
-    def kinetic_tensor(self) -> Floats:
+    def kinetic_tensor(self) -> Doubles:
         """See `contract.Moves.kinetic_tensor`."""
         return self._summed("add_kinetic_tensor", 9).reshape(-1, 3, 3)
 
-    def _summed(self, kernel: str, n: int) -> Floats:
+    def _summed(self, kernel: str, n: int) -> Doubles:
         """(3, n) sums over this rank's atoms, in parts; every n-th block of the kernel works on the same sum."""
         sums = self.room.buffer(f"sums of {kernel}", (n * len(no_sum()),), np.float64)
         sums.fill(0)
@@ -276,7 +277,7 @@ class CudaMoves:
         """Set forces from integer multiples (3·n_all,) of a spacing; `trouble` becomes 1 if one reaches the limit."""
         self._launch("take_forces", totals, np.float64(spacing), np.float64(limit), trouble)
 
-    def put_forces(self, forces: Floats) -> None:
+    def put_forces(self, forces: Doubles) -> None:
         """Set the forces from an array (n_local, 3) on the host."""
         self.device.upload(forces, self.forces)
 

@@ -8,12 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
+from dphpc.core.arrays import Doubles
 from dphpc.core.box import Box
 from dphpc.core.exact_sum import exact_sum, no_sum, round_to, total
 from dphpc.core.random import Stream, normals
 from dphpc.core.state import State, pieces
 from dphpc.core.units import ACCELERATION, BOLTZMANN_EV_PER_K, KINETIC
-from dphpc.ops.motion.contract import Account, Bath, Combine, Floats, Snapshot
+from dphpc.ops.motion.contract import Account, Bath, Combine, Snapshot
 from dphpc.ops.threads import get_threads
 
 ON_FACE = 1e-9
@@ -33,7 +34,7 @@ class HostMoves:
         Whether any rank has a fixed atom.
     """
 
-    def __init__(self, state: State, masses: Floats, spacing: float, *, some_fixed: bool = False) -> None:
+    def __init__(self, state: State, masses: Doubles, spacing: float, *, some_fixed: bool = False) -> None:
         self._state, self._masses, self._spacing, self._some_fixed = state, masses, spacing, some_fixed
         self._inverse = ACCELERATION / masses
         self._buffer = np.empty((0, 3))
@@ -46,14 +47,14 @@ class HostMoves:
             self._buffer = np.empty((n + n // 16, 3))
         self._built_at, self._pieces = self._buffer[:n], pieces(n)
 
-    def _of(self, by_type: Floats, piece: slice) -> Floats:
+    def _of(self, by_type: Doubles, piece: slice) -> Doubles:
         """(n, 1): each atom's entry of an array by type (ntypes,); 0 for fixed atoms."""
         numbers = by_type.take(self._state.types[piece])
         if self._some_fixed:
             numbers[self._state.fixed[piece] != 0] = 0.0
         return numbers[:, None]
 
-    def _pull(self, piece: slice) -> Floats:
+    def _pull(self, piece: slice) -> Doubles:
         """(n, 3) eV/Å: forces; 0 for fixed atoms."""
         forces = self._state.forces[piece]
         return np.where(self._state.fixed[piece, None], 0.0, forces) if self._some_fixed else forces
@@ -80,7 +81,7 @@ class HostMoves:
         velocities = self._state.velocities[: self._state.n_local]
         velocities *= factor
 
-    def strain(self, box: Box, factors: Floats, spacing: float) -> None:
+    def strain(self, box: Box, factors: Doubles, spacing: float) -> None:
         """Carry positions, and those noted for the neighbor list, to a box with vectors `factors` (3,) times as long.
 
         Where positions x become x F, velocities v become v F⁻ᵀ, so that phase space keeps its volume; in a cuboid that
@@ -98,7 +99,7 @@ class HostMoves:
             self._state.velocities[piece] = _strained(self._state.velocities[piece], old, box, factors)
             self._built_at[piece] = old.carried_to(box, self._built_at[piece])
 
-    def rescale(self, bath: Bath, inputs: Floats, combine: Combine, *, measured: bool) -> None:
+    def rescale(self, bath: Bath, inputs: Doubles, combine: Combine, *, measured: bool) -> None:
         """See `contract.Moves.rescale`."""
         kinetic = float(total(combine(self.kinetic_energy()))) if measured else np.nan
         self.scale_velocities(bath.respond(kinetic, inputs))
@@ -114,7 +115,7 @@ class HostMoves:
             velocities += noise
         account.scalars += before - self.kinetic_energy()
 
-    def put_velocities(self, velocities: Floats) -> None:
+    def put_velocities(self, velocities: Doubles) -> None:
         """See `contract.Moves.put_velocities`."""
         self._state.velocities[: self._state.n_local] = velocities
 
@@ -125,7 +126,7 @@ class HostMoves:
             velocities *= keep
             velocities += push * self._pull(piece)
 
-    def descent_sums(self) -> Floats:
+    def descent_sums(self) -> Doubles:
         """See `contract.Moves.descent_sums`."""
         parts = no_sum(3)
         for piece in self._pieces:
@@ -133,7 +134,7 @@ class HostMoves:
             parts += exact_sum(np.stack([_rows(f, v), _rows(v, v), _rows(f, f)], axis=1))
         return parts
 
-    def largest_squares(self) -> Floats:
+    def largest_squares(self) -> Doubles:
         """See `contract.Moves.largest_squares`."""
         largest = np.zeros(2)
         for piece in self._pieces:
@@ -141,7 +142,7 @@ class HostMoves:
             np.maximum(largest, [_rows(v, v).max(initial=0.0), _rows(f, f).max(initial=0.0)], out=largest)
         return largest
 
-    def kinetic_energy(self) -> Floats:
+    def kinetic_energy(self) -> Doubles:
         """(3,) eV: kinetic energy of this rank's atoms, in parts."""
         half_mass, parts = 0.5 * KINETIC * self._masses, no_sum()
         for piece in self._pieces:
@@ -149,7 +150,7 @@ class HostMoves:
             parts += exact_sum(self._of(half_mass, piece)[:, 0] * (v2[:, 0] + v2[:, 1] + v2[:, 2]))
         return parts
 
-    def kinetic_tensor(self) -> Floats:
+    def kinetic_tensor(self) -> Doubles:
         """See `contract.Moves.kinetic_tensor`."""
         mass, parts = KINETIC * self._masses, no_sum(3, 3)
         for piece in self._pieces:
@@ -174,11 +175,11 @@ class HostMoves:
         with ThreadPoolExecutor(get_threads()) as pool:  # NumPy releases the GIL
             list(pool.map(draw, self._pieces))
 
-    def _thermal_speed(self, temperature: float) -> Floats:
+    def _thermal_speed(self, temperature: float) -> Doubles:
         """(ntypes,) Å/ps: √(kT/m), the spread of each velocity component."""
         return np.sqrt(BOLTZMANN_EV_PER_K * temperature * self._inverse)
 
-    def momentum(self) -> Floats:
+    def momentum(self) -> Doubles:
         """(3, 4): momentum in u·Å/ps and mass in u of this rank's atoms that are not fixed, in parts."""
         parts = no_sum(4)
         for piece in self._pieces:
@@ -189,7 +190,7 @@ class HostMoves:
 
     # Displacements since the neighbor list was built.
 
-    def note_positions(self, positions: Floats | None = None) -> None:
+    def note_positions(self, positions: Doubles | None = None) -> None:
         """Note the positions for which the neighbor list is built: the present ones, or others (n_local, 3)."""
         self._built_at[...] = self._state.positions[: self._state.n_local] if positions is None else positions
 
@@ -202,7 +203,7 @@ class HostMoves:
         return squares
 
 
-def _strained(velocities: Floats, old: Box, box: Box, factors: Floats) -> Floats:
+def _strained(velocities: Doubles, old: Box, box: Box, factors: Doubles) -> Doubles:
     """(n, 3) Å/ps in a box that a strain made of the old one; see `HostMoves.strain`."""
     if old.is_cuboid or np.ptp(factors) == 0.0:
         return velocities / factors
@@ -211,7 +212,7 @@ def _strained(velocities: Floats, old: Box, box: Box, factors: Floats) -> Floats
     return np.stack([x * a + y * b + z * c for a, b, c in box.inverse @ old.matrix], axis=1)
 
 
-def _rows(a: Floats, b: Floats) -> Floats:
+def _rows(a: Doubles, b: Doubles) -> Doubles:
     """(n,) a·b of each atom, summed in the same order on all back ends."""
     product = a * b
     return np.asarray(product[:, 0] + product[:, 1] + product[:, 2])

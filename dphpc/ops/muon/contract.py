@@ -20,10 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
-Floats = NDArray[np.floating]
+from dphpc.core.arrays import Floats
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """(a, b, c) of Jordan's post: steepest at 0 while singular values end between 0.68 and 1.13."""

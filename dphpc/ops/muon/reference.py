@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dphpc.ops.muon.contract import COEFFICIENTS, ITERATIONS, TINY, Floats, MuonMatrix, MuonStep
+from dphpc.core.arrays import Floats
+from dphpc.ops.muon.contract import COEFFICIENTS, ITERATIONS, TINY, MuonMatrix, MuonStep
 
 
 def muon_step(s: MuonStep, matrices: Sequence[MuonMatrix]) -> None:

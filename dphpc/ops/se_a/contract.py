@@ -19,10 +19,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from dphpc.core.arrays import Floats
 from dphpc.model.dp_model import DPModel
 from dphpc.ops.neighbors.contract import Neighbors
-
-Floats = NDArray[np.floating]
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,13 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from dphpc.core.arrays import Doubles
 from dphpc.core.device import Array, Device
 from dphpc.core.errors import RunError
 from dphpc.ops.gpu import BLOCK
 from dphpc.ops.neighbors.contract import Neighbors
 from dphpc.ops.structs import SYSTEM, struct
 from dphpc.ops.workspace import Kind, Parcel, Workspace
-
-Doubles = NDArray[np.float64]
 
 SPACING = 2.0**-44
 """Spacing of forces (eV/Å) and virials (eV), 6e-14; sums reach up to 524,288."""

@@ -18,13 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dphpc._native import kernels_of
+from dphpc.core.arrays import Doubles
 from dphpc.model.networks import Network
 from dphpc.model.radial_table import Grid
 from dphpc.ops.arguments import gradients_of, layers_of
 from dphpc.ops.se_a.contract import SeAParameters
 from dphpc.ops.threads import get_threads
 
-Doubles = NDArray[np.float64]
 Gradients = Mapping[str, NDArray[np.floating]]
 
 

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dphpc._native import kernels_of
-from dphpc.ops.se_a.contract import Embedding, Environment, Floats, SeAParameters
+from dphpc.core.arrays import Floats
+from dphpc.ops.se_a.contract import Embedding, Environment, SeAParameters
 from dphpc.ops.threads import get_threads
 
 

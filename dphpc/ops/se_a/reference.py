@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from dphpc.core.arrays import Floats
 from dphpc.model.descriptor import COUNTED, USED
 from dphpc.model.env_mat import environment_rows
-from dphpc.ops.se_a.contract import Embedding, Environment, Floats, SeAParameters
+from dphpc.ops.se_a.contract import Embedding, Environment, SeAParameters
 
 
 @dataclass

@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dphpc.core.arrays import Doubles
 from dphpc.core.images import fold_ghosts
 from dphpc.ops.neighbors.contract import Neighbors
 from dphpc.potential.surroundings import Surroundings
 from dphpc.train.data.system import Frame
-
-Floats = NDArray[np.float64]
 
 FRAME_LABELS = ("energy", "virial", "fparam")
 ATOM_LABELS = ("forces", "atom_ener", "atom_pref", "aparam")
@@ -37,7 +36,7 @@ class Geometry:
     """
 
     n_local: int
-    positions: Floats
+    positions: Doubles
     types: NDArray[np.int32]
     owner: NDArray[np.int32]
     neighbors: Neighbors
@@ -149,14 +148,14 @@ class Batch:
     frame: NDArray[np.int32]
     frame_offsets: NDArray[np.int64]
     geometries: tuple[Geometry, ...]
-    volume: Floats
-    energy: Floats | None = None
-    forces: Floats | None = None
-    virial: Floats | None = None
-    atom_ener: Floats | None = None
-    atom_pref: Floats | None = None
-    fparam: Floats | None = None
-    aparam: Floats | None = None
+    volume: Doubles
+    energy: Doubles | None = None
+    forces: Doubles | None = None
+    virial: Doubles | None = None
+    atom_ener: Doubles | None = None
+    atom_pref: Doubles | None = None
+    fparam: Doubles | None = None
+    aparam: Doubles | None = None
     part: tuple[int, int] | None = None
 
     @classmethod
@@ -173,7 +172,7 @@ class Batch:
     # Joined at first use only: a GPU joins the frames in its own memory.
 
     @cached_property
-    def positions(self) -> Floats:
+    def positions(self) -> Doubles:
         """(n_all, 3) Å: local atoms of all frames, then ghosts of all frames."""
         return self._local_then_ghosts([g.positions for g in self.geometries])
 
@@ -268,7 +267,7 @@ class Batch:
         labels = (getattr(self, name) for name in (*FRAME_LABELS, *ATOM_LABELS))
         return sum(g.nbytes for g in self.geometries) + sum(a.nbytes for a in labels if a is not None)
 
-    def fold(self, forces: Floats) -> Floats:
+    def fold(self, forces: Doubles) -> Doubles:
         """(n_local, 3): forces (n_all, 3) with each ghost's added to its owner's."""
         return fold_ghosts(forces, self.owner, self.n_local)
 

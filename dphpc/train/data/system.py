@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dphpc.core.arrays import Doubles
 from dphpc.core.box import MAX_COORDINATE, MIN_HEIGHT, Box
 from dphpc.core.errors import DataError
 from dphpc.core.state import VIRTUAL
@@ -20,7 +21,6 @@ from dphpc.train.schema.model import FittingConfig
 
 log = logging.getLogger("dphpc.train")
 
-Floats = NDArray[np.float64]
 
 MIN_VOLUME_PER_ATOM = 0.2
 """Å³; less is taken for a mistake of units, as hydrogen at 1 TPa has about 1 Å³."""
@@ -90,16 +90,16 @@ class Frame:
         (numb_fparam,), (n, numb_aparam).
     """
 
-    positions: Floats
+    positions: Doubles
     types: NDArray[np.int32]
     box: Box
     energy: float | None = None
-    forces: Floats | None = None
-    virial: Floats | None = None
-    atom_ener: Floats | None = None
-    atom_pref: Floats | None = None
-    fparam: Floats | None = None
-    aparam: Floats | None = None
+    forces: Doubles | None = None
+    virial: Doubles | None = None
+    atom_ener: Doubles | None = None
+    atom_pref: Doubles | None = None
+    fparam: Doubles | None = None
+    aparam: Doubles | None = None
 
 
 @dataclass(frozen=True)

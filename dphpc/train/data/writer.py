@@ -11,11 +11,10 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from dphpc.core.arrays import Doubles
 from dphpc.core.errors import DataError, InputError, did_you_mean
 from dphpc.core.files import whole
 from dphpc.train.data.lmdb_writer import write_lmdb
-
-Floats = NDArray[np.float64]
 
 FORMATS = ("deepmd/npy", "deepmd/npy/mixed", "deepmd/hdf5", "deepmd/lmdb")
 SET_FRAMES = 5000
@@ -40,8 +39,8 @@ class Configuration:
     """
 
     symbols: Sequence[str]
-    positions: Floats
-    cell: Floats | None = None
+    positions: Doubles
+    cell: Doubles | None = None
     values: dict[str, Any] = field(default_factory=dict)
 
 
