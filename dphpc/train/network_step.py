@@ -40,8 +40,8 @@ class NetworkStep:
         """Energies, forces and virials; the graph is kept for `backward`."""
         positions = torch.from_numpy(batch.positions[: batch.n_local]).clone().requires_grad_(True)
         strain = torch.zeros((batch.n_frames, 3, 3), dtype=torch.float64, requires_grad=True)
-        images = torch.from_numpy(batch.positions[batch.n_local :] - batch.positions[batch.owner])
-        everywhere = torch.cat((positions, positions[torch.from_numpy(batch.owner).long()] + images))
+        images = torch.from_numpy(batch.positions[batch.n_local :] - batch.positions[batch.owners])
+        everywhere = torch.cat((positions, positions[torch.from_numpy(batch.owners).long()] + images))
         energy = self._atom_energy(batch, everywhere, strain)
         if not energy.requires_grad:  # no atom to evaluate
             self._kept = None

@@ -74,7 +74,7 @@ class LossGradient:
         """(n_all, 3) direction d = −F̄, images moving with their owners."""
         if self.forces is None:
             return np.zeros((batch.n_all, 3))
-        return np.concatenate((-self.forces, -self.forces[batch.owner]))
+        return np.concatenate((-self.forces, -self.forces[batch.owners]))
 
     def strains(self, frames: NDArray[np.integer]) -> Doubles:
         """(n, 3, 3) strain −V̄ of each of n centers in the given frames."""

@@ -40,10 +40,10 @@ def strained(case):
     return replace(case, strain=np.repeat(case.strain[:1], len(case.env.centers), axis=0))
 
 
-def frame_of(env, owner=None):
+def frame_of(env, owners=None):
     """The atoms as one frame."""
-    owner = np.zeros(0, np.int32) if owner is None else owner
-    return SimpleNamespace(positions=env.positions, types=env.types, neighbors=env.neighbors, owner=owner)
+    owners = np.zeros(0, np.int32) if owners is None else owners
+    return SimpleNamespace(positions=env.positions, types=env.types, neighbors=env.neighbors, owners=owners)
 
 
 def on_gpu(device, case, dtype=np.float64):
@@ -119,11 +119,11 @@ def test_images_move_with_their_owners_and_give_them_their_forces(device, se_a_c
     local = np.arange(len(case.env.positions)) < 30
     env = replace(case.env, centers=case.env.centers[case.env.centers < 30])
     env = replace(env, neighbors=replace(env.neighbors, offsets=env.neighbors.offsets[:31]))
-    owner = np.random.default_rng(1).integers(0, 30, (~local).sum()).astype(np.int32)
+    owners = np.random.default_rng(1).integers(0, 30, (~local).sum()).astype(np.int32)
     case = strained(replace(case, env=env, bar=case.bar[: len(env.centers)]))
     gpu = on_gpu(device, case)
-    placed = gpu.ops.frames.joined([frame_of(env, owner)], env.centers)
-    direction = np.concatenate((case.direction[local], case.direction[owner]))
+    placed = gpu.ops.frames.joined([frame_of(env, owners)], env.centers)
+    direction = np.concatenate((case.direction[local], case.direction[owners]))
     given = gpu.new(case.direction[local]), gpu.new(case.strain[:1])
     motion = gpu.ops.motion(placed, *given)
     expected = reference.tangent(env, case.p, case.e, direction, case.strain)
@@ -132,7 +132,7 @@ def test_images_move_with_their_owners_and_give_them_their_forces(device, se_a_c
     forces, virial = np.zeros_like(env.positions), np.zeros((len(env.centers), 3, 3))
     reference.forces_into(env, case.p, case.e, case.bar, forces, virial)
     folded = forces[local].copy()
-    np.add.at(folded, owner, forces[~local])
+    np.add.at(folded, owners, forces[~local])
     assert_close(exerted(gpu, placed, case.bar)[0], folded, 1e-12)
 
 

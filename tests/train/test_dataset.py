@@ -285,7 +285,7 @@ def pairs(batch: Batch) -> set[tuple[int, int, tuple[float, ...]]]:
     """(center, owner of the neighbor, displacement) of every pair."""
     n: Neighbors = batch.neighbors
     centers = np.repeat(np.arange(batch.n_local), np.diff(n.offsets))
-    owners = np.concatenate((np.arange(batch.n_local), batch.owner))[n.indices]
+    owners = np.concatenate((np.arange(batch.n_local), batch.owners))[n.indices]
     moves = np.round(batch.positions[n.indices] - batch.positions[centers], 9) + 0.0
     return {(int(i), int(j), tuple(m.tolist())) for i, j, m in zip(centers, owners, moves, strict=True)}
 
@@ -310,15 +310,15 @@ def test_a_batch_has_every_pair_of_its_frames(folder: Path, system: int, frames:
     batch = dataset.batch(system, frames)
     assert pairs(batch) == expected_pairs(batch, [dataset.systems[system]] * len(frames), frames)
     assert batch.n_all == batch.n_local + batch.n_ghost == len(batch.positions)
-    np.testing.assert_array_equal(batch.types[batch.n_local :], batch.types[: batch.n_local][batch.owner])
-    owners = np.concatenate((np.arange(batch.n_local), batch.owner))
+    np.testing.assert_array_equal(batch.types[batch.n_local :], batch.types[: batch.n_local][batch.owners])
+    owners = np.concatenate((np.arange(batch.n_local), batch.owners))
     for i in range(batch.n_local):  # rows sorted by type, then owner, then position
         row = batch.neighbors.indices[batch.neighbors.offsets[i] : batch.neighbors.offsets[i + 1]]
         x, y, z = batch.positions[row].T
         np.testing.assert_array_equal(row, row[np.lexsort((z, y, x, owners[row], batch.types[row]))])
-    for array in (batch.positions, batch.types, batch.owner, batch.neighbors.indices, batch.neighbors.offsets):
+    for array in (batch.positions, batch.types, batch.owners, batch.neighbors.indices, batch.neighbors.offsets):
         assert array.flags.c_contiguous
-    assert (batch.types.dtype, batch.owner.dtype, batch.neighbors.indices.dtype) == (np.int32,) * 3
+    assert (batch.types.dtype, batch.owners.dtype, batch.neighbors.indices.dtype) == (np.int32,) * 3
 
 
 def test_batch_labels_and_volume(folder: Path) -> None:
@@ -336,7 +336,7 @@ def test_fold_gives_ghost_forces_to_their_owners(folder: Path) -> None:
     batch = load(folder).batch(0, [0, 1])
     forces = np.random.default_rng(0).normal(size=(batch.n_all, 3))
     folded = forces[: batch.n_local].copy()
-    np.add.at(folded, batch.owner, forces[batch.n_local :])
+    np.add.at(folded, batch.owners, forces[batch.n_local :])
     np.testing.assert_allclose(batch.fold(forces), folded, atol=1e-13)
 
 
@@ -357,6 +357,6 @@ def test_cache_stays_within_its_bytes(folder: Path) -> None:
 def test_a_batch_of_one_frame_copies_nothing_that_is_kept(folder: Path) -> None:
     dataset = load(folder)
     first, again = dataset.batch(0, [0]), dataset.batch(0, [0])
-    for name in ("positions", "types", "owner", "neighbors"):
+    for name in ("positions", "types", "owners", "neighbors"):
         assert getattr(again, name) is getattr(first, name)
     assert load(folder).batch(0, [0]).positions is not first.positions

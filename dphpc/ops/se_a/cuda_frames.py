@@ -38,7 +38,7 @@ _FRAME = struct(
 
 
 class OwnedAtoms(Protocol):
-    """A frame: local atoms, then images of the atoms `owner`, and the local atoms' neighbors."""
+    """A frame: local atoms, then images of the atoms `owners`, and the local atoms' neighbors."""
 
     @property
     def positions(self) -> NDArray[np.float64]:
@@ -49,7 +49,7 @@ class OwnedAtoms(Protocol):
         """(n_all,) int32."""
 
     @property
-    def owner(self) -> NDArray[np.int32]:
+    def owners(self) -> NDArray[np.int32]:
         """(n_ghost,) int32, the local atom of which each ghost is an image."""
 
     @property
@@ -218,13 +218,13 @@ class GpuFrames:
 
     def _resident(self, frame: OwnedAtoms) -> _Resident:
         """A frame whose arrays are uploaded once."""
-        key = id(frame.positions), id(frame.neighbors), id(frame.owner)
+        key = id(frame.positions), id(frame.neighbors), id(frame.owners)
         if key in self._frames:
             self._frames.move_to_end(key)
             return self._frames[key]
         n = frame.neighbors
         sizes = len(n.offsets) - 1, len(frame.types), len(n.indices)
-        owners = np.concatenate((np.arange(sizes[0], dtype=np.int32), frame.owner))
+        owners = np.concatenate((np.arange(sizes[0], dtype=np.int32), frame.owners))
         arrays = tuple(self._work.new(a) for a in (frame.positions, frame.types, n.offsets, n.indices, owners))
         there = _Resident(frame, arrays, tuple(map(self._work.address, arrays)), sizes)
         if sizes[2]:  # a frame without pairs is made for one batch only

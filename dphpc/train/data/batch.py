@@ -29,7 +29,7 @@ class Geometry:
     ----------
     positions, types
         (n_all, 3) Å and (n_all,), local atoms first.
-    owner
+    owners
         (n_ghost,) the local atom whose image a ghost is.
     volume
         Å³, 0 for an open system.
@@ -38,7 +38,7 @@ class Geometry:
     n_local: int
     positions: Doubles
     types: NDArray[np.int32]
-    owner: NDArray[np.int32]
+    owners: NDArray[np.int32]
     neighbors: Neighbors
     volume: float
 
@@ -58,12 +58,12 @@ class Geometry:
     @property
     def n_ghost(self) -> int:
         """Number of ghosts."""
-        return len(self.owner)
+        return len(self.owners)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the arrays."""
-        arrays = (self.positions, self.types, self.owner, self.neighbors.offsets, self.neighbors.indices)
+        arrays = (self.positions, self.types, self.owners, self.neighbors.offsets, self.neighbors.indices)
         return sum(a.nbytes for a in arrays)
 
 
@@ -182,12 +182,12 @@ class Batch:
         return self._local_then_ghosts([g.types for g in self.geometries])
 
     @cached_property
-    def owner(self) -> NDArray[np.int32]:
+    def owners(self) -> NDArray[np.int32]:
         """(n_ghost,) the local atom of which each ghost is an image."""
         if len(self.geometries) == 1:
-            return self.geometries[0].owner
+            return self.geometries[0].owners
         first = self.frame_offsets[:-1].astype(np.int32)
-        return np.concatenate([g.owner + o for g, o in zip(self.geometries, first, strict=True)])
+        return np.concatenate([g.owners + o for g, o in zip(self.geometries, first, strict=True)])
 
     @cached_property
     def row_offsets(self) -> NDArray[np.int64]:
@@ -269,7 +269,7 @@ class Batch:
 
     def fold(self, forces: Doubles) -> Doubles:
         """(n_local, 3): forces (n_all, 3) with each ghost's added to its owner's."""
-        return fold_ghosts(forces, self.owner, self.n_local)
+        return fold_ghosts(forces, self.owners, self.n_local)
 
 
 def join(frames: Sequence[Batch]) -> Batch:

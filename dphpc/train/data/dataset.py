@@ -140,7 +140,7 @@ class Dataset:
         if same.any():
             k = int(same.argmax())
             j = int(n.indices[k])
-            j = j if j < geometry.n_local else int(geometry.owner[j - geometry.n_local])
+            j = j if j < geometry.n_local else int(geometry.owners[j - geometry.n_local])
             raise DataError(
                 f"frame {index} has atoms {int(centers[k])} and {j} at one place",
                 where=source.name,
