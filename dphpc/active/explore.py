@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,13 +12,15 @@ from typing import Any
 
 from dphpc.active.committee import draw_seed, round_folder
 from dphpc.active.config import Exploration, LearnConfig, Round, Select
-from dphpc.active.work import LOG, Work, command_line, log, read_json, spoiled
+from dphpc.active.work import LOG, Work, command_line, read_json, spoiled
 from dphpc.core.config import parse_config, read_mapping
 from dphpc.core.errors import EXIT_ASTRAY, EXIT_STOPPED_ABOVE, InputError
 from dphpc.md.config import RESTART_SUFFIXES, MdConfig
 from dphpc.md.restart import read_restart
 from dphpc.md.sealed import previous_of
 from dphpc.md.structures import read_structure
+
+log = logging.getLogger(__name__)
 
 _IN_RUN_FILE = {
     "deviation/mark_above": "select/above", "deviation/stop_above": "select/stop_above",

@@ -5,6 +5,7 @@ The command reads one extxyz file and writes another; for ASE calculators it is 
 
 from __future__ import annotations
 
+import logging
 import shlex
 import shutil
 import sys
@@ -22,10 +23,12 @@ from dphpc.active.calculator import FRAMES, LABELLED, RECORD
 from dphpc.active.committee import TRAINING, VALIDATION
 from dphpc.active.config import Label, LearnConfig
 from dphpc.active.match import matched
-from dphpc.active.work import LOG, Work, log, require_shell_command
+from dphpc.active.work import LOG, Work, require_shell_command
 from dphpc.core.errors import DataError, RunError
 from dphpc.train.convert import read_configurations
 from dphpc.train.data.writer import Configuration, write_systems
+
+log = logging.getLogger(__name__)
 
 LARGEST = {"energy": 1e12, "force": 1e6, "virial": 1e12}
 """eV and eV/Å; a larger value is taken for a failed calculation, and would ruin a training."""

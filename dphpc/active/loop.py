@@ -6,6 +6,7 @@ after an interruption the same command continues, and does nothing twice.
 
 from __future__ import annotations
 
+import logging
 import math
 import shutil
 import time
@@ -26,7 +27,6 @@ from dphpc.active.work import (
     Stopped,
     Work,
     Workshop,
-    log,
     read_json,
     require_program,
     spoiled,
@@ -37,6 +37,8 @@ from dphpc.core.errors import InputError, RunError, counted
 from dphpc.core.files import write_whole
 from dphpc.parallel.launch import launched
 from dphpc.train.evaluate import test as evaluate
+
+log = logging.getLogger(__name__)
 
 SUMMARY, SECONDS, TABLE = "summary.json", "seconds.json", "rounds.csv"
 

@@ -29,7 +29,7 @@ from dphpc.core.signals import stop_signals
 from dphpc.core.units import duration
 from dphpc.parallel.launch import unlaunched
 
-log = logging.getLogger("dphpc.learn")
+log = logging.getLogger(__name__)
 
 POLL = 0.05
 """Seconds between two looks at the processes."""

@@ -16,7 +16,7 @@ import typer
 from dphpc.core.errors import EXIT_ASTRAY, AstrayError, DphpcError, writing
 from dphpc.parallel.launch import launched, without_mpi
 
-log = logging.getLogger("dphpc.cli")
+log = logging.getLogger(__name__)
 
 LOG_LEVELS = {"0": "ERROR", "1": "WARNING", "2": "INFO", "3": "DEBUG"}
 """DeePMD-kit's numbers for log levels."""

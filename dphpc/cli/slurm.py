@@ -14,7 +14,7 @@ import typer
 
 from dphpc.cli.app import command
 
-log = logging.getLogger("dphpc.slurm")
+log = logging.getLogger(__name__)
 
 RESOURCES: dict[str, tuple[str, type, str]] = {
     "nodes": ("-N", int, "Machines."),

@@ -25,7 +25,7 @@ from dphpc.interfaces.elements import ElementPotential
 from dphpc.md.structures import read_structure, require_file
 from dphpc.ops.threads import default_threads
 
-log = logging.getLogger("dphpc.ipi")
+log = logging.getLogger(__name__)
 
 Evaluate = Callable[[Doubles, Doubles], tuple[float, Doubles, Doubles]]
 """Positions (natoms, 3) Å and cell (3, 3) Å -> energy in eV, forces (natoms, 3) eV/Å, virial (3, 3) eV."""

@@ -17,7 +17,7 @@ from dphpc.core.errors import DataError, DphpcError, InputError
 from dphpc.md.config import RESTART_SUFFIXES
 from dphpc.md.lammps_data import SUFFIXES
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 FORMATS = (
     f"by its name LAMMPS data ({', '.join(SUFFIXES)}, data.*), extxyz (.extxyz, .xyz), "
@@ -80,7 +80,7 @@ def ids_of(atoms: Atoms, path: str) -> NDArray[np.int64]:
     if ids is None or not len(ids):
         return counted
     if ids.dtype.kind != "i" or ids.ndim > 1 or ids.min() < 1 or len(np.unique(ids)) < len(ids):
-        _log.warning(f"'id' in {path} holds no ids (whole numbers from 1, each once): atoms are numbered from 1")
+        log.warning(f"'id' in {path} holds no ids (whole numbers from 1, each once): atoms are numbered from 1")
         return counted
     return np.asarray(ids, np.int64)
 
@@ -91,7 +91,7 @@ def velocities_of(atoms: Atoms, path: str) -> NDArray[np.float64] | None:
         return np.asarray(atoms.get_velocities() * (1000.0 * ASE_FS), np.float64)
     for name in UNREAD:
         if name in atoms.arrays:
-            _log.warning(f"'{name}' in {path} is not read: its unit is not told; 'momenta', in ASE's, would be")
+            log.warning(f"'{name}' in {path} is not read: its unit is not told; 'momenta', in ASE's, would be")
     return None
 
 

@@ -21,7 +21,7 @@ from dphpc.md.extent import Extent, extent_of_bytes
 from dphpc.md.observables import Thermo
 from dphpc.parallel.comm import together
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 _TABLE = (
     ("step", 10), ("time/ps", 11), ("T/K", 9), ("E_pot/eV", 16), ("E_kin/eV", 13), ("E_total/eV", 16),
@@ -112,7 +112,7 @@ class Screen:
         for line in lines:
             level = logging.WARNING if line.startswith("warning:") else logging.INFO
             if line:
-                _log.log(level, line, extra={"on_screen": True})
+                log.log(level, line, extra={"on_screen": True})
             if level < logging.getLogger("dphpc").level:
                 continue
             if self._progress is not None:

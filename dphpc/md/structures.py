@@ -19,7 +19,7 @@ from dphpc.md.lammps_data import SUFFIXES, LammpsData, read_lammps_data
 from dphpc.parallel.comm import Communicator
 from dphpc.parallel.domain import Domain
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 ROWS = row_dtype(RESTARTED)
 UNUSUAL_MASS = 0.1
@@ -255,9 +255,7 @@ def masses_of(
     masses = {**table, **from_file, **given}
     for name in present:
         if name in table and name not in given and abs(masses[name] - table[name]) > UNUSUAL_MASS * table[name]:
-            _log.warning(
-                f"the structure gives '{name}' a mass of {masses[name]:g} u, the element has {table[name]:g} u"
-            )
+            log.warning(f"the structure gives '{name}' a mass of {masses[name]:g} u, the element has {table[name]:g} u")
         if not masses.get(name, 0.0) > 0.0:
             raise InputError(f"the mass of '{name}' is not known", remedy=f"add masses: {{{name}: …}} to the run file")
     return np.array([masses.get(name, np.nan) for name in type_map])

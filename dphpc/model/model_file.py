@@ -32,7 +32,7 @@ from dphpc.model.tree_parts import (
     unsupported,
 )
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 MODEL_SUFFIXES = (".dp", ".yaml", ".yml")
 """Endings of model files."""
@@ -107,7 +107,7 @@ def model_of(tree: Tree) -> DPModel:
         model.shared.attach(descriptor, fitting)
     model.table = _own_table(tree, model) or (None if foreign else _foreign_table(node["descriptor"], model))
     if descriptor.exclude_types and descriptor.davg.any():
-        _log.warning(
+        log.warning(
             "the model has exclude_types and davg != 0: as in DeePMD-kit its energy jumps where an excluded neighbor "
             "crosses the cutoff; train with set_davg_zero for dynamics"
         )

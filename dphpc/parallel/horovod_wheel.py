@@ -49,7 +49,7 @@ TOOLS = {
 BUILD_PACKAGES = ("setuptools<81", "wheel", "packaging")
 """What Horovod's setup.py imports; later setuptools lack what it asks of them."""
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 def find_or_build() -> Path:
@@ -71,13 +71,13 @@ def find_or_build() -> Path:
     wheel = cached(folder)
     if wheel is None:
         mpicxx = shutil.which("mpicxx", path=env["PATH"])
-        _log.info("building Horovod %s with %s; this takes minutes", VERSION, mpicxx)
+        log.info("building Horovod %s with %s; this takes minutes", VERSION, mpicxx)
         folder.mkdir(parents=True, exist_ok=True)  # or fail before the minutes
         with tempfile.TemporaryDirectory(prefix="dphpc-horovod-") as place:
             wheel = keep(_build(Path(place), env), folder)
-        _log.info("built, and kept as %s", wheel)
+        log.info("built, and kept as %s", wheel)
     else:
-        _log.info("Horovod %s was built before: %s", VERSION, wheel)
+        log.info("Horovod %s was built before: %s", VERSION, wheel)
     return wheel
 
 
@@ -151,7 +151,7 @@ def cached(folder: Path) -> Path | None:
     wheels = sorted(folder.glob("*.whl"))
     sound = next(filter(is_sound, wheels), None)
     if wheels and sound is None:
-        _log.warning("not used, as it is damaged, not Horovod %s or not yours alone: %s", VERSION, wheels[0])
+        log.warning("not used, as it is damaged, not Horovod %s or not yours alone: %s", VERSION, wheels[0])
     return sound
 
 

@@ -34,7 +34,7 @@ from dphpc.ops.se_a.contract import Embedding, Environment, SeAParameters
 from dphpc.potential.contract import SAMPLE, Halo, Outputs
 from dphpc.potential.surroundings import nearest_pair
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 PRECISIONS = {"float64": np.float64, "mixed": np.float32, "tf32": np.float32, "float32": np.float32}
 """Name of a precision, and the type of table, moments and fitting net; sums are float64 in each."""
@@ -212,7 +212,7 @@ class DeepPotential:
             over = np.argwhere((counts > sel) & (sel > 0))
             if len(over):
                 i, t = (int(k) for k in over[0])
-                _log.warning(
+                log.warning(
                     f"atom {state.ids[start + i]} has {counts[i, t]} neighbors"
                     f"{'' if mixed else f' of type {self.type_map[t]}'}, sel is "
                     f"{sel[t]}: all of them count here, while DeePMD-kit drops the farthest"

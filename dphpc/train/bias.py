@@ -23,7 +23,7 @@ from dphpc.train.evaluate import predict, systems_for
 from dphpc.train.initial import model_arrays
 from dphpc.train.statistics import energy_bias, spread
 
-log = logging.getLogger("dphpc.train")
+log = logging.getLogger(__name__)
 
 Mode = Literal["change", "set"]
 

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from dphpc.core.units import duration
 
-log = logging.getLogger("dphpc.train")
+log = logging.getLogger(__name__)
 
 Errors = dict[str, float]
 

@@ -40,7 +40,7 @@ from dphpc.train.schema.training import DphpcConfig, TrainingConfig
 from dphpc.train.statistics import Statistics, load_or_compute
 from dphpc.train.trainer import Trainer
 
-log = logging.getLogger("dphpc.train")
+log = logging.getLogger(__name__)
 
 PathLike = str | Path
 

@@ -38,7 +38,7 @@ from dphpc.train.schema import TrainInput
 from dphpc.train.shared_step import SharedTableStep, require_for_shared
 from dphpc.train.step import TableStep
 
-log = logging.getLogger("dphpc.train")
+log = logging.getLogger(__name__)
 
 Errors = dict[str, float]
 

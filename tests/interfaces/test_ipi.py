@@ -261,7 +261,7 @@ def test_a_server_that_goes_away_ends_the_driver(
     listening: socket.socket,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    caplog.set_level(logging.INFO, "dphpc.ipi")
+    caplog.set_level(logging.INFO, "dphpc.interfaces.ipi")
     for leave, said in ((b"", "has closed the connection"), (b"POSDATA     123", "has closed the connection")):
         driver = start(given(tmp_path))
         connection = listening.accept()[0]
@@ -361,7 +361,7 @@ def test_the_rate_is_logged(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("dphpc.interfaces.ipi.LOG_EVERY", 0.0)
-    caplog.set_level(logging.INFO, "dphpc.ipi")
+    caplog.set_level(logging.INFO, "dphpc.interfaces.ipi")
     driver = start(given(tmp_path))
     protocol = IPIProtocol(listening.accept()[0])
     for _ in range(3):

@@ -19,7 +19,7 @@ from dphpc.train.data.lmdb_store import LmdbStore, Rows
 from dphpc.train.data.storage import Store
 from dphpc.train.schema.model import FittingConfig
 
-log = logging.getLogger("dphpc.train")
+log = logging.getLogger(__name__)
 
 
 MIN_VOLUME_PER_ATOM = 0.2

@@ -19,7 +19,7 @@ from dphpc.train.schema.optimization import AdamWConfig, HybridMuonConfig, LkfCo
 
 __all__ = ["Engine", "GradientOptimizer", "KalmanOptimizer", "Optimizer", "make_optimizer", "make_rule"]
 
-log = logging.getLogger("dphpc.train")
+log = logging.getLogger(__name__)
 
 
 def make_optimizer(config: TrainInput, parameters: Parameters, comm: Communicator | None = None) -> Optimizer:

@@ -19,7 +19,7 @@ from dphpc.core.errors import InputError
 from dphpc.core.memory import memory_available
 from dphpc.train.schema.optimization import LkfConfig
 
-log = logging.getLogger("dphpc.train")
+log = logging.getLogger(__name__)
 
 SHARE = 0.5
 """Fraction of the available memory that the filter may take by default."""

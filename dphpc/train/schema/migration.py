@@ -8,7 +8,7 @@ from typing import Any
 
 from dphpc.core.errors import InputError
 
-log = logging.getLogger("dphpc.train")
+log = logging.getLogger(__name__)
 
 _KF = ("kf_blocksize", "kf_start_pref_e", "kf_limit_pref_e", "kf_start_pref_f", "kf_limit_pref_f")
 _MUON = ("momentum", "muon_momentum", "lr_adjust", "lr_adjust_coeff")

@@ -13,7 +13,7 @@ from dphpc.core.config import Config, Seed
 from dphpc.parallel.back_ends import Compression, DataParallel
 from dphpc.train.schema.model import NonNegative, NonNegativeInt, Positive, PositiveInt
 
-log = logging.getLogger("dphpc.train")
+log = logging.getLogger(__name__)
 
 Probability = Annotated[float, Field(le=1)]
 
