@@ -30,28 +30,23 @@ class Integrator(Protocol):
 
     def step(self, engine: Engine, temperature: float) -> None:
         """One step of `engine.timestep`; `temperature` (K) is the target at its end."""
-        ...
 
     def bath_energy(self) -> NDArray[np.float64]:
         """(3,) eV that the thermostat took from the atoms, so that total + bath is conserved.
 
         It is in the parts of `core.exact_sum`; with `bath_is_local` it is this rank's share only.
         """
-        ...
 
     bath_is_local: bool
 
     def forget(self) -> None:
         """Discard what is known of the velocities, as something else has changed them."""
-        ...
 
     def save(self) -> Saved:
         """The state that a restart needs."""
-        ...
 
     def load(self, saved: Saved) -> None:
         """Restore a saved state."""
-        ...
 
 
 class VelocityVerlet:

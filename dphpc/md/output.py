@@ -45,7 +45,6 @@ class Output(Protocol):
 
     def extent(self) -> Extent:
         """How far the file is written; forces it to disk."""
-        ...
 
 
 def extents_of(outputs: Mapping[str, Output | None], engine: Engine) -> dict[str, Extent]:

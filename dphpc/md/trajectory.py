@@ -59,15 +59,12 @@ class FrameWriter(Output, Protocol):
 
     def begin(self, frame: Frame) -> None:
         """Begin a new frame; on rank 0."""
-        ...
 
     def add(self, first: int, part: Part) -> None:
         """Write ids, types, positions and the other fields of the atoms from index `first` on; on writing ranks."""
-        ...
 
     def end(self) -> None:
         """Finish the frame and flush it; on all writing ranks."""
-        ...
 
 
 def write_frame(

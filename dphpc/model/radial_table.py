@@ -145,16 +145,13 @@ class ScalarEmbedding(Protocol):
     @property
     def n_channels(self) -> int:
         """M."""
-        ...
 
     @property
     def upper(self) -> float:
         """The largest argument it is good for."""
-        ...
 
     def evaluate(self, s: NDArray[np.floating], which: NDArray[np.integer]) -> tuple[NDArray, NDArray]:
         """G and dG/ds, each (n, M), of embedding `which` (n,) at `s` (n,)."""
-        ...
 
 
 @dataclass(frozen=True)

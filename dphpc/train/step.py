@@ -88,7 +88,6 @@ class GradientArrays(Protocol):
 
     def gradients_of(self, prefix: str) -> Mapping[str, Any]:
         """Arrays of the names that begin with `prefix.`, by the rest of the name."""
-        ...
 
 
 class TableStep:

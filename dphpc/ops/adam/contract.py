@@ -30,8 +30,6 @@ class AdamOps(Protocol):
 
     def adam_step(self, s: AdamStep, gradient: Floats, value: Floats, first: Floats, second: Floats) -> None:
         """Change value θ and the moments m, v in place: C-contiguous arrays of one shape and precision."""
-        ...
 
     def squared_norm(self, values: Floats) -> float:
         """Σ x² of a C-contiguous array, summed in float64; in `native` the same bits with any number of threads."""
-        ...

@@ -46,7 +46,6 @@ class EnergyOps(Protocol):
 
         Its inputs are channels·axis features, followed by columns of parameters if there are any.
         """
-        ...
 
     def energy_and_forces(
         self,
@@ -62,4 +61,3 @@ class EnergyOps(Protocol):
         `columns` (n_c, n_columns) are the net's inputs after the features, in the net's precision.  If the largest s̃
         is above `table.upper`, all results are extrapolated.
         """
-        ...

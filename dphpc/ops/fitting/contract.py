@@ -13,4 +13,3 @@ class FittingOps(Protocol):
 
     def energy_and_adjoint(self, network: Network, inputs: Floats) -> tuple[Floats, Floats]:
         """Net output (n,) and its derivative by the inputs (n, n_in), for inputs (n, n_in)."""
-        ...

@@ -41,7 +41,6 @@ class Bath(Account, Protocol):
 
     def respond(self, kinetic: float, inputs: Doubles) -> float:
         """The factor for a kinetic energy in eV; `inputs` are the step's parameters and random numbers."""
-        ...
 
 
 class Moves(Protocol):
@@ -49,46 +48,36 @@ class Moves(Protocol):
 
     def kick(self, dt: float) -> None:
         """v += dt f/m."""
-        ...
 
     def drift(self, dt: float, kick: float = 0.0) -> None:
         """v += kick f/m, then x += dt v, in a deterministic run rounded to multiples of a spacing."""
-        ...
 
     def rescale(self, bath: Bath, inputs: Doubles, combine: Combine, *, measured: bool) -> None:
         """v *= the bath's response to the kinetic energy of all atoms; collective.
 
         Without `measured` the kinetic energy is not computed, and the bath gets NaN.
         """
-        ...
 
     def randomize_velocities(self, account: Account, keep: float, temperature: float, seed: int, step: int) -> None:
         """v = keep·v + √((1 − keep²) kT/m) ξ, with random numbers ξ of the stream LANGEVIN.
 
         The kinetic energy that these atoms lose is added to the account, (3,) in parts.
         """
-        ...
 
     def put_velocities(self, velocities: Doubles) -> None:
         """Set the velocities from an array (n_local, 3) on the host."""
-        ...
 
     def steer(self, keep: float, push: float) -> None:
         """v = keep·v + push·f for atoms that are not fixed."""
-        ...
 
     def descent_sums(self) -> Doubles:
         """(3, 3): Σ f·v, Σ v² and Σ f² over this rank's atoms that are not fixed, in parts."""
-        ...
 
     def largest_squares(self) -> Doubles:
         """(2,): the largest v² and the largest f² of this rank's atoms that are not fixed."""
-        ...
 
     def kinetic_tensor(self) -> Doubles:
         """(3, 3, 3) eV: Σ m v ⊗ v over this rank's atoms, in parts."""
-        ...
 
     def snapshot(self, fields: Collection[str]) -> Snapshot:
         """A snapshot of fields of `core.state.State`; valid until atoms move on the host or the next is taken."""
-        ...

@@ -56,4 +56,3 @@ class MuonOps(Protocol):
 
     def muon_step(self, s: MuonStep, matrices: Sequence[MuonMatrix]) -> None:
         """Change values and momenta in place; in `native` to the same bits with any number of threads."""
-        ...

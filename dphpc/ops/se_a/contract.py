@@ -97,15 +97,12 @@ class SeAOps(Protocol):
 
     def moments(self, env: Environment, p: SeAParameters, e: Embedding) -> tuple[Floats, float]:
         """A (n_c, 4, M), and the largest s̃ met: beyond `table.upper` the values are extrapolated."""
-        ...
 
     def features(self, moments: Floats, axis: int) -> Floats:
         """D (n_c, M·axis), index m·axis + k."""
-        ...
 
     def features_adjoint(self, moments: Floats, adjoint: Floats) -> Floats:
         """Σ adjoint·D differentiated by A: (n_c, 4, M).  Linear in `moments` and in `adjoint`."""
-        ...
 
     def forces_into(
         self,
@@ -122,7 +119,6 @@ class SeAOps(Protocol):
         `center_virial` (n_c, 3, 3) is set to −Σ_j ∂E_i/∂r_ij ⊗ r_ij; `atom_virial` (n_all, 3, 3), where
         given, has the same terms added to the neighbor j, which is DeePMD-kit's atomic virial.
         """
-        ...
 
     def tangent(
         self,
@@ -133,7 +129,6 @@ class SeAOps(Protocol):
         strain: NDArray[np.float64],
     ) -> Floats:
         """Ȧ (n_c, 4, M) along ṙ_ij = d_j − d_i + strain_i·r_ij; `direction` (n_all, 3), `strain` (n_c, 3, 3)."""
-        ...
 
     def tangent_adjoint(
         self,
@@ -146,4 +141,3 @@ class SeAOps(Protocol):
         tangent_adjoint: Floats,
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Gradient of Σ Ā·A + Ǡ·Ȧ: float64 arrays shaped like `table.coefficients` and `empty`."""
-        ...
