@@ -11,10 +11,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from dphpc.core.units import duration
+from dphpc.train.result import NamedErrors
 
 log = logging.getLogger(__name__)
-
-Errors = dict[str, float]
 
 
 class _Rate(ProgressColumn):
@@ -66,7 +65,7 @@ class TrainingProgress:
         """Count one step."""
         self._live.advance(self._task)
 
-    def show(self, step: int, learning_rate: float, training: Errors, validation: Errors | None) -> None:
+    def show(self, step: int, learning_rate: float, training: NamedErrors, validation: NamedErrors | None) -> None:
         """Log the errors of a step and, if `timed`, the time since the last such line and the time left."""
         now = time.perf_counter()
         seconds = now - self._last
@@ -82,5 +81,5 @@ class TrainingProgress:
         self._live.update(self._task, errors=_text({k: v for k, v in shown.items() if k != "rmse"}))
 
 
-def _text(errors: Errors) -> str:
+def _text(errors: NamedErrors) -> str:
     return ", ".join(f"{name} = {value:8.2e}" for name, value in sorted(errors.items()))

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from dphpc.core.units import duration
 
-Errors = dict[str, float]
+NamedErrors = dict[str, float]
+"""Errors by name: rmse, rmse_e (eV per atom), rmse_f (eV/Å), mae_v, …"""
 
 _NAMES = {
     "e": ("energy per atom", "eV"),
@@ -45,8 +46,8 @@ class TrainResult:
     n_steps: int
     steps_run: int
     seconds: float
-    training: Errors
-    validation: Errors | None
+    training: NamedErrors
+    validation: NamedErrors | None
     lcurve: Path
     checkpoint: Path | None
     stopped_by: int = 0

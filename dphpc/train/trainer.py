@@ -31,7 +31,7 @@ from dphpc.train.optimizers import make_optimizer
 from dphpc.train.optimizers.protocol import Engine
 from dphpc.train.parameters import Parameters
 from dphpc.train.progress import TrainingProgress
-from dphpc.train.result import TrainResult
+from dphpc.train.result import NamedErrors, TrainResult
 from dphpc.train.sampler import Sampler
 from dphpc.train.schedule import Schedule
 from dphpc.train.schema import TrainInput
@@ -40,7 +40,6 @@ from dphpc.train.step import TableStep
 
 log = logging.getLogger(__name__)
 
-Errors = dict[str, float]
 
 VALIDATION_SEED = 0x76616C
 """Added to the seed for validation, so that its sampling is independent."""
@@ -123,7 +122,7 @@ class Trainer:
         self.folder = CheckpointFolder(t.save_ckpt, t.save_dir, self._max_keep(), restart.step if restart else None)
         self.step = 0
         self.in_flight = np.zeros(2)
-        self._sums: Errors = {}
+        self._sums: NamedErrors = {}
         self._stop: int | None = None
         self._saved: Path | None = None
         grid = None
@@ -202,8 +201,8 @@ class Trainer:
                 self._curve.begin()
             board = _tensorboard(t.tensorboard_log_dir) if t.tensorboard and leads else None
         start, first = time.perf_counter(), self.step
-        training: Errors = {}
-        validation: Errors | None = None
+        training: NamedErrors = {}
+        validation: NamedErrors | None = None
         shows = TrainingProgress(first, self.n_steps, shown=leads, timed=t.time_training)
         with stop_signals(self._ask), shows as progress:
             while self.step < self.n_steps and (drawn := self._draw()) is not None:
@@ -262,7 +261,7 @@ class Trainer:
         assert drawn is not None
         return drawn if own else drawn._replace(n_pairs=n_pairs)
 
-    def _train_one(self, drawn: _Drawn, rate: float) -> Errors:
+    def _train_one(self, drawn: _Drawn, rate: float) -> NamedErrors:
         """Make one step; returns the errors before it."""
         engine = self.engine(drawn.batch, drawn.n_pairs, own=self._per_rank)
         try:
@@ -278,7 +277,7 @@ class Trainer:
         self.step += 1
         return self._mean(result.errors)
 
-    def _mean(self, errors: Errors) -> Errors:
+    def _mean(self, errors: NamedErrors) -> NamedErrors:
         """Errors averaged over ranks if they are needed after this step; they are also summed for `disp_avg`."""
         t = self.config.training
         wanted = self._due(t.disp_training, t.disp_freq) or self._due(t.tensorboard, t.tensorboard_freq) or t.disp_avg
@@ -293,7 +292,9 @@ class Trainer:
         """Whether something that is `wanted` every so many steps is to be done after this step."""
         return wanted and (self.step % every == 0 or self.step == 1)
 
-    def _display(self, errors: Errors, rate: float, progress: TrainingProgress) -> tuple[Errors, Errors | None]:
+    def _display(
+        self, errors: NamedErrors, rate: float, progress: TrainingProgress
+    ) -> tuple[NamedErrors, NamedErrors | None]:
         if self._table is not None:
             self._table.share_grid(self.comm)
             error = self._table.check_table()
@@ -310,7 +311,7 @@ class Trainer:
         progress.show(self.step, rate, errors, validation)
         return errors, validation
 
-    def validate(self, rate: float) -> Errors | None:
+    def validate(self, rate: float) -> NamedErrors | None:
         """Errors on the next `numb_btch` validation batches, weighted by their atoms; None without validation data."""
         t = self.config.training
         if self.validation is None or t.validation_data is None:
