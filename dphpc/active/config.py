@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from dphpc.core.config import Config, Seed
+from dphpc.core.config import Config, Seed, listed
 from dphpc.md.config import Kelvin
 from dphpc.train.data.storage import HDF5_MARK
 
@@ -25,10 +25,6 @@ PLACEHOLDERS = ("{frames}", "{labelled}")
 
 LONGEST = ("round-00", "explore", 100 * "x", 50 * "x")
 """Parts of the longest path that is made below `folder`."""
-
-
-def _listed(value: Any) -> Any:
-    return [value] if isinstance(value, int | float | str) and not isinstance(value, bool) else value
 
 
 def _without_nul(name: str) -> str:
@@ -45,10 +41,10 @@ class Exploration(Config):
 
     md: Text
     """Run file of `dphpc md` without `model`, `structure` and `deviation`."""
-    structures: Annotated[list[Text], BeforeValidator(_listed), Field(min_length=1)]
-    temperature_K: Annotated[list[Kelvin], BeforeValidator(_listed)] = Field(default=[])
+    structures: Annotated[list[Text], BeforeValidator(listed), Field(min_length=1)]
+    temperature_K: Annotated[list[Kelvin], BeforeValidator(listed)] = Field(default=[])
     """Temperatures that replace those in the run file, in `velocities` and every stage that has one; one run each."""
-    pressure_bar: Annotated[list[float], BeforeValidator(_listed)] = Field(default=[])
+    pressure_bar: Annotated[list[float], BeforeValidator(listed)] = Field(default=[])
     """Pressures that replace those in the run file, in every npt stage; one run each."""
     every: PositiveInt = 10
     """Steps between two frames on which the models are compared."""

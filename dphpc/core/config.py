@@ -85,6 +85,11 @@ class Config(BaseModel):
 ConfigT = TypeVar("ConfigT", bound=Config)
 
 
+def listed(value: Any) -> Any:
+    """A list of one text or number, for keys that take one or several; other values as they are."""
+    return [value] if isinstance(value, str) or _is_number(value) else value
+
+
 def _same(a: Any, b: Any) -> bool:
     return a == b and (type(a) is type(b) or (_is_number(a) and _is_number(b)))
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
 from dphpc.core.config import Config, Seed
 from dphpc.core.errors import InputError
@@ -63,19 +63,26 @@ Activation = Annotated[str, AfterValidator(_known_activation)]
 Precision = Annotated[str, AfterValidator(_known_precision)]
 
 
-def require_type(value: Any, *, ours: Sequence[str], others: Sequence[str], what: str) -> str:
-    """The canonical `type` of a section: `ours[0]`, if `value` is one of ours.
+def one_type(what: str, *ours: str, others: Sequence[str] = (), beside: str = "") -> BeforeValidator:
+    """A section's `type`: one of ours, of which the first is canonical.
 
-    Raises
-    ------
-    ValueError
-        DeePMD-kit knows the type and we do not, or nobody does.
+    Parameters
+    ----------
+    others
+        Types that DeePMD-kit knows and we do not.
+    beside
+        What else is supported, for the message.
     """
-    if value in ours:
-        return ours[0]
-    if value in others:
-        raise ValueError(f"{what} '{value}' of DeePMD-kit is not supported by dphpc yet; supported: '{ours[0]}'")
-    raise ValueError(f"'{value}' is not a {what}; supported: '{ours[0]}'")
+
+    def check(value: Any) -> str:
+        if value in ours:
+            return ours[0]
+        supported = f"supported: '{ours[0]}'{beside}"
+        if value in others:
+            raise ValueError(f"{what} '{value}' of DeePMD-kit is not supported by dphpc yet; {supported}")
+        raise ValueError(f"'{value}' is not a {what}; {supported}")
+
+    return BeforeValidator(check)
 
 
 class DescriptorConfig(Config):
@@ -83,7 +90,10 @@ class DescriptorConfig(Config):
 
     key_aliases: ClassVar = {"n_axis_neuron": "axis_neuron"}
 
-    type: str = Field(default=...)
+    type: Annotated[
+        str,
+        one_type("descriptor", "se_e2_a", "se_a", others=_OTHER_DESCRIPTORS, beside=", and 'dpa1' with attn_layer 0"),
+    ]
     sel: list[NonNegativeInt] | str = "auto"
     rcut: Positive = 6.0
     rcut_smth: NonNegative = 0.5
@@ -101,14 +111,6 @@ class DescriptorConfig(Config):
 
     mixed: ClassVar[bool] = False
     """Whether `sel` is one number, of neighbors of all types together."""
-
-    @field_validator("type", mode="before")
-    @classmethod
-    def _check_type(cls, value: Any) -> str:
-        try:
-            return require_type(value, ours=("se_e2_a", "se_a"), others=_OTHER_DESCRIPTORS, what="descriptor")
-        except ValueError as error:
-            raise ValueError(f"{error}, and 'dpa1' with attn_layer 0") from None
 
     @field_validator("rcut")
     @classmethod
@@ -170,6 +172,12 @@ def auto_sel_factor(sel: str) -> float:
     return float(match[1])
 
 
+def _refuse_v2(value: Any) -> Any:
+    if value == "se_atten_v2":
+        raise ValueError(f"se_atten_v2 is read, but not trained; write {_WITHOUT_ATTENTION}")
+    return value
+
+
 class SeAttenConfig(DescriptorConfig):
     """`model/descriptor` of type `dpa1`, also `se_atten`, without attention layers: those keys have no effect."""
 
@@ -180,6 +188,7 @@ class SeAttenConfig(DescriptorConfig):
     unsupported_keys: ClassVar = {"stripped_type_embedding": (None, False)}
     mixed: ClassVar[bool] = True
 
+    type: Annotated[str, one_type("descriptor", *SE_ATTEN), BeforeValidator(_refuse_v2)]
     set_davg_zero: bool = True
     attn_layer: NonNegativeInt = 2
     tebd_dim: PositiveInt = 8
@@ -187,13 +196,6 @@ class SeAttenConfig(DescriptorConfig):
     concat_output_tebd: bool = True
     use_econf_tebd: bool = False
     use_tebd_bias: bool = False
-
-    @field_validator("type", mode="before")
-    @classmethod
-    def _check_type(cls, value: Any) -> str:
-        if value == "se_atten_v2":
-            raise ValueError(f"se_atten_v2 is read, but not trained; write {_WITHOUT_ATTENTION}")
-        return require_type(value, ours=SE_ATTEN, others=(), what="descriptor")
 
     @field_validator("sel", mode="before")
     @classmethod
@@ -243,7 +245,7 @@ class FittingConfig(Config):
         "tot_ener_zero": (False,),
     }
 
-    type: str = "ener"
+    type: Annotated[str, one_type("fitting net", "ener", others=_OTHER_FITTINGS)] = "ener"
     numb_fparam: NonNegativeInt = 0
     numb_aparam: NonNegativeInt = 0
     default_fparam: list[float] | None = None
@@ -255,11 +257,6 @@ class FittingConfig(Config):
     rcond: Annotated[float, Field(ge=0)] | None = None
     seed: Seed | None = None
     atom_ener: list[float | None] = Field(default=[])
-
-    @field_validator("type", mode="before")
-    @classmethod
-    def _check_type(cls, value: Any) -> str:
-        return require_type(value, ours=("ener",), others=_OTHER_FITTINGS, what="fitting net")
 
     @model_validator(mode="after")
     def _check_consistency(self) -> FittingConfig:
@@ -306,7 +303,7 @@ class ModelConfig(Config):
         "model_dict": (),
     }
 
-    type: Literal["standard"] = "standard"
+    type: Annotated[str, one_type("model type", "standard", others=_OTHER_MODELS)] = "standard"
     type_map: list[str] = Field(min_length=1)
     data_stat_nbatch: PositiveInt = 10
     data_stat_protect: NonNegative = 1e-2
@@ -318,11 +315,6 @@ class ModelConfig(Config):
         Annotated[DescriptorConfig, Tag("se_e2_a")] | Annotated[SeAttenConfig, Tag("dpa1")], Discriminator(_form)
     ]
     fitting_net: FittingConfig
-
-    @field_validator("type", mode="before")
-    @classmethod
-    def _check_type(cls, value: Any) -> str:
-        return require_type(value, ours=("standard",), others=_OTHER_MODELS, what="model type")
 
     @field_validator("type_map")
     @classmethod

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from dphpc.core.config import Config
-from dphpc.train.schema.model import NonNegative, NonNegativeInt, Positive, PositiveInt, require_type
+from dphpc.train.schema.model import NonNegative, NonNegativeInt, Positive, PositiveInt, one_type
 
 DEFAULT_STOP_LR = 5e-8
+_OTHER_LOSSES = ("ener_hess", "dens", "ener_spin", "dos", "population", "property", "tensor")
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 PartOfOne = Annotated[float, Field(gt=0, le=1)]
 
@@ -216,7 +217,7 @@ class LossConfig(Config):
         "enable_atom_ener_coeff": (False,),
     }
 
-    type: str = "ener"
+    type: Annotated[str, one_type("loss", "ener", others=_OTHER_LOSSES)] = "ener"
     start_pref_e: NonNegative = 0.02
     limit_pref_e: NonNegative = 1.0
     start_pref_f: NonNegative = 1000.0
@@ -234,12 +235,6 @@ class LossConfig(Config):
     loss_func: Literal["mse", "mae"] = "mse"
     f_use_norm: bool = False
     intensive_ener_virial: bool = False
-
-    @field_validator("type", mode="before")
-    @classmethod
-    def _check_type(cls, value: Any) -> str:
-        others = ("ener_hess", "dens", "ener_spin", "dos", "population", "property", "tensor")
-        return require_type(value, ours=("ener",), others=others, what="loss")
 
     @model_validator(mode="after")
     def _check_norm(self) -> LossConfig:

@@ -7,9 +7,9 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from dphpc.core.config import Config, Seed
+from dphpc.core.config import Config, Seed, listed
 from dphpc.parallel.back_ends import Compression, DataParallel
 from dphpc.train.schema.model import NonNegative, NonNegativeInt, Positive, PositiveInt
 
@@ -25,7 +25,7 @@ class DataConfig(Config):
     ignored_keys: ClassVar = frozenset({"set_prefix"})
     section: ClassVar = "training/training_data"
 
-    systems: list[str] = Field(min_length=1)
+    systems: Annotated[list[str], Field(min_length=1), BeforeValidator(listed)]
     rglob_patterns: list[str] | None = None
     batch_size: PositiveInt | list[PositiveInt] | str = "auto"
     auto_prob: str = "prob_sys_size"
@@ -38,11 +38,6 @@ class DataConfig(Config):
         if prefix != "set":
             log.warning('%s/set_prefix "%s" has no effect: sets are the folders set.*', cls.section, prefix)
         return data
-
-    @field_validator("systems", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
 
     @field_validator("batch_size")
     @classmethod
