@@ -35,6 +35,11 @@ app = typer.Typer(
 
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, or auto: a GPU where there is one.")]
 
+DeviceOfInput = Annotated[
+    str | None,
+    typer.Option("--device", help="cpu, cuda, or auto: a GPU where there is one; the input's choice if not given."),
+]
+
 DataFile = Annotated[Path | None, typer.Option("--datafile", "-f", help="File with one system a line, in place of -s.")]
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dphpc.cli.app import command, exit_if_stopped
+from dphpc.cli.app import DeviceOfInput, command, exit_if_stopped
 from dphpc.core.errors import EXIT_STOPPED_ABOVE
 
 
@@ -17,10 +17,7 @@ def md(
     resume: Annotated[
         bool, typer.Option("--continue", help="Go on from the run's own restart file, if it has left one.")
     ] = False,
-    device: Annotated[
-        str | None,
-        typer.Option("--device", help="cpu, cuda, or auto: a GPU where there is one; the run file's if not given."),
-    ] = None,
+    device: DeviceOfInput = None,
 ) -> None:
     """Molecular dynamics; on several ranks as `mpirun -n N dphpc md run.yaml`.
 

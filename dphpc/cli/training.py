@@ -7,7 +7,16 @@ from typing import Annotated, Literal
 
 import typer
 
-from dphpc.cli.app import DataFile, Device, command, exit_if_stopped, progress_bar, show_result, systems_of
+from dphpc.cli.app import (
+    DataFile,
+    Device,
+    DeviceOfInput,
+    command,
+    exit_if_stopped,
+    progress_bar,
+    show_result,
+    systems_of,
+)
 from dphpc.parallel.back_ends import DataParallel
 
 
@@ -41,10 +50,7 @@ def train_model(
         DataParallel | None,
         typer.Option("--data-parallel", help="What adds up gradients between ranks; the input's choice if not given."),
     ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option("--device", help="cpu, cuda, or auto: a GPU where there is one; the input's choice if not given."),
-    ] = None,
+    device: DeviceOfInput = None,
 ) -> None:
     """Train a model; on several ranks as `mpirun -n N dphpc train INPUT`."""
     from dphpc.train.run import train
