@@ -20,6 +20,9 @@ MIN_HEIGHT = 0.5
 MAX_COORDINATE = 1e7
 """Greatest coordinate (Å); one beyond is taken for a mistake, and float64 would keep too few of its decimals."""
 
+MARGIN = 1.0
+"""Å of room around the atoms in a direction without a vector."""
+
 _MAX_SHIFT = 2.0**31
 
 
@@ -55,27 +58,26 @@ class Box:
         object.__setattr__(self, "origin", np.asarray(self.origin, dtype=np.float64).reshape(3))
 
     @classmethod
-    def around(cls, positions: Doubles, margin: float = 1.0) -> Box:
-        """An open (non-periodic) box that encloses `positions` (n, 3) with a margin in Å."""
+    def around(cls, positions: Doubles) -> Box:
+        """An open (non-periodic) box that encloses `positions` (n, 3) Å with `MARGIN`."""
         if len(positions) == 0:
             return cls(np.eye(3), (False, False, False))
-        low, high = positions.min(axis=0) - margin, positions.max(axis=0) + margin
+        low, high = positions.min(axis=0) - MARGIN, positions.max(axis=0) + MARGIN
         return cls(np.diag(high - low), (False, False, False), low)
 
     @classmethod
-    def of_cell(cls, cell: Doubles, periodic: Sequence[bool] | NDArray, positions: Doubles, margin: float = 1.0) -> Box:
+    def of_cell(cls, cell: Doubles, periodic: Sequence[bool] | NDArray, positions: Doubles) -> Box:
         """The box of an ASE cell, in which vectors may be missing.
 
         Parameters
         ----------
         cell
-            (3, 3) Å, rows a, b, c; a row of zeros is a missing vector, and gets one that encloses the positions.
+            (3, 3) Å, rows a, b, c; a row of zeros is a missing vector, and gets one that encloses the positions with
+            `MARGIN`.
         periodic
             (3,) which directions repeat.
         positions
             (n, 3) Å.
-        margin
-            Å of room around the positions in a direction without a vector.
 
         Raises
         ------
@@ -91,7 +93,7 @@ class Box:
                     remedy="give the cell a vector, or let the direction be open",
                 )
         if missing.all():
-            return cls.around(positions, margin)
+            return cls.around(positions)
         if not missing.any():
             return cls(cell, (px, py, pz))
         from ase.geometry import complete_cell  # rarely needed, and slow to import
@@ -99,7 +101,7 @@ class Box:
         matrix = complete_cell(cell)
         units = matrix / np.linalg.norm(matrix, axis=1)[:, None]
         along = positions @ units.T
-        low, high = along.min(axis=0) - margin, along.max(axis=0) + margin
+        low, high = along.min(axis=0) - MARGIN, along.max(axis=0) + MARGIN
         matrix[missing] = units[missing] * (high - low)[missing, None]
         return cls(matrix, (px, py, pz), origin=(units * low[:, None])[missing].sum(axis=0))
 

@@ -33,6 +33,9 @@ Evaluate = Callable[[Doubles, Doubles], tuple[float, Doubles, Doubles]]
 PREFIX = "/tmp/ipi_"
 """Beginning of the path of i-PI's unix sockets, unless its input sets another `sockets_prefix`."""
 
+SKIN = 1.0
+"""Å by which the neighbor list reaches beyond the cutoff."""
+
 RETRY = 0.1
 """Seconds between two attempts to connect to a server."""
 
@@ -252,9 +255,7 @@ def _structure(protocol: IPIProtocol, n_atoms: int) -> tuple[Doubles, Doubles]:
     return positions, cell
 
 
-def evaluator(
-    potential: ElementPotential, types: NDArray[np.int32], fparam: ArrayLike | None = None, skin: float = 1.0
-) -> Evaluate:
+def evaluator(potential: ElementPotential, types: NDArray[np.int32], fparam: ArrayLike | None = None) -> Evaluate:
     """A function that evaluates structures periodic in all three directions, and keeps its neighbor list.
 
     Parameters
@@ -263,15 +264,13 @@ def evaluator(
         (natoms,) types of the atoms, in i-PI's order.
     fparam
         Frame parameters (numb_fparam,), if the model needs them.
-    skin
-        Distance in Å by which the neighbor list reaches beyond the cutoff.
 
     Raises
     ------
     InputError, DataError
         Parameters are missing, or have the wrong shape.
     """
-    kept, periodic = potential.surroundings(skin), np.ones(3, bool)
+    kept, periodic = potential.surroundings(SKIN), np.ones(3, bool)
     potential.models[0].parameter_columns(1, len(types), fparam)
 
     def evaluate(positions: Doubles, cell: Doubles) -> tuple[float, Doubles, Doubles]:
