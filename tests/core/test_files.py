@@ -61,3 +61,19 @@ def test_bytes_reach_the_disk_before_the_name(tmp_path: Path, monkeypatch: pytes
 def test_texts_make_their_folder(tmp_path: Path) -> None:
     write_whole(tmp_path / "new" / "a.txt", "Å")
     assert (tmp_path / "new" / "a.txt").read_text(encoding="utf-8") == "Å"
+
+
+def test_a_folder_is_complete_or_not_there(tmp_path: Path) -> None:
+    def make(fails: bool) -> None:
+        with whole(tmp_path / "new") as partial:
+            partial.mkdir()
+            (partial / "a.txt").write_text("text")
+            if fails:
+                raise KeyError
+
+    with pytest.raises(KeyError):
+        make(fails=True)
+    assert os.listdir(tmp_path) == []
+    make(fails=False)
+    assert os.listdir(tmp_path) == ["new"]
+    assert (tmp_path / "new" / "a.txt").read_text() == "text"

@@ -238,6 +238,9 @@ def test_wrong_requests_are_refused(files: dict[str, str], tmp_path: Path) -> No
         draw("thermo", [files["thermo"], files["thermo"]])
     with pytest.raises(DataError, match="no column"):
         draw("thermo", [files["lcurve"]])
+    (tmp_path / "old.out").write_text(DEVI.replace("max_devi_v", "devi_v"))
+    with pytest.raises(DataError, match="no column max_devi_v"):
+        draw("devi", [str(tmp_path / "old.out")])
     with pytest.raises(DataError, match="dphpc test"):
         draw("parity", [str(tmp_path / "nothing")])
     with pytest.raises(DataError, match="no frames"):
