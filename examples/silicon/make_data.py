@@ -104,11 +104,6 @@ def upright(atoms: Atoms) -> Atoms:
     return turned
 
 
-def closest_pair(atoms: Atoms) -> float:
-    """Smallest interatomic distance in Angstrom, periodic images included."""
-    return float(neighbor_list("d", atoms, 4.0).min())
-
-
 # --------------------------------------------------------------------- plan
 
 
