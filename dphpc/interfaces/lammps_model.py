@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 
 from dphpc.core.errors import ModelFileError, writing
 from dphpc.core.files import whole
-from dphpc.model.compress import continued
 from dphpc.model.dp_model import DPModel
 from dphpc.model.model_file import read_model
 from dphpc.model.networks import Network
 from dphpc.model.radial_table import MAX_PARTS, Grid, RadialTable
+from dphpc.model.tabulation import continued
 from dphpc.ops.arguments import layers_of
 from dphpc.ops.se_a.contract import SeAParameters
 from dphpc.potential.deep import R_OVERLAP, DeepPotential

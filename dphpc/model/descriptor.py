@@ -102,7 +102,9 @@ class SeE2A:
     @property
     def without_kinks(self) -> str:
         """What to do about them."""
-        return 'train with "set_davg_zero": true' if self.gated else "compress the model with DeePMD-kit (dp compress)"
+        if self.gated:
+            return 'train with "set_davg_zero": true'
+        return "train with tanh, gelu or silu, or compress the model with DeePMD-kit (dp compress)"
 
     def network_index(self) -> NDArray[np.int32]:
         """(ntypes, ntypes): which network serves (center, neighbor)."""

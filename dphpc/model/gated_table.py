@@ -17,12 +17,15 @@ import numpy as np
 from dphpc.core.arrays import Doubles
 from dphpc.model.descriptor import SeE2A
 from dphpc.model.env_mat import environment_rows
-from dphpc.model.gated import GatedNetwork
+from dphpc.model.gated import Gate, GatedNetwork
 from dphpc.model.networks import Array, Network
 from dphpc.model.radial_table import Grid, Measure, RadialTable, fitted_table
 
 GATE_PARTS = 3
 """Parts of the grid between rcut and rcut_smth."""
+
+NEAREST = 0.05
+"""Å; tables need not tell nearer distances apart."""
 
 DISTANCES = 2048
 """Number of distances at which errors are measured."""
@@ -49,43 +52,52 @@ def of_s(d: SeE2A, networks: Sequence[Network]) -> list[Network]:
     return [_OfS(net.layers, net, scale) for net, scale in zip(networks, scales(d), strict=True)]
 
 
-def scaled(d: SeE2A, table: RadialTable) -> RadialTable:
-    """A table of networks `of_s` as one over each network's own s̃; the coefficients do not change."""
-    grids = [
-        replace(grid, lower=grid.lower / scale, steps=tuple(step / scale for step in grid.steps))
-        for grid, scale in zip(table.grids, scales(d), strict=True)
-    ]
-    return replace(table, grids=tuple(grids))
-
-
 def s_range(d: SeE2A, nearest: float) -> tuple[float, float]:
     """The range of s for distances from `nearest` (Å) to rcut."""
     return 0.0, float(_rows(d, np.array([nearest]))[0][0])
 
 
-def fitted(
-    d: SeE2A, networks: Sequence[Network], nearest: float, tolerance: float, max_intervals: int, parts: int
-) -> RadialTable:
-    """A table of networks `of_s` for distances from `nearest` (Å) to rcut, with a grid of up to `parts` parts.
+def distance(d: SeE2A, s: float) -> float:
+    """The distance (Å) at which s is that large; at least `NEAREST`."""
+    gate = Gate(d.rcut, d.rcut_smth, d.env_protection, 0.0, 1.0)
+    return max(NEAREST, float(gate.jet(np.array([s]))[0][0]) / s - d.env_protection)
+
+
+def fitted_grid(d: SeE2A, nearest: float, tolerance: float, max_intervals: int, parts: int) -> Grid:
+    """A grid of up to `parts` parts for tables of networks `of_s` and distances from `nearest` (Å) to rcut.
 
     `tolerance` limits the error of d(s·G)/dr at each distance, as root mean square over center types and channels and
     relative to the root mean square of d(s·G)/dr over all distances.
     """
     steepest, upper = _steepest(d), s_range(d, nearest)[1]
-    closed = d.rcut_smth + d.env_protection  # the gate is open where r + p is less
 
-    def fit(lower: float, upper: float, near: float, far: float, most_parts: int, cells: Doubles | None) -> Grid:
-        measure = _force_error(d, steepest, near, far)
+    def fit(lower: float, upper: float, span: tuple[float, float], most_parts: int, cells: Doubles | None) -> Grid:
+        measure = _force_error(d, steepest, *span)
         return fitted_table(steepest, lower, upper, tolerance, max_intervals, measure, most_parts, cells).grids[0]
 
     cells: Doubles = np.power(_GROWTH, np.arange(_CELLS, dtype=np.float64))
-    if upper * closed <= 1.0 + 1e-9:
-        grid = fit(0.0, upper, nearest, d.rcut, min(GATE_PARTS, parts), cells)
-    else:
-        gate = fit(0.0, 1.0 / closed, d.rcut_smth, d.rcut, min(GATE_PARTS, parts - 1), cells)
-        rest = fit(1.0 / closed, upper, nearest, d.rcut_smth, parts - len(gate.counts), None)
-        grid = gate.followed_by(rest)
-    return RadialTable.from_networks(networks, grid)
+    far, *near = _spans(d, nearest)
+    if not near:
+        return fit(0.0, upper, far, min(GATE_PARTS, parts), cells)
+    opens = 1.0 / (d.rcut_smth + d.env_protection)
+    gate = fit(0.0, opens, far, min(GATE_PARTS, parts - 1), cells)
+    return gate.followed_by(fit(opens, upper, near[0], parts - len(gate.counts), None))
+
+
+def force_error(d: SeE2A, grid: Grid) -> float:
+    """The error that `fitted_grid` limits, of tables on a grid that begins at rcut."""
+    steepest = _steepest(d)
+    table = RadialTable.from_networks(steepest, grid)
+    spans = _spans(d, distance(d, grid.upper))
+    return max(float(_force_error(d, steepest, *span)(table)[1].max()) for span in spans)
+
+
+def _spans(d: SeE2A, nearest: float) -> list[tuple[float, float]]:
+    """The distances (Å) where the gate is at work, and the nearer ones where it is open, if there are any."""
+    closed = d.rcut_smth + d.env_protection  # the gate is open where r + p is less
+    if s_range(d, nearest)[1] * closed <= 1.0 + 1e-9:
+        return [(nearest, d.rcut)]
+    return [(d.rcut_smth, d.rcut), (nearest, d.rcut_smth)]
 
 
 def _steepest(d: SeE2A) -> list[Network]:

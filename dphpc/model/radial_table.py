@@ -118,6 +118,10 @@ class Grid:
         more = at_a_time * int(np.ceil((upper - self.upper) / (at_a_time * self.steps[-1])))
         return replace(self, counts=(*self.counts[:-1], self.counts[-1] + more))
 
+    def in_units_of(self, unit: float) -> Grid:
+        """The grid of this one's argument divided by `unit`."""
+        return Grid(self.lower / unit, tuple(step / unit for step in self.steps), self.counts)
+
     def followed_by(self, other: Grid) -> Grid:
         """This grid's parts and then those of `other`, which begins where this grid ends."""
         return Grid(self.lower, self.steps + other.steps, self.counts + other.counts)
@@ -137,6 +141,16 @@ def hermite_coefficients(grid: Grid, jets: Doubles) -> Doubles:
     sides = np.concatenate((jets[:, :, :-1] * scale, jets[:, :, 1:] * scale))
     powers = (_HERMITE @ sides.reshape(6, -1)).reshape(sides.shape)
     return np.ascontiguousarray(powers.transpose(1, 2, 0, 3))
+
+
+def hermite_adjoint(grid: Grid, coefficients: Doubles) -> Doubles:
+    """Gradient (3, n_intervals + 1, M) by one table's jets, given that by its coefficients (n_intervals, 6, M)."""
+    scale = grid.widths ** np.arange(3)[:, None]
+    sides = np.einsum("kd,ikm->dim", _HERMITE, coefficients) * np.concatenate((scale, scale))[:, :, None]
+    jets = np.zeros((3, sides.shape[1] + 1, sides.shape[2]))
+    jets[:, :-1] += sides[:3]
+    jets[:, 1:] += sides[3:]
+    return jets
 
 
 class ScalarEmbedding(Protocol):

@@ -17,11 +17,11 @@ from dphpc.core.device import Array, Device
 from dphpc.core.errors import InputError, RunError
 from dphpc.core.exact_sum import exact_sum
 from dphpc.core.state import State
-from dphpc.model import gated_table
-from dphpc.model.compress import compress, continued
+from dphpc.model.compress import compress
 from dphpc.model.dp_model import DPModel
 from dphpc.model.model_file import read_model
-from dphpc.model.radial_table import MAX_PARTS, NetworkEmbedding, RadialTable, ScalarEmbedding, fitted_table
+from dphpc.model.radial_table import NetworkEmbedding, RadialTable, ScalarEmbedding
+from dphpc.model.tabulation import tabulation_of
 from dphpc.ops.energy import native as native_energy
 from dphpc.ops.energy import reference as reference_energy
 from dphpc.ops.energy.contract import Accumulators, EnergyOps
@@ -126,14 +126,7 @@ class DeepPotential:
             return self.model.table
         if self._ops is reference:
             return NetworkEmbedding(d.networks)
-        networks = [net.astype(np.float64) for net in d.networks]
-        if d.gated:
-            table = gated_table.fitted(
-                d, gated_table.of_s(d, networks), R_TABLE, TABLE_TOLERANCE, MAX_INTERVALS, MAX_PARTS
-            )
-            return continued(gated_table.scaled(d, table), networks, d.s_range(R_TABLE)[1])
-        # One part of the grid is left for `extended`.
-        return fitted_table(networks, *d.s_range(R_TABLE), TABLE_TOLERANCE, MAX_INTERVALS, most_parts=MAX_PARTS - 1)
+        return tabulation_of(d).exact(R_TABLE, TABLE_TOLERANCE, MAX_INTERVALS)
 
     def _coarse_table(self) -> RadialTable:
         """A table as accurate as float32 allows: fewer intervals are cached better, and more pairs share one."""

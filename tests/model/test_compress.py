@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from dphpc.core.errors import InputError, ModelFileError
-from dphpc.model.compress import compress, pair_error
+from dphpc.model.compress import compress
 from dphpc.model.env_mat import environment_rows
 from dphpc.model.radial_table import Grid, RadialTable
+from dphpc.model.tabulation import pair_error
 from dphpc.potential.deep_pot import DeepPot
 from tests.models import random_model, random_structure
 

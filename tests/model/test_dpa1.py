@@ -25,7 +25,9 @@ from dphpc.model.electrons import WIDTH, configurations
 from dphpc.model.env_mat import switch
 from dphpc.model.gated import Gate
 from dphpc.model.model_file import read_model, write_model
+from dphpc.model.radial_table import RadialTable
 from dphpc.model.show import attributes
+from dphpc.model.tabulation import over_own_arguments, tabulation_of
 from dphpc.potential.contract import Outputs
 from dphpc.potential.deep import DeepPotential
 from dphpc.potential.deep_pot import DeepPot
@@ -184,16 +186,17 @@ def test_a_gate_is_the_switch_at_the_distance(rcut_smth: float, protection: floa
 @pytest.mark.parametrize(("nearest", "parts"), [(0.8, 4), (2.0, 3)])
 def test_a_table_has_a_knot_where_the_gate_opens(nearest: float, parts: int) -> None:
     d = read_model(path_of(SMOOTH)).descriptor
-    networks = [net.astype(np.float64) for net in d.networks]
-    table = gated_table.scaled(d, gated_table.fitted(d, gated_table.of_s(d, networks), nearest, 1e-8, 4096, parts))
-    for grid, scale in zip(table.grids, gated_table.scales(d), strict=True):
+    how = tabulation_of(d)
+    grid = gated_table.fitted_grid(d, nearest, 1e-8, 4096, parts)
+    table = over_own_arguments(how, RadialTable.from_networks(how.networks, grid))
+    for grid, scale in zip(table.grids, how.scales, strict=True):
         opens = 1.0 / d.rcut_smth / scale
         reached = nearest < d.rcut_smth
         assert (np.abs(grid.knots - opens).min() < 1e-12) == reached
         assert len(grid.counts) <= parts
         assert grid.lower == 0.0
     s = np.linspace(0.0, table.upper, 999)
-    for i, net in enumerate(networks):
+    for i, net in enumerate(d.networks):
         found, exact = table.evaluate(s, np.full(len(s), i)), net.jet(s)
         assert np.abs(found[0] - exact[0]).max() < 1e-3  # a wrong scale would be seen
 
