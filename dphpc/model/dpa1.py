@@ -12,9 +12,6 @@ type, again by its first layer's bias.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,8 +20,8 @@ from dphpc.core.errors import ModelFileError
 from dphpc.model.container import Tree
 from dphpc.model.descriptor import SeE2A
 from dphpc.model.electrons import configurations
-from dphpc.model.gated import Gate, GatedNetwork
 from dphpc.model.networks import Network
+from dphpc.model.shared import SharedNetworks
 from dphpc.model.tree_parts import descriptor_without_networks, network_of, unsupported
 
 KINDS = ("dpa1", "se_atten", "se_atten_v2")
@@ -33,17 +30,18 @@ KINDS = ("dpa1", "se_atten", "se_atten_v2")
 _WHERE = "model/descriptor"
 
 
-def descriptor_of(node: Tree) -> tuple[SeE2A, Doubles]:
-    """The descriptor of a file's tree, and what the fitting net takes of each center type beside its features.
+def descriptor_of(model: Tree) -> tuple[SeE2A, SharedNetworks]:
+    """The descriptor of a file's `model`, and the networks that it and the fitting follow from.
 
     Raises
     ------
     ModelFileError
         It has attention layers, or something else that is not supported.
     """
+    node = model["descriptor"]
     _require_no_attention(node)
-    types = _type_embedding(node["type_embedding"])
-    n_types = len(types)
+    inputs = type_inputs(node["type_embedding"])
+    n_types = len(inputs)
     sel = sum(int(n) for n in np.atleast_1d(node["sel"]))
     descriptor = descriptor_without_networks(node, (sel,), n_types, one_side=False, set_davg_zero=True)
     second = node["type"] == "se_atten_v2"  # which is always smooth and stripped
@@ -58,33 +56,23 @@ def descriptor_of(node: Tree) -> tuple[SeE2A, Doubles]:
             "energy depends on the order of atoms",
             remedy="train the model with \"set_davg_zero\": true",
         )  # fmt: skip
-    descriptor.kind = f"{node['type']}, {mode}, {'one' if descriptor.type_one_side else 'two'}-sided"
-    descriptor.networks = (
-        _concat(descriptor, node, types) if mode == "concat" else _strip(descriptor, node, types, smooth)
+    embedding = _single(node["embeddings"], "embeddings")
+    shared = SharedNetworks(
+        embedding=embedding,
+        types=network_of(node["type_embedding"]["embedding"], f"{_WHERE}/type_embedding"),
+        fitting=_single(model["fitting"]["nets"], "nets", "model/fitting"),
+        inputs=inputs,
+        at=embedding.n_out * descriptor.axis_neuron,
+        output_types=bool(node.get("concat_output_tebd", True)),
+        one_side=descriptor.type_one_side,
+        electrons=bool(node["type_embedding"].get("use_econf_tebd")),
+        strip=_single(node["embeddings_strip"], "embeddings_strip") if mode == "strip" else None,
+        smooth=smooth,
     )
-    return descriptor, types if node.get("concat_output_tebd", True) else types[:, :0]
-
-
-def folded(network: Network, constants: NDArray[np.floating], at: int) -> Network:
-    """The network with its inputs from `at` on given, as many as `constants`: a function of the others.
-
-    Raises
-    ------
-    ModelFileError
-        The first layer has a skip connection, which would pass them on.
-    """
-    first = network.layers[0]
-    if not len(constants):
-        return network
-    if first.skip:
-        raise unsupported("a type embedding in a first layer with a skip connection (that is as wide, or twice)")
-    behind = at + len(constants)
-    b = np.asarray(constants, np.float64) @ np.asarray(first.w[at:behind], np.float64)
-    if first.b is not None:
-        b = b + first.b
-    w = np.ascontiguousarray(np.delete(first.w, np.s_[at:behind], axis=0))
-    # As wide as the inputs that are left, the layer still has no skip connection.
-    return Network([replace(first, w=w, b=b.astype(w.dtype), resnet=False), *network.layers[1:]])
+    _require_fit(shared)
+    descriptor.kind = f"{node['type']}, {shared.kind}"
+    shared.attach(descriptor)
+    return descriptor, shared
 
 
 def _require_no_attention(node: Tree) -> None:
@@ -96,15 +84,6 @@ def _require_no_attention(node: Tree) -> None:
         )  # fmt: skip
 
 
-def _type_embedding(node: Tree) -> Doubles:
-    """(ntypes, width): the embedding of each type."""
-    network = network_of(node["embedding"], "model/descriptor/type_embedding").astype(np.float64)
-    inputs = type_inputs(node)
-    if inputs.shape[1] != network.n_in:
-        raise ModelFileError(f"the type embedding takes {network.n_in} inputs for {len(inputs)} types", where=_WHERE)
-    return network(inputs)
-
-
 def type_inputs(node: Tree) -> Doubles:
     """(ntypes, n_in): what the type embedding's network takes for each type."""
     if node.get("use_econf_tebd"):
@@ -112,42 +91,25 @@ def type_inputs(node: Tree) -> Doubles:
     return np.eye(int(node["ntypes"]))
 
 
-def _single(node: Tree, key: str) -> Network:
-    nodes = node[key]["networks"]
+def _single(node: Tree, key: str, where: str = _WHERE) -> Network:
+    nodes = node["networks"]
     if len(nodes) != 1:
-        raise ModelFileError(f"{len(nodes)} networks in {key}, expected one", where=_WHERE)
-    return network_of(nodes[0], f"{_WHERE}/{key}")
+        raise ModelFileError(f"{len(nodes)} networks in {key}, expected one", where=where)
+    return network_of(nodes[0], f"{where}/{key}")
 
 
-def _for_pairs(d: SeE2A, types: Doubles, one_side: bool, make: Callable[[Doubles, int], Network]) -> list[Network]:
-    """`make(inputs, center)` for each pair of types, at its network's index."""
-    centers = [0] if d.type_one_side else range(d.n_types)
-    return [
-        make(types[t] if one_side else np.concatenate((types[t], types[c])), c)
-        for t in range(d.n_types) for c in centers
-    ]  # fmt: skip
-
-
-def _concat(d: SeE2A, node: Tree, types: Doubles) -> list[Network]:
-    network = _single(node, "embeddings")
-    width = types.shape[1] * (1 if d.type_one_side else 2)
-    if network.n_in != 1 + width:
-        raise ModelFileError(f"the embedding takes {network.n_in} inputs, expected {1 + width}", where=_WHERE)
-    return _for_pairs(d, types, d.type_one_side, lambda inputs, _: folded(network, inputs, 1))
-
-
-def _strip(d: SeE2A, node: Tree, types: Doubles, smooth: bool) -> list[Network]:
-    network, of_types = _single(node, "embeddings"), _single(node, "embeddings_strip")
-    one_side = d.type_one_side
-    width = types.shape[1] * (1 if one_side else 2)
-    if network.n_in != 1 or of_types.n_in != width or of_types.n_out != network.n_out:
+def _require_fit(shared: SharedNetworks) -> None:
+    """Refuse networks that do not take each other's outputs."""
+    embedding, strip, types, n = shared.embedding, shared.strip, shared.types, len(shared.inputs)
+    if shared.inputs.shape[1] != types.n_in:
+        raise ModelFileError(f"the type embedding takes {types.n_in} inputs for {n} types", where=_WHERE)
+    width = types.n_out * (1 if shared.one_side else 2)
+    if strip is None and embedding.n_in != 1 + width:
+        raise ModelFileError(f"the embedding takes {embedding.n_in} inputs, expected {1 + width}", where=_WHERE)
+    if strip is not None and (embedding.n_in, strip.n_in, strip.n_out) != (1, width, embedding.n_out):
         raise ModelFileError("the networks of distance and types do not fit together", where=_WHERE)
-    exact, dtype = of_types.astype(np.float64), network.layers[0].w.dtype
-    if smooth:
-        d.type_one_side = False  # the gate is another function of s̃ for each center
-
-    def gated(inputs: Doubles, c: int) -> Network:
-        gate = Gate(d.rcut, d.rcut_smth, d.env_protection, float(d.davg[c]), float(d.dstd[c, 0])) if smooth else None
-        return GatedNetwork(network.layers, exact(inputs[None])[0].astype(dtype), gate)
-
-    return _for_pairs(d, types, one_side, gated)
+    if shared.output_types and shared.fitting.n_in < shared.at + types.n_out:
+        raise ModelFileError(
+            f"the fitting network takes {shared.fitting.n_in} inputs, expected at least {shared.at + types.n_out}",
+            where="model/fitting",
+        )

@@ -21,7 +21,7 @@ from dphpc.model.dp_model import DPModel
 from dphpc.model.fitting import EnergyFitting
 from dphpc.model.model_tree import TABLE_VERSION, model_tree
 from dphpc.model.radial_table import Grid, RadialTable
-from dphpc.model.shared import shared_networks
+from dphpc.model.shared import SharedNetworks
 from dphpc.model.tree_parts import (
     check_descriptor,
     check_version,
@@ -78,13 +78,13 @@ def model_of(tree: Tree) -> DPModel:
     foreign = node["descriptor"]["type"] in dpa1.KINDS
     n_types = len(type_map)
     if foreign:
-        descriptor, constants = dpa1.descriptor_of(node["descriptor"])
+        descriptor, shared = dpa1.descriptor_of(node)
     else:
-        descriptor, constants = _descriptor(node["descriptor"]), np.zeros((n_types, 0))
+        descriptor, shared = _descriptor(node["descriptor"]), None
     if descriptor.n_types != n_types:
         raise ModelFileError(f"type_map names {n_types} types, sel {descriptor.n_types}")
     check_descriptor(descriptor)
-    fitting = _fitting(node["fitting"], descriptor, constants)
+    fitting = _fitting(node["fitting"], descriptor, shared)
     variables = node.get("@variables", {})
     out_bias = np.asarray(variables.get("out_bias", np.zeros(len(type_map))), np.float64).ravel()
     if len(out_bias) != len(type_map):
@@ -101,10 +101,8 @@ def model_of(tree: Tree) -> DPModel:
         script=tree.get("model_def_script") or {},
         extra={k: tree[k] for k in ("software", "version", "time", "backend") if k in tree},
         origin=node if foreign else None,
-        shared=shared_networks(node, descriptor) if foreign else None,
+        shared=shared,
     )
-    if model.shared is not None:
-        model.shared.attach(descriptor, fitting)
     model.table = _own_table(tree, model) or (None if foreign else _foreign_table(node["descriptor"], model))
     if descriptor.exclude_types and descriptor.davg.any():
         log.warning(
@@ -127,17 +125,18 @@ def _descriptor(node: Tree) -> SeE2A:
     return descriptor
 
 
-def _fitting(node: Tree, descriptor: SeE2A, constants: NDArray[np.float64]) -> EnergyFitting:
-    """The fitting nets; `constants` (ntypes, k) are inputs behind the features that a net shared by all types takes."""
+def _fitting(node: Tree, descriptor: SeE2A, shared: SharedNetworks | None) -> EnergyFitting:
+    """The fitting nets: the file's, or those that follow from shared ones."""
     if node.get("type", "ener") != "ener":
         raise unsupported(f"fitting '{node['type']}'", "model/fitting")
     check_version(node, "Fitting")
-    for key in ("dim_case_embd", "use_aparam_as_mask", "spin", *(() if descriptor.kind else ("mixed_types",))):
+    for key in ("dim_case_embd", "use_aparam_as_mask", "spin", *(() if shared else ("mixed_types",))):
         if node.get(key):
             raise unsupported(f"fitting with {key}", "model/fitting")
-    networks = [network_of(n, f"model/fitting, network {i}") for i, n in enumerate(node["nets"]["networks"])]
-    if node.get("mixed_types"):
-        networks = [dpa1.folded(networks[0], row, descriptor.n_features) for row in constants]
+    if shared is None:
+        networks = [network_of(n, f"model/fitting, network {i}") for i, n in enumerate(node["nets"]["networks"])]
+    else:
+        networks = shared.of_centers
     variables = node["@variables"]
     numb_fparam, numb_aparam = int(node.get("numb_fparam", 0)), int(node.get("numb_aparam", 0))
     width = descriptor.n_features + numb_fparam + numb_aparam
@@ -149,7 +148,7 @@ def _fitting(node: Tree, descriptor: SeE2A, constants: NDArray[np.float64]) -> E
         return None if value is None or not length else np.asarray(value, np.float64).reshape(length)
 
     atom_ener = [_scalar_or_none(e) for e in node.get("atom_ener") or []]
-    if node.get("mixed_types") and any(e is not None for e in atom_ener):
+    if shared is not None and any(e is not None for e in atom_ener):
         # DeePMD-kit subtracts the net's value for zeros, type embedding included, from atoms of all types.
         raise unsupported("atom_ener with one fitting net for all types", "model/fitting")
     if atom_ener and any(e is not None for e in atom_ener):

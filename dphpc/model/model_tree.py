@@ -61,10 +61,11 @@ def _original_tree(model: DPModel, origin: Tree) -> Tree:
         for name in ("fparam_avg", "fparam_inv_std", "aparam_avg", "aparam_inv_std"):
             variables[name] = getattr(f, name)
         types = descriptor["type_embedding"]
+        networks = {"embeddings": shared.embedding, "embeddings_strip": shared.strip}
         descriptor = {
             **descriptor,
             "@variables": statistics_tree(model.descriptor),
-            "embeddings": _collection_with(descriptor["embeddings"], shared.embedding),
+            **{key: _collection_with(descriptor[key], net) for key, net in networks.items() if net is not None},
             "type_embedding": {**types, "embedding": _network_with(types["embedding"], shared.types)},
         }
         fitting = {**fitting, "nets": _collection_with(fitting["nets"], shared.fitting)}

@@ -102,6 +102,26 @@ class Network:
             x, x1, x2 = (_join(xp, new, old, layer.skip) for new, old in ((y, x), (y1, x1), (y2, x2)))
         return x, x1, x2
 
+    def adjoint(self, x: Array, y: Array) -> tuple[dict[str, Array], Array]:
+        """Gradients of Σ ȳ·y, with ȳ = `y` (n, n_out), by all arrays, by name, and by the input `x` (n, n_in).
+
+        Of NumPy arrays only.
+        """
+        kept = []
+        for layer in self.layers:
+            z = x @ layer.w if layer.b is None else x @ layer.w + layer.b
+            a, slope, _ = activation(layer.activation)(np, z)
+            kept.append((x, a, slope))
+            x = _join(np, a if layer.idt is None else a * layer.idt, x, layer.skip)
+        found: dict[str, Array] = {}
+        for i, (layer, (x, a, slope)) in reversed(list(enumerate(zip(self.layers, kept, strict=True)))):
+            z = y * slope if layer.idt is None else y * layer.idt * slope
+            own = {"w": x.T @ z, "b": z.sum(axis=0), "idt": (y * a).sum(axis=0)}
+            found |= {f"layers.{i}.{name}": own[name] for name, _ in layer.parameters()}
+            skipped = sum(np.split(y, layer.skip, axis=1)) if layer.skip else 0.0
+            y = z @ layer.w.T + skipped
+        return found, y
+
 
 def _join(xp: Any, y: Array, x: Array, skip: int) -> Array:
     if skip == 0:

@@ -1,12 +1,13 @@
 """The networks of a `dpa1` model, which all types share, and the networks of types and pairs that follow from them.
 
-    T = X·W + b (+ X)        embeddings of the types (ntypes, w); X are one-hot rows or electron configurations
-    N(s̃, T_t, T_c)           embedding network; for a pair (t, c) its first layer has W[:1] and b + (T_t, T_c)·W[1:]
-    F(D, T_c, parameters)    fitting network; for a center type c its first layer lacks the rows of T_c and has
-                             b + T_c·W[rows]
+    T(X)                        embeddings of the types (ntypes, w); X are one-hot rows or electron configurations
+    concat  N(s̃, T_t, T_c)      embedding network; for a pair (t, c) its first layer has W[:1] and b + (T_t, T_c)·W[1:]
+    strip   N(s̃)·(1 + M·w)      embedding network; a pair (t, c) has the gains M(T_t, T_c) (`gated.py`)
+    F(D, T_c, parameters)       fitting network; for a center type c its first layer lacks the rows of T_c and has
+                                b + T_c·W[rows]
 
-The layers behind the first are the same objects.  The shared arrays are trained and kept in files; `spread` updates the
-arrays that follow from them.
+The other layers are the same objects.  The shared arrays are trained and kept in files; `spread` updates the arrays
+that follow from them.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from typing import Any
 import numpy as np
 
 from dphpc.core.arrays import Doubles
-from dphpc.model.container import Tree
 from dphpc.model.descriptor import SeE2A
-from dphpc.model.dpa1 import type_inputs
-from dphpc.model.fitting import EnergyFitting
-from dphpc.model.networks import Network
-from dphpc.model.tree_parts import network_of
+from dphpc.model.gated import Gate, GatedNetwork
+from dphpc.model.networks import Layer, Network
+from dphpc.model.tree_parts import unsupported
 
-EMBEDDING, TYPES, FITTING = "descriptor.networks", "descriptor.type_embedding", "fitting.networks"
+EMBEDDING, STRIP, TYPES, FITTING = (
+    "descriptor.networks", "descriptor.networks_strip", "descriptor.type_embedding", "fitting.networks",
+)  # fmt: skip
 """Prefixes of the names of shared arrays."""
 
 
@@ -44,9 +45,20 @@ class SharedNetworks:
     output_types
         Whether F takes T_c.
     one_side
-        Whether N takes T_t only.
+        Whether N, or M, takes T_t only.
     electrons
         Whether X are electron configurations.
+    strip
+        The network M; None for `concat`.
+    smooth
+        Whether w is the switch, so that the networks of pairs have gates; else it is 1.
+    of_pairs, of_centers
+        The networks that follow, of a descriptor and of a fitting.
+
+    Raises
+    ------
+    ModelFileError
+        A first layer would pass on its inputs, type embedding included, through a skip connection.
     """
 
     embedding: Network
@@ -57,27 +69,54 @@ class SharedNetworks:
     output_types: bool
     one_side: bool
     electrons: bool = False
-    _pairs: list[Network] = field(init=False)
-    _centers: list[Network] = field(init=False)
+    strip: Network | None = None
+    smooth: bool = False
+    of_pairs: list[Network] = field(init=False)
+    of_centers: list[Network] = field(init=False)
+    _gated: list[GatedNetwork] = field(init=False)
 
     def __post_init__(self) -> None:
         n, (e, f) = len(self.inputs), (self.embedding.layers, self.fitting.layers)
+        if (self.strip is None and e[0].skip) or (self.output_types and f[0].skip):
+            raise unsupported("a type embedding in a first layer with a skip connection (that is as wide, or twice)")
         # resnet: a first layer that is as wide as the inputs that are left must not get a skip connection.
-        pairs = [replace(e[0], w=e[0].w[:1].copy(), b=_bias(e[0].w), resnet=False) for _ in self.pairs]
         centers = [replace(f[0], b=_bias(f[0].w), resnet=False) if self.output_types else f[0] for _ in range(n)]
-        self._pairs = [Network([first, *e[1:]]) for first in pairs]
-        self._centers = [Network([first, *f[1:]]) for first in centers]
+        self.of_centers = [Network([first, *f[1:]]) for first in centers]
+        if self.strip is None:
+            pairs = [replace(e[0], b=_bias(e[0].w), resnet=False) for _ in self.pairs]
+            self.of_pairs, self._gated = [Network([first, *e[1:]]) for first in pairs], []
+        else:
+            self._gated = [GatedNetwork(e, _bias(e[-1].w)) for _ in self.pairs]
+            self.of_pairs = [*self._gated]
 
     @property
     def pairs(self) -> list[tuple[int, int]]:
-        """Types (neighbor, center) of each embedding network; center is 0 where `one_side`."""
+        """Types (neighbor, center) of each network; center is 0 where one serves all centers."""
         n = len(self.inputs)
-        return [(t, c) for t in range(n) for c in range(1 if self.one_side else n)]
+        # A gate is another function of s̃ for each center.
+        return [(t, c) for t in range(n) for c in range(1 if self.one_side and not self.smooth else n)]
+
+    @property
+    def form(self) -> str:
+        """`tebd_input_mode`."""
+        return "concat" if self.strip is None else "strip"
+
+    @property
+    def kind(self) -> str:
+        """What a descriptor is beside its name, for people to read."""
+        return f"{self.form}, {'one' if self.one_side else 'two'}-sided"
+
+    @property
+    def trained(self) -> bool:
+        """Whether the types' embedding is one linear layer, as in every model that training makes."""
+        first = self.types.layers[0]
+        return len(self.types.layers) == 1 and first.activation.lower() in ("linear", "none") and first.idt is None
 
     @property
     def groups(self) -> dict[str, list[Network]]:
         """The shared networks by the prefix of their arrays' names."""
-        return {EMBEDDING: [self.embedding], TYPES: [self.types], FITTING: [self.fitting]}
+        strip = {} if self.strip is None else {STRIP: [self.strip]}
+        return {EMBEDDING: [self.embedding], **strip, TYPES: [self.types], FITTING: [self.fitting]}
 
     def parameters(self) -> Iterator[tuple[str, Any]]:
         """Trainable arrays by name."""
@@ -93,65 +132,50 @@ class SharedNetworks:
         return result
 
     def tebd_of_pairs(self, tebd: Doubles) -> Doubles:
-        """Constant inputs (n_networks, w or 2w) of the embedding networks: T_t, and T_c unless `one_side`."""
+        """Constant inputs (n_networks, w or 2w) of N or M for each pair: T_t, and T_c unless `one_side`."""
         neighbors, centers = np.array(self.pairs).T
         return tebd[neighbors] if self.one_side else np.concatenate((tebd[neighbors], tebd[centers]), axis=1)
 
-    def attach(self, descriptor: SeE2A, fitting: EnergyFitting) -> None:
-        """Make the networks that follow from the shared ones those of a descriptor and a fitting."""
+    def attach(self, d: SeE2A) -> None:
+        """Make the networks that follow those of a descriptor, whose statistics the gates take."""
+        if self.smooth:
+            d.type_one_side = False
+            for network, (_, c) in zip(self._gated, self.pairs, strict=True):
+                davg, dstd = float(d.davg[c]), float(d.dstd[c, 0])
+                network.gate = Gate(d.rcut, d.rcut_smth, d.env_protection, davg, dstd)
+        d.networks = self.of_pairs
         self.spread()
-        descriptor.networks, fitting.networks = self._pairs, self._centers
 
     def spread(self) -> None:
-        """Update first layers from the present shared weights.
+        """Update what follows from the present shared weights.
 
-        Their arrays keep their memory, except those that are views of shared arrays.
+        Arrays keep their memory, except those that are views of shared arrays.
         """
-        tebd, first = self.tebd, self.embedding.layers[0]
-        w = np.asarray(first.w[1:], np.float64)
-        for network, constants in zip(self._pairs, self.tebd_of_pairs(tebd), strict=True):
-            own = network.layers[0]
-            own.w[...], own.idt = first.w[:1], first.idt
-            _shift(own.b, first.b, constants @ w)
-        if not self.output_types:
-            return
-        first, behind = self.fitting.layers[0], self.at + tebd.shape[1]
-        w, last = np.asarray(first.w[self.at : behind], np.float64), behind == len(first.w)
-        rest = first.w[: self.at] if last else np.delete(first.w, np.s_[self.at : behind], axis=0)
-        for network, constants in zip(self._centers, tebd, strict=True):
-            own = network.layers[0]
-            if last or own.w.shape != rest.shape:
-                own.w = rest
-            else:
-                own.w[...] = rest
-            own.idt = first.idt
-            _shift(own.b, first.b, constants @ w)
+        tebd = self.tebd
+        inputs = self.tebd_of_pairs(tebd)
+        if self.strip is None:
+            _fold([net.layers[0] for net in self.of_pairs], self.embedding.layers[0], inputs, 1)
+        else:
+            for network, gains in zip(self._gated, self.strip.astype(np.float64)(inputs), strict=True):
+                network.gains[...] = gains
+        if self.output_types:
+            _fold([net.layers[0] for net in self.of_centers], self.fitting.layers[0], tebd, self.at)
 
 
-def shared_networks(node: Tree, descriptor: SeE2A) -> SharedNetworks | None:
-    """The shared networks of a file's `model`; None if it is not a `concat` model with a linear type embedding."""
-    d = node["descriptor"]
-    types = network_of(d["type_embedding"]["embedding"], "type embedding")
-    concat = d["type"] != "se_atten_v2" and d.get("tebd_input_mode", "concat") == "concat"
-    linear = len(types.layers) == 1 and types.layers[0].activation.lower() in ("linear", "none")
-    if not (concat and linear and types.layers[0].idt is None):
-        return None
-    return SharedNetworks(
-        embedding=network_of(d["embeddings"]["networks"][0], "embedding"),
-        types=types,
-        fitting=network_of(node["fitting"]["nets"]["networks"][0], "fitting"),
-        inputs=type_inputs(d["type_embedding"]),
-        at=descriptor.n_features,
-        output_types=bool(d.get("concat_output_tebd", True)),
-        one_side=descriptor.type_one_side,
-        electrons=bool(d["type_embedding"].get("use_econf_tebd")),
-    )
+def _fold(layers: list[Layer], shared: Layer, inputs: Doubles, at: int) -> None:
+    """Make each layer the shared one with its inputs from `at` on given, by the rows of `inputs`."""
+    behind = at + inputs.shape[1]
+    w, last = np.asarray(shared.w[at:behind], np.float64), behind == len(shared.w)
+    rest = shared.w[:at] if last else np.delete(shared.w, np.s_[at:behind], axis=0)
+    for own, constants in zip(layers, inputs, strict=True):
+        if last or own.w.shape != rest.shape:
+            own.w = rest
+        else:
+            own.w[...] = rest
+        own.idt, by = shared.idt, constants @ w
+        assert own.b is not None
+        own.b[...] = by if shared.b is None else by + shared.b
 
 
 def _bias(w: Any) -> Any:
     return np.zeros(w.shape[1], w.dtype)
-
-
-def _shift(own: Any, b: Any, by: Doubles) -> None:
-    """Set a bias to b + `by`, or to `by` where b is None."""
-    own[...] = by if b is None else by + b

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dphpc.model.container import Tree
 from dphpc.model.dp_model import DPModel
 from dphpc.model.model_tree import collection_tree, descriptor_tree_without_networks, network_tree, own_tree
+from dphpc.model.networks import Network
 from dphpc.model.shared import SharedNetworks
 
 _ATTENTION = {"scaling_factor": 1.0, "normalize": True, "temperature": None, "trainable_ln": True, "ln_eps": 1e-5}
@@ -28,22 +29,28 @@ def shared_tree(model: DPModel, shared: SharedNetworks) -> Tree:
 
 def _descriptor(model: DPModel, shared: SharedNetworks) -> Tree:
     d = model.descriptor
-    network = network_tree(shared.embedding, "EmbeddingNetwork", d.precision, d.resnet_dt)
+
+    def collection(network: Network) -> Tree:
+        tree = network_tree(network, "EmbeddingNetwork", d.precision, d.resnet_dt)
+        return collection_tree([tree], 0, model.n_types, "embedding_network")
+
     return {
         **descriptor_tree_without_networks(model, "dpa1"),
+        "type_one_side": shared.one_side,
         "ntypes": model.n_types,
         "tebd_dim": shared.types.n_out,
-        "tebd_input_mode": "concat",
+        "tebd_input_mode": shared.form,
         "attn": _HIDDEN,
         "attn_layer": 0,
         "attn_dotr": True,
         "attn_mask": False,
         **_ATTENTION,
-        "smooth_type_embedding": False,
+        "smooth_type_embedding": shared.smooth,
         "concat_output_tebd": shared.output_types,
         "use_econf_tebd": shared.electrons,
         "use_tebd_bias": shared.types.layers[0].b is not None,
-        "embeddings": collection_tree([network], 0, model.n_types, "embedding_network"),
+        "embeddings": collection(shared.embedding),
+        **({} if shared.strip is None else {"embeddings_strip": collection(shared.strip)}),
         "attention_layers": {
             "@class": "NeighborGatedAttention", "@version": 1, "layer_num": 0, "nnei": sum(d.sel),
             "embed_dim": d.n_channels, "hidden_dim": _HIDDEN, "dotr": True, "do_mask": False, **_ATTENTION,

@@ -93,8 +93,8 @@ class Plain:
 
     def __init__(self, d: SeE2A) -> None:
         self.d = d
-        self.networks = [net.astype(np.float64) for net in d.networks]
-        self.scales = [1.0] * len(self.networks)
+        self.networks: Sequence[Network] = [net.astype(np.float64) for net in d.networks]
+        self.scales: Sequence[float] = [1.0] * len(self.networks)
 
     def x_range(self, nearest: float) -> tuple[float, float]:
         """See `Tabulation`."""
@@ -131,8 +131,9 @@ class Gated:
     equal_steps = False
 
     def __init__(self, d: SeE2A) -> None:
-        self.d, self.scales = d, gated_table.scales(d)
-        self.networks = gated_table.of_s(d, [net.astype(np.float64) for net in d.networks])
+        self.d = d
+        self.scales: Sequence[float] = gated_table.scales(d)
+        self.networks: Sequence[Network] = gated_table.of_s(d, [net.astype(np.float64) for net in d.networks])
 
     def x_range(self, nearest: float) -> tuple[float, float]:
         """See `Tabulation`."""

@@ -37,7 +37,8 @@ def initial_model(config: ModelConfig, statistics: Statistics, seed: int, min_di
     assert not isinstance(d.sel, str), "sel is resolved before the model is made"
     shared = None
     if isinstance(d, SeAttenConfig):
-        shared = shared_networks(d, f, list(config.type_map), [*_streams(d, seed, 2), *_streams(f, seed, 1)])
+        first, types, gains = _streams(d, seed, 3)
+        shared = shared_networks(d, f, list(config.type_map), [first, types, *_streams(f, seed, 1), gains])
     embedding, fitting = ([], []) if shared else _own_networks(config, seed)
     descriptor = SeE2A(
         rcut=d.rcut,
@@ -121,7 +122,8 @@ def model_section(model: DPModel) -> dict[str, Any]:
 def _section_of(shared: SharedNetworks) -> dict[str, Any]:
     """What a descriptor of kind `dpa1` has beyond one of `se_e2_a`."""
     return {
-        "type": "dpa1", "attn_layer": 0, "tebd_input_mode": "concat", "tebd_dim": shared.types.n_out,
+        "type": "dpa1", "attn_layer": 0, "tebd_input_mode": shared.form, "smooth_type_embedding": shared.smooth,
+        "type_one_side": shared.one_side, "tebd_dim": shared.types.n_out,
         "concat_output_tebd": shared.output_types, "use_econf_tebd": shared.electrons,
         "use_tebd_bias": shared.types.layers[0].b is not None,
     }  # fmt: skip
@@ -210,12 +212,12 @@ def set_model_arrays(model: DPModel, arrays: dict[str, NDArray[Any]], source: st
             )  # fmt: skip
     for name, value in model.parameters():
         value[...] = arrays[name]
-    if model.shared is not None:
-        model.shared.spread()
     for name in STATISTICS:
         if name in own:
             holder, _ = _owner(model, name)
             setattr(holder, name.rpartition(".")[2], np.array(arrays[name], np.float64))
+    if model.shared is not None:
+        model.shared.attach(model.descriptor)
 
 
 def _owner(model: DPModel, name: str) -> tuple[Any, Any]:

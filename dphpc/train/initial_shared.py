@@ -19,19 +19,23 @@ def shared_networks(
 ) -> SharedNetworks:
     """Shared networks with random weights as DeePMD-kit draws them.
 
-    `streams` draw the embedding, the types' embedding and the fitting network.
+    `streams` draw the embedding, the types' embedding, the fitting network and the network of the gains.
     """
     tree = {"use_econf_tebd": d.use_econf_tebd, "ntypes": len(type_map), "type_map": type_map}
     inputs, features = type_inputs(tree), d.neuron[-1] * d.axis_neuron
-    of_pairs = 1 + d.tebd_dim * (1 if d.type_one_side else 2)
+    of_pairs, strip = d.tebd_dim * (1 if d.type_one_side else 2), d.tebd_input_mode == "strip"
     of_atoms = features + f.numb_fparam + f.numb_aparam + (d.tebd_dim if d.concat_output_tebd else 0)
-    embedding = initial_network([of_pairs, *d.neuron], d.activation_function, streams[0], resnet_dt=d.resnet_dt)
+
+    def embedding(n_in: int, stream: np.random.Generator) -> Network:
+        made = initial_network([n_in, *d.neuron], d.activation_function, stream, resnet_dt=d.resnet_dt)
+        return made.astype(d.numpy_precision)
+
     types = initial_network([inputs.shape[1], d.tebd_dim], "Linear", streams[1])
     fitting = initial_network([of_atoms, *f.neuron], f.activation_function, streams[2], resnet_dt=f.resnet_dt, output=1)
     if not d.use_tebd_bias:
         types = Network([replace(types.layers[0], b=None)])
     return SharedNetworks(
-        embedding=embedding.astype(d.numpy_precision),
+        embedding=embedding(1 if strip else 1 + of_pairs, streams[0]),
         types=types.astype(d.numpy_precision),
         fitting=fitting.astype(f.numpy_precision),
         inputs=inputs,
@@ -39,13 +43,14 @@ def shared_networks(
         output_types=d.concat_output_tebd,
         one_side=d.type_one_side,
         electrons=d.use_econf_tebd,
+        strip=embedding(of_pairs, streams[3]) if strip else None,
+        smooth=d.smooth_type_embedding,
     )
 
 
 def with_shared(model: DPModel, shared: SharedNetworks) -> DPModel:
     """The model with its networks following from shared ones."""
-    d, f = replace(model.descriptor), replace(model.fitting)
-    d.kind = f"dpa1, concat, {'one' if d.type_one_side else 'two'}-sided"
-    shared.attach(d, f)
-    made = replace(model, descriptor=d, fitting=f, shared=shared)
+    d = replace(model.descriptor, kind=f"dpa1, {shared.kind}")
+    shared.attach(d)
+    made = replace(model, descriptor=d, fitting=replace(model.fitting, networks=shared.of_centers), shared=shared)
     return replace(made, origin=shared_tree(made, shared))

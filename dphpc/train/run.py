@@ -301,6 +301,11 @@ def _with_weights_of(other: DPModel, config: TrainInput, min_distance: float | N
     if other.type_map != config.model.type_map:
         raise InputError(f"the model's type_map is {other.type_map}", where=where, expected=f"{config.model.type_map}")
     model = model_of(config.model, model_arrays(other), where, min_distance)
+    if other.shared and model.shared and other.shared.smooth != model.shared.smooth:
+        raise InputError(
+            "the model has another form of its type embedding", where=where,
+            expected=f'"smooth_type_embedding": {str(other.shared.smooth).lower()} in the input',
+        )  # fmt: skip
     if other.shared and model.shared and other.shared.types.layers[0].skip != model.shared.types.layers[0].skip:
         raise InputError(
             "the types' embedding has no skip connection: the model was cut down to fewer types", where=where,
@@ -313,10 +318,11 @@ def _read_any_model(source: PathLike) -> DPModel:
     path = Path(source)
     if path.suffix in MODEL_SUFFIXES:
         model = read_model(path)
-        if model.origin is not None and model.shared is None:
+        if model.shared is not None and (model.descriptor.kinks or not model.shared.trained):
+            reason = model.descriptor.kinks or "its types' embedding is more than one linear layer"
             raise InputError(
-                f"a model of kind '{model.descriptor.kind}' cannot be trained", where=str(path),
-                expected="se_e2_a, or dpa1 with tebd_input_mode concat",
+                f"a model of kind '{model.descriptor.kind}' cannot be trained: {reason}", where=str(path),
+                expected="what a dpa1 model is trained with: a smooth activation and davg 0",
             )  # fmt: skip
         return model
     return Checkpoint.load(find_checkpoint(path)).model()

@@ -5,22 +5,28 @@ gradients of the shared networks.  With g_W and g_b, the gradients of a first la
 
     ∂W[:1] = Σ g_W        ∂W[rows of T_t] = Σ T_t ⊗ g_b        ∂b = Σ g_b        ∂T_t = Σ W[rows of T_t]·g_b
 
-T_c and the fitting network are treated alike, and the gradients of all other arrays are sums.  The types' embedding,
-T = X·W + b, has ∂W = Xᵀ·∂T and ∂b = Σ ∂T.
+T_c and the fitting network are treated alike, and the gradients of all other arrays are sums.  In `strip` form the
+table (`ops/se_a/gated_knots.py`) gives sums over pairs for the embedding network, and gradients by the pairs' gains.
+Backpropagation makes of these the gradients of M and of T, and of ∂T those of the types' embedding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dphpc.core.device import Array, Device
 from dphpc.core.errors import InputError
 from dphpc.model.dp_model import DPModel
+from dphpc.model.gated import GatedNetwork
 from dphpc.model.networks import Network
 from dphpc.model.radial_table import Grid
-from dphpc.model.shared import EMBEDDING, FITTING, TYPES, SharedNetworks
+from dphpc.model.shared import EMBEDDING, FITTING, STRIP, TYPES, SharedNetworks
+from dphpc.ops.se_a.contract import SeAParameters
+from dphpc.ops.se_a.gated_knots import GatedKnotTable
 from dphpc.train.parameters import Parameters
 from dphpc.train.schema import TrainInput
 from dphpc.train.step import LossGradient, TableStep
@@ -42,12 +48,17 @@ class SharedGradients:
     def __init__(self, model: DPModel, shared: SharedNetworks, parameters: Parameters) -> None:
         self._shared = shared
         self._own = {prefix: parameters.gradients_of(f"{prefix}.0") for prefix in shared.groups}
-        networks = {EMBEDDING: model.descriptor.networks, FITTING: model.fitting.networks}
-        self._parts = {
-            f"{prefix}.{i}": _arrays(network, self._own[prefix])
-            for prefix, members in networks.items()
-            for i, network in enumerate(members)
-        }
+        networks = {FITTING: model.fitting.networks}
+        self._parts: dict[str, Gradients] = {}
+        if shared.strip is None:
+            networks[EMBEDDING] = model.descriptor.networks
+        else:
+            self._gains = np.zeros((len(shared.pairs), shared.strip.n_out))
+            for i, gains in enumerate(self._gains):
+                self._parts[f"{EMBEDDING}.{i}"] = {**self._own[EMBEDDING], "gains": gains}
+        for prefix, members in networks.items():
+            for i, network in enumerate(members):
+                self._parts[f"{prefix}.{i}"] = _arrays(network, self._own[prefix])
         self._tebd_gradient = np.zeros_like(shared.tebd)
 
     def gradients_of(self, prefix: str) -> Gradients:
@@ -77,23 +88,33 @@ class SharedGradients:
                 w[rows] = tebd[centers].T @ g_b
 
     def gather_descriptor(self) -> None:
-        """Set the gradients of the shared embedding network and of the types' embedding."""
-        s, tebd = self._shared, self._shared.tebd
-        parts, own = [self._parts[f"{EMBEDDING}.{i}"] for i in range(len(s.pairs))], self._own[EMBEDDING]
-        _sum(parts, own)
-        g_b = np.array([part[_B] for part in parts], np.float64)
-        own[_W][:1] = np.sum([part[_W] for part in parts], axis=0)
-        own[_W][1:] = s.tebd_of_pairs(tebd).T @ g_b
-        g_t = g_b @ np.asarray(s.embedding.layers[0].w[1:], np.float64).T
+        """Set the gradients of the shared networks of the descriptor."""
+        s = self._shared
+        tebd = s.tebd
+        g_t = self._gather_concat(tebd) if s.strip is None else self._gather_strip(s.strip, tebd)
         neighbors, centers = np.array(s.pairs).T
         width = tebd.shape[1]
         np.add.at(self._tebd_gradient, neighbors, g_t[:, :width])
         if not s.one_side:
             np.add.at(self._tebd_gradient, centers, g_t[:, width:])
-        types = self._own[TYPES]
-        types[_W][...] = s.inputs.T @ self._tebd_gradient
-        if _B in types:
-            types[_B][...] = self._tebd_gradient.sum(axis=0)
+        _set(self._own[TYPES], s.types.astype(np.float64).adjoint(s.inputs, self._tebd_gradient)[0])
+
+    def _gather_concat(self, tebd: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Set the gradients of the embedding network; returns those of its constant inputs, (n_networks, w or 2w)."""
+        s, own = self._shared, self._own[EMBEDDING]
+        parts = [self._parts[f"{EMBEDDING}.{i}"] for i in range(len(s.pairs))]
+        _sum(parts, own)
+        g_b = np.array([part[_B] for part in parts], np.float64)
+        own[_W][:1] = np.sum([part[_W] for part in parts], axis=0)
+        own[_W][1:] = s.tebd_of_pairs(tebd).T @ g_b
+        return g_b @ np.asarray(s.embedding.layers[0].w[1:], np.float64).T
+
+    def _gather_strip(self, strip: Network, tebd: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The same for the network of the gains."""
+        inputs = self._shared.tebd_of_pairs(tebd)
+        gradients, of_inputs = strip.astype(np.float64).adjoint(inputs, self._gains)
+        _set(self._own[STRIP], gradients)
+        return np.asarray(of_inputs)
 
 
 class SharedTableStep(TableStep):
@@ -105,6 +126,11 @@ class SharedTableStep(TableStep):
         self._shared.spread()  # before all else: `parameters` has moved the shared arrays
         self._gathered = SharedGradients(model, self._shared, parameters)
         super().__init__(model, self._gathered, grid, tolerance)
+
+    def _knots(self, used: tuple[int, ...], p: SeAParameters) -> Any:
+        networks = [self.model.descriptor.networks[i] for i in used]
+        gated = [net for net in networks if isinstance(net, GatedNetwork)]
+        return GatedKnotTable(gated, p, self._grids(used)) if gated else super()._knots(used, p)
 
     def weights_changed(self) -> None:
         """To be called when the shared weights have changed."""
@@ -150,6 +176,12 @@ def require_for_shared(config: TrainInput, device: Device | None) -> None:
 def _arrays(network: Network, wanted: Gradients) -> dict[str, Array]:
     """Arrays for the gradients of a network's arrays that are wanted, and of its first bias in any case."""
     return {name: np.zeros_like(a) for name, a in network.parameters() if name in wanted or name == _B}
+
+
+def _set(own: Gradients, values: Gradients) -> None:
+    """Set those gradients that are wanted."""
+    for name, array in own.items():
+        array[...] = values[name]
 
 
 def _sum(parts: Sequence[Gradients], own: Gradients) -> None:

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from dphpc.core.arrays import Doubles
 from dphpc.core.errors import RunError
 from dphpc.model.dp_model import DPModel
-from dphpc.model.radial_table import Grid, RadialTable, fitted_table
+from dphpc.model.radial_table import Grid, RadialTable
+from dphpc.model.tabulation import tabulation_of
 from dphpc.ops.fitting.native import FittingTape
 from dphpc.ops.se_a import native as se_a
 from dphpc.ops.se_a.contract import Embedding, Environment, SeAParameters
@@ -98,9 +99,9 @@ class TableStep:
     model
         Its weights change with training; `parameters` was made from it.
     grid
-        Knots of the table, common to all embedding networks.
+        Knots of the table, common to all embedding networks, which read it as `tabulation_of` says.
     tolerance
-        Largest |ΔG| and |ΔG′| that `check_table` lets pass.
+        Largest error that `check_table` lets pass, `Tabulation.training_error`.
     """
 
     def __init__(self, model: DPModel, parameters: GradientArrays, grid: Grid, tolerance: float) -> None:
@@ -113,6 +114,7 @@ class TableStep:
         ]
         self._tapes = {t: self._tape(t) for t in types}
         self._vacuum = {t: self._tape(t) for t in types if model.fitting.subtracts_vacuum(t)}
+        self._scales = tabulation_of(model.descriptor).scales
         self._fresh = False
         self._n_shared = grid.n_intervals  # which all ranks know of one another
         self._table: Table | None = None
@@ -127,11 +129,15 @@ class TableStep:
         """The table of the networks `used`, on the present grid."""
         return KnotTable([self.model.descriptor.networks[i] for i in used], p, self.grid)
 
+    def _grids(self, used: tuple[int, ...]) -> tuple[Grid, ...]:
+        """The present grid over the own argument of each network."""
+        return tuple(self.grid.in_units_of(self._scales[i]) for i in used)
+
     @staticmethod
     def fitting_grid(model: DPModel, r_min: float, tolerance: float) -> Grid:
         """Knots that reach `tolerance` for the model's present weights and distances from `r_min` Å."""
-        lower, upper = model.descriptor.s_range(r_min)
-        return fitted_table(model.descriptor.networks, lower, upper, tolerance).grids[0]
+        how = tabulation_of(model.descriptor)
+        return how.training_grid(*how.x_range(r_min), tolerance, MAX_INTERVALS)
 
     # -- the table -----------------------------------------------------------------------------------------------
 
@@ -157,16 +163,15 @@ class TableStep:
         self._fresh = False
 
     def table_error(self) -> float:
-        """The larger of |ΔG| and |ΔG′| of the present table against the present networks."""
-        networks = self.model.descriptor.networks
-        return max(RadialTable.from_networks(networks, self.grid).error(networks))
+        """The error of the present table against the present networks."""
+        return tabulation_of(self.model.descriptor).training_error(self.grid)
 
     def check_table(self) -> float:
         """Choose knots anew where the table misses the tolerance; returns its error then."""
         if (error := self.table_error()) > self.tolerance and self.grid.n_intervals < MAX_INTERVALS:
             # With some room, or weights that go on changing would soon have it miss the tolerance again.
-            networks, goal = self.model.descriptor.networks, self.tolerance / ROOM
-            self.grid = fitted_table(networks, self.grid.lower, self.grid.upper, goal, MAX_INTERVALS).grids[0]
+            how, goal = tabulation_of(self.model.descriptor), self.tolerance / ROOM
+            self.grid = how.training_grid(self.grid.lower, self.grid.upper, goal, MAX_INTERVALS)
             error = self.table_error()
         self._n_shared = self.grid.n_intervals
         return error
@@ -194,7 +199,7 @@ class TableStep:
             place = np.zeros(len(self.model.descriptor.networks), np.int32)
             place[list(used)] = np.arange(len(used))
             p = replace(self.se_a, network=place[self.se_a.network])
-            self._table = table = Table(used, self.grid, p, self._knots(used, p))
+            self._table = table = Table(used, self.grid, self._grids(used), p, self._knots(used, p))
         elif not self._fresh:
             self._update(table)
         self._fresh = True
@@ -208,12 +213,13 @@ class TableStep:
         while True:
             table = self._table_for(used)
             moments, largest = se_a.moments(env, table.p, table.embedding)
-            if largest <= self.grid.upper:
+            if largest <= table.embedding.table.upper:
                 return table, moments
             self.grid = self._reaching(largest)
 
     def _reaching(self, largest: float) -> Grid:
-        """The grid extended to an argument that a batch has."""
+        """The grid extended to an s̃ that a batch has, for whatever network."""
+        largest *= max(self._scales) * (1.0 + ROUNDING)
         if (largest - self.grid.upper) / self.grid.steps[-1] > MAX_EXTENDED:
             raise RunError(
                 "two atoms are so close that the radial table cannot reach them",
@@ -297,9 +303,9 @@ class TableStep:
         coefficients, empty = se_a.tangent_adjoint(
             k.env, k.table.p, k.table.embedding, direction, strain, moments_adjoint, k.moments_adjoint
         )
-        k.table.knots.backward(coefficients, empty, [self._embedding_gradients[i] for i in k.table.used])
         for i in set(range(len(self._embedding_gradients))).difference(k.table.used):
             _clear(self._embedding_gradients[i])
+        k.table.knots.backward(coefficients, empty, [self._embedding_gradients[i] for i in k.table.used])
         done("descriptor")
         self._fresh = False
 
@@ -312,17 +318,21 @@ def _clear(gradients: Mapping[str, NDArray[np.floating]]) -> None:
 
 @dataclass(frozen=True)
 class Table:
-    """The radial table of the networks `used`, and the descriptor's parameters with its networks in their place."""
+    """The radial table of the networks `used`, and the descriptor's parameters with its networks in their place.
+
+    `grids` are the grid in units of each network's own argument s̃.
+    """
 
     used: tuple[int, ...]
     grid: Grid
+    grids: tuple[Grid, ...]
     p: SeAParameters
     knots: Any
 
     @cached_property
     def embedding(self) -> Embedding:
         """The embedding as the operations on the CPU take it."""
-        return Embedding(RadialTable((self.grid,) * len(self.used), self.knots.coefficients), self.knots.empty)
+        return Embedding(RadialTable(self.grids, self.knots.coefficients), self.knots.empty)
 
 
 @dataclass(frozen=True)
@@ -337,6 +347,9 @@ class _Kept:
 
 MAX_INTERVALS = 4096
 """Most intervals that `check_table` asks for."""
+
+ROUNDING = 1e-12
+"""Relative rounding of a grid's end that is divided by a scale."""
 
 ROOM = 10.0
 """Factor by which `check_table` aims below the tolerance, as the weights go on changing."""

@@ -82,10 +82,18 @@ def shared_input(**training: Any) -> dict[str, Any]:
     return given
 
 
-def peer_dpa1_input() -> dict[str, Any]:
+PEER_FORMS: dict[str, dict[str, Any]] = {
+    "dpa1": {},
+    "strip": {"tebd_input_mode": "strip", "resnet_dt": True},
+    "v2": {"type": "se_atten_v2", "type_one_side": True, "set_davg_zero": True},
+}
+"""Keys of the descriptor."""
+
+
+def peer_dpa1_input(form: str = "dpa1") -> dict[str, Any]:
     """`peer_input` for networks that all types share, with a bias in the types' embedding."""
-    given = peer_input()
-    given["model"]["descriptor"] = {**shared_input()["model"]["descriptor"], "sel": 80, "use_tebd_bias": True}
+    given, own = peer_input(), shared_input()["model"]["descriptor"]
+    given["model"]["descriptor"] = {**own, "sel": 80, "use_tebd_bias": True, **PEER_FORMS[form]}
     return given
 
 

@@ -162,7 +162,7 @@ def test_excluded_types_in_another_order_are_the_same() -> None:
 
 @pytest.mark.parametrize("flag", ["finetune", "init_model"])
 def test_a_model_of_another_kind_is_refused(flag: str) -> None:
-    path = Path(__file__).parents[1] / "golden/models/dpa1_strip.dp"
+    path = Path(__file__).parents[1] / "golden/models/dpa1_strip_smooth_davg.dp"
     with pytest.raises(InputError, match="a model of kind 'dpa1, strip, two-sided' cannot be trained"):
         dphpc.train(start(), **{flag: path})
 

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from dphpc.model.descriptor import SeE2A
 from dphpc.model.dp_model import DPModel
 from dphpc.model.networks import Layer, Network
 from dphpc.model.radial_table import Grid
+from dphpc.model.shared import STRIP, TYPES
+from dphpc.model.tabulation import tabulation_of
 from dphpc.train.initial import initial_model
 from dphpc.train.network_step import NetworkStep
 from dphpc.train.parameters import Parameters
@@ -38,6 +41,26 @@ MODELS: dict[str, dict[str, Any]] = {
     "frozen_layer": {"fitting": {"trainable": [False, True, True]}},
     "frozen_fitting": {"fitting": {"trainable": False}},
     "frozen_descriptor": {"trainable": False},
+}
+ROUGH: dict[str, Any] = {"tebd_input_mode": "strip"}
+SMOOTH: dict[str, Any] = {**ROUGH, "smooth_type_embedding": True}
+MODELS |= {
+    f"{form}_{name}": {**keys, **options}
+    for form, keys in (("strip", ROUGH), ("smooth", SMOOTH))
+    for name, options in {
+        "two_sided": {},
+        "one_sided": {"type_one_side": True, "tebd_dim": 5},
+        "resnet_dt": {"resnet_dt": True, "use_tebd_bias": True},
+        "skip": {"tebd_dim": 2},  # of the types' embedding, and of the first layer of the gains'
+        "electrons": {"use_econf_tebd": True},
+        "no_output": {"concat_output_tebd": False},
+        "protection": {"env_protection": 0.3},
+        "excluded": {"exclude_types": [[0, 1]]},
+        "silu": {"activation_function": "silu"},
+        "parameters": {"fitting": PARAMETERS},
+        "frozen_fitting": {"fitting": {"trainable": False}},
+        "frozen_descriptor": {"trainable": False},
+    }.items()
 }
 
 
@@ -68,23 +91,34 @@ class Plain:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.parameters, name)
 
+    def _torch(self, prefix: str) -> Network:
+        """A shared network with its leaves, or where it is not trained with tensors."""
+        s, leaves, layers = self.model.shared, self.parameters._leaves, []
+        assert s is not None
+        for i, layer in enumerate(s.groups[prefix][0].layers):
+            w, b, idt = (
+                leaves.get(f"{prefix}.0.layers.{i}.{k}", None if (a := getattr(layer, k)) is None else torch.tensor(a))
+                for k in ("w", "b", "idt")
+            )
+            layers.append(Layer(w, b, idt, layer.activation, layer.resnet))
+        return Network(layers)
+
     @property
     def _tebd(self) -> torch.Tensor:
         s = self.model.shared
         assert s is not None
-        layer, name = s.types.layers[0], "descriptor.type_embedding.0.layers.0"
-        leaves, x = self.parameters._leaves, torch.from_numpy(s.inputs)
-        w, b = (
-            leaves.get(f"{name}.{k}", None if (a := getattr(layer, k)) is None else torch.from_numpy(a)) for k in "wb"
-        )
-        return Network([Layer(w, b, None, "linear", True)])(x, torch)
+        return self._torch(TYPES)(torch.from_numpy(s.inputs), torch)
 
     @property
     def descriptor_networks(self) -> list[Network]:
         first, *rest = self.parameters.descriptor_networks[0].layers
-        s, t = self.model.shared, self._tebd
+        s, t, d = self.model.shared, self._tebd, self.model.descriptor
         assert s is not None
-        inputs = [n if s.one_side else torch.cat((n, c)) for n in t for c in (t[:1] if s.one_side else t)]
+        inputs = [t[n] if s.one_side else torch.cat((t[n], t[c])) for n, c in s.pairs]
+        if s.strip is not None:
+            gains = self._torch(STRIP)(torch.stack(inputs), torch)
+            scales = [float(d.dstd[c, 0]) if s.smooth else None for _, c in s.pairs]
+            return [Stripped([first, *rest], g, d, scale) for g, scale in zip(gains, scales, strict=True)]
         biases = [first.b + x @ first.w[1:] for x in inputs]
         return [Network([Layer(first.w[:1], b, first.idt, first.activation, False), *rest]) for b in biases]
 
@@ -102,10 +136,43 @@ class Plain:
         ]
 
 
+class Stripped(Network):
+    """N(s̃)·(1 + gains·w), where w is the switch at the distance that s = scale·s̃ belongs to, or 1."""
+
+    def __init__(self, layers: list[Layer], gains: torch.Tensor, d: SeE2A, scale: float | None) -> None:
+        super().__init__(layers)
+        self.gains, self.d, self.scale = gains, d, scale
+
+    def __call__(self, x: Any, xp: Any = np) -> Any:
+        w = 1.0 if self.scale is None else self.switch(self.scale * x)
+        return super().__call__(x, xp) * (1.0 + self.gains * w)
+
+    def switch(self, s: torch.Tensor) -> torch.Tensor:
+        """By bisection for the distance, and a Newton step that torch differentiates."""
+        low, high = torch.full_like(s, 1e-3), torch.full_like(s, self.d.rcut)
+        for _ in range(60):
+            middle = 0.5 * (low + high)
+            near = self.s_of(middle)[0] > s.detach()
+            low, high = torch.where(near, middle, low), torch.where(near, high, middle)
+        outside = s.detach() <= 0.0
+        r = torch.where(outside, 0.5 * torch.ones_like(s), 0.5 * (low + high)).requires_grad_(True)
+        value, w = self.s_of(r)
+        slope, of_w = (torch.autograd.grad(y.sum(), r, retain_graph=True)[0] for y in (value, w))
+        return torch.where(outside, 0.0 * s, w.detach() + of_w * (s - value.detach()) / slope)
+
+    def s_of(self, r: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """s and the switch at a distance."""
+        u = ((r - self.d.rcut_smth) / (self.d.rcut - self.d.rcut_smth)).clamp(0.0, 1.0)
+        w = u**3 * (-6.0 * u**2 + 15.0 * u - 10.0) + 1.0
+        return w / (r + self.d.env_protection), w
+
+
 def steps(model: DPModel) -> tuple[SharedTableStep, NetworkStep]:
     parameters = Parameters(model)
-    lower, upper = model.descriptor.s_range(0.8)
-    step = SharedTableStep(model, parameters, Grid.uniform(lower, upper, 1024), tolerance=1e-9)
+    how = tabulation_of(model.descriptor)
+    lower, upper = how.x_range(0.8)
+    grid = Grid.uniform(lower, upper, 1024) if how.equal_steps else how.training_grid(lower, upper, 1e-12, 8192)
+    step = SharedTableStep(model, parameters, grid, tolerance=1e-9)
     step.parameters = parameters
     return step, NetworkStep(model, Plain(model, parameters))
 

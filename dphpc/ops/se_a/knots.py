@@ -52,23 +52,39 @@ class KnotTable:
         self._tape = kernels_of(dtype).KnotTape()
         self.coefficients = np.empty((len(networks), grid.n_intervals, 6, networks[0].n_out), dtype)
         self.empty = np.empty((*p.network.shape, networks[0].n_out), dtype)
-        s0 = -p.davg / p.dstd[:, 0]
-        index, t = grid.locate(s0)
-        self._slots = p.network, index[:, None]
-        self._powers = t[:, None] ** np.arange(6) * s0[:, None]
-        self._taken = (p.sel > 0)[None, :, None]
+        self._slots = EmptySlots(p, grid)
         self.update()
 
     def update(self) -> None:
         """Recompute table and missing slots from the networks' present weights."""
         self._tape.table(self._layers, self._knots, self._widths, get_threads(), self.coefficients)
-        self.empty[...] = np.einsum("ctkm,ck->ctm", self.coefficients[self._slots], self._powers) * self._taken
+        self.empty[...] = self._slots.of(self.coefficients)
 
     def backward(self, coefficients: Doubles, empty: Doubles, gradients: Sequence[Gradients]) -> None:
         """Set each network's `gradients`, given those of `coefficients` (changed in place) and `empty`.
 
         `gradients` holds arrays by the names of `Network.parameters`; missing names are skipped.
         """
-        np.add.at(coefficients, self._slots, np.einsum("ctm,ck->ctkm", empty * self._taken, self._powers))
+        self._slots.add_adjoint(empty, coefficients)
         wanted = [gradients_of(net, arrays) for net, arrays in zip(self._networks, gradients, strict=True)]
         self._tape.gradient(self._knots, self._widths, coefficients, get_threads(), wanted)
+
+
+class EmptySlots:
+    """`SeE2A.empty_slots` of tables on one grid, as a function of their coefficients."""
+
+    def __init__(self, p: SeAParameters, grid: Grid) -> None:
+        s0 = -p.davg / p.dstd[:, 0]
+        index, t = grid.locate(s0)
+        self._slots = p.network, index[:, None]
+        self._powers = t[:, None] ** np.arange(6) * s0[:, None]
+        self._taken = (p.sel > 0)[None, :, None]
+
+    def of(self, coefficients: NDArray[np.floating]) -> Doubles:
+        """(ntypes, ntypes, M)."""
+        values: Doubles = np.einsum("ctkm,ck->ctm", coefficients[self._slots], self._powers) * self._taken
+        return values
+
+    def add_adjoint(self, empty: Doubles, coefficients: Doubles) -> None:
+        """Add to the gradient by the coefficients what that by the missing slots, `empty`, gives."""
+        np.add.at(coefficients, self._slots, np.einsum("ctm,ck->ctkm", empty * self._taken, self._powers))

@@ -30,14 +30,14 @@ _OTHER_DESCRIPTORS = (
     *("se_a_ebd", "se_e2_r", "se_r", "hybrid", "se_e3_tebd", "dpa2", "dpa3"),
     *("se_a_ebd_v2", "se_a_tpe_v2", "se_a_mask"),
 )
-SE_ATTEN = ("dpa1", "se_atten")
+SE_ATTEN, SE_ATTEN_V2 = ("dpa1", "se_atten"), "se_atten_v2"
 _OTHER_FITTINGS = ("dpa4_ener", "sezm_ener", "dos", "population", "property", "polar", "dipole")
 _OTHER_MODELS = ("dpa4", "DPA4", "SeZM", "sezm", "frozen", "pairtab", "pairwise_dprc", "linear_ener")
 
 
 _FORMS_OF_SEL = 'a list of integers, one for each type, "auto" or "auto:factor" (factor at least 1)'
 
-_WITHOUT_ATTENTION = '"type": "dpa1", "attn_layer": 0, "tebd_input_mode": "concat"'
+_SMOOTH = "smooth_type_embedding"
 
 MAX_RCUT = 100.0
 """Å; more is taken for another unit, as the neighbors would fill the memory."""
@@ -172,30 +172,43 @@ def auto_sel_factor(sel: str) -> float:
     return float(match[1])
 
 
-def _refuse_v2(value: Any) -> Any:
-    if value == "se_atten_v2":
-        raise ValueError(f"se_atten_v2 is read, but not trained; write {_WITHOUT_ATTENTION}")
-    return value
-
-
 class SeAttenConfig(DescriptorConfig):
-    """`model/descriptor` of type `dpa1`, also `se_atten`, without attention layers: those keys have no effect."""
+    """`model/descriptor` of type `dpa1`, also `se_atten`, without attention layers: those keys have no effect.
 
+    `se_atten_v2` is `dpa1` with other defaults, and becomes that.
+    """
+
+    key_aliases: ClassVar = {**DescriptorConfig.key_aliases, "smooth_type_embdding": "smooth_type_embedding"}
     ignored_keys: ClassVar = frozenset({
         "attn", "attn_dotr", "attn_mask", "trainable_ln", "ln_eps", "normalize", "temperature", "scaling_factor",
-        "smooth_type_embedding",
     })  # fmt: skip
     unsupported_keys: ClassVar = {"stripped_type_embedding": (None, False)}
     mixed: ClassVar[bool] = True
 
-    type: Annotated[str, one_type("descriptor", *SE_ATTEN), BeforeValidator(_refuse_v2)]
+    type: Annotated[str, one_type("descriptor", *SE_ATTEN)]
     set_davg_zero: bool = True
     attn_layer: NonNegativeInt = 2
     tebd_dim: PositiveInt = 8
-    tebd_input_mode: str = "concat"
+    tebd_input_mode: Literal["concat", "strip"] = "concat"
+    smooth_type_embedding: bool = False
     concat_output_tebd: bool = True
     use_econf_tebd: bool = False
     use_tebd_bias: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_mode(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        if data.get("type") == SE_ATTEN_V2:
+            fixed = {"tebd_input_mode": "strip", "smooth_type_embedding": True}
+            for key, value in fixed.items():
+                if data.get(key, value) != value:
+                    raise ValueError(f'{key} of {SE_ATTEN_V2} is {data[key]!r}; leave it out, or write "type": "dpa1"')
+            return {"set_davg_zero": False, **data, **fixed, "type": SE_ATTEN[0]}
+        if data.get("tebd_input_mode", "concat") == "concat":  # where smoothness has to do with attention only
+            return {key: value for key, value in data.items() if cls.key_aliases.get(key, key) != _SMOOTH}
+        return data
 
     @field_validator("sel", mode="before")
     @classmethod
@@ -212,16 +225,18 @@ class SeAttenConfig(DescriptorConfig):
                 f"attn_layer is {self.attn_layer} (DeePMD-kit's default is 2): models with attention are not "
                 'supported; write "attn_layer": 0'
             )
-        if self.tebd_input_mode != "concat":
+        if self.smooth_type_embedding and not self.set_davg_zero:
             raise ValueError(
-                f"tebd_input_mode '{self.tebd_input_mode}' is not trained; write \"concat\", which is as fast here"
+                "set_davg_zero is false: a smooth type embedding then has no table, through which models are trained "
+                f"(it is the default of {SE_ATTEN_V2}); write true"
             )
         if has_kinks(self.activation_function):
             raise ValueError(
                 f"a {self.type} model is trained through a table, which needs a smooth activation_function, not "
                 f"'{self.activation_function}'; write tanh, gelu or silu"
             )
-        _require_no_skip(self.neuron[0], 1 + self.tebd_dim * (1 if self.type_one_side else 2), "descriptor/neuron")
+        if self.tebd_input_mode == "concat":
+            _require_no_skip(self.neuron[0], 1 + self.tebd_dim * (1 if self.type_one_side else 2), "descriptor/neuron")
         return self
 
 
@@ -277,7 +292,7 @@ class FittingConfig(Config):
 def _form(descriptor: Any) -> str:
     """Which of the descriptor's sections it is."""
     kind = descriptor.get("type") if isinstance(descriptor, Mapping) else getattr(descriptor, "type", None)
-    return "dpa1" if kind in (*SE_ATTEN, "se_atten_v2") else "se_e2_a"
+    return "dpa1" if kind in (*SE_ATTEN, SE_ATTEN_V2) else "se_e2_a"
 
 
 class ModelConfig(Config):
