@@ -15,10 +15,12 @@ from ase.io import write
 
 from dphpc.md import engine
 from dphpc.md.run import run_md
+from dphpc.model.compress import compress_file
 from dphpc.parallel.comm import Communicator, Serial
 from dphpc.potential.pair import LennardJones
 
 Config = Callable[..., dict[str, Any]]
+GOLDEN = Path(__file__).parents[1] / "golden" / "models"
 SILICON = Path(__file__).parents[2] / "examples" / "silicon" / "silicon.dp"
 
 NPT: dict[str, Any] = {
@@ -191,6 +193,34 @@ def test_silicon_on_ranks_and_threads(
     path = written(bulk("Si", "diamond", a=5.43, cubic=True))
     config = {
         "structure": path, "model": str(SILICON), "replicate": [3, 2, 2], "precision": precision, "skin_A": 0.3,
+        "velocities": {"temperature_K": 1500, "seed": 3}, "stages": [{"ensemble": "nve", "steps": 18}], "n_threads": 1,
+    }  # fmt: skip
+    compared(config, n_threads=2)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize(
+    ("name", "compressed", "precision"),
+    [("concat", False, "float64"), ("concat", True, "mixed"), ("strip_smooth", True, "float64"),
+     ("strip_smooth", True, "mixed")],
+)  # fmt: skip
+def test_dpa1_on_ranks_and_threads(
+    name: str,
+    compressed: bool,
+    precision: str,
+    comm: Communicator,
+    written: Callable[[Atoms], str],
+    compared: Callable[..., None],
+) -> None:
+    atoms = bulk("OH", "rocksalt", a=4.4, cubic=True)
+    path, model = written(atoms), GOLDEN / f"dpa1_{name}.dp"
+    if compressed:
+        source, model = model, Path(path).with_name("model.dp")
+        if comm.rank == 0:
+            compress_file(source, model)
+        comm.barrier()
+    config = {
+        "structure": path, "model": str(model), "replicate": [3, 2, 2], "precision": precision, "skin_A": 0.3,
         "velocities": {"temperature_K": 1500, "seed": 3}, "stages": [{"ensemble": "nve", "steps": 18}], "n_threads": 1,
     }  # fmt: skip
     compared(config, n_threads=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,21 @@ def shared_input(**training: Any) -> dict[str, Any]:
     given = small_input(**training)
     own = given["model"]["descriptor"]
     given["model"]["descriptor"] = {**own, "type": "dpa1", "attn_layer": 0, "tebd_dim": 3, "type_one_side": False}
+    return given
+
+
+FORMS: dict[str, dict[str, Any]] = {
+    "concat": {},
+    "strip": {"tebd_input_mode": "strip"},
+    "smooth": {"tebd_input_mode": "strip", "smooth_type_embedding": True, "type_one_side": True},
+}
+"""Keys of the descriptor for networks that all types share."""
+
+
+def with_descriptor(given: dict[str, Any], **keys: Any) -> dict[str, Any]:
+    """The input with other keys of the descriptor."""
+    given = deepcopy(given)
+    given["model"]["descriptor"] |= keys
     return given
 
 

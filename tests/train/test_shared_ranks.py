@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 
 from dphpc.parallel.comm import Communicator, Serial
-from tests.train.systems import shared_input
+from tests.train.systems import FORMS, shared_input, with_descriptor
 from tests.train.test_data_parallel import BATCHES, folder, gradient, new_trainer  # noqa: F401
 
 pytestmark = pytest.mark.mpi
 
 
-def test_gradient_is_that_of_one_rank(comm: Communicator, folder: Path) -> None:  # noqa: F811
-    ours, alone = new_trainer(shared_input(), comm), new_trainer(shared_input(), Serial())
+@pytest.mark.parametrize("form", FORMS)
+def test_gradient_is_that_of_one_rank(form: str, comm: Communicator, folder: Path) -> None:  # noqa: F811
+    given = with_descriptor(shared_input(), **FORMS[form])
+    ours, alone = new_trainer(given, comm), new_trainer(given, Serial())
     for n in BATCHES:
         frames = list(range(n))
         got = gradient(ours, 0, frames, (comm.rank, comm.size))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,16 @@ from dphpc.train.initial import STATISTICS, model_arrays
 from dphpc.train.schema import load_input, parse_input
 from dphpc.train.shared_step import require_for_shared
 from tests.models import random_structure
-from tests.train.systems import PEER_FORMS, peer_dpa1_input, shared_input, small_input, write_system, write_systems
+from tests.train.systems import (
+    FORMS,
+    PEER_FORMS,
+    peer_dpa1_input,
+    shared_input,
+    small_input,
+    with_descriptor,
+    write_system,
+    write_systems,
+)
 
 HERE = Path(__file__).parent
 MODELS = HERE.parent / "golden" / "models"
@@ -35,19 +43,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-FORMS: dict[str, dict[str, Any]] = {
-    "concat": {},
-    "strip": {"tebd_input_mode": "strip"},
-    "smooth": {"tebd_input_mode": "strip", "smooth_type_embedding": True, "type_one_side": True},
-}
 every_form = pytest.mark.parametrize("form", FORMS)
-
-
-def with_descriptor(given: dict[str, Any], **keys: Any) -> dict[str, Any]:
-    """The input with other keys of the descriptor."""
-    given = deepcopy(given)
-    given["model"]["descriptor"] |= keys
-    return given
 
 
 def state(path: str) -> dict[str, np.ndarray]:
