@@ -201,6 +201,13 @@ def test_a_table_has_a_knot_where_the_gate_opens(nearest: float, parts: int) -> 
         assert np.abs(found[0] - exact[0]).max() < 1e-3  # a wrong scale would be seen
 
 
+def test_the_distance_of_an_argument() -> None:
+    d = read_model(path_of("dpa1_strip_smooth_protection")).descriptor
+    for r in (0.7, d.rcut_smth, 2.5, 3.9):
+        assert gated_table.distance(d, gated_table.s_range(d, r)[1]) == pytest.approx(r, rel=1e-12)
+    assert gated_table.distance(d, 2.0 / d.env_protection) == gated_table.NEAREST
+
+
 def test_rows_of_electrons() -> None:
     carbon, chromium = configurations(["C", "Cr"]) * np.sqrt(WIDTH)
     # 1s² 2s² 2p², one electron in each of two orbitals.

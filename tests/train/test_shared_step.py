@@ -192,6 +192,44 @@ def test_equals_double_backward(name: str) -> None:
     assert max(relative(ours[n], theirs[n]) for n in ours) < 1e-10
 
 
+def smooth_step(tolerance: float, nearest: float, seed: int = 8) -> tuple[SharedTableStep, NetworkStep]:
+    model = shared_model(seed, **MODELS["smooth_two_sided"])
+    parameters = Parameters(model)
+    grid = SharedTableStep.fitting_grid(model, nearest, tolerance)
+    step = SharedTableStep(model, parameters, grid, tolerance)
+    return step, NetworkStep(model, Plain(model, parameters))
+
+
+def test_a_smooth_table_grows_until_it_reaches_every_pair() -> None:
+    """Of center types whose s̃ have different scales."""
+    step, plain = smooth_step(1e-9, nearest=2.5)
+    model, before = step.model, step.grid
+    assert model.descriptor.dstd[0, 0] != model.descriptor.dstd[1, 0]
+    batch = random_batch(model)
+    assert relative(step.forward(batch).forces, plain.forward(batch).forces) < 1e-6  # measured 3e-8
+    first = np.repeat(np.arange(batch.n_local), np.diff(batch.neighbors.offsets))
+    apart = np.linalg.norm(batch.positions[batch.neighbors.indices] - batch.positions[first], axis=1)
+    needed, scales = 1.0 / apart.min(), model.descriptor.dstd[:, 0]
+    assert needed < step.grid.upper < needed * scales.max() / scales.min() + step.grid.steps[-1]
+    assert (step.grid.lower, step.grid.steps) == (before.lower, before.steps)
+
+
+def test_a_smooth_table_is_chosen_anew_where_it_misses_the_tolerance() -> None:
+    step, plain = smooth_step(1e-6, nearest=0.8)
+    upper, error = step.grid.upper, step.table_error()
+    assert 1e-7 < error < 1e-6
+    assert step.check_table() == error
+    for layer in step.model.shared.embedding.layers:  # type: ignore[union-attr]
+        layer.w *= 2.0
+    step.weights_changed()
+    assert step.table_error() > 1e-6
+    assert step.check_table() < 1e-6
+    assert step.grid.lower == 0.0
+    assert step.grid.upper == pytest.approx(upper, rel=1e-9)
+    batch = random_batch(step.model)
+    assert relative(step.forward(batch).forces, plain.forward(batch).forces) < 1e-5
+
+
 def test_three_types_of_which_one_is_absent() -> None:
     model = shared_model(4, ("O", "H", "Si"))
     table, plain = steps(model)
