@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dphpc.core.device import Array
+from dphpc.core.device import Array, Device
 from dphpc.core.errors import InputError
 from dphpc.model.dp_model import DPModel
+from dphpc.model.networks import Network
 from dphpc.model.radial_table import Grid
 from dphpc.ops.energy.cuda import MOST_CHANNELS
 from dphpc.ops.fitting.cuda import CudaFittingTape
@@ -21,8 +23,8 @@ from dphpc.ops.se_a.cuda_frames import GpuEnvironment
 from dphpc.ops.se_a.cuda_knots import CudaKnotTable
 from dphpc.ops.workspace import Kind, Parcel, Workspace
 from dphpc.train.data import Batch, Centers
-from dphpc.train.parameters import Parameters
 from dphpc.train.step import (
+    GradientArrays,
     LossGradient,
     Prediction,
     Table,
@@ -67,15 +69,31 @@ def require_for_gpu(model: DPModel) -> None:
         raise InputError(problem[0], where="model", expected=problem[1], remedy="or --device cpu")
 
 
+class GpuNetworks(GradientArrays, Protocol):
+    """The networks that a step evaluates, on a GPU: `Parameters`, or those that follow from shared ones."""
+
+    descriptor_networks: list[Network]
+    fitting_networks: list[Network]
+
+    @property
+    def device(self) -> Device | None:
+        """The GPU."""
+        ...
+
+    def fetch(self) -> None:
+        """Copy their arrays to the model's."""
+        ...
+
+
 class GpuStep(TableStep):
     """Energies and loss gradients of batches on the GPU that holds the parameters; used like `TableStep`.
 
     Predictions are copied to the host and derivatives of the loss to the GPU; gradients stay on the GPU.
     """
 
-    parameters: Parameters
+    parameters: GpuNetworks
 
-    def __init__(self, model: DPModel, parameters: Parameters, grid: Grid, tolerance: float) -> None:
+    def __init__(self, model: DPModel, parameters: GpuNetworks, grid: Grid, tolerance: float) -> None:
         assert parameters.device is not None
         d = model.descriptor
         dtype = d.networks[0].layers[0].w.dtype

@@ -24,7 +24,7 @@ from dphpc.core.errors import InputError
 from dphpc.model.dp_model import DPModel
 from dphpc.model.networks import Layer, Network
 
-_ALIGNMENT = 64
+ALIGNMENT = 64
 """Bytes; each array starts on a cache line."""
 
 
@@ -63,6 +63,8 @@ class Parameters:
     ----------
     flats, gradients
         Flat parameters, one per precision, and their gradients, which are the parameters' `.grad`.
+    gradient_arrays
+        The flat gradients as NumPy or GPU arrays.
     slots
         Place of each array by name, in order.
     descriptor_networks, fitting_networks
@@ -85,12 +87,12 @@ class Parameters:
         for name, value in arrays:
             which = dtypes.index(str(value.dtype))
             self.slots[name] = Slot(name, which, ends[which], value.shape)
-            step = _ALIGNMENT // value.dtype.itemsize
+            step = ALIGNMENT // value.dtype.itemsize
             ends[which] += -(-value.size // step) * step
         sizes = [*zip(ends, dtypes, strict=True)]
         values, gradients = ([_zeros(n, d, device) for n, d in sizes] for _ in range(2))
         self.flats, self._arrays = [t for t, _ in values], [a for _, a in values]
-        self.gradients, self._gradient_arrays = [t for t, _ in gradients], [a for _, a in gradients]
+        self.gradients, self.gradient_arrays = [t for t, _ in gradients], [a for _, a in gradients]
         for flat, gradient in zip(self.flats, self.gradients, strict=True):
             flat.requires_grad_(True)
             flat.grad = gradient
@@ -180,7 +182,7 @@ class Parameters:
     def gradients_of(self, prefix: str) -> dict[str, Array]:
         """Gradients (NumPy or GPU arrays) of the names that begin with `prefix.`, by the rest of the name."""
         found = (name for name in self.slots if name.startswith(prefix + "."))
-        return {name[len(prefix) + 1 :]: self.slots[name].cut(self._gradient_arrays) for name in found}
+        return {name[len(prefix) + 1 :]: self.slots[name].cut(self.gradient_arrays) for name in found}
 
     def named(self) -> Iterator[tuple[str, Tensor]]:
         """The arrays by name, as views."""

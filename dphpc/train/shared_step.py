@@ -41,29 +41,34 @@ class SharedGradients:
 
     Parameters
     ----------
-    model
-        The model; `parameters` holds the arrays of its shared networks.
+    gradients_of
+        Gives the arrays for the gradients of a shared network, `Parameters.gradients_of`.
+
+    Attributes
+    ----------
+    parts
+        The gradients of the networks of types and pairs, by the prefix of their names.
     """
 
-    def __init__(self, model: DPModel, shared: SharedNetworks, parameters: Parameters) -> None:
+    def __init__(self, model: DPModel, shared: SharedNetworks, gradients_of: Callable[[str], Gradients]) -> None:
         self._shared = shared
-        self._own = {prefix: parameters.gradients_of(f"{prefix}.0") for prefix in shared.groups}
+        self._own = {prefix: gradients_of(f"{prefix}.0") for prefix in shared.groups}
         networks = {FITTING: model.fitting.networks}
-        self._parts: dict[str, Gradients] = {}
+        self.parts: dict[str, Gradients] = {}
         if shared.strip is None:
             networks[EMBEDDING] = model.descriptor.networks
         else:
             self._gains = np.zeros((len(shared.pairs), shared.strip.n_out))
             for i, gains in enumerate(self._gains):
-                self._parts[f"{EMBEDDING}.{i}"] = {**self._own[EMBEDDING], "gains": gains}
+                self.parts[f"{EMBEDDING}.{i}"] = {**self._own[EMBEDDING], "gains": gains}
         for prefix, members in networks.items():
             for i, network in enumerate(members):
-                self._parts[f"{prefix}.{i}"] = _arrays(network, self._own[prefix])
+                self.parts[f"{prefix}.{i}"] = _arrays(network, self._own[prefix])
         self._tebd_gradient = np.zeros_like(shared.tebd)
 
     def gradients_of(self, prefix: str) -> Gradients:
         """As `Parameters.gradients_of`, for the network of a type or a pair."""
-        return self._parts[prefix]
+        return self.parts[prefix]
 
     def gather_fitting(self, centers: list[int]) -> None:
         """Set the shared fitting network's gradients from those of the center types in the batch.
@@ -71,7 +76,7 @@ class SharedGradients:
         To be called before `gather_descriptor`.
         """
         s, tebd = self._shared, self._shared.tebd
-        parts, own = [self._parts[f"{FITTING}.{t}"] for t in centers], self._own[FITTING]
+        parts, own = [self.parts[f"{FITTING}.{t}"] for t in centers], self._own[FITTING]
         self._tebd_gradient[...] = 0.0
         _sum(parts, own)
         # W's rows of T_c; the others belong to features and parameters.
@@ -102,7 +107,7 @@ class SharedGradients:
     def _gather_concat(self, tebd: NDArray[np.float64]) -> NDArray[np.float64]:
         """Set the gradients of the embedding network; returns those of its constant inputs, (n_networks, w or 2w)."""
         s, own = self._shared, self._own[EMBEDDING]
-        parts = [self._parts[f"{EMBEDDING}.{i}"] for i in range(len(s.pairs))]
+        parts = [self.parts[f"{EMBEDDING}.{i}"] for i in range(len(s.pairs))]
         _sum(parts, own)
         g_b = np.array([part[_B] for part in parts], np.float64)
         own[_W][:1] = np.sum([part[_W] for part in parts], axis=0)
@@ -124,7 +129,7 @@ class SharedTableStep(TableStep):
         assert model.shared is not None, "the caller has such a model"
         self._shared = model.shared
         self._shared.spread()  # before all else: `parameters` has moved the shared arrays
-        self._gathered = SharedGradients(model, self._shared, parameters)
+        self._gathered = SharedGradients(model, self._shared, parameters.gradients_of)
         super().__init__(model, self._gathered, grid, tolerance)
 
     def _knots(self, used: tuple[int, ...], p: SeAParameters) -> Any:
@@ -158,13 +163,13 @@ def require_for_shared(config: TrainInput, device: Device | None) -> None:
     Raises
     ------
     InputError
-        A GPU, or the plain networks in place of the table.
+        A GPU for `strip`, or the plain networks in place of the table.
     """
     kind = config.model.descriptor.type
-    if device is not None:
+    if device is not None and config.model.descriptor.stripped:
         raise InputError(
-            f"models with descriptor {kind} are trained on the CPU only", where="dphpc/device", expected="cpu",
-            remedy="--device cpu",
+            f"models with descriptor {kind} and tebd_input_mode strip are trained on the CPU only",
+            where="dphpc/device", expected="cpu, or concat", remedy="--device cpu",
         )  # fmt: skip
     if config.dphpc.embedding == "network":
         raise InputError(

@@ -35,6 +35,7 @@ from dphpc.train.result import NamedErrors, TrainResult
 from dphpc.train.sampler import Sampler
 from dphpc.train.schedule import Schedule
 from dphpc.train.schema import TrainInput
+from dphpc.train.shared_gpu_step import SharedGpuStep
 from dphpc.train.shared_step import SharedTableStep, require_for_shared
 from dphpc.train.step import TableStep
 
@@ -155,7 +156,8 @@ class Trainer:
             r_min = MARGIN * (self.model.min_nbor_dist or DEFAULT_MIN_DISTANCE)
             # Rank 0's grid: on different processors the search may have different results.
             grid = self.comm.bcast(TableStep.fitting_grid(self.model, r_min, options.table_tolerance))
-        step = SharedTableStep if self.model.shared is not None else TableStep if self.device is None else GpuStep
+        on_cpu, on_gpu = (TableStep, GpuStep) if self.model.shared is None else (SharedTableStep, SharedGpuStep)
+        step = on_cpu if self.device is None else on_gpu
         return step(self.model, self.parameters, grid, options.table_tolerance)
 
     def engine(self, batch: Batch, n_pairs: int, *, own: bool = False) -> Engine:

@@ -19,7 +19,6 @@ from dphpc.train.checkpoint import Checkpoint
 from dphpc.train.freeze import freeze
 from dphpc.train.initial import STATISTICS, model_arrays
 from dphpc.train.schema import load_input, parse_input
-from dphpc.train.shared_step import require_for_shared
 from tests.models import random_structure
 from tests.train.systems import (
     FORMS,
@@ -252,9 +251,6 @@ def test_defaults_are_those_of_deepmd_kit() -> None:
 def test_other_refusals() -> None:
     with pytest.raises(InputError, match="through the table only"):
         dphpc.train({**shared_input(), "dphpc": {"embedding": "network"}})
-    gpu: Any = object()
-    with pytest.raises(InputError, match="trained on the CPU only"):
-        require_for_shared(parse_input(shared_input()), gpu)
     given = shared_input()
     given["model"]["fitting_net"]["atom_ener"] = [-1.0, None]
     with pytest.raises(InputError, match="atom_ener does not go with"):

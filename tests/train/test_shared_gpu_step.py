@@ -1,0 +1,68 @@
+"""A training step on a GPU of networks that all types share, against the CPU's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dphpc.model.radial_table import Grid
+from dphpc.ops.se_a import cuda
+from dphpc.train.parameters import Parameters
+from dphpc.train.shared_gpu_step import SharedGpuStep
+from dphpc.train.shared_step import SharedTableStep
+from tests.train.batches import random_batch, random_seeds
+from tests.train.test_gpu_step import assert_same
+from tests.train.test_gradient import relative
+from tests.train.test_shared_step import MODELS, shared_model
+
+
+@pytest.fixture(autouse=True)
+def few_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks without work take the host that plays a GPU as much time as others."""
+    monkeypatch.setattr(cuda, "MOST_SHARES", 3)
+
+
+def gradients(step: SharedTableStep | SharedGpuStep, parameters: Parameters, seeds: Any) -> dict[str, np.ndarray]:
+    told: list[str] = []
+    step.backward(seeds, told.append)
+    trained = {name.rsplit(".", 4)[0] for name in parameters.slots}
+    assert told == ["fitting.networks.0", *(["descriptor"] if step.model.descriptor.trainable else [])], trained
+    flats = [flat.grad for flat in parameters.flats]
+    return {name: value.cpu().numpy().copy() for name, value in parameters.split(flats).items()}
+
+
+def compare(device: Any, tolerance: float = 1e-12, **options: Any) -> None:
+    """Predictions and gradients before and after a change of all weights."""
+    models = shared_model(3, **options), shared_model(3, **options)
+    grid = Grid.uniform(*models[0].descriptor.s_range(0.8), 200)
+    on_gpu, on_cpu = (Parameters(model, where) for model, where in zip(models, (device, None), strict=True))
+    gpu, cpu = SharedGpuStep(models[0], on_gpu, grid, 1e-9), SharedTableStep(models[1], on_cpu, grid, 1e-9)
+    batch = random_batch(cpu.model)
+    seeds = random_seeds(batch)
+    for factor in (1.0, 1.1):
+        for parameters in (on_gpu, on_cpu):
+            for flat in parameters.flats:
+                flat.detach().mul_(factor)
+        for step in (gpu, cpu):
+            step.weights_changed()
+        assert_same(gpu.forward(batch), cpu.forward(batch), tolerance)
+        found, expected = gradients(gpu, on_gpu, seeds), gradients(cpu, on_cpu, seeds)
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            assert np.any(value)
+            assert relative(found[name], value) < tolerance, name
+    assert gpu.table_error() == pytest.approx(cpu.table_error(), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["two_sided", "one_sided", "resnet_dt", "bias", "no_output", "parameters", "frozen_fitting", "frozen_descriptor"],
+)
+def test_step_equals_the_cpus(device: Any, name: str) -> None:
+    compare(device, **MODELS[name])
+
+
+def test_float32_step_agrees_with_the_cpu(device: Any) -> None:
+    compare(device, 2e-5, precision="float32", fitting={"precision": "float32"})
