@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,13 +106,13 @@ class GpuStep(TableStep):
     def _tape(self, t: int) -> CudaFittingTape:
         return CudaFittingTape(self.parameters.fitting_networks[t], self._ops)
 
-    def _knots(self, used: tuple[int, ...], p: SeAParameters) -> CudaKnotTable:
+    def _knots(self, used: tuple[int, ...], p: SeAParameters) -> Any:
         networks = [self.parameters.descriptor_networks[i] for i in used]
         return CudaKnotTable(self._ops.device, networks, p, self.grid)
 
     def _described_by(self, table: Table) -> Described:
         if self._described is None or self._described[0] is not table:
-            grids, knots = [table.grid] * len(table.used), table.knots
+            grids, knots = table.grids, table.knots
             self._described = table, self._ops.described(table.p, grids, knots.coefficients, knots.empty)
         return self._described[1]
 
@@ -139,7 +139,7 @@ class GpuStep(TableStep):
             self._kept_on_gpu = k = _Kept(batch, centers, env, table, self._described_by(table), on_gpu)
             self._replay("forward", k, partial(self._evaluate, k))
             found = env.download()
-            if found.largest <= self.grid.upper:
+            if found.largest <= table.upper:
                 break
             self.grid = self._reaching(found.largest)
         forces, virial = found.exerted()

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dphpc.core.device import Array, Device
+from dphpc.core.device import Array
 from dphpc.core.errors import InputError
 from dphpc.model.dp_model import DPModel
 from dphpc.model.gated import GatedNetwork
@@ -69,6 +69,10 @@ class SharedGradients:
     def gradients_of(self, prefix: str) -> Gradients:
         """As `Parameters.gradients_of`, for the network of a type or a pair."""
         return self.parts[prefix]
+
+    def clear_gains(self) -> None:
+        """Set the gradients by all gains to zero."""
+        self._gains[...] = 0.0
 
     def gather_fitting(self, centers: list[int]) -> None:
         """Set the shared fitting network's gradients from those of the center types in the batch.
@@ -157,20 +161,15 @@ class SharedTableStep(TableStep):
         super().backward(loss, gather)
 
 
-def require_for_shared(config: TrainInput, device: Device | None) -> None:
+def require_for_shared(config: TrainInput) -> None:
     """Refuse what models of this kind are not trained with.
 
     Raises
     ------
     InputError
-        A GPU for `strip`, or the plain networks in place of the table.
+        The plain networks in place of the table.
     """
     kind = config.model.descriptor.type
-    if device is not None and config.model.descriptor.stripped:
-        raise InputError(
-            f"models with descriptor {kind} and tebd_input_mode strip are trained on the CPU only",
-            where="dphpc/device", expected="cpu, or concat", remedy="--device cpu",
-        )  # fmt: skip
     if config.dphpc.embedding == "network":
         raise InputError(
             f"models with descriptor {kind} are trained through the table only", where="dphpc/embedding",

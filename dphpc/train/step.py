@@ -213,7 +213,7 @@ class TableStep:
         while True:
             table = self._table_for(used)
             moments, largest = se_a.moments(env, table.p, table.embedding)
-            if largest <= table.embedding.table.upper:
+            if largest <= table.upper:
                 return table, moments
             self.grid = self._reaching(largest)
 
@@ -328,6 +328,11 @@ class Table:
     grids: tuple[Grid, ...]
     p: SeAParameters
     knots: Any
+
+    @property
+    def upper(self) -> float:
+        """The largest s̃ that all networks' grids cover."""
+        return min(grid.upper for grid in self.grids)
 
     @cached_property
     def embedding(self) -> Embedding:

@@ -104,7 +104,7 @@ class Trainer:
         self.gradients = gradients or MpiSum(self.comm)
         self.device = device
         if model.shared is not None:
-            require_for_shared(config, device)
+            require_for_shared(config)
         if device is not None:
             if config.dphpc.embedding == "network":
                 expected = '"table", or device "cpu"'

@@ -24,7 +24,7 @@ from dphpc.train.checkpoint import Checkpoint
 from dphpc.train.gpu_step import GpuStep
 from dphpc.train.parameters import Parameters
 from tests.models import random_model
-from tests.train.systems import shared_input, small_input, with_descriptor, write_systems
+from tests.train.systems import FORMS, shared_input, small_input, with_descriptor, write_systems
 
 N_STEPS = 20
 
@@ -102,8 +102,10 @@ def test_other_optimizers(folder, plays_a_gpu, name: str, tolerance: float) -> N
     assert_same(states[1], states[0], tolerance)
 
 
-def test_networks_that_types_share(folder, plays_a_gpu) -> None:
-    own = with_descriptor(given(numb_steps=6, save_freq=3, disp_freq=2), **shared_input()["model"]["descriptor"])
+@pytest.mark.parametrize("form", FORMS)
+def test_networks_that_types_share(folder, plays_a_gpu, form: str) -> None:
+    own = given(numb_steps=6, save_freq=3, disp_freq=2)
+    own = with_descriptor(own, **{**shared_input()["model"]["descriptor"], **FORMS[form]})
     states = []
     for device in ("cpu", "cuda"):
         dphpc.train(own, device=device)
@@ -111,8 +113,6 @@ def test_networks_that_types_share(folder, plays_a_gpu) -> None:
     assert_same(states[1], states[0])  # measured 5e-15
     dphpc.train(own, restart="model.ckpt-3", device="cuda")
     assert all(np.array_equal(state(6)[name], value) for name, value in states[1].items())
-    with pytest.raises(InputError, match="tebd_input_mode strip are trained on the CPU only"):
-        dphpc.train(with_descriptor(own, tebd_input_mode="strip"), device="cuda")
 
 
 def test_soap_trains_as_on_the_cpu(folder, plays_a_gpu) -> None:

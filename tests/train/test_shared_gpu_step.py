@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 from dphpc.model.radial_table import Grid
+from dphpc.model.tabulation import tabulation_of
 from dphpc.ops.se_a import cuda
 from dphpc.train.parameters import Parameters
 from dphpc.train.shared_gpu_step import SharedGpuStep
 from dphpc.train.shared_step import SharedTableStep
 from tests.train.batches import random_batch, random_seeds
+from tests.train.systems import FORMS
 from tests.train.test_gpu_step import assert_same
 from tests.train.test_gradient import relative
 from tests.train.test_shared_step import MODELS, shared_model
@@ -36,7 +38,9 @@ def gradients(step: SharedTableStep | SharedGpuStep, parameters: Parameters, see
 def compare(device: Any, tolerance: float = 1e-12, **options: Any) -> None:
     """Predictions and gradients before and after a change of all weights."""
     models = shared_model(3, **options), shared_model(3, **options)
-    grid = Grid.uniform(*models[0].descriptor.s_range(0.8), 200)
+    how = tabulation_of(models[0].descriptor)
+    limits = how.x_range(0.8)
+    grid = Grid.uniform(*limits, 200) if how.equal_steps else how.training_grid(*limits, 1e-7, 300)
     on_gpu, on_cpu = (Parameters(model, where) for model, where in zip(models, (device, None), strict=True))
     gpu, cpu = SharedGpuStep(models[0], on_gpu, grid, 1e-9), SharedTableStep(models[1], on_cpu, grid, 1e-9)
     batch = random_batch(cpu.model)
@@ -58,11 +62,39 @@ def compare(device: Any, tolerance: float = 1e-12, **options: Any) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["two_sided", "one_sided", "resnet_dt", "bias", "no_output", "parameters", "frozen_fitting", "frozen_descriptor"],
+    [
+        "two_sided",
+        "one_sided",
+        "resnet_dt",
+        "bias",
+        "no_output",
+        "parameters",
+        "frozen_fitting",
+        "frozen_descriptor",
+        "strip_two_sided",
+        "strip_one_sided",
+        "strip_frozen_fitting",
+        "strip_frozen_descriptor",
+        "smooth_resnet_dt",
+        "smooth_one_sided",
+        "smooth_parameters",
+    ],
 )
 def test_step_equals_the_cpus(device: Any, name: str) -> None:
     compare(device, **MODELS[name])
 
 
-def test_float32_step_agrees_with_the_cpu(device: Any) -> None:
-    compare(device, 2e-5, precision="float32", fitting={"precision": "float32"})
+@pytest.mark.parametrize("form", FORMS)
+def test_float32_step_agrees_with_the_cpu(device: Any, form: str) -> None:
+    compare(device, 2e-5, precision="float32", fitting={"precision": "float32"}, **FORMS[form])
+
+
+def test_a_smooth_table_grows(device: Any) -> None:
+    model = shared_model(8, **MODELS["smooth_two_sided"])
+    grid = SharedGpuStep.fitting_grid(model, 2.5, 1e-6)
+    step = SharedGpuStep(model, Parameters(model, device), grid, 1e-6)
+    batch = random_batch(model)
+    found = step.forward(batch)
+    assert step.grid.upper > grid.upper
+    other = SharedTableStep(model, Parameters(model), step.grid, 1e-6)
+    assert_same(found, other.forward(batch))

@@ -112,11 +112,6 @@ class DescriptorConfig(Config):
     mixed: ClassVar[bool] = False
     """Whether `sel` is one number, of neighbors of all types together."""
 
-    @property
-    def stripped(self) -> bool:
-        """Whether the embedding is a product with a function of the types."""
-        return False
-
     @field_validator("rcut")
     @classmethod
     def _check_rcut(cls, value: float) -> float:
@@ -222,11 +217,6 @@ class SeAttenConfig(DescriptorConfig):
         if not isinstance(numbers, list | tuple | str):
             raise ValueError(f"sel {value!r} should be an integer, {_FORMS_OF_SEL}")
         return [sum(numbers)] if all(type(n) is int and n >= 0 for n in numbers) else numbers
-
-    @property
-    def stripped(self) -> bool:
-        """See `DescriptorConfig.stripped`."""
-        return self.tebd_input_mode == "strip"
 
     @model_validator(mode="after")
     def _check_form(self) -> SeAttenConfig:
