@@ -28,6 +28,8 @@ from tests.train.systems import FORMS, shared_input, small_input, with_descripto
 
 N_STEPS = 20
 
+DPA1: dict[str, Any] = shared_input()["model"]["descriptor"]
+
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -104,8 +106,7 @@ def test_other_optimizers(folder, plays_a_gpu, name: str, tolerance: float) -> N
 
 @pytest.mark.parametrize("form", FORMS)
 def test_networks_that_types_share(folder, plays_a_gpu, form: str) -> None:
-    own = given(numb_steps=6, save_freq=3, disp_freq=2)
-    own = with_descriptor(own, **{**shared_input()["model"]["descriptor"], **FORMS[form]})
+    own = with_descriptor(given(numb_steps=6, save_freq=3, disp_freq=2), **DPA1 | FORMS[form])
     states = []
     for device in ("cpu", "cuda"):
         dphpc.train(own, device=device)
@@ -201,8 +202,9 @@ def shared(comm: Communicator, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
 
 
 @pytest.mark.mpi
-def test_several_ranks_train_as_one(shared, comm, plays_a_gpu) -> None:
-    few = given(numb_steps=3, save_freq=3)
+@pytest.mark.parametrize("descriptor", [{}, DPA1, DPA1 | FORMS["smooth"]], ids=["se_e2_a", "concat", "smooth"])
+def test_several_ranks_train_as_one(shared, comm, plays_a_gpu, descriptor: dict[str, Any]) -> None:
+    few = with_descriptor(given(numb_steps=3, save_freq=3), **descriptor)
     dphpc.train(few, comm=comm, device="cuda")
     several = state(3)
     comm.barrier()

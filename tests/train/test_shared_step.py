@@ -21,7 +21,7 @@ from dphpc.train.schema import parse_input
 from dphpc.train.shared_step import SharedTableStep
 from dphpc.train.statistics import Statistics
 from tests.train.batches import random_batch, random_seeds
-from tests.train.systems import shared_input
+from tests.train.systems import FORMS, shared_input
 from tests.train.test_gradient import gradients, relative, seed_sum
 
 PARAMETERS: dict[str, Any] = {"numb_fparam": 2, "numb_aparam": 1}
@@ -230,10 +230,13 @@ def test_a_smooth_table_is_chosen_anew_where_it_misses_the_tolerance() -> None:
     assert relative(step.forward(batch).forces, plain.forward(batch).forces) < 1e-5
 
 
-def test_three_types_of_which_one_is_absent() -> None:
-    model = shared_model(4, ("O", "H", "Si"))
+@pytest.mark.parametrize("form", FORMS)
+def test_three_types_of_which_one_is_absent(form: str) -> None:
+    model = shared_model(4, ("O", "H", "Si"), **FORMS[form])
     table, plain = steps(model)
     batch = random_batch(model)
+    table.forward(batch)
+    gradients(table, random_seeds(batch))
     batch.types[batch.types == 1] = 2  # rows of neighbors stay sorted by type
     table.forward(batch), plain.forward(batch)
     ours, theirs = gradients(table, random_seeds(batch)), gradients(plain, random_seeds(batch))
