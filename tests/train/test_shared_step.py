@@ -234,9 +234,9 @@ def test_a_smooth_table_is_chosen_anew_where_it_misses_the_tolerance() -> None:
 def test_three_types_of_which_one_is_absent(form: str) -> None:
     model = shared_model(4, ("O", "H", "Si"), **FORMS[form])
     table, plain = steps(model)
-    batch = random_batch(model)
-    table.forward(batch)
-    gradients(table, random_seeds(batch))
+    batch, whole = random_batch(model), random_batch(model)
+    table.forward(whole)
+    gradients(table, random_seeds(whole))
     batch.types[batch.types == 1] = 2  # rows of neighbors stay sorted by type
     table.forward(batch), plain.forward(batch)
     ours, theirs = gradients(table, random_seeds(batch)), gradients(plain, random_seeds(batch))
