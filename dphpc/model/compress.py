@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from dphpc.core.arrays import Doubles
 from dphpc.core.errors import InputError, ModelFileError, counted
 from dphpc.model.dp_model import DPModel
 from dphpc.model.fewer_types import with_types

@@ -13,7 +13,6 @@ type, again by its first layer's bias.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dphpc.core.arrays import Doubles
 from dphpc.core.errors import ModelFileError

@@ -122,7 +122,7 @@ def thermo(table: Table, label: str = "") -> Figure:
     return figure
 
 
-def _change(values: Floats) -> Floats:
+def _change(values: Doubles) -> Doubles:
     return values - values[0]
 
 
