@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from dphpc.core.config import Config, Seed, listed
-from dphpc.md.config import Kelvin
+from dphpc.md.stages import Kelvin
 from dphpc.train.data.storage import HDF5_MARK
 
 PLACEHOLDERS = ("{frames}", "{labelled}")
@@ -45,7 +45,7 @@ class Exploration(Config):
     temperature_K: Annotated[list[Kelvin], BeforeValidator(listed)] = Field(default=[])
     """Temperatures that replace those in the run file, in `velocities` and every stage that has one; one run each."""
     pressure_bar: Annotated[list[float], BeforeValidator(listed)] = Field(default=[])
-    """Pressures that replace those in the run file, in every npt stage; one run each."""
+    """Pressures that replace those in the run file, in every stage that has one; one run each."""
     every: PositiveInt = 10
     """Steps between two frames on which the models are compared."""
 

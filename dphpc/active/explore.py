@@ -78,8 +78,9 @@ class Condition:
                     remedy=f"remove '{key}', or add such a stage",
                 )  # fmt: skip
             sections += [run["velocities"]] if key in run.get("velocities", {}) else []
-            for section in sections:
-                section[key] = value
+            for section in sections:  # pressures of directions stay those of these directions
+                named = isinstance(section[key], dict)
+                section[key] = dict.fromkeys(section[key], value) if named else value
         return run
 
 

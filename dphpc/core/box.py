@@ -135,11 +135,9 @@ class Box:
         """Whether the vectors lie along x, y and z."""
         return bool(np.array_equal(self.matrix, np.diag(np.diag(self.matrix))))
 
-    def least_stretch(self, factors: Doubles) -> float:
-        """The least factor of any distance, where vectors became this box's by factors (3,), and points with them."""
-        if self.is_cuboid or np.ptp(factors) == 0.0:
-            return float(factors.min())
-        return float(np.linalg.norm(self.inverse @ (self.matrix * factors[:, None]), -2))
+    def least_stretch(self, before: Box) -> float:
+        """The least factor of any distance, where another box became this one, and points with it."""
+        return float(np.linalg.norm(before.inverse @ self.matrix, -2))
 
     def replicated(self, replicate: Sequence[int]) -> Box:
         """The box repeated along its vectors."""

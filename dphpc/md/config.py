@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import (
-    BeforeValidator,
     Field,
     NonNegativeFloat,
-    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     field_validator,
@@ -18,58 +16,14 @@ from pydantic import (
 )
 
 from dphpc.core.config import Config, Seed
-from dphpc.core.errors import did_you_mean
+from dphpc.md.stages import FEWEST_MOVES, Kelvin, Stage
 
-THERMOSTATS = ("nose-hoover", "langevin", "bussi")
-THERMOSTAT_ALIASES = {
-    "nose_hoover": "nose-hoover", "nosehoover": "nose-hoover", "nhc": "nose-hoover",
-    "csvr": "bussi", "svr": "bussi", "v-rescale": "bussi", "baoab": "langevin",
-}  # fmt: skip
 FORMATS = {".extxyz": "extxyz", ".xyz": "extxyz", ".dump": "lammps", ".lammpstrj": "lammps", ".h5md": "h5md"}
 """Formats of trajectory files by suffix."""
 RESTART_SUFFIXES = (".h5", ".hdf5", ".restart")
 """Suffixes by which a structure is recognized as a restart file."""
 
-_THERMOSTAT_KEYS = ("thermostat", "temperature_K", "damping_fs", "chain_length")
-_BAROSTAT_KEYS = (
-    "barostat", "pressure_bar", "pressure_damping_fs", "compressibility_per_bar", "barostat_every", "coupling"
-)  # fmt: skip
-STAGE_KEYS: dict[str, tuple[str, ...]] = {
-    "nve": (),
-    "nvt": _THERMOSTAT_KEYS,
-    "npt": (*_THERMOSTAT_KEYS, *_BAROSTAT_KEYS),
-    "minimize": ("force_tolerance_eV_A", "max_move_A"),
-}
-"""Ensembles, and the keys that only their stages have."""
-
-NEVER = 1 << 30
-"""Number of steps that stands for an event that never comes in a run."""
-
-FEWEST_MOVES = 5
-"""Least number of moves of the box within its time constant: fewer would sample far too wide a range of volumes."""
-
-BAROSTAT_ALIASES = {"c_rescale": "c-rescale", "crescale": "c-rescale", "scr": "c-rescale"}
-
-Kelvin = Annotated[float, Field(ge=0)]
-
 _ID_RANGE = re.compile(r"(\d+)(?:\s*-\s*(\d+))?")
-
-
-def _thermostat(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    name = THERMOSTAT_ALIASES.get(value.lower(), value.lower())
-    if name not in THERMOSTATS:
-        raise ValueError(f"unknown thermostat '{value}': {did_you_mean(name, [*THERMOSTATS, *THERMOSTAT_ALIASES])}")
-    return name
-
-
-def _barostat(value: Any) -> Any:
-    return BAROSTAT_ALIASES.get(value.lower(), value.lower()) if isinstance(value, str) else value
-
-
-def _lower(value: Any) -> Any:
-    return value.lower() if isinstance(value, str) else value
 
 
 class Velocities(Config):
@@ -104,110 +58,6 @@ class Fixed(Config):
         """First and last id of each entry of `ids`."""
         ends = (str(given).split("-") for given in self.ids)
         return [(int(pair[0]), int(pair[-1])) for pair in ends]
-
-
-class Stage(Config):
-    """A number of steps in one ensemble, or an energy minimization."""
-
-    ensemble: Annotated[Literal["nve", "nvt", "npt", "minimize"], BeforeValidator(_lower)]
-    steps: NonNegativeInt
-    """Number of steps; for a minimization the largest number."""
-    thermostat: Annotated[Literal["nose-hoover", "langevin", "bussi"] | None, BeforeValidator(_thermostat)] = None
-    temperature_K: Kelvin | Annotated[list[Kelvin], Field(min_length=2, max_length=2)] | None = None
-    """Target temperature: a number, or [start, end] of a linear ramp."""
-    damping_fs: PositiveFloat = 100.0
-    """Time constant: for nose-hoover the period of its oscillation / 2π, for langevin 1/γ, for bussi τ."""
-    chain_length: PositiveInt = 3
-    """Number of thermostats in a Nosé–Hoover chain."""
-    force_tolerance_eV_A: PositiveFloat = 0.01
-    """A minimization has converged when no atom's force exceeds this."""
-    max_move_A: PositiveFloat = 0.1
-    """Largest displacement of an atom in a step of a minimization."""
-    barostat: Annotated[Literal["c-rescale"], BeforeValidator(_barostat)] = "c-rescale"
-    pressure_bar: float | Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
-    """Target pressure: a number, or [start, end] of a linear ramp."""
-    pressure_damping_fs: PositiveFloat = 1000.0
-    """Time constant of the volume's relaxation."""
-    compressibility_per_bar: PositiveFloat = 4.5e-5
-    """Estimate of the material's compressibility; the time constant is exact if this is.  The default is water's."""
-    barostat_every: PositiveInt = 10
-    """Steps between two moves of the box."""
-    coupling: Annotated[Literal["isotropic", "anisotropic"], BeforeValidator(_lower)] = "isotropic"
-    """isotropic: one factor for all directions; anisotropic: independent lengths of box vectors, constant angles."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Stage:
-        own_keys = STAGE_KEYS[self.ensemble]
-        for key in (key for keys in STAGE_KEYS.values() for key in keys if key not in own_keys):
-            if key in self.model_fields_set and getattr(self, key) is not None:
-                here = f"a{'n' * self.ensemble.startswith('n')} {self.ensemble}"
-                others = " or ".join(ensemble for ensemble, keys in STAGE_KEYS.items() if key in keys)
-                raise ValueError(f"'{key}' has no meaning in {here} stage: remove it or write ensemble: {others}")
-        if self.ensemble in ("nve", "minimize"):
-            return self
-        if self.thermostat is None:
-            raise ValueError(f"an {self.ensemble} stage needs 'thermostat': one of {', '.join(THERMOSTATS)}")
-        if self.temperature_K is None:
-            raise ValueError(f"an {self.ensemble} stage needs 'temperature_K': a number, or [start, end]")
-        if self.ensemble == "npt" and self.pressure_bar is None:
-            raise ValueError("an npt stage needs 'pressure_bar': a number, or [start, end]")
-        if self.ensemble == "npt" and 0 < self.steps < self.barostat_every:
-            raise ValueError(
-                f"the box would not move once in {self.steps} steps: 'barostat_every' is {self.barostat_every}"
-            )
-        if self.thermostat != "nose-hoover" and "chain_length" in self.model_fields_set:
-            raise ValueError(f"'chain_length' has no meaning for {self.thermostat}: remove it")
-        if self.thermostat != "langevin" and min(self.temperatures) <= 0:
-            raise ValueError(f"{self.thermostat} needs a temperature above 0 K")
-        return self
-
-    @property
-    def temperatures(self) -> tuple[float, float]:
-        """Temperature at the stage's beginning and end in K."""
-        return _ends(self.temperature_K)
-
-    def temperature(self, step: int) -> float:
-        """Temperature in K after `step` steps of the stage."""
-        return self._between(self.temperatures, step)
-
-    def pressure(self, step: int) -> float:
-        """Pressure in bar after `step` steps of the stage."""
-        return self._between(_ends(self.pressure_bar), step)
-
-    def _between(self, ends: tuple[float, float], step: int) -> float:
-        start, end = ends
-        return start + (end - start) * (step / self.steps if self.steps else 0.0)
-
-    @property
-    def ramps(self) -> bool:
-        """Whether temperature or pressure is ramped; then a different number of steps makes it a different stage."""
-        return isinstance(self.temperature_K, list) or isinstance(self.pressure_bar, list)
-
-    def steps_to_barostat(self, step: int) -> int:
-        """Steps until the next move of the box, after `step` steps of the stage; `NEVER` if it does not move."""
-        return self.barostat_every - step % self.barostat_every if self.ensemble == "npt" else NEVER
-
-    @property
-    def title(self) -> str:
-        """The stage in a few words."""
-        if self.ensemble == "nve":
-            return f"nve, {self.steps} steps"
-        if self.ensemble == "minimize":
-            return f"minimize (FIRE, to forces of {self.force_tolerance_eV_A:g} eV/Å), at most {self.steps} steps"
-        bath = f"{self.thermostat}, {_ramp(self.temperatures, 'K')}, damping {self.damping_fs:g} fs"
-        if self.ensemble == "npt":
-            bath += f"; {self.coupling} {self.barostat}, {_ramp(_ends(self.pressure_bar), 'bar')}"
-            bath += f", damping {self.pressure_damping_fs:g} fs"
-        return f"{self.ensemble} ({bath}), {self.steps} steps"
-
-
-def _ends(value: float | list[float] | None) -> tuple[float, float]:
-    start, end = value if isinstance(value, list) else (value or 0.0, value or 0.0)
-    return start, end
-
-
-def _ramp(ends: tuple[float, float], unit: str) -> str:
-    return " → ".join(f"{end:g}" for end in dict.fromkeys(ends)) + f" {unit}"
 
 
 class Thermo(Config):

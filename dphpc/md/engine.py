@@ -130,7 +130,7 @@ class Engine:
         self.rebuilds, self.n_pairs, self.in_flight, self.moving = 0, 0, np.zeros(2), False
         self.deterministic, self.balance = deterministic, balance
         self.asked_to_stop, self.stop, self.moved2 = 0, 0, 0.0
-        self._stretch = np.ones(3)  # of the box vectors, since the neighbor list was built
+        self._listed, self._stretch = state.box, 1.0  # the neighbor list's box, and the least factor of distances since
         self.last_restart: str | None = None
         kinds = np.bincount(state.types[: state.n_local], minlength=len(masses))
         self.n_fixed, *numbers = comm.allreduce(np.array([np.count_nonzero(state.fixed), *kinds])).tolist()
@@ -179,20 +179,20 @@ class Engine:
         with self.timers("integrate"):
             self.moves.randomize_velocities(account, keep, temperature, seed, self.step + 1)
 
-    def rescale_box(self, factors: NDArray[np.float64]) -> None:
-        """Scale box vectors and atoms by factors (3,), momenta inversely; `update_forces` must follow.
+    def reshape_box(self, matrix: NDArray[np.float64]) -> None:
+        """Give the box other vectors (3, 3), at constant fractional coordinates; `update_forces` must follow.
 
-        The factors are the same on all ranks; the box is periodic in all directions, and its origin stays in place.
+        They are the same on all ranks.  The origin stays, and momenta p become p F⁻ᵀ where positions x become x F.
         """
         with self.timers("integrate"):
-            box = replace(self.state.box, matrix=self.state.box.matrix * factors[:, None])
+            box = replace(self.state.box, matrix=matrix)
             if self.deterministic:
                 box = box.on_grid()  # a box that outgrows its grid takes the next, as after a restart
                 self.spacing = box.spacing
-            self.host.strain(box, factors, self.spacing)
+            self.host.strain(box, self.spacing)
             self.state.box, self.domain = box, replace(self.domain, box=box)
             self.halo.follow_box(self.domain)
-            self._stretch = self._stretch * factors
+            self._stretch = box.least_stretch(self._listed)
 
     def repeat(self, moves: Callable[[Engine], None]) -> None:
         """Do moves that depend on the engine's timestep alone, so that a GPU may launch them all as one graph."""
@@ -302,8 +302,7 @@ class Engine:
 
         Two atoms within the cutoff were then within (cutoff + 2 slack)/stretch ≤ reach when the list was built.
         """
-        least = self.state.box.least_stretch(self._stretch)
-        shrunk = max(1.0 - least, 0.0)  # a box that has grown gives no more slack
+        shrunk = max(1.0 - self._stretch, 0.0)  # a box that has grown gives no more slack
         return max(0.5 * (self.skin - shrunk * self.reach), 0.0)
 
     def _agree_on_moves(self, moved2: float) -> tuple[bool, bool]:
@@ -353,7 +352,7 @@ class Engine:
         self._neighbors = build_neighbors(state.positions, state.types, state.ids, state.n_local, self.reach)
         self.host.take_up()
         self.host.note_positions()
-        self._stretch = np.ones(3)
+        self._listed, self._stretch = state.box, 1.0
         return self._neighbors.n_pairs
 
     def _divide(self) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dphpc.core.units import EV_PER_A3_IN_BAR, FS
 from dphpc.md.barostats import CellRescaling
-from dphpc.md.config import Stage
 from dphpc.md.integrators import Integrator, VelocityVerlet
 from dphpc.md.minimize import Fire
 from dphpc.md.observables import degrees_of_freedom
+from dphpc.md.stages import Stage
 from dphpc.md.thermostats import Bussi, Langevin, NoseHoover
 
 
@@ -28,9 +28,9 @@ def integrator_of(stage: Stage, n_atoms: int, n_fixed: int, seed: int) -> Integr
 
 def barostat_of(stage: Stage, timestep: float, seed: int) -> CellRescaling | None:
     """The barostat of a stage, with the run's timestep in ps; None if the box is constant."""
-    if stage.ensemble != "npt":
+    freedom = stage.freedom
+    if stage.ensemble != "npt" or freedom is None:
         return None
-    anisotropic = stage.coupling == "anisotropic"
-    interval = stage.barostat_every * timestep * (1 + anisotropic)  # of each of the two kinds of moves
+    interval = stage.barostat_every * timestep * (1 + freedom.has_shapes)  # of each of the two kinds of moves
     compressibility, damping = stage.compressibility_per_bar * EV_PER_A3_IN_BAR, stage.pressure_damping_fs * FS
-    return CellRescaling(damping, compressibility, interval, seed, anisotropic=anisotropic)
+    return CellRescaling(damping, compressibility, interval, seed, freedom)

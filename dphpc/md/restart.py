@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from dphpc.core.box import Box
 from dphpc.core.errors import DataError
 from dphpc.core.state import RESTARTED
-from dphpc.md.config import RESTART_SUFFIXES, Fixed, MdConfig, Stage
+from dphpc.md.config import RESTART_SUFFIXES, Fixed, MdConfig
 from dphpc.md.deferred import at_once
 from dphpc.md.engine import Engine
 from dphpc.md.extent import Extent
@@ -25,6 +25,7 @@ from dphpc.md.gather import collect
 from dphpc.md.hdf5 import with_room
 from dphpc.md.integrators import Saved
 from dphpc.md.sealed import Draft, damage_of, last_good
+from dphpc.md.stages import Stage
 from dphpc.md.structures import ROWS, Source
 
 FORMAT = "dphpc restart"

@@ -17,7 +17,7 @@ from dphpc.core.errors import RunError
 from dphpc.core.exact_sum import no_sum
 from dphpc.core.signals import stop_signals
 from dphpc.core.units import FS
-from dphpc.md.config import NEVER, MdConfig, Stage
+from dphpc.md.config import MdConfig
 from dphpc.md.ensembles import barostat_of, integrator_of
 from dphpc.md.extent import Extent, resume_points
 from dphpc.md.fixed import deal_fixed, fixed_lines
@@ -40,6 +40,7 @@ from dphpc.md.setup import (
     require_box_for_pressure,
     starts_from_own_restart,
 )
+from dphpc.md.stages import NEVER, Stage
 from dphpc.md.trajectory import FrameWriter, open_trajectory, write_frame
 from dphpc.md.velocities import draw_velocities, stop_drift
 from dphpc.ops.threads import default_threads, set_threads, threads_restored

@@ -179,20 +179,23 @@ def read_start(
 
 
 def require_box_for_pressure(settings: MdConfig, box: Box) -> None:
-    """Refuse constant pressure in a box that is not periodic.
+    """Refuse a pressure in a direction in which the box is not periodic.
 
     Raises
     ------
     InputError
-        A stage is npt, and some direction of the box is not periodic.
+        A stage moves the box in such a direction.
     """
-    npt = [n for n, stage in enumerate(settings.stages, 1) if stage.ensemble == "npt"]
-    if npt and not all(box.periodic):
-        sides = "".join("p" if p else "f" for p in box.periodic)
-        raise InputError(
-            f"constant pressure needs a box that repeats in all three directions, this one is {sides}",
-            where=f"{settings.structure}; stage {npt[0]}", expected="ppp", remedy="use nvt, or set periodic",
-        )  # fmt: skip
+    for n, stage in enumerate(settings.stages, 1):
+        moving = stage.freedom.moving if stage.freedom else []
+        if not all(box.periodic[axis] for axis in moving):
+            sides = "".join("p" if p else "f" for p in box.periodic)
+            raise InputError(
+                f"a pressure needs a box that repeats in its directions, this one is {sides}",
+                where=f"{settings.structure}; stage {n}",
+                expected=f"periodic in {', '.join('xyz'[axis] for axis in moving)}",
+                remedy="name periodic directions only, as in pressure_bar: {x: 1, y: 1}; keep the box; or set periodic",
+            )  # fmt: skip
 
 
 def _require_same_origin(checkpoint: Checkpoint, given: MdConfig, path: str) -> None:

@@ -12,7 +12,8 @@ import yaml
 from dphpc.active.config import LearnConfig, Round
 from dphpc.active.result import RoundSummary
 from dphpc.core.config import Config, parse_config
-from dphpc.md.config import Deviation, Fixed, MdConfig, ModelInputs, Restart, Stage, Thermo, Trajectory, Velocities
+from dphpc.md.config import Deviation, Fixed, MdConfig, ModelInputs, Restart, Thermo, Trajectory, Velocities
+from dphpc.md.stages import Stage
 from dphpc.train.schema import parse_input
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -34,7 +34,14 @@ THERMOSTATS: dict[str, dict[str, Any]] = {
     "langevin": {"ensemble": "nvt", "thermostat": "langevin", "temperature_K": 160, "steps": 24},
     "npt": NPT | {"thermostat": "langevin"},
     "npt, anisotropic": NPT | {"thermostat": "bussi", "coupling": "anisotropic"},
+    "npt, xy and z": NPT | {"thermostat": "bussi", "pressure_bar": {"xy": 3000, "z": 1000}},
+    "npt, z": NPT | {"thermostat": "nose-hoover", "pressure_bar": {"z": 3000}},
+    "npt, triclinic": NPT | {"thermostat": "langevin", "coupling": "triclinic"},
     "npt, nose-hoover": NPT | {"thermostat": "nose-hoover"},
+}
+
+PLANE = {
+    "npt, in a plane": NPT | {"thermostat": "bussi", "pressure_bar": {"x": 2000, "y": 1000}, "coupling": "triclinic"}
 }
 
 
@@ -144,8 +151,10 @@ def test_a_minimization(
         ((True, True, False), "nve"),
         ((True, True, True), "npt"),
         ((True, True, True), "npt, anisotropic"),
+        ((True, True, True), "npt, triclinic"),
+        ((True, True, False), "npt, in a plane"),
     ],
-    ids=["triclinic", "slab", "npt", "npt, anisotropic"],
+    ids=["triclinic", "slab", "npt", "npt, anisotropic", "npt, triclinic", "npt of a slab"],
 )
 def test_a_skewed_cell(
     periodic: tuple[bool, bool, bool],
@@ -158,7 +167,8 @@ def test_a_skewed_cell(
     atoms = bulk("Ar", "fcc", a=5.4)
     atoms.rattle(0.05, seed=1)
     atoms.pbc = periodic
-    run = {"replicate": [6, 5, 4], "velocities": {"temperature_K": 160}, "stages": [THERMOSTATS[ensemble]]}
+    stage = (THERMOSTATS | PLANE)[ensemble]
+    run = {"replicate": [6, 5, 4], "velocities": {"temperature_K": 160}, "stages": [stage]}
     compared(config(structure=written(atoms), **run), argon)
 
 

@@ -8,13 +8,15 @@ import pytest
 
 from dphpc.core.exact_sum import no_sum
 from dphpc.core.units import BOLTZMANN_EV_PER_K, EV_PER_A3_IN_BAR
-from dphpc.md.barostats import CellRescaling, _shape_force
+from dphpc.md.barostats import CellRescaling
 from dphpc.md.engine import Engine
-from dphpc.md.observables import degrees_of_freedom, measure
+from dphpc.md.observables import degrees_of_freedom, measure, mechanics
+from dphpc.md.strain import Freedom
 from dphpc.md.velocities import draw_velocities
 from dphpc.potential.pair import LennardJones
-from tests.md.test_barostats import STIFF, EngineOf, constant_pressure, skewed
+from tests.md.test_barostats import LENGTHS, STIFF, EngineOf, constant_pressure, shape_force, skewed
 from tests.md.test_integrators import thermostat
+from tests.md.test_strain import KINDS
 
 UNITS = pv.data.UnitData(
     kb=8.617333262e-5, energy_str="eV", energy_conversion=96.48533, length_str="A", length_conversion=0.1,
@@ -66,14 +68,14 @@ def test_thermostats_sample_the_canonical_ensemble(engine_of: Callable[..., Engi
     assert abs(deviation) < 4
 
 
-def volumes_of_a_gas(engine_of: EngineOf, n_steps: int) -> tuple[np.ndarray, float, float]:
+def volumes_of_a_gas(engine_of: EngineOf, n_steps: int, freedom: Freedom) -> tuple[np.ndarray, float, float]:
     """Volumes of 32 free atoms at constant pressure, and their mean and variance by theory."""
     kelvin, dt = 300.0, 0.02
     gas = LennardJones(["Ar"], epsilon=1e-12, sigma=1e-3, cutoff=2.0, cutoff_smooth=1.0)
     engine = engine_of(n=2, temperature=kelvin, timestep=dt, potential=gas)
     kT, n = BOLTZMANN_EV_PER_K * kelvin, engine.n_atoms
     pressure = n * kT / engine.state.box.volume
-    barostat = CellRescaling(40 * dt, 1.0 / pressure, dt, seed=6)
+    barostat = CellRescaling(40 * dt, 1.0 / pressure, dt, 6, freedom)
     integrator = thermostat("langevin", engine, damping=2 * dt)
     rows = constant_pressure(engine, integrator, barostat, 1, n_steps, kelvin, pressure * EV_PER_A3_IN_BAR)
     # V^N e^(−PV/kT): a gamma distribution.
@@ -81,8 +83,9 @@ def volumes_of_a_gas(engine_of: EngineOf, n_steps: int) -> tuple[np.ndarray, flo
 
 
 @pytest.mark.slow
-def test_volumes_of_a_gas_are_distributed_as_theory_says(engine_of: EngineOf) -> None:
-    volumes, mean, variance = volumes_of_a_gas(engine_of, 20_000)
+@pytest.mark.parametrize("name", ["isotropic", "z"])
+def test_volumes_of_a_gas_are_distributed_as_theory_says(engine_of: EngineOf, name: str) -> None:
+    volumes, mean, variance = volumes_of_a_gas(engine_of, 20_000, KINDS[name])
     independent = len(volumes) / 80
     assert abs(volumes.mean() - mean) < 4.0 * np.sqrt(variance / independent)
     assert abs(volumes.var() / variance - 1.0) < 4.0 * np.sqrt(2.0 / independent)
@@ -94,21 +97,21 @@ def test_volume_and_shape_have_their_share_of_kT(engine_of: EngineOf, argon: Len
     """⟨(q − ⟨q⟩)·f⟩ = −kT for each of the box's three degrees of freedom, of which two are the shape's."""
     engine, every, bar = skewed(argon, 3) if skew else engine_of(n=2), 2, 500.0
     draw_velocities(engine, 60.0, seed=1)
-    barostat = CellRescaling(0.2, STIFF, 2 * every * engine.timestep, seed=5, anisotropic=True)
+    barostat = CellRescaling(0.2, STIFF, 2 * every * engine.timestep, seed=5, freedom=LENGTHS)
     integrator, kT = thermostat("bussi", engine, 0.1), BOLTZMANN_EV_PER_K * 60.0
     roots, forces, logs, stresses = [], [], [], []
     for k in range(22_000):
         engine.advance(integrator, [60.0])
         if k % every == 0:
             integrator.forget()
-            barostat.move(engine, 60.0, bar)
+            barostat.move(engine, 60.0, [bar] * 3)
         if k >= 2000 and k % 4 == 1:
             row, lengths = measure(engine, integrator, no_sum()), np.linalg.norm(engine.state.box.matrix, axis=1)
             root, excess = np.sqrt(row.volume_A3), (row.pressure_bar - bar) / EV_PER_A3_IN_BAR
             roots.append(root)
             forces.append(2.0 * root * excess + kT / root)
             logs.append(np.log(lengths) - np.log(lengths).mean())
-            stresses.append(_shape_force(engine))
+            stresses.append(shape_force(engine, LENGTHS).diagonal())
     for coordinate, force, n in ((roots, forces, 1), (logs, stresses, 2)):
         q, f = (np.array(values).reshape(len(values), -1) for values in (coordinate, force))
         shares = -((q - q.mean(axis=0)) * f).sum(axis=1) / (n * kT)
@@ -116,6 +119,67 @@ def test_volume_and_shape_have_their_share_of_kT(engine_of: EngineOf, argon: Len
         error = blocks.std() / np.sqrt(20)
         print(f"share {blocks.mean():.3f} ± {error:.3f}")
         assert abs(blocks.mean() - 1.0) < 4.0 * error
+        assert error < 0.2, "enough of them to tell"
+
+
+def block_error(values: np.ndarray, n: int = 20) -> np.ndarray:
+    """Standard error of the mean over rows, from n blocks."""
+    blocks = values[: len(values) // n * n].reshape(n, -1, *values.shape[1:]).mean(axis=1)
+    return np.asarray(blocks.std(axis=0) / np.sqrt(n))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lengths", "xy and z", "z", "angles"])
+def test_each_direction_has_its_pressure(engine_of: EngineOf, name: str) -> None:
+    """As the mean of the pressure tensor's diagonal, or of those elements that change together; no shear remains."""
+    engine, freedom, every = engine_of(n=2), KINDS[name], 2
+    apart = 100.0 if freedom.tilts else 600.0  # of more shear the crystal yields
+    bar = [700.0, 700.0 if name == "xy and z" else 700.0 - apart, 700.0 + apart]
+    barostat = CellRescaling(0.05, STIFF, (1 + freedom.has_shapes) * every * engine.timestep, 5, freedom)
+    rows = constant_pressure(engine, thermostat("bussi", engine, 0.1), barostat, every, 15_000, 60.0, bar)[1000::2]
+    diagonal = np.array([[row.pxx_bar, row.pyy_bar, row.pzz_bar] for row in rows])
+    for group in map(list, freedom.groups):
+        found = diagonal[:, group].mean(axis=1)
+        error = block_error(found)
+        print(f"{group} {found.mean():.0f} ± {error:.0f} bar")
+        assert abs(found.mean() - bar[group[0]]) < 4.0 * error
+        assert error < 60.0, "enough of them to tell"
+    still = [axis for axis in range(3) if axis not in freedom.moving]
+    assert np.array_equal(engine.state.box.matrix[still], 10.8 * np.eye(3)[still])
+    if freedom.tilts:
+        shear = np.array([[row.pxy_bar, row.pxz_bar, row.pyz_bar] for row in rows])
+        assert (np.abs(shear.mean(axis=0)) < 4.0 * block_error(shear)).all()
+
+
+@pytest.mark.slow
+def test_lengths_and_angles_have_their_share_of_kT(engine_of: EngineOf) -> None:
+    """⟨q X ln ρ⟩ = −⟨X q⟩ = −1 for each of the box's six degrees of freedom.
+
+    The derivatives X are those by F in h → h F, lower triangular, with the density ρ in their invariant measure.  That
+    of all orientations alike is h₁₁²/h₃₃² times it, to be added to e^(−(E + PV)/kT) V.
+    """
+    engine, every, bar, kT = engine_of(n=2), 2, 500.0, BOLTZMANN_EV_PER_K * 60.0
+    barostat = CellRescaling(0.2, STIFF, 2 * every * engine.timestep, 5, KINDS["angles"])
+    integrator, measure_of = thermostat("bussi", engine, 0.1), np.diag([2.0, 0.0, -2.0])
+    coordinates, slopes = [], []
+    for k in range(22_000):
+        engine.advance(integrator, [60.0])
+        if k % every == 0:
+            integrator.forget()
+            barostat.move(engine, 60.0, [bar] * 3)
+        if k >= 2000 and k % 4 == 1:
+            _, kinetic, virial = mechanics(engine)
+            h, volume = engine.state.box.matrix, engine.state.box.volume
+            work = (kinetic + virial - np.eye(3) * volume * bar / EV_PER_A3_IN_BAR) / kT
+            tilts = h[1, 0] / h[1, 1], h[2, 0] / h[2, 2], h[2, 1] / h[2, 2]
+            coordinates.append([*np.log(h.diagonal()), *tilts])
+            slopes.append((work + np.eye(3) + measure_of)[[0, 1, 2, 1, 2, 2], [0, 1, 2, 0, 0, 1]])
+    q, slope = np.array(coordinates), np.array(slopes)
+    shares = -(q - q.mean(axis=0)) * slope
+    for found in (shares[:, :3].mean(axis=1), shares[:, 3:].mean(axis=1)):
+        error = block_error(found)
+        print(f"share {found.mean():.3f} ± {error:.3f}")
+        assert abs(found.mean() - 1.0) < 4.0 * error
         assert error < 0.2, "enough of them to tell"
 
 

@@ -21,12 +21,13 @@ from dphpc.core.state import RESTARTED
 from dphpc.core.units import BOLTZMANN_EV_PER_K
 from dphpc.interfaces.ase import DPHPC
 from dphpc.md import restart
-from dphpc.md.config import MdConfig, Stage
+from dphpc.md.config import MdConfig
 from dphpc.md.engine import Engine
 from dphpc.md.ensembles import integrator_of
 from dphpc.md.integrators import VelocityVerlet
 from dphpc.md.minimize import Fire
 from dphpc.md.run import run_md
+from dphpc.md.stages import Stage
 from dphpc.parallel.comm import Communicator
 from dphpc.potential.pair import LennardJones
 from tests.md.test_deterministic import SILICON, THERMOSTATS, atoms_of, compared, written  # noqa: F401
@@ -227,7 +228,7 @@ def test_mistakes(comm: Communicator, argon: LennardJones, hot: Make, config: Ma
         ({"fixed": {"above_A": {"z": 200}}}, "names z above 200 Å, and there are no such atoms"),
         ({"fixed": {"species": ["Ar"]}}, r"(?s)all atoms are fixed.*the run file"),
         ({"fixed": None, "structure": str(slab)}, r"(?s)all atoms are fixed.*slab.extxyz"),
-        ({"stages": [NVE, npt]}, r"(?s)atoms are fixed, which constant pressure would move.*stage 2.*use nvt"),
+        ({"stages": [NVE, npt]}, r"(?s)atoms are fixed, which 'pressure_bar' would move.*stage 2.*use nvt"),
     ]:
         with pytest.raises(InputError, match=message):
             run_md(hot(**changes), comm=comm, potential=argon)

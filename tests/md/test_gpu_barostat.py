@@ -21,11 +21,11 @@ NPT = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("thermostat", ["nose-hoover", "langevin"])
+@pytest.mark.parametrize(("thermostat", "coupling"), [("nose-hoover", "isotropic"), ("langevin", "triclinic")])
 def test_a_box_on_a_gpu_moves_as_on_the_host(
-    thermostat: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, emulated: EmulatedDevice
+    thermostat: str, coupling: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, emulated: EmulatedDevice
 ) -> None:
-    runs, stages = Runs(tmp_path, monkeypatch), [NPT | {"thermostat": thermostat}]
+    runs, stages = Runs(tmp_path, monkeypatch), [NPT | {"thermostat": thermostat, "coupling": coupling}]
     gpu = runs(GpuEngine, emulated, stages=stages, skin_A=1.2)
     assert len(np.unique(gpu["volume_A3"])) > 3
     for name, values in runs(Engine, emulated, stages=stages, skin_A=1.2).items():
@@ -55,7 +55,10 @@ def test_ranks_with_gpus_move_one_box(
     if comm.size > 4:
         pytest.skip("so many GPUs take minutes to be played")
     runs = runs_in_one_folder(comm, tmp_path, monkeypatch)
-    changes = {"replicate": [1, 1, 4], "stages": [NPT | {"thermostat": "langevin", "steps": 13}]}
+    changes = {
+        "replicate": [1, 1, 4],
+        "stages": [NPT | {"thermostat": "langevin", "coupling": "triclinic", "steps": 13}],
+    }
     found = runs(kind_of(comm), emulated, comm, **changes)
     if comm.rank == 0:
         equal(found, runs(GpuEngine, emulated, **changes))

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 
 from dphpc.core.errors import DataError, RunError
-from dphpc.md.config import Stage
 from dphpc.md.restart import read_restart
 from dphpc.md.run import run_md
 from dphpc.md.sealed import damage_of, previous_of
+from dphpc.md.stages import Stage
 from dphpc.parallel.comm import Communicator
 from dphpc.potential.contract import Outputs
 from dphpc.potential.pair import LennardJones

@@ -81,11 +81,10 @@ class HostMoves:
         velocities = self._state.velocities[: self._state.n_local]
         velocities *= factor
 
-    def strain(self, box: Box, factors: Doubles, spacing: float) -> None:
-        """Carry positions, and those noted for the neighbor list, to a box with vectors `factors` (3,) times as long.
+    def strain(self, box: Box, spacing: float) -> None:
+        """Carry positions, and those noted for the neighbor list, to another box.
 
-        Where positions x become x F, velocities v become v F⁻ᵀ, so that phase space keeps its volume; in a cuboid that
-        is v ÷ factors.
+        Where positions x become x F, velocities v become v F⁻ᵀ, so that phase space keeps its volume.
 
         A position is wrapped into the box, carried to the new box, rounded to the new spacing and put back into its
         periodic image, so that the result does not depend on that image.
@@ -96,7 +95,7 @@ class HostMoves:
             shifts = old.wrap_shifts(positions, ON_FACE)
             inside = old.carried_to(box, positions - shifts @ old.matrix)
             positions[...] = round_to(inside, spacing, out=inside) + shifts @ box.matrix
-            self._state.velocities[piece] = _strained(self._state.velocities[piece], old, box, factors)
+            self._state.velocities[piece] = _strained(self._state.velocities[piece], old, box)
             self._built_at[piece] = old.carried_to(box, self._built_at[piece])
 
     def rescale(self, bath: Bath, inputs: Doubles, combine: Combine, *, measured: bool) -> None:
@@ -203,10 +202,10 @@ class HostMoves:
         return squares
 
 
-def _strained(velocities: Doubles, old: Box, box: Box, factors: Doubles) -> Doubles:
+def _strained(velocities: Doubles, old: Box, box: Box) -> Doubles:
     """(n, 3) Å/ps in a box that a strain made of the old one; see `HostMoves.strain`."""
-    if old.is_cuboid or np.ptp(factors) == 0.0:
-        return velocities / factors
+    if old.is_cuboid and box.is_cuboid:
+        return np.asarray(velocities * (old.matrix.diagonal() / box.matrix.diagonal()), np.float64)
     x, y, z = velocities.T
     # Not a matrix product: it may round an atom differently in another place of the array.
     return np.stack([x * a + y * b + z * c for a, b, c in box.inverse @ old.matrix], axis=1)

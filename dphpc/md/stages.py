@@ -1,0 +1,228 @@
+"""The stages of a run: ensembles, thermostats, barostats, minimizations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from dphpc.core.config import Config
+from dphpc.core.errors import did_you_mean
+from dphpc.md.strain import Freedom
+
+THERMOSTATS = ("nose-hoover", "langevin", "bussi")
+THERMOSTAT_ALIASES = {
+    "nose_hoover": "nose-hoover", "nosehoover": "nose-hoover", "nhc": "nose-hoover",
+    "csvr": "bussi", "svr": "bussi", "v-rescale": "bussi", "baoab": "langevin",
+}  # fmt: skip
+
+_THERMOSTAT_KEYS = ("thermostat", "temperature_K", "damping_fs", "chain_length")
+_BAROSTAT_KEYS = (
+    "barostat", "pressure_bar", "pressure_damping_fs", "compressibility_per_bar", "barostat_every", "coupling"
+)  # fmt: skip
+STAGE_KEYS: dict[str, tuple[str, ...]] = {
+    "nve": (),
+    "nvt": _THERMOSTAT_KEYS,
+    "npt": (*_THERMOSTAT_KEYS, *_BAROSTAT_KEYS),
+    "minimize": ("force_tolerance_eV_A", "max_move_A"),
+}
+"""Ensembles, and the keys that only their stages have."""
+
+NEVER = 1 << 30
+"""Number of steps that stands for an event that never comes in a run."""
+
+FEWEST_MOVES = 5
+"""Least number of moves of the box within its time constant: fewer would sample far too wide a range of volumes."""
+
+BAROSTAT_ALIASES = {"c_rescale": "c-rescale", "crescale": "c-rescale", "scr": "c-rescale"}
+
+COUPLING_ALIASES = {"iso": "isotropic", "aniso": "anisotropic", "tri": "triclinic", "flexible": "triclinic"}
+
+Kelvin = Annotated[float, Field(ge=0)]
+Directions = Literal["x", "y", "z", "xy", "xz", "yz"]
+Bar = float | Annotated[list[float], Field(min_length=2, max_length=2)]
+"""A pressure: a number, or [start, end] of a linear ramp."""
+
+
+def _thermostat(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    name = THERMOSTAT_ALIASES.get(value.lower(), value.lower())
+    if name not in THERMOSTATS:
+        raise ValueError(f"unknown thermostat '{value}': {did_you_mean(name, [*THERMOSTATS, *THERMOSTAT_ALIASES])}")
+    return name
+
+
+def _barostat(value: Any) -> Any:
+    return BAROSTAT_ALIASES.get(value.lower(), value.lower()) if isinstance(value, str) else value
+
+
+def _coupling(value: Any) -> Any:
+    return COUPLING_ALIASES.get(value.lower(), value.lower()) if isinstance(value, str) else value
+
+
+def _pressure(value: Any) -> Any:
+    """Refuse what the types would refuse with a message for each of them."""
+    if isinstance(value, list) and len(value) == 3:
+        raise ValueError("[start, end] is a ramp; for a pressure of each direction write {x: …, y: …, z: …}")
+    if isinstance(value, Mapping):
+        axes = "".join(map(str, value))
+        if not axes or len(set(axes)) < len(axes) or not set(value) <= set(get_args(Directions)):
+            raise ValueError("directions are x, y, z, or two that stretch together, as xy; each at most once")
+    return value
+
+
+def _lower(value: Any) -> Any:
+    return value.lower() if isinstance(value, str) else value
+
+
+class Stage(Config):
+    """A number of steps in one ensemble, or an energy minimization."""
+
+    ensemble: Annotated[Literal["nve", "nvt", "npt", "minimize"], BeforeValidator(_lower)]
+    steps: NonNegativeInt
+    """Number of steps; for a minimization the largest number."""
+    thermostat: Annotated[Literal["nose-hoover", "langevin", "bussi"] | None, BeforeValidator(_thermostat)] = None
+    temperature_K: Kelvin | Annotated[list[Kelvin], Field(min_length=2, max_length=2)] | None = None
+    """Target temperature: a number, or [start, end] of a linear ramp."""
+    damping_fs: PositiveFloat = 100.0
+    """Time constant: for nose-hoover the period of its oscillation / 2π, for langevin 1/γ, for bussi τ."""
+    chain_length: PositiveInt = 3
+    """Number of thermostats in a Nosé–Hoover chain."""
+    force_tolerance_eV_A: PositiveFloat = 0.01
+    """A minimization has converged when no atom's force exceeds this."""
+    max_move_A: PositiveFloat = 0.1
+    """Largest displacement of an atom in a step of a minimization."""
+    barostat: Annotated[Literal["c-rescale"], BeforeValidator(_barostat)] = "c-rescale"
+    pressure_bar: Annotated[Bar | dict[Directions, Bar] | None, BeforeValidator(_pressure)] = None
+    """Target pressure, or those of the directions that move."""
+    pressure_damping_fs: PositiveFloat = 1000.0
+    """Time constant of the volume's relaxation."""
+    compressibility_per_bar: PositiveFloat = 4.5e-5
+    """Estimate of the material's compressibility; the time constant is exact if this is.  The default is water's."""
+    barostat_every: PositiveInt = 10
+    """Steps between two moves of the box."""
+    coupling: Annotated[Literal["isotropic", "anisotropic", "triclinic"], BeforeValidator(_coupling)] = "isotropic"
+    """isotropic: one factor for all directions; anisotropic: independent lengths of box vectors, constant angles;
+    triclinic: lengths and angles.  For pressures of directions the default is anisotropic."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _directions_are_free(cls, data: Any) -> Any:
+        apart = isinstance(data, Mapping) and isinstance(data.get("pressure_bar"), Mapping)
+        return {"coupling": "anisotropic", **data} if apart else data
+
+    @model_validator(mode="after")
+    def _check(self) -> Stage:
+        own_keys = STAGE_KEYS[self.ensemble]
+        for key in (key for keys in STAGE_KEYS.values() for key in keys if key not in own_keys):
+            if key in self.model_fields_set and getattr(self, key) is not None:
+                here = f"a{'n' * self.ensemble.startswith('n')} {self.ensemble}"
+                others = " or ".join(ensemble for ensemble, keys in STAGE_KEYS.items() if key in keys)
+                raise ValueError(f"'{key}' has no meaning in {here} stage: remove it or write ensemble: {others}")
+        self._check_pressure()
+        if self.ensemble in ("nve", "minimize"):
+            return self
+        if self.thermostat is None:
+            raise ValueError(f"an {self.ensemble} stage needs 'thermostat': one of {', '.join(THERMOSTATS)}")
+        if self.temperature_K is None:
+            raise ValueError(f"an {self.ensemble} stage needs 'temperature_K': a number, or [start, end]")
+        if self.ensemble == "npt" and self.pressure_bar is None:
+            raise ValueError("an npt stage needs 'pressure_bar': a number, or [start, end]")
+        if self.ensemble == "npt" and 0 < self.steps < self.barostat_every:
+            raise ValueError(
+                f"the box would not move once in {self.steps} steps: 'barostat_every' is {self.barostat_every}"
+            )
+        if self.thermostat != "nose-hoover" and "chain_length" in self.model_fields_set:
+            raise ValueError(f"'chain_length' has no meaning for {self.thermostat}: remove it")
+        if self.thermostat != "langevin" and min(self.temperatures) <= 0:
+            raise ValueError(f"{self.thermostat} needs a temperature above 0 K")
+        return self
+
+    def _check_pressure(self) -> None:
+        axes = self.pressure_bar if isinstance(self.pressure_bar, dict) else {}
+        if axes and self.coupling == "isotropic":
+            raise ValueError(
+                "'coupling' is isotropic, and 'pressure_bar' names directions: give a number, or no coupling"
+            )
+        if axes and self.coupling == "triclinic" and (len(axes) < 2 or len("".join(axes)) > len(axes)):
+            raise ValueError(
+                "'coupling' is triclinic: 'pressure_bar' is a number, or names two or three single directions"
+            )
+
+    @property
+    def temperatures(self) -> tuple[float, float]:
+        """Temperature at the stage's beginning and end in K."""
+        return _ends(self.temperature_K)
+
+    def temperature(self, step: int) -> float:
+        """Temperature in K after `step` steps of the stage."""
+        return self._between(self.temperatures, step)
+
+    def pressure(self, step: int) -> list[float]:
+        """Pressures along x, y and z in bar after `step` steps of the stage; 0 for those that do not move."""
+        found = [0.0] * 3
+        for axes, pressure in self._pressures.items():
+            for axis in axes:
+                found["xyz".index(axis)] = self._between(_ends(pressure), step)
+        return found
+
+    @property
+    def freedom(self) -> Freedom | None:
+        """How the box may change; None if it is constant."""
+        if self.pressure_bar is None:
+            return None
+        groups = (tuple("xyz".index(axis) for axis in axes) for axes in sorted(self._pressures))
+        return Freedom(tuple(groups), self.coupling == "triclinic")
+
+    @property
+    def _pressures(self) -> dict[str, float | list[float]]:
+        """Pressures by the directions that stretch together."""
+        given = self.pressure_bar
+        if given is None or isinstance(given, dict):
+            return {str(axes): pressure for axes, pressure in (given or {}).items()}
+        return {"xyz": given} if self.coupling == "isotropic" else dict.fromkeys("xyz", given)
+
+    def _between(self, ends: tuple[float, float], step: int) -> float:
+        start, end = ends
+        return start + (end - start) * (step / self.steps if self.steps else 0.0)
+
+    @property
+    def ramps(self) -> bool:
+        """Whether temperature or pressure is ramped; then a different number of steps makes it a different stage."""
+        return any(isinstance(value, list) for value in (self.temperature_K, *self._pressures.values()))
+
+    def steps_to_barostat(self, step: int) -> int:
+        """Steps until the next move of the box, after `step` steps of the stage; `NEVER` if it does not move."""
+        return self.barostat_every - step % self.barostat_every if self.ensemble == "npt" else NEVER
+
+    @property
+    def title(self) -> str:
+        """The stage in a few words."""
+        if self.ensemble == "nve":
+            return f"nve, {self.steps} steps"
+        if self.ensemble == "minimize":
+            aim = f"forces of {self.force_tolerance_eV_A:g} eV/Å"
+            return f"minimize (FIRE, to {aim}), at most {self.steps} steps"
+        bath = f"{self.thermostat}, {_ramp(self.temperatures, 'K')}, damping {self.damping_fs:g} fs"
+        if self.ensemble == "npt":
+            bath += f"; {self.coupling} {self.barostat}, {self._target}"
+            bath += f", damping {self.pressure_damping_fs:g} fs"
+        return f"{self.ensemble} ({bath}), {self.steps} steps"
+
+    @property
+    def _target(self) -> str:
+        parts = [(axes, _ramp(_ends(pressure), "bar")) for axes, pressure in self._pressures.items()]
+        return (
+            ", ".join(f"{axes} {ramp}" for axes, ramp in parts) if isinstance(self.pressure_bar, dict) else parts[0][1]
+        )
+
+
+def _ends(value: float | list[float] | None) -> tuple[float, float]:
+    start, end = value if isinstance(value, list) else (value or 0.0, value or 0.0)
+    return start, end
+
+
+def _ramp(ends: tuple[float, float], unit: str) -> str:
+    return " → ".join(f"{end:g}" for end in dict.fromkeys(ends)) + f" {unit}"

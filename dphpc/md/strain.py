@@ -1,0 +1,80 @@
+"""How a box may be strained: which of its lengths and angles change, and which lengths change together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dphpc.core.box import Box
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Freedom:
+    """The strains that a box may undergo.
+
+    A strain is a symmetric matrix S (3, 3).  Without `tilts` it is diagonal: box vector i becomes exp(S_ii) times as
+    long, and angles stay.  With `tilts` its components are Cartesian, and off-diagonal ones are free between directions
+    that move: positions x become x exp(S), then turn so that the box vectors, the rows of h, become h F with a lower
+    triangular F.  So a stays parallel to x, and b in the xy plane, if they were.
+
+    Parameters
+    ----------
+    groups
+        The directions that move, 0 to 2; those of one group by the same factor.
+    tilts
+        Whether angles between directions that move are free, too; each is a group of its own then.
+    """
+
+    groups: tuple[tuple[int, ...], ...]
+    tilts: bool = False
+
+    @cached_property
+    def moving(self) -> list[int]:
+        """The directions that move."""
+        return sorted(axis for group in self.groups for axis in group)
+
+    @property
+    def has_shapes(self) -> bool:
+        """Whether the shape may change at constant volume."""
+        return len(self.groups) > 1
+
+    def part(self, tensor: Floats, *, isochoric: bool = False) -> Floats:
+        """(3, 3): the tensor's orthogonal projection on the strains, or on those of constant volume."""
+        kept = np.zeros((3, 3))
+        if self.tilts:
+            block = np.ix_(self.moving, self.moving)
+            kept[block] = 0.5 * (tensor + tensor.T)[block]
+        for group in self.groups:
+            kept[group, group] = tensor.diagonal()[list(group)].mean()
+        if isochoric:
+            kept[self.moving, self.moving] -= kept.trace() / len(self.moving)
+        return kept
+
+    def seen(self, box: Box, tensor: Floats) -> Floats:
+        """(3, 3): a Cartesian tensor T in the frame of the strains.
+
+        Without tilts it is h T h⁻¹, whose diagonal has the components along box vector i and the normal of its face.
+        """
+        return tensor if self.tilts else np.asarray(box.matrix @ tensor @ box.inverse, np.float64)
+
+    def strained(self, matrix: Floats, strain: Floats) -> tuple[Floats, Floats]:
+        """Box vectors (3, 3) after a strain, and the rotation R (3, 3) of F = exp(S) Rᵀ.
+
+        Directions that do not move keep every bit.
+        """
+        if not self.tilts:
+            return matrix * np.exp(strain.diagonal())[:, None], np.eye(3)
+        block = np.ix_(self.moving, self.moving)
+        lower, turn = np.eye(3), np.eye(3)
+        logs, axes = np.linalg.eigh(strain[block])
+        lower[block] = np.linalg.cholesky((axes * np.exp(2.0 * logs)) @ axes.T)
+        turn[block] = np.linalg.solve(lower[block], (axes * np.exp(logs)) @ axes.T)
+        return matrix @ lower, turn
+
+
+ISOTROPIC = Freedom(((0, 1, 2),))
