@@ -7,6 +7,7 @@ from dphpc.md.barostats import CellRescaling
 from dphpc.md.integrators import Integrator, VelocityVerlet
 from dphpc.md.minimize import Fire
 from dphpc.md.observables import degrees_of_freedom
+from dphpc.md.relax import BoxDescent
 from dphpc.md.stages import Stage
 from dphpc.md.thermostats import Bussi, Langevin, NoseHoover
 
@@ -14,7 +15,9 @@ from dphpc.md.thermostats import Bussi, Langevin, NoseHoover
 def integrator_of(stage: Stage, n_atoms: int, n_fixed: int, seed: int) -> Integrator:
     """The integrator at the beginning of a stage, for `n_atoms` atoms of which `n_fixed` are fixed."""
     if stage.ensemble == "minimize":
-        return Fire(stage.force_tolerance_eV_A, stage.max_move_A)
+        free = stage.freedom
+        box = BoxDescent(free, stage.pressure(0), stage.stress_tolerance_bar) if free else None
+        return Fire(stage.force_tolerance_eV_A, stage.max_move_A, box)
     dof, damping = degrees_of_freedom(n_atoms, VelocityVerlet.frozen, n_fixed), stage.damping_fs * FS
     match stage.thermostat:
         case "nose-hoover":

@@ -138,6 +138,9 @@ class GpuEngine(Engine):
     def advance(self, integrator: Integrator, temperatures: Sequence[float]) -> None:
         """See `Engine.advance`."""
         self._here, left = False, list(temperatures)
+        if integrator.moves_box:  # each of its steps begins a list
+            super().advance(integrator, left)
+            return
         most = len(left)  # upper limit for the steps of a window
         while left:
             if self.window.steps == 0:

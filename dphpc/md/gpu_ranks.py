@@ -73,7 +73,7 @@ class RankEngine(GpuEngine):
     def advance(self, integrator: Integrator, temperatures: Sequence[float]) -> None:
         """See `Engine.advance`."""
         self._here = False
-        if self.window.steps <= 1 or not self._pass_window(integrator, temperatures):
+        if integrator.moves_box or self.window.steps <= 1 or not self._pass_window(integrator, temperatures):
             self._due = self.window.steps == 0
             Engine.advance(self, integrator, temperatures)
         self.gpu.fetch_account(integrator)

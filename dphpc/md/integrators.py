@@ -21,10 +21,11 @@ class Integrator(Protocol):
 
     `frozen` is the number of degrees of freedom that stay at rest (the three of the center of mass); `scalars` are its
     numbers that change with the steps.  It is `dynamic` if the velocities are physical; else, as in a minimization,
-    observables count the atoms as at rest.
+    observables count the atoms as at rest.  It `moves_box` if its own steps change the box.
     """
 
     frozen: int
+    moves_box: bool
     dynamic: bool
     scalars: NDArray[np.float64]
 
@@ -53,6 +54,7 @@ class VelocityVerlet:
     """The microcanonical ensemble (NVE); Swope et al., J. Chem. Phys. 76, 637 (1982)."""
 
     frozen = 3
+    moves_box = False
     dynamic = True
     bath_is_local = False
     scalars = np.zeros(0)

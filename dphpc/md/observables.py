@@ -81,6 +81,11 @@ def mechanics(engine: Engine) -> tuple[float, NDArray[np.float64], NDArray[np.fl
     return float(sums[0]), sums[10:].reshape(3, 3), sums[1:10].reshape(3, 3)
 
 
+def virial(engine: Engine) -> NDArray[np.float64]:
+    """(3, 3) eV: the virial of all atoms; collective."""
+    return total(engine.comm.allreduce(engine.outputs.virial_parts.reshape(PARTS, 9))).reshape(3, 3)
+
+
 def measure(engine: Engine, integrator: Integrator, bath_before: NDArray[np.float64]) -> Thermo:
     """Measure the present state; collective.
 

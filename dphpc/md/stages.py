@@ -25,7 +25,7 @@ STAGE_KEYS: dict[str, tuple[str, ...]] = {
     "nve": (),
     "nvt": _THERMOSTAT_KEYS,
     "npt": (*_THERMOSTAT_KEYS, *_BAROSTAT_KEYS),
-    "minimize": ("force_tolerance_eV_A", "max_move_A"),
+    "minimize": ("force_tolerance_eV_A", "max_move_A", "stress_tolerance_bar", "pressure_bar", "coupling"),
 }
 """Ensembles, and the keys that only their stages have."""
 
@@ -94,9 +94,11 @@ class Stage(Config):
     """A minimization has converged when no atom's force exceeds this."""
     max_move_A: PositiveFloat = 0.1
     """Largest displacement of an atom in a step of a minimization."""
+    stress_tolerance_bar: PositiveFloat = 10.0
+    """A minimization that moves the box has converged when no free component of the stress is off by more."""
     barostat: Annotated[Literal["c-rescale"], BeforeValidator(_barostat)] = "c-rescale"
     pressure_bar: Annotated[Bar | dict[Directions, Bar] | None, BeforeValidator(_pressure)] = None
-    """Target pressure, or those of the directions that move."""
+    """Target pressure, or those of the directions that move; a minimization moves the box only if it is given."""
     pressure_damping_fs: PositiveFloat = 1000.0
     """Time constant of the volume's relaxation."""
     compressibility_per_bar: PositiveFloat = 4.5e-5
@@ -150,6 +152,13 @@ class Stage(Config):
             raise ValueError(
                 "'coupling' is triclinic: 'pressure_bar' is a number, or names two or three single directions"
             )
+        if self.ensemble != "minimize":
+            return
+        for key in ("coupling", "stress_tolerance_bar"):
+            if self.pressure_bar is None and key in self.model_fields_set:
+                raise ValueError(f"'{key}' has no meaning in a constant box: remove it, or add 'pressure_bar'")
+        if any(isinstance(pressure, list) for pressure in (self.pressure_bar, *axes.values())):
+            raise ValueError("'pressure_bar' is a ramp, which a minimization has not: give one number")
 
     @property
     def temperatures(self) -> tuple[float, float]:
@@ -204,6 +213,8 @@ class Stage(Config):
             return f"nve, {self.steps} steps"
         if self.ensemble == "minimize":
             aim = f"forces of {self.force_tolerance_eV_A:g} eV/Å"
+            if self.pressure_bar is not None:
+                aim += f" and {self._target} within {self.stress_tolerance_bar:g} bar, {self.coupling}"
             return f"minimize (FIRE, to {aim}), at most {self.steps} steps"
         bath = f"{self.thermostat}, {_ramp(self.temperatures, 'K')}, damping {self.damping_fs:g} fs"
         if self.ensemble == "npt":

@@ -209,6 +209,7 @@ class Langevin:
     """
 
     frozen = 0
+    moves_box = False
     dynamic = True
     bath_is_local = True
 

@@ -145,6 +145,27 @@ def test_a_minimization(
 
 @pytest.mark.mpi
 @pytest.mark.parametrize(
+    "target",
+    [{"pressure_bar": 500}, {"pressure_bar": {"xy": 0, "z": 3000}}, {"pressure_bar": -100, "coupling": "triclinic"}],
+    ids=["isotropic", "xy and z", "triclinic"],
+)
+def test_a_minimization_of_the_box(
+    target: dict[str, Any],
+    argon: LennardJones,
+    config: Config,
+    written: Callable[[Atoms], str],
+    compared: Callable[..., None],
+) -> None:
+    atoms = bulk("Ar", "fcc", a=5.2, cubic=True) * (9, 2, 2)
+    skew = np.array([[1.0, 0.0, 0.0], [0.03, 1.01, 0.0], [0.02, -0.02, 0.98]])
+    atoms.set_cell(atoms.cell.array @ skew, scale_atoms=True)
+    atoms.rattle(0.2, seed=1)
+    stages = [{"ensemble": "minimize", "steps": 30, **target}]
+    compared(config(structure=written(atoms), replicate=None, stages=stages), argon)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize(
     ("periodic", "ensemble"),
     [
         ((True, True, True), "nve"),

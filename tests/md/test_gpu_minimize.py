@@ -50,6 +50,16 @@ def test_a_minimization_is_the_hosts(runs: Runs, device: Any, before: list[dict[
     assert host["kinetic_eV"][-1] > 1.0, "velocities are drawn when dynamics begin"
 
 
+@pytest.mark.parametrize("coupling", ["isotropic", "triclinic"])
+def test_a_box_is_relaxed_as_on_the_host(runs: Runs, emulated: EmulatedDevice, coupling: str) -> None:
+    """Between dynamics, whose steps are done in windows."""
+    relax, nve = {**MINIMIZE, "pressure_bar": 5e4, "coupling": coupling}, {**NVE, "steps": 6}
+    stages = plan(runs, nve, relax, nve)
+    gpu, host = (runs(kind, emulated, **stages) for kind in (GpuEngine, Engine))
+    assert len(np.unique(host["volume_A3"])) > 3
+    equal(gpu, host)
+
+
 def test_its_end_is_the_hosts(runs: Runs, emulated: EmulatedDevice) -> None:
     found = []
     for kind in (GpuEngine, Engine):
@@ -87,7 +97,8 @@ def test_a_step_that_is_done_again_is_done_from_the_same_state(
 def test_any_number_of_ranks_minimizes_with_the_same_bits(
     runs: Runs, comm: Communicator, emulated: EmulatedDevice
 ) -> None:
-    stages = {**plan(runs, MINIMIZE, {**NVE, "steps": 3}), "replicate": [2, 1, 1]}
+    relax = {**MINIMIZE, "steps": 6, "pressure_bar": 5e4, "coupling": "triclinic"}
+    stages = {**plan(runs, MINIMIZE, {**NVE, "steps": 3}, relax), "replicate": [2, 1, 1]}
     found = runs(kind_of(comm), emulated, comm, **stages)
     if comm.rank == 0:
         equal(found, runs(GpuEngine, emulated, **stages))
