@@ -10,7 +10,7 @@ import typer
 
 from dphpc.cli.app import app, command, show_result
 
-log = logging.getLogger("dphpc.cli")
+log = logging.getLogger(__name__)
 
 group = typer.Typer(help="pair_style dphpc for LAMMPS: build the plugin, export models.", no_args_is_help=True)
 app.add_typer(group, name="lammps")

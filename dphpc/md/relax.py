@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
+from dphpc.core.arrays import Doubles
 from dphpc.core.units import EV_PER_A3_IN_BAR
 from dphpc.md.engine import Engine
 from dphpc.md.observables import virial
 from dphpc.md.strain import Freedom
-
-Floats = NDArray[np.float64]
 
 LEVER = 0.3
 """ℓ in mean distances of atoms, with which a box is about as stiff as the bonds."""
@@ -64,7 +62,7 @@ class BoxDescent:
         """Whether the pressure is as wanted."""
         return self.stress <= self.tolerance
 
-    def sums(self) -> Floats:
+    def sums(self) -> Doubles:
         """(3,): f·v, v² and f² of y, to be added to those of the atoms."""
         f, v = self.force, self.velocity
         return np.array([(f * v).sum(), (v * v).sum(), (f * f).sum()])
@@ -86,13 +84,13 @@ class BoxDescent:
         engine.reshape_box(matrix)
         self.velocity = turn @ self.velocity @ turn.T
 
-    def save(self) -> Floats:
+    def save(self) -> Doubles:
         """All numbers that change."""
         return np.concatenate(
             ([self.spacing, self.scale], self.velocity.ravel(), self.excess.ravel(), self.force.ravel())
         )
 
-    def load(self, saved: Floats) -> None:
+    def load(self, saved: Doubles) -> None:
         """Restore all numbers that change."""
         self.spacing, self.scale = saved[:2].tolist()
         self.velocity, self.excess, self.force = saved[2:].reshape(3, 3, 3).copy()

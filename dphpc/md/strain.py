@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
+from dphpc.core.arrays import Doubles
 from dphpc.core.box import Box
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ class Freedom:
         """Whether the shape may change at constant volume."""
         return len(self.groups) > 1
 
-    def part(self, tensor: Floats, *, isochoric: bool = False) -> Floats:
+    def part(self, tensor: Doubles, *, isochoric: bool = False) -> Doubles:
         """(3, 3): the tensor's orthogonal projection on the strains, or on those of constant volume."""
         kept = np.zeros((3, 3))
         if self.tilts:
@@ -55,14 +53,14 @@ class Freedom:
             kept[self.moving, self.moving] -= kept.trace() / len(self.moving)
         return kept
 
-    def seen(self, box: Box, tensor: Floats) -> Floats:
+    def seen(self, box: Box, tensor: Doubles) -> Doubles:
         """(3, 3): a Cartesian tensor T in the frame of the strains.
 
         Without tilts it is h T h⁻¹, whose diagonal has the components along box vector i and the normal of its face.
         """
         return tensor if self.tilts else np.asarray(box.matrix @ tensor @ box.inverse, np.float64)
 
-    def strained(self, matrix: Floats, strain: Floats) -> tuple[Floats, Floats]:
+    def strained(self, matrix: Doubles, strain: Doubles) -> tuple[Doubles, Doubles]:
         """Box vectors (3, 3) after a strain, and the rotation R (3, 3) of F = exp(S) Rᵀ.
 
         Directions that do not move keep every bit.

@@ -13,9 +13,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dphpc._native import kernels_of
+from dphpc.core.arrays import Doubles
 from dphpc.model.gated import Gate, GatedNetwork
 from dphpc.model.networks import Network
 from dphpc.model.radial_table import Grid, hermite_adjoint, hermite_coefficients
@@ -23,8 +23,6 @@ from dphpc.ops.arguments import gradients_of, layers_of
 from dphpc.ops.se_a.contract import SeAParameters
 from dphpc.ops.se_a.knots import EmptySlots, Gradients
 from dphpc.ops.threads import get_threads
-
-Doubles = NDArray[np.float64]
 
 _POWERS = np.arange(6)
 _AT_END = np.stack((np.ones(6), _POWERS, _POWERS * (_POWERS - 1)))
