@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dphpc.core.device import find_device
 from dphpc.core.errors import RunError
@@ -22,7 +21,7 @@ from dphpc.md.ensembles import barostat_of, integrator_of
 from dphpc.md.extent import Extent, resume_points
 from dphpc.md.fixed import deal_fixed, fixed_lines
 from dphpc.md.gpu_ranks import engine_for
-from dphpc.md.integrators import Integrator
+from dphpc.md.integrators import Integrator, Saved
 from dphpc.md.memory import SNAPSHOT_BYTES, estimate, refuse_if_too_large
 from dphpc.md.minimize import Fire
 from dphpc.md.observables import HEADER, bath_energy, measure
@@ -155,7 +154,7 @@ class Run:
         """Find the stage and step to begin at, and count the steps to do."""
         s, engine, old = self.settings, self.engine, self.checkpoint
         self.stage, self.stage_step, self.bath = 0, 0, no_sum()
-        self.saved: dict[str, NDArray] = {}
+        self.saved: Saved = {}
         self.at_rest = False  # whether velocities are a minimizer's, not physical
         self.drifts = False  # whether the last stage, Langevin's, moved the center of mass
         self.converged: bool | None = None

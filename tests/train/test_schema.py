@@ -159,7 +159,7 @@ def test_out_json_means_the_same_to_deepmd_kit(tmp_path: Path) -> None:
             "training/training_data/batch_size",
             0,
             "training/training_data/batch_size",
-            "0, or a valid list, or a valid str",
+            r"0, or a list in brackets: \[\.\.\.\], or a valid str",
         ),
         ("training/training_data/batch_size", "mixed:4", "training/training_data/batch_size", "not supported"),
         ("training/training_data/auto_prob", "prob_sys_size;1:0:1", "training/training_data/auto_prob", "first < end"),
