@@ -178,13 +178,12 @@ void FittingTape<Real>::inputs_adjoint(const Part& part) {
 
 // Sets y (width), the adjoints of a piece's inputs, from those of the first layer's z and output.
 template <class Real>
-Real* FittingTape<Real>::piece_adjoint(const InputPiece& piece, const Tile& group, const Real* z_bar,
-                                       const Real* output_bar, Real* y) {
+void FittingTape<Real>::piece_adjoint(const InputPiece& piece, const Tile& group, const Real* z_bar,
+                                      const Real* output_bar, Real* y) {
     const LayerView<Real>& layer = layers_.front();
     std::fill_n(y, static_cast<std::int64_t>(group.n) * piece.width, Real(0));
     add_panel_product(group, LeftMatrix<Real>::of(inputs_.weights(piece), piece.width, layer.n_out), z_bar, y);
     if (layer.skip) inputs_.add_copies_adjoint(piece, group, output_bar, y);
-    return y;
 }
 
 template <class Real>
@@ -320,15 +319,15 @@ void FittingTape<Real>::adjoint_tangent(const Tile& tile, const Real* seeds) {
 template <class Real>
 void FittingTape<Real>::inputs_adjoint_tangent(const Part& part) {
     const Tile& group = part.group;
-    const std::int64_t from = group.first * layers_.front().n_out, at = group.first * n_row();
+    const std::int64_t from = group.first * layers_.front().n_out;
     Real* own = moments_sum_.own(part, moments_bar_.data(), n_row());
     for (const InputPiece& piece : pieces(part.share)) {
         if (!piece.is_features) continue;
         Real* y = sized(Scratch<Real>::own().inputs, static_cast<std::size_t>(group.n) * piece.width);
         piece_adjoint(piece, group, q_z_.data() + from, layers_.front().skip ? q_output_.data() + from : nullptr, y);
-        inputs_.gather(piece, group, moments_.data() + at, y, own);
+        inputs_.gather(piece, group, at(moments_, group, n_row()), y, own);
         // Ė is bilinear in the moments and their tangent.
-        inputs_.gather(piece, group, moments_tangent_.data() + at,
+        inputs_.gather(piece, group, at(moments_tangent_, group, n_row()),
                        inputs_adjoint_.data() + piece.start * tiling_.padded() + group.first * piece.width, own);
     }
 }

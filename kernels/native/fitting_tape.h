@@ -50,7 +50,7 @@ class FittingTape {
     void add_skipped(const Part& part, Real* output);
     void adjoint(const Tile& tile);
     void inputs_adjoint(const Part& part);
-    Real* piece_adjoint(const InputPiece& piece, const Tile& group, const Real* z_bar, const Real* output_bar, Real* y);
+    void piece_adjoint(const InputPiece& piece, const Tile& group, const Real* z_bar, const Real* output_bar, Real* y);
     void forward_tangent(const Part& part);
     void adjoint_tangent(const Tile& tile, const Real* seeds);
     void layer_adjoint(const Tile& tile, int l, Real* q);
