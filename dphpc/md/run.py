@@ -18,7 +18,7 @@ from dphpc.core.signals import stop_signals
 from dphpc.core.units import FS
 from dphpc.md.config import MdConfig
 from dphpc.md.ensembles import barostat_of, integrator_of
-from dphpc.md.extent import Extent, resume_points
+from dphpc.md.extent import Extent
 from dphpc.md.fixed import deal_fixed, fixed_lines
 from dphpc.md.gpu_ranks import engine_for
 from dphpc.md.integrators import Integrator, Saved
@@ -33,11 +33,11 @@ from dphpc.md.setup import (
     header,
     load_monitor,
     load_potential,
+    plan_outputs,
     read_settings,
     read_start,
     remove_stale_restarts,
     require_box_for_pressure,
-    starts_from_own_restart,
 )
 from dphpc.md.stages import NEVER, Stage
 from dphpc.md.trajectory import FrameWriter, open_trajectory, write_frame
@@ -191,8 +191,7 @@ class Run:
         self.thermo_file: TableFile | None = None
         self.trajectory: FrameWriter | None = None
         self.rows = array("d")  # thermo's values, on rank 0; compact, as there may be millions of rows
-        old, own = self.checkpoint.files_for(s.stages) if self.checkpoint else {}, starts_from_own_restart(s)
-        kept, lines = from_first(self.comm, lambda: resume_points(s.outputs, old, own))
+        kept, lines = from_first(self.comm, lambda: plan_outputs(s, self.checkpoint))
         self.kept, species = kept, self.potential.type_map
         self.screen.say(*lines)
         with together(self.comm):

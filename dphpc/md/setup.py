@@ -19,6 +19,7 @@ from dphpc.core.device import Device
 from dphpc.core.errors import InputError
 from dphpc.md.config import MdConfig
 from dphpc.md.deviation import DeviationMonitor
+from dphpc.md.extent import resume_points
 from dphpc.md.memory import Estimate
 from dphpc.md.restart import Checkpoint, is_restart, origin_of, read_restart
 from dphpc.md.sealed import previous_of
@@ -96,11 +97,35 @@ def remove_stale_restarts(settings: MdConfig) -> None:
 
     The file that the run starts from is kept; if it is the run's own restart file, so is the previous one.
     """
+    for path in _stale_restarts(settings):
+        path.unlink()
+
+
+def _stale_restarts(settings: MdConfig) -> list[Path]:
+    """The files that `remove_stale_restarts` removes."""
     start, names = Path(settings.structure).resolve(), own_restarts(settings)
-    if names and names[0].resolve() != start:
-        for path in names:
-            if path.is_file() and path.resolve() != start:
-                path.unlink()
+    if not names or names[0].resolve() == start:
+        return []
+    return [path for path in names if path.is_file() and path.resolve() != start]
+
+
+def plan_outputs(settings: MdConfig, checkpoint: Checkpoint | None) -> tuple[dict[str, int], list[str]]:
+    """How much of each continued output is kept (see `resume_points`), and lines about old files that are replaced.
+
+    Raises
+    ------
+    DataError
+        A file to go on with is not as the restart file left it.
+    """
+    old = checkpoint.files_for(settings.stages) if checkpoint else {}
+    kept, lines = resume_points(settings.outputs, old, starts_from_own_restart(settings))
+    known, stale = {Path(path).resolve() for path in old}, _stale_restarts(settings)
+    lost = [path for path in settings.outputs if Path(path).is_file() and Path(path).resolve() not in known]
+    if lost or stale:
+        go_on = "; to go on from its restart file: --continue" if stale else ""
+        names = ", ".join([*lost, *map(str, stale)])
+        lines.append(f"warning:   files of an earlier run are replaced: {names}{go_on}; to keep them: move them away")
+    return kept, lines
 
 
 def load_potential(path: str, settings: MdConfig, device: Device | None) -> Potential:

@@ -258,9 +258,15 @@ def test_md(run: Run, tmp_path: Path) -> None:
     np.testing.assert_array_equal(table["step"], [0, 2, 4])
     assert len(ase.io.read(tmp_path / "traj.extxyz", ":")) == 3
     assert run("plot", "thermo", "thermo.csv").stdout.strip() == "thermo.png"
+    done = run("md", "run.yaml")
+    assert "warning:   files of an earlier run are replaced: thermo.csv, traj.extxyz; to keep" in done.stdout
+    for name in ("thermo.csv", "traj.extxyz"):
+        (tmp_path / name).unlink()
     done = run("md", "run.yaml", "-l", "md.log", "-v", "WARNING")
     assert not done.stdout + done.stderr
     assert not (tmp_path / "md.log").read_text()
+    for name in ("thermo.csv", "traj.extxyz"):
+        (tmp_path / name).unlink()
     done = run("md", "run.yaml", "-l", "md.log")
     assert done.stderr == ""
     for line in (line for line in done.stdout.splitlines() if line):

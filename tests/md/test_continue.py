@@ -264,6 +264,32 @@ def test_a_new_run_that_ends_before_its_first_restart_begins_anew(
 
 
 @pytest.mark.mpi
+def test_files_that_a_new_run_replaces_are_named(
+    comm: Communicator, config: Make, argon: LennardJones, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(config()["structure"]).parent
+    run, warning = config(stages=[NVE], **files(folder, every=5)), "warning:   files of an earlier run are replaced: "
+
+    def said(**changes: Any) -> list[str]:
+        resume = changes.pop("resume", False)
+        run_md(run | changes, resume=resume, comm=comm, potential=argon)
+        comm.barrier()
+        return [line.removeprefix(warning) for line in capsys.readouterr().out.splitlines() if warning in line]
+
+    outputs, restarts = f"{folder / 't.csv'}, {folder / 't.extxyz'}", f"{folder / 'r.h5'}, {folder / 'r.previous.h5'}"
+    move = "; to keep them: move them away"
+    here = comm.rank == 0
+    assert said() == []
+    assert said() == [f"{outputs}, {restarts}; to go on from its restart file: --continue{move}"] * here
+    assert said(resume=True, stages=[NVE | {"steps": 20}]) == []
+    other = {"file": str(folder / "other.csv")}
+    if here:
+        Path(other["file"]).write_text("of another run")
+    comm.barrier()
+    assert said(resume=True, stages=[NVE | {"steps": 30}], thermo=other) == [f"{other['file']}{move}"] * here
+
+
+@pytest.mark.mpi
 def test_what_a_run_starts_from_stays(comm: Communicator, config: Make, argon: LennardJones) -> None:
     folder = Path(config()["structure"]).parent
     run, file = config(stages=[NVE], **files(folder, every=5)), folder / "r.h5"

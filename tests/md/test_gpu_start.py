@@ -142,9 +142,9 @@ def test_more_neighbors_than_sel_are_spoken_of(runs, emulated, monkeypatch, capl
     monkeypatch.setattr(deep, "read_model", with_few_slots)
     said = []
     for kind in (GpuEngine, Engine):
-        with caplog.at_level(logging.WARNING):
+        with caplog.at_level(logging.WARNING, deep.__name__):
             runs(kind, emulated, stages=[{**NVE, "steps": 3}])
-        said.append([record.getMessage() for record in caplog.records])
+        said.append([record.getMessage() for record in caplog.records if record.name == deep.__name__])
         caplog.clear()
     assert said[0] == said[1]
     assert len(said[0]) == 1
