@@ -131,7 +131,8 @@ class Engine:
         self.deterministic, self.balance = deterministic, balance
         self.asked_to_stop, self.stop, self.moved2 = 0, 0, 0.0
         self._listed, self._stretch = state.box, 1.0  # the neighbor list's box, and the least factor of distances since
-        self.last_restart: str | None = None
+        self.last_restart: str | None = None  # that this run wrote
+        self.first_restart: str | None = None  # from which it went on
         kinds = np.bincount(state.types[: state.n_local], minlength=len(masses))
         self.n_fixed, *numbers = comm.allreduce(np.array([np.count_nonzero(state.fixed), *kinds])).tolist()
         self.n_atoms, self.mass = sum(numbers), sum(n * m for n, m in zip(numbers, masses.tolist(), strict=True) if n)

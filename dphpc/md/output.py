@@ -19,6 +19,7 @@ from dphpc.core.units import duration
 from dphpc.md.engine import Engine
 from dphpc.md.extent import Extent, extent_of_bytes
 from dphpc.md.observables import Thermo
+from dphpc.md.trouble import last_restart_of
 from dphpc.parallel.comm import together
 
 log = logging.getLogger(__name__)
@@ -35,8 +36,7 @@ def writing(path: str, engine: Engine, step: int | None = None) -> Iterator[None
 
     `step` is the present one by default.
     """
-    last = f"the last good restart is {engine.last_restart}" if engine.last_restart else None
-    with errors.writing(f"{path}, step {engine.step if step is None else step}", "the output", last):
+    with errors.writing(f"{path}, step {engine.step if step is None else step}", "the output", last_restart_of(engine)):
         yield
 
 

@@ -161,6 +161,7 @@ class Run:
         if old is not None:
             step0, time0, dt = old.clock
             engine.step, self.bath = old.step, np.array(old.bath)
+            engine.first_restart = f"{s.structure} (step {old.step})"
             same = dt == engine.timestep
             engine.clock = (step0, time0) if same else (old.step, time0 + (old.step - step0) * dt)
             where = old.position_in(s.stages)

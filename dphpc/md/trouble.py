@@ -43,14 +43,22 @@ def located(engine: Engine, error: AstrayError) -> AstrayError: ...
 def located(engine: Engine, error: DphpcError) -> RunError: ...
 def located(engine: Engine, error: DphpcError) -> RunError:
     """The error with step and last restart added, of the class that `kind_of` gives."""
-    step, time, last = engine.step + engine.moving, engine.time + engine.moving * engine.timestep, engine.last_restart
+    step, time = engine.step + engine.moving, engine.time + engine.moving * engine.timestep
     where = f"step {step}, {time:.6g} ps" + (f"; {error.where}" if error.where else "")
     shorter = "try a shorter timestep_fs; " * engine.moving
     remedy = error.remedy or f"{shorter}look for atoms that overlap or leave what the model knows"
-    remedy += f"; the last good restart is {last}" if last else "; no restart file was written yet"
+    remedy += f"; {last_restart_of(engine) or 'no restart file was written yet'}"
     error_here = kind_of(error)(error.what, where=where, expected=error.expected, remedy=remedy)
     error_here.agreed, error_here.speaks = error.agreed, error.speaks
     return error_here
+
+
+def last_restart_of(engine: Engine) -> str | None:
+    """The restart file to go on from: the run's last one, or that from which it went on; None if there is neither."""
+    if engine.last_restart:
+        return f"the last good restart is {engine.last_restart}"
+    first = engine.first_restart
+    return f"the last good restart is {first}, from which the run went on" if first else None
 
 
 def kind_of(error: DphpcError) -> type[RunError]:

@@ -7,7 +7,7 @@ from typing import Any
 import h5py
 import pytest
 
-from dphpc.core.errors import DataError, InputError, RunError
+from dphpc.core.errors import AstrayError, DataError, InputError, RunError
 from dphpc.md import restart
 from dphpc.md.integrators import Integrator
 from dphpc.md.restart import read_restart
@@ -287,6 +287,20 @@ def test_files_that_a_new_run_replaces_are_named(
         Path(other["file"]).write_text("of another run")
     comm.barrier()
     assert said(resume=True, stages=[NVE | {"steps": 30}], thermo=other) == [f"{other['file']}{move}"] * here
+
+
+@pytest.mark.mpi
+def test_a_run_that_goes_astray_names_the_restart_from_which_it_went_on(
+    comm: Communicator, config: Make, argon: LennardJones
+) -> None:
+    folder = Path(config()["structure"]).parent
+    run, file = config(stages=[NVE], **files(folder)), folder / "r.h5"
+    run_md(run, comm=comm, potential=argon)
+    longer, fast = run | {"stages": [NVE | {"steps": 40}]}, {"timestep_fs": 4000.0}
+    message = rf"(?s)step 11,.*the last good restart is {file} \(step 10\), from which the run went on$"
+    with pytest.raises(AstrayError, match=message):
+        run_md(longer | fast, resume=True, comm=comm, potential=argon)
+    assert read_restart(str(file))[1].step == 10
 
 
 @pytest.mark.mpi
