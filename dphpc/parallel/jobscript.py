@@ -21,6 +21,12 @@ SRUN_PLUGINS = {"Open MPI": "pmix", "MPICH": "pmi2", "Intel": "pmi2", "MVAPICH":
 MPIRUN, NO_MPI = "mpirun", "none"
 """In place of a plug-in: ranks are started by mpirun; or by srun without MPI, which only training can do."""
 
+FORMS = {
+    "time": (r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}", "30 (minutes), 30:00, 12:00:00, 1-12, 1-12:00 or 1-12:00:00"),
+    "mem": (r"\d+[KMGT]?", "a number with K, M, G or T, as in 64G; without a letter it is in M, and 0 is all of it"),
+}
+"""Option of sbatch -> pattern of the values that it takes, in capitals, and what a message says of them."""
+
 
 def job_script(
     command: str, arguments: Sequence[str], resources: Mapping[str, str], *, mpi: str = "auto", scaling: bool = False
@@ -45,9 +51,13 @@ def job_script(
     Raises
     ------
     InputError
-        A value cannot stand in a script, the MPI is missing or unknown, the job needs MPI and `mpi` is "none", or
-        `scaling` is asked for "learn".
+        A value cannot stand in a script or is no time or memory, the MPI is missing or unknown, the job needs MPI and
+        `mpi` is "none", or `scaling` is asked for "learn".
     """
+    for key in resources.keys() & FORMS.keys():
+        pattern, forms = FORMS[key]
+        if not re.fullmatch(pattern, resources[key].upper(), re.ASCII):
+            raise InputError(f"sbatch does not take '{resources[key]}'", where=f"--{key}", expected=forms)
     if mpi == NO_MPI and (command != "train" or scaling):
         raise InputError(
             "this job's ranks need MPI", where="--mpi none", expected=f"pmix, pmi2 or {MPIRUN}",

@@ -44,6 +44,8 @@ def test_mistakes_are_found_before_anything_is_written(slurm: Run, tmp_path: Pat
     assert "--nodes" in slurm("md", "run.yaml", "--node", "2", status=2).stderr
     assert "greater than or equal to 1" in slurm("md", "run.yaml", "--nodes", "0", status=2).stderr
     assert "one word" in slurm("md", "run.yaml", "--account", "a b", status=1).stderr
+    assert "--time" in slurm("md", "run.yaml", "--time", "foo", status=1).stderr
+    assert "as in 64G" in slurm("md", "run.yaml", "--mem", "lots", status=1).stderr
     (tmp_path / "run.yaml").write_text(RUN_FILE)
     assert "'restart' is missing" in slurm("md", "run.yaml", status=1).stderr
     (tmp_path / "run.yaml").write_text(RUN_FILE.replace("timestep_fs", "timestep"))

@@ -43,6 +43,21 @@ def test_every_line_is_explained(name: str) -> None:
     assert [block for block in blocks if not block.startswith("#")] in ([], ['"${launch[@]}" dphpc "${arguments[@]}"'])
 
 
+@pytest.mark.parametrize(
+    ("key", "good", "bad"),
+    [
+        ("time", "90 90:00 1:30:00 1-12 1-12:00 1-12:00:00", "foo 12h 1:2:3:4 1-2-3 1- :30 -5 1.5 1-12:00:00:00 1½"),
+        ("mem", "0 64000 64G 64g 500M 1T 8000000K", "lots G 64GB 1.5G 64P -1 64-G"),
+    ],
+)
+def test_times_and_memory_are_as_slurm_takes_them(key: str, good: str, bad: str) -> None:
+    for value in good.split():
+        assert directives(job_script("train", ["input.json"], {key: value}))[f"--{key}"] == value
+    for value in [*bad.split(), ""]:
+        with pytest.raises(InputError, match=rf"(?s)does not take '{re.escape(value)}'.*--{key}.*expected"):
+            job_script("train", ["input.json"], {key: value})
+
+
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_everything_can_be_filled_in(name: str, tmp_path: Path) -> None:
     text = (FOLDER / name).read_text()
