@@ -44,6 +44,9 @@ log = logging.getLogger(__name__)
 
 PathLike = str | Path
 
+MAX_NAMES = 10
+"""Most types that a warning names."""
+
 
 @contextlib.contextmanager
 def _threads_restored() -> Iterator[None]:
@@ -240,6 +243,10 @@ def _with_seed(config: TrainInput, checkpoint: Checkpoint | None) -> TrainInput:
 def _load_data(config: TrainInput) -> tuple[Dataset, Dataset | None]:
     t, cache = config.training, config.dphpc.cache_mb * 2**20
     training = Dataset.load(t.training_data, config.model, cache_bytes=cache)
+    if names := training.absent:
+        shown = ", ".join(names[:MAX_NAMES]) + (f" and {len(names) - MAX_NAMES} more" if names[MAX_NAMES:] else "")
+        text = "no training system has atoms of %s, which type_map names: their networks stay as they were initialized"
+        log.warning(text, shown)
     require_labels(config.loss, training)
     validation = None
     if t.validation_data is not None:

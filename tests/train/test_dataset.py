@@ -66,6 +66,16 @@ def test_type_map_is_remapped(folder: Path) -> None:
     open_systems(["a"], ["O", "H"], base=folder)  # names X, but has no such atom
 
 
+def test_types_without_atoms_are_known(folder: Path, tmp_path: Path) -> None:
+    assert load(folder).absent == []
+    assert load(folder, "a").absent == ["X"]
+    mixed = make_system(4, n_frames=2, types=[0] * 5, box=TRICLINIC)
+    place = write_npy(tmp_path / "mixed", mixed)
+    slots = np.array([[1, 1, 1, 1, -1], [1, 1, 2, 1, 1]])
+    np.save(place / "set.000/real_atom_types.npy", slots)
+    assert load(folder, "mixed").absent == ["O"]
+
+
 def test_missing_labels_switch_their_terms_off(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     for file in folder.glob("a/set.*/virial.npy"):
         file.unlink()

@@ -90,6 +90,18 @@ def test_eight_steps_equal_deepmd_kit(embedding: str) -> None:
     assert_at_the_peers_end("peer_end.dp", 2e-6)
 
 
+def test_types_that_are_in_no_training_system_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    given, text = small_input(numb_steps=1), "which type_map names: their networks stay as they were initialized"
+    dphpc.train(given)
+    assert text not in caplog.text
+    given["model"]["type_map"] += ["Na", "Cl"]
+    dphpc.train(given)
+    assert f"no training system has atoms of Na, Cl, {text}" in caplog.text
+    given["model"]["type_map"] += [f"X{n}" for n in range(10)]
+    dphpc.train(given)
+    assert f"of Na, Cl, X0, X1, X2, X3, X4, X5, X6, X7 and 2 more, {text}" in caplog.text
+
+
 def test_eight_steps_of_lkf_equal_deepmd_kit() -> None:
     """Two frames a batch, prefactors that change; each group of forces has all six atoms."""
     write_system(Path("six"), 6, 2, seed=10)

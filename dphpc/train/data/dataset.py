@@ -88,6 +88,12 @@ class Dataset:
         return sum(s.n_frames for s in self.systems)
 
     @property
+    def absent(self) -> list[str]:
+        """Names of the types of which no system has atoms."""
+        present = set().union(*(s.present for s in self.systems))
+        return [name for t, name in enumerate(self.type_map) if t not in present]
+
+    @property
     def labels(self) -> frozenset[str]:
         """The labels that at least one system has."""
         return frozenset().union(*(s.labels for s in self.systems))

@@ -127,6 +127,8 @@ class System:
         Number of atoms of the largest frame.
     labels
         Names of the labels that every set has.
+    present
+        The model's types of which there are atoms.
 
     Raises
     ------
@@ -144,6 +146,7 @@ class System:
         self._types, self._to_model = self._read_types(type_map)
         self._n_slots = len(self._types)
         self._sets: list[_Set] = []
+        self.present: set[int] = set()
         names = store.sets()
         if not names:
             raise DataError("the system has no sets", where=store.where(), expected="folders set.000, set.001, …")
@@ -312,6 +315,7 @@ class System:
                 expected=f"one of {', '.join(type_map)}",
                 remedy="add it to the type map: model/type_map of a training input, -t of a command",
             )
+        self.present.update(self._to_model[used].tolist())
 
     def _read_box(self, set_name: str, n_frames: int, n_atoms: int | NDArray[Any]) -> NDArray[Any] | None:
         if not self.periodic:
