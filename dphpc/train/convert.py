@@ -19,7 +19,7 @@ from dphpc.core.errors import DataError, InputError, counted, did_you_mean
 from dphpc.train.data.dataset import open_systems
 from dphpc.train.data.lmdb_frames import is_lmdb
 from dphpc.train.data.storage import HDF5_MARK, find_stores
-from dphpc.train.data.system import FrameInputs
+from dphpc.train.data.system import FrameInputs, System
 from dphpc.train.data.writer import Configuration, require_free, write_systems
 from dphpc.train.neighbor_stat import common_type_map
 
@@ -218,7 +218,7 @@ def _from_deepmd(path: str, type_map: Sequence[str] | None) -> Iterator[Configur
                     raise DataError(shape, where=store.where(file), expected="values of each frame")
                 widths[name] = array[0].size // (len(store.words("type.raw")) if name == "aparam" else 1)
         inputs = FrameInputs(widths["fparam"], widths["aparam"])
-        (system,) = open_systems([base.name], names, inputs) if inputs.labels() else (base,)
+        system = System(base.name, store, names, inputs) if inputs.labels() else base
         for i in range(system.n_frames):
             frame = system.frame(i)
             values = {"force" if k == "forces" else k: v for k, v in system.values(i).items()}

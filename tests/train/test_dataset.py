@@ -66,11 +66,26 @@ def test_type_map_is_remapped(folder: Path) -> None:
     open_systems(["a"], ["O", "H"], base=folder)  # names X, but has no such atom
 
 
-def test_types_without_atoms_are_known(folder: Path, tmp_path: Path) -> None:
+def test_the_order_of_types_is_told_where_systems_do_not_name_them(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "dphpc.train")
+    load(folder)
+    assert not caplog.records
+    (folder / "b/type_map.raw").unlink()
+    load(folder, ["a", "b", "b"])
+    write_npy(folder / "c", two_systems()[0])
+    (folder / "c/type_map.raw").unlink()
+    load(folder)
+    text = "without type_map.raw: types are taken as 0 O, 1 H, 2 X"
+    assert [r.getMessage() for r in caplog.records] == [f"1 system {text}", f"2 systems {text}"]
+
+
+def test_types_without_atoms_are_known(folder: Path) -> None:
     assert load(folder).absent == []
     assert load(folder, "a").absent == ["X"]
     mixed = make_system(4, n_frames=2, types=[0] * 5, box=TRICLINIC)
-    place = write_npy(tmp_path / "mixed", mixed)
+    place = write_npy(folder / "mixed", mixed)
     slots = np.array([[1, 1, 1, 1, -1], [1, 1, 2, 1, 1]])
     np.save(place / "set.000/real_atom_types.npy", slots)
     assert load(folder, "mixed").absent == ["O"]

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from dphpc.core.errors import DataError
+from dphpc.core.errors import DataError, counted
 from dphpc.train.data.batch import Batch, FrameCache, Geometry, join
 from dphpc.train.data.storage import find_stores
 from dphpc.train.data.system import Frame, FrameInputs, System
 from dphpc.train.schema.model import ModelConfig
 from dphpc.train.schema.training import DataConfig, batch_rule
 
+log = logging.getLogger(__name__)
+
 DEFAULT_CACHE_BYTES = 2 * 2**30
+
+MAX_TYPES = 10
+"""Most types whose numbers the log tells."""
 
 SAME_PLACE = 1e-3
 """Å; atoms that differ by less in each coordinate are taken for one atom that is in the file twice."""
@@ -177,4 +183,8 @@ def open_systems(
     for name, store in found:
         if name not in opened:
             opened[name] = System(name, store, list(type_map), inputs)
+    if nameless := sum(not system.has_names for system in opened.values()):
+        order = ", ".join(f"{t} {name}" for t, name in enumerate(type_map[:MAX_TYPES]))
+        more = ", …" if type_map[MAX_TYPES:] else ""
+        log.info("%s without type_map.raw: types are taken as %s%s", counted(nameless, "system"), order, more)
     return [opened[name] for name, _ in found]

@@ -129,6 +129,8 @@ class System:
         Names of the labels that every set has.
     present
         The model's types of which there are atoms.
+    has_names
+        Whether it names its types; if not, they are numbered as in the type map.
 
     Raises
     ------
@@ -143,6 +145,7 @@ class System:
         self._files = LABELS | self._inputs.labels()
         self._names: list[str] = []
         self.periodic = not store.has("nopbc")
+        self.has_names = store.has("type_map.raw")
         self._types, self._to_model = self._read_types(type_map)
         self._n_slots = len(self._types)
         self._sets: list[_Set] = []
@@ -254,7 +257,7 @@ class System:
             raise DataError("the system has no atoms", where=where)
         if types.min() < 0:
             raise DataError(f"atom {int(types.argmin())} has the negative type {types.min()}", where=where)
-        if not self._store.has("type_map.raw"):
+        if not self.has_names:
             return types, np.arange(len(type_map), dtype=np.int32)
         self._names = names = self._store.words("type_map.raw")
         return types, np.array([type_map.index(n) if n in type_map else -1 for n in names], np.int32)
