@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import (
     AfterValidator,
@@ -125,6 +125,8 @@ class AtOnce(Config):
 
 class LearnConfig(Config):
     """The run file.  Paths are relative to the current directory."""
+
+    taken_by: ClassVar = "learn"
 
     train: Text
     """Training input; its systems are the initial data."""

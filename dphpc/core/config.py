@@ -20,6 +20,13 @@ from dphpc.core.errors import InputError, did_you_mean, nearest
 Seed = Annotated[int, Field(ge=0, lt=2**60)]
 """A seed in the range that `core.random` takes."""
 
+INPUTS = {
+    "md": ("run file of molecular dynamics", frozenset({"structure", "stages", "timestep_fs", "thermo", "trajectory"})),
+    "train": ("training input", frozenset({"training", "learning_rate", "loss", "optimizer"})),
+    "learn": ("run file of active learning", frozenset({"train", "rounds", "label", "select", "retrain"})),
+}
+"""Command -> what its input is, and keys that the others' lack, of which every such file has two at least."""
+
 MAX_INPUT_BYTES = 16 * 2**20
 MAX_REPORTED = 10
 
@@ -39,6 +46,8 @@ class Config(BaseModel):
         therefore accepted (and dropped).  Any other value is refused by name.
     ignored_keys
         Keys of the format that mean nothing any more: accepted and dropped.
+    taken_by
+        The command whose whole input this is, one of `INPUTS`; empty for others.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=False)
@@ -46,6 +55,7 @@ class Config(BaseModel):
     key_aliases: ClassVar[Mapping[str, str]] = {}
     unsupported_keys: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
     ignored_keys: ClassVar[frozenset[str]] = frozenset()
+    taken_by: ClassVar[str] = ""
 
     @model_validator(mode="before")
     @classmethod
@@ -125,7 +135,7 @@ def parse_config(kind: type[ConfigT], data: Mapping[str, Any], *, source: str = 
     try:
         return kind.model_validate(data)
     except ValidationError as error:
-        raise _input_error(error, data, source) from None
+        raise _other_input(kind, data, source) or _input_error(error, data, source) from None
 
 
 def read_mapping(path: str | Path) -> dict[str, Any]:
@@ -187,6 +197,19 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:\d+(?:\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
 )
+
+
+def _other_input(kind: type[Config], data: Mapping[str, Any], source: str) -> InputError | None:
+    """The error that names the right command if an input seems to be another one's, else None."""
+    if not kind.taken_by or INPUTS[kind.taken_by][1] & data.keys():
+        return None
+    for command, (what, telling) in INPUTS.items():
+        if len(found := sorted(telling & data.keys())) > 1:
+            return InputError(
+                f"the file seems to be a {what}: it has the keys {', '.join(found)}", where=source,
+                expected=f"a {INPUTS[kind.taken_by][0]}", remedy=f"use dphpc {command}",
+            )  # fmt: skip
+    return None
 
 
 def _input_error(error: ValidationError, data: Any, source: str) -> InputError:

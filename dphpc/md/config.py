@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import (
     Field,
@@ -144,6 +144,8 @@ class ModelInputs(Config):
 
 class MdConfig(Config):
     """All settings of a run.  Paths are relative to the current directory, as in LAMMPS and `dp`."""
+
+    taken_by: ClassVar = "md"
 
     structure: str
     """Structure file: LAMMPS data, extxyz, POSCAR, CIF, or a restart file."""

@@ -275,6 +275,30 @@ def test_md(run: Run, tmp_path: Path) -> None:
     assert "did you mean 'timestep_fs'" in run("md", "run.yaml", status=1).stderr
 
 
+@pytest.mark.parametrize(
+    ("command", "name", "words"),
+    [
+        ("md", "input.json", "a training input: it has the keys learning_rate, training"),
+        ("train", "run.yaml", "a run file of molecular dynamics: it has the keys stages, structure"),
+        ("md", "learn.yaml", "a run file of active learning: it has the keys label, rounds, train"),
+        ("train", "learn.yaml", "a run file of active learning: it has the keys label, rounds, train"),
+        ("learn", "input.json", "a training input"),
+        ("learn", "run.yaml", "a run file of molecular dynamics"),
+    ],
+)
+def test_another_commands_input_is_known(run: Run, tmp_path: Path, command: str, name: str, words: str) -> None:
+    right, keys = {
+        "input.json": ("train", ["model", "learning_rate", "training"]),
+        "run.yaml": ("md", ["structure", "stages"]),
+        "learn.yaml": ("learn", ["train", "rounds", "label"]),
+    }[name]
+    (tmp_path / name).write_text(json.dumps({key: {} for key in keys}))
+    message = run(command, name, status=1).stderr
+    assert f"the file seems to be {words}" in message
+    assert f"use dphpc {right}" in message
+    assert "not a known key" not in message
+
+
 @pytest.mark.mpi
 def test_md_on_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     comm = world()

@@ -25,9 +25,9 @@ class Outer(Config):
     name: str
 
 
-def refuse(data: dict) -> InputError:
+def refuse(data: dict, kind: type[Config] = Outer) -> InputError:
     with pytest.raises(InputError) as caught:
-        parse_config(Outer, data, source="in.json")
+        parse_config(kind, data, source="in.json")
     return caught.value
 
 
@@ -63,6 +63,19 @@ def test_wrong_values_missing_keys_and_several_errors() -> None:
     both = str(refuse({"name": 1, "inner": {"rcut": -1, "steps": "x"}}))
     assert "3 errors in in.json" in both
     assert "inner/steps" in both
+
+
+class Whole(Outer):
+    taken_by: ClassVar = "md"
+
+
+def test_another_commands_input_is_told_by_two_of_its_keys_and_none_of_ones_own() -> None:
+    theirs = {"training": {}, "loss": {}}
+    assert "training input" in refuse(theirs, Whole).what
+    assert refuse(theirs, Whole).remedy == "use dphpc train"
+    for given in ({"loss": {}}, theirs | {"stages": []}):
+        assert "not a known key" in str(refuse(given, Whole))
+    assert "not a known key" in str(refuse(theirs))
 
 
 def test_infinity_is_no_number() -> None:

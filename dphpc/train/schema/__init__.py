@@ -23,6 +23,7 @@ class TrainInput(Config):
     """Everything `dphpc train` reads."""
 
     unsupported_keys: ClassVar = {"nvnmd": (None,)}
+    taken_by: ClassVar = "train"
 
     model: ModelConfig
     learning_rate: LearningRateConfig
