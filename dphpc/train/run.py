@@ -245,7 +245,7 @@ def _load_data(config: TrainInput) -> tuple[Dataset, Dataset | None]:
     training = Dataset.load(t.training_data, config.model, cache_bytes=cache)
     if names := training.absent:
         shown = ", ".join(names[:MAX_NAMES]) + (f" and {len(names) - MAX_NAMES} more" if names[MAX_NAMES:] else "")
-        text = "no training system has atoms of %s, which type_map names: their networks stay as they were initialized"
+        text = "no training system has atoms of %s, which type_map names: their networks stay as they are"
         log.warning(text, shown)
     require_labels(config.loss, training)
     validation = None

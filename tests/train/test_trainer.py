@@ -91,7 +91,7 @@ def test_eight_steps_equal_deepmd_kit(embedding: str) -> None:
 
 
 def test_types_that_are_in_no_training_system_are_named(caplog: pytest.LogCaptureFixture) -> None:
-    given, text = small_input(numb_steps=1), "which type_map names: their networks stay as they were initialized"
+    given, text = small_input(numb_steps=1), "which type_map names: their networks stay as they are"
     dphpc.train(given)
     assert text not in caplog.text
     given["model"]["type_map"] += ["Na", "Cl"]
