@@ -63,6 +63,7 @@ void FittingTape<Real>::energy_and_adjoint(const NetInputs<Real>& x, std::int64_
             const Tile& group = part.group;
             const auto fill = [&](const InputPiece& piece, Real* inputs) {
                 inputs_.fill(piece, group, at(moments_, group, n_row()), at(columns_, group, inputs_.n_columns), inputs);
+                return true;
             };
             first_product(part, fill, kept_[0].value.data());
         },
@@ -75,7 +76,8 @@ void FittingTape<Real>::energy_and_adjoint(const NetInputs<Real>& x, std::int64_
         });
 }
 
-// Computes the part's share of x·w of the first layer, and of the copies of its skip connection.
+// Computes the part's share of x·w of the first layer, and of the copies of its skip connection.  fill(piece, inputs)
+// sets a piece's inputs, or returns false if they are all zero.
 template <class Real>
 template <class Fill>
 void FittingTape<Real>::first_product(const Part& part, Fill&& fill, Real* z) {
@@ -85,7 +87,7 @@ void FittingTape<Real>::first_product(const Part& part, Fill&& fill, Real* z) {
     Real* skipped = layer.skip ? skipped_sum_.own(part, skipped_.data(), layer.n_out) : nullptr;
     for (const InputPiece& piece : pieces(part.share)) {
         Real* inputs = sized(Scratch<Real>::own().inputs, static_cast<std::size_t>(group.n) * piece.width);
-        fill(piece, inputs);
+        if (!fill(piece, inputs)) continue;
         add_panel_product(group, LeftMatrix<Real>::transposed(inputs_.weights(piece), piece.width, layer.n_out), inputs,
                           own);
         if (skipped) inputs_.add_copies(piece, group, inputs, skipped);
@@ -196,8 +198,10 @@ void FittingTape<Real>::gradient(const Real* seeds, const Real* tangent, int thr
         [&](const Part& part) {
             const Tile& group = part.group;
             const auto fill = [&](const InputPiece& piece, Real* inputs) {
+                if (!piece.is_features) return false;
                 inputs_.fill_tangent(piece, group, at(moments_, group, n_row()), at(moments_tangent_, group, n_row()),
                                      inputs);
+                return true;
             };
             first_product(part, fill, kept_[0].tangent.data());
         },

@@ -19,7 +19,7 @@ struct Scratch {
 }  // namespace
 
 // Sets `rows` rows of a layer's weight gradient (rows, n_out), or with `add` adds to them: Σ xᵀ·q + ẋᵀ·p over the tiles.
-// left(tile, which) returns x or ẋ of the tile, (rows, atoms), in memory that lasts until the next call.
+// left(tile, which) returns x or ẋ of the tile, (rows, atoms), in memory that lasts until the next call; null for zeros.
 template <class Real>
 template <class Left>
 void FittingTape<Real>::set_weight_rows(int l, int rows, bool add, Real* w, Left&& left) {
@@ -30,7 +30,7 @@ void FittingTape<Real>::set_weight_rows(int l, int rows, bool add, Real* w, Left
     for (int t = 0; t < tiling_.n_tiles(); ++t) {
         const Tile tile = tiling_.tile(t);
         for (int which = 0; which < 2; ++which)
-            kept_[l].right[which][t].add_product(rows, left(tile, which), tile.n, 1, sum, step);
+            if (const Real* x = left(tile, which)) kept_[l].right[which][t].add_product(rows, x, tile.n, 1, sum, step);
     }
     for (int i = 0; i < rows && !in_place; ++i)
         for (int j = 0; j < n_out; ++j) {
@@ -44,7 +44,8 @@ template <class Real>
 void FittingTape<Real>::first_weights(const InputPiece& piece, bool add, Real* w) {
     Scratch<Real>& scratch = Scratch<Real>::own();
     const int n_out = layers_.front().n_out;
-    const auto left = [&](const Tile& tile, int which) {
+    const auto left = [&](const Tile& tile, int which) -> const Real* {
+        if (which == 1 && !piece.is_features) return nullptr;
         Real* inputs = sized(scratch.inputs, static_cast<std::size_t>(piece.width) * tile.n);
         const Real* moments = at(moments_, tile, n_row());
         if (which == 0)

@@ -97,10 +97,6 @@ void TapeInputs<Real>::fill_tangent(const InputPiece& piece, const Tile& tile, c
     for_panels<Real>(tile, [&](std::int64_t first, auto n) {
         const int step = row_step ? row_step : n;
         Real* out = inputs + first * (row_step ? 1 : piece.width);
-        if (!piece.is_features) {
-            for (int i = 0; i < piece.width; ++i, out += step) std::fill_n(out, static_cast<int>(n), Real(0));
-            return;
-        }
         const int row = channels * n;
         const Real *a = moments + first * n_rows * channels, *a_dot = tangent + first * n_rows * channels;
         for (int m = piece.first; m < piece.last; ++m)
@@ -146,30 +142,30 @@ void TapeInputs<Real>::gather(const InputPiece& piece, const Tile& tile, const R
     });
 }
 
+// Calls work(input, copy, n) for the rows of n atoms of a piece's inputs and of each of their copies: where they begin.
 template <class Real>
-void TapeInputs<Real>::add_copies(const InputPiece& piece, const Tile& tile, const Real* inputs, Real* copies) const {
+template <class Work>
+void TapeInputs<Real>::for_copies(const InputPiece& piece, const Tile& tile, Work&& work) const {
     for_panels<Real>(tile, [&](std::int64_t first, auto n) {
         for_rows(piece, [&](int i, int row) {
-            const Real* x = inputs + first * piece.width + i * n;
-            for (int copy = 0; copy < layer_.skip; ++copy) {
-                Real* y = copies + first * layer_.n_out + (copy * layer_.n_in + row) * n;
-                for (int j = 0; j < n; ++j) y[j] += x[j];
-            }
+            for (int copy = 0; copy < layer_.skip; ++copy)
+                work(first * piece.width + i * n, first * layer_.n_out + (copy * layer_.n_in + row) * n, n);
         });
+    });
+}
+
+template <class Real>
+void TapeInputs<Real>::add_copies(const InputPiece& piece, const Tile& tile, const Real* inputs, Real* copies) const {
+    for_copies(piece, tile, [&](std::int64_t input, std::int64_t copy, auto n) {
+        for (int j = 0; j < n; ++j) copies[copy + j] += inputs[input + j];
     });
 }
 
 template <class Real>
 void TapeInputs<Real>::add_copies_adjoint(const InputPiece& piece, const Tile& tile, const Real* copies,
                                           Real* inputs) const {
-    for_panels<Real>(tile, [&](std::int64_t first, auto n) {
-        for_rows(piece, [&](int i, int row) {
-            Real* x = inputs + first * piece.width + i * n;
-            for (int copy = 0; copy < layer_.skip; ++copy) {
-                const Real* y = copies + first * layer_.n_out + (copy * layer_.n_in + row) * n;
-                for (int j = 0; j < n; ++j) x[j] += y[j];
-            }
-        });
+    for_copies(piece, tile, [&](std::int64_t input, std::int64_t copy, auto n) {
+        for (int j = 0; j < n; ++j) inputs[input + j] += copies[copy + j];
     });
 }
 

@@ -42,7 +42,7 @@ class TapeInputs {
     // Sets the inputs of a tile.  Input i of its panels begins at inputs + first·panel_step + i·row_step; 0 for panels.
     void fill(const InputPiece& piece, const Tile& tile, const Real* moments, const Real* columns, Real* inputs,
               int row_step = 0) const;
-    // The same for the inputs' tangents, when the moments change by `tangent` and other columns do not.
+    // The same for the tangents of a piece of features, when the moments change by `tangent`; those of columns are zero.
     void fill_tangent(const InputPiece& piece, const Tile& tile, const Real* moments, const Real* tangent, Real* inputs,
                       int row_step = 0) const;
     // Adds to moments_adjoint the contribution of a piece of features with adjoints y.
@@ -69,6 +69,8 @@ class TapeInputs {
     const int channels, axis, n_columns;
 
   private:
+    template <class Work>
+    void for_copies(const InputPiece& piece, const Tile& tile, Work&& work) const;
     int start(int m) const;  // number of features (m′, k) with m′ < m
     int features_of(int m) const { return m < axis ? m + 1 : axis; }
 
