@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,18 +43,23 @@ NPT: dict[str, Any] = {
 }  # fmt: skip
 
 
-def constant_pressure(
+def steps_at_pressure(
     engine: Engine, integrator: Integrator, barostat: CellRescaling, every: int, n_steps: int, kelvin: float, bar: Any
-) -> list[Thermo]:
-    """As `dphpc md` does it."""
-    rows, bath = [measure(engine, integrator, no_sum())], no_sum()
+) -> Iterator[tuple[int, np.ndarray]]:
+    """As `dphpc md` does it; gives each step's number, from 1 on, and what the barostat has taken until then."""
+    bath = no_sum()
     for k in range(1, n_steps + 1):
         engine.advance(integrator, [kelvin])
         if k % every == 0:
             integrator.forget()
             bath += barostat.move(engine, kelvin, np.broadcast_to(bar, 3))
-        rows.append(measure(engine, integrator, bath))
-    return rows
+        yield k, bath
+
+
+def constant_pressure(engine: Engine, integrator: Integrator, *of_steps: Any) -> list[Thermo]:
+    """Measurements before and after each of `steps_at_pressure`."""
+    rows = [measure(engine, integrator, no_sum())]
+    return rows + [measure(engine, integrator, bath) for _, bath in steps_at_pressure(engine, integrator, *of_steps)]
 
 
 # Moves of the box.

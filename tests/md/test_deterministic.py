@@ -216,17 +216,21 @@ def test_a_box_that_passes_a_power_of_two(
     comm.barrier()
 
 
+def hot_crystal(structure: str, model: Path, precision: str) -> dict[str, Any]:
+    """A run of 3 × 2 × 2 cells on one thread whose neighbor list is rebuilt."""
+    return {
+        "structure": structure, "model": str(model), "replicate": [3, 2, 2], "precision": precision, "skin_A": 0.3,
+        "velocities": {"temperature_K": 1500, "seed": 3}, "stages": [{"ensemble": "nve", "steps": 18}], "n_threads": 1,
+    }  # fmt: skip
+
+
 @pytest.mark.mpi
 @pytest.mark.parametrize("precision", ["float64", "mixed"])
 def test_silicon_on_ranks_and_threads(
     precision: str, written: Callable[[Atoms], str], compared: Callable[..., None]
 ) -> None:
     path = written(bulk("Si", "diamond", a=5.43, cubic=True))
-    config = {
-        "structure": path, "model": str(SILICON), "replicate": [3, 2, 2], "precision": precision, "skin_A": 0.3,
-        "velocities": {"temperature_K": 1500, "seed": 3}, "stages": [{"ensemble": "nve", "steps": 18}], "n_threads": 1,
-    }  # fmt: skip
-    compared(config, n_threads=2)
+    compared(hot_crystal(path, SILICON, precision), n_threads=2)
 
 
 @pytest.mark.mpi
@@ -250,8 +254,4 @@ def test_dpa1_on_ranks_and_threads(
         if comm.rank == 0:
             compress_file(source, model)
         comm.barrier()
-    config = {
-        "structure": path, "model": str(model), "replicate": [3, 2, 2], "precision": precision, "skin_A": 0.3,
-        "velocities": {"temperature_K": 1500, "seed": 3}, "stages": [{"ensemble": "nve", "steps": 18}], "n_threads": 1,
-    }  # fmt: skip
-    compared(config, n_threads=2)
+    compared(hot_crystal(path, model, precision), n_threads=2)

@@ -14,7 +14,7 @@ from dphpc.md.observables import degrees_of_freedom, measure, mechanics
 from dphpc.md.strain import Freedom
 from dphpc.md.velocities import draw_velocities
 from dphpc.potential.pair import LennardJones
-from tests.md.test_barostats import LENGTHS, STIFF, EngineOf, constant_pressure, shape_force, skewed
+from tests.md.test_barostats import LENGTHS, STIFF, EngineOf, constant_pressure, shape_force, skewed, steps_at_pressure
 from tests.md.test_integrators import thermostat
 from tests.md.test_strain import KINDS
 
@@ -100,11 +100,7 @@ def test_volume_and_shape_have_their_share_of_kT(engine_of: EngineOf, argon: Len
     barostat = CellRescaling(0.2, STIFF, 2 * every * engine.timestep, seed=5, freedom=LENGTHS)
     integrator, kT = thermostat("bussi", engine, 0.1), BOLTZMANN_EV_PER_K * 60.0
     roots, forces, logs, stresses = [], [], [], []
-    for k in range(22_000):
-        engine.advance(integrator, [60.0])
-        if k % every == 0:
-            integrator.forget()
-            barostat.move(engine, 60.0, [bar] * 3)
+    for k, _ in steps_at_pressure(engine, integrator, barostat, every, 22_000, 60.0, bar):
         if k >= 2000 and k % 4 == 1:
             row, lengths = measure(engine, integrator, no_sum()), np.linalg.norm(engine.state.box.matrix, axis=1)
             root, excess = np.sqrt(row.volume_A3), (row.pressure_bar - bar) / EV_PER_A3_IN_BAR
@@ -162,11 +158,7 @@ def test_lengths_and_angles_have_their_share_of_kT(engine_of: EngineOf) -> None:
     barostat = CellRescaling(0.2, STIFF, 2 * every * engine.timestep, 5, KINDS["angles"])
     integrator, measure_of = thermostat("bussi", engine, 0.1), np.diag([2.0, 0.0, -2.0])
     coordinates, slopes = [], []
-    for k in range(22_000):
-        engine.advance(integrator, [60.0])
-        if k % every == 0:
-            integrator.forget()
-            barostat.move(engine, 60.0, [bar] * 3)
+    for k, _ in steps_at_pressure(engine, integrator, barostat, every, 22_000, 60.0, bar):
         if k >= 2000 and k % 4 == 1:
             _, kinetic, virial = mechanics(engine)
             h, volume = engine.state.box.matrix, engine.state.box.volume

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import tempfile
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,27 +23,13 @@ from dphpc.train.initial import initial_model
 from dphpc.train.schema import parse_input
 from dphpc.train.statistics import load_or_compute
 from dphpc.train.trainer import Trainer
-from tests.train.systems import small_input, write_padded, write_systems
+from tests.train.systems import small_input, write_padded
 
 BATCHES = [1, 2, 3, 5]
 HOROVOD = pytest.param("horovod", marks=pytest.mark.skipif(not find_spec("horovod"), reason="make horovod builds it"))
 KINDS = ["mpi", "torch", HOROVOD]
 
 pytestmark = pytest.mark.mpi
-
-
-@pytest.fixture
-def folder(comm: Communicator, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder with data that all ranks work in."""
-    with tempfile.TemporaryDirectory() as name:
-        shared = Path(comm.bcast(name))
-        if comm.rank == 0:
-            write_systems(shared)
-        monkeypatch.chdir(shared)
-        comm.barrier()
-        yield shared
-        comm.barrier()
-        os.chdir("/")
 
 
 def new_trainer(given: dict[str, Any], comm: Communicator, gradients: Any = None) -> Trainer:
@@ -77,7 +60,7 @@ def gradient(
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("embedding", ["table", "network"])
-def test_gradient_is_that_of_one_rank(comm: Communicator, folder: Path, kind: Any, embedding: str) -> None:
+def test_gradient_is_that_of_one_rank(comm: Communicator, common_folder: Path, kind: Any, embedding: str) -> None:
     given = small_input()
     given["model"]["descriptor"]["type_one_side"] = False
     given["dphpc"] = {"embedding": embedding}
@@ -90,7 +73,9 @@ def test_gradient_is_that_of_one_rank(comm: Communicator, folder: Path, kind: An
                 np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * np.abs(b).max())
 
 
-def test_an_error_of_one_rank_is_everybodys(comm: Communicator, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_one_rank_is_everybodys(
+    comm: Communicator, common_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trainer = new_trainer(small_input(), comm)
     drawn = trainer._draw()
     assert drawn is not None
@@ -108,7 +93,7 @@ def test_an_error_of_one_rank_is_everybodys(comm: Communicator, folder: Path, mo
     assert comm.allgather(trainer.step) == [0] * comm.size
 
 
-def test_a_rank_whose_batches_reach_farther_is_followed(comm: Communicator, folder: Path) -> None:
+def test_a_rank_whose_batches_reach_farther_is_followed(comm: Communicator, common_folder: Path) -> None:
     trainer = new_trainer(small_input(), comm)
     table, drawn = trainer._table, trainer._draw()
     assert table is not None
@@ -124,7 +109,7 @@ def test_a_rank_whose_batches_reach_farther_is_followed(comm: Communicator, fold
     assert Checkpoint.load(trainer.folder.path(0)).grid == table.grid
 
 
-def test_a_checkpoint_more_changes_no_bit_where_a_table_has_grown(comm: Communicator, folder: Path) -> None:
+def test_a_checkpoint_more_changes_no_bit_where_a_table_has_grown(comm: Communicator, common_folder: Path) -> None:
     """A table that one rank extends is all ranks' from the next step on, be there a checkpoint between or not."""
     found = []
     for saves in (False, True):
@@ -144,7 +129,7 @@ def test_a_checkpoint_more_changes_no_bit_where_a_table_has_grown(comm: Communic
 
 
 def test_soap_has_the_bases_of_the_first_rank(
-    comm: Communicator, folder: Path, monkeypatch: pytest.MonkeyPatch
+    comm: Communicator, common_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     eigh = torch.linalg.eigh
 
@@ -163,7 +148,7 @@ def test_soap_has_the_bases_of_the_first_rank(
         assert all(np.array_equal(other[name], basis) for name, basis in bases.items())
 
 
-def test_gradient_of_a_batch_for_each_rank_is_the_mean(comm: Communicator, folder: Path) -> None:
+def test_gradient_of_a_batch_for_each_rank_is_the_mean(comm: Communicator, common_folder: Path) -> None:
     given = {**small_input(), "dphpc": {"batch": "per_rank"}}
     ours, alone = new_trainer(given, comm, MpiSum(comm)), new_trainer(given, Serial())
     draws = [ours.sampler.draw(rank) for rank in range(comm.size)]
@@ -173,7 +158,7 @@ def test_gradient_of_a_batch_for_each_rank_is_the_mean(comm: Communicator, folde
 
 
 @pytest.mark.parametrize("optimizer", ["Adam", "HybridMuon", "LKF"])
-def test_hundred_steps_end_where_one_rank_ends(comm: Communicator, folder: Path, optimizer: str) -> None:
+def test_hundred_steps_end_where_one_rank_ends(comm: Communicator, common_folder: Path, optimizer: str) -> None:
     steps = 10 if optimizer == "LKF" else 100
     given = {**small_input(numb_steps=steps, disp_freq=steps // 2, save_freq=steps), "optimizer": {"type": optimizer}}
     dphpc.train(given, comm=comm)
@@ -188,7 +173,7 @@ def test_hundred_steps_end_where_one_rank_ends(comm: Communicator, folder: Path,
 
 
 @pytest.mark.parametrize("kind", ["torch", HOROVOD])
-def test_weights_are_those_of_mpi(comm: Communicator, folder: Path, kind: Any) -> None:
+def test_weights_are_those_of_mpi(comm: Communicator, common_folder: Path, kind: Any) -> None:
     found = []
     for back_end in ("mpi", kind):
         dphpc.train({**small_input(), "dphpc": {"data_parallel": back_end}}, comm=comm)
@@ -199,7 +184,7 @@ def test_weights_are_those_of_mpi(comm: Communicator, folder: Path, kind: Any) -
         np.testing.assert_allclose(found[1][name], value, rtol=0, atol=atol)
 
 
-def test_a_fine_tuning_begins_as_on_one_rank(comm: Communicator, folder: Path) -> None:
+def test_a_fine_tuning_begins_as_on_one_rank(comm: Communicator, common_folder: Path) -> None:
     dphpc.train(small_input(numb_steps=2, save_ckpt="first", seed=3), comm=comm)
     dphpc.train(small_input(numb_steps=0), comm=comm, finetune="first-2")
     ours, first = weights(comm, 0), Checkpoint.load(Path("first-2.safetensors")).arrays
@@ -214,7 +199,7 @@ def test_a_fine_tuning_begins_as_on_one_rank(comm: Communicator, folder: Path) -
             np.testing.assert_array_equal(ours[name], value)
 
 
-def test_restart_to_the_bit_and_on_another_number_of_ranks(comm: Communicator, folder: Path) -> None:
+def test_restart_to_the_bit_and_on_another_number_of_ranks(comm: Communicator, common_folder: Path) -> None:
     given = small_input(save_freq=5)
     dphpc.train(given, comm=comm)
     whole = weights(comm, 12)
@@ -228,9 +213,9 @@ def test_restart_to_the_bit_and_on_another_number_of_ranks(comm: Communicator, f
             np.testing.assert_allclose(whole[name], value, rtol=0, atol=1e-9 * np.abs(value).max(initial=1.0))
 
 
-def test_frames_of_unequal_size_are_divided(comm: Communicator, folder: Path) -> None:
+def test_frames_of_unequal_size_are_divided(comm: Communicator, common_folder: Path) -> None:
     if comm.rank == 0:
-        write_padded(folder / "mixed")
+        write_padded(common_folder / "mixed")
     comm.barrier()
     given = small_input(save_freq=12)
     for section in ("training_data", "validation_data"):
@@ -243,14 +228,16 @@ def test_frames_of_unequal_size_are_divided(comm: Communicator, folder: Path) ->
             np.testing.assert_allclose(ours[name], value, rtol=0, atol=1e-9 * np.abs(value).max(initial=1.0))
 
 
-def test_rates_go_with_ranks_for_a_batch_each(comm: Communicator, folder: Path) -> None:
+def test_rates_go_with_ranks_for_a_batch_each(comm: Communicator, common_folder: Path) -> None:
     given = {**small_input(), "dphpc": {"batch": "per_rank"}}
     for rule, factor in (("linear", comm.size), ("sqrt", comm.size**0.5), ("none", 1.0)):
         given["learning_rate"]["scale_by_worker"] = rule
         assert new_trainer(given, comm, MpiSum(comm))._rate_factor == factor
 
 
-def test_a_signal_to_one_rank_stops_all_with_a_checkpoint(comm: Communicator, folder: Path, monkeypatch: Any) -> None:
+def test_a_signal_to_one_rank_stops_all_with_a_checkpoint(
+    comm: Communicator, common_folder: Path, monkeypatch: Any
+) -> None:
     step = Trainer._train_one
 
     def interrupted(self: Trainer, *arguments: Any) -> dict[str, float]:
@@ -266,7 +253,7 @@ def test_a_signal_to_one_rank_stops_all_with_a_checkpoint(comm: Communicator, fo
     assert Checkpoint.load(Path("model.ckpt-7.safetensors")).step == 7
 
 
-def test_a_step_asks_all_ranks_twice(comm: Communicator, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_asks_all_ranks_twice(comm: Communicator, common_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = []
 
     def counted(values: np.ndarray, *operation: Any) -> np.ndarray:
@@ -288,7 +275,7 @@ def test_a_step_asks_all_ranks_twice(comm: Communicator, folder: Path, monkeypat
         assert len(in_steps) == 3 + others
 
 
-def test_hidden_messages_are_measured(comm: Communicator, folder: Path) -> None:
+def test_hidden_messages_are_measured(comm: Communicator, common_folder: Path) -> None:
     result = dphpc.train(small_input(), comm=comm)
     shown = [value for name, value in result.rows() if name == "sums of gradients"]
     if comm.size == 1:
@@ -299,7 +286,7 @@ def test_hidden_messages_are_measured(comm: Communicator, folder: Path) -> None:
         assert shown == [f"{100 * result.hidden:.0f} % of the messages' time passed behind the backward pass"]
 
 
-def test_errors_are_everybodys(comm: Communicator, folder: Path) -> None:
+def test_errors_are_everybodys(comm: Communicator, common_folder: Path) -> None:
     given = small_input()
     given["training"]["training_data"]["systems"] = ["a", "nowhere"]
     with pytest.raises(DataError, match="nowhere") as caught:

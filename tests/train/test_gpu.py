@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ import dphpc
 from dphpc.cli.main import main
 from dphpc.core.errors import InputError, RunError
 from dphpc.ops.se_a import cuda
-from dphpc.parallel.comm import Communicator, Serial
+from dphpc.parallel.comm import Serial
 from dphpc.train import run
 from dphpc.train.checkpoint import Checkpoint
 from dphpc.train.gpu_step import GpuStep
@@ -187,23 +185,9 @@ def test_a_torch_that_cannot_use_the_gpu(emulated, monkeypatch) -> None:
         Parameters(random_model(1), emulated)
 
 
-@pytest.fixture
-def shared(comm: Communicator, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A working directory with data, of all ranks."""
-    with tempfile.TemporaryDirectory() as name:
-        place = Path(comm.bcast(name))
-        if comm.rank == 0:
-            write_systems(place)
-        comm.barrier()
-        with monkeypatch.context() as patch:
-            patch.chdir(place)
-            yield place
-        comm.barrier()
-
-
 @pytest.mark.mpi
 @pytest.mark.parametrize("descriptor", [{}, DPA1, DPA1 | FORMS["smooth"]], ids=["se_e2_a", "concat", "smooth"])
-def test_several_ranks_train_as_one(shared, comm, plays_a_gpu, descriptor: dict[str, Any]) -> None:
+def test_several_ranks_train_as_one(common_folder, comm, plays_a_gpu, descriptor: dict[str, Any]) -> None:
     few = with_descriptor(given(numb_steps=3, save_freq=3), **descriptor)
     dphpc.train(few, comm=comm, device="cuda")
     several = state(3)

@@ -9,13 +9,13 @@ import pytest
 
 from dphpc.parallel.comm import Communicator, Serial
 from tests.train.systems import FORMS, shared_input, with_descriptor
-from tests.train.test_data_parallel import BATCHES, folder, gradient, new_trainer  # noqa: F401
+from tests.train.test_data_parallel import BATCHES, gradient, new_trainer
 
 pytestmark = pytest.mark.mpi
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_gradient_is_that_of_one_rank(form: str, comm: Communicator, folder: Path) -> None:  # noqa: F811
+def test_gradient_is_that_of_one_rank(form: str, comm: Communicator, common_folder: Path) -> None:
     given = with_descriptor(shared_input(), **FORMS[form])
     ours, alone = new_trainer(given, comm), new_trainer(given, Serial())
     for n in BATCHES:
@@ -25,7 +25,7 @@ def test_gradient_is_that_of_one_rank(form: str, comm: Communicator, folder: Pat
             np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * np.abs(b).max())
 
 
-def test_a_batch_of_each_rank_averages_gradients(comm: Communicator, folder: Path) -> None:  # noqa: F811
+def test_a_batch_of_each_rank_averages_gradients(comm: Communicator, common_folder: Path) -> None:
     given = {**shared_input(), "dphpc": {"batch": "per_rank"}}
     ours, alone = new_trainer(given, comm), new_trainer(shared_input(), Serial())
     got = gradient(ours, 0, [comm.rank % 5], (0, 1), own=True)[-1]
