@@ -118,7 +118,7 @@ def test_a_cut_step_is_gone_on_with(finished: tuple[Path, LearnResult], copy: Pa
         folder.rename(folder.with_name(f"{folder.name}.part"))
     for name in ("0001.extxyz", "labelled.extxyz"):
         (last / "label.part" / name).unlink()
-    with pytest.raises(RunError, match="round 2, training of model 0 ended with status 1"):
+    with pytest.raises(RunError, match=r"round 2, training of model \d ended with status 1"):
         dphpc.learn(settings(launch={"train": "false"}))  # the rounds are all that is looked at
     touched = {path.relative_to(copy).as_posix() for path, stamp in stamps(copy).items() if before.get(path) != stamp}
     assert {"round-01/label/0001.extxyz", "round-01/explore/00-si8/model_devi.out", "rounds.csv"} <= touched
@@ -295,7 +295,7 @@ def test_labels_that_were_removed_with_all_that_followed_are_made_anew(
     shutil.rmtree(copy / "round-02")
     shutil.rmtree(copy / "round-01" / "label")
     (copy / "round-01" / "seconds.json").write_text("{")  # of which no result depends
-    with pytest.raises(RunError, match="round 2, training of model 0 ended with status 1"):
+    with pytest.raises(RunError, match=r"round 2, training of model \d ended with status 1"):
         dphpc.learn(settings(launch={"train": "false"}))
     assert read(copy / "round-01" / "summary.json")["rmse_f"] == finished[1].rounds[1].rmse_f
 
