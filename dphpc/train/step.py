@@ -75,7 +75,8 @@ class LossGradient:
         """(n_all, 3) direction d = −F̄, images moving with their owners."""
         if self.forces is None:
             return np.zeros((batch.n_all, 3))
-        return np.concatenate((-self.forces, -self.forces[batch.owners]))
+        moved = -self.forces
+        return np.concatenate((moved, moved[batch.owners]))
 
     def strains(self, frames: NDArray[np.integer]) -> Doubles:
         """(n, 3, 3) strain −V̄ of each of n centers in the given frames."""
@@ -242,11 +243,11 @@ class TableStep:
         table, moments = self._moments(env, self._networks_of(batch.present, centers.types))
         columns = parameter_columns(self.model, batch)
         atom_energy = np.zeros(batch.n_local)
-        moments_adjoint = np.empty_like(moments)
+        moments_adjoint = np.empty(moments.shape, self.model.fitting.precision)
         for t, rows in centers.blocks:
             atoms = centers.atoms[rows]
             extra = None if columns is None else columns[atoms]
-            energy, moments_adjoint[rows] = self._tapes[t].energy_and_adjoint(moments[rows], extra)
+            energy, _ = self._tapes[t].energy_and_adjoint(moments[rows], extra, moments_adjoint[rows])
             atom_energy[atoms] = energy.astype(np.float64) + self.model.energy_bias[t]
         self._subtract_vacuum(centers, columns, atom_energy)
         forces, center_virial = np.zeros((batch.n_all, 3)), np.empty((len(centers.atoms), 3, 3))
@@ -284,13 +285,13 @@ class TableStep:
         direction = loss.displacements(k.batch)
         strain = loss.strains(k.batch.frame[k.centers.atoms])
         tangent = se_a.tangent(k.env, k.table.p, k.table.embedding, direction, strain)
-        moments_adjoint = np.empty_like(tangent)
+        moments_adjoint = np.empty(tangent.shape, self.model.fitting.precision)
         blocks = dict(k.centers.blocks)
         for t in self._tapes:
             if t in blocks:
                 rows = blocks[t]
                 seed = seeds[k.centers.atoms[rows]]
-                moments_adjoint[rows] = self._tapes[t].gradient(seed, tangent[rows], self._gradients[t])
+                self._tapes[t].gradient(seed, tangent[rows], self._gradients[t], out=moments_adjoint[rows])
                 if t in self._vacuum:
                     still = self._no_moments(len(seed) if k.has_columns else 1)
                     minus = -seed if len(still) == len(seed) else -seed.sum(keepdims=True)

@@ -57,16 +57,29 @@ class FittingTape:
         """Take the network's present weights."""
         self._tape.weights_changed()
 
-    def energy_and_adjoint(self, moments: Floats, columns: Floats | None = None) -> tuple[Floats, Floats]:
-        """E (n,) and ∂E/∂A (n, 4, M) for moments A (n, 4, M) and inputs beside the features (n, n_columns)."""
+    def energy_and_adjoint(
+        self, moments: Floats, columns: Floats | None = None, out: Floats | None = None
+    ) -> tuple[Floats, Floats]:
+        """E (n,) and ∂E/∂A (n, 4, M) for moments A (n, 4, M) and inputs beside the features (n, n_columns).
+
+        ∂E/∂A is written to `out`, a C-contiguous array, where one is given.
+        """
         moments = np.ascontiguousarray(moments, self.dtype)
         columns = None if columns is None else np.ascontiguousarray(columns, self.dtype)
-        energies, adjoint = np.empty(len(moments), self.dtype), np.empty_like(moments)
+        energies, adjoint = np.empty(len(moments), self.dtype), np.empty_like(moments) if out is None else out
         self._tape.energy_and_adjoint(moments, columns, get_threads(), energies, adjoint)
         self._inputs = moments, columns  # the tape reads them again
         return energies, adjoint
 
-    def gradient(self, seeds: Floats, tangent: Floats, gradients: Mapping[str, Floats], *, add: bool = False) -> Floats:
+    def gradient(
+        self,
+        seeds: Floats,
+        tangent: Floats,
+        gradients: Mapping[str, Floats],
+        *,
+        add: bool = False,
+        out: Floats | None = None,
+    ) -> Floats:
         """Gradient of Σ ē·E + Ė, with Ė along Ȧ.
 
         Parameters
@@ -79,10 +92,10 @@ class FittingTape:
 
         Returns
         -------
-        (n, 4, M) gradient by the moments.
+        (n, 4, M) gradient by the moments; `out`, a C-contiguous array, where one is given.
         """
         seeds, tangent = (np.ascontiguousarray(a, self.dtype) for a in (seeds, tangent))
         wanted = gradients_of(self.network, gradients)
-        result = np.empty_like(tangent)
+        result = np.empty_like(tangent) if out is None else out
         self._tape.gradient(seeds, tangent, get_threads(), wanted, add, result)
         return result

@@ -76,15 +76,23 @@ class EmptySlots:
     def __init__(self, p: SeAParameters, grid: Grid) -> None:
         s0 = -p.davg / p.dstd[:, 0]
         index, t = grid.locate(s0)
-        self._slots = p.network, index[:, None]
-        self._powers = t[:, None] ** np.arange(6) * s0[:, None]
-        self._taken = (p.sel > 0)[None, :, None]
+        powers = t[:, None] ** np.arange(6) * s0[:, None]
+        self._shape = p.network.shape
+        # Center and neighbor type, their place in the coefficients and its weights; where s̃ is 0 a slot adds nothing.
+        self._slots = [
+            (center, neighbor, (p.network[center, neighbor], index[center]), powers[center])
+            for center in np.flatnonzero(s0)
+            for neighbor in np.flatnonzero(p.sel > 0)
+        ]
 
     def of(self, coefficients: NDArray[np.floating]) -> Doubles:
         """(ntypes, ntypes, M)."""
-        values: Doubles = np.einsum("ctkm,ck->ctm", coefficients[self._slots], self._powers) * self._taken
+        values = np.zeros((*self._shape, coefficients.shape[-1]))
+        for center, neighbor, place, powers in self._slots:
+            values[center, neighbor] = powers @ coefficients[place]
         return values
 
     def add_adjoint(self, empty: Doubles, coefficients: Doubles) -> None:
         """Add to the gradient by the coefficients what that by the missing slots, `empty`, gives."""
-        np.add.at(coefficients, self._slots, np.einsum("ctm,ck->ctkm", empty * self._taken, self._powers))
+        for center, neighbor, place, powers in self._slots:
+            coefficients[place] += powers[:, None] * empty[center, neighbor]
