@@ -126,34 +126,47 @@ def _change(values: Doubles) -> Doubles:
     return values - values[0]
 
 
-def model_deviation(table: Table, label: str = "") -> Figure:
-    """Disagreement of several models along a trajectory, and how the largest one is distributed.
+def model_deviation(runs: Mapping[str, Table]) -> Figure:
+    """Disagreement of several models along trajectories, and how the largest one is distributed.
+
+    Of several trajectories the largest deviations are drawn, of one also the smallest and the average.
 
     Parameters
     ----------
-    table
-        Columns of `model_devi.out`.
+    runs
+        Label -> columns of its `model_devi.out`.
     """
-    require_columns(table, DEVIATIONS, "model_devi.out")
-    step = table["step"]
+    for table in runs.values():
+        require_columns(table, DEVIATIONS, "model_devi.out")
+    several, largest = len(runs) > 1, [table["max_devi_f"] for table in runs.values()]
+    bins = np.histogram_bin_edges(np.concatenate(largest), "auto" if max(map(len, largest)) > 20 else 10)
     with panels(1, 3, size=(4.2, 3.4)) as (figure, (force, virial, spread)):
-        figure.suptitle(label, fontsize=11, x=0.01, ha="left")
-        _band(force, step, table, "f", COLORS[0])
-        force.set(title="Forces", xlabel="step", ylabel="deviation (eV/Å)")
-        _band(virial, step, table, "v", COLORS[1])
-        virial.set(title="Virial", xlabel="step", ylabel="deviation (eV/atom)")
-        spread.hist(table["max_devi_f"], bins="auto" if len(step) > 20 else 10, color=COLORS[0], alpha=0.8)
+        for label, table in runs.items():
+            for ax, kind in ((force, "f"), (virial, "v")):
+                ax.plot(table["step"], table[f"max_devi_{kind}"], lw=1.2 if several else 1.6, label="max")
+                if not several:
+                    _smaller_deviations(ax, table, kind)
+                    ax.legend()
+            style = {"histtype": "step", "lw": 1.6} if several else {"alpha": 0.8}
+            spread.hist(table["max_devi_f"], bins.tolist(), label=label, **style)
+        if several:
+            spread.legend()
+        else:
+            figure.suptitle(next(iter(runs)), fontsize=11, x=0.01, ha="left")
+        for ax in (force, virial):
+            ax.set_ylim(bottom=0)
+        which = ", largest" if several else ""
+        force.set(title=f"Forces{which}", xlabel="step", ylabel="deviation (eV/Å)")
+        virial.set(title=f"Virial{which}", xlabel="step", ylabel="deviation (eV/atom)")
         spread.set(title="Largest force deviation", xlabel="max. deviation (eV/Å)", ylabel="frames")
     return figure
 
 
-def _band(ax: Axes, step: Doubles, table: Table, suffix: str, color: str) -> None:
-    low, high = (np.nan_to_num(table[f"{kind}_devi_{suffix}"]) for kind in ("min", "max"))
-    ax.fill_between(step, low, high, color=color, alpha=0.15, lw=0)
-    ax.plot(step, table[f"max_devi_{suffix}"], color=color, label="max")
-    ax.plot(step, table[f"avg_devi_{suffix}"], color=color, ls="--", lw=1.2, label="average")
-    ax.set_ylim(bottom=0)
-    ax.legend()
+def _smaller_deviations(ax: Axes, table: Table, kind: str) -> None:
+    """The average deviation, and a band from the smallest to the largest."""
+    step, low, high = table["step"], *(np.nan_to_num(table[f"{end}_devi_{kind}"]) for end in ("min", "max"))
+    ax.fill_between(step, low, high, color=COLORS[0], alpha=0.15, lw=0)
+    ax.plot(step, table[f"avg_devi_{kind}"], color=COLORS[0], ls="--", lw=1.2, label="average")
 
 
 def _loss(table: Table, suffix: str) -> tuple[str, str, Doubles] | None:

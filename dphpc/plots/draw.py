@@ -33,7 +33,7 @@ def draw(
     kind
         lcurve, parity, thermo, rdf, devi or rounds; None: guessed from the first file.
     files
-        Several are overlaid (lcurve, rdf); thermo, devi and rounds take one; parity a prefix or detail files.
+        Several are overlaid (lcurve, rdf, devi); thermo and rounds take one; parity a prefix or detail files.
     labels
         Names of the first files in the legend; the others are named by their paths.
     skip
@@ -55,7 +55,7 @@ def draw(
         raise InputError(f"no plot '{kind}'", remedy=did_you_mean(kind, KINDS))
     if not files:
         raise InputError(f"no file given for a plot '{kind}'", remedy=f"name it: dphpc plot {kind} FILE")
-    if kind in ("thermo", "devi", "rounds") and len(files) > 1:
+    if kind in ("thermo", "rounds") and len(files) > 1:
         raise InputError(f"{len(files)} files for a plot '{kind}'", expected="one file", remedy="draw them one by one")
     if pair and (kind != "rdf" or len(pair) != 2):
         raise InputError(f"a pair {' '.join(pair)} for a plot '{kind}'", expected="two species, and a plot 'rdf'")
@@ -150,8 +150,7 @@ def _thermo(files: dict[str, str], *_: object) -> Figure:
 
 
 def _deviation(files: dict[str, str], *_: object) -> Figure:
-    ((label, file),) = files.items()
-    return model_deviation(read_table(file), label)
+    return model_deviation({label: read_table(file) for label, file in files.items()})
 
 
 def _rounds(files: dict[str, str], *_: object) -> Figure:

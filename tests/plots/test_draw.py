@@ -134,6 +134,19 @@ def test_trajectories_of_md_are_read_in_every_format(stage: dict[str, object], t
         read_frames(str(tmp_path / "bad.h5md"))
 
 
+def test_several_runs_deviations_are_overlaid(tmp_path: Path) -> None:
+    for name, text in (("00", DEVI), ("01", DEVI.replace("e-0", "e+0"))):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model_devi.out").write_text(text)
+    files = [str(tmp_path / name / "model_devi.out") for name in ("00", "01")]
+    force, virial, spread = draw(None, files)[1].axes
+    for axes, column in ((force, "max_devi_f"), (virial, "max_devi_v")):
+        for line, file in zip(axes.lines, files, strict=True):
+            np.testing.assert_array_equal(line.get_ydata(), read_table(file)[column])
+            assert axes.get_ylim()[1] > line.get_ydata().max()
+    assert [text.get_text() for text in spread.get_legend().get_texts()] == ["00/model_devi.out", "01/model_devi.out"]
+
+
 def test_several_learning_curves_are_overlaid(files: dict[str, str], tmp_path: Path) -> None:
     other = tmp_path / "other" / "lcurve.out"
     other.parent.mkdir()
