@@ -13,8 +13,9 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.data import atomic_numbers
 
+from dphpc.active.commands import command_line
 from dphpc.active.config import LearnConfig
-from dphpc.active.work import Work, command_line, read_json, spoiled
+from dphpc.active.work import Work, read_json, spoiled
 from dphpc.core.errors import InputError
 from dphpc.model.activations import has_kinks
 from dphpc.model.compress import compress_file

@@ -10,9 +10,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from dphpc.active.commands import command_line
 from dphpc.active.committee import draw_seed, round_folder
 from dphpc.active.config import Exploration, LearnConfig, Round, Select
-from dphpc.active.work import LOG, Work, command_line, read_json, spoiled
+from dphpc.active.work import LOG, Work, read_json, spoiled
 from dphpc.core.config import parse_config, read_mapping
 from dphpc.core.errors import EXIT_ASTRAY, EXIT_STOPPED_ABOVE, InputError
 from dphpc.md.config import RESTART_SUFFIXES, MdConfig

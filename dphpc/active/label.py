@@ -20,10 +20,11 @@ from ase import Atoms
 
 from dphpc.active import calculator
 from dphpc.active.calculator import FRAMES, LABELLED, RECORD
+from dphpc.active.commands import require_shell_command
 from dphpc.active.committee import TRAINING, VALIDATION
 from dphpc.active.config import Label, LearnConfig
 from dphpc.active.match import matched
-from dphpc.active.work import LOG, Work, require_shell_command
+from dphpc.active.work import LOG, Work
 from dphpc.core.errors import DataError, RunError
 from dphpc.train.convert import read_configurations
 from dphpc.train.data.writer import Configuration, write_systems

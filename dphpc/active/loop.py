@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from dphpc.active import explore, label
+from dphpc.active.commands import require_program
 from dphpc.active.committee import TRAINING, VALIDATION, Committee, Data, draw_seed, round_folder
 from dphpc.active.config import LearnConfig, Round, Select
 from dphpc.active.result import LearnResult, RoundSummary
@@ -28,7 +29,6 @@ from dphpc.active.work import (
     Work,
     Workshop,
     read_json,
-    require_program,
     spoiled,
     write_json,
 )

@@ -10,17 +10,13 @@ import fcntl
 import json
 import logging
 import os
-import re
-import shlex
-import shutil
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from dphpc.core.cores import n_cores
 from dphpc.core.errors import InputError, RunError, writing
@@ -39,6 +35,12 @@ PATIENCE = 60.0
 
 LOG = "log"
 """File with a process's output, in its folder."""
+
+JOB = "job.json"
+"""File with the job of a queue system that does a work, in the work's folder while the job is not over."""
+
+LOST = 256
+"""In place of an exit status, which is smaller: the job of a work has ended without one."""
 
 LOG_LINES = 12
 """Last lines of a failed process's log that are shown with its error."""
@@ -91,6 +93,11 @@ class Work:
     def part(self) -> Path:
         """The folder's temporary path, while the work is not done."""
         return self.folder.with_name(self.folder.name + ".part")
+
+    def prepare(self) -> None:
+        """Make the temporary folder, with the record."""
+        self.part.mkdir(parents=True, exist_ok=True)
+        write_json(self.part / self.record, self.settings)
 
     def is_done(self) -> bool:
         """Whether the work is done.
@@ -161,56 +168,9 @@ def spoiled(path: Path, what: str) -> InputError:
     )  # fmt: skip
 
 
-def command_line(launch: str, *arguments: str) -> list[str]:
-    """The command `dphpc ARGUMENTS`, run by this Python, after a launcher's words."""
-    prefix = shlex.split(launch)
-    if prefix:
-        prefix[0] = os.path.abspath(shutil.which(prefix[0]) or prefix[0])
-    return [*prefix, sys.executable, "-m", "dphpc", *arguments]
-
-
-def require_program(command: str, where: str) -> None:
-    """Raise InputError unless the first word of a command is a program."""
-    try:
-        program = (shlex.split(command) or [""])[0]
-    except ValueError as error:
-        raise InputError(f"the command cannot be read: {error}", where=where) from None
-    if shutil.which(program) is None:
-        raise _no_program(program, where)
-
-
-def require_shell_command(command: str, where: str) -> None:
-    """Raise InputError if /bin/sh cannot parse a command, or does not know its first word as far as that is clear."""
-    checked = subprocess.run(["/bin/sh", "-n", "-c", command], capture_output=True, text=True, check=False)
-    if checked.returncode:
-        raise InputError(f"the shell cannot read the command: {checked.stderr.strip()}", where=where)
-    words = shlex.shlex(command, posix=True, punctuation_chars=True)
-    words.whitespace_split = True
-    try:
-        word = next((w for w in words if w.strip("(") and not _ASSIGNMENT.match(w)), "")
-    except ValueError:  # quotes that shlex and the shell read differently
-        return
-    if not word or word[0] in "<>&|;~" or set(word) & set("$`*?["):  # depends on what the shell expands
-        return
-    # `command -v` knows the shell's built-in commands, too.
-    known = ["/bin/sh", "-c", 'command -v -- "$1"', "sh", word]
-    if shutil.which(word) is None and ("/" in word or subprocess.run(known, stdout=subprocess.DEVNULL).returncode):
-        raise _no_program(word, where)
-
-
-_ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=")
-
-
-def _no_program(name: str, where: str) -> InputError:
-    return InputError(
-        f"there is no program '{name}'", where=where, expected="a program in PATH, or with its path",
-        remedy="load its module, or correct the name",
-    )  # fmt: skip
-
-
 @dataclass
 class Workshop:
-    """Does pieces of work in child processes; only one workshop at a time uses a folder."""
+    """Does pieces of work; only one workshop at a time uses a folder."""
 
     folder: Path
     _lock: int = field(default=-1, init=False)
@@ -240,72 +200,148 @@ class Workshop:
             self._lock = file.fileno()
             yield
 
-    def do(self, works: Sequence[Work], at_once: int, share_cores: bool = False) -> None:
+    def do(self, works: Sequence[Work], at_once: int, share_cores: bool = False, jobs: Crew | None = None) -> None:
         """Do the works that are not done yet, `at_once` of them at a time.
 
         Parameters
         ----------
         share_cores
             Give each process an equal share of the cores for its threads, unless OMP_NUM_THREADS is set.
+        jobs
+            What does the works, if these are no processes of this machine; `at_once` is then a number of jobs.
 
         Raises
         ------
         InputError
             A work was done with other settings.
         RunError
-            A work failed; the others have been ended in good order and can be continued.
+            A work failed; the other processes have been ended in good order, jobs go on. All can be continued.
         Stopped
             A signal asked to stop.
         """
         waiting = [work for work in works if not work.is_done()]
-        total, running, asked = len(works), dict[subprocess.Popen[bytes], Work](), list[int]()
-        environment = unlaunched(os.environ)
-        if share_cores:
-            share = n_cores() // max(1, min(at_once, len(waiting)))
-            environment.setdefault("OMP_NUM_THREADS", str(max(1, share)))
+        share = max(1, n_cores() // max(1, min(at_once, len(waiting)))) if share_cores else 0
+        crew = Processes(self._lock, share) if jobs is None else jobs
+        total, asked = len(works), list[int]()
         started = time.monotonic()
         with stop_signals(asked.append):
             try:
-                while waiting or running:
-                    while waiting and len(running) < at_once and not asked:
-                        self._start(waiting.pop(0), running, environment)
-                    for process in [p for p in running if p.poll() is not None]:
-                        work = running.pop(process)
-                        _finish(work, process.returncode, bool(asked))
-                        if total > 1:
-                            done = total - len(waiting) - len(running)
-                            taken = duration(time.monotonic() - started)
-                            log.info("%s: done (%d of %d, %s)", work.title, done, total, taken)
+                waiting = [work for work in waiting if not crew.found(work)]
+                while waiting or len(crew):
+                    while waiting and crew.has_room(at_once) and not asked:
+                        _begin(waiting.pop(0), crew)
+                    with contextlib.closing(crew.ended()) as ended:
+                        for work, status in ended:
+                            _finish(work, status, bool(asked))
+                            if total > 1:
+                                done = total - len(waiting) - len(crew)
+                                taken = duration(time.monotonic() - started)
+                                log.info("%s: done (%d of %d, %s)", work.title, done, total, taken)
                     if asked:
                         raise Stopped(asked[0])
-                    time.sleep(POLL if running else 0.0)
+                    time.sleep(POLL if len(crew) else 0.0)
             finally:
-                _end(running)
+                crew.leave()
 
-    def _start(self, work: Work, running: dict[subprocess.Popen[bytes], Work], environment: Mapping[str, str]) -> None:
-        part = work.part
-        part.mkdir(parents=True, exist_ok=True)
-        write_json(part / work.record, work.settings)
-        command = work.begin(part)
-        if command is None:
-            _finish(work, 0, False)
-            return
-        with (part / LOG).open("ab") as output:
+
+class Crew(Protocol):
+    """What does works: processes, or jobs of a queue system."""
+
+    def __len__(self) -> int:
+        """How many works it has."""
+
+    def found(self, work: Work) -> bool:
+        """Whether it has a work since before this loop was started."""
+
+    def has_room(self, at_once: int) -> bool:
+        """Whether one more work may begin, if `at_once` of them may be done at a time."""
+
+    def begin(self, work: Work, command: list[str]) -> None:
+        """Take a work whose folder is prepared, and the command that does it."""
+
+    def ended(self) -> Generator[tuple[Work, int], None, None]:
+        """The works whose commands have ended, with exit status (negative: a signal), or LOST."""
+
+    def leave(self) -> None:
+        """The loop ends, perhaps before the works."""
+
+
+class Processes:
+    """Does each work in a child process.
+
+    Parameters
+    ----------
+    lock
+        A file descriptor that the processes keep open.
+    threads
+        Of each process, unless OMP_NUM_THREADS is set; 0 leaves them to it.
+    """
+
+    def __init__(self, lock: int, threads: int) -> None:
+        self.lock, self.running = lock, dict[subprocess.Popen[bytes], Work]()
+        self.environment = unlaunched(os.environ)
+        if threads:
+            self.environment.setdefault("OMP_NUM_THREADS", str(threads))
+
+    def __len__(self) -> int:
+        return len(self.running)
+
+    def found(self, work: Work) -> bool:
+        """No process outlives the loop; a job may."""
+        if (work.part / JOB).is_file():
+            raise job_of_another(work.part, "and is to be done by a process now")
+        return False
+
+    def has_room(self, at_once: int) -> bool:
+        """Whether fewer processes run."""
+        return len(self.running) < at_once
+
+    def begin(self, work: Work, command: list[str]) -> None:
+        """Start a process."""
+        with (work.part / LOG).open("ab") as output:
             process = subprocess.Popen(
-                command, cwd=work.directory or part, env=environment, stdin=subprocess.DEVNULL, stdout=output,
-                stderr=subprocess.STDOUT, start_new_session=True, pass_fds=[self._lock],
+                command, cwd=work.directory or work.part, env=self.environment, stdin=subprocess.DEVNULL, stdout=output,
+                stderr=subprocess.STDOUT, start_new_session=True, pass_fds=[self.lock],
             )  # fmt: skip
-        running[process] = work
+        self.running[process] = work
+
+    def ended(self) -> Generator[tuple[Work, int], None, None]:
+        """The works whose processes have ended, each with its exit status."""
+        for process in [p for p in self.running if p.poll() is not None]:
+            yield self.running.pop(process), process.returncode
+
+    def leave(self) -> None:
+        """End all processes."""
+        _end(self.running)
+
+
+def job_of_another(part: Path, but: str) -> InputError:
+    """The error for a folder with a job of a queue system which cannot be looked for."""
+    return InputError(
+        f"what is done in {part} was given to a queue system, {but}", where=str(part / JOB),
+        remedy="restore 'queue'; or end that job, if it is not over, and remove this file",
+    )  # fmt: skip
+
+
+def _begin(work: Work, crew: Crew) -> None:
+    """Prepare a work's folder, and hand it over unless nothing is left to do."""
+    work.prepare()
+    command = work.begin(work.part)
+    if command is None:
+        _finish(work, 0, False)
+    else:
+        crew.begin(work, command)
 
 
 def _finish(work: Work, status: int, asked: bool) -> None:
-    """Finish a work whose process has ended; RunError if it failed without having been asked to end."""
+    """Finish a work whose command has ended; RunError if it failed without having been asked to end."""
     if not work.accept(status, work.part):
         if asked:
             return
         path = work.part / LOG
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:] if path.is_file() else []
         how = f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
+        how = "no exit status, as its job was ended" if status == LOST else how
         raise RunError(
             f"{work.title} ended with {how}" + "".join(f"\n  | {line}" for line in lines), where=str(path),
             remedy="the same command goes on from there once the cause is mended",

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from dphpc.active import work as work_module
-from dphpc.active.work import Stopped, Work, Workshop, command_line
+from dphpc.active.commands import command_line
+from dphpc.active.work import Stopped, Work, Workshop
 from dphpc.core.cores import n_cores
 from dphpc.core.errors import InputError, RunError
 
