@@ -36,6 +36,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "cupy_backends": ("core/device.py",),
     "mpi4py": ("parallel/comm.py",),
     "horovod": ("parallel/gradients.py",),
+    "dpdispatcher": ("active/queue.py",),
     "typer": ("cli/*.py",),
     "rich": ("cli/*.py", "train/*.py", "md/*.py"),
 }
@@ -94,6 +95,7 @@ def test_every_folder_has_a_rule():
         ("parallel/halo.py", "from mpi4py import MPI"),
         ("ops/se_a/native.py", "import cupy"),
         ("md/engine.py", "import typer"),
+        ("active/jobs.py", "import dpdispatcher"),
     ],
 )
 def test_rules_catch(path, source):

@@ -1,7 +1,8 @@
 """Labels by an ASE calculator: `python -m dphpc.active.calculator FOLDER N` labels the frames of a folder.
 
 N frames are labelled at a time, each in a process of its own, so that a crash costs one frame only.  After an
-interruption it continues with the frames that are left.
+interruption it continues with the frames that are left.  If N is 0, the labels are those that are there: of frames that
+`python -m dphpc.active.calculator FOLDER frame K` has labelled one by one.
 """
 
 from __future__ import annotations
@@ -112,7 +113,19 @@ def _label_one(label: Label, atoms: Atoms, folder: Path, number: int) -> None:
         sys.exit(1)
     partial = folder / f".{number:04d}.extxyz"
     ase.io.write(partial, labelled, format="extxyz", parallel=False)
-    partial.rename(folder / f"{number:04d}.extxyz")
+    partial.rename(result_of(folder, number))
+
+
+def _asked(folder: Path) -> tuple[Label, list[Atoms]]:
+    """The calculator and the frames that a folder asks for."""
+    record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    label = parse_config(Label, record["label"], source=str(folder / RECORD))
+    return label, list(ase.io.iread(folder / FRAMES, index=":", parallel=False))
+
+
+def result_of(folder: Path, number: int) -> Path:
+    """The file with the labels of a frame."""
+    return folder / f"{number:04d}.extxyz"
 
 
 def label_frames(folder: Path, at_once: int) -> None:
@@ -123,11 +136,9 @@ def label_frames(folder: Path, at_once: int) -> None:
     RunError
         Not one could be labelled.
     """
-    record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    label = parse_config(Label, record["label"], source=str(folder / RECORD))
-    frames = list(ase.io.iread(folder / FRAMES, index=":", parallel=False))
-    results = [folder / f"{number:04d}.extxyz" for number in range(len(frames))]
-    waiting = [number for number, path in enumerate(results) if not path.is_file()]
+    label, frames = _asked(folder)
+    results = [result_of(folder, number) for number in range(len(frames))]
+    waiting = [number for number, path in enumerate(results) if at_once and not path.is_file()]
     running: dict[int, BaseProcess] = {}
     while waiting or running:
         while waiting and len(running) < at_once:
@@ -153,6 +164,10 @@ def label_frames(folder: Path, at_once: int) -> None:
 
 if __name__ == "__main__":
     try:
-        label_frames(Path(sys.argv[1]), int(sys.argv[2]))
+        if sys.argv[2] == "frame":
+            asked, number = _asked(Path(sys.argv[1])), int(sys.argv[3])
+            _label_one(asked[0], asked[1][number], Path(sys.argv[1]), number)
+        else:
+            label_frames(Path(sys.argv[1]), int(sys.argv[2]))
     except DphpcError as caught:
         sys.exit(f"error: {caught}")

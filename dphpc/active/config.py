@@ -116,11 +116,11 @@ class Launch(Config):
 
 
 class AtOnce(Config):
-    """How many trainings, explorations and labels run side by side."""
+    """How many trainings, explorations and labels run side by side: one, or in a queue any number."""
 
-    train: PositiveInt = 1
-    md: PositiveInt = 1
-    label: PositiveInt = 1
+    train: PositiveInt | None = None
+    md: PositiveInt | None = None
+    label: PositiveInt | None = None
 
 
 class LearnConfig(Config):
@@ -145,6 +145,8 @@ class LearnConfig(Config):
     """Fraction of the new frames that become validation data."""
     launch: Launch = Field(default_factory=Launch)
     at_once: AtOnce = Field(default_factory=AtOnce)
+    queue: Text | dict[str, Any] | None = None
+    """Which of them are jobs of a queue system, and how these are submitted (`QueueConfig`), or a file with that."""
     seed: Seed = 1
     """Seed for everything random."""
 

@@ -24,7 +24,7 @@ from dphpc.active.commands import require_shell_command
 from dphpc.active.committee import TRAINING, VALIDATION
 from dphpc.active.config import Label, LearnConfig
 from dphpc.active.match import matched
-from dphpc.active.work import LOG, Work
+from dphpc.active.work import JOB, LOG, Work, job_of_another
 from dphpc.core.errors import DataError, RunError
 from dphpc.train.convert import read_configurations
 from dphpc.train.data.writer import Configuration, write_systems
@@ -40,7 +40,7 @@ MOST_REPORTED = 10
 
 def labelling(
     config: LearnConfig, title: str, folder: Path, choose: Callable[[], list[Atoms]], type_map: Sequence[str],
-    choice: Mapping[str, Any] | None = None,
+    choice: Mapping[str, Any] | None = None, by_frames: bool = False,
 ) -> Work:  # fmt: skip
     """The work of labelling frames and making data systems of them.
 
@@ -50,6 +50,8 @@ def labelling(
         Returns the frames.
     choice
         How they were chosen, for the record; its `seed` decides which are held out.
+    by_frames
+        Whether the frames are labelled before, by the works of `frame_works`.
     """
     # The record has the calculator, as it is a level of theory, but no command, which may change with the machine.
     label = config.label.model_dump(mode="json", exclude={"command"}, exclude_none=True)
@@ -57,13 +59,15 @@ def labelling(
     settings = {"label": label, "choice": choice, "hold_out": hold_out}
 
     def begin(part: Path) -> list[str] | None:
+        for job in sorted(part.glob(f"frames/*/{JOB}")) if not by_frames else ():
+            raise job_of_another(job.parent, "and is to be done by a process now")
         if not (part / FRAMES).is_file():
             partial = part / f".{FRAMES}"
             ase.io.write(partial, choose(), format="extxyz", parallel=False)
             partial.rename(part / FRAMES)
         (part / LABELLED).unlink(missing_ok=True)
         if config.label.command is None:
-            return [sys.executable, "-m", calculator.__name__, str(part.resolve()), str(config.at_once.label)]
+            return _calculator(part, 0 if by_frames else config.at_once.label or 1)
         command = config.label.command
         for name, file in (("{frames}", FRAMES), ("{labelled}", LABELLED)):
             command = command.replace(name, shlex.quote(str((part / file).resolve())))
@@ -83,10 +87,46 @@ def labelling(
     return Work(title, folder, RECORD, settings, begin, finish, directory=Path.cwd(), known_as=known_as)
 
 
-def first_label(config: LearnConfig, folder: Path, sample: Atoms, type_map: Sequence[str]) -> Work:
+def _calculator(part: Path, *arguments: Any) -> list[str]:
+    return [sys.executable, "-m", calculator.__name__, str(part.resolve()), *map(str, arguments)]
+
+
+def frame_works(work: Work) -> list[Work]:
+    """Prepare a labelling by a calculator, and return a work for each of its frames that has no labels."""
+    if work.is_done():
+        return []
+    work.prepare()
+    work.begin(work.part)
+    n = sum(1 for _ in ase.io.iread(work.part / FRAMES, index=":", parallel=False))
+    works = [_frame_work(work, k) for k in range(n) if not calculator.result_of(work.part, k).is_file()]
+    for one in works:
+        shutil.rmtree(one.folder, ignore_errors=True)  # of a frame that has failed, and is tried again
+    return works
+
+
+def _frame_work(work: Work, number: int) -> Work:
+    result = calculator.result_of(work.part, number)
+
+    def begin(part: Path) -> list[str] | None:
+        return None if result.is_file() else _calculator(work.part, "frame", number)
+
+    def accept(status: int, part: Path) -> bool:
+        if not result.is_file():  # it is left out
+            lines = (part / LOG).read_text(encoding="utf-8", errors="replace").splitlines() or [f"status {status}"]
+            log.warning("no labels: %s", lines[-1])
+        return True
+
+    folder = work.part / "frames" / f"{number:04d}"
+    return Work(f"{work.title} frame {number}", folder, "frame.json", {}, begin, accept=accept, directory=Path.cwd())
+
+
+def first_label(
+    config: LearnConfig, folder: Path, sample: Atoms, type_map: Sequence[str], by_frames: bool = False
+) -> Work:
     """The work of labelling a frame of the training data, and comparing with its labels there."""
     title = "labelling of a first frame, to see that it works,"
-    work = labelling(config, title, folder, lambda: [sample.copy()], type_map)  # the copy has no labels
+    chosen = [sample.copy()]  # without its labels
+    work = labelling(config, title, folder, lambda: chosen, type_map, by_frames=by_frames)
     return replace(work, finish=lambda part: log.info("%s", compare(part, sample)))
 
 
@@ -168,8 +208,13 @@ def compare(folder: Path, sample: Atoms) -> str:
     return f"labels of the first frame of the data differ from its own by {shift:.3g} meV/atom and {rms:.3g} eV/Å (RMS)"
 
 
-def check(label: Label) -> None:
+def check(label: Label, here: bool = True) -> None:
     """Check whether labels can be made, as far as possible without making one.
+
+    Parameters
+    ----------
+    here
+        Whether the command is for this machine, whose programs are known.
 
     Raises
     ------
@@ -177,6 +222,7 @@ def check(label: Label) -> None:
         The calculator or program does not exist, or the calculator refuses the parameters.
     """
     if label.command is not None:
-        require_shell_command(label.command, "label/command")
+        if here:
+            require_shell_command(label.command, "label/command")
         return
     calculator.make_calculator(label)

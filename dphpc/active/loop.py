@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import math
 import shutil
+import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, fields
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from dphpc.active import explore, label
 from dphpc.active.commands import require_program
 from dphpc.active.committee import TRAINING, VALIDATION, Committee, Data, draw_seed, round_folder
 from dphpc.active.config import LearnConfig, Round, Select
+from dphpc.active.jobs import Jobs
+from dphpc.active.queue import sections
 from dphpc.active.result import LearnResult, RoundSummary
 from dphpc.active.select import Counts, choose, count
 from dphpc.active.work import (
@@ -94,13 +97,13 @@ class Loop:
     """A loop in progress: its checked inputs, and the rounds that are done."""
 
     def __init__(self, config: LearnConfig) -> None:
-        self.config = config
+        self.config, self.queue = config, sections(config.queue)
         for name, command in (("train", config.launch.train), ("md", config.launch.md)):
             if command:
-                require_program(command, f"launch/{name}")
+                require_program(command, f"launch/{name}", here=name not in self.queue)
         self.committee = Committee.of(config)
         self.runs = [explore.check(entry, self.committee.type_map) for entry in config.rounds]
-        label.check(config.label)
+        label.check(config.label, "label" not in self.queue)
         self.folder = Path(config.folder)
         self.workshop = Workshop(self.folder)
         self.done = self._rounds_done()
@@ -174,6 +177,10 @@ class Loop:
             f"{counted(len(self.committee.systems), 'data system')} to begin with",
             f"labels:    {c.label.calculator or c.label.command}",
         ]
+        for kind, section in self.queue.items():
+            lines.append(f"{f'{kind}:':10} {section.describe(self.folder, getattr(c.at_once, kind))}")
+            if section.unused:
+                lines.append(f"{'':10} not used: {', '.join(section.unused)}: dphpc runs, on files where they are")
         n_rounds = n_runs = n_labels = 0
         for place, (entry, runs) in enumerate(zip(c.rounds, self.runs, strict=True), 1):
             s, steps = c.selection(entry), sum(stage.steps for run in runs for stage in run.stages)
@@ -208,7 +215,7 @@ class Loop:
     def _check_labels(self) -> None:
         """Label a frame of the training data, so that errors of the labelling show before hours of training."""
         sample, folder = self.committee.sample, self.folder / "check"
-        check = label.first_label(self.config, folder, sample, self.committee.type_map)
+        check = label.first_label(self.config, folder, sample, self.committee.type_map, self._labels_by_frames)
         try:
             done = check.is_done()
         except InputError:  # made with another calculator; rounds that it has labelled are refused elsewhere
@@ -216,7 +223,7 @@ class Loop:
             for path in (folder, check.part):
                 shutil.rmtree(path, ignore_errors=True)
         if not done:
-            self.workshop.do([check], 1)
+            self._label(check)
 
     def _last_trained(self, number: int, trained: int | None) -> int:
         """The round whose committee a round uses: its own, or `trained`, the last one, if that has seen all data."""
@@ -236,26 +243,27 @@ class Loop:
         choice = {"above": select.above, "below": select.below, "most": select.most, "seed": seed}
         return label.labelling(
             self.config, f"round {number}, labelling", self._label_folder(number), lambda: choose(runs, select, seed),
-            self.committee.type_map, choice,
+            self.committee.type_map, choice, self._labels_by_frames,
         )  # fmt: skip
 
     def _train(self, number: int, data: Data, trained: int | None) -> None:
         """Train a round's committee, unless it uses the last one."""
         works = self._trainings(number, data, trained)
-        self._do(number, "train", works, self.config.at_once.train, share_cores=not self.config.launch.train)
+        self._do(number, "train", works, lambda: self._work("train", works, not self.config.launch.train))
 
     def _round(self, number: int, place: int, entry: Round, trained: int) -> None:
         """Explore, select, label, and write the summary."""
         select, works = self.config.selection(entry), self._explorations(number, entry, trained)
         self.committee.require_models(trained)
         explore.require_same_runs(works, complete=False)
-        self._do(number, "explore", works, self.config.at_once.md, share_cores=not self.config.launch.md)
+        self._do(number, "explore", works, lambda: self._work("md", works, not self.config.launch.md))
         counts = count([work.folder for work in works], select)
         converged = counts.converged(select)
         if not converged:
             if not counts.candidate:
                 raise _nothing_to_learn(counts, select, round_folder(self.config, number))
-            self._do(number, "label", [self._labelling(number, entry, works)])
+            labelling = self._labelling(number, entry, works)
+            self._do(number, "label", [labelling], lambda: self._label(labelling))
         self._conclude(number, place, counts, trained, converged)
 
     def _with_labels(self, data: Data, number: int) -> Data:
@@ -303,15 +311,36 @@ class Loop:
         force, energy = np.sqrt(np.mean(measures[:, :, 1] ** 2, axis=0)).tolist()
         return sum(reports[0].n_frames.values()), force, energy
 
-    def _do(self, number: int, step: str, works: Sequence[Work], at_once: int = 1, share_cores: bool = False) -> None:
-        """Do those works of a round's step that are not done yet, and record the time taken."""
+    @property
+    def _labels_by_frames(self) -> bool:
+        """Whether each frame is labelled by a job of its own."""
+        return "label" in self.queue and self.config.label.command is None
+
+    def _label(self, labelling: Work) -> None:
+        """Label frames, in jobs or by one process."""
+        if self._labels_by_frames:
+            self._work("label", label.frame_works(labelling))
+            self.workshop.do([labelling], 1)
+        else:
+            self._work("label", [labelling])
+
+    def _work(self, kind: str, works: Sequence[Work], share_cores: bool = False) -> None:
+        """Do works of a kind by jobs, if it has a section in `queue`, or by processes."""
+        at_once: int | None = getattr(self.config.at_once, kind)
+        if kind in self.queue:
+            self.workshop.do(works, at_once or sys.maxsize, jobs=Jobs(self.queue[kind], self.folder))
+        else:
+            self.workshop.do(works, at_once or 1, share_cores)
+
+    def _do(self, number: int, step: str, works: Sequence[Work], do: Callable[[], None]) -> None:
+        """Do a round's step unless all its works are done, and record the time taken."""
         waiting = [work for work in works if not work.is_done()]
         if not waiting:
             return
         log.info("round %d, %s: %d to do; %s", number, step, len(waiting), waiting[0].part / LOG)
         started = time.monotonic()
         try:
-            self.workshop.do(works, at_once, share_cores)
+            do()
         finally:
             path = round_folder(self.config, number) / SECONDS
             seconds = _seconds(path)

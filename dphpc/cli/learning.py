@@ -20,7 +20,7 @@ def learn_in_rounds(
     """Active learning: train a committee, explore by MD, label what it does not know, train again.
 
     The same command goes on with a loop that was interrupted; what is done is not done again. SIGINT and SIGTERM end
-    the steps in order; status 128 + signal.
+    the steps in order, and leave jobs in the queue; status 128 + signal.
     """
     from dphpc.active.loop import learn
 

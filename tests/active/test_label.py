@@ -25,9 +25,10 @@ GOOD = [atoms for atoms in FRAMES if atoms.positions[0, 0] >= 0]
 assert 0 < len(GOOD) < len(FRAMES)
 
 
-def work(**changes: Any) -> Work:
+def work(by_frames: bool = False, **changes: Any) -> Work:
     config = parse_config(LearnConfig, settings(hold_out=0.0, **changes))
-    return label.labelling(config, "labelling", Path("learn/label"), lambda: [bare(a) for a in FRAMES], ["Si"])
+    frames = [bare(atoms) for atoms in FRAMES]
+    return label.labelling(config, "labelling", Path("learn/label"), lambda: frames, ["Si"], by_frames=by_frames)
 
 
 def bare(atoms: Atoms) -> Atoms:
