@@ -4,8 +4,8 @@
     python benchmarks/output.py --structure water.lmp --types O H --replicate 17 --name output_water
     srun -n 64 python benchmarks/output.py --here --folder /scratch/of/mine
 
-The atoms are those of a run, dealt to ranks and ordered as its first neighbor list has them; a potential that costs
-little takes the model's place, as no output depends on it.  Each file is written `--repeat` times, in turn with the
+The atoms are those of a run, dealt to ranks and ordered as its first neighbor list has them; a potential without forces
+takes the model's place, as no output depends on it.  Each file is written `--repeat` times, in turn with the
 others, and so are the numbers of ranks; the first frame of a file, which makes it, is counted with the others.  A time
 is that of the slowest rank, from all ranks being ready to the file being handed to the operating system (a frame:
 types, positions, images) or being safe on disk (a restart).  Where h5py was built with MPI all ranks write H5MD and
@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -40,9 +41,24 @@ from dphpc.md.structures import read_structure
 from dphpc.md.trajectory import open_trajectory, write_frame
 from dphpc.parallel.comm import ends_together, world
 from dphpc.parallel.launch import START_ANYWHERE
-from dphpc.potential.pair import LennardJones
 
 FORMATS = {"extxyz": "frames.extxyz", "LAMMPS dump": "frames.dump", "H5MD": "frames.h5md"}
+
+
+class NoForces:
+    """A potential without forces, whose reach is that of bonds."""
+
+    cutoff = 2.0
+
+    def __init__(self, type_map: list[str]) -> None:
+        self.type_map = type_map
+
+    def compute(self, *_: Any) -> None:
+        """Add nothing."""
+
+    def memory_per_atom(self) -> float:
+        """None."""
+        return 0.0
 
 
 def begin(args: argparse.Namespace) -> Run:
@@ -52,9 +68,7 @@ def begin(args: argparse.Namespace) -> Run:
         "structure": str(args.structure), "type_map": args.types, "replicate": [args.replicate] * 3, "skin_A": 0.5,
         "n_threads": 1, "stages": [{"ensemble": "nve", "steps": 1}],
     }  # fmt: skip
-    # So short that bonds alone are in its list, so weak that it minds none of them.
-    potential = LennardJones(species, epsilon=1e-6, sigma=0.1, cutoff=2.0, cutoff_smooth=1.0)
-    begun = Run(parse_config(MdConfig, config), world(), potential)
+    begun = Run(parse_config(MdConfig, config), world(), NoForces(species))
     begun.engine.update_forces()
     return begun
 

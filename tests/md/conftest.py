@@ -17,7 +17,7 @@ from dphpc.md.engine import Engine
 from dphpc.md.velocities import draw_velocities
 from dphpc.parallel.comm import Communicator, Serial, world
 from dphpc.parallel.domain import Domain
-from dphpc.potential.pair import LennardJones
+from tests.lennard_jones import LennardJones
 from tests.parallel.conftest import comm, mpirun, pytest_runtest_makereport  # noqa: F401
 
 A = 5.4

@@ -28,7 +28,7 @@ from dphpc.md.stages import Stage
 from dphpc.md.strain import ISOTROPIC, Freedom
 from dphpc.parallel.comm import Communicator, Serial
 from dphpc.parallel.domain import Domain
-from dphpc.potential.pair import LennardJones
+from tests.lennard_jones import LennardJones
 from tests.md.test_integrators import thermostat, true_positions
 
 EngineOf = Callable[..., Engine]

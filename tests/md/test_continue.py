@@ -15,7 +15,7 @@ from dphpc.md.run import Run, run_md
 from dphpc.md.sealed import previous_of
 from dphpc.parallel.comm import Communicator, agree
 from dphpc.potential.contract import Outputs
-from dphpc.potential.pair import LennardJones
+from tests.lennard_jones import LennardJones
 
 Make = Callable[..., dict[str, Any]]
 

@@ -17,7 +17,7 @@ from dphpc.md import engine
 from dphpc.md.run import run_md
 from dphpc.model.compress import compress_file
 from dphpc.parallel.comm import Communicator, Serial
-from dphpc.potential.pair import LennardJones
+from tests.lennard_jones import LennardJones
 
 Config = Callable[..., dict[str, Any]]
 GOLDEN = Path(__file__).parents[1] / "golden" / "models"

@@ -13,7 +13,7 @@ from dphpc.md.engine import Engine
 from dphpc.md.observables import degrees_of_freedom, measure, mechanics
 from dphpc.md.strain import Freedom
 from dphpc.md.velocities import draw_velocities
-from dphpc.potential.pair import LennardJones
+from tests.lennard_jones import LennardJones
 from tests.md.test_barostats import LENGTHS, STIFF, EngineOf, constant_pressure, shape_force, skewed, steps_at_pressure
 from tests.md.test_integrators import thermostat
 from tests.md.test_strain import KINDS

@@ -29,7 +29,7 @@ from dphpc.md.minimize import Fire
 from dphpc.md.run import run_md
 from dphpc.md.stages import Stage
 from dphpc.parallel.comm import Communicator
-from dphpc.potential.pair import LennardJones
+from tests.lennard_jones import LennardJones
 from tests.md.test_deterministic import SILICON, THERMOSTATS, atoms_of, compared, written  # noqa: F401
 from tests.md.test_integrators import run
 

@@ -13,7 +13,7 @@ from dphpc.core.errors import RunError
 from dphpc.md.run import run_md
 from dphpc.md.sealed import damage_of
 from dphpc.parallel.comm import Communicator
-from dphpc.potential.pair import LennardJones
+from tests.lennard_jones import LennardJones
 from tests.md.test_restart import DiskFull, step_of
 
 Make = Callable[..., dict[str, Any]]

@@ -21,7 +21,7 @@ from dphpc.md.minimize import Fire
 from dphpc.md.restart import read_restart
 from dphpc.md.run import Run, run_md
 from dphpc.parallel.comm import Communicator, Serial
-from dphpc.potential.pair import LennardJones
+from tests.lennard_jones import LennardJones
 from tests.md.test_integrators import true_positions
 
 Make = Callable[..., dict[str, Any]]

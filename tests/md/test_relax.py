@@ -23,7 +23,7 @@ from dphpc.md.minimize import Fire
 from dphpc.md.relax import BoxDescent
 from dphpc.md.run import run_md
 from dphpc.parallel.comm import Communicator
-from dphpc.potential.pair import LennardJones
+from tests.lennard_jones import LennardJones
 from tests.md.test_barostats import NPT
 from tests.md.test_minimize import MINIMIZE, SILICON
 from tests.md.test_strain import KINDS

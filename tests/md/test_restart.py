@@ -23,16 +23,18 @@ from dphpc.md.sealed import damage_of, previous_of
 from dphpc.md.stages import Stage
 from dphpc.parallel.comm import Communicator
 from dphpc.potential.contract import Outputs
-from dphpc.potential.pair import LennardJones
+from tests.lennard_jones import IMPORT, LennardJones
 
 Make = Callable[..., dict[str, Any]]
 
-PROGRAM = """
-import json, sys
+PROGRAM = (
+    IMPORT
+    + """
+import json
 from dphpc.md.run import run_md
-from dphpc.potential.pair import LennardJones
 run_md(json.load(open(sys.argv[1])), potential=LennardJones(["Ar"], cutoff=6.5, cutoff_smooth=5.0))
 """
+)
 
 
 def rows_of(path: Path) -> np.ndarray:

@@ -27,7 +27,7 @@ from dphpc.md.run import Run, run_md
 from dphpc.model.model_file import write_model
 from dphpc.parallel.comm import Communicator
 from dphpc.potential.contract import Outputs
-from dphpc.potential.pair import LennardJones
+from tests.lennard_jones import IMPORT, LennardJones
 from tests.models import random_model
 from tests.parallel.conftest import all_pairs  # noqa: F401
 
@@ -378,8 +378,7 @@ def test_the_package_is_callable_and_takes_files(config: Make, argon: LennardJon
 
 def test_md_never_imports_torch(config: Make) -> None:
     code = (
-        "import sys, json, dphpc.md\n"
-        "from dphpc.potential.pair import LennardJones\n"
+        f"{IMPORT}import json, dphpc.md\n"
         "import dphpc.potential.deep, dphpc.md.run\n"
         "assert 'ase.io' not in sys.modules and 'scipy' not in sys.modules\n"  # by rank 0, when it reads a structure
         f"dphpc.md(json.loads({json.dumps(config(stages=[stage('nve', 1)]))!r}), potential=LennardJones(['Ar']))\n"

@@ -19,20 +19,22 @@ from dphpc.core.errors import InputError
 from dphpc.md.run import run_md
 from dphpc.parallel.comm import Communicator
 from dphpc.potential.contract import Outputs
-from dphpc.potential.pair import LennardJones
+from tests.lennard_jones import IMPORT, LennardJones
 
 Make = Callable[..., dict[str, Any]]
 
-PROGRAM = """
+PROGRAM = (
+    IMPORT
+    + """
 import os
 from dphpc.cli.main import main
 from dphpc.md import run
 from dphpc.parallel.comm import world
-from dphpc.potential.pair import LennardJones
 open(f"pid.{world().rank}", "w").write(str(os.getpid()))
 run.load_potential = lambda path, settings, device: LennardJones(["Ar"], cutoff=6.5, cutoff_smooth=5.0)
 main(["md", "run.json"])
 """
+)
 """`dphpc md` with argon in the place of a model file; leaves each rank's process id in a file."""
 
 

@@ -26,7 +26,7 @@ from dphpc.md.run import run_md
 from dphpc.md.stages import Stage
 from dphpc.md.strain import ISOTROPIC, Freedom
 from dphpc.parallel.comm import Serial
-from dphpc.potential.pair import LennardJones
+from tests.lennard_jones import LennardJones
 from tests.md.test_barostats import LENGTHS, NPT, STIFF, anew, by_id, constant_pressure, shape_force, skewed
 from tests.md.test_integrators import thermostat
 

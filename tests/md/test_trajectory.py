@@ -16,7 +16,7 @@ from dphpc.md.hdf5 import has_room
 from dphpc.md.run import run_md
 from dphpc.md.trajectory import _lammps_box
 from dphpc.parallel.comm import Communicator
-from dphpc.potential.pair import LennardJones
+from tests.lennard_jones import LennardJones
 
 Make = Callable[..., dict[str, Any]]
 

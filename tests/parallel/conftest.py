@@ -17,7 +17,7 @@ from dphpc.core.state import State
 from dphpc.ops.neighbors.reference import build_neighbors
 from dphpc.parallel.comm import Communicator, world
 from dphpc.potential.contract import Outputs
-from dphpc.potential.pair import LennardJones
+from tests.lennard_jones import LennardJones
 
 RANKS = world()
 

@@ -16,7 +16,7 @@ from dphpc.md.engine import Engine
 from dphpc.parallel.balance import balanced, best_planes, imbalance
 from dphpc.parallel.comm import Communicator, Serial
 from dphpc.parallel.domain import Domain
-from dphpc.potential.pair import LennardJones
+from tests.lennard_jones import LennardJones
 from tests.parallel.conftest import lattice
 from tests.parallel.test_halo import all_by_id
 

@@ -15,7 +15,7 @@ from dphpc.parallel.domain import Domain
 from dphpc.parallel.halo import Halo
 from dphpc.parallel.migrate import check_count, migrate
 from dphpc.potential.contract import Outputs
-from dphpc.potential.pair import LennardJones
+from tests.lennard_jones import LennardJones
 from tests.parallel.conftest import lattice
 
 pytestmark = pytest.mark.mpi

@@ -13,7 +13,7 @@ from dphpc.plots.draw import KINDS, draw, guess_kind, read_frames
 from dphpc.plots.parity import read_details
 from dphpc.plots.style import save
 from dphpc.plots.tables import read_table
-from dphpc.potential.pair import LennardJones
+from tests.lennard_jones import LennardJones
 
 LCURVE = """#  step      rmse_val    rmse_trn    rmse_e_val  rmse_e_trn    rmse_f_val  rmse_f_trn         lr
 # If there is no available reference data, rmse_*_{val,trn} will print nan

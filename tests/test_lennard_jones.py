@@ -1,15 +1,17 @@
+"""The analytic potential of the tests against its own derivatives."""
+
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from dphpc.core.box import Box
-from dphpc.core.errors import InputError, RunError
+from dphpc.core.errors import RunError
 from dphpc.core.images import periodic_images
 from dphpc.core.state import State
 from dphpc.ops.neighbors.reference import build_neighbors
 from dphpc.potential.contract import Outputs
-from dphpc.potential.pair import LennardJones
+from tests.lennard_jones import LennardJones
 
 BOX = Box(np.array([[7.0, 0, 0], [2.0, 6.5, 0], [-1.0, 1.5, 7.5]]))
 TYPES = np.array([0, 1, 1, 0, 1], np.int32)
@@ -86,10 +88,3 @@ def test_overlapping_atoms_are_named(evaluate: Callable[..., Outputs], positions
     positions[3] = positions[1]
     with pytest.raises(RunError, match="atom 2 and atom 4 are 0 Å apart"):
         evaluate(positions)
-
-
-def test_wrong_parameters() -> None:
-    with pytest.raises(InputError, match="positive and symmetric"):
-        LennardJones(["A", "B"], [[1.0, 2.0], [3.0, 1.0]])
-    with pytest.raises(InputError, match="cutoff"):
-        LennardJones(["A"], cutoff=3.0, cutoff_smooth=4.0)
