@@ -1,6 +1,6 @@
 // The operations between a fitting net's matrix products in training; `Real` is defined in front of this text.
 //
-// Names and formulas are those of dphpc/ops/fitting/gradient.py: value x → z → y, adjoint p, tangent ẋ → ż → ẏ, and q.
+// Names and formulas are those of dphpc/ops/fitting/reference.py: value x → z → y, adjoint p, tangent ẋ → ż → ẏ, and q.
 // Arrays are (n, n_out) unless noted otherwise; one element for each thread.
 #include "skip.h"
 

@@ -1,5 +1,5 @@
 // The fitting net in training: energies, their derivatives with respect to the moments, and the gradient of S = Σ ē·E +
-// Ė, where Ė is the derivative of ΣE along a direction of the moments.  dphpc/ops/fitting/gradient.py has the formulas;
+// Ė, where Ė is the derivative of ΣE along a direction of the moments.  dphpc/ops/fitting/reference.py has the formulas;
 // here atoms go through all layers tile by tile, and the weights' gradients are computed block by block.
 #pragma once
 

@@ -1,6 +1,6 @@
 """The fitting network in training on a GPU: matrix products by its library, one kernel between each two of them.
 
-The passes are those of `gradient.FittingTape`, with the descriptor's features in front.
+The passes are those of `reference.gradient`, with the descriptor's features in front.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dphpc.ops.workspace import REAL, Workspace
 
 @dataclass(frozen=True)
 class _Kept:
-    """One layer over n atoms; the halves of a stacked array are (value, tangent), as in `gradient._Kept`."""
+    """One layer over n atoms; the halves of a stacked array are (value, tangent)."""
 
     struct: NDArray
     w: Array

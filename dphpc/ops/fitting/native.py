@@ -35,7 +35,7 @@ def energy_and_adjoint(network: Network, inputs: Floats) -> tuple[Floats, Floats
 
 
 class FittingTape:
-    """One network in training, between moments and energies; `gradient.FittingTape` is its plain counterpart.
+    """One network in training, between moments and energies; `reference.gradient` has the formulas.
 
     Use in this order: `repack` when weights have changed, `energy_and_adjoint`, `gradient`.
 
