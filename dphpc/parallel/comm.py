@@ -25,9 +25,6 @@ from dphpc.parallel.launch import launched
 T = TypeVar("T")
 Operation = Literal["sum", "min", "max"]
 
-NOBODY = -1
-"""A partner that does not exist: nothing is sent to it or received from it."""
-
 
 class Exchange(Protocol):
     """Messages under way; `wait` must be called even if `ready` was true."""
@@ -44,7 +41,7 @@ Message = tuple[int, NDArray]
 
 
 class Communicator(Protocol):
-    """A group of ranks.  All methods except `abort`, `sendrecv` and `post` are collective.
+    """A group of ranks.  All methods except `abort` and `post` are collective.
 
     `node_size` is the number of ranks on this rank's node, `node_rank` its rank among them.  `handle` is mpi4py's
     communicator, for other libraries that use MPI; None without MPI.
@@ -70,9 +67,6 @@ class Communicator(Protocol):
 
     def bcast(self, value: T) -> T:
         """Rank 0's value."""
-
-    def sendrecv(self, send: NDArray, to: int, receive: NDArray, source: int) -> None:
-        """Send a contiguous array and fill another; `NOBODY` is a partner that is not there."""
 
     def post(self, sends: Sequence[Message], receives: Sequence[Message]) -> Exchange:
         """Begin to send arrays and to fill others, at most one each way for a pair of ranks."""
@@ -132,12 +126,6 @@ class Serial:
         """The value itself."""
         return value
 
-    def sendrecv(self, send: NDArray, to: int, receive: NDArray, source: int) -> None:
-        """A copy when rank 0 talks to itself."""
-        assert to == source
-        if to != NOBODY:
-            receive[...] = send
-
     def post(self, sends: Sequence[Message], receives: Sequence[Message]) -> Exchange:
         """There is nobody to send to."""
         assert not sends and not receives
@@ -171,7 +159,6 @@ class Mpi:
         node.Free()
         self._operations = {"sum": MPI.SUM, "min": MPI.MIN, "max": MPI.MAX}
         self._in_place = MPI.IN_PLACE
-        self._null = MPI.PROC_NULL
 
     def allreduce(self, values: NDArray, operation: Operation = "sum") -> NDArray:
         """MPI_Allreduce."""
@@ -209,16 +196,6 @@ class Mpi:
         array = np.ascontiguousarray(value) if self.rank == 0 else np.empty(shape, dtype)
         self._comm.Bcast(array.reshape(-1).view(np.uint8))
         return array
-
-    def sendrecv(self, send: NDArray, to: int, receive: NDArray, source: int) -> None:
-        """MPI_Sendrecv of raw bytes; a message to oneself is a copy."""
-        if to == self.rank == source:
-            receive[...] = send
-            return
-        self._comm.Sendrecv(
-            _bytes(send), self._null if to == NOBODY else to, 0,
-            _bytes(receive), self._null if source == NOBODY else source, 0,
-        )  # fmt: skip
 
     def post(self, sends: Sequence[Message], receives: Sequence[Message]) -> Exchange:
         """MPI_Irecv and MPI_Isend of raw bytes."""

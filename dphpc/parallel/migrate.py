@@ -68,11 +68,11 @@ def check_count(state: State, expected: int, comm: Communicator) -> None:
 
 
 def exchange_rows(comm: Communicator, rows: NDArray, to: int, source: int) -> NDArray:
-    """Send rows to one rank, and receive those of another, whatever their number."""
-    counts = np.array([len(rows)], np.int64), np.zeros(1, np.int64)
-    comm.sendrecv(counts[0], to, counts[1], source)
-    received = np.empty((int(counts[1][0]), *rows.shape[1:]), rows.dtype)
-    comm.sendrecv(rows, to, received, source)
+    """Send rows to one other rank, and receive those of one other, whatever their number."""
+    n_rows, n_received = np.array([len(rows)], np.int64), np.zeros(1, np.int64)
+    comm.post([(to, n_rows)], [(source, n_received)]).wait()
+    received = np.empty((int(n_received[0]), *rows.shape[1:]), rows.dtype)
+    comm.post([(to, rows)], [(source, received)]).wait()
     return received
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, distributed
 
 from dphpc.core.errors import InputError
-from dphpc.parallel.comm import NOBODY, Communicator, Exchange, Message, Operation, from_first, together
+from dphpc.parallel.comm import Communicator, Exchange, Message, Operation, from_first, together
 from dphpc.parallel.launch import launched, meeting_point
 
 T = TypeVar("T")
@@ -128,14 +128,6 @@ class ProcessGroup:
         box = [value]
         distributed.broadcast_object_list(box)
         return box[0]
-
-    def sendrecv(self, send: NDArray, to: int, receive: NDArray, source: int) -> None:
-        """See `Communicator.sendrecv`."""
-        if to == self.rank == source:
-            receive[...] = send
-            return
-        sends, receives = [(to, send)], [(source, receive)]
-        self.post(sends if to != NOBODY else [], receives if source != NOBODY else []).wait()
 
     def post(self, sends: Sequence[Message], receives: Sequence[Message]) -> Exchange:
         """See `Communicator.post`."""

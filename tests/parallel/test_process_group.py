@@ -41,7 +41,7 @@ def group(comm: Communicator) -> Iterator[ProcessGroup]:
 @pytest.mark.mpi
 def test_ranks_talk_as_by_mpi(group: ProcessGroup, comm: Communicator) -> None:
     test_comm.test_collectives(group)
-    test_comm.test_sendrecv_round_the_ring_and_to_nobody(group)
+    test_comm.test_messages_round_the_ring(group)
     test_comm.test_one_failing_rank_raises_on_all_and_one_speaks(group)
     assert (group.rank, group.size, group.node_size, group.node_rank) == (
         comm.rank, comm.size, comm.node_size, comm.node_rank,
