@@ -23,6 +23,9 @@ TF32_GPUS = ((8, 0), (9, 0), (10, 0), (10, 3))
 MOST_HIP_THREADS = 2**32 - 1
 """Threads of one launch, all blocks together, that HIP accepts."""
 
+NULL = np.uint64(0)
+"""A null pointer as CuPy takes it."""
+
 Array = Any
 """An array in a device's memory, with `shape`, `size`, `reshape`, `fill` and slices as NumPy's."""
 
@@ -102,7 +105,8 @@ class Device(Protocol):
     def launch(self, text: str, kernel: str, grid: int, block: int, *arguments: Any) -> None:
         """Start a kernel of a source text, which is compiled at its first use.
 
-        Arguments are arrays, NumPy scalars, and arrays (1,) of a structured type for structs that are passed by value.
+        Arguments are arrays, None for a null pointer, NumPy scalars, and arrays (1,) of a structured type for structs
+        that are passed by value.
         """
 
     def replay(self, key: Hashable, work: Work) -> None:
@@ -239,7 +243,7 @@ class Cupy:
             if module is None:
                 module = self._modules[text] = self._cupy.RawModule(code=text, options=("-std=c++17",))
             function = self._functions[text, kernel] = module.get_function(kernel)
-        function((grid,), (block,), arguments)
+        function((grid,), (block,), tuple(NULL if a is None else a for a in arguments))
 
     def replay(self, key: Hashable, work: Work) -> None:
         """See `Device.replay`."""

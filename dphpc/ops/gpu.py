@@ -7,7 +7,6 @@ import numpy as np
 from dphpc.core.buffers import Buffers
 from dphpc.core.device import Array, Device
 from dphpc.ops.kernel_text import kernel_text
-from dphpc.ops.workspace import NULL
 
 BLOCK = 128
 """Threads of a block."""
@@ -66,7 +65,7 @@ def stable_order(device: Device, buffers: Buffers, keys: Array, n_keys: int) -> 
     text = kernel_text("order.cu", Key=KEYS[keys.dtype], WARP=device.warp, BLOCK=BLOCK)
     counts = buffers.get("digits", (2**DIGIT_BITS * n_blocks,), np.int32)
     starts = buffers.get("starts of digits", (len(counts) + 2,), np.int64)
-    order: Array | np.uint64 = NULL
+    order: Array | None = None
     for shift in range(0, max((n_keys - 1).bit_length(), 1), DIGIT_BITS):
         given = np.int32(n), keys, order, np.int32(shift)
         device.launch(text, "count_digits", n_blocks, BLOCK, *given, counts)

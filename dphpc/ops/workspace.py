@@ -13,9 +13,6 @@ from dphpc.core.buffers import Buffers
 from dphpc.core.device import Array, Device, Event
 from dphpc.ops.structs import ELEMENTWISE, layer_struct
 
-NULL = np.uint64(0)
-"""A null pointer as a kernel's argument."""
-
 REAL = {np.dtype(np.float64): "double", np.dtype(np.float32): "float"}
 """C's names for the precisions."""
 
@@ -68,11 +65,10 @@ class Workspace:
         return 0 if array is None else self.device.address(array)
 
     def of_each(self, text: str, kernel: str, n: int, *arguments: Any) -> None:
-        """Launch a kernel with a thread for each of n elements; None is passed as a null pointer."""
+        """Launch a kernel with a thread for each of n elements."""
         assert n < 2**32, "elements are counted in 32 bits"
         if n:
-            given = (NULL if a is None else a for a in arguments)
-            self.device.launch(text, kernel, -(-n // ELEMENTWISE), ELEMENTWISE, *given)
+            self.device.launch(text, kernel, -(-n // ELEMENTWISE), ELEMENTWISE, *arguments)
 
     def layer(self, layer: tuple[Any, ...], bias: Array | None, idt: Array | None) -> NDArray:
         """The struct of a layer from `arguments.layers_of`, with its vectors in GPU memory."""

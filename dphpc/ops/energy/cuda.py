@@ -30,7 +30,7 @@ from dphpc.ops.kernel_text import kernel_text
 from dphpc.ops.neighbors.contract import Neighbors
 from dphpc.ops.se_a.contract import Embedding, Environment, SeAParameters
 from dphpc.ops.structs import ELEMENTWISE, EXERTED, SYSTEM, descriptor_struct, grid_structs, struct
-from dphpc.ops.workspace import NULL, Workspace
+from dphpc.ops.workspace import Workspace
 
 FEW_ROWS_SHAPE = {"ROWS": 8, "COLUMNS": 16, "DEPTH": 64, "BLOCK": 256}
 """Definitions for kernels/cuda/few_rows.cu."""
@@ -315,8 +315,7 @@ class CudaEnergy:
         shape = FEW_ROWS_SHAPE
         text = kernel_text("few_rows.cu", Real=part.net.real, PARTS=1, **shape)
         grid = -(-part.n // shape["ROWS"]) * -(-width // shape["COLUMNS"])
-        given = (NULL if a is None else a for a in arrays)
-        self.device.launch(text, kernel, grid, shape["BLOCK"], layer.struct, layer.w, np.int64(part.n), *given)
+        self.device.launch(text, kernel, grid, shape["BLOCK"], layer.struct, layer.w, np.int64(part.n), *arrays)
 
     def _product(self, net: DeviceNet, x: Array, w: Array, out: Array, *, transposed: bool = False) -> None:
         """`out` = x·w or x·wᵀ, a tile of rows at a time."""

@@ -15,7 +15,6 @@ from dphpc.core.device import Array, Device
 from dphpc.ops.gpu import BLOCK, ORDER_BYTES, blocks, running_sums, stable_order
 from dphpc.ops.kernel_text import kernel_text
 from dphpc.ops.structs import struct
-from dphpc.ops.workspace import NULL
 
 WHOLE = ((0.0, 1.0), (0.0, 1.0), (0.0, 1.0))
 """The intervals of a brick that is the whole box."""
@@ -176,7 +175,7 @@ class CudaGhosts:
     def displace(self, source: Array, index: Array | None, displacements: Array, ghosts: Array) -> None:
         """Set ghosts (n, 3) to source[index] + displacements (n, 3); without an index to source + displacements."""
         n = len(ghosts)
-        self._launch("displace", 3 * n, np.int64(n), source, NULL if index is None else index, displacements, ghosts)
+        self._launch("displace", 3 * n, np.int64(n), source, index, displacements, ghosts)
 
     def add(self, values: Array, index: Array, totals: Array) -> None:
         """Add values (n, 3) to totals (…, 3) at index (n,) int32, both int64: exact in any order."""

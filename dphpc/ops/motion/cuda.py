@@ -17,7 +17,7 @@ from dphpc.core.units import ACCELERATION, BOLTZMANN_EV_PER_K, KINETIC
 from dphpc.ops.kernel_text import kernel_text
 from dphpc.ops.motion.contract import Account, Bath, Combine, Snapshot
 from dphpc.ops.structs import struct
-from dphpc.ops.workspace import NULL, Workspace
+from dphpc.ops.workspace import Workspace
 
 BLOCK = 256
 """Threads of a block."""
@@ -149,8 +149,8 @@ class CudaMoves:
         arrays = (
             self.positions, self.velocities, self.forces, self.types, self.ids, self._mass, self._inverse, self.built_at
         )  # fmt: skip
-        fixed = self.device.address(self.fixed) if self.some_fixed else NULL
-        self._atoms = np.array([(*map(self.device.address, arrays), fixed, self.n_local)], _ATOMS)
+        addresses = map(self.room.address, (*arrays, self.fixed if self.some_fixed else None))
+        self._atoms = np.array([(*addresses, self.n_local)], _ATOMS)
 
     def bring(self, state: State, *fields: str) -> None:
         """Download fields of the local atoms to a state with the same number of them."""
@@ -182,7 +182,7 @@ class CudaMoves:
         for k, (field, source, to) in enumerate(ways):
             words = math.prod(field.shape) * np.dtype(field.dtype).itemsize // 4
             rows["source"][0, k], rows["to"][0, k], rows["words"][0, k] = address(source), address(to), words
-        self._launch("copy_rows", rows, NULL if order is None else order)
+        self._launch("copy_rows", rows, order)
 
     def _kept(self, field: Field) -> Array:
         return self.room.buffer(f"kept {field.name}", (self.n_local, *field.shape), field.dtype)
@@ -270,8 +270,7 @@ class CudaMoves:
 
         The same launch sets the 64-bit words of `cleared` to zero.
         """
-        n, words = (0, NULL) if cleared is None else (cleared.size, cleared)
-        self._launch("note_displacement", largest, words, np.int64(n))
+        self._launch("note_displacement", largest, cleared, np.int64(0 if cleared is None else cleared.size))
 
     def take_forces(self, totals: Array, spacing: float, limit: float, trouble: Array) -> None:
         """Set forces from integer multiples (3·n_all,) of a spacing; `trouble` becomes 1 if one reaches the limit."""

@@ -19,7 +19,7 @@ from dphpc.ops.kernel_text import kernel_text
 from dphpc.ops.se_a.contract import SeAParameters
 from dphpc.ops.se_a.cuda_frames import PAIR_FORCE_LIMIT, SPACING, GpuEnvironment, GpuFrames
 from dphpc.ops.structs import EXERTED, descriptor_struct, grid_structs, struct
-from dphpc.ops.workspace import NULL, REAL, Workspace
+from dphpc.ops.workspace import REAL, Workspace
 
 MOST_SHARES = 32
 """Most blocks that share an interval's pairs; for 16 frames of water each then has some 150 pairs at most."""
@@ -120,7 +120,7 @@ class CudaSeA:
 
     def features_into(self, moments: Array, columns: Array | None, inputs: Array) -> None:
         """Set inputs (n, M·axis + n_columns): features, then columns."""
-        self._launch("features", len(moments), moments, _or_null(columns), self._n_columns(inputs), inputs)
+        self._launch("features", len(moments), moments, columns, self._n_columns(inputs), inputs)
 
     def features_tangent_into(self, moments: Array, tangent: Array, inputs: Array) -> None:
         """Set inputs (n, M·axis + n_columns) to the features' change along Ȧ; columns are left as they are."""
@@ -130,7 +130,7 @@ class CudaSeA:
         self, moments: Array, adjoint: Array, tangent: Array | None, tangent_adjoint: Array | None, result: Array
     ) -> None:
         """Set `result` (n, 4, M) to the derivative of adjoint·D, plus tangent_adjoint·Ḋ if given, by A."""
-        arrays = moments, adjoint, _or_null(tangent), _or_null(tangent_adjoint)
+        arrays = moments, adjoint, tangent, tangent_adjoint
         self._launch("features_adjoint", len(moments), *arrays, self._n_columns(adjoint), result)
 
     def _n_columns(self, inputs: Array) -> np.int32:
@@ -187,7 +187,3 @@ class CudaSeA:
     def _launch(self, kernel: str, grid: int, *arguments: object) -> None:
         if grid:
             self.device.launch(self._text, kernel, grid, BLOCK, *arguments)
-
-
-def _or_null(array: Array | None) -> Array:
-    return NULL if array is None else array

@@ -180,9 +180,8 @@ class EmulatedDevice:
         if text not in self._libraries:
             self._libraries[text] = ctypes.CDLL(str(self._compiled(text)))
         # A pointer argument is the address of an address, as the driver has it; structs and numbers are themselves.
-        values = [
-            a.copy() if a.dtype.names or not a.ndim else np.array(self.address(a)) for a in map(np.asarray, arguments)
-        ]
+        given = [np.asarray(np.uint64(0) if a is None else a) for a in arguments]
+        values = [a.copy() if a.dtype.names or not a.ndim else np.array(self.address(a)) for a in given]
         run = self._libraries[text][f"run_{kernel}"]
         run.restype = ctypes.c_bool
         self._do(kernel, self._run, run, kernel, grid, block, values, arguments)
