@@ -154,8 +154,8 @@ def _require_plain(model: DPModel, name: str) -> None:
 def _network(name: str, network: Network) -> dict[str, NDArray[Any]]:
     layers = layers_of(network.astype(np.float64))
     arrays: dict[str, NDArray[Any]] = {
-        f"{name}.activations": _text([f"{layer[3]} {layer[4]!r}" for layer in layers]),
-        f"{name}.skips": np.array([layer[5] for layer in layers], np.int32),
+        f"{name}.activations": _text([f"{layer.activation} {layer.threshold!r}" for layer in layers]),
+        f"{name}.skips": np.array([layer.skip for layer in layers], np.int32),
     }
     for i, layer in enumerate(layers):
         arrays |= {f"{name}.{i}.{key}": a for key, a in zip(("w", "b", "idt"), layer, strict=False) if a is not None}

@@ -4,22 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dphpc.model.networks import Network
+from dphpc.model.networks import Array, Network
 
 _SILUT_THRESHOLD = 3.0
 
 
-def layers_of(network: Network) -> list[tuple[Any, ...]]:
-    """For each layer: w, b, idt, the activation's name and threshold, and how many copies of the input are added."""
+class KernelLayer(NamedTuple):
+    """A layer's arrays, its activation with its threshold, and how many copies of the input are added."""
+
+    w: Array
+    b: Array | None
+    idt: Array | None
+    activation: str
+    threshold: float
+    skip: int
+
+
+def layers_of(network: Network) -> list[KernelLayer]:
+    """A network's layers."""
     layers = []
     for layer in network.layers:
         name, _, threshold = layer.activation.lower().partition(":")
-        layers.append((layer.w, layer.b, layer.idt, name, float(threshold or _SILUT_THRESHOLD), layer.skip))
+        layers.append(KernelLayer(layer.w, layer.b, layer.idt, name, float(threshold or _SILUT_THRESHOLD), layer.skip))
     return layers
 
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dphpc.model.radial_table import MAX_PARTS, Grid
+from dphpc.ops.arguments import KernelLayer
 from dphpc.ops.se_a.contract import SeAParameters
-
-ELEMENTWISE = 256
-"""Threads of a block in kernels with one element for each thread."""
 
 ACTIVATIONS = ("linear", "tanh", "sigmoid", "softplus", "relu", "relu6", "gelu", "silu", "silut")
 """Activations, in the order of their numbers in `kernels/cuda/layer.h`."""
@@ -58,9 +55,9 @@ def descriptor_struct(p: SeAParameters, pointers: Iterable[int], n_intervals: in
     return np.array([(*scalars, *pointers, n_intervals, int(p.round_displacements))], DESCRIPTOR)
 
 
-def layer_struct(layer: tuple[Any, ...], bias: int, idt: int) -> NDArray:
-    """A struct `LAYER` of a layer from `arguments.layers_of`; bias and idt are GPU addresses, or 0."""
-    w, _, _, name, threshold, skip = layer
-    g = 1.0 / (1.0 + np.exp(-threshold))
-    silut = threshold, threshold * g, g + threshold * g * (1.0 - g)
-    return np.array([(bias, idt, *w.shape, skip, ACTIVATIONS.index(_SAME.get(name, name)), *silut)], LAYER)
+def layer_struct(layer: KernelLayer, bias: int, idt: int) -> NDArray:
+    """A struct `LAYER`; bias and idt are GPU addresses, or 0."""
+    g = 1.0 / (1.0 + np.exp(-layer.threshold))
+    silut = layer.threshold, layer.threshold * g, g + layer.threshold * g * (1.0 - g)
+    activation = ACTIVATIONS.index(_SAME.get(layer.activation, layer.activation))
+    return np.array([(bias, idt, *layer.w.shape, layer.skip, activation, *silut)], LAYER)

@@ -11,10 +11,14 @@ from numpy.typing import DTypeLike, NDArray
 
 from dphpc.core.buffers import Buffers
 from dphpc.core.device import Array, Device, Event
-from dphpc.ops.structs import ELEMENTWISE, layer_struct
+from dphpc.ops.arguments import KernelLayer
+from dphpc.ops.structs import layer_struct
 
 REAL = {np.dtype(np.float64): "double", np.dtype(np.float32): "float"}
 """C's names for the precisions."""
+
+ELEMENTWISE = 256
+"""Threads of a block in kernels with one element for each thread."""
 
 ALIGNMENT = 64
 """Bytes; the alignment of the arrays in a `Parcel`."""
@@ -70,9 +74,9 @@ class Workspace:
         if n:
             self.device.launch(text, kernel, -(-n // ELEMENTWISE), ELEMENTWISE, *arguments)
 
-    def layer(self, layer: tuple[Any, ...], bias: Array | None, idt: Array | None) -> NDArray:
-        """The struct of a layer from `arguments.layers_of`, with its vectors in GPU memory."""
-        return layer_struct(layer, self.address(bias), self.address(idt))
+    def layer(self, layer: KernelLayer) -> NDArray:
+        """The struct of a layer whose vectors are in GPU memory."""
+        return layer_struct(layer, self.address(layer.b), self.address(layer.idt))
 
 
 class Parcel:

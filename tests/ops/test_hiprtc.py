@@ -16,8 +16,7 @@ from dphpc.ops.gpu import KEYS
 from dphpc.ops.kernel_text import kernel_text
 from dphpc.ops.motion.cuda import BLOCK as BLOCK_OF_MOVES
 from dphpc.ops.neighbors.cuda import ROOM
-from dphpc.ops.structs import ELEMENTWISE
-from dphpc.ops.workspace import REAL
+from dphpc.ops.workspace import ELEMENTWISE, REAL
 from tests.ops.emulation.hiprtc import assembly, compile_object, missing, resources
 
 compiled = pytest.mark.skipif(missing() is not None, reason=missing() or "")

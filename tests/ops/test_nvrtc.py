@@ -13,7 +13,7 @@ from dphpc.ops.energy.tiles import BLOCK, WIDE_BLOCK, WIDE_CHANNELS
 from dphpc.ops.gpu import KEYS
 from dphpc.ops.kernel_text import kernel_text
 from dphpc.ops.neighbors.cuda import ROOM
-from dphpc.ops.structs import ELEMENTWISE
+from dphpc.ops.workspace import ELEMENTWISE
 from tests.ops.emulation.nvrtc import compile_cubin, compile_ptx
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="NVIDIA's run-time compiler is for Linux")

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,15 +21,15 @@ from dphpc.core.device import Array, Device
 from dphpc.core.errors import InputError, RunError
 from dphpc.core.exact_sum import FORCE_SPACING
 from dphpc.model.networks import Network
-from dphpc.ops.arguments import layers_of
+from dphpc.ops.arguments import KernelLayer, layers_of
 from dphpc.ops.energy.contract import Accumulators
 from dphpc.ops.energy.gpu import VIRIAL_SLOTS, GpuSums, GpuSystem, add_found
 from dphpc.ops.energy.tiles import SPLIT_ATOMS, TILE, DeviceNet, Group, Layer, Part, batches, block_of, tile_rows
 from dphpc.ops.kernel_text import kernel_text
 from dphpc.ops.neighbors.contract import Neighbors
 from dphpc.ops.se_a.contract import Embedding, Environment, SeAParameters
-from dphpc.ops.structs import ELEMENTWISE, EXERTED, SYSTEM, descriptor_struct, grid_structs, struct
-from dphpc.ops.workspace import Workspace
+from dphpc.ops.structs import EXERTED, SYSTEM, descriptor_struct, grid_structs, struct
+from dphpc.ops.workspace import ELEMENTWISE, Workspace
 
 FEW_ROWS_SHAPE = {"ROWS": 8, "COLUMNS": 16, "DEPTH": 64, "BLOCK": 256}
 """Definitions for kernels/cuda/few_rows.cu."""
@@ -114,17 +113,16 @@ class CudaEnergy:
         net = replace(net, parts=parts, block=block_of(n_all, net.channels))
         return replace(net, rows=min(tile_rows(n), net.most_rows))
 
-    def _layer(self, layer: tuple[Any, ...]) -> Layer:
-        w, bias, idt, *_, skip = layer
+    def _layer(self, layer: KernelLayer) -> Layer:
+        w, new = layer.w, self.workspace.new
         n_in, n_out = w.shape
-        new = self.workspace.new
-        up = [None if a is None else new(a) for a in (bias, idt)]
-        given = self.workspace.layer(layer, *up)
+        b, idt = (None if a is None else new(a) for a in (layer.b, layer.idt))
+        given = self.workspace.layer(layer._replace(b=b, idt=idt))
         pieces = (None, None)
         if w.dtype == np.float32 and self._in_pieces:
             high = (np.ascontiguousarray(w).view(np.uint32) & TF32_BITS).view(np.float32)
             pieces = tuple(new(np.concatenate((high, w - high, high), axis)) for axis in (0, 1))
-        return Layer(new(w), *pieces, n_in, n_out, skip, given, tuple(a for a in up if a is not None))
+        return Layer(new(w), *pieces, n_in, n_out, layer.skip, given, (b, idt))
 
     def energy_and_forces(
         self,

@@ -47,7 +47,7 @@ class Layer:
     n_out: int
     skip: int
     struct: NDArray
-    kept: tuple[Array, ...]  # what the struct points to
+    kept: tuple[Array | None, ...]  # what the struct points to
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ class CudaFittingTape:
         self._text = kernel_text("fitting_tape.cu", Real=REAL[se_a.dtype])
         self._layers = layers_of(network)
         self._n, self._kept = -1, list[_Kept]()
-        self._structs = [self._work.layer(layer, layer[1], layer[2]) for layer in self._layers]
+        self._structs = [self._work.layer(layer) for layer in self._layers]
 
     @property
     def growths(self) -> int:
@@ -66,19 +66,19 @@ class CudaFittingTape:
         work, dtype, last = self._work, self._se_a.dtype, len(self._layers) - 1
         self._n, self._kept = n, []
         for i, (layer, struct) in enumerate(zip(self._layers, self._structs, strict=True)):
-            n_in, n_out = layer[0].shape
+            n_in, n_out = layer.w.shape
 
             def array(name: str, rows: int, width: int, i: int = i) -> Array:
                 return work.buffer(f"{name}{i}", (rows, width), dtype)
 
             slope, curvature, tangent = (array(name, n, n_out) for name in ("slope", "curvature", "tangent"))
-            activated = array("activated", n, n_out) if layer[2] is not None else None
+            activated = array("activated", n, n_out) if layer.idt is not None else None
             adjoint = None if i == last else array("adjoint", n, n_out)
             x, z_adjoint = array("x", 2 * n, n_in), array("z_adjoint", 2 * n, n_out)
-            kept = _Kept(struct, layer[0], x, z_adjoint, slope, curvature, tangent, activated, adjoint)
+            kept = _Kept(struct, layer.w, x, z_adjoint, slope, curvature, tangent, activated, adjoint)
             self._kept.append(kept)
         self._output = work.buffer("output", (2 * n, self.network.n_out), dtype)
-        self._inputs_adjoint = work.buffer("inputs_adjoint", (n, self._layers[0][0].shape[0]), dtype)
+        self._inputs_adjoint = work.buffer("inputs_adjoint", (n, self.network.n_in), dtype)
 
     def _next(self, i: int) -> Array:
         return self._kept[i + 1].x if i < len(self._kept) - 1 else self._output

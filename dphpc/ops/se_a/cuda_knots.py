@@ -94,15 +94,15 @@ class CudaKnotTable:
         rows, kept = N_JET * self._n, []
         start = np.stack((self.grid.knots, np.ones(self._n), np.zeros(self._n))).reshape(rows, 1)
         for j, layer in enumerate(layers_of(net)):
-            n_in, n_out = layer[0].shape
+            n_in, n_out = layer.w.shape
 
             def array(name: str, width: int, j: int = j) -> Array:
                 return self._work.buffer(f"{name}{i}.{j}", (rows, width), np.float64)
 
             x = array("x", n_in) if j else self._work.new(start)
-            activated = array("activated", n_out) if layer[2] is not None else None
+            activated = array("activated", n_out) if layer.idt is not None else None
             z, slopes = array("z", n_out), array("slopes", n_out)
-            kept.append(_Kept(self._work.layer(layer, layer[1], layer[2]), layer[0], x, z, slopes, activated))
+            kept.append(_Kept(self._work.layer(layer), layer.w, x, z, slopes, activated))
         return kept
 
     def _slots_of(self, p: SeAParameters, channels: int) -> NDArray:
