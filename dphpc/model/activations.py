@@ -14,6 +14,8 @@ from typing import Any
 from dphpc.core.errors import InputError, did_you_mean
 
 Array = Any
+"""A NumPy array or a torch tensor."""
+
 Jet = tuple[Array, Array, Array]
 Activation = Callable[[Any, Array], Jet]
 

@@ -7,18 +7,15 @@ the center's type and the embedding G(s̃), s̃ = R̃₀: A = R̃ᵀG/N, N = Σ 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dphpc.model.env_mat import switch
 from dphpc.model.gated import GatedNetwork
-from dphpc.model.networks import Network
+from dphpc.model.networks import Array, Network
 from dphpc.model.radial_table import ScalarEmbedding
-
-Array = Any
 
 USED, COUNTED = 1, 2
 """Flags of a (center type, neighbor type) pair: adds to the moments; takes a slot of `sel`."""
@@ -58,7 +55,6 @@ class SeE2A:
     precision: str = "float64"
     trainable: bool = True
     kind: str = ""
-    extra: dict[str, Any] = field(default_factory=dict)
 
     @property
     def n_types(self) -> int:

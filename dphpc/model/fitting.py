@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dphpc.model.networks import Network
-
-Array = Any
+from dphpc.model.networks import Array, Network
 
 
 @dataclass
@@ -45,7 +42,6 @@ class EnergyFitting:
     precision: str = "float64"
     rcond: float | None = None
     trainable: list[bool] | bool = True
-    extra: dict[str, Any] = field(default_factory=dict)
 
     def parameters(self) -> Iterator[tuple[str, Array]]:
         """Trainable arrays by name."""

@@ -14,9 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from dphpc.model.activations import activation, has_kinks
-
-Array = Any
+from dphpc.model.activations import Array, activation, has_kinks
 
 
 @dataclass
