@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dphpc.model.env_mat import switch
+from dphpc.core.arrays import Doubles
+from dphpc.model.env_mat import environment_rows, switch
 from dphpc.model.gated import GatedNetwork
 from dphpc.model.networks import Array, Network
 from dphpc.model.radial_table import ScalarEmbedding
@@ -133,6 +134,12 @@ class SeE2A:
         low = (0.0 - self.davg) / self.dstd[:, 0]
         high = (s_max - self.davg) / self.dstd[:, 0]
         return float(low.min()), float(high.max())
+
+    def radial(self, r: Doubles) -> tuple[Doubles, Doubles]:
+        """s in 1/Å and ds/dr at distances r (n,) in Å."""
+        along = np.column_stack((r, np.zeros((len(r), 2))))
+        rows, slopes = environment_rows(along, self.rcut, self.rcut_smth, self.env_protection)
+        return np.asarray(rows[:, 0], np.float64), np.asarray(slopes[:, 0, 0], np.float64)
 
     def empty_slots(self, table: ScalarEmbedding) -> NDArray[np.floating]:
         """(ntypes, ntypes, M): what a missing slot of (center c, neighbor t) adds to the first row of N·A.

@@ -16,7 +16,6 @@ import numpy as np
 
 from dphpc.core.arrays import Doubles
 from dphpc.model.descriptor import SeE2A
-from dphpc.model.env_mat import environment_rows
 from dphpc.model.gated import Gate, GatedNetwork
 from dphpc.model.networks import Array, Network
 from dphpc.model.radial_table import Grid, Measure, RadialTable, fitted_table
@@ -54,7 +53,7 @@ def of_s(d: SeE2A, networks: Sequence[Network]) -> list[Network]:
 
 def s_range(d: SeE2A, nearest: float) -> tuple[float, float]:
     """The range of s for distances from `nearest` (Å) to rcut."""
-    return 0.0, float(_rows(d, np.array([nearest]))[0][0])
+    return 0.0, float(d.radial(np.array([nearest]))[0][0])
 
 
 def distance(d: SeE2A, s: float) -> float:
@@ -116,7 +115,7 @@ def _steepest(d: SeE2A) -> list[Network]:
 
 def error(d: SeE2A, networks: Sequence[Network], table: RadialTable, nearest: float) -> tuple[float, float]:
     """Largest error of s·G and of d(s·G)/dr (1/Å) at distances from `nearest` (Å) on, of networks `of_s`."""
-    s, ds = _rows(d, _distances(nearest, d.rcut))
+    s, ds = d.radial(distances(nearest, d.rcut, DISTANCES))
     of_value, of_slope = 0.0, 0.0
     for i, net in enumerate(networks):
         exact, found = net.jet(s), table.evaluate(s, np.full(len(s), i))
@@ -132,20 +131,14 @@ def scales(d: SeE2A) -> list[float]:
     return [float(d.dstd[np.argwhere(index == i)[0, 0], 0]) for i in range(len(d.networks))]
 
 
-def _rows(d: SeE2A, r: Doubles) -> tuple[Doubles, Doubles]:
-    """s and ds/dr, (n,) each."""
-    along = np.column_stack((r, np.zeros((len(r), 2))))
-    rows, slopes = environment_rows(along, d.rcut, d.rcut_smth, d.env_protection)
-    return rows[:, 0].astype(np.float64), slopes[:, 0, 0].astype(np.float64)
-
-
-def _distances(nearest: float, farthest: float) -> Doubles:
-    return nearest + (farthest - nearest) * (np.arange(DISTANCES, dtype=np.float64) + 0.5) / DISTANCES
+def distances(nearest: float, farthest: float, n: int) -> Doubles:
+    """(n,) Å, the middles of n equal parts between two distances."""
+    return nearest + (farthest - nearest) * (np.arange(n, dtype=np.float64) + 0.5) / n
 
 
 def _force_error(d: SeE2A, networks: Sequence[Network], nearest: float, farthest: float) -> Measure:
     """The `Measure` of forces' errors between two distances (Å)."""
-    s, ds = _rows(d, _distances(nearest, farthest))
+    s, ds = d.radial(distances(nearest, farthest, DISTANCES))
     exact = [net.jet(s)[:2] for net in networks]
     size = np.sqrt(np.mean([np.mean((ds[:, None] * (g + s[:, None] * g1)) ** 2) for g, g1 in exact])) or 1.0
 

@@ -12,7 +12,6 @@ import numpy as np
 
 from dphpc.model import gated_table
 from dphpc.model.descriptor import SeE2A
-from dphpc.model.env_mat import environment_rows
 from dphpc.model.networks import Network
 from dphpc.model.radial_table import MAX_PARTS, Doubles, Grid, Measure, RadialTable, fitted_table
 
@@ -194,17 +193,13 @@ def pair_error(descriptor: SeE2A, networks: Sequence[Network], nearest: float) -
     all distances.  The largest error of a single channel is no measure of forces, to which all channels add: where
     nets are steep it is a hundred times as large.
     """
-    r = nearest + (descriptor.rcut - nearest) * (np.arange(DISTANCES) + 0.5) / DISTANCES
-    along = np.column_stack((r, np.zeros((DISTANCES, 2))))
-    rows, slopes = environment_rows(along, descriptor.rcut, descriptor.rcut_smth, descriptor.env_protection)
-    s, ds = rows[:, 0], slopes[:, 0, 0]
+    s, ds = descriptor.radial(gated_table.distances(nearest, descriptor.rcut, DISTANCES))
     pairs = [
         (i, (s - descriptor.davg[c]) / descriptor.dstd[c, 0], (ds / descriptor.dstd[c, 0])[:, None])
         for c, row in enumerate(descriptor.network_index()) for i in row
     ]  # fmt: skip
     exact = [networks[i].jet(argument)[1] * factor for i, argument, factor in pairs]
     size = np.sqrt(np.mean([np.mean(slope**2) for slope in exact])) or 1.0  # of nets that are flat
-
     places = np.concatenate([argument for _, argument, _ in pairs])
 
     def measure(table: RadialTable) -> tuple[Doubles, Doubles]:
