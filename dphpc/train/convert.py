@@ -68,20 +68,15 @@ class ConversionReport:
 
     def lines(self) -> list[str]:
         """A summary for the screen."""
-        low, high = self.n_atoms
-        labels = ", ".join(f"{k} ({n} frames)" for k, n in self.labels.items()) or "none: nothing to train on"
         where = f"{counted(len(self.systems), 'system')} to {self.output} ({self.output_format})"
-        return [
-            f"wrote {counted(self.n_frames, 'frame')} in {where}",
-            *(
-                [f"  validation:    {counted(self.held_out[1], 'frame')} in {self.held_out[0]}"]
-                if self.held_out
-                else []
-            ),
-            f"  atoms a frame: {low}" + (f" to {high}" if high != low else ""),
-            f"  type map:      {' '.join(self.type_map)}",
-            f"  labels:        {labels}",
-        ]
+        facts = {
+            "validation": f"{counted(self.held_out[1], 'frame')} in {self.held_out[0]}" if self.held_out else "",
+            "atoms a frame": " to ".join(str(n) for n in sorted(set(self.n_atoms))),
+            "type map": " ".join(self.type_map),
+            "labels": ", ".join(f"{k} ({n} frames)" for k, n in self.labels.items()) or "none: nothing to train on",
+        }
+        title = f"wrote {counted(self.n_frames, 'frame')} in {where}"
+        return [title, *(f"  {name + ':':15}{fact}" for name, fact in facts.items() if fact)]
 
 
 def convert(
