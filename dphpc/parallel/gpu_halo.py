@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from dphpc.core.buffers import Buffers
 from dphpc.core.device import Array, Device, Event
 from dphpc.parallel.comm import Communicator, Exchange, Requests
-from dphpc.parallel.halo import Flight, Routes, messages
+from dphpc.parallel.flight import Flight
+from dphpc.parallel.halo import Routes, messages
 
 GPU_GHOST_BYTES = 4 + 4 * 24
 """GPU memory for each ghost: index to send, displacement, positions packed and received, forces received."""

@@ -347,14 +347,11 @@ class DeepPotential:
 
     def descriptors(self, env: Environment, ids: NDArray[np.int64]) -> NDArray[np.floating]:
         """Features (n_centers, M·axis) of the environment's centers; `ids` (n_all,) are for messages."""
-        return self._ops.features(self._moments(env, ids), self.parameters.axis_neuron)
-
-    def _moments(self, env: Environment, ids: NDArray[np.int64]) -> NDArray[np.floating]:
         moments, s_max = self._ops.moments(env, self.parameters, self._embedding)
         if s_max > self._table.upper:
             self._extend(s_max, env.positions, ids, env.neighbors)
             moments, _ = self._ops.moments(env, self.parameters, self._embedding)
-        return moments
+        return self._ops.features(moments, self.parameters.axis_neuron)
 
     def _extend(
         self, s_max: float, positions: NDArray[np.float64], ids: NDArray[np.int64], neighbors: Neighbors
