@@ -5,6 +5,10 @@ namespace dphpc {
 
 using Count = long long;  // integer multiples of a spacing, whose sums are exact in any order
 
+// This thread's index in the grid, and the grid's size.
+__device__ inline long long my_place() { return static_cast<long long>(blockIdx.x) * BLOCK + threadIdx.x; }
+__device__ inline long long n_threads() { return static_cast<long long>(gridDim.x) * BLOCK; }
+
 template <class T>
 __device__ inline T lane_below(T value, int distance) {
 #if defined(__HIP__)
@@ -39,12 +43,19 @@ __device__ inline T warp_sum(T value) {
     return value;
 }
 
-// The largest of a block's values, on its first thread; `room` is shared memory with one number for each warp.
-__device__ inline double block_max(double value, double* room) {
+// The largest of a warp's values, on its first lane.
+template <class T>
+__device__ inline T warp_max(T value) {
     for (int distance = WARP / 2; distance > 0; distance /= 2) {
-        const double other = lane_below(value, distance);
+        const T other = lane_below(value, distance);
         value = other > value ? other : value;
     }
+    return value;
+}
+
+// The largest of a block's values, on its first thread; `room` is shared memory with one number for each warp.
+__device__ inline double block_max(double value, double* room) {
+    value = warp_max(value);
     if (threadIdx.x % WARP == 0) room[threadIdx.x / WARP] = value;
     __syncthreads();
     if (threadIdx.x == 0)

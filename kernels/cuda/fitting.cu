@@ -64,7 +64,7 @@ last_layer(const Layer layer, long long n, const Rows rows, const Tally tally) {
     const int lane = threadIdx.x % WARP, n_in = layer.n_in;
     ExactSum own;
     bool bad = false;
-    for (long long row = my_first() / WARP; row < n; row += n_threads() / WARP) {
+    for (long long row = my_place() / WARP; row < n; row += n_threads() / WARP) {
         const Real* x = rows.x + row * (PARTS * n_in);
         const auto weight = [&](int k) { return rows.w[k]; };
         const auto slope_below = [&](int k) { return rows.slope ? rows.slope[row * n_in + k] : Real(0); };

@@ -32,7 +32,7 @@ struct Rows {
 extern "C" __global__ void __launch_bounds__(BLOCK) copy_rows(const Atoms atoms, const Rows rows, const int* order) {
     for (int f = 0; f < FIELDS; ++f) {
         const long long words = rows.words[f];
-        for (long long i = my_first(); i < atoms.n * words; i += n_threads())
+        for (long long i = my_place(); i < atoms.n * words; i += n_threads())
             rows.to[f][i] = rows.from[f][order ? order[i / words] * words + i % words : i];
     }
 }
@@ -51,20 +51,20 @@ __device__ inline double kicked(const Atoms& atoms, double dt, long long i) {
 }
 
 extern "C" __global__ void __launch_bounds__(BLOCK) kick(const Atoms atoms, double dt) {
-    for (long long i = my_first(); i < 3 * atoms.n; i += n_threads()) kicked(atoms, dt, i);
+    for (long long i = my_place(); i < 3 * atoms.n; i += n_threads()) kicked(atoms, dt, i);
 }
 
 // After a kick, if any.  Displacements are rounded before they are added; a spacing of 0 leaves them.
 extern "C" __global__ void __launch_bounds__(BLOCK) drift(const Atoms atoms, double kick, double dt, double spacing) {
     const RoundTo rounded(spacing);
-    for (long long i = my_first(); i < 3 * atoms.n; i += n_threads()) {
+    for (long long i = my_place(); i < 3 * atoms.n; i += n_threads()) {
         const double v = kick != 0.0 ? kicked(atoms, kick, i) : atoms.velocities[i];
         atoms.positions[i] = plus(atoms.positions[i], rounded(times(v, dt)));
     }
 }
 
 extern "C" __global__ void __launch_bounds__(BLOCK) scale(const Atoms atoms, const double* factor) {
-    for (long long i = my_first(); i < 3 * atoms.n; i += n_threads())
+    for (long long i = my_place(); i < 3 * atoms.n; i += n_threads())
         atoms.velocities[i] = times(atoms.velocities[i], *factor);
 }
 
@@ -78,7 +78,7 @@ __device__ inline double kinetic_of(const Atoms& atoms, const double* v, long lo
 // sum (3) += ½ m v² in parts.
 extern "C" __global__ void __launch_bounds__(BLOCK) add_kinetic(const Atoms atoms, double* sum) {
     ExactSum own;
-    for (long long i = my_first(); i < atoms.n; i += n_threads())
+    for (long long i = my_place(); i < atoms.n; i += n_threads())
         own.add(kinetic_of(atoms, atoms.velocities + 3 * i, i));
     add_parts(own, sum);
 }
@@ -96,7 +96,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK) add_kinetic_tensor(const Ato
 
 // v = keep·v + push·f, where an atom is not fixed.
 extern "C" __global__ void __launch_bounds__(BLOCK) steer(const Atoms atoms, double keep, double push) {
-    for (long long i = my_first(); i < 3 * atoms.n; i += n_threads())
+    for (long long i = my_place(); i < 3 * atoms.n; i += n_threads())
         if (!is_fixed(atoms, i / 3))
             atoms.velocities[i] = plus(times(atoms.velocities[i], keep), times(push, atoms.forces[i]));
 }
@@ -148,7 +148,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK) randomize(const Atoms atoms,
     ExactSum own;
     const unsigned k0 = static_cast<unsigned>(noise.key), k1 = static_cast<unsigned>(noise.key >> 32);
     const unsigned when = static_cast<unsigned>(noise.step), later = static_cast<unsigned>(noise.step >> 32) << 4;
-    for (long long i = my_first(); i < atoms.n; i += n_threads()) {
+    for (long long i = my_place(); i < atoms.n; i += n_threads()) {
         double* v = atoms.velocities + 3 * i;
         own.add(kinetic_of(atoms, v, i));
         const unsigned long long id = static_cast<unsigned long long>(atoms.ids[i]);
@@ -169,10 +169,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK) randomize(const Atoms atoms,
 // largest is raised to a number that is not negative, as the bits of a double, which order as the numbers do; those of
 // what is not a number come last.  All threads of a warp take part.
 __device__ inline void raise_to(unsigned long long* largest, unsigned long long own) {
-    for (int distance = WARP / 2; distance > 0; distance /= 2) {
-        const unsigned long long other = lane_below(own, distance);
-        own = other > own ? other : own;
-    }
+    own = warp_max(own);
     if (threadIdx.x % WARP == 0 && own > 0) atomicMax(largest, own);
 }
 
@@ -184,7 +181,7 @@ __device__ inline unsigned long long larger(unsigned long long bits, double valu
 // largest (2) is raised to the largest v² and f² of an atom that is not fixed.
 extern "C" __global__ void __launch_bounds__(BLOCK) note_largest(const Atoms atoms, unsigned long long* largest) {
     unsigned long long speed2 = 0, force2 = 0;
-    for (long long i = my_first(); i < atoms.n; i += n_threads()) {
+    for (long long i = my_place(); i < atoms.n; i += n_threads()) {
         if (is_fixed(atoms, i)) continue;
         speed2 = larger(speed2, product_of(atoms.velocities, atoms.velocities, i));
         force2 = larger(force2, product_of(atoms.forces, atoms.forces, i));
@@ -196,9 +193,9 @@ extern "C" __global__ void __launch_bounds__(BLOCK) note_largest(const Atoms ato
 // largest is raised to the largest squared displacement since the list was built.  By the way, n words are cleared.
 extern "C" __global__ void __launch_bounds__(BLOCK)
 note_displacement(const Atoms atoms, unsigned long long* largest, Count* cleared, long long n) {
-    for (long long i = my_first(); i < n; i += n_threads()) cleared[i] = 0;
+    for (long long i = my_place(); i < n; i += n_threads()) cleared[i] = 0;
     unsigned long long own = 0;
-    for (long long i = my_first(); i < atoms.n; i += n_threads()) {
+    for (long long i = my_place(); i < atoms.n; i += n_threads()) {
         double moved2 = 0.0;
         for (int a = 0; a < 3; ++a) {
             const double d = atoms.positions[3 * i + a] - atoms.built_at[3 * i + a];
@@ -212,7 +209,7 @@ note_displacement(const Atoms atoms, unsigned long long* largest, Count* cleared
 // Forces from whole numbers of a spacing; trouble where one reaches the limit.
 extern "C" __global__ void __launch_bounds__(BLOCK)
 take_forces(const Atoms atoms, const Count* totals, double spacing, double limit, Count* trouble) {
-    for (long long i = my_first(); i < 3 * atoms.n; i += n_threads()) {
+    for (long long i = my_place(); i < 3 * atoms.n; i += n_threads()) {
         const double force = static_cast<double>(totals[i]) * spacing;
         if (!(fabs(force) < limit)) *trouble = 1;
         atoms.forces[i] = force;

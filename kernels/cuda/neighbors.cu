@@ -59,7 +59,7 @@ find_bounds(const Atoms atoms, Bits* bounds) {
     Bits mine[n_bounds];
     for (int k = 0; k < n_bounds; ++k) mine[k] = ~0ull;
     const long long n_all = atoms.n_all();
-    for (long long i = my_place(); i < n_all; i += static_cast<long long>(gridDim.x) * BLOCK)
+    for (long long i = my_place(); i < n_all; i += n_threads())
         for (int d = 0; d < 3; ++d) {
             const double x = atoms.positions[3 * i + d];
             if (!(fabs(x) < 1.0 / 0.0)) {

@@ -5,9 +5,6 @@
 
 namespace dphpc {
 
-// This thread's index in the grid.
-__device__ inline long long my_place() { return static_cast<long long>(blockIdx.x) * BLOCK + threadIdx.x; }
-
 // The sum over threads 0 … me of the block; afterwards the last element of `room` (BLOCK) is the sum over the block.
 __device__ inline Count block_scan(Count value, Count* room) {
     const int me = threadIdx.x;
@@ -44,10 +41,7 @@ __device__ inline long long end_of_chunk(long long n, long long chunk) {
 
 // Raises `largest` to the largest count of the warp's threads.
 __device__ inline void raise_to(unsigned long long* largest, int most) {
-    for (int distance = WARP / 2; distance > 0; distance /= 2) {
-        const int other = lane_below(most, distance);
-        most = other > most ? other : most;
-    }
+    most = warp_max(most);
     if (threadIdx.x % WARP == 0) atomicMax(largest, static_cast<unsigned long long>(most));
 }
 

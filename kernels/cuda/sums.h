@@ -6,10 +6,6 @@
 
 namespace dphpc {
 
-// Threads that stride over atoms.
-__device__ inline long long my_first() { return static_cast<long long>(blockIdx.x) * BLOCK + threadIdx.x; }
-__device__ inline long long n_threads() { return static_cast<long long>(gridDim.x) * BLOCK; }
-
 // Adds the sums of a warp's threads to the total; to be called by all threads of the warp.
 __device__ inline void add_parts(const ExactSum& own, double* sum) {
     for (int k = 0; k < ExactSum::parts; ++k) {
