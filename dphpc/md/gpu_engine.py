@@ -84,7 +84,7 @@ class GpuEngine(Engine):
         self.gpu_halo = GpuHalo(self.comm, self.ghosts, gpu_aware_mpi)
         self._counts = self._count_types()
         self._on_gpu.expect(self.comm.allreduce(self._counts))
-        self._sizes = self.device.zeros(3, np.int64)  # of a list: number of ghosts, pairs, longest row
+        self._sizes = self.device.zeros(2, np.int64)  # of a list: numbers of ghosts and pairs
         self._n_rows = 0  # rows of the arrays reserved for ghosts
         self._grid: Grid | None = None  # of the search; None where atoms may leave it, in an open box
         self._own = object()  # identifies this engine in the keys of graphs
@@ -283,8 +283,8 @@ class GpuEngine(Engine):
                 images = self.ghosts.room(n, self._n_rows)
                 self.gpu_halo.follow_images(images.owners, images.displacements, n)
                 self._start_list(images)
-                n_ghost, *sizes = map(int, self.device.download(self._sizes))
-                found = self.search.found(n, self.reach, *sizes)
+                n_ghost, n_pairs = map(int, self.device.download(self._sizes))
+                found = self.search.found(n, self.reach, n_pairs)
                 if n_ghost > self._n_rows:
                     self._n_rows, found = rounded_up(n_ghost), None
             self._use(found.offsets, found.indices)
@@ -315,9 +315,9 @@ class GpuEngine(Engine):
             ghosts.take(array, images.owners, array[n:])
         self.gpu_halo.refresh(gpu.positions)
         self._group()
-        sizes = self.search.start(*self._places(), self._grid or self.search.grid(*self._places()), images.n_ghost)
+        n_pairs = self.search.start(*self._places(), self._grid or self.search.grid(*self._places()), images.n_ghost)
         self.device.copy(images.n_ghost, self._sizes[:1])
-        self.device.copy(sizes, self._sizes[1:])
+        self.device.copy(n_pairs, self._sizes[1:])
 
     def _places(self) -> tuple[Array, Array, Array, int, int, float]:
         """The arguments of the neighbor search."""

@@ -30,10 +30,9 @@ def blocks(n: int) -> int:
 
 
 def running_sums(device: Device, buffers: Buffers, text: str, counts: Array, out: Array) -> None:
-    """Exclusive prefix sums of counts (n,) int32, none negative, into `out` (n + 2,) int64.
+    """Exclusive prefix sums of counts (n,) int32, none negative, into `out` (n + 1,) int64.
 
-    out[i] is the sum of counts[:i], out[n] that of all, and out[n + 1] the largest count.  The source `text` must
-    include `scan.h`.
+    out[i] is the sum of counts[:i], and out[n] that of all.  The source `text` must include `scan.h`.
     """
     n = counts.size
     if n == 0:
@@ -44,9 +43,8 @@ def running_sums(device: Device, buffers: Buffers, text: str, counts: Array, out
         return
     n_chunks = -(-n // CHUNK)
     sums = buffers.get("sums", (n_chunks,), np.int64)
-    device.fill(out[n + 1 :], 0)
     size = np.int64(n), np.int64(CHUNK)
-    device.launch(text, "sum_chunks", n_chunks, BLOCK, counts, *size, sums, out[n + 1 :])
+    device.launch(text, "sum_chunks", n_chunks, BLOCK, counts, *size, sums)
     device.launch(text, "scan_sums", 1, BLOCK, sums, np.int64(n_chunks))
     device.launch(text, "scan_chunks", n_chunks, BLOCK, counts, *size, sums, out)
 
@@ -64,7 +62,7 @@ def stable_order(device: Device, buffers: Buffers, keys: Array, n_keys: int) -> 
         return orders[0]
     text = kernel_text("order.cu", Key=KEYS[keys.dtype], WARP=device.warp, BLOCK=BLOCK)
     counts = buffers.get("digits", (2**DIGIT_BITS * n_blocks,), np.int32)
-    starts = buffers.get("starts of digits", (len(counts) + 2,), np.int64)
+    starts = buffers.get("starts of digits", (len(counts) + 1,), np.int64)
     order: Array | None = None
     for shift in range(0, max((n_keys - 1).bit_length(), 1), DIGIT_BITS):
         given = np.int32(n), keys, order, np.int32(shift)

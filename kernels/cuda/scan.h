@@ -39,37 +39,21 @@ __device__ inline long long end_of_chunk(long long n, long long chunk) {
     return end < n ? end : n;
 }
 
-// Raises `largest` to the largest count of the warp's threads.
-__device__ inline void raise_to(unsigned long long* largest, int most) {
-    most = warp_max(most);
-    if (threadIdx.x % WARP == 0) atomicMax(largest, static_cast<unsigned long long>(most));
-}
-
-// out (n + 2) of counts (n), in one block: the sum before each count, the sum of all, and the largest count.
+// out (n + 1) of counts (n), in one block: the sum before each count, and the sum of all.
 extern "C" __global__ void __launch_bounds__(BLOCK)
 scan_few(const int* counts, long long n, Count* out) {
-    auto* largest = reinterpret_cast<unsigned long long*>(out + n + 1);
-    if (threadIdx.x == 0) *largest = 0;
     const Count sum = scan(counts, 0, n, 0, out);
-    int most = 0;
-    for (long long i = threadIdx.x; i < n; i += BLOCK) most = counts[i] > most ? counts[i] : most;
-    raise_to(largest, most);
     if (threadIdx.x == 0) out[n] = sum;
 }
 
-// The sum of each chunk of counts (n), one chunk for each block; raises `largest` to the largest count.
+// The sum of each chunk of counts (n), one chunk for each block.
 extern "C" __global__ void __launch_bounds__(BLOCK)
-sum_chunks(const int* counts, long long n, long long chunk, Count* sums, unsigned long long* largest) {
+sum_chunks(const int* counts, long long n, long long chunk, Count* sums) {
     __shared__ Count room[BLOCK];
     Count sum = 0;
-    int most = 0;
-    for (long long i = blockIdx.x * chunk + threadIdx.x; i < end_of_chunk(n, chunk); i += BLOCK) {
-        sum += counts[i];
-        most = counts[i] > most ? counts[i] : most;
-    }
+    for (long long i = blockIdx.x * chunk + threadIdx.x; i < end_of_chunk(n, chunk); i += BLOCK) sum += counts[i];
     sum = block_scan(sum, room);
     if (threadIdx.x == BLOCK - 1) sums[blockIdx.x] = sum;
-    raise_to(largest, most);
 }
 
 // Replaces each of sums (n) by the sum of those before it; one block.

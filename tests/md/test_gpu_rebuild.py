@@ -107,7 +107,7 @@ def test_a_list_is_the_hosts_and_comes_about_on_the_gpu(runs, emulated):
     down, up, n_rows = emulated.downloaded, emulated.uploaded, moving._n_rows
     moving._build_on_gpu()
     tries = 1 + (moving._n_rows > n_rows)
-    assert emulated.downloaded - down == tries * (3 * 8 + (0 if moving._grid else 7 * 8))  # sizes, an open box's extent
+    assert emulated.downloaded - down == tries * (2 * 8 + (0 if moving._grid else 7 * 8))  # sizes, an open box's extent
     assert emulated.uploaded == up
     same_atoms(moving.gpu, state)
     assert len(moving.gpu.positions) == state.n_local + rounded_up(state.n_ghost)

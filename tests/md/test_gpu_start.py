@@ -65,7 +65,7 @@ def test_a_start_brings_down_a_few_numbers(runs, emulated, monkeypatch):
 
     monkeypatch.setattr(GpuEngine, "_begin", counted)
     runs(GpuEngine, emulated, stages=[{**NVE, "steps": 1}])
-    assert 0 < brought[0] <= 3 * (3 * 8 + 7 * 8) + 7 * 8, "sizes and extents of three tries, and of the grid"
+    assert 0 < brought[0] <= 3 * (2 * 8 + 7 * 8) + 7 * 8, "sizes and extents of three tries, and of the grid"
 
 
 def not_finite(state: State) -> None:

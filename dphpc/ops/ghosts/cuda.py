@@ -118,9 +118,9 @@ class CudaGhosts:
     def places(self, marks: Array) -> Array:
         """(m,) int32, the indices where marks (n,) int32 are 1; valid until the next call.  Waits for the GPU."""
         n = len(marks)
-        offsets = self.buffers.get("offsets", (n + 2,), np.int64)
+        offsets = self.buffers.get("offsets", (n + 1,), np.int64)
         running_sums(self.device, self.buffers, self._text, marks, offsets)
-        places = self.buffers.get("places", (int(self.device.download(offsets[n : n + 1])[0]),), np.int32)
+        places = self.buffers.get("places", (int(self.device.download(offsets[n:])[0]),), np.int32)
         self._launch("list_marked", n, np.int32(n), marks, offsets, places)
         return places
 
@@ -149,7 +149,7 @@ class CudaGhosts:
         """Arrays for n_rows images of n_local atoms, to be set by `find_images`."""
         get = self.buffers.get
         owners, displacements = get("owners", (n_rows,), np.int32), get("displacements", (n_rows, 3), np.float64)
-        return Images(owners, displacements, get("offsets", (n_local + 2,), np.int64)[n_local : n_local + 1])
+        return Images(owners, displacements, get("offsets", (n_local + 1,), np.int64)[n_local:])
 
     def find_images(self, box: Box, positions: Array, reach: float, images: Images) -> None:
         """Find the images within `reach` (Å) of the box of wrapped positions (n_local, 3), as `Halo.build_ghosts`.
@@ -160,7 +160,7 @@ class CudaGhosts:
         width = reach / box.heights
         hops = [math.ceil(w) if periodic else 0 for w, periodic in zip(width, box.periodic, strict=True)]
         where = _struct(box), np.array([(1.0 - width, 0.0 + width, hops)], _SHELL), np.int32(n), positions
-        counts, offsets = get("counts", (n,), np.int32), get("offsets", (n + 2,), np.int64)
+        counts, offsets = get("counts", (n,), np.int32), get("offsets", (n + 1,), np.int64)
         self._launch("count_images", n, *where, counts)
         running_sums(self.device, self.buffers, self._text, counts, offsets)
         rows = np.int32(len(images.owners)), images.owners, images.displacements

@@ -40,15 +40,12 @@ class DeviceNeighbors:
         As in `contract.Neighbors`, in the same order.
     n_pairs
         Length of the list.
-    longest
-        Length of the longest row.
     """
 
     offsets: Array
     indices: Array
     reach: float
     n_pairs: int
-    longest: int
 
 
 class CudaNeighbors:
@@ -85,8 +82,8 @@ class CudaNeighbors:
         places = positions, types, ids
         grid = self.grid(*places, n_local, n_all, reach)
         while True:
-            sizes = self.start(*places, n_local, n_all, reach, grid)
-            found = self.found(n_local, reach, *map(int, self.device.download(sizes)))
+            n_pairs = self.start(*places, n_local, n_all, reach, grid)
+            found = self.found(n_local, reach, int(self.device.download(n_pairs)[0]))
             if found:
                 return found
 
@@ -101,14 +98,14 @@ class CudaNeighbors:
         grid: Grid,
         n_ghost: Array | None = None,
     ) -> Array:
-        """Launch the kernels that build the list, without waiting; returns (2,) int64 on the GPU, for `found`.
+        """Launch the kernels that build the list, without waiting; returns its length, (1,) int64 on the GPU.
 
         With `n_ghost`, (1,) int64 on the GPU, rows after so many ghosts are no atoms.  Any grid gives the same list.
         """
         device, text, get, (cells_of, n_cells) = self.device, self._text, self.buffers.get, grid
-        offsets, counts = get("offsets", (n_local + 2,), np.int64), get("counts", (n_local,), np.int32)
+        offsets, counts = get("offsets", (n_local + 1,), np.int64), get("counts", (n_local,), np.int32)
         atoms = self._atoms(positions, types, ids, n_local, n_rows, n_ghost)
-        count, start = get("count", (n_cells,), np.int32), get("start", (n_cells + 2,), np.int64)
+        count, start = get("count", (n_cells,), np.int32), get("start", (n_cells + 1,), np.int64)
         cell_of, atom = get("cell_of", (n_rows,), np.int32), get("atom", (n_rows,), np.int32)
         x, y, z = get("places", (3, n_rows), np.float64)
         cells = np.array([tuple(map(device.address, (count, start, cell_of, atom, x, y, z)))], _CELLS)
@@ -127,14 +124,14 @@ class CudaNeighbors:
             device.launch(text, "fill_rows", n_rows, BLOCK, atoms, cells_of, cells, rows)
         return offsets[n_local:]
 
-    def found(self, n_local: int, reach: float, n_pairs: int, longest: int) -> DeviceNeighbors | None:
+    def found(self, n_local: int, reach: float, n_pairs: int) -> DeviceNeighbors | None:
         """The list that was started last; None if its memory was too small, which is now enlarged for another start."""
         if n_pairs > self.buffers.capacity("indices"):
             self.make_room(n_pairs)
             return None
         indices = self.make_room(n_pairs)
-        offsets = self.buffers.get("offsets", (n_local + 2,), np.int64)
-        return DeviceNeighbors(offsets[: n_local + 1], indices, reach, n_pairs, longest)
+        offsets = self.buffers.get("offsets", (n_local + 1,), np.int64)
+        return DeviceNeighbors(offsets, indices, reach, n_pairs)
 
     def make_room(self, n_pairs: int) -> Array:
         """Memory for a list of this length."""

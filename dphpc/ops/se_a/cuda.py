@@ -162,7 +162,7 @@ class CudaSeA:
         n, n_intervals, work = np.int32(env.n), np.int32(d.n_intervals), self._work
         groups = max(1, min(env.n, MOST_COUNTS // d.n_intervals))
         counts = work.buffer("counts", (d.n_intervals * groups,), np.int32)
-        places = work.buffer("places", (counts.size + 2,), np.int64)
+        places = work.buffer("places", (counts.size + 1,), np.int64)
         intervals, order, rows = env.pairs
         self.device.fill(counts, 0)
         self._launch("count_pairs", groups, env.system, d.struct, n, intervals, counts)
