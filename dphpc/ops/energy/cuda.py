@@ -322,10 +322,8 @@ class CudaEnergy:
             self.device.product(x[rows], w, out[rows], transposed=transposed, tf32=net.parts > 1)
 
     def _uploaded(self, env: Environment) -> GpuSystem:
-        positions, types = (
-            self.workspace.up("positions", env.positions, np.float64),
-            self.workspace.up("types", env.types, np.int32),
-        )
+        up = self.workspace.up
+        positions, types = up("positions", env.positions, np.float64), up("types", env.types, np.int32)
         return GpuSystem(positions, types, *self.list_of(env.neighbors))
 
     def _descriptor(self, p: SeAParameters, e: Embedding) -> NDArray:

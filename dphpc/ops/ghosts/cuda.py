@@ -136,11 +136,8 @@ class CudaGhosts:
         -------
         (n,) int32, see `order`, and (n_types, 2) on the host.
         """
-        n = len(types)
-        keys, counts = (
-            self.buffers.get("keys of parts", (n,), np.int32),
-            self.buffers.get("parts", (2 * n_types,), np.int64),
-        )
+        n, get = len(types), self.buffers.get
+        keys, counts = get("keys of parts", (n,), np.int32), get("parts", (2 * n_types,), np.int64)
         self.device.fill(counts, 0)
         self._launch("form_parts", n, np.int32(n), np.int32(2 * n_types), types, marks, keys, counts)
         return self.order(keys, 2 * n_types), self.device.download(counts).reshape(n_types, 2)
