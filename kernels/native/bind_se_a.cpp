@@ -53,14 +53,6 @@ void bind_features(Array<const Real> moments, int axis, int threads, Array<Real>
 }
 
 template <class Real>
-void bind_features_adjoint(Array<const Real> moments, Array<const Real> adjoint, int axis, int threads,
-                           Array<Real> result) {
-    nb::gil_scoped_release release;
-    features_adjoint(moments.data(), adjoint.data(), moments.shape(0), static_cast<int>(moments.shape(2)), axis,
-                     threads, result.data());
-}
-
-template <class Real>
 void bind_precision(nb::module_& m, const char* name) {
     nb::module_ sub = m.def_submodule(name);
     sub.def("moments", &bind_moments<Real>);
@@ -70,7 +62,6 @@ void bind_precision(nb::module_& m, const char* name) {
     sub.def("tangent", &bind_tangent<Real>);
     sub.def("tangent_adjoint", &bind_tangent_adjoint<Real>);
     sub.def("features", &bind_features<Real>);
-    sub.def("features_adjoint", &bind_features_adjoint<Real>);
 }
 
 }  // namespace

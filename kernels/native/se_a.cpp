@@ -153,42 +153,13 @@ void features(const Real* moments, std::int64_t n, int channels, int axis, [[may
     }
 }
 
-template <class Real>
-void features_adjoint(const Real* moments, const Real* adjoint, std::int64_t n, int channels, int axis,
-                      [[maybe_unused]] int threads, Real* result) {
-#pragma omp parallel num_threads(threads)
-    {
-        std::vector<Real> first(n_rows * axis);  // contribution to the columns below `axis`
-#pragma omp for schedule(static)
-        for (std::int64_t i = 0; i < n; ++i) {
-            const Real* a = moments + i * n_rows * channels;
-            Real* out = result + i * n_rows * channels;
-            std::fill(first.begin(), first.end(), Real(0));
-            for (int m = 0; m < channels; ++m) {
-                const Real* y = adjoint + (i * channels + m) * axis;
-                Real sum[n_rows] = {};
-#pragma omp simd reduction(+ : sum)
-                for (int k = 0; k < axis; ++k)
-                    for (int r = 0; r < n_rows; ++r) {
-                        sum[r] += y[k] * a[r * channels + k];
-                        first[r * axis + k] += y[k] * a[r * channels + m];
-                    }
-                for (int r = 0; r < n_rows; ++r) out[r * channels + m] = sum[r];
-            }
-            for (int r = 0; r < n_rows; ++r)
-                for (int k = 0; k < axis; ++k) out[r * channels + k] += first[r * axis + k];
-        }
-    }
-}
-
 #define DPHPC_INSTANTIATE(Real)                                                                                        \
     template double moments(const System&, const Descriptor<Real>&, int, Real*);                                       \
     template void forces_into(const System&, const Descriptor<Real>&, int, const Real*, double*, double*, double*);    \
     template void tangent(const System&, const Descriptor<Real>&, int, const double*, const double*, Real*);           \
     template void tangent_adjoint(const System&, const Descriptor<Real>&, int, const double*, const double*,           \
                                   const Real*, const Real*, double*, double*);                                         \
-    template void features(const Real*, std::int64_t, int, int, int, Real*);                                           \
-    template void features_adjoint(const Real*, const Real*, std::int64_t, int, int, int, Real*);
+    template void features(const Real*, std::int64_t, int, int, int, Real*);
 
 DPHPC_INSTANTIATE(double)
 DPHPC_INSTANTIATE(float)

@@ -57,11 +57,8 @@ void tangent_adjoint(const System& system, const Descriptor<Real>& d, int thread
                      const double* strain, const Real* moments_adjoint, const Real* moments_dot_adjoint,
                      double* coefficients, double* empty);
 
-// Sets features (n, M, axis) from moments (n, 4, M); the second sets the moments' adjoint from that of the features.
+// Sets features (n, M, axis) from moments (n, 4, M).
 template <class Real>
 void features(const Real* moments, std::int64_t n, int channels, int axis, int threads, Real* features);
-template <class Real>
-void features_adjoint(const Real* moments, const Real* adjoint, std::int64_t n, int channels, int axis, int threads,
-                      Real* result);
 
 }  // namespace dphpc

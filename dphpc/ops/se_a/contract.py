@@ -102,7 +102,10 @@ class SeAOps(Protocol):
         """D (n_c, M·axis), index m·axis + k."""
 
     def features_adjoint(self, moments: Floats, adjoint: Floats) -> Floats:
-        """Σ adjoint·D differentiated by A: (n_c, 4, M).  Linear in `moments` and in `adjoint`."""
+        """Σ adjoint·D differentiated by A: (n_c, 4, M).  Linear in `moments` and in `adjoint`.
+
+        `native` has it inside its fitting nets only.
+        """
 
     def forces_into(
         self,

@@ -33,16 +33,6 @@ def features(moments: Floats, axis: int) -> Floats:
     return result
 
 
-def features_adjoint(moments: Floats, adjoint: Floats) -> Floats:
-    """See `contract.SeAOps.features_adjoint`."""
-    moments = np.ascontiguousarray(moments)
-    adjoint = np.ascontiguousarray(adjoint, moments.dtype)
-    axis = adjoint.size // max(1, len(moments) * moments.shape[2])
-    result = np.empty_like(moments)
-    kernels_of(moments.dtype).features_adjoint(moments, adjoint, axis, get_threads(), result)
-    return result
-
-
 def forces_into(
     env: Environment,
     p: SeAParameters,
