@@ -18,6 +18,9 @@ using namespace nb::literals;
 template <class T>
 using Array = nb::ndarray<T, nb::c_contig, nb::device::cpu>;
 
+// The address of an array's numbers; null for None.
+inline const auto data = [](const auto& array) { return array ? array->data() : nullptr; };
+
 template <class T>
 inline Array<const T> array_of(nb::handle object, const char* name) {
     return nb::cast<Array<const T>>(object.attr(name));
@@ -92,10 +95,16 @@ struct DescriptorArrays {
     Descriptor<Real> view;
 };
 
-void bind_se_a(nb::module_& m);     // creates the submodules float64 and float32
-void bind_fitting(nb::module_& m);  // adds to them
-void bind_knots(nb::module_& m);    // adds to them
-void bind_adam(nb::module_& m);     // adds to them
-void bind_muon(nb::module_& m);     // adds to them
+// Each adds its operations to the module of a precision, double or float.
+template <class Real>
+void bind_se_a(nb::module_& m);
+template <class Real>
+void bind_fitting(nb::module_& m);
+template <class Real>
+void bind_knots(nb::module_& m);
+template <class Real>
+void bind_adam(nb::module_& m);
+template <class Real>
+void bind_muon(nb::module_& m);
 
 }  // namespace dphpc

@@ -4,11 +4,9 @@
 #include "bind.h"
 
 namespace dphpc {
-namespace {
 
 template <class Real>
-void bind_precision(nb::handle sub) {
-    nb::module_ m = nb::borrow<nb::module_>(sub);
+void bind_adam(nb::module_& m) {
     m.def(
         "adam_step",
         [](nb::handle settings, Array<const Real> gradient, int threads, Array<Real> value, Array<Real> first,
@@ -31,11 +29,7 @@ void bind_precision(nb::handle sub) {
         "values"_a, "threads"_a);
 }
 
-}  // namespace
-
-void bind_adam(nb::module_& m) {
-    bind_precision<double>(m.attr("float64"));
-    bind_precision<float>(m.attr("float32"));
-}
+template void bind_adam<double>(nb::module_&);
+template void bind_adam<float>(nb::module_&);
 
 }  // namespace dphpc

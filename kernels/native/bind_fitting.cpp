@@ -59,9 +59,10 @@ double bind_energy_and_forces(nb::handle env, nb::handle p, nb::handle e, const 
         {energies.data(), forces.data(), virial.data(), data(atom_virial), force_spacing});
 }
 
+}  // namespace
+
 template <class Real>
-void bind_precision(nb::handle sub) {
-    nb::module_ m = nb::borrow<nb::module_>(sub);
+void bind_fitting(nb::module_& m) {
     nb::class_<PackedNet<Real>>(m, "PackedNet")
         .def("__init__",
              [](PackedNet<Real>* self, const Layers<Real>& layers, int channels, int axis) {
@@ -82,11 +83,7 @@ void bind_precision(nb::handle sub) {
           "atom_virial"_a.noconvert().none(), "force_spacing"_a);
 }
 
-}  // namespace
-
-void bind_fitting(nb::module_& m) {
-    bind_precision<double>(m.attr("float64"));
-    bind_precision<float>(m.attr("float32"));
-}
+template void bind_fitting<double>(nb::module_&);
+template void bind_fitting<float>(nb::module_&);
 
 }  // namespace dphpc

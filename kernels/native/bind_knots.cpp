@@ -4,12 +4,10 @@
 #include "knots.h"
 
 namespace dphpc {
-namespace {
 
 template <class Real>
-void bind_precision(nb::handle sub) {
+void bind_knots(nb::module_& m) {
     using Tape = KnotTape<Real>;
-    nb::module_ m = nb::borrow<nb::module_>(sub);
     const auto grid_of = [](const Array<const double>& knots, const Array<const double>& widths) {
         return KnotGrid{knots.data(), widths.data(), static_cast<int>(widths.size())};
     };
@@ -38,11 +36,7 @@ void bind_precision(nb::handle sub) {
             "knots"_a, "widths"_a, "coefficients"_a, "threads"_a, "gradients"_a);
 }
 
-}  // namespace
-
-void bind_knots(nb::module_& m) {
-    bind_precision<double>(m.attr("float64"));
-    bind_precision<float>(m.attr("float32"));
-}
+template void bind_knots<double>(nb::module_&);
+template void bind_knots<float>(nb::module_&);
 
 }  // namespace dphpc

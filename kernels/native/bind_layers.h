@@ -19,8 +19,6 @@ using LayerArrays = std::tuple<Array<const Real>, std::optional<Array<const Real
 template <class Real>
 using Layers = std::vector<LayerArrays<Real>>;
 
-inline const auto data = [](const auto& array) { return array ? array->data() : nullptr; };
-
 template <class Real>
 inline std::vector<LayerView<Real>> views_of(const Layers<Real>& layers) {
     std::vector<LayerView<Real>> views;

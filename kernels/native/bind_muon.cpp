@@ -4,11 +4,10 @@
 #include "muon.h"
 
 namespace dphpc {
-namespace {
 
 template <class Real>
-void bind_precision(nb::handle sub) {
-    nb::borrow<nb::module_>(sub).def(
+void bind_muon(nb::module_& m) {
+    m.def(
         "muon_step",
         [](nb::handle settings, nb::sequence matrices, int threads) {
             const auto number = [&](const char* name) { return nb::cast<double>(settings.attr(name)); };
@@ -29,11 +28,7 @@ void bind_precision(nb::handle sub) {
         "settings"_a, "matrices"_a, "threads"_a);
 }
 
-}  // namespace
-
-void bind_muon(nb::module_& m) {
-    bind_precision<double>(m.attr("float64"));
-    bind_precision<float>(m.attr("float32"));
-}
+template void bind_muon<double>(nb::module_&);
+template void bind_muon<float>(nb::module_&);
 
 }  // namespace dphpc

@@ -23,7 +23,7 @@ void bind_forces_into(nb::handle env, nb::handle p, nb::handle e, int threads,
     const DescriptorArrays<Real> d(p, e);
     nb::gil_scoped_release release;
     forces_into(system.view(), d.view, threads, moments_adjoint.data(), forces.data(), center_virial.data(),
-                atom_virial ? atom_virial->data() : nullptr);
+                data(atom_virial));
 }
 
 template <class Real>
@@ -52,23 +52,19 @@ void bind_features(Array<const Real> moments, int axis, int threads, Array<Real>
     features(moments.data(), moments.shape(0), static_cast<int>(moments.shape(2)), axis, threads, result.data());
 }
 
-template <class Real>
-void bind_precision(nb::module_& m, const char* name) {
-    nb::module_ sub = m.def_submodule(name);
-    sub.def("moments", &bind_moments<Real>);
-    sub.def("forces_into", &bind_forces_into<Real>, "env"_a, "p"_a, "e"_a, "threads"_a,
-            "moments_adjoint"_a, "forces"_a.noconvert(), "center_virial"_a.noconvert(),
-            "atom_virial"_a.noconvert().none());
-    sub.def("tangent", &bind_tangent<Real>);
-    sub.def("tangent_adjoint", &bind_tangent_adjoint<Real>);
-    sub.def("features", &bind_features<Real>);
-}
-
 }  // namespace
 
+template <class Real>
 void bind_se_a(nb::module_& m) {
-    bind_precision<double>(m, "float64");
-    bind_precision<float>(m, "float32");
+    m.def("moments", &bind_moments<Real>);
+    m.def("forces_into", &bind_forces_into<Real>, "env"_a, "p"_a, "e"_a, "threads"_a, "moments_adjoint"_a,
+          "forces"_a.noconvert(), "center_virial"_a.noconvert(), "atom_virial"_a.noconvert().none());
+    m.def("tangent", &bind_tangent<Real>);
+    m.def("tangent_adjoint", &bind_tangent_adjoint<Real>);
+    m.def("features", &bind_features<Real>);
 }
+
+template void bind_se_a<double>(nb::module_&);
+template void bind_se_a<float>(nb::module_&);
 
 }  // namespace dphpc

@@ -34,6 +34,11 @@ nb::tuple build_neighbors(Array<const double> positions, Array<const std::int32_
     return nb::make_tuple(owned(std::move(offsets), n_local + 1), owned(std::move(indices), n_pairs));
 }
 
+template <class Real>
+void bind_precision(nb::module_ m) {
+    bind_se_a<Real>(m), bind_fitting<Real>(m), bind_knots<Real>(m), bind_adam<Real>(m), bind_muon<Real>(m);
+}
+
 }  // namespace
 
 NB_MODULE(DPHPC_MODULE, m) {
@@ -41,11 +46,8 @@ NB_MODULE(DPHPC_MODULE, m) {
     m.def("release_threads", &release_threads);
     m.def("build_neighbors", &build_neighbors, "positions"_a, "types"_a, "ids"_a, "n_local"_a, "reach"_a,
           "threads"_a);
-    bind_se_a(m);
-    bind_fitting(m);
-    bind_knots(m);
-    bind_adam(m);
-    bind_muon(m);
+    bind_precision<double>(m.def_submodule("float64"));
+    bind_precision<float>(m.def_submodule("float32"));
 }
 
 }  // namespace dphpc
