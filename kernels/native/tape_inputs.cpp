@@ -70,45 +70,46 @@ int TapeInputs<Real>::first_row(const InputPiece& piece) const {
 template <class Real>
 void TapeInputs<Real>::fill(const InputPiece& piece, const Tile& tile, const Real* moments, const Real* columns,
                             Real* inputs, int row_step) const {
+    if (piece.is_features)
+        return set_features(piece, tile, inputs, row_step, [&](std::int64_t panel, int row) {
+            const Real *a = moments + panel, *b = a + row, *c = b + row, *d = c + row;
+            return [=](int one, int two) { return a[one] * a[two] + b[one] * b[two] + c[one] * c[two] + d[one] * d[two]; };
+        });
     for_panels<Real>(tile, [&](std::int64_t first, auto n) {
-        const int step = row_step ? row_step : n;
+        const Real* column = columns + first * n_columns + piece.first * n;
         Real* out = inputs + first * (row_step ? 1 : piece.width);
-        if (!piece.is_features) {
-            const Real* column = columns + first * n_columns + piece.first * n;
-            for (int i = 0; i < piece.width; ++i, out += step, column += n) std::copy_n(column, static_cast<int>(n), out);
-            return;
-        }
-        const Real* a = moments + first * n_rows * channels;
-        const Real *b = a + channels * n, *c = b + channels * n, *d = c + channels * n;
-        for (int m = piece.first; m < piece.last; ++m)
-            for (int k = 0; k < features_of(m); ++k, out += step) {
-#pragma omp simd
-                for (int j = 0; j < n; ++j) {
-                    const int one = m * n + j, two = k * n + j;
-                    out[j] = a[one] * a[two] + b[one] * b[two] + c[one] * c[two] + d[one] * d[two];
-                }
-            }
+        for (int i = 0; i < piece.width; ++i, out += row_step ? row_step : n, column += n)
+            std::copy_n(column, static_cast<int>(n), out);
     });
 }
 
 template <class Real>
 void TapeInputs<Real>::fill_tangent(const InputPiece& piece, const Tile& tile, const Real* moments, const Real* tangent,
                                     Real* inputs, int row_step) const {
+    set_features(piece, tile, inputs, row_step, [&](std::int64_t panel, int row) {
+        return [a = moments + panel, a_dot = tangent + panel, row](int one, int two) {
+            Real sum = a_dot[one] * a[two] + a[one] * a_dot[two];
+            for (int r = 1; r < n_rows; ++r)
+                sum += a_dot[r * row + one] * a[r * row + two] + a[r * row + one] * a_dot[r * row + two];
+            return sum;
+        };
+    });
+}
+
+// Sets the features of a piece.  For a panel whose moments begin at `panel` and have rows of `row` numbers,
+// of_panel(panel, row) returns the function that makes the feature of two moments, given by their places in the first row.
+template <class Real>
+template <class OfPanel>
+void TapeInputs<Real>::set_features(const InputPiece& piece, const Tile& tile, Real* inputs, int row_step,
+                                    OfPanel&& of_panel) const {
     for_panels<Real>(tile, [&](std::int64_t first, auto n) {
         const int step = row_step ? row_step : n;
         Real* out = inputs + first * (row_step ? 1 : piece.width);
-        const int row = channels * n;
-        const Real *a = moments + first * n_rows * channels, *a_dot = tangent + first * n_rows * channels;
+        const auto feature = of_panel(first * n_rows * channels, channels * n);
         for (int m = piece.first; m < piece.last; ++m)
             for (int k = 0; k < features_of(m); ++k, out += step) {
 #pragma omp simd
-                for (int j = 0; j < n; ++j) {
-                    const int one = m * n + j, two = k * n + j;
-                    Real sum = a_dot[one] * a[two] + a[one] * a_dot[two];
-                    for (int r = 1; r < n_rows; ++r)
-                        sum += a_dot[r * row + one] * a[r * row + two] + a[r * row + one] * a_dot[r * row + two];
-                    out[j] = sum;
-                }
+                for (int j = 0; j < n; ++j) out[j] = feature(m * n + j, k * n + j);
             }
     });
 }

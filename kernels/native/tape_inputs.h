@@ -39,7 +39,7 @@ class TapeInputs {
     // The row of the first layer's weights that is the first of a plain piece.
     int first_row(const InputPiece& piece) const;
 
-    // Sets the inputs of a tile.  Input i of its panels begins at inputs + first·panel_step + i·row_step; 0 for panels.
+    // Sets the inputs of a tile: in panels, or with a `row_step` input i of all its atoms from inputs + i·row_step on.
     void fill(const InputPiece& piece, const Tile& tile, const Real* moments, const Real* columns, Real* inputs,
               int row_step = 0) const;
     // The same for the tangents of a piece of features, when the moments change by `tangent`; those of columns are zero.
@@ -69,6 +69,8 @@ class TapeInputs {
     const int channels, axis, n_columns;
 
   private:
+    template <class OfPanel>
+    void set_features(const InputPiece& piece, const Tile& tile, Real* inputs, int row_step, OfPanel&& of_panel) const;
     template <class Work>
     void for_copies(const InputPiece& piece, const Tile& tile, Work&& work) const;
     int start(int m) const;  // number of features (m′, k) with m′ < m
