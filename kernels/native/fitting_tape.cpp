@@ -12,25 +12,15 @@ constexpr int tile_size = 96;    // most atoms of a tile
 template <class Real>
 constexpr int piece_size = 1600 / static_cast<int>(sizeof(Real));  // approximate number of inputs formed at a time
 
-// A thread's memory, kept from tile to tile.
-template <class Real>
-struct Scratch {
-    std::vector<Real> inputs, q, next, rows;
-
-    static Scratch& own() {
-        thread_local Scratch scratch;
-        return scratch;
-    }
-};
-
 }  // namespace
 
 template <class Real>
 FittingTape<Real>::FittingTape(const std::vector<LayerView<Real>>& layers, int channels, int axis)
-    : layers_(layers), inputs_(layers.front(), channels, axis), weight_pieces_(inputs_.pieces({}, piece_width)) {
-    pieces_[0] = inputs_.pieces({}, piece_size<Real>);
-    for (int index = 0; index < 2; ++index) pieces_[1 + index] = inputs_.pieces({index, 2}, piece_size<Real>);
-}
+    : layers_(layers),
+      inputs_(layers.front(), channels, axis),
+      pieces_(inputs_.pieces({}, piece_size<Real>)),
+      half_pieces_{inputs_.pieces({0, 2}, piece_size<Real>), inputs_.pieces({1, 2}, piece_size<Real>)},
+      weight_pieces_(inputs_.pieces({}, piece_width)) {}
 
 template <class Real>
 void FittingTape<Real>::energy_and_adjoint(const NetInputs<Real>& x, std::int64_t n, int threads, Real* energies,
@@ -86,7 +76,7 @@ void FittingTape<Real>::first_product(const Part& part, Fill&& fill, Real* z) {
     Real* own = z_sum_.own(part, z, layer.n_out);
     Real* skipped = layer.skip ? skipped_sum_.own(part, skipped_.data(), layer.n_out) : nullptr;
     for (const InputPiece& piece : pieces(part.share)) {
-        Real* inputs = sized(Scratch<Real>::own().inputs, static_cast<std::size_t>(group.n) * piece.width);
+        Real* inputs = sized(Scratch::own().inputs, static_cast<std::size_t>(group.n) * piece.width);
         if (!fill(piece, inputs)) continue;
         add_panel_product(group, LeftMatrix<Real>::transposed(inputs_.weights(piece), piece.width, layer.n_out), inputs,
                           own);
@@ -286,7 +276,7 @@ void FittingTape<Real>::layer_adjoint(const Tile& tile, int l, Real* q) {
     for_panel_rows<Real>(tile, n_out, [&](int r, std::int64_t at, auto n) {
         for (int j = 0; j < n; ++j) sums[r] += q[at + j];
     });
-    Real* rows = sized(Scratch<Real>::own().rows, size);
+    Real* rows = sized(Scratch::own().rows, size);
     const Tile own{0, tile.n, 0};
     const Real* adjoints[] = {q, k.z_adjoint.data() + from};
     for (int which = 0; which < 2; ++which) {
@@ -300,7 +290,7 @@ void FittingTape<Real>::layer_adjoint(const Tile& tile, int l, Real* q) {
 // Backpropagates S through the layers; ∂S/∂output and ∂S/∂z of the first are left in `q_output_` and `q_z_`.
 template <class Real>
 void FittingTape<Real>::adjoint_tangent(const Tile& tile, const Real* seeds) {
-    Scratch<Real>& scratch = Scratch<Real>::own();
+    Scratch& scratch = Scratch::own();
     Real* q = sized(scratch.q, tile.n);
     set_panels(tile, n_, 1, seeds, q);
     for (std::size_t l = kept_.size(); --l > 0;) {
@@ -327,7 +317,7 @@ void FittingTape<Real>::inputs_adjoint_tangent(const Part& part) {
     Real* own = moments_sum_.own(part, moments_bar_.data(), n_row());
     for (const InputPiece& piece : pieces(part.share)) {
         if (!piece.is_features) continue;
-        Real* y = sized(Scratch<Real>::own().inputs, static_cast<std::size_t>(group.n) * piece.width);
+        Real* y = sized(Scratch::own().inputs, static_cast<std::size_t>(group.n) * piece.width);
         piece_adjoint(piece, group, q_z_.data() + from, layers_.front().skip ? q_output_.data() + from : nullptr, y);
         inputs_.gather(piece, group, at(moments_, group, n_row()), y, own);
         // Ė is bilinear in the moments and their tangent.

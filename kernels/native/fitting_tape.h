@@ -44,6 +44,16 @@ class FittingTape {
         std::vector<PackedMatrix<Real>> right[2];  // of each tile (atoms, n_out): q = ∂S/∂z and p = ∂E/∂z
     };
 
+    // A thread's memory, kept from tile to tile and from block to block.
+    struct Scratch {
+        std::vector<Real> inputs, q, next, rows, folded, sum;
+
+        static Scratch& own() {
+            thread_local Scratch scratch;
+            return scratch;
+        }
+    };
+
     template <class Fill>
     void first_product(const Part& part, Fill&& fill, Real* z);
     void forward(const Part& part);
@@ -63,11 +73,13 @@ class FittingTape {
 
     int atoms_of(const Tile& tile) const { return static_cast<int>(std::clamp<std::int64_t>(n_ - tile.first, 0, tile.n)); }
     int n_row() const { return n_rows * inputs_.channels; }  // number of moments of an atom
-    const std::vector<InputPiece>& pieces(const Share& share) const { return pieces_[share.count - 1 + share.index]; }
+    const std::vector<InputPiece>& pieces(const Share& share) const {
+        return share.count == 1 ? pieces_ : half_pieces_[share.index];
+    }
 
     std::vector<LayerView<Real>> layers_;
     TapeInputs<Real> inputs_;
-    std::vector<InputPiece> pieces_[3], weight_pieces_;  // of all inputs, and of each of two shares
+    std::vector<InputPiece> pieces_, half_pieces_[2], weight_pieces_;  // of all inputs, and of each of two shares
     std::vector<Kept> kept_;
     std::vector<Real> moments_, columns_, moments_tangent_, moments_bar_;  // panels; the last: of either pass
     std::vector<Real> inputs_adjoint_;  // ∂E/∂input: panels of each piece

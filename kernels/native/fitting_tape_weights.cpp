@@ -3,20 +3,6 @@
 #include "parallel.h"
 
 namespace dphpc {
-namespace {
-
-// A thread's memory, kept from block to block.
-template <class Real>
-struct Scratch {
-    std::vector<Real> inputs, folded, sum;
-
-    static Scratch& own() {
-        thread_local Scratch scratch;
-        return scratch;
-    }
-};
-
-}  // namespace
 
 // Sets `rows` rows of a layer's weight gradient (rows, n_out), or with `add` adds to them: Σ xᵀ·q + ẋᵀ·p over the tiles.
 // left(tile, which) returns x or ẋ of the tile, (rows, atoms), in memory that lasts until the next call; null for zeros.
@@ -25,7 +11,7 @@ template <class Left>
 void FittingTape<Real>::set_weight_rows(int l, int rows, bool add, Real* w, Left&& left) {
     const int n_out = layers_[l].n_out, step = padded<Real>(n_out);
     const bool in_place = step == n_out;
-    Real* sum = in_place ? w : sized(Scratch<Real>::own().sum, static_cast<std::size_t>(rows) * step);
+    Real* sum = in_place ? w : sized(Scratch::own().sum, static_cast<std::size_t>(rows) * step);
     if (!in_place || !add) std::fill_n(sum, static_cast<std::size_t>(rows) * step, Real(0));
     for (int t = 0; t < tiling_.n_tiles(); ++t) {
         const Tile tile = tiling_.tile(t);
@@ -42,7 +28,7 @@ void FittingTape<Real>::set_weight_rows(int l, int rows, bool add, Real* w, Left
 // Computes the rows of the first layer's weight gradient that belong to a piece of its inputs.
 template <class Real>
 void FittingTape<Real>::first_weights(const InputPiece& piece, bool add, Real* w) {
-    Scratch<Real>& scratch = Scratch<Real>::own();
+    Scratch& scratch = Scratch::own();
     const int n_out = layers_.front().n_out;
     const auto left = [&](const Tile& tile, int which) -> const Real* {
         if (which == 1 && !piece.is_features) return nullptr;
@@ -71,7 +57,7 @@ void FittingTape<Real>::weight_rows(int l, int first, int last, bool add, Real* 
     const int n_in = layers_[l].n_in, rows = last - first;
     const auto left = [&](const Tile& tile, int which) {
         const std::vector<Real>& x = which == 0 ? kept_[l - 1].value : kept_[l - 1].tangent;
-        Real* out = sized(Scratch<Real>::own().inputs, static_cast<std::size_t>(rows) * tile.n);
+        Real* out = sized(Scratch::own().inputs, static_cast<std::size_t>(rows) * tile.n);
         for_panels<Real>(tile, [&](std::int64_t at, auto n) {
             const Real* panel = x.data() + (tile.first + at) * n_in + first * n;
             for (int i = 0; i < rows; ++i) std::copy_n(panel + i * n, static_cast<int>(n), out + i * tile.n + at);
