@@ -86,21 +86,6 @@ class Halo:
         self._shifts, self._n_shifted = np.zeros((0, 3)), np.zeros(0, np.int64)
         self._buffer = np.zeros(0, np.uint8)
 
-    @property
-    def homes(self) -> NDArray[np.int64]:
-        """(n_ghost,) the rank that owns each ghost."""
-        return np.repeat([self.comm.rank, *self.routes.partners], np.diff(self.routes.ghost_bounds))
-
-    @property
-    def n_messages(self) -> int:
-        """Messages that this rank sends in one refresh."""
-        return int(np.count_nonzero(np.diff(self.routes.send_bounds)[1:]))
-
-    @property
-    def bytes_sent(self) -> int:
-        """Bytes of positions that this rank sends to others in one refresh."""
-        return 24 * (len(self.routes.send) - self.routes.n_own)
-
     def build_ghosts(self, state: State, reach: float) -> None:
         """Give the state all ghosts within `reach` (Å) of the brick; collective.
 
