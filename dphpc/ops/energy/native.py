@@ -14,9 +14,12 @@ from numpy.typing import NDArray
 from dphpc._native import kernels_of
 from dphpc.core.arrays import Floats
 from dphpc.ops.energy.contract import Accumulators
-from dphpc.ops.fitting.native import packed as prepare
+from dphpc.ops.fitting.native import packed
 from dphpc.ops.se_a.contract import Embedding, Environment, SeAParameters
 from dphpc.ops.threads import get_threads
+
+prepare = packed
+"""See `contract.EnergyOps.prepare`."""
 
 
 def energy_and_forces(
@@ -27,6 +30,3 @@ def energy_and_forces(
     ops = kernels_of(e.table.coefficients.dtype)
     largest = ops.energy_and_forces(env, p, e, net, columns, get_threads(), energies, *out)
     return energies, largest
-
-
-__all__ = ["energy_and_forces", "prepare"]

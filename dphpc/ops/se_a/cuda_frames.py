@@ -16,7 +16,7 @@ from dphpc.core.errors import RunError
 from dphpc.ops.gpu import BLOCK
 from dphpc.ops.neighbors.contract import Neighbors
 from dphpc.ops.structs import SYSTEM, struct
-from dphpc.ops.workspace import Kind, Parcel, Workspace
+from dphpc.ops.workspace import Parcel, Workspace
 
 SPACING = 2.0**-44
 """Spacing of forces (eV/Å) and virials (eV), 6e-14; sums reach up to 524,288."""
@@ -106,10 +106,12 @@ class GpuEnvironment:
         (n_all,) int32, the local atom itself, or the atom of which it is an image.
     pairs
         Scratch arrays (n_pairs,) int32 for the list's entries: interval, order and row.
+    results
+        The following arrays, side by side.
+    totals, largest
+        Forces, virials and a flag for too large forces, as int64; (n,) largest s̃ of each center.
     energies
         (2, n), to be set: energies of centers, and of centers without neighbors.
-    largest, totals
-        (n,) largest s̃ of each center; forces, virials and a flag for too large forces, as int64.
     """
 
     n: int
@@ -122,26 +124,14 @@ class GpuEnvironment:
     first_rows: Array
     pairs: tuple[Array, Array, Array]
     results: Parcel
+    totals: Array
+    largest: Array
+    energies: Array
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Batches with equal shape have the same addresses."""
         return self.n_local, self.n_frames, *self.first
-
-    @property
-    def totals(self) -> Array:
-        """See the class."""
-        return self.results.arrays[0]
-
-    @property
-    def largest(self) -> Array:
-        """See the class."""
-        return self.results.arrays[1]
-
-    @property
-    def energies(self) -> Array:
-        """See the class."""
-        return self.results.arrays[2]
 
     def download(self) -> Results:
         """Wait for the results and copy them to the host."""
@@ -199,15 +189,13 @@ class GpuFrames:
         self._device.launch(self._text, "join_frames", grid, BLOCK, table_there, np.int32(JOIN_BLOCKS), *place)
         system = np.array([tuple(map(work.address, (*place[:4], atoms)))], SYSTEM)
         intervals, order, rows = (work.buffer(name, (n_pairs,), np.int32) for name in ("intervals", "order", "rows"))
-        n = len(centers)
-        kinds: list[Kind] = [
-            ((3 * n_local + 9 * len(frames) + 1,), np.int64),
-            ((n,), np.float64),
-            ((2, n), self._dtype),
-        ]
-        results, pairs = Parcel(work, "results", kinds), (intervals, order, rows)
-        rows_of = tuple(first.tolist())
-        return GpuEnvironment(n, n_local, len(frames), rows_of, system, frames_of, place[4], first_rows, pairs, results)
+        n, n_frames = len(centers), len(frames)
+        totals = (3 * n_local + 9 * n_frames + 1,), np.int64
+        results = Parcel(work, "results", [totals, ((n,), np.float64), ((2, n), self._dtype)])
+        return GpuEnvironment(
+            n, n_local, n_frames, tuple(first.tolist()), system, frames_of, place[4], first_rows,
+            (intervals, order, rows), results, *results.arrays,
+        )  # fmt: skip
 
     def _table(self, resident: list[_Resident], sizes: NDArray[np.int64], n_local: int) -> NDArray[np.uint8]:
         """Structs `_FRAME` of frames with these numbers of local atoms, atoms and pairs, as bytes."""
