@@ -9,7 +9,8 @@ PYTHON ?= $(firstword $(foreach p,python3.13 python3.12 python3.11 python3 pytho
 VENV ?= .venv
 # Which MPI the tests and the demo use: machine, wheel (PyPI's mpich), or auto: the machine's where mpi4py finds it.
 MPI ?= auto
-# Ranks that the MPI tests run on, one after the other, once all of them have run on one.
+# Ranks that the MPI tests run on, one after the other, once all of them have run on one; on more than two of them,
+# only those that are not marked two_ranks.
 RANKS ?= 2 3 4 8
 # And those on which the tests of the decomposition alone run.
 WIDE_RANKS ?= 6 12 16
@@ -26,6 +27,8 @@ HOROVOD_STAMP := $(VENV)/.horovod-installed
 MPIRUN = $$(cat $(VENV)/mpirun)
 # Test files that say mpi of themselves; of all others, each rank would import what it does not run.
 MPI_TESTS := $(sort $(shell grep -rl --include='test_*.py' 'mark\.mpi' tests))
+# Of these, files with tests that go to more than two ranks.
+MANY_TESTS := $(shell grep -L '^pytestmark.*two_ranks' $(MPI_TESTS))
 # Those of the decomposition: sums of gradients know nothing of bricks, and their ranks import torch.
 WIDE_TESTS := $(filter-out %/test_gradients.py %/test_process_group.py,$(filter tests/parallel/%,$(MPI_TESTS)))
 SOURCES := pyproject.toml CMakeLists.txt constraints.txt $(wildcard kernels/*/* jobscripts/*)
@@ -81,8 +84,9 @@ test-mpi: $(STAMP)
 	@echo "== MPI tests on 1 rank"
 	@OMP_NUM_THREADS=1 timeout $(MPI_SECONDS) $(BIN)/python -m pytest -q -n $(PROCESSES) --with-mpi -m "($(WHICH)) and mpi" $(MPI_TESTS)
 	@for n in $(RANKS); do \
+	  if [ $$n -le 2 ]; then chosen=mpi tests="$(MPI_TESTS)"; else chosen="mpi and not two_ranks" tests="$(MANY_TESTS)"; fi; \
 	  echo "== MPI tests on $$n ranks"; \
-	  OMP_NUM_THREADS=1 timeout $(MPI_SECONDS) $(MPIRUN) -n $$n $(BIN)/python .ci/pytest-rank -q --color=no --with-mpi -m "($(WHICH)) and mpi" $(MPI_TESTS); \
+	  OMP_NUM_THREADS=1 timeout $(MPI_SECONDS) $(MPIRUN) -n $$n $(BIN)/python .ci/pytest-rank -q --color=no --with-mpi -m "($(WHICH)) and $$chosen" $$tests; \
 	done
 	@for n in $(WIDE_RANKS); do \
 	  echo "== MPI tests of the decomposition on $$n ranks"; \

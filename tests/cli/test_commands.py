@@ -300,6 +300,7 @@ def test_another_commands_input_is_known(run: Run, tmp_path: Path, command: str,
 
 
 @pytest.mark.mpi
+@pytest.mark.two_ranks
 def test_md_on_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     comm = world()
     folder = comm.bcast(tmp_path)

@@ -15,21 +15,13 @@ from dphpc.core.box import Box
 from dphpc.core.state import State
 from dphpc.md.engine import Engine
 from dphpc.md.velocities import draw_velocities
-from dphpc.parallel.comm import Communicator, Serial, world
+from dphpc.parallel.comm import Communicator, Serial
 from dphpc.parallel.domain import Domain
 from tests.lennard_jones import LennardJones
 from tests.parallel.conftest import comm, mpirun, pytest_runtest_makereport  # noqa: F401
 
 A = 5.4
 """Å, lattice constant."""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave played GPUs out on 3 and 4 ranks, where they take minutes: 2 and 8 and tests/parallel have them."""
-    if world().size in (3, 4):
-        for item in items:
-            if item.path.parent == Path(__file__).parent and item.path.name.startswith("test_gpu"):
-                item.add_marker(pytest.mark.skip(reason="GPUs are played on 2 and 8 ranks"))
 
 
 @pytest.fixture(scope="session")
@@ -45,13 +37,6 @@ def crystal(tmp_path: Path, comm: Communicator) -> str:  # noqa: F811
         write(path, bulk("Ar", "fcc", a=A, cubic=True), parallel=False)
     comm.barrier()
     return path
-
-
-@pytest.fixture
-def few_ranks(comm: Communicator) -> None:  # noqa: F811
-    """For many short runs, which take long on more ranks than cores."""
-    if comm.size > 4:
-        pytest.skip("many short runs; 8 ranks: test_deterministic")
 
 
 @pytest.fixture

@@ -31,6 +31,8 @@ from dphpc.parallel.domain import Domain
 from tests.lennard_jones import LennardJones
 from tests.md.test_integrators import thermostat, true_positions
 
+pytestmark = pytest.mark.two_ranks
+
 EngineOf = Callable[..., Engine]
 Make = Callable[..., dict[str, Any]]
 LENGTHS = Freedom(((0,), (1,), (2,)))

@@ -26,7 +26,7 @@ def nvt(thermostat: str, steps: int = 10) -> dict[str, Any]:
     return {"ensemble": "nvt", "thermostat": thermostat, "temperature_K": 80, "steps": steps}
 
 
-pytestmark = pytest.mark.usefixtures("few_ranks")
+pytestmark = pytest.mark.two_ranks
 
 
 def files(folder: Path, suffix: str = "extxyz", every: int = 1000) -> dict[str, Any]:

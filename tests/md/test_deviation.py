@@ -25,6 +25,8 @@ from dphpc.potential.deep import DeepPotential
 from dphpc.train.evaluate import model_devi
 from tests.models import random_model, random_structure
 
+pytestmark = pytest.mark.two_ranks
+
 Make = Callable[..., dict[str, Any]]
 HEADER = (
     "#       step         max_devi_v         min_devi_v         avg_devi_v"

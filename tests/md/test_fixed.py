@@ -33,6 +33,8 @@ from tests.lennard_jones import LennardJones
 from tests.md.test_deterministic import SILICON, THERMOSTATS, atoms_of, compared, written  # noqa: F401
 from tests.md.test_integrators import run
 
+pytestmark = pytest.mark.two_ranks
+
 Make = Callable[..., dict[str, Any]]
 EngineOf = Callable[..., Engine]
 
@@ -45,7 +47,7 @@ LAYERS = {"below_A": {"x": 5.39}, "ids": [3]}
 
 
 @pytest.fixture
-def hot(config: Make, few_ranks: None) -> Make:
+def hot(config: Make) -> Make:
     """As `config`, of a crystal that is as hot as it can be, and some of it fixed; with a restart file."""
     restart = {"every": 1000, "file": str(Path(config()["structure"]).with_name("r.h5"))}
 

@@ -19,13 +19,13 @@ from dphpc.md.run import run_md
 from dphpc.parallel.comm import Serial
 from dphpc.potential.deep import DeepPotential
 
+pytestmark = pytest.mark.two_ranks
+
 SILICON = Path(__file__).parents[2] / "examples" / "silicon" / "silicon.dp"
 
 
 @pytest.mark.mpi
 def test_md_has_the_same_bits_on_any_number_of_ranks(emulated, comm, tmp_path):
-    if comm.size > 4:
-        pytest.skip("eight ranks that each play a GPU take half a minute on two cores")
     folder = Path(comm.bcast(str(tmp_path)))
     if comm.rank == 0:
         write(folder / "si.extxyz", bulk("Si", "diamond", a=5.43, cubic=True), parallel=False)

@@ -15,6 +15,8 @@ from dphpc.parallel.comm import Communicator
 from tests.md.test_gpu_engine import Runs, equal, kind_of, looks, runs_in_one_folder
 from tests.ops.emulation.device import EmulatedDevice
 
+pytestmark = pytest.mark.two_ranks
+
 NPT = {
     "ensemble": "npt", "temperature_K": 1500, "pressure_bar": 20000, "pressure_damping_fs": 40, "barostat_every": 6,
     "compressibility_per_bar": 1e-6, "damping_fs": 50, "steps": 20,
@@ -52,8 +54,6 @@ def test_a_box_that_passes_a_power_of_two(
 def test_ranks_with_gpus_move_one_box(
     comm: Communicator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, emulated: EmulatedDevice
 ) -> None:
-    if comm.size > 4:
-        pytest.skip("so many GPUs take minutes to be played")
     runs = runs_in_one_folder(comm, tmp_path, monkeypatch)
     changes = {
         "replicate": [1, 1, 4],

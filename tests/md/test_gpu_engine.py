@@ -30,6 +30,8 @@ from dphpc.parallel.comm import Communicator, Serial
 from dphpc.potential import deep
 from dphpc.potential.deep import DeepPotential
 
+pytestmark = pytest.mark.two_ranks
+
 SILICON = Path(__file__).parents[2] / "examples" / "silicon" / "silicon.dp"
 ROWS, MOST_ROWS = 4, 16
 
@@ -369,8 +371,6 @@ def test_a_run_that_does_not_fit_onto_the_gpu(runs, emulated, monkeypatch):
 @pytest.mark.mpi
 @pytest.mark.parametrize("gpu_aware_mpi", [False, True])
 def test_any_number_of_ranks_gives_the_same_bits(comm, emulated, tmp_path, monkeypatch, gpu_aware_mpi):
-    if comm.size > 4:
-        pytest.skip("eight ranks that each play a GPU take half a minute on two cores")
     several = runs_in_one_folder(comm, tmp_path, monkeypatch)
     if gpu_aware_mpi:  # with the layers of many atoms, too
         monkeypatch.setattr(tiles, "FEW_ROWS", 0)

@@ -16,6 +16,8 @@ from tests.md.test_gpu_minimize import MINIMIZE, rattled_runs
 from tests.md.test_gpu_minimize import plan as of_rattled
 from tests.ops.emulation.device import EmulatedDevice
 
+pytestmark = pytest.mark.two_ranks
+
 SOME = {"ids": [2, 7], "below_A": {"z": 0.5}}
 
 

@@ -16,6 +16,8 @@ from dphpc.parallel.comm import Communicator
 from tests.md.test_gpu_engine import ALL, NVE, Runs, equal, kind_of, looks, runs_in_one_folder
 from tests.ops.emulation.device import EmulatedDevice
 
+pytestmark = pytest.mark.two_ranks
+
 MINIMIZE = {"ensemble": "minimize", "steps": 14}
 
 
@@ -26,8 +28,6 @@ def runs(comm: Communicator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def rattled_runs(comm: Communicator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
     """Of silicon whose atoms are not in their places."""
-    if comm.size > 4:
-        pytest.skip("so many GPUs take minutes to be played")
     runs = runs_in_one_folder(comm, tmp_path, monkeypatch)
     if comm.rank == 0:
         atoms = bulk("Si", "diamond", a=5.43, cubic=True)

@@ -25,6 +25,8 @@ from dphpc.parallel.comm import Communicator
 from tests.md.test_gpu_engine import NVE, Runs, kind_of, let_fly, looks, runs_in_one_folder
 from tests.ops.emulation.device import EmulatedDevice
 
+pytestmark = pytest.mark.two_ranks
+
 NAMES = ["t.extxyz", "t.dump", "t.h5md"]
 
 
@@ -209,7 +211,5 @@ def test_ranks_write_the_frames_of_one(
 
 def of_all_ranks(comm: Communicator, folder: Path, patch: pytest.MonkeyPatch) -> Runs:
     """32 atoms, written seven at a time."""
-    if comm.size > 4:
-        pytest.skip("so many GPUs take minutes to be played")
     patch.setattr(gather, "slabs", partial(gather.slabs, chunk=7))
     return runs_in_one_folder(comm, folder, patch)

@@ -22,7 +22,7 @@ from dphpc.parallel.migrate import migrate, sort_spatially
 from tests.md.test_gpu_engine import NVE, ROWS, Runs, equal, kind_of, let_fly, runs_in_one_folder, short_table
 from tests.ops.emulation.device import EmulatedDevice
 
-pytestmark = pytest.mark.mpi
+pytestmark = [pytest.mark.mpi, pytest.mark.two_ranks]
 
 LONG = {"replicate": [1, 1, 6], "stages": [{**NVE, "steps": 12}]}
 """Bricks of two ranks have atoms that no ghost of the other is near."""
@@ -30,8 +30,6 @@ LONG = {"replicate": [1, 1, 6], "stages": [{**NVE, "steps": 12}]}
 
 @pytest.fixture
 def runs(comm: Communicator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
-    if comm.size > 4:
-        pytest.skip("so many GPUs take minutes to be played")
     return runs_in_one_folder(comm, tmp_path, monkeypatch)
 
 

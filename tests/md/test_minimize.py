@@ -24,6 +24,8 @@ from dphpc.parallel.comm import Communicator, Serial
 from tests.lennard_jones import LennardJones
 from tests.md.test_integrators import true_positions
 
+pytestmark = pytest.mark.two_ranks
+
 Make = Callable[..., dict[str, Any]]
 SILICON = Path(__file__).parents[2] / "examples" / "silicon" / "silicon.dp"
 
@@ -32,7 +34,7 @@ NVT: dict[str, Any] = {"ensemble": "nvt", "thermostat": "bussi", "temperature_K"
 
 
 @pytest.fixture
-def rattled(config: Make, comm: Communicator, few_ranks: None) -> Make:
+def rattled(config: Make, comm: Communicator) -> Make:
     """As `config`, of a crystal whose atoms are not in their places; with a restart file."""
     path = Path(config()["structure"]).with_name("rattled.extxyz")
     if comm.rank == 0:

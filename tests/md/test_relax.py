@@ -28,6 +28,8 @@ from tests.md.test_barostats import NPT
 from tests.md.test_minimize import MINIMIZE, SILICON
 from tests.md.test_strain import KINDS
 
+pytestmark = pytest.mark.two_ranks
+
 Make = Callable[..., dict[str, Any]]
 RELAX: dict[str, Any] = MINIMIZE | {"pressure_bar": 0, "stress_tolerance_bar": 1}
 SKEW = np.array([[1.03, 0.0, 0.0], [0.05, 0.98, 0.0], [-0.03, 0.04, 1.01]])

@@ -113,6 +113,7 @@ def test_thermostatted_runs_do_not_depend_on_the_ranks(
 
 
 @pytest.mark.mpi
+@pytest.mark.two_ranks
 def test_thermo_csv_and_screen(
     comm: Communicator, config: Make, argon: LennardJones, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -181,6 +182,7 @@ def test_a_run_taken_up_again_equals_one_in_one_go(
 
 
 @pytest.mark.mpi
+@pytest.mark.two_ranks
 @pytest.mark.parametrize("suffix", ["extxyz", "h5md"])
 def test_the_last_step_is_written_and_only_once(
     comm: Communicator, config: Make, argon: LennardJones, suffix: str
@@ -212,6 +214,7 @@ def test_the_last_step_is_written_and_only_once(
 
 
 @pytest.mark.mpi
+@pytest.mark.two_ranks
 @pytest.mark.parametrize("after", ["nve", "nose-hoover", "bussi", "langevin"])
 @pytest.mark.parametrize("new_plan", [False, True])
 def test_the_drift_that_langevin_leaves_is_stopped(
@@ -242,6 +245,7 @@ def test_the_drift_that_langevin_leaves_is_stopped(
 
 
 @pytest.mark.mpi
+@pytest.mark.two_ranks
 def test_thermo_is_kept_once_as_numbers(comm: Communicator, config: Make, argon: LennardJones) -> None:
     run = Run(parse_config(MdConfig, config(model="unused")), comm, argon)
     result = run.go()
@@ -266,6 +270,7 @@ class Killed:
 
 
 @pytest.mark.mpi
+@pytest.mark.two_ranks
 def test_new_stages_go_on_from_a_restart(comm: Communicator, config: Make, argon: LennardJones) -> None:
     folder = Path(config()["structure"]).parent
     restart = {"every": 100, "file": str(folder / "r.h5")}
@@ -285,6 +290,7 @@ def test_new_stages_go_on_from_a_restart(comm: Communicator, config: Make, argon
 
 
 @pytest.mark.mpi
+@pytest.mark.two_ranks
 def test_a_restart_may_change_the_model_and_its_types(comm: Communicator, config: Make) -> None:
     restart = {"every": 100, "file": str(Path(config()["structure"]).with_name("r.h5"))}
     first = LennardJones(["Unused", "Ar"], cutoff=6.5, cutoff_smooth=5.0)
@@ -297,6 +303,7 @@ def test_a_restart_may_change_the_model_and_its_types(comm: Communicator, config
 
 
 @pytest.mark.mpi
+@pytest.mark.two_ranks
 def test_outputs_that_cannot_be_written_are_an_error(comm: Communicator, config: Make, argon: LennardJones) -> None:
     folder = Path(config()["structure"]).parent
     where = f"(?s)cannot be written: Is a directory.*where: *{folder}"
@@ -312,6 +319,7 @@ def test_outputs_that_cannot_be_written_are_an_error(comm: Communicator, config:
 
 
 @pytest.mark.mpi
+@pytest.mark.two_ranks
 def test_nan_and_wild_atoms_stop_the_run(comm: Communicator, config: Make, argon: LennardJones) -> None:
     message = r"(?s)(flew|not a finite|apart).*step \d+.*no restart file was written"
     with pytest.raises(RunError, match=message) as caught:
@@ -330,6 +338,7 @@ def test_nan_and_wild_atoms_stop_the_run(comm: Communicator, config: Make, argon
 
 
 @pytest.mark.mpi
+@pytest.mark.two_ranks
 def test_mistakes_are_found_by_all_before_the_run(comm: Communicator, config: Make, argon: LennardJones) -> None:
     folder = Path(config()["structure"]).parent
     bad, near, fparam, kinked = (folder / name for name in ("x.h5", "near.extxyz", "fparam.dp", "kinked.dp"))

@@ -21,6 +21,8 @@ from dphpc.parallel.comm import Communicator
 from dphpc.potential.contract import Outputs
 from tests.lennard_jones import IMPORT, LennardJones
 
+pytestmark = pytest.mark.two_ranks
+
 Make = Callable[..., dict[str, Any]]
 
 PROGRAM = (

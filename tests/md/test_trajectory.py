@@ -18,6 +18,8 @@ from dphpc.md.trajectory import _lammps_box
 from dphpc.parallel.comm import Communicator
 from tests.lennard_jones import LennardJones
 
+pytestmark = pytest.mark.two_ranks
+
 Make = Callable[..., dict[str, Any]]
 
 

@@ -73,6 +73,7 @@ def test_gradient_is_that_of_one_rank(comm: Communicator, common_folder: Path, k
                 np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * np.abs(b).max())
 
 
+@pytest.mark.two_ranks
 def test_an_error_of_one_rank_is_everybodys(
     comm: Communicator, common_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,6 +110,7 @@ def test_a_rank_whose_batches_reach_farther_is_followed(comm: Communicator, comm
     assert Checkpoint.load(trainer.folder.path(0)).grid == table.grid
 
 
+@pytest.mark.two_ranks
 def test_a_checkpoint_more_changes_no_bit_where_a_table_has_grown(comm: Communicator, common_folder: Path) -> None:
     """A table that one rank extends is all ranks' from the next step on, be there a checkpoint between or not."""
     found = []
@@ -128,6 +130,7 @@ def test_a_checkpoint_more_changes_no_bit_where_a_table_has_grown(comm: Communic
     assert all(np.array_equal(found[0][name], value) for name, value in found[1].items())
 
 
+@pytest.mark.two_ranks
 def test_soap_has_the_bases_of_the_first_rank(
     comm: Communicator, common_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,6 +187,7 @@ def test_weights_are_those_of_mpi(comm: Communicator, common_folder: Path, kind:
         np.testing.assert_allclose(found[1][name], value, rtol=0, atol=atol)
 
 
+@pytest.mark.two_ranks
 def test_a_fine_tuning_begins_as_on_one_rank(comm: Communicator, common_folder: Path) -> None:
     dphpc.train(small_input(numb_steps=2, save_ckpt="first", seed=3), comm=comm)
     dphpc.train(small_input(numb_steps=0), comm=comm, finetune="first-2")
@@ -228,6 +232,7 @@ def test_frames_of_unequal_size_are_divided(comm: Communicator, common_folder: P
             np.testing.assert_allclose(ours[name], value, rtol=0, atol=1e-9 * np.abs(value).max(initial=1.0))
 
 
+@pytest.mark.two_ranks
 def test_rates_go_with_ranks_for_a_batch_each(comm: Communicator, common_folder: Path) -> None:
     given = {**small_input(), "dphpc": {"batch": "per_rank"}}
     for rule, factor in (("linear", comm.size), ("sqrt", comm.size**0.5), ("none", 1.0)):
@@ -235,6 +240,7 @@ def test_rates_go_with_ranks_for_a_batch_each(comm: Communicator, common_folder:
         assert new_trainer(given, comm, MpiSum(comm))._rate_factor == factor
 
 
+@pytest.mark.two_ranks
 def test_a_signal_to_one_rank_stops_all_with_a_checkpoint(
     comm: Communicator, common_folder: Path, monkeypatch: Any
 ) -> None:
@@ -253,6 +259,7 @@ def test_a_signal_to_one_rank_stops_all_with_a_checkpoint(
     assert Checkpoint.load(Path("model.ckpt-7.safetensors")).step == 7
 
 
+@pytest.mark.two_ranks
 def test_a_step_asks_all_ranks_twice(comm: Communicator, common_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = []
 
@@ -275,6 +282,7 @@ def test_a_step_asks_all_ranks_twice(comm: Communicator, common_folder: Path, mo
         assert len(in_steps) == 3 + others
 
 
+@pytest.mark.two_ranks
 def test_hidden_messages_are_measured(comm: Communicator, common_folder: Path) -> None:
     result = dphpc.train(small_input(), comm=comm)
     shown = [value for name, value in result.rows() if name == "sums of gradients"]
@@ -286,6 +294,7 @@ def test_hidden_messages_are_measured(comm: Communicator, common_folder: Path) -
         assert shown == [f"{100 * result.hidden:.0f} % of the messages' time passed behind the backward pass"]
 
 
+@pytest.mark.two_ranks
 def test_errors_are_everybodys(comm: Communicator, common_folder: Path) -> None:
     given = small_input()
     given["training"]["training_data"]["systems"] = ["a", "nowhere"]

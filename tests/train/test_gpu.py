@@ -186,6 +186,7 @@ def test_a_torch_that_cannot_use_the_gpu(emulated, monkeypatch) -> None:
 
 
 @pytest.mark.mpi
+@pytest.mark.two_ranks
 @pytest.mark.parametrize("descriptor", [{}, DPA1, DPA1 | FORMS["smooth"]], ids=["se_e2_a", "concat", "smooth"])
 def test_several_ranks_train_as_one(common_folder, comm, plays_a_gpu, descriptor: dict[str, Any]) -> None:
     few = with_descriptor(given(numb_steps=3, save_freq=3), **descriptor)
