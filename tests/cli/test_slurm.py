@@ -21,8 +21,10 @@ def slurm(run: Run, tmp_path: Path) -> Run:
     return partial(run, "slurm", PATH=str(tmp_path))
 
 
-def test_the_script_is_shown_and_written(slurm: Run, tmp_path: Path) -> None:
-    done = slurm("md", "run.yaml", "--nodes", "2", "-t", "4:00:00", "--account", "chem", "--", "--log-path", "md.log")
+def test_the_script_is_shown_and_written(slurm: Run, process: Run, tmp_path: Path) -> None:
+    done = process(
+        "slurm", "md", "run.yaml", "--nodes", "2", "-t", "4:00:00", "--account", "chem", "--", "--log-path", "md.log"
+    )
     assert "sbatch md.slurm" in done.stderr
     script = (tmp_path / "md.slurm").read_text()
     assert done.stdout == script
