@@ -11,8 +11,6 @@
 
 #include <cmath>
 #include <cstring>
-#include <functional>
-#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -50,7 +48,7 @@ inline void wait_at(At where) {
     if (!_setjmp(me.place)) _longjmp(scheduler, 1);
 }
 
-inline std::function<void()> body;
+inline void (*body)();
 
 inline void enter() {
     for (;;) {
@@ -110,7 +108,10 @@ inline Index block_index, block_size, grid_size;
 // Runs the blocks of a grid; `arguments` as the driver takes them: the address of each.
 template <class... Types, std::size_t... Places>
 bool launch(void (*kernel)(Types...), void** arguments, unsigned grid, unsigned block, std::index_sequence<Places...>) {
-    body = [=] { kernel(*static_cast<Types*>(arguments[Places])...); };
+    static void (*of_all)(Types...);
+    static void** given;
+    of_all = kernel, given = arguments;
+    body = [] { of_all(*static_cast<Types*>(given[Places])...); };
     block_size.x = block, grid_size.x = grid;
     for (unsigned k = 0; k < grid; ++k) {
         block_index.x = BLOCKS_BACKWARD ? grid - 1 - k : k;
