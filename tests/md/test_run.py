@@ -413,7 +413,7 @@ def test_slabs_and_open_boxes_run(config: Make, argon: LennardJones, tmp_path: P
 def test_a_user_mistake_on_two_ranks_is_one_message(mpirun: list[str], tmp_path: Path, config: Make) -> None:
     (tmp_path / "run.yaml").write_text(json.dumps(config(timestp_fs=1.0, model="m.dp")))
     command = [*mpirun, "-n", "2", sys.executable, "-m", "dphpc", "md", str(tmp_path / "run.yaml")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode != 0
     assert done.stderr.count("did you mean 'timestep_fs'") == 1
     assert "Traceback" not in done.stderr

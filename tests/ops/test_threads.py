@@ -55,6 +55,6 @@ print(found[0], sum(found[0] != other for other in found), energy() == expected,
 @pytest.mark.parametrize(("openmp", "n_threads"), [("", 2), (CANNOT_RELEASE, 1)])
 def test_a_forked_process_computes_and_so_does_its_parent(way: str, openmp: str, n_threads: int) -> None:
     run = [sys.executable, "-c", PARENT + openmp + way]
-    result = subprocess.run(run, capture_output=True, text=True, timeout=100, cwd=ROOT)
+    result = subprocess.run(run, capture_output=True, text=True, timeout=300, cwd=ROOT)
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == f"(True, {n_threads}) 0 True 2"

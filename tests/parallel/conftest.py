@@ -36,6 +36,28 @@ def comm() -> Communicator:
     return RANKS
 
 
+class Clock:
+    """Stands in for the module `time`: its time passes in `sleep` alone."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The one that work and messages are timed by."""
+    clock = Clock()
+    for module in ("dphpc.md.timers", "dphpc.parallel.flight"):
+        monkeypatch.setattr(f"{module}.time", clock)
+    return clock
+
+
 @pytest.fixture(scope="session")
 def potential() -> LennardJones:
     sigma = np.array([[3.4, 3.1], [3.1, 2.9]])

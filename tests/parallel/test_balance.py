@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +16,7 @@ from dphpc.parallel.balance import balanced, best_planes, imbalance
 from dphpc.parallel.comm import Communicator, Serial
 from dphpc.parallel.domain import Domain
 from tests.lennard_jones import LennardJones
-from tests.parallel.conftest import lattice
+from tests.parallel.conftest import Clock, lattice
 from tests.parallel.test_halo import all_by_id
 
 
@@ -94,15 +93,16 @@ def test_ranks_have_equal_work_and_the_same_forces(
 class SlowOnOneRank:
     """A potential that takes its time on rank 0, as on a slower core."""
 
-    def __init__(self, inner: LennardJones, rank: int) -> None:
+    def __init__(self, inner: LennardJones, rank: int, clock: Clock) -> None:
         self.inner, self.cutoff, self.type_map, self.rank = inner, inner.cutoff, inner.type_map, rank
+        self.clock = clock
 
     def memory_per_atom(self) -> float:
         return 0.0
 
     def compute(self, state: State, neighbors: Any, halo: Any, outputs: Any, centers: Any = None) -> None:
         self.inner.compute(state, neighbors, halo, outputs, centers)
-        time.sleep((4e-4 if self.rank == 0 else 2e-4) * len(centers))
+        self.clock.sleep((2.0 if self.rank == 0 else 1.0) * len(centers))
 
 
 @pytest.mark.mpi
@@ -110,13 +110,14 @@ def test_a_slower_rank_gets_less_to_do(
     comm: Communicator,
     scattered: Callable[..., State],
     potential: LennardJones,
+    clock: Clock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("dphpc.md.engine.BALANCE_EVERY", 1)
     box = Box(np.diag([20.0 * comm.size, 12.0, 12.0]))
     positions = lattice(box, 3.6, 3)
     atoms = scattered(box, positions, np.zeros(len(positions), np.int32))
-    slow = SlowOnOneRank(potential, comm.rank)
+    slow = SlowOnOneRank(potential, comm.rank, clock)
     engine = Engine(atoms, Domain.even(box, comm.size, comm.rank), comm, slow, np.ones(2), 1e-3, 1e-6, balance=True)
     for _ in range(3):
         engine.state.velocities[...] = 1.0

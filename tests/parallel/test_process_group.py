@@ -74,7 +74,7 @@ def as_srun(command: Sequence[str], folder: Path, n_ranks: int = 2, **variables:
         )
         for rank in range(n_ranks)
     ]  # fmt: skip
-    texts = [rank.communicate(timeout=120)[0] for rank in ranks]
+    texts = [rank.communicate(timeout=300)[0] for rank in ranks]
     return [(rank.returncode, text) for rank, text in zip(ranks, texts, strict=True)]
 
 
@@ -90,7 +90,7 @@ TRAIN = [sys.executable, "-m", "dphpc", "train", "input.json"]
 
 
 def test_training_without_mpi_is_that_with_it(folder: Path, mpirun: list[str]) -> None:
-    subprocess.run([*mpirun, "-n", "2", *TRAIN], cwd=folder, env=CLEAN | START_ANYWHERE, check=True, timeout=120)
+    subprocess.run([*mpirun, "-n", "2", *TRAIN], cwd=folder, env=CLEAN | START_ANYWHERE, check=True, timeout=300)
     expected = Checkpoint.load(folder / "model.ckpt-3.safetensors").arrays
     (folder / "model.ckpt-3.safetensors").unlink()
     given = json.loads((folder / "input.json").read_text())

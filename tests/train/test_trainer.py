@@ -446,7 +446,7 @@ def test_a_killed_rank_ends_the_job_and_leaves_a_checkpoint(data: Path, mpirun: 
         assert len(ranks) == 2
         os.kill(max(ranks), signal.SIGKILL)
         job.stderr.read()
-        assert job.wait(timeout=60) != 0
+        assert job.wait(timeout=300) != 0
     assert not [p for p in ranks if is_rank(p, data)]
     step = Checkpoint.load(find_checkpoint(data)).step
     endless["training"]["numb_steps"] = step + 3
