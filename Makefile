@@ -9,12 +9,12 @@ PYTHON ?= $(firstword $(foreach p,python3.13 python3.12 python3.11 python3 pytho
 VENV ?= .venv
 # Which MPI the tests and the demo use: machine, wheel (PyPI's mpich), or auto: the machine's where mpi4py finds it.
 MPI ?= auto
-# Ranks that the MPI tests run on, one after the other, once all of them have run on one; on more than two of them,
-# only those that are not marked two_ranks.
+# Ranks that the MPI tests run on, one after the other, once all of them have run on one with the other tests; on more
+# than two ranks, only those that are not marked two_ranks.
 RANKS ?= 2 3 4 8
 # And those on which the tests of the decomposition alone run.
 WIDE_RANKS ?= 6 12 16
-# Processes that share the tests without MPI; auto: one a core.
+# Processes that share the tests on one rank; auto: one a core.
 PROCESSES ?= auto
 # Seconds after which they are given up on one number of ranks.
 MPI_SECONDS ?= 900
@@ -63,7 +63,7 @@ $(STAMP): $(SOURCES)
 demo: $(STAMP)  ## train, freeze, compress, test, MD on 2 ranks and plots on DFT data of silicon, into demo_output/
 	$(BIN)/python examples/silicon/demo.py --output demo_output --mpirun "$(MPIRUN)"
 
-test: lint test-serial test-mpi  ## lint, all quick tests, then those with MPI on 1 and 2 ranks (in part on 3, 4, 6, 8, 12, 16)
+test: lint test-serial test-mpi  ## lint, all quick tests on 1 rank, then those with MPI on 2 (in part on 3, 4, 6, 8, 12, 16)
 
 test-all: lint  ## the same with the tests that take minutes, and with Horovod
 	@$(MAKE) --no-print-directory test-serial test-mpi WHICH="slow or not slow"
@@ -75,14 +75,12 @@ lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# One process a core, of one thread each: tests that are about threads say how many they want.
+# One process a core, of one thread and one rank each: tests that are about threads say how many they want.
 test-serial: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(PROCESSES) -m "($(WHICH)) and not mpi"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(PROCESSES) --with-mpi -m "$(WHICH)"
 
 # Ranks that wait for one that failed would wait for ever: hence the time limit.
 test-mpi: $(STAMP)
-	@echo "== MPI tests on 1 rank"
-	@OMP_NUM_THREADS=1 timeout $(MPI_SECONDS) $(BIN)/python -m pytest -q -n $(PROCESSES) --with-mpi -m "($(WHICH)) and mpi" $(MPI_TESTS)
 	@for n in $(RANKS); do \
 	  if [ $$n -le 2 ]; then chosen=mpi tests="$(MPI_TESTS)"; else chosen="mpi and not two_ranks" tests="$(MANY_TESTS)"; fi; \
 	  echo "== MPI tests on $$n ranks"; \
