@@ -23,6 +23,12 @@ MAX_COORDINATE = 1e7
 MARGIN = 1.0
 """Å of room around the atoms in a direction without a vector."""
 
+MOST_TILTED = 0.6
+"""Part of a box vector by which another may lean along it before `Box.ways_upright` finds one that leans less.
+
+Above a half, where two choices lean as much, so that a box near there does not go back and forth.
+"""
+
 _MAX_SHIFT = 2.0**31
 
 
@@ -121,6 +127,12 @@ class Box:
         return 1.0 / np.linalg.norm(self.inverse, axis=0)
 
     @cached_property
+    def angles(self) -> Doubles:
+        """(3,) degrees: between b and c, a and c, a and b."""
+        a, b, c = self.matrix / np.linalg.norm(self.matrix, axis=1)[:, None]
+        return np.degrees(np.arccos(np.clip([b @ c, a @ c, a @ b], -1.0, 1.0)))
+
+    @cached_property
     def spacing(self) -> float:
         """Å, a power of two whose multiples, up to four boxes away, are added and subtracted without rounding."""
         extent = float((np.abs(self.origin) + np.abs(self.matrix).sum(axis=0)).max())
@@ -134,6 +146,25 @@ class Box:
     def is_cuboid(self) -> bool:
         """Whether the vectors lie along x, y and z."""
         return bool(np.array_equal(self.matrix, np.diag(np.diag(self.matrix))))
+
+    def ways_upright(self) -> NDArray[np.int32]:
+        """(3, 3) integers: times these the box vectors span the same lattice, and lean by at most `MOST_TILTED`.
+
+        b may lose multiples of a, and c of b and a, where both are periodic.  How far b leans along a is measured by a,
+        and how far c leans along b by the part of b that is upright on a: by xy/lx, yz/ly and xz/lx in LAMMPS' words.
+        """
+        ways, vectors = np.eye(3, dtype=np.int32), self.matrix.copy()
+        a, b = vectors[0], vectors[1] - vectors[0] * (_dot(vectors[1], vectors[0]) / _dot(vectors[0], vectors[0]))
+        for k, axis, upright in ((1, 0, a), (2, 1, b), (2, 0, a)):
+            lean = _dot(vectors[k], upright) / _dot(upright, upright)
+            if self.periodic[k] and self.periodic[axis] and abs(lean) > MOST_TILTED:
+                ways[k] -= round(lean) * ways[axis]
+                vectors[k] -= round(lean) * vectors[axis]
+        return ways
+
+    def combined(self, ways: NDArray[np.int32]) -> Box:
+        """The box with combinations of its vectors, given as rows of integers (3, 3)."""
+        return replace(self, matrix=sum(ways[:, k, None] * self.matrix[k] for k in range(3)))
 
     def least_stretch(self, before: Box) -> float:
         """The least factor of any distance, where another box became this one, and points with it."""
@@ -199,3 +230,9 @@ class Box:
     def wrap(self, positions: Doubles) -> Doubles:
         """The positions moved into the box along its periodic directions."""
         return positions - self.wrap_shifts(positions) @ self.matrix
+
+
+def _dot(a: Doubles, b: Doubles) -> float:
+    """a·b, with the same bits whatever the machine's libraries."""
+    x, y, z = (a * b).tolist()
+    return float(x + y + z)

@@ -127,6 +127,11 @@ class State:
         for f in GHOSTED:
             getattr(self, f.name)[self.n_local :] = rows[f.name]
 
+    def flip_box(self, ways: NDArray[np.int32]) -> None:
+        """Replace the box by `Box.combined`; the local atoms stay where they are, and need not be inside it then."""
+        n, back = self.n_local, np.rint(np.linalg.inv(ways)).astype(np.int32)
+        self.box, self.images[:n] = self.box.combined(ways), self.images[:n] @ back
+
     def wrapped(self) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
         """Positions (n_local, 3) inside the box along its periodic directions, and the images that belong to them."""
         return self.box.wrapped(self.positions[: self.n_local], self.images[: self.n_local])

@@ -25,7 +25,10 @@ LARGEST_CHANGE = 0.2
 """Largest relative change of the volume, or of any distance, in one move; a larger one is far from the target."""
 
 STEEPEST = 0.25
-"""Least height of a box over the length of its vector, to which free angles may lead; 1 where it is upright."""
+"""Least height of a box over the length of its vector, to which free angles may lead; 1 where it is upright.
+
+A box that leans is flipped back long before; one that is less upright has become long and thin.
+"""
 
 
 class CellRescaling:
@@ -116,7 +119,7 @@ class CellRescaling:
     def _strain(self, engine: Engine, strain: Doubles) -> Doubles:
         """Strain box and atoms, and update forces; returns the rotation of `Freedom.strained`; collective."""
         matrix, turn = engine.comm.bcast(self.freedom.strained(engine.state.box.matrix, strain))
-        engine.reshape_box(matrix)
+        engine.reshape_box(matrix, flips=self.freedom.tilts)
         if self.freedom.tilts:
             _refuse_skew(engine)
         engine.update_forces()

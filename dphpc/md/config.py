@@ -16,7 +16,8 @@ from pydantic import (
 )
 
 from dphpc.core.config import Config, Seed
-from dphpc.md.stages import FEWEST_MOVES, Kelvin, Stage
+from dphpc.core.units import FS
+from dphpc.md.stages import FEWEST_MOVES, LARGEST_SHRINKAGE, LARGEST_STRAIN, Kelvin, Stage
 
 FORMATS = {".extxyz": "extxyz", ".xyz": "extxyz", ".dump": "lammps", ".lammpstrj": "lammps", ".h5md": "h5md"}
 """Formats of trajectory files by suffix."""
@@ -215,6 +216,23 @@ class MdConfig(Config):
                     f"times 'barostat_every' timesteps ({least:g} fs): it is in femtoseconds, LAMMPS' Pdamp of 1 ps "
                     "is 1000"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _deforms_slowly(self) -> MdConfig:
+        for n, stage in enumerate(self.stages, 1):
+            for axes, rate in stage.rates.items():
+                move, whole = (rate * steps * self.timestep_fs * FS for steps in (stage.deform_every, stage.steps))
+                if abs(move) > LARGEST_STRAIN:
+                    raise ValueError(
+                        f"'deform_per_ps' of stage {n} would strain {axes} by {100 * move:.3g} % in each move, more "
+                        f"than {100 * LARGEST_STRAIN:g} %: rates are per ps (1e12/s); else a smaller 'deform_every'"
+                    )
+                if len(axes) == 1 and whole <= -LARGEST_SHRINKAGE:
+                    raise ValueError(
+                        f"'deform_per_ps' of stage {n} would shrink the box by {-100 * whole:.3g} % along {axes} in "
+                        f"{stage.steps} steps: the rate is that of the first length; give a smaller one, or fewer steps"
+                    )
         return self
 
     @model_validator(mode="after")

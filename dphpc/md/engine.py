@@ -29,7 +29,7 @@ from dphpc.ops.motion.contract import Account, Bath, Moves
 from dphpc.ops.motion.reference import HostMoves
 from dphpc.ops.neighbors.contract import Neighbors
 from dphpc.ops.neighbors.native import build_neighbors
-from dphpc.parallel.balance import balanced, imbalance
+from dphpc.parallel.balance import Pace, balanced, imbalance
 from dphpc.parallel.comm import Communicator, agree, together
 from dphpc.parallel.domain import Domain
 from dphpc.parallel.flight import Flight
@@ -93,8 +93,8 @@ class Engine:
         Energy and virial of this rank's atoms at the positions of the last `update_forces`.
     inner, outer
         Local atoms with no ghost of another rank in reach, and the others; each in parts evaluated one by one.
-    rebuilds
-        How often the neighbor list was rebuilt.
+    rebuilds, flips
+        How often the neighbor list was rebuilt, and the box flipped back.
     mass, n_fixed, n_pairs
         Total mass in u and number of fixed atoms, of all ranks; length of this rank's neighbor list.
     in_flight
@@ -128,6 +128,7 @@ class Engine:
         self.deferred, self.step, self.clock = Deferred(self.timers), 0, (0, 0.0)
         self.outputs = Outputs(state.forces)
         self.rebuilds, self.n_pairs, self.in_flight, self.moving = 0, 0, np.zeros(2), False
+        self.flips = 0
         self.deterministic, self.balance = deterministic, balance
         self.asked_to_stop, self.stop, self.moved2 = 0, 0, 0.0
         self._listed, self._stretch = state.box, 1.0  # the neighbor list's box, and the least factor of distances since
@@ -139,7 +140,7 @@ class Engine:
         self._neighbors: Neighbors | None = None
         self.inner: list[NDArray[np.int32]] = []
         self.outer: list[NDArray[np.int32]] = []
-        self._busy = np.zeros(2)  # seconds of force evaluation since the last balance check, and the work done in them
+        self._pace = Pace()  # of force evaluation since the last balance check
         self.masses, self.spacing = masses, state.box.spacing if deterministic else 0.0
         if self.spacing:
             round_to(state.positions, self.spacing, out=state.positions)
@@ -180,17 +181,21 @@ class Engine:
         with self.timers("integrate"):
             self.moves.randomize_velocities(account, keep, temperature, seed, self.step + 1)
 
-    def reshape_box(self, matrix: NDArray[np.float64]) -> None:
+    def reshape_box(self, matrix: NDArray[np.float64], *, flips: bool = False, flows: bool = False) -> None:
         """Give the box other vectors (3, 3), at constant fractional coordinates; `update_forces` must follow.
 
-        They are the same on all ranks.  The origin stays, and momenta p become p F⁻ᵀ where positions x become x F.
+        They are the same on all ranks.  The origin stays; `HostMoves.strain` tells what becomes of velocities if the
+        box `flows`, or not.  If it may be flipped, others are taken where they lean too much; see `Box.ways_upright`.
         """
         with self.timers("integrate"):
             box = replace(self.state.box, matrix=matrix)
+            if flips and not np.array_equal(ways := box.ways_upright(), np.eye(3)):
+                self.state.flip_box(ways)
+                self._neighbors, self.flips, box = None, self.flips + 1, box.combined(ways)
             if self.deterministic:
                 box = box.on_grid()  # a box that outgrows its grid takes the next, as after a restart
                 self.spacing = box.spacing
-            self.host.strain(box, self.spacing)
+            self.host.strain(box, self.spacing, flows=flows)
             self.state.box, self.domain = box, replace(self.domain, box=box)
             self.halo.follow_box(self.domain)
             self._stretch = box.least_stretch(self._listed)
@@ -261,7 +266,7 @@ class Engine:
             reduce = self.halo.start_reduce(self.state)
         error = error or self._compute(self.inner[half:], reduce)
         self._land(reduce)
-        self._busy += self.timers.seconds["force"] - before, self.total_work
+        self._pace.note(self.timers.seconds["force"] - before, self.total_work)
         with self.timers("wait"):
             # Else the other ranks would go on without this rank's forces.
             agree(self.comm, error or too_large(self))
@@ -381,7 +386,8 @@ class Engine:
     def _move_planes(self) -> bool:
         """Move planes to give all ranks equal work, if it is unequal; returns whether they moved."""
         with self.timers("neighbor"):
-            if imbalance(self.total_work * (slowness := self._slowness()), self.comm) < UNBALANCED:
+            slowness = self._pace.slowness(self.comm)
+            if imbalance(self.total_work * slowness, self.comm) < UNBALANCED:
                 return False
             self.to_host()
             box, positions = self.state.box, self.state.positions[: self.state.n_local]
@@ -390,11 +396,3 @@ class Engine:
             self.domain = balanced(self.domain, fractional, self.work * slowness, thinnest, self.comm)
             self.halo = Halo(self.domain, self.comm)
             return True
-
-    def _slowness(self) -> float:
-        """Seconds per work of this rank relative to the mean of all ranks; 1 if nothing was measured."""
-        seconds, work = self._busy
-        self._busy[...] = 0.0
-        own = seconds / work if work else 0.0
-        mean = self.comm.allreduce(np.array([own]))[0] / self.comm.size
-        return float(np.clip(own / mean, 0.5, 2.0)) if own else 1.0

@@ -1,9 +1,13 @@
-"""The integrator and barostat of a stage of a run."""
+"""The integrator of a stage of a run, and what moves its box."""
 
 from __future__ import annotations
 
+from dphpc.core.arrays import Doubles
+from dphpc.core.exact_sum import no_sum
 from dphpc.core.units import EV_PER_A3_IN_BAR, FS
 from dphpc.md.barostats import CellRescaling
+from dphpc.md.deform import Deformation
+from dphpc.md.engine import Engine
 from dphpc.md.integrators import Integrator, VelocityVerlet
 from dphpc.md.minimize import Fire
 from dphpc.md.observables import degrees_of_freedom
@@ -37,3 +41,34 @@ def barostat_of(stage: Stage, timestep: float, seed: int) -> CellRescaling | Non
     interval = stage.barostat_every * timestep * (1 + freedom.has_shapes)  # of each of the two kinds of moves
     compressibility, damping = stage.compressibility_per_bar * EV_PER_A3_IN_BAR, stage.pressure_damping_fs * FS
     return CellRescaling(damping, compressibility, interval, seed, freedom)
+
+
+class BoxMoves:
+    """The moves of the box between a stage's steps, by a deformation and by a barostat.
+
+    Parameters
+    ----------
+    timestep
+        The run's, in ps.
+    """
+
+    def __init__(self, stage: Stage, timestep: float, seed: int) -> None:
+        self.stage, self.barostat, self.deformation = stage, barostat_of(stage, timestep, seed), None
+        if stage.rates:
+            self.deformation = Deformation(stage.rates, stage.deform_every * timestep)
+
+    def after(self, step: int, engine: Engine, integrator: Integrator) -> Doubles:
+        """Do the moves that are due after `step` steps of the stage; collective.
+
+        Returns
+        -------
+        (3,) eV taken from the atoms, in the parts of `core.exact_sum`.
+        """
+        stage, taken = self.stage, no_sum()
+        if self.deformation and step % stage.deform_every == 0:
+            integrator.forget()
+            taken += self.deformation.move(engine, step // stage.deform_every)
+        if self.barostat and step % stage.barostat_every == 0:
+            integrator.forget()
+            taken += self.barostat.move(engine, stage.temperature(step), stage.pressure(step))
+        return taken

@@ -109,11 +109,13 @@ def fixed_lines(settings: MdConfig, n_atoms: int, n_fixed: int) -> list[str]:
         raise InputError(
             "all atoms are fixed: nothing would move", where=by, remedy="fix fewer, for instance fixed: {ids: [1]}"
         )
-    moving = [n for n, stage in enumerate(settings.stages, 1) if stage.freedom]
-    if moving:
+    for n, stage in enumerate(settings.stages, 1):
+        if not stage.box_moves:
+            continue
+        key = "pressure_bar" if stage.freedom else "deform_per_ps"
         raise InputError(
-            f"{n_fixed:,} atoms are fixed, which 'pressure_bar' would move with the box",
-            where=f"{by}; stage {moving[0]}", expected="a box that stays",
-            remedy="leave 'pressure_bar' out (npt: use nvt), or fix none: fixed: {}",
+            f"{n_fixed:,} atoms are fixed, which '{key}' would move with the box",
+            where=f"{by}; stage {n}", expected="a box that stays",
+            remedy=f"leave '{key}' out{' (npt: use nvt)' if stage.freedom else ''}, or fix none: fixed: {{}}",
         )  # fmt: skip
     return [f"fixed:     {n_fixed:,} of {n_atoms:,} atoms, as {by} says"]

@@ -124,10 +124,10 @@ class GpuEngine(Engine):
         self.gpu.put_forces(self.state.forces[: self.state.n_local])
         self.window.saw(np.sqrt(self.moved2) if self._since else 0.0, self._since)
 
-    def reshape_box(self, matrix: NDArray[np.float64]) -> None:
+    def reshape_box(self, matrix: NDArray[np.float64], *, flips: bool = False, flows: bool = False) -> None:
         """See `Engine.reshape_box`; done on the host, from which the atoms are uploaded as at the start of the run."""
         self.to_host()
-        super().reshape_box(matrix)
+        super().reshape_box(matrix, flips=flips, flows=flows)
         self.gpu.spacing = np.float64(self.spacing)
         self._key = self._grid = self._neighbors = None
 

@@ -39,6 +39,9 @@ class Thermo:
     a_A: float
     b_A: float
     c_A: float
+    alpha_deg: float
+    beta_deg: float
+    gamma_deg: float
 
     def csv(self) -> str:
         """The values as a line of CSV, with enough digits to read back every bit."""
@@ -104,6 +107,7 @@ def measure(engine: Engine, integrator: Integrator, bath_before: NDArray[np.floa
     if not any(box.periodic):
         pressure[...] = np.nan
     p, (a, b, c) = pressure.tolist(), np.linalg.norm(box.matrix, axis=1).tolist()
+    alpha, beta, gamma = box.angles.tolist()
     return Thermo(
         step=engine.step,
         time_ps=engine.time,
@@ -118,4 +122,5 @@ def measure(engine: Engine, integrator: Integrator, bath_before: NDArray[np.floa
         volume_A3=box.volume,
         density_g_cm3=engine.mass / box.volume * U_PER_A3_IN_G_PER_CM3,
         a_A=a, b_A=b, c_A=c,
+        alpha_deg=alpha, beta_deg=beta, gamma_deg=gamma,
     )  # fmt: skip

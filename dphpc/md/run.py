@@ -17,7 +17,7 @@ from dphpc.core.exact_sum import no_sum
 from dphpc.core.signals import stop_signals
 from dphpc.core.units import FS
 from dphpc.md.config import MdConfig
-from dphpc.md.ensembles import barostat_of, integrator_of
+from dphpc.md.ensembles import BoxMoves, integrator_of
 from dphpc.md.extent import Extent
 from dphpc.md.fixed import deal_fixed, fixed_lines
 from dphpc.md.gpu_ranks import engine_for
@@ -37,7 +37,7 @@ from dphpc.md.setup import (
     read_settings,
     read_start,
     remove_stale_restarts,
-    require_box_for_pressure,
+    require_box_that_may_move,
 )
 from dphpc.md.stages import NEVER, Stage
 from dphpc.md.trajectory import FrameWriter, open_trajectory, write_frame
@@ -116,7 +116,7 @@ class Run:
         source, start = read_start(settings, self.potential.type_map, self.given, comm)
         self.checkpoint, self.masses = start.checkpoint, start.masses
         with together(comm):
-            require_box_for_pressure(settings, start.box)
+            require_box_that_may_move(settings, start.box)
         box = start.box.replicated(settings.replicate)
         n_atoms = start.n_atoms * int(np.prod(settings.replicate))
         domain = Domain.even(box, comm.size, comm.rank)
@@ -239,18 +239,17 @@ class Run:
         engine, stages = self.engine, self.settings.stages
         while True:
             stage = stages[self.stage]
-            barostat = barostat_of(stage, engine.timestep, self.settings.seed)
+            box = BoxMoves(stage, engine.timestep, self.settings.seed)
             self.screen.say(f"stage {self.stage + 1} of {len(stages)}: {stage.title}")
             while self._steps_left(integrator):
-                left = stage.steps - self.stage_step, stage.steps_to_barostat(self.stage_step)
+                left = stage.steps - self.stage_step, stage.steps_to_box(self.stage_step)
                 n = engine.steps_ahead(min(*left, self._steps_to_output()) if integrator.dynamic else 1)
-                done = self.stage_step
+                done, flips = self.stage_step, engine.flips
                 engine.advance(integrator, [stage.temperature(k) for k in range(done + 1, done + n + 1)])
                 self.stage_step += n
-                if barostat and self.stage_step % stage.barostat_every == 0:
-                    integrator.forget()
-                    target = stage.temperature(self.stage_step), stage.pressure(self.stage_step)
-                    self.bath += barostat.move(engine, *target)
+                self.bath += box.after(self.stage_step, engine, integrator)
+                if engine.flips > flips:
+                    self.screen.say(f"the box leant too much: flipped back at step {engine.step}")
                 self.screen.tick(n)
                 self._write(integrator)
                 if self._must_end():

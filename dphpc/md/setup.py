@@ -18,6 +18,7 @@ from dphpc.core.config import load_config, parse_config
 from dphpc.core.device import Device
 from dphpc.core.errors import InputError
 from dphpc.md.config import MdConfig
+from dphpc.md.deform import open_vector
 from dphpc.md.deviation import DeviationMonitor
 from dphpc.md.extent import resume_points
 from dphpc.md.memory import Estimate
@@ -203,8 +204,8 @@ def read_start(
     return source, start
 
 
-def require_box_for_pressure(settings: MdConfig, box: Box) -> None:
-    """Refuse a pressure in a direction in which the box is not periodic.
+def require_box_that_may_move(settings: MdConfig, box: Box) -> None:
+    """Refuse a pressure in a direction in which the box is not periodic, and a deformation of an open box vector.
 
     Raises
     ------
@@ -212,6 +213,13 @@ def require_box_for_pressure(settings: MdConfig, box: Box) -> None:
         A stage moves the box in such a direction.
     """
     for n, stage in enumerate(settings.stages, 1):
+        changed = open_vector(stage.rates, box)
+        if changed:
+            raise InputError(
+                f"'deform_per_ps' would change box vector {changed}, along which the box does not repeat",
+                where=f"{settings.structure}; stage {n}",
+                remedy="give rates to the periodic directions only; or set periodic",
+            )
         moving = stage.freedom.moving if stage.freedom else []
         if not all(box.periodic[axis] for axis in moving):
             sides = "".join("p" if p else "f" for p in box.periodic)

@@ -17,12 +17,13 @@ THERMOSTAT_ALIASES = {
     "csvr": "bussi", "svr": "bussi", "v-rescale": "bussi", "baoab": "langevin",
 }  # fmt: skip
 
-_THERMOSTAT_KEYS = ("thermostat", "temperature_K", "damping_fs", "chain_length")
+_DEFORMATION_KEYS = ("deform_per_ps", "deform_every")
+_THERMOSTAT_KEYS = ("thermostat", "temperature_K", "damping_fs", "chain_length", *_DEFORMATION_KEYS)
 _BAROSTAT_KEYS = (
     "barostat", "pressure_bar", "pressure_damping_fs", "compressibility_per_bar", "barostat_every", "coupling"
 )  # fmt: skip
 STAGE_KEYS: dict[str, tuple[str, ...]] = {
-    "nve": (),
+    "nve": _DEFORMATION_KEYS,
     "nvt": _THERMOSTAT_KEYS,
     "npt": (*_THERMOSTAT_KEYS, *_BAROSTAT_KEYS),
     "minimize": ("force_tolerance_eV_A", "max_move_A", "stress_tolerance_bar", "pressure_bar", "coupling"),
@@ -34,6 +35,12 @@ NEVER = 1 << 30
 
 FEWEST_MOVES = 5
 """Least number of moves of the box within its time constant: fewer would sample far too wide a range of volumes."""
+
+LARGEST_STRAIN = 0.01
+"""Largest strain in one move of a deformation: larger ones would be jumps, not a flow."""
+
+LARGEST_SHRINKAGE = 0.9
+"""Fraction of a length by which a deformation may not shorten it."""
 
 BAROSTAT_ALIASES = {"c_rescale": "c-rescale", "crescale": "c-rescale", "scr": "c-rescale"}
 
@@ -73,6 +80,13 @@ def _pressure(value: Any) -> Any:
     return value
 
 
+def _rates(value: Any) -> Any:
+    """Refuse what the types would refuse with a message for each of them."""
+    if value is not None and not (isinstance(value, Mapping) and value and set(value) <= set(get_args(Directions))):
+        raise ValueError("rates by direction are wanted, as {x: 0.001, yz: 0.002}: x, y, z stretch, xy, xz, yz shear")
+    return value
+
+
 def _lower(value: Any) -> Any:
     return value.lower() if isinstance(value, str) else value
 
@@ -108,6 +122,10 @@ class Stage(Config):
     coupling: Annotated[Literal["isotropic", "anisotropic", "triclinic"], BeforeValidator(_coupling)] = "isotropic"
     """isotropic: one factor for all directions; anisotropic: independent lengths of box vectors, constant angles;
     triclinic: lengths and angles.  For pressures of directions the default is anisotropic."""
+    deform_per_ps: Annotated[dict[Directions, float] | None, BeforeValidator(_rates)] = None
+    """Engineering rates at which the box is deformed, by direction as LAMMPS names them."""
+    deform_every: PositiveInt = 10
+    """Steps between two moves of the box by its deformation."""
 
     @model_validator(mode="before")
     @classmethod
@@ -124,6 +142,7 @@ class Stage(Config):
                 others = " or ".join(ensemble for ensemble, keys in STAGE_KEYS.items() if key in keys)
                 raise ValueError(f"'{key}' has no meaning in {here} stage: remove it or write ensemble: {others}")
         self._check_pressure()
+        self._check_deformation()
         if self.ensemble in ("nve", "minimize"):
             return self
         if self.thermostat is None:
@@ -160,6 +179,23 @@ class Stage(Config):
         if any(isinstance(pressure, list) for pressure in (self.pressure_bar, *axes.values())):
             raise ValueError("'pressure_bar' is a ramp, which a minimization has not: give one number")
 
+    def _check_deformation(self) -> None:
+        if not self.rates:
+            if "deform_every" in self.model_fields_set:
+                raise ValueError("'deform_every' has no meaning in a box that is not deformed: add 'deform_per_ps'")
+            return
+        if 0 < self.steps < self.deform_every:
+            raise ValueError(
+                f"the box would not be deformed once in {self.steps} steps: 'deform_every' is {self.deform_every}"
+            )
+        moving = {"xyz"[axis] for axis in self.freedom.moving} if self.freedom else set()
+        for axes in self.rates:
+            if set(axes) <= moving and (len(axes) == 1 or self.coupling == "triclinic"):
+                raise ValueError(
+                    f"'deform_per_ps' gives {axes} a rate, and 'pressure_bar' lets it move: give pressures to other "
+                    "directions only, as pressure_bar: {y: 0, z: 0} for a rate of x"
+                )
+
     @property
     def temperatures(self) -> tuple[float, float]:
         """Temperature at the stage's beginning and end in K."""
@@ -183,7 +219,7 @@ class Stage(Config):
         if self.pressure_bar is None:
             return None
         groups = (tuple("xyz".index(axis) for axis in axes) for axes in sorted(self._pressures))
-        return Freedom(tuple(groups), self.coupling == "triclinic")
+        return Freedom(tuple(groups), self.coupling == "triclinic", cartesian=bool(self.rates))
 
     @property
     def _pressures(self) -> dict[str, float | list[float]]:
@@ -202,15 +238,29 @@ class Stage(Config):
         """Whether temperature or pressure is ramped; then a different number of steps makes it a different stage."""
         return any(isinstance(value, list) for value in (self.temperature_K, *self._pressures.values()))
 
-    def steps_to_barostat(self, step: int) -> int:
-        """Steps until the next move of the box, after `step` steps of the stage; `NEVER` if it does not move."""
-        return self.barostat_every - step % self.barostat_every if self.ensemble == "npt" else NEVER
+    @property
+    def rates(self) -> dict[str, float]:
+        """Rates of the deformation in 1/ps by direction; empty without one."""
+        return {str(axes): rate for axes, rate in (self.deform_per_ps or {}).items()}
+
+    @property
+    def box_moves(self) -> bool:
+        """Whether the box changes."""
+        return self.freedom is not None or bool(self.rates)
+
+    def steps_to_box(self, step: int) -> int:
+        """Steps until the next move of the box, after `step` steps of the stage; `NEVER` if it does not move.
+
+        It moves between steps only; a minimization moves it in each of its own.
+        """
+        every = [self.barostat_every] * (self.ensemble == "npt") + [self.deform_every] * bool(self.rates)
+        return min((n - step % n for n in every), default=NEVER)
 
     @property
     def title(self) -> str:
         """The stage in a few words."""
         if self.ensemble == "nve":
-            return f"nve, {self.steps} steps"
+            return f"nve{self._deformed}, {self.steps} steps"
         if self.ensemble == "minimize":
             aim = f"forces of {self.force_tolerance_eV_A:g} eV/Å"
             if self.pressure_bar is not None:
@@ -220,7 +270,12 @@ class Stage(Config):
         if self.ensemble == "npt":
             bath += f"; {self.coupling} {self.barostat}, {self._target}"
             bath += f", damping {self.pressure_damping_fs:g} fs"
-        return f"{self.ensemble} ({bath}), {self.steps} steps"
+        return f"{self.ensemble} ({bath}){self._deformed}, {self.steps} steps"
+
+    @property
+    def _deformed(self) -> str:
+        rates = ", ".join(f"{axes} {rate:g}/ps" for axes, rate in self.rates.items())
+        return f", deformed by {rates}" if rates else ""
 
     @property
     def _target(self) -> str:

@@ -16,9 +16,10 @@ class Freedom:
     """The strains that a box may undergo.
 
     A strain is a symmetric matrix S (3, 3).  Without `tilts` it is diagonal: box vector i becomes exp(S_ii) times as
-    long, and angles stay.  With `tilts` its components are Cartesian, and off-diagonal ones are free between directions
-    that move: positions x become x exp(S), then turn so that the box vectors, the rows of h, become h F with a lower
-    triangular F.  So a stays parallel to x, and b in the xy plane, if they were.
+    long, and angles stay; if it is `cartesian`, the i-th coordinates of all vectors do so instead.  With `tilts` its
+    components are Cartesian, and off-diagonal ones are free between directions that move: positions x become x exp(S),
+    then turn so that the box vectors, the rows of h, become h F with a lower triangular F.  So a stays parallel to x,
+    and b in the xy plane, if they were.
 
     Parameters
     ----------
@@ -26,10 +27,13 @@ class Freedom:
         The directions that move, 0 to 2; those of one group by the same factor.
     tilts
         Whether angles between directions that move are free, too; each is a group of its own then.
+    cartesian
+        Whether directions are x, y and z, not those of the box vectors; always so with `tilts`.
     """
 
     groups: tuple[tuple[int, ...], ...]
     tilts: bool = False
+    cartesian: bool = False
 
     @cached_property
     def moving(self) -> list[int]:
@@ -56,9 +60,10 @@ class Freedom:
     def seen(self, box: Box, tensor: Doubles) -> Doubles:
         """(3, 3): a Cartesian tensor T in the frame of the strains.
 
-        Without tilts it is h T h⁻¹, whose diagonal has the components along box vector i and the normal of its face.
+        Along box vectors it is h T h⁻¹, whose diagonal has the components along vector i and the normal of its face.
         """
-        return tensor if self.tilts else np.asarray(box.matrix @ tensor @ box.inverse, np.float64)
+        apart = not (self.tilts or self.cartesian)
+        return np.asarray(box.matrix @ tensor @ box.inverse, np.float64) if apart else tensor
 
     def strained(self, matrix: Doubles, strain: Doubles) -> tuple[Doubles, Doubles]:
         """Box vectors (3, 3) after a strain, and the rotation R (3, 3) of F = exp(S) Rᵀ.
@@ -66,7 +71,8 @@ class Freedom:
         Directions that do not move keep every bit.
         """
         if not self.tilts:
-            return matrix * np.exp(strain.diagonal())[:, None], np.eye(3)
+            factors = np.exp(strain.diagonal())
+            return matrix * (factors if self.cartesian else factors[:, None]), np.eye(3)
         block = np.ix_(self.moving, self.moving)
         lower, turn = np.eye(3), np.eye(3)
         logs, axes = np.linalg.eigh(strain[block])

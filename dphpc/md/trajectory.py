@@ -23,6 +23,7 @@ from dphpc.core.box import Box
 from dphpc.core.errors import DataError
 from dphpc.md.config import Trajectory
 from dphpc.md.deferred import Work
+from dphpc.md.edges import create_edges, edges_of, note_box
 from dphpc.md.engine import Engine
 from dphpc.md.extent import Extent, extent_of_bytes, extent_of_frames
 from dphpc.md.gather import Part, collect
@@ -298,7 +299,7 @@ class H5mdWriter:
                     if not has_room(values):  # in an older file
                         for first in range(0, frame.n_atoms, CHUNK):
                             values[self.frames, first : first + CHUNK] = 0
-            self._note_box(atoms, frame.box)
+            note_box(atoms, frame.box, self.frames)
             for name, value in (("step", frame.step), ("time", frame.time_ps)):
                 atoms["position"][name].resize(self.frames + 1, axis=0)
                 atoms["position"][name][self.frames] = value
@@ -338,28 +339,6 @@ class H5mdWriter:
     def _bytes_of(self, frame: Frame) -> int:
         return FRAME_BYTES + ATOM_BYTES * frame.n_atoms + BOX_BYTES * self.frames
 
-    def _note_box(self, atoms: h5py.Group, box: Box) -> None:
-        """Add a frame's box edges; an older file has a single box for all frames, kept as long as it is the same."""
-        group, now = atoms["box"], _edges(box)
-        if isinstance(group["edges"], h5py.Dataset):
-            first = group["edges"][...]
-            if np.array_equal(first, now):
-                return
-            self._create_edges(atoms, np.tile(first, (self.frames, *[1] * now.ndim)), "new edges")
-            group.file.flush()  # a process that is killed here leaves the old ones
-            del group["edges"]
-            group.move("new edges", "edges")
-        values = group["edges/value"]
-        values.resize(self.frames + 1, axis=0)
-        values[self.frames] = now
-
-    def _create_edges(self, atoms: h5py.Group, edges: NDArray[np.float64], name: str = "edges") -> None:
-        """Create the dataset of box edges, given those of earlier frames, (frames, 3) or (frames, 3, 3)."""
-        shapes = {"maxshape": (None, *edges.shape[1:]), "chunks": (1024, *edges.shape[1:])}
-        group = atoms["box"].create_group(name)
-        group.create_dataset("value", data=edges, **shapes).attrs["unit"] = "Angstrom"
-        group["step"], group["time"] = atoms["position/step"], atoms["position/time"]
-
     def _create(self, file: h5py.File, frame: Frame) -> h5py.Group:
         n, box = frame.n_atoms, frame.box
         atoms = file.create_group("particles/all")
@@ -378,17 +357,12 @@ class H5mdWriter:
         for name in _H5MD_FIELDS:
             if name in atoms and name != "position":
                 atoms[name]["step"], atoms[name]["time"] = first["step"], first["time"]  # hard links, as H5MD allows
-        self._create_edges(atoms, np.empty((0, *_edges(box).shape)))
+        create_edges(atoms, np.empty((0, *edges_of(box).shape)))
         names = h5py.enum_dtype({name: k for k, name in enumerate(self.species)}, basetype="i4")
         atoms.create_dataset("species", (n,), names, dcpl=with_room())
         atoms.create_dataset("id", (n,), np.int64, dcpl=with_room())
         atoms.create_dataset("mass", (n,), np.float64, dcpl=with_room()).attrs["unit"] = "u"
         return atoms
-
-
-def _edges(box: Box) -> NDArray[np.float64]:
-    """The edges of a box: (3,) of a cuboid, else (3, 3)."""
-    return np.diag(box.matrix) if box.is_cuboid else box.matrix
 
 
 _H5MD_FIELDS = {"position": "positions", "image": "images", "velocity": "velocities", "force": "forces"}

@@ -33,6 +33,25 @@ def imbalance(work: float, comm: Communicator) -> float:
     return float(most / mean - 1.0) if mean > 0.0 else 0.0
 
 
+class Pace:
+    """How long this rank takes for its work."""
+
+    def __init__(self) -> None:
+        self._spent = np.zeros(2)  # seconds, and the work done in them
+
+    def note(self, seconds: float, work: float) -> None:
+        """Take up what was measured."""
+        self._spent += seconds, work
+
+    def slowness(self, comm: Communicator) -> float:
+        """Seconds per work noted since the last call, relative to the mean of all ranks, 1 if none; collective."""
+        seconds, work = self._spent
+        self._spent[...] = 0.0
+        own = seconds / work if work else 0.0
+        mean = comm.allreduce(np.array([own]))[0] / comm.size
+        return float(np.clip(own / mean, 0.5, 2.0)) if own else 1.0
+
+
 def balanced(
     domain: Domain, fractional: Sequence[Doubles], work: Doubles, thinnest: Sequence[float], comm: Communicator
 ) -> Domain:

@@ -53,7 +53,7 @@ def test_a_pressure_may_be_a_ramp_and_may_be_below_zero() -> None:
     stage = NPT | {"pressure_bar": [-1000, 1000], "barostat": "C-rescale", "steps": 10}
     (made,) = parse_config(MdConfig, {**BASE, "stages": [stage]}).stages
     assert [made.pressure(k) for k in (0, 5, 10)] == [[p] * 3 for p in (-1000, 0, 1000)]
-    assert [made.steps_to_barostat(k) for k in (0, 7, 10)] == [10, 3, 10]
+    assert [made.steps_to_box(k) for k in (0, 7, 10)] == [10, 3, 10]
     assert made.title == (
         "npt (nose-hoover, 300 K, damping 100 fs; isotropic c-rescale, -1000 → 1000 bar, damping 1000 fs), 10 steps"
     )

@@ -122,12 +122,12 @@ def test_thermo_csv_and_screen(
     header, values = table(run["thermo"]["file"])
     assert ",".join(header) == (
         "step,time_ps,temperature_K,potential_eV,kinetic_eV,total_eV,conserved_eV,pressure_bar,pxx_bar,pyy_bar,"
-        "pzz_bar,pxy_bar,pxz_bar,pyz_bar,volume_A3,density_g_cm3,a_A,b_A,c_A"
+        "pzz_bar,pxy_bar,pxz_bar,pyz_bar,volume_A3,density_g_cm3,a_A,b_A,c_A,alpha_deg,beta_deg,gamma_deg"
     )
     assert values[:, 0].tolist() == [0, 5, 10, 15, 17]
     assert values[:, 1].tolist() == pytest.approx([0, 0.02, 0.04, 0.06, 0.068], abs=1e-15)
     np.testing.assert_allclose(
-        values[0, -4:], [48 * 39.948 * 1.66053906660 / values[0, 14], 16.2, 10.8, 10.8], rtol=1e-4
+        values[0, -7:], [48 * 39.948 * 1.66053906660 / values[0, 14], 16.2, 10.8, 10.8, 90, 90, 90], rtol=1e-4
     )
     for column, name in zip(values.T, COLUMNS, strict=True):
         assert np.array_equal(column, result.thermo[name]), "the file gives the values back to the last bit"

@@ -194,7 +194,7 @@ class Block:
         self.state, self.comm, self.stiffness = SimpleNamespace(box=Box(np.eye(3))), Serial(), stiffness
         self.step, self.moving = 0, False
 
-    def reshape_box(self, matrix: np.ndarray) -> None:
+    def reshape_box(self, matrix: np.ndarray, flips: bool = False) -> None:
         self.state.box = Box(matrix)
 
     def update_forces(self) -> None:

@@ -81,10 +81,12 @@ class HostMoves:
         velocities = self._state.velocities[: self._state.n_local]
         velocities *= factor
 
-    def strain(self, box: Box, spacing: float) -> None:
+    def strain(self, box: Box, spacing: float, *, flows: bool = False) -> None:
         """Carry positions, and those noted for the neighbor list, to another box.
 
-        Where positions x become x F, velocities v become v F⁻ᵀ, so that phase space keeps its volume.
+        Where positions x become x F, momenta p become p F⁻ᵀ, so that their products with vectors that go with the box
+        stay.  If the box `flows`, velocities v become v F⁻¹ instead: those of free atoms relative to a flow that
+        carries box and atoms.  Phase space keeps its volume in both.
 
         A position is wrapped into the box, carried to the new box, rounded to the new spacing and put back into its
         periodic image, so that the result does not depend on that image.
@@ -95,7 +97,7 @@ class HostMoves:
             shifts = old.wrap_shifts(positions, ON_FACE)
             inside = old.carried_to(box, positions - shifts @ old.matrix)
             positions[...] = round_to(inside, spacing, out=inside) + shifts @ box.matrix
-            self._state.velocities[piece] = _strained(self._state.velocities[piece], old, box)
+            self._state.velocities[piece] = _strained(self._state.velocities[piece], old, box, flows)
             self._built_at[piece] = old.carried_to(box, self._built_at[piece])
 
     def rescale(self, bath: Bath, inputs: Doubles, combine: Combine, *, measured: bool) -> None:
@@ -202,13 +204,14 @@ class HostMoves:
         return squares
 
 
-def _strained(velocities: Doubles, old: Box, box: Box) -> Doubles:
+def _strained(velocities: Doubles, old: Box, box: Box, flows: bool) -> Doubles:
     """(n, 3) Å/ps in a box that a strain made of the old one; see `HostMoves.strain`."""
     if old.is_cuboid and box.is_cuboid:
         return np.asarray(velocities * (old.matrix.diagonal() / box.matrix.diagonal()), np.float64)
+    back = box.inverse @ old.matrix  # F⁻¹
     x, y, z = velocities.T
     # Not a matrix product: it may round an atom differently in another place of the array.
-    return np.stack([x * a + y * b + z * c for a, b, c in box.inverse @ old.matrix], axis=1)
+    return np.stack([x * a + y * b + z * c for a, b, c in (back.T if flows else back)], axis=1)
 
 
 def _rows(a: Doubles, b: Doubles) -> Doubles:
