@@ -24,10 +24,11 @@ from dphpc.md.observables import measure
 from dphpc.md.run import run_md
 from dphpc.md.stages import Stage
 from dphpc.md.strain import Freedom
+from dphpc.md.thermostats import NoseHoover
 from dphpc.parallel.comm import Communicator, Serial
 from dphpc.parallel.domain import Domain
 from dphpc.potential.pair import LennardJones
-from tests.md.test_barostats import skewed
+from tests.md.test_barostats import rescale, skewed
 from tests.md.test_integrators import true_positions
 
 Make = Callable[..., dict[str, Any]]
@@ -113,10 +114,12 @@ def test_free_atoms_fly_straight(argon: LennardJones, rates: dict[str, float]) -
 
 
 def test_the_work_of_a_move_is_right_to_the_third_order(argon: LennardJones) -> None:
-    """Of the pressure, with its kinetic part."""
+    """Of the pressure, which is high here, with its kinetic part."""
     lost = []
     for interval in (0.02, 0.005, 0.0002):
         engine = skewed(argon, 3)
+        rescale(engine, 0.95)
+        engine.update_forces()
         before = measure(engine, VelocityVerlet(), no_sum())
         taken = Deformation(RATES, interval).move(engine, 1)
         after = measure(engine, VelocityVerlet(), taken)
@@ -127,7 +130,7 @@ def test_the_work_of_a_move_is_right_to_the_third_order(argon: LennardJones) -> 
             work -= before.pxy_bar * RATES["xy"] + before.pxz_bar * RATES["xz"] + before.pyz_bar * RATES["yz"]
             work *= interval * before.volume_A3 / EV_PER_A3_IN_BAR
             assert after.total_eV - before.total_eV == pytest.approx(work, rel=0.01)
-    assert 40.0 < lost[0] / lost[1] < 100.0  # a quarter of the strain: 64
+    assert 60.0 < lost[0] / lost[1] < 68.0  # a quarter of the strain: 64
 
 
 @pytest.mark.parametrize("rates", [{"x": 0.5, "y": -0.3}, {"xy": 1.0, "yz": -0.5}], ids=["stretch", "shear"])
@@ -136,6 +139,27 @@ def test_total_less_work_is_conserved(config: Make, argon: LennardJones, rates: 
     thermo = run_md(config(stages=[stage]), potential=argon).thermo
     assert np.ptp(thermo["total_eV"]) > 0.3
     assert np.ptp(thermo["conserved_eV"]) < 2e-3 * np.ptp(thermo["total_eV"])  # measured: 4e-4 and 8e-4
+
+
+def test_a_thermostat_forgets_the_velocities_that_a_move_changed(
+    config: Make, argon: LennardJones, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[int] = []
+    move, forget = Deformation.move, NoseHoover.forget
+
+    def note(thermostat: NoseHoover) -> None:
+        steps.append(-1)
+        forget(thermostat)
+
+    def moved(deformation: Deformation, engine: Engine, n: int) -> np.ndarray:
+        steps.append(engine.step)
+        return move(deformation, engine, n)
+
+    monkeypatch.setattr(NoseHoover, "forget", note)
+    monkeypatch.setattr(Deformation, "move", moved)
+    stage = {"ensemble": "nvt", "thermostat": "nose-hoover", "temperature_K": 60, "steps": 10, "deform_every": 4}
+    run_md(config(stages=[stage | {"deform_per_ps": {"x": 0.1}}]), potential=argon)
+    assert steps == [-1, 4, -1, 8]
 
 
 # Stress and strain.

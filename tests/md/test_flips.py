@@ -33,10 +33,10 @@ SHEAR = {"ensemble": "nve", "steps": 24, "deform_per_ps": {"xy": 0.5, "yz": -0.5
 
 
 def leaning(shear: float, cells: tuple[int, int, int] = (5, 2, 2)) -> Atoms:
-    """Argon in a cell whose b leans by 0.6 of a, on top of which it is strained; a has five cells."""
+    """Argon in a box whose b leans by three of five cells along a, or one of two, on top of which it is strained."""
     atoms = bulk("Ar", "fcc", a=5.4, cubic=True) * cells
     vectors = atoms.cell.array.copy()
-    vectors[1, 0] += 0.6 * vectors[0, 0]
+    vectors[1, 0] += round(0.6 * cells[0]) * 5.4
     atoms.set_cell(vectors)
     atoms.wrap()
     atoms.set_cell(vectors @ gradient({"xy": shear}, 1.0), scale_atoms=True)
@@ -59,10 +59,19 @@ def engine_of(argon: LennardJones, atoms: Atoms, deterministic: bool = True) -> 
     return engine
 
 
-@pytest.mark.parametrize("deterministic", [True, False])
-def test_a_flip_changes_nothing_but_the_vectors(argon: LennardJones, deterministic: bool) -> None:
-    """To the bit: positions are on one grid, and each atom has the same neighbors."""
-    atoms = leaning(0.01, (5, 4, 4))
+@pytest.mark.parametrize(
+    ("shear", "cells", "deterministic"),
+    [(0.01, (5, 4, 4), True), (0.01, (5, 4, 4), False), (0.012, (2, 24, 2), True)],
+    ids=["to the bit", "not deterministic", "a long one"],
+)
+def test_a_flip_changes_nothing_but_the_vectors(
+    shear: float, cells: tuple[int, int, int], deterministic: bool, argon: LennardJones
+) -> None:
+    """To the bit: positions are on one grid, and each atom has the same neighbors.
+
+    In the long box the flip is a change of shape as small as those through which a neighbor list is kept.
+    """
+    atoms = leaning(shear, cells)
     plain, flipped = (engine_of(argon, atoms, deterministic) for _ in range(2))
     wanted = plain.state.box.matrix @ gradient({"xy": 0.003, "x": -0.002}, 1.0)
     before = true_positions(flipped)
