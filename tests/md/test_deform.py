@@ -138,7 +138,7 @@ def test_total_less_work_is_conserved(config: Make, argon: LennardJones, rates: 
     stage = NVE | {"deform_per_ps": rates, "steps": 100, "deform_every": 2}
     thermo = run_md(config(stages=[stage]), potential=argon).thermo
     assert np.ptp(thermo["total_eV"]) > 0.3
-    assert np.ptp(thermo["conserved_eV"]) < 2e-3 * np.ptp(thermo["total_eV"])  # measured: 4e-4 and 8e-4
+    assert np.ptp(thermo["conserved_eV"]) < 1e-3 * np.ptp(thermo["total_eV"])  # measured: 2.2e-4 and 1.8e-4
 
 
 def test_a_thermostat_forgets_the_velocities_that_a_move_changed(

@@ -249,7 +249,7 @@ def test_the_drift_that_langevin_leaves_is_stopped(
 def test_thermo_is_kept_once_as_numbers(comm: Communicator, config: Make, argon: LennardJones) -> None:
     run = Run(parse_config(MdConfig, config(model="unused")), comm, argon)
     result = run.go()
-    assert len(run.rows.tobytes()) == (8 * 19 * 5 if comm.rank == 0 else 0)
+    assert len(run.rows.tobytes()) == (8 * 22 * 5 if comm.rank == 0 else 0)
     assert comm.allgather(result.thermo["step"].tolist()) == [[0, 5, 10, 15, 20]] * comm.size
 
 
