@@ -33,7 +33,6 @@ from tests.lennard_jones import LennardJones
 from tests.md.test_deterministic import SILICON, THERMOSTATS, atoms_of, compared, written  # noqa: F401
 from tests.md.test_integrators import run
 
-
 Make = Callable[..., dict[str, Any]]
 EngineOf = Callable[..., Engine]
 

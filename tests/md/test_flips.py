@@ -11,6 +11,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk
 from ase.io import read, write
+from dphpc.potential.pair import LennardJones
 
 from dphpc.core.box import Box
 from dphpc.core.exact_sum import no_sum
@@ -22,7 +23,6 @@ from dphpc.md.observables import measure
 from dphpc.md.run import run_md
 from dphpc.parallel.comm import Communicator, Serial
 from dphpc.parallel.domain import Domain
-from dphpc.potential.pair import LennardJones
 from tests.md.test_barostats import anew, by_id
 from tests.md.test_deform import gradient
 from tests.md.test_deterministic import NPT, atoms_of, compared, written  # noqa: F401
