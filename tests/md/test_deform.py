@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from ase.build import bulk
 from ase.io import read
-from dphpc.potential.pair import LennardJones
 
 from dphpc.core.box import Box
 from dphpc.core.errors import InputError
@@ -28,6 +27,7 @@ from dphpc.md.strain import Freedom
 from dphpc.md.thermostats import NoseHoover
 from dphpc.parallel.comm import Communicator, Serial
 from dphpc.parallel.domain import Domain
+from tests.lennard_jones import LennardJones
 from tests.md.test_barostats import rescale, skewed
 from tests.md.test_integrators import true_positions
 

@@ -11,7 +11,6 @@ import pytest
 from ase import Atoms
 from ase.build import bulk
 from ase.io import read, write
-from dphpc.potential.pair import LennardJones
 
 from dphpc.core.box import Box
 from dphpc.core.exact_sum import no_sum
@@ -23,6 +22,7 @@ from dphpc.md.observables import measure
 from dphpc.md.run import run_md
 from dphpc.parallel.comm import Communicator, Serial
 from dphpc.parallel.domain import Domain
+from tests.lennard_jones import LennardJones
 from tests.md.test_barostats import anew, by_id
 from tests.md.test_deform import gradient
 from tests.md.test_deterministic import NPT, atoms_of, compared, written  # noqa: F401
