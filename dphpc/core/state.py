@@ -66,8 +66,8 @@ class State:
     """Local atoms first, ghosts behind them: arrays of length `n_all = n_local + n_ghost`.
 
     A position is always inside or near the rank's part of the box; `images` counts the box vectors
-    by which the true (unwrapped) position lies further.  `fixed` is 1 for an atom that does not
-    move, whose velocity is 0, else 0.  Ghost entries of fields that ghosts do not carry are
+    by which the true (unwrapped) position lies further.  `fixed` tells the directions in which an
+    atom does not move (`core.fixing`), where its velocity is 0.  Ghost entries of fields that ghosts do not carry are
     undefined, except that `forces` of ghosts take what the rank's centers exert on them.
     """
 

@@ -14,6 +14,7 @@ from ase.units import fs as ASE_FS
 from numpy.typing import NDArray
 
 from dphpc.core.errors import DataError, DphpcError, InputError
+from dphpc.core.fixing import numbers_of
 from dphpc.md.config import RESTART_SUFFIXES
 from dphpc.md.lammps_data import SUFFIXES
 
@@ -24,6 +25,9 @@ FORMATS = (
     f"POSCAR (POSCAR*, CONTCAR*, .poscar, .vasp), CIF (.cif) or a restart file ({', '.join(RESTART_SUFFIXES)})"
 )
 """The known file formats and how a structure's name tells them, for error messages."""
+
+ON_AXIS = 1e-9
+"""Largest component of a box vector, as a fraction of its length, that counts as the file's rounding of 0."""
 
 UNREAD = ("vel", "velo", "velocities", "velocity")
 """Columns of extxyz that are not read: some programs write them in Å/fs, others in Å/ps or ASE's unit."""
@@ -95,25 +99,39 @@ def velocities_of(atoms: Atoms, path: str) -> NDArray[np.float64] | None:
     return None
 
 
-def fixed_in(atoms: Atoms, path: str) -> NDArray[np.bool_]:
-    """(n,) whether the file fixes each atom.
+def fixed_in(atoms: Atoms, path: str) -> NDArray[np.int32]:
+    """(n,) the directions in which the file fixes each atom, as numbers of `core.fixing`.
 
     Raises
     ------
     DataError
-        An atom is fixed in some directions only.
+        An atom is fixed along box vectors in a way that leaves it free to move along no Cartesian direction or plane.
     """
     held = np.zeros((len(atoms), 3), bool)
     for constraint in atoms.constraints:
         if isinstance(constraint, FixAtoms):
             held[constraint.index] = True
-        elif isinstance(constraint, FixCartesian | FixScaled):
+        elif isinstance(constraint, FixCartesian):
             held[constraint.index] |= constraint.mask
-    partly = np.flatnonzero(held.any(axis=1) & ~held.all(axis=1))
-    if len(partly):
-        raise DataError(
-            f"the structure fixes atom {partly[0] + 1} in some directions only, which a run does not do",
-            where=path, expected="atoms that are fixed in all three directions, or in none",
-            remedy="say in the run file which atoms are fixed, for instance fixed: {ids: [1, 2]}; fixed: {} frees all",
-        )  # fmt: skip
-    return np.asarray(held[:, 0])
+        elif isinstance(constraint, FixScaled):
+            held[constraint.index] |= _cartesian(constraint, atoms.cell.array, path)
+    return numbers_of(held)
+
+
+def _cartesian(constraint: FixScaled, cell: NDArray[np.float64], path: str) -> NDArray[np.bool_]:
+    """(3,) the Cartesian directions in which atoms are fixed whose fractional coordinates are.
+
+    They move by multiples of the box vectors that are free: these have to span a Cartesian direction or plane.
+    """
+    free = cell[~np.asarray(constraint.mask, bool)]
+    lengths = np.linalg.norm(free, axis=1, keepdims=True)
+    held = (np.abs(free) <= ON_AXIS * lengths).all(axis=0)
+    if held.sum() == np.count_nonzero(constraint.mask):
+        return np.asarray(held)
+    vectors = " and ".join(name for name, fixed in zip("abc", constraint.mask, strict=True) if fixed)
+    raise DataError(
+        f"the structure fixes atom {int(np.ravel(constraint.index)[0]) + 1} along {vectors} of a skewed box, which "
+        "fixes it in no Cartesian direction",
+        where=path, expected="free box vectors that lie along x, y or z, or span a plane of two of them",
+        remedy="say in the run file what is fixed, as in fixed: {ids: [1, 2], directions: z}; fixed: {} frees all",
+    )  # fmt: skip

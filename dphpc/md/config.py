@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
+    BeforeValidator,
     Field,
     NonNegativeFloat,
     PositiveFloat,
@@ -35,7 +37,7 @@ class Velocities(Config):
 
 
 class Fixed(Config):
-    """Atoms that do not move: every atom that one of the keys selects; none if there is no key."""
+    """Atoms that do not move in some directions: every atom that one of the keys selects."""
 
     species: list[str] = Field(default_factory=list)
     ids: list[Annotated[int, Field(ge=1, strict=True)] | str] = Field(default_factory=list)
@@ -44,6 +46,8 @@ class Fixed(Config):
     """Upper bounds: atoms with a smaller coordinate in the structure, after replication, are fixed."""
     above_A: dict[Literal["x", "y", "z"], float] = Field(default_factory=dict)
     """Lower bounds: atoms with a larger coordinate are fixed."""
+    directions: Literal["x", "y", "z", "xy", "xz", "yz", "xyz"] = "xyz"
+    """The Cartesian directions in which they do not move."""
 
     @field_validator("ids")
     @classmethod
@@ -54,11 +58,22 @@ class Fixed(Config):
                 raise ValueError(f"'{given}' in 'ids' is neither an id nor a range of ids: write 12 or \"10-20\"")
         return ids
 
+    @model_validator(mode="after")
+    def _names_atoms(self) -> Fixed:
+        if not (self.species or self.ids or self.below_A or self.above_A):
+            raise ValueError("'directions' without atoms: add species, ids, below_A or above_A; to free all: fixed: {}")
+        return self
+
     @property
     def id_ranges(self) -> list[tuple[int, int]]:
         """First and last id of each entry of `ids`."""
         ends = (str(given).split("-") for given in self.ids)
         return [(int(pair[0]), int(pair[-1])) for pair in ends]
+
+
+def _selections(value: Any) -> Any:
+    """A list of one selection; of none, if it is empty."""
+    return [value] if isinstance(value, Mapping) and value else list(value) if isinstance(value, Mapping) else value
 
 
 class Thermo(Config):
@@ -164,8 +179,8 @@ class MdConfig(Config):
     """Where the models are evaluated; `auto`: on a GPU if there is one."""
     timestep_fs: PositiveFloat = 0.5
     velocities: Velocities | None = None
-    fixed: Fixed | None = None
-    """Atoms that do not move; by default those that the structure's file fixes."""
+    fixed: Annotated[list[Fixed] | None, BeforeValidator(_selections)] = None
+    """Atoms that do not move, one selection or several; by default what the structure's file fixes."""
     stages: Annotated[list[Stage], Field(min_length=1)]
     seed: Seed = 1
     """Seed of thermostats and barostats."""

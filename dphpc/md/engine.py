@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from dphpc.core.errors import DphpcError, RunError
 from dphpc.core.exact_sum import FORCE_SPACING, round_to, total
+from dphpc.core.fixing import FixedAtoms, counts_of
 from dphpc.core.state import State
 from dphpc.md.deferred import Deferred
 from dphpc.md.timers import Timers
@@ -95,8 +96,8 @@ class Engine:
         Local atoms with no ghost of another rank in reach, and the others; each in parts evaluated one by one.
     rebuilds, flips
         How often the neighbor list was rebuilt, and the box flipped back.
-    mass, n_fixed, n_pairs
-        Total mass in u and number of fixed atoms, of all ranks; length of this rank's neighbor list.
+    mass, fixed, n_pairs
+        Total mass in u and fixed atoms, of all ranks; length of this rank's neighbor list.
     in_flight
         (2,) seconds during which ghost messages were in flight, and for which this rank waited for them.
     asked_to_stop
@@ -135,7 +136,8 @@ class Engine:
         self.last_restart: str | None = None  # that this run wrote
         self.first_restart: str | None = None  # from which it went on
         kinds = np.bincount(state.types[: state.n_local], minlength=len(masses))
-        self.n_fixed, *numbers = comm.allreduce(np.array([np.count_nonzero(state.fixed), *kinds])).tolist()
+        numbers = comm.allreduce(kinds).tolist()
+        self.fixed = FixedAtoms(tuple(comm.allreduce(counts_of(state.fixed[: state.n_local])).tolist()))
         self.n_atoms, self.mass = sum(numbers), sum(n * m for n, m in zip(numbers, masses.tolist(), strict=True) if n)
         self._neighbors: Neighbors | None = None
         self.inner: list[NDArray[np.int32]] = []
@@ -144,7 +146,7 @@ class Engine:
         self.masses, self.spacing = masses, state.box.spacing if deterministic else 0.0
         if self.spacing:
             round_to(state.positions, self.spacing, out=state.positions)
-        self.host = HostMoves(state, masses, self.spacing, some_fixed=self.n_fixed > 0)
+        self.host = HostMoves(state, masses, self.spacing, some_fixed=self.fixed.n_atoms > 0)
         self.moves: Moves = self.host
 
     @property
@@ -247,7 +249,7 @@ class Engine:
         return self.moves.kinetic_tensor()
 
     def momentum(self) -> NDArray[np.float64]:
-        """(4,): total momentum in u·Å/ps and total mass in u, of all ranks' atoms in `state`; collective."""
+        """(6,): momentum in u·Å/ps, and mass in u of the atoms free along x, y and z, of all ranks; collective."""
         return total(self.comm.allreduce(self.host.momentum()))
 
     # Internals.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dphpc.core.arrays import Doubles
 from dphpc.core.exact_sum import no_sum
+from dphpc.core.fixing import FixedAtoms
 from dphpc.core.units import EV_PER_A3_IN_BAR, FS
 from dphpc.md.barostats import CellRescaling
 from dphpc.md.deform import Deformation
@@ -16,13 +17,13 @@ from dphpc.md.stages import Stage
 from dphpc.md.thermostats import Bussi, Langevin, NoseHoover
 
 
-def integrator_of(stage: Stage, n_atoms: int, n_fixed: int, seed: int) -> Integrator:
-    """The integrator at the beginning of a stage, for `n_atoms` atoms of which `n_fixed` are fixed."""
+def integrator_of(stage: Stage, n_atoms: int, fixed: FixedAtoms, seed: int) -> Integrator:
+    """The integrator at the beginning of a stage, for `n_atoms` atoms, some of them `fixed`."""
     if stage.ensemble == "minimize":
         free = stage.freedom
         box = BoxDescent(free, stage.pressure(0), stage.stress_tolerance_bar) if free else None
         return Fire(stage.force_tolerance_eV_A, stage.max_move_A, box)
-    dof, damping = degrees_of_freedom(n_atoms, VelocityVerlet.frozen, n_fixed), stage.damping_fs * FS
+    dof, damping = degrees_of_freedom(n_atoms, VelocityVerlet.frozen, fixed), stage.damping_fs * FS
     match stage.thermostat:
         case "nose-hoover":
             return NoseHoover(dof, stage.temperature(0), damping, stage.chain_length)

@@ -75,7 +75,7 @@ class GpuEngine(Engine):
         assert isinstance(self.potential, GpuPotential)
         assert self.potential.device is not None
         self._on_gpu, self.device = self.potential, self.potential.device
-        alone, some_fixed = self.comm.size == 1, self.n_fixed > 0
+        alone, some_fixed = self.comm.size == 1, self.fixed.n_atoms > 0
         self.moves = self.gpu = CudaMoves(self.device, self.masses, self.spacing, alone=alone, some_fixed=some_fixed)
         self._constant = ("ids", "types", "images", *["fixed"] * some_fixed)  # change only with the list
         self.window, self.thrown_away = Window(0.5 * self.skin, most_steps(self.n_atoms)), 0

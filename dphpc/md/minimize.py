@@ -80,7 +80,7 @@ class Fire:
     def begin(self, engine: Engine) -> None:
         """Stop all atoms and measure their forces, before the first step; collective."""
         engine.to_host()
-        self.mass = float(engine.momentum()[3]) / (engine.n_atoms - engine.n_fixed)
+        self.mass = float(engine.momentum()[3:].sum()) / (3 * engine.n_atoms - sum(engine.fixed.along))
         engine.host.scale_velocities(0.0)
         engine.moves.steer(0.0, 0.0)
         if self.box:

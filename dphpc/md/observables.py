@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dphpc.core.exact_sum import PARTS, total
+from dphpc.core.fixing import NONE_FIXED, FixedAtoms
 from dphpc.core.units import BOLTZMANN_EV_PER_K, EV_PER_A3_IN_BAR, U_PER_A3_IN_G_PER_CM3
 from dphpc.md.engine import Engine
 from dphpc.md.integrators import Integrator
@@ -52,13 +53,14 @@ COLUMNS = tuple(Thermo.__dataclass_fields__)
 HEADER = ",".join(COLUMNS) + "\n"
 
 
-def degrees_of_freedom(n_atoms: int, frozen: int, n_fixed: int = 0) -> int:
-    """Three for each atom that is not fixed, less the `frozen` directions in which the center of mass is at rest.
+def degrees_of_freedom(n_atoms: int, frozen: int, fixed: FixedAtoms = NONE_FIXED) -> int:
+    """Those of atoms in the directions in which they are not fixed, less those of a center of mass at rest.
 
-    A single atom keeps its three.  With fixed atoms, which exert forces on the others, momentum is not conserved and
-    nothing is subtracted.
+    If it is `frozen`, not 0, the center of mass is at rest in the directions in which no atom is fixed.  In the others
+    fixed atoms exert forces on those that move, and momentum is not conserved.  A single atom keeps its three.
     """
-    return 3 * (n_atoms - n_fixed) - (frozen if n_atoms > 1 and not n_fixed else 0)
+    at_rest = fixed.along.count(0) if frozen and n_atoms > 1 else 0
+    return 3 * n_atoms - sum(fixed.along) - at_rest
 
 
 def temperature(kinetic: float, dof: int) -> float:
@@ -111,7 +113,7 @@ def measure(engine: Engine, integrator: Integrator, bath_before: NDArray[np.floa
     return Thermo(
         step=engine.step,
         time_ps=engine.time,
-        temperature_K=temperature(kinetic, degrees_of_freedom(engine.n_atoms, integrator.frozen, engine.n_fixed)),
+        temperature_K=temperature(kinetic, degrees_of_freedom(engine.n_atoms, integrator.frozen, engine.fixed)),
         potential_eV=potential,
         kinetic_eV=kinetic,
         total_eV=potential + kinetic,

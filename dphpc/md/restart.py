@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from dphpc.core.box import Box
 from dphpc.core.errors import DataError
+from dphpc.core.fixing import WHOLLY
 from dphpc.core.state import RESTARTED
 from dphpc.md.config import RESTART_SUFFIXES, Fixed, MdConfig
 from dphpc.md.deferred import at_once
@@ -29,7 +30,8 @@ from dphpc.md.stages import Stage
 from dphpc.md.structures import ROWS, Source
 
 FORMAT = "dphpc restart"
-VERSION = 3
+VERSION = 4
+"""Since 4 `fixed` tells directions; before it was 1 of an atom that did not move, and the choice was a single one."""
 
 
 @dataclass
@@ -51,7 +53,7 @@ class Checkpoint:
     integrator
         The integrator's own state.
     fixed
-        The run file's choice of fixed atoms, if it made one.
+        The run file's choice of fixed atoms, see `choice_of`.
     ends
         By name how far the outputs were written, including a last step that was not due; empty in older files.
     account
@@ -68,7 +70,7 @@ class Checkpoint:
     bath: list[float]
     files: dict[str, Extent] = field(default_factory=dict)
     integrator: Saved = field(default_factory=dict)
-    fixed: dict[str, Any] | None = None
+    fixed: list[dict[str, Any]] | None = None
     ends: dict[str, Extent] = field(default_factory=dict)
     account: list[float] | None = None
     origin: dict[str, Any] | None = None
@@ -83,9 +85,9 @@ class Checkpoint:
         """Whether the center of mass moves in the present stage."""
         return bool(self.stages[self.stage].get("thermostat") == "langevin")
 
-    def fixes_as(self, fixed: Fixed | None) -> bool:
+    def fixes_as(self, fixed: list[Fixed] | None) -> bool:
         """Whether a run file's choice of fixed atoms is the same as this run's."""
-        return self.fixed == (fixed.model_dump() if fixed else None)
+        return self.fixed == choice_of(fixed)
 
     def files_for(self, stages: list[Stage]) -> dict[str, Extent]:
         """By name how far a run of these stages keeps the outputs; new stages after a minimization keep its end."""
@@ -106,6 +108,11 @@ class Checkpoint:
         if not same or done_all or planned[here]["steps"] < self.stage_step:
             return None
         return here, self.stage_step
+
+
+def choice_of(fixed: list[Fixed] | None) -> list[dict[str, Any]] | None:
+    """A run file's choice of fixed atoms, if it made one, as a restart file keeps it."""
+    return None if fixed is None else [selection.model_dump(exclude_defaults=True) for selection in fixed]
 
 
 def origin_of(settings: MdConfig) -> dict[str, Any]:
@@ -198,6 +205,8 @@ def read_restart(path: str) -> tuple[Source, Checkpoint, str | None]:
         n_atoms, max_id = len(file["atoms/ids"]), int(file["atoms/ids"][-1])
     species, present, masses = meta.pop("species"), meta.pop("present"), meta.pop("masses")
     meta["stages"] = [Stage.model_construct(**stage).model_dump() for stage in meta["stages"]]  # complete older files
+    if isinstance(older := meta.get("fixed"), dict):
+        meta["fixed"] = [{key: value for key, value in older.items() if value}] if any(older.values()) else []
     for key in ("files", "ends"):
         extents = meta.get(key, {}).items()
         meta[key] = {name: Extent(e) if isinstance(e, int) else Extent(**e) for name, e in extents}
@@ -214,4 +223,6 @@ def _read_rows(path: str, first: int, last: int) -> NDArray:
     with h5py.File(path, "r") as file:
         for f in RESTARTED:
             rows[f.name] = file["atoms"][f.name][first:last] if f.name in file["atoms"] else 0  # older files fix none
+        if file.attrs["version"] < 4:
+            rows["fixed"] *= WHOLLY
     return rows

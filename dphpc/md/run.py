@@ -26,7 +26,7 @@ from dphpc.md.memory import SNAPSHOT_BYTES, estimate, refuse_if_too_large
 from dphpc.md.minimize import Fire
 from dphpc.md.observables import HEADER, bath_energy, measure
 from dphpc.md.output import Output, Screen, TableFile, extents_of, writing
-from dphpc.md.restart import Checkpoint, origin_of, write_restart
+from dphpc.md.restart import Checkpoint, choice_of, origin_of, write_restart
 from dphpc.md.result import MDResult, columns_of
 from dphpc.md.setup import (
     Start,
@@ -129,7 +129,7 @@ class Run:
         )  # fmt: skip
         assert self.engine.n_atoms == n_atoms
         with together(comm):
-            self.screen.say(*fixed_lines(settings, n_atoms, self.engine.n_fixed))
+            self.screen.say(*fixed_lines(settings, box, n_atoms, self.engine.fixed))
         if comm.size > 1:
             fewest, most = comm.allreduce(np.array([state.n_local, -state.n_local]), "min") * [1, -1]
             self.screen.say(f"atoms:     {fewest:,} to {most:,} a rank")
@@ -287,7 +287,7 @@ class Run:
         self.engine.asked_to_stop = number
 
     def _integrator(self, stage: Stage) -> Integrator:
-        integrator = integrator_of(stage, self.engine.n_atoms, self.engine.n_fixed, self.settings.seed)
+        integrator = integrator_of(stage, self.engine.n_atoms, self.engine.fixed, self.settings.seed)
         if isinstance(integrator, Fire) and not self.saved:
             integrator.begin(self.engine)
         elif self.drifts and integrator.frozen:  # the drift is none of its degrees of freedom
@@ -369,7 +369,7 @@ class Run:
         clock = (*engine.clock, engine.timestep)
         checkpoint = Checkpoint(
             engine.step, clock, stages, *place, bath.tolist(), kept or ends, integrator.save(),
-            fixed=s.fixed.model_dump() if s.fixed else None, ends=ends, account=account.tolist(),
+            fixed=choice_of(s.fixed), ends=ends, account=account.tolist(),
             origin=origin_of(self.given),
         )  # fmt: skip
         write_restart(s.restart.file, engine, checkpoint, self.potential.type_map, self.masses)

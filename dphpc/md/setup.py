@@ -258,7 +258,7 @@ def _require_same_plan(checkpoint: Checkpoint, settings: MdConfig, given: MdConf
     if not same_atoms:
         raise InputError(
             "the restart file was written with other fixed atoms than the run file's", where="key 'fixed'",
-            expected=f"fixed: {checkpoint.fixed}" if checkpoint.fixed else "no 'fixed'",
+            expected="no 'fixed'" if checkpoint.fixed is None else f"fixed: {checkpoint.fixed}",
             remedy=f"for a new run from there: structure: {settings.structure}",
         )  # fmt: skip
     if checkpoint.position_in(settings.stages) is not None:

@@ -10,6 +10,8 @@ import numpy as np
 from dphpc.core.arrays import Doubles
 from dphpc.core.box import Box
 
+_ODD = np.array([[1.0, 0.3, 0.5], [0.3, 2.0, 0.7], [0.5, 0.7, -1.6]])
+
 
 @dataclass(frozen=True)
 class Freedom:
@@ -79,6 +81,10 @@ class Freedom:
         lower[block] = np.linalg.cholesky((axes * np.exp(2.0 * logs)) @ axes.T)
         turn[block] = np.linalg.solve(lower[block], (axes * np.exp(logs)) @ axes.T)
         return matrix @ lower, turn
+
+    def typical(self, matrix: Doubles) -> Doubles:
+        """Box vectors (3, 3) after some strain that no symmetry makes special."""
+        return self.strained(matrix, 0.01 * self.part(_ODD))[0]
 
 
 ISOTROPIC = Freedom(((0, 1, 2),))

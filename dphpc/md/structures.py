@@ -133,12 +133,12 @@ def read_structure(
     periodic
         Which box vectors are periodic, in place of the file's.
     with_fixed
-        Whether to fix the atoms that the file fixes (extxyz' `move_mask`, POSCAR's selective dynamics).
+        Whether to fix what the file fixes (extxyz' `move_mask`, POSCAR's selective dynamics).
 
     Raises
     ------
     InputError, DataError
-        The file is missing, damaged, its types have no names, or atoms are fixed in some directions only.
+        The file is missing, damaged, its types have no names, or atoms are fixed in directions that are not Cartesian.
     """
     require_file(path, "structure")
     name = Path(path).name.lower()

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from dphpc.core import errors
 from dphpc.core.box import Box
 from dphpc.core.errors import DataError
+from dphpc.core.fixing import held_in
 from dphpc.md.config import Trajectory
 from dphpc.md.deferred import Work
 from dphpc.md.edges import create_edges, edges_of, note_box
@@ -43,7 +44,7 @@ for HDF5's metadata; and per earlier frame for its box, which is stored once the
 class Frame:
     """What all atoms of a frame share, with the potential `energy` in eV, and the names of the `fields` of each atom.
 
-    `info` are more values for the comment line of an extxyz frame.
+    `info` are more values for the comment line of an extxyz frame; with `partly` some atoms are fixed, but not wholly.
     """
 
     step: int
@@ -53,6 +54,7 @@ class Frame:
     energy: float
     fields: Collection[str]
     info: Mapping[str, float] = field(default_factory=dict)
+    partly: bool = False
 
 
 class FrameWriter(Output, Protocol):
@@ -88,8 +90,9 @@ def write_frame(
     """
     names = ["types", "positions", "images", *["velocities"] * settings.velocities, *["forces"] * settings.forces]
     # Not for a committee's candidates: ASE takes the mask for a constraint and would report forces of 0 as labels.
-    names += ["fixed"] * (settings.kind == "extxyz" and engine.n_fixed > 0 and info is None)
-    frame = Frame(engine.step, engine.time, engine.state.box, engine.n_atoms, energy, names, info or {})
+    names += ["fixed"] * (settings.kind == "extxyz" and engine.fixed.n_atoms > 0 and info is None)
+    partly = bool(engine.fixed.partly)
+    frame = Frame(engine.step, engine.time, engine.state.box, engine.n_atoms, energy, names, info or {}, partly)
     engine.deferred.begin(_written(writer, engine, settings, frame))
 
 
@@ -191,7 +194,8 @@ class ExtxyzWriter(TextWriter):
         """Write the number of atoms and the comment line."""
         s, box = self.settings, frame.box
         properties = "species:S:1:pos:R:3" + ":momenta:R:3" * s.velocities + ":forces:R:3" * s.forces + ":id:I:1"
-        properties += ":move_mask:L:1" * ("fixed" in frame.fields)
+        self._partly = frame.partly
+        properties += f":move_mask:L:{3 if frame.partly else 1}" * ("fixed" in frame.fields)
         words = []
         if any(box.periodic):
             words.append('Lattice="' + " ".join(repr(x) for x in box.matrix.ravel().tolist()) + '"')
@@ -212,7 +216,8 @@ class ExtxyzWriter(TextWriter):
             columns.append(("%16.8f", part["forces"]))
         columns.append(("%d", part["ids"]))
         if "fixed" in part:
-            columns.append(("%s", np.where(part["fixed"], "F", "T")))
+            held = held_in(part["fixed"])
+            columns.append(("%s", np.where(held if self._partly else held[:, 0], "F", "T")))
         self._write_table(columns)
 
 

@@ -14,19 +14,19 @@ from dphpc.md.observables import degrees_of_freedom
 def draw_velocities(engine: Engine, temperature: float, seed: int) -> None:
     """Draw Maxwell–Boltzmann velocities of exactly `temperature` (K), with the center of mass at rest; collective.
 
-    If there are fixed atoms, which are at rest, the momentum of the others is left as drawn.  An atom's velocity
-    depends on seed and id, not on the rank that holds it.
+    In directions in which atoms are fixed, and at rest, the momentum of the others is left as drawn.  An atom's
+    velocity depends on seed and id, not on the rank that holds it.
     """
     engine.host.draw_velocities(temperature, seed)
     _rest(engine)
     kinetic = engine.kinetic_energy()
-    target = 0.5 * degrees_of_freedom(engine.n_atoms, 3, engine.n_fixed) * BOLTZMANN_EV_PER_K * temperature
+    target = 0.5 * degrees_of_freedom(engine.n_atoms, 3, engine.fixed) * BOLTZMANN_EV_PER_K * temperature
     if kinetic > 0.0:
         engine.host.scale_velocities((target / kinetic) ** 0.5)
 
 
 def stop_drift(engine: Engine) -> NDArray[np.float64]:
-    """Bring the center of mass to rest, unless there are fixed atoms; collective.
+    """Bring the center of mass to rest in the directions in which no atom is fixed; collective.
 
     Returns
     -------
@@ -40,6 +40,7 @@ def stop_drift(engine: Engine) -> NDArray[np.float64]:
 
 
 def _rest(engine: Engine) -> None:
-    if engine.n_atoms > 1 and not engine.n_fixed:
-        momentum = engine.momentum()
-        engine.state.velocities[: engine.state.n_local] -= momentum[:3] / momentum[3]
+    momentum, mass = engine.momentum().reshape(2, 3)
+    for axis, n_fixed in enumerate(engine.fixed.along):
+        if engine.n_atoms > 1 and not n_fixed:
+            engine.state.velocities[: engine.state.n_local, axis] -= momentum[axis] / mass[axis]

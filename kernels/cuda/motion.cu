@@ -17,7 +17,7 @@ struct Atoms {
     const double* mass;      // (n_types) u
     const double* inverse;   // (n_types) Å/ps² per eV/Å
     const double* built_at;  // (n, 3), positions when the neighbor list was built
-    const int* fixed;        // (n) 1 or 0; null where no atom is fixed
+    const int* fixed;        // (n) directions, as in dphpc/core/fixing.py; null where no atom is fixed
     long long n;
 };
 
@@ -37,17 +37,20 @@ extern "C" __global__ void __launch_bounds__(BLOCK) copy_rows(const Atoms atoms,
     }
 }
 
-__device__ inline bool is_fixed(const Atoms& atoms, long long i) { return atoms.fixed && atoms.fixed[i]; }
-
-// Of atom i; a fixed one's mass is infinite.
-__device__ inline double inverse_mass(const Atoms& atoms, long long i) {
-    return is_fixed(atoms, i) ? 0.0 : atoms.inverse[atoms.types[i]];
+// Whether an atom is fixed in the direction of component i of the velocities.
+__device__ inline bool is_held(const Atoms& atoms, long long i) {
+    return atoms.fixed && (atoms.fixed[i / 3] >> i % 3 & 1);
 }
 
-// Number i of the velocities, kicked.
+// Component i of the forces; 0 where an atom is fixed.
+__device__ inline double pull(const Atoms& atoms, long long i) { return is_held(atoms, i) ? 0.0 : atoms.forces[i]; }
+
+__device__ inline double inverse_mass(const Atoms& atoms, long long atom) { return atoms.inverse[atoms.types[atom]]; }
+
+// Component i of the velocities, kicked.
 __device__ inline double kicked(const Atoms& atoms, double dt, long long i) {
     const double per_force = times(dt, inverse_mass(atoms, i / 3));
-    return atoms.velocities[i] = plus(atoms.velocities[i], times(atoms.forces[i], per_force));
+    return atoms.velocities[i] = plus(atoms.velocities[i], times(pull(atoms, i), per_force));
 }
 
 extern "C" __global__ void __launch_bounds__(BLOCK) kick(const Atoms atoms, double dt) {
@@ -94,27 +97,37 @@ extern "C" __global__ void __launch_bounds__(BLOCK) add_kinetic_tensor(const Ato
     add_parts(own, sums + 3 * component);
 }
 
-// v = keep·v + push·f, where an atom is not fixed.
+// v = keep·v + push·f, where atoms are not fixed.
 extern "C" __global__ void __launch_bounds__(BLOCK) steer(const Atoms atoms, double keep, double push) {
     for (long long i = my_place(); i < 3 * atoms.n; i += n_threads())
-        if (!is_fixed(atoms, i / 3))
-            atoms.velocities[i] = plus(times(atoms.velocities[i], keep), times(push, atoms.forces[i]));
+        atoms.velocities[i] = plus(times(atoms.velocities[i], keep), times(push, pull(atoms, i)));
 }
 
-// a·b of atom i, in the order of the reference.
-__device__ inline double product_of(const double* a, const double* b, long long i) {
-    a += 3 * i, b += 3 * i;
-    return plus(plus(times(a[0], b[0]), times(a[1], b[1])), times(a[2], b[2]));
+struct Vector {
+    double x, y, z;
+};
+
+__device__ inline Vector velocity_of(const Atoms& atoms, long long atom) {
+    const double* v = atoms.velocities + 3 * atom;
+    return {v[0], v[1], v[2]};
 }
 
-// sums (3, 3) += f·v, v² and f² of atoms that are not fixed in parts, one of them for every third block.
+__device__ inline Vector pull_on(const Atoms& atoms, long long atom) {
+    return {pull(atoms, 3 * atom), pull(atoms, 3 * atom + 1), pull(atoms, 3 * atom + 2)};
+}
+
+// a·b, in the order of the reference.
+__device__ inline double product_of(const Vector& a, const Vector& b) {
+    return plus(plus(times(a.x, b.x), times(a.y, b.y)), times(a.z, b.z));
+}
+
+// sums (3, 3) += f·v, v² and f² where atoms are not fixed, in parts, one of them for every third block.
 extern "C" __global__ void __launch_bounds__(BLOCK) add_descent(const Atoms atoms, double* sums) {
     const unsigned which = blockIdx.x % 3;
-    const double* a = which == 1 ? atoms.velocities : atoms.forces;
-    const double* b = which == 2 ? atoms.forces : atoms.velocities;
     ExactSum own;
     for (long long i = blockIdx.x / 3 * BLOCK + threadIdx.x; i < atoms.n; i += gridDim.x / 3 * BLOCK)
-        if (!is_fixed(atoms, i)) own.add(product_of(a, b, i));
+        own.add(product_of(which == 1 ? velocity_of(atoms, i) : pull_on(atoms, i),
+                           which == 2 ? pull_on(atoms, i) : velocity_of(atoms, i)));
     add_parts(own, sums + 3 * which);
 }
 
@@ -143,13 +156,18 @@ struct Noise {
     double keep, spread, kT;  // factor of the old velocity, of the new in √(kT/m), eV
 };
 
+// Component i of the velocities; nothing stirs a fixed atom.
+__device__ inline void stir(const Atoms& atoms, const Noise& noise, long long i, double more) {
+    if (!is_held(atoms, i)) atoms.velocities[i] = plus(times(noise.keep, atoms.velocities[i]), more);
+}
+
 // v = keep·v + spread·√(kT/m) ξ; taken (3) += the kinetic energy lost, in parts.
 extern "C" __global__ void __launch_bounds__(BLOCK) randomize(const Atoms atoms, const Noise noise, double* taken) {
     ExactSum own;
     const unsigned k0 = static_cast<unsigned>(noise.key), k1 = static_cast<unsigned>(noise.key >> 32);
     const unsigned when = static_cast<unsigned>(noise.step), later = static_cast<unsigned>(noise.step >> 32) << 4;
     for (long long i = my_place(); i < atoms.n; i += n_threads()) {
-        double* v = atoms.velocities + 3 * i;
+        const double* v = atoms.velocities + 3 * i;
         own.add(kinetic_of(atoms, v, i));
         const unsigned long long id = static_cast<unsigned long long>(atoms.ids[i]);
         const double speed = times(noise.spread, sqrt(times(noise.kT, inverse_mass(atoms, i))));
@@ -158,8 +176,8 @@ extern "C" __global__ void __launch_bounds__(BLOCK) randomize(const Atoms atoms,
             const Words w = philox(counter, k0, k1);
             const double radius = sqrt(-2.0 * log(1.0 - uniform(w.c[0], w.c[1])));
             const double angle = 6.283185307179586 * uniform(w.c[2], w.c[3]);
-            v[2 * pair] = plus(times(noise.keep, v[2 * pair]), times(radius * cos(angle), speed));
-            if (pair == 0) v[1] = plus(times(noise.keep, v[1]), times(radius * sin(angle), speed));
+            stir(atoms, noise, 3 * i + 2 * pair, times(radius * cos(angle), speed));
+            if (pair == 0) stir(atoms, noise, 3 * i + 1, times(radius * sin(angle), speed));
         }
         own.add(-kinetic_of(atoms, v, i));
     }
@@ -178,13 +196,13 @@ __device__ inline unsigned long long larger(unsigned long long bits, double valu
     return other > bits ? other : bits;
 }
 
-// largest (2) is raised to the largest v² and f² of an atom that is not fixed.
+// largest (2) is raised to the largest v² and f² of an atom, where it is not fixed.
 extern "C" __global__ void __launch_bounds__(BLOCK) note_largest(const Atoms atoms, unsigned long long* largest) {
     unsigned long long speed2 = 0, force2 = 0;
     for (long long i = my_place(); i < atoms.n; i += n_threads()) {
-        if (is_fixed(atoms, i)) continue;
-        speed2 = larger(speed2, product_of(atoms.velocities, atoms.velocities, i));
-        force2 = larger(force2, product_of(atoms.forces, atoms.forces, i));
+        const Vector v = velocity_of(atoms, i), f = pull_on(atoms, i);
+        speed2 = larger(speed2, product_of(v, v));
+        force2 = larger(force2, product_of(f, f));
     }
     raise_to(largest, speed2);
     raise_to(largest + 1, force2);

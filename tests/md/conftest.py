@@ -12,6 +12,7 @@ from ase.build import bulk
 from ase.io import write
 
 from dphpc.core.box import Box
+from dphpc.core.fixing import number_of
 from dphpc.core.state import State
 from dphpc.md.engine import Engine
 from dphpc.md.velocities import draw_velocities
@@ -62,10 +63,15 @@ def config(crystal: str) -> Callable[..., dict[str, Any]]:
 
 @pytest.fixture
 def engine_of(argon: LennardJones) -> Callable[..., Engine]:
-    """An engine of n³ cells of argon on one rank, atoms jittered and moving, but for the first `n_fixed`."""
+    """An engine of n³ cells of argon on one rank, atoms jittered and moving, but the first `n_fixed`, where `held`."""
 
     def make(
-        n: int = 3, temperature: float = 60.0, timestep: float = 4e-3, potential: Any = argon, n_fixed: int = 0
+        n: int = 3,
+        temperature: float = 60.0,
+        timestep: float = 4e-3,
+        potential: Any = argon,
+        n_fixed: int = 0,
+        held: str = "xyz",
     ) -> Engine:
         box = Box(np.eye(3) * A * n)
         cell = np.array([[0, 0, 0], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]])
@@ -74,7 +80,7 @@ def engine_of(argon: LennardJones) -> Callable[..., Engine]:
         state = State(box, len(positions))
         state.ids[:] = np.arange(len(positions)) + 1
         state.positions[:] = positions + np.random.default_rng(5).normal(0, 0.05, positions.shape)
-        state.fixed[:n_fixed] = 1
+        state.fixed[:n_fixed] = number_of(held)
         engine = Engine(state, Domain.even(box, 1, 0), Serial(), potential, np.array([39.95]), timestep, skin=0.6)
         if temperature:
             draw_velocities(engine, temperature, seed=1)

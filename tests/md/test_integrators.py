@@ -34,7 +34,7 @@ def true_positions(engine: Engine) -> np.ndarray:
 
 
 def thermostat(name: str, engine: Engine, damping: float = 0.2, temperature: float = 60.0) -> Integrator:
-    dof = degrees_of_freedom(engine.n_atoms, 3, engine.n_fixed)
+    dof = degrees_of_freedom(engine.n_atoms, 3, engine.fixed)
     return {
         "nose-hoover": lambda: NoseHoover(dof, temperature, damping),
         "langevin": lambda: Langevin(damping, seed=5),

@@ -268,13 +268,32 @@ def test_atoms_that_the_file_fixes(tmp_path: Path, name: str) -> None:
     kind = FixScaled if name == "POSCAR" else FixCartesian
     atoms.set_constraint([FixAtoms([0, 2]), kind([1], [True] * 3)])
     write(path, atoms)
-    for given, expected in ((True, [1, 1, 1, 0]), (False, [0] * 4)):
+    for given, expected in ((True, [7, 7, 7, 0]), (False, [0] * 4)):
         assert read_structure(path, None, None, with_fixed=given).read(0, 4)["fixed"].tolist() == expected
-    atoms.set_constraint([FixAtoms([0]), kind([2], [True, False, True])])
+    atoms.set_constraint([FixAtoms([0]), kind([2], [True, False, True]), kind([1], [False, False, True])])
     write(path, atoms)
-    with pytest.raises(DataError, match=r"(?s)fixes atom 3 in some directions only.*fixed: \{\} frees all"):
-        read_structure(path, None, None)
-    assert not read_structure(path, None, None, with_fixed=False).read(0, 4)["fixed"].any()
+    assert read_structure(path, None, None).read(0, 4)["fixed"].tolist() == [7, 4, 5, 0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "number"),
+    [("T T F", 4), ("F F F", 7), ("T T T", 0), ("T F F", 6), ("F F T", None), ("F T T", None), ("T F T", 2)],
+)
+def test_selective_dynamics_are_along_box_vectors(tmp_path: Path, flags: str, number: int | None) -> None:
+    """Where what is left free is a Cartesian direction or plane, the run does the same; else it is refused."""
+    path = tmp_path / "POSCAR"
+    # a lies along x, b in the xy plane, c in the xz plane.
+    cell = "4.0 0.0 0.0\n-2.0 3.4641016151377544 1e-16\n0.5 0.0 9.0\n"
+    path.write_text(f"slab\n1.0\n{cell}Ar\n2\nSelective dynamics\nDirect\n0.1 0.1 0.1 T T T\n0.5 0.5 0.5 {flags}\n")
+    if number is not None:
+        assert read_structure(str(path), None, None).read(0, 2)["fixed"].tolist() == [0, number]
+        return
+    message = (
+        rf"(?s)fixes atom 2 along {'a and b' if flags == 'F F T' else 'a'} of a skewed box.*fixed: \{{\}} frees all"
+    )
+    with pytest.raises(DataError, match=message):
+        read_structure(str(path), None, None)
+    assert not read_structure(str(path), None, None, with_fixed=False).read(0, 2)["fixed"].any()
 
 
 def test_a_mass_unlike_its_elements_is_told(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,6 +1,7 @@
 """The elementary moves that integrators are made of, on the local atoms of one rank.
 
-A fixed atom has infinite mass: forces and noise do not move it, and a minimizer ignores its force.
+Where an atom is fixed its mass is infinite: along these directions forces and noise do not move it, and a minimizer
+ignores its force.  Sums over velocities and forces leave these components out.
 
 Sums over atoms are in the parts of `core.exact_sum`, so that they do not depend on the order of the atoms.
 """
@@ -68,13 +69,13 @@ class Moves(Protocol):
         """Set the velocities from an array (n_local, 3) on the host."""
 
     def steer(self, keep: float, push: float) -> None:
-        """v = keep·v + push·f for atoms that are not fixed."""
+        """v = keep·v + push·f where atoms are not fixed."""
 
     def descent_sums(self) -> Doubles:
-        """(3, 3): Σ f·v, Σ v² and Σ f² over this rank's atoms that are not fixed, in parts."""
+        """(3, 3): Σ f·v, Σ v² and Σ f² over this rank's atoms where they are not fixed, in parts."""
 
     def largest_squares(self) -> Doubles:
-        """(2,): the largest v² and the largest f² of this rank's atoms that are not fixed."""
+        """(2,): the largest v² and the largest f² of this rank's atoms where they are not fixed."""
 
     def kinetic_tensor(self) -> Doubles:
         """(3, 3, 3) eV: Σ m v ⊗ v over this rank's atoms, in parts."""

@@ -48,7 +48,7 @@ class CudaMoves:
     alone
         Whether this rank has all atoms.
     some_fixed
-        Whether any rank has a fixed atom.
+        Whether any rank has an atom that is fixed in any direction.
 
     Attributes
     ----------

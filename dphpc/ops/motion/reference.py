@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from dphpc.core.arrays import Doubles
 from dphpc.core.box import Box
 from dphpc.core.exact_sum import exact_sum, no_sum, round_to, total
+from dphpc.core.fixing import held_in
 from dphpc.core.random import Stream, normals
 from dphpc.core.state import State, pieces
 from dphpc.core.units import ACCELERATION, BOLTZMANN_EV_PER_K, KINETIC
@@ -31,7 +32,7 @@ class HostMoves:
     spacing
         Å; displacements are rounded to multiples of it; 0: no rounding.
     some_fixed
-        Whether any rank has a fixed atom.
+        Whether any rank has an atom that is fixed in any direction.
     """
 
     def __init__(self, state: State, masses: Doubles, spacing: float, *, some_fixed: bool = False) -> None:
@@ -48,22 +49,22 @@ class HostMoves:
         self._built_at, self._pieces = self._buffer[:n], pieces(n)
 
     def _of(self, by_type: Doubles, piece: slice) -> Doubles:
-        """(n, 1): each atom's entry of an array by type (ntypes,); 0 for fixed atoms."""
-        numbers = by_type.take(self._state.types[piece])
-        if self._some_fixed:
-            numbers[self._state.fixed[piece] != 0] = 0.0
-        return numbers[:, None]
+        """(n, 1): each atom's entry of an array by type (ntypes,)."""
+        return by_type.take(self._state.types[piece])[:, None]
+
+    def _free(self, values: Doubles, piece: slice) -> Doubles:
+        """(n, 3): values (n, 3) or (n, 1) of atoms, 0 where they are fixed; unchanged, if none is."""
+        return np.where(held_in(self._state.fixed[piece]), 0.0, values) if self._some_fixed else values
 
     def _pull(self, piece: slice) -> Doubles:
-        """(n, 3) eV/Å: forces; 0 for fixed atoms."""
-        forces = self._state.forces[piece]
-        return np.where(self._state.fixed[piece, None], 0.0, forces) if self._some_fixed else forces
+        """(n, 3) eV/Å: forces; 0 where atoms are fixed."""
+        return self._free(self._state.forces[piece], piece)
 
     def kick(self, dt: float) -> None:
         """See `contract.Moves.kick`."""
         per_force = dt * self._inverse
         for piece in self._pieces:
-            self._state.velocities[piece] += self._state.forces[piece] * self._of(per_force, piece)
+            self._state.velocities[piece] += self._pull(piece) * self._of(per_force, piece)
 
     def drift(self, dt: float, kick: float = 0.0) -> None:
         """See `contract.Moves.drift`."""
@@ -89,15 +90,18 @@ class HostMoves:
         carries box and atoms.  Phase space keeps its volume in both.
 
         A position is wrapped into the box, carried to the new box, rounded to the new spacing and put back into its
-        periodic image, so that the result does not depend on that image.
+        periodic image, so that the result does not depend on that image.  Where the strain moves nothing along x, y or
+        z, no rounding does.  A fixed atom has no velocity in the new box either.
         """
         old, self._spacing = self._state.box, spacing
+        still = (old.matrix == box.matrix).all(axis=0)
         for piece in self._pieces:
             positions = self._state.positions[piece]
-            shifts = old.wrap_shifts(positions, ON_FACE)
-            inside = old.carried_to(box, positions - shifts @ old.matrix)
-            positions[...] = round_to(inside, spacing, out=inside) + shifts @ box.matrix
-            self._state.velocities[piece] = _strained(self._state.velocities[piece], old, box, flows)
+            shifts = old.wrap_shifts(positions, ON_FACE) if spacing else np.zeros((1, 3))
+            inside = positions - shifts @ old.matrix
+            carried = np.where(still, inside, old.carried_to(box, inside))
+            positions[...] = round_to(carried, spacing, out=carried) + shifts @ box.matrix
+            self._state.velocities[piece] = self._free(_strained(self._state.velocities[piece], old, box, flows), piece)
             self._built_at[piece] = old.carried_to(box, self._built_at[piece])
 
     def rescale(self, bath: Bath, inputs: Doubles, combine: Combine, *, measured: bool) -> None:
@@ -110,7 +114,7 @@ class HostMoves:
         before, spread = self.kinetic_energy(), np.sqrt(1.0 - keep * keep) * self._thermal_speed(temperature)
         for piece in self._pieces:
             noise = normals(seed, Stream.LANGEVIN, step, self._state.ids[piece])
-            noise *= self._of(spread, piece)
+            noise *= self._free(self._of(spread, piece), piece)
             velocities = self._state.velocities[piece]
             velocities *= keep
             velocities += noise
@@ -171,7 +175,7 @@ class HostMoves:
 
         def draw(piece: slice) -> None:
             noise = normals(seed, Stream.VELOCITIES, 0, state.ids[piece])
-            np.multiply(noise, self._of(speed, piece), out=state.velocities[piece])
+            np.multiply(noise, self._free(self._of(speed, piece), piece), out=state.velocities[piece])
 
         with ThreadPoolExecutor(get_threads()) as pool:  # NumPy releases the GIL
             list(pool.map(draw, self._pieces))
@@ -181,12 +185,13 @@ class HostMoves:
         return np.sqrt(BOLTZMANN_EV_PER_K * temperature * self._inverse)
 
     def momentum(self) -> Doubles:
-        """(3, 4): momentum in u·Å/ps and mass in u of this rank's atoms that are not fixed, in parts."""
-        parts = no_sum(4)
+        """(3, 6): momentum in u·Å/ps, and mass in u of the atoms free along x, y and z, of this rank, in parts."""
+        parts = no_sum(6)
         for piece in self._pieces:
             mass = self._of(self._masses, piece)
             momentum = self._state.velocities[piece] * mass
-            parts += np.concatenate((exact_sum(momentum), exact_sum(mass)), axis=1)
+            free = self._free(np.broadcast_to(mass, momentum.shape), piece)
+            parts += exact_sum(np.concatenate((momentum, free), axis=1))
         return parts
 
     # Displacements since the neighbor list was built.
