@@ -195,8 +195,17 @@ def test_velocities_that_the_file_gives_them_are_lost(slab: Atoms) -> None:
     slab.set_velocities(np.full((8, 3), 0.05))
     write("si.extxyz", slab)
     settings = {"structure": "si.extxyz", "model": str(SILICON), "restart": {"file": "r.h5"}, "stages": [NVE]}
-    found = end_of(settings | {"fixed": {"ids": [2, 5]}})
-    assert np.flatnonzero(~found["atoms/velocities"].any(axis=1)).tolist() == [1, 4]
+    found = end_of(settings | {"fixed": [{"ids": [2, 5]}, {"ids": [6], "directions": "xz"}]})
+    assert np.argwhere(found["atoms/velocities"] == 0.0).tolist() == [
+        [1, 0],
+        [1, 1],
+        [1, 2],
+        [4, 0],
+        [4, 1],
+        [4, 2],
+        [5, 0],
+        [5, 2],
+    ]
 
 
 def test_coordinates_are_those_of_the_file_also_outside_the_box(slab: Atoms) -> None:
