@@ -27,7 +27,7 @@ from dphpc.md.integrators import VelocityVerlet
 from dphpc.md.observables import measure, mechanics
 from dphpc.md.run import run_md
 from dphpc.parallel.comm import Communicator
-from dphpc.potential.pair import LennardJones
+from tests.lennard_jones import LennardJones
 from tests.md.test_barostats import STIFF, constant_pressure
 from tests.md.test_deterministic import NPT, SILICON, THERMOSTATS, compared, written  # noqa: F401
 from tests.md.test_fixed import LAYERS, NVE, end_of, hot  # noqa: F401

@@ -30,7 +30,7 @@ from dphpc.md.run import run_md
 from dphpc.md.thermostats import Langevin
 from dphpc.md.velocities import stop_drift
 from dphpc.parallel.comm import Communicator
-from dphpc.potential.pair import LennardJones
+from tests.lennard_jones import LennardJones
 from tests.md.test_deterministic import SILICON, compared, written  # noqa: F401
 from tests.md.test_fixed import NVE, STAGES, end_of, hot  # noqa: F401
 from tests.md.test_integrators import NO_BATH, run
