@@ -101,7 +101,7 @@ def environment(program: str, args: argparse.Namespace, threads: int) -> dict[st
 def train(program: str, env: dict[str, str], args: argparse.Namespace, case: tuple[int, str, int]) -> Run:
     """One training of either program."""
     batch, precision, threads = case
-    steps = max(8, args.steps // batch) * (1 if program == THEIRS else 4)
+    steps = max(8, args.steps // batch) * (1 if program == THEIRS else 8)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepared(args.input.resolve(), folder, steps, batch, precision)
@@ -163,7 +163,7 @@ def main() -> None:
     parser.add_argument("--precision", nargs="+", default=["float64", "float32"])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument(
-        "--steps", type=int, default=100, help="frames of the peer's run; dphpc takes four times as many"
+        "--steps", type=int, default=100, help="frames of the peer's run; dphpc takes eight times as many"
     )
     parser.add_argument("--repeat", type=int, default=2)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where both programs train")
