@@ -133,47 +133,63 @@ def test_thermostats_count_3_for_each_atom_that_moves(name: str) -> None:
         assert integrator_of(stage, 32, FixedAtoms((32 - n_fixed, *[0] * 6, n_fixed)), 1).dof == dof
 
 
-@pytest.fixture
-def slab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Atoms:
-    """Silicon whose lowest layers ASE fixes, moving; in si.extxyz, too."""
-    monkeypatch.chdir(tmp_path)
+def silicon(*constraints: Any) -> Atoms:
+    """Rattled silicon, moving, some of it fixed by ASE's constraints; written to si.extxyz, too."""
     atoms = bulk("Si", "diamond", a=5.43, cubic=True)
     atoms.rattle(0.1, seed=1)
-    atoms.set_constraint(FixAtoms(np.flatnonzero(atoms.positions[:, 2] < 2.0)))
+    atoms.set_constraint(constraints)
     atoms.set_velocities(np.random.default_rng(2).normal(0.0, 0.05, (8, 3)))
-    assert 0 < len(atoms.constraints[0].index) < 8
     write("si.extxyz", atoms)
     atoms.calc = DPHPC(SILICON)
     return atoms
 
 
-def test_the_trajectory_is_ases(slab: Atoms, capsys: pytest.CaptureFixture[str]) -> None:
+def moves_as_ase(atoms: Atoms) -> tuple[Atoms, dict[str, np.ndarray]]:
+    """Compare 60 steps of `silicon` with ASE's, which move `atoms`; returns the last frame and all atoms at the end."""
     settings = {
         "structure": "si.extxyz", "model": str(SILICON), "timestep_fs": 1.0, "stages": [{**NVE, "steps": 60}],
         "restart": {"file": "r.h5"}, "trajectory": {"file": "t.extxyz", "every": 60, "forces": True},
     }  # fmt: skip
     found = end_of(settings)
-    assert "fixed:     4 of 8 atoms, as si.extxyz says" in capsys.readouterr().out
-    AseVerlet(slab, 1.0 * units.fs).run(60)
+    AseVerlet(atoms, 1.0 * units.fs).run(60)
     positions = found["atoms/positions"] + found["atoms/images"] @ found["box"]
-    np.testing.assert_allclose(positions, slab.positions, rtol=0, atol=1e-8)
-    np.testing.assert_allclose(found["atoms/velocities"] * 1e-3 / units.fs, slab.get_velocities(), rtol=0, atol=1e-8)
-    last = read("t.extxyz")
+    np.testing.assert_allclose(positions, atoms.positions, rtol=0, atol=1e-8)
+    np.testing.assert_allclose(found["atoms/velocities"] * 1e-3 / units.fs, atoms.get_velocities(), rtol=0, atol=1e-8)
+    last, forces = read("t.extxyz"), atoms.get_forces(apply_constraint=False)
+    np.testing.assert_allclose(last.get_forces(apply_constraint=False), forces, rtol=0, atol=1e-6)
+    # The frame as a structure fixes the same.
+    again = end_of(settings | {"structure": "t.extxyz", "trajectory": None})
+    assert np.array_equal(again["atoms/fixed"], found["atoms/fixed"])
+    return last, found
+
+
+def minimum_is_ases(atoms: Atoms, steps: int) -> None:
+    """Compare the minimum of `silicon` with ASE's, to which `atoms` move."""
+    stage = {"ensemble": "minimize", "steps": steps, "force_tolerance_eV_A": 1e-3}
+    result = run_md({"structure": "si.extxyz", "model": str(SILICON), "timestep_fs": 1.0, "stages": [stage]})
+    BFGS(atoms, logfile=None).run(fmax=1e-3, steps=steps)
+    assert result.converged
+    assert np.linalg.norm(atoms.get_forces(apply_constraint=False), axis=1).max() > 0.1, "where atoms are fixed"
+    assert result.thermo["potential_eV"][-1] == pytest.approx(atoms.get_potential_energy(), abs=2e-6)
+
+
+@pytest.fixture
+def slab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Atoms:
+    """Silicon whose lowest layers ASE fixes."""
+    monkeypatch.chdir(tmp_path)
+    return silicon(FixAtoms([0, 1, 6, 7]))
+
+
+def test_the_trajectory_is_ases(slab: Atoms, capsys: pytest.CaptureFixture[str]) -> None:
+    last, _ = moves_as_ase(slab)
+    assert "fixed:     4 of 8 atoms, as si.extxyz says" in capsys.readouterr().out
     assert last.constraints[0].index.tolist() == slab.constraints[0].index.tolist()
     forces = slab.get_forces(apply_constraint=False)
-    np.testing.assert_allclose(last.get_forces(apply_constraint=False), forces, rtol=0, atol=1e-6)
     assert np.abs(forces[last.constraints[0].index]).max() > 0.1, "fixed atoms feel forces"
-    # The frame as a structure fixes the same atoms.
-    assert fixed_ids(end_of(settings | {"structure": "t.extxyz", "trajectory": None})) == fixed_ids(found)
 
 
 def test_a_minimum_is_ases(slab: Atoms) -> None:
-    stage = {"ensemble": "minimize", "steps": 200, "force_tolerance_eV_A": 1e-3}
-    result = run_md({"structure": "si.extxyz", "model": str(SILICON), "timestep_fs": 1.0, "stages": [stage]})
-    BFGS(slab, logfile=None).run(fmax=1e-3, steps=200)
-    assert result.converged
-    assert np.linalg.norm(slab.get_forces(apply_constraint=False), axis=1).max() > 0.1, "of those that are fixed"
-    assert result.thermo["potential_eV"][-1] == pytest.approx(slab.get_potential_energy(), abs=2e-6)
+    minimum_is_ases(slab, 200)
 
 
 @pytest.mark.mpi

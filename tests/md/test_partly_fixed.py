@@ -8,18 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ase import Atoms, units
-from ase.build import bulk
+from ase import Atoms
 from ase.constraints import FixAtoms, FixCartesian
-from ase.io import read, write
-from ase.md.verlet import VelocityVerlet as AseVerlet
-from ase.optimize import BFGS
 
 from dphpc.core.errors import InputError
 from dphpc.core.exact_sum import total
 from dphpc.core.fixing import FixedAtoms, held_in, number_of
 from dphpc.core.units import BOLTZMANN_EV_PER_K
-from dphpc.interfaces.ase import DPHPC
 from dphpc.md import fixed, restart
 from dphpc.md import run as run_module
 from dphpc.md.engine import Engine
@@ -32,7 +27,7 @@ from dphpc.md.velocities import stop_drift
 from dphpc.parallel.comm import Communicator
 from tests.lennard_jones import LennardJones
 from tests.md.test_deterministic import SILICON, compared, written  # noqa: F401
-from tests.md.test_fixed import NVE, STAGES, end_of, hot  # noqa: F401
+from tests.md.test_fixed import NVE, STAGES, end_of, hot, minimum_is_ases, moves_as_ase, silicon  # noqa: F401
 from tests.md.test_integrators import NO_BATH, run
 
 Make = Callable[..., dict[str, Any]]
@@ -153,48 +148,22 @@ def test_langevins_drift_ends_where_no_atom_is_fixed(engine_of: EngineOf) -> Non
 
 @pytest.fixture
 def slab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Atoms:
-    """Silicon of which ASE fixes an atom, and directions of others; moving; in si.extxyz, too."""
+    """Silicon of which ASE fixes an atom, and directions of others."""
     monkeypatch.chdir(tmp_path)
-    atoms = bulk("Si", "diamond", a=5.43, cubic=True)
-    atoms.rattle(0.1, seed=1)
-    atoms.set_constraint(
-        [FixAtoms([0]), *(FixCartesian(k, [False, False, True]) for k in (1, 2)), FixCartesian(5, [True, False, True])]
-    )
-    atoms.set_velocities(np.random.default_rng(2).normal(0.0, 0.05, (8, 3)))
-    write("si.extxyz", atoms)
-    atoms.calc = DPHPC(SILICON)
-    return atoms
+    along_z = (FixCartesian(k, [False, False, True]) for k in (1, 2))
+    return silicon(FixAtoms([0]), *along_z, FixCartesian(5, [True, False, True]))
 
 
 def test_the_trajectory_is_ases(slab: Atoms, capsys: pytest.CaptureFixture[str]) -> None:
-    settings = {
-        "structure": "si.extxyz", "model": str(SILICON), "timestep_fs": 1.0, "stages": [{**NVE, "steps": 60}],
-        "restart": {"file": "r.h5"}, "trajectory": {"file": "t.extxyz", "every": 60, "forces": True},
-    }  # fmt: skip
-    found = end_of(settings)
+    last, found = moves_as_ase(slab)
     assert "fixed:     4 of 8 atoms, as si.extxyz says, 3 of them in some directions only" in capsys.readouterr().out
     assert found["atoms/fixed"].tolist() == [7, 4, 4, 0, 0, 5, 0, 0]
-    AseVerlet(slab, 1.0 * units.fs).run(60)
-    positions = found["atoms/positions"] + found["atoms/images"] @ found["box"]
-    np.testing.assert_allclose(positions, slab.positions, rtol=0, atol=1e-8)
-    np.testing.assert_allclose(found["atoms/velocities"] * 1e-3 / units.fs, slab.get_velocities(), rtol=0, atol=1e-8)
-    last = read("t.extxyz")
-    forces = slab.get_forces(apply_constraint=False)
-    np.testing.assert_allclose(last.get_forces(apply_constraint=False), forces, rtol=0, atol=1e-6)
     np.testing.assert_allclose(last.get_forces(), slab.get_forces(), rtol=0, atol=1e-6)
-    assert np.abs(forces - slab.get_forces()).max() > 0.1, "fixed atoms feel forces"
-    # The frame as a structure fixes the same directions.
-    again = end_of(settings | {"structure": "t.extxyz", "trajectory": None})
-    assert np.array_equal(again["atoms/fixed"], found["atoms/fixed"])
+    assert np.abs(slab.get_forces(apply_constraint=False) - slab.get_forces()).max() > 0.1, "fixed atoms feel forces"
 
 
 def test_a_minimum_is_ases(slab: Atoms) -> None:
-    stage = {"ensemble": "minimize", "steps": 300, "force_tolerance_eV_A": 1e-3}
-    result = run_md({"structure": "si.extxyz", "model": str(SILICON), "timestep_fs": 1.0, "stages": [stage]})
-    BFGS(slab, logfile=None).run(fmax=1e-3, steps=300)
-    assert result.converged
-    assert np.linalg.norm(slab.get_forces(apply_constraint=False), axis=1).max() > 0.1, "along fixed directions"
-    assert result.thermo["potential_eV"][-1] == pytest.approx(slab.get_potential_energy(), abs=2e-6)
+    minimum_is_ases(slab, 300)
 
 
 @pytest.mark.mpi
