@@ -64,7 +64,7 @@ class FixedAtoms:
     @property
     def along(self) -> list[int]:
         """(3,): number of atoms that are fixed along x, y and z."""
-        return [sum(n for number, n in enumerate(self.by_number) if number >> axis & 1) for axis in range(3)]
+        return [sum(n for number, n in enumerate(self.by_number) if axis in axes_of(number)) for axis in range(3)]
 
 
 NONE_FIXED = FixedAtoms()

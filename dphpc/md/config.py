@@ -72,8 +72,10 @@ class Fixed(Config):
 
 
 def _selections(value: Any) -> Any:
-    """A list of one selection; of none, if it is empty."""
-    return [value] if isinstance(value, Mapping) and value else list(value) if isinstance(value, Mapping) else value
+    """A list of one selection, or of none if it is empty; other values as they are."""
+    if not isinstance(value, Mapping):
+        return value
+    return [value] if value else []
 
 
 class Thermo(Config):
