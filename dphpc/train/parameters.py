@@ -63,6 +63,8 @@ class Parameters:
     ----------
     flats, gradients
         Flat parameters, one per precision, and their gradients, which are the parameters' `.grad`.
+    ends
+        Where each array ends in its flat tensor, with the padding behind it; for each flat tensor.
     gradient_arrays
         The flat gradients as NumPy or GPU arrays.
     slots
@@ -82,14 +84,15 @@ class Parameters:
         frozen = _frozen_names(model)
         arrays = [(name, np.asarray(value)) for name, value in model.parameters() if name not in frozen]
         dtypes = sorted({str(value.dtype) for _, value in arrays}, reverse=True)
-        ends = [0] * len(dtypes)
+        ends = [[0] for _ in dtypes]
         self.slots: dict[str, Slot] = {}
         for name, value in arrays:
             which = dtypes.index(str(value.dtype))
-            self.slots[name] = Slot(name, which, ends[which], value.shape)
-            step = ALIGNMENT // value.dtype.itemsize
-            ends[which] += -(-value.size // step) * step
-        sizes = [*zip(ends, dtypes, strict=True)]
+            start, step = ends[which][-1], ALIGNMENT // value.dtype.itemsize
+            self.slots[name] = Slot(name, which, start, value.shape)
+            ends[which].append(start + -(-value.size // step) * step)
+        self.ends = [np.array(of_flat[1:], np.int64) for of_flat in ends]
+        sizes = [(of_flat[-1], dtype) for of_flat, dtype in zip(ends, dtypes, strict=True)]
         values, gradients = ([_zeros(n, d, device) for n, d in sizes] for _ in range(2))
         self.flats, self._arrays = [t for t, _ in values], [a for _, a in values]
         self.gradients, self.gradient_arrays = [t for t, _ in gradients], [a for _, a in gradients]

@@ -20,7 +20,7 @@ FittingTape<Real>::FittingTape(const std::vector<LayerView<Real>>& layers, int c
       inputs_(layers.front(), channels, axis),
       pieces_(inputs_.pieces({}, piece_size<Real>)),
       half_pieces_{inputs_.pieces({0, 2}, piece_size<Real>), inputs_.pieces({1, 2}, piece_size<Real>)},
-      weight_pieces_(inputs_.pieces({}, piece_width)) {}
+      weight_pieces_{inputs_.pieces({0, 2}, piece_width), inputs_.pieces({1, 2}, piece_width)} {}
 
 template <class Real>
 void FittingTape<Real>::energy_and_adjoint(const NetInputs<Real>& x, std::int64_t n, int threads, Real* energies,

@@ -79,7 +79,7 @@ class FittingTape {
 
     std::vector<LayerView<Real>> layers_;
     TapeInputs<Real> inputs_;
-    std::vector<InputPiece> pieces_, half_pieces_[2], weight_pieces_;  // of all inputs, and of each of two shares
+    std::vector<InputPiece> pieces_, half_pieces_[2], weight_pieces_[2];  // of all inputs, and of each of two shares
     std::vector<Kept> kept_;
     std::vector<Real> moments_, columns_, moments_tangent_, moments_bar_;  // panels; the last: of either pass
     std::vector<Real> inputs_adjoint_;  // ∂E/∂input: panels of each piece

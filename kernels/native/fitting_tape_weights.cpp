@@ -70,24 +70,30 @@ void FittingTape<Real>::weight_rows(int l, int first, int last, bool add, Real* 
 template <class Real>
 void FittingTape<Real>::set_weights(int threads, const std::vector<LayerGradient<Real>>& gradients, bool add) {
     struct Block {
-        int layer, first, last;  // rows of a layer's weights
+        int layer, first, last;   // rows of a layer's weights, or of the first layer
+        const InputPiece* piece;  // the rows of a piece of inputs
     };
+    // The blocks of either half of each layer's rows are behind one another, so that two threads that share work write
+    // gradients of the weights that they have read, as Adam does (adam.h).
     std::vector<Block> blocks;
-    for (int l = 1; l < static_cast<int>(gradients.size()); ++l) {
-        if (!gradients[l].w) continue;
-        const int rows = layers_[l].n_in, n = (rows + piece_width - 1) / piece_width;
-        for (int b = 0; b < n; ++b) blocks.push_back({l, rows * b / n, rows * (b + 1) / n});
-    }
-    const int n_pieces = gradients[0].w ? static_cast<int>(weight_pieces_.size()) : 0;
-    const int n_parts = n_pieces + static_cast<int>(blocks.size());
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-    for (int part = 0; part < n_parts; ++part) {
-        if (part < n_pieces) {
-            first_weights(weight_pieces_[part], add, gradients[0].w);
-        } else {
-            const Block& b = blocks[part - n_pieces];
-            weight_rows(b.layer, b.first, b.last, add, gradients[b.layer].w);
+    for (const int half : {0, 1}) {
+        if (gradients[0].w)
+            for (const InputPiece& piece : weight_pieces_[half]) blocks.push_back({0, 0, 0, &piece});
+        for (int l = 1; l < static_cast<int>(gradients.size()); ++l) {
+            if (!gradients[l].w) continue;
+            const int first = layers_[l].n_in * half / 2, rows = layers_[l].n_in * (half + 1) / 2 - first;
+            const int n = (rows + piece_width - 1) / piece_width;
+            for (int b = 0; b < n; ++b) blocks.push_back({l, first + rows * b / n, first + rows * (b + 1) / n, nullptr});
         }
+    }
+    const int n_blocks = static_cast<int>(blocks.size());
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int b = 0; b < n_blocks; ++b) {
+        const auto& [l, first, last, piece] = blocks[b];
+        if (piece)
+            first_weights(*piece, add, gradients[0].w);
+        else
+            weight_rows(l, first, last, add, gradients[l].w);
     }
 }
 

@@ -34,15 +34,30 @@ def test_three_ways_agree(decoupled, dtype, tolerance):
     np.testing.assert_allclose(moments[0], moments[1], rtol=0, atol=tolerance)
 
 
+@pytest.mark.parametrize("n_threads", [1, 2, 3])
+def test_arrays_behind_one_another_are_changed_like_one(n_threads):
+    start, gradient = np.random.default_rng(6).normal(size=(2, 100_003))
+    s, results = AdamStep(0.03, 0.8, 0.95, 1), []
+    for ends in (None, np.array([7, 7, 40_000, 40_001, 100_003])):
+        set_threads(n_threads)
+        value, moments = start.copy(), np.zeros((2, *start.shape))
+        native.adam_step(s, gradient, value, *moments, ends)
+        results.append((value, moments))
+    for one, several in zip(*results, strict=True):
+        np.testing.assert_array_equal(one, several)
+    assert not np.any(results[0][0] == start)
+
+
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 def test_the_norm_has_the_same_bits_on_any_number_of_threads(dtype):
     values = np.random.default_rng(5).normal(size=100_003).astype(dtype)
-    found = []
-    for n_threads in (1, 2, 3):
-        set_threads(n_threads)
-        found.append(native.squared_norm(values))
-    assert found[0] == pytest.approx(reference.squared_norm(values), rel=1e-13)  # measured 3e-16
-    assert found == found[:1] * 3
+    for ends in (None, np.array([7, 7, 40_000, 40_001, 100_003])):  # one array, and several behind one another
+        found = []
+        for n_threads in (1, 2, 3):
+            set_threads(n_threads)
+            found.append(native.squared_norm(values, ends))
+        assert found[0] == pytest.approx(reference.squared_norm(values), rel=1e-13)  # measured 3e-16
+        assert found == found[:1] * 3
     set_threads(2)
     assert native.squared_norm(values[:0]) == 0.0
     large = np.full(3, 1e30, dtype)  # whose squares float32 does not hold

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dphpc.core.device import Device
-from dphpc.ops.adam.contract import AdamStep, Floats
+from dphpc.ops.adam.contract import AdamStep
 from dphpc.ops.adam.cuda import CudaAdam
 from dphpc.ops.adam.native import adam_step
 from dphpc.train.optimizers.protocol import State
@@ -81,7 +83,7 @@ class AdamRule:
             adam_step(s, *arrays)
 
     @cached_property
-    def _arrays(self) -> list[tuple[Floats, ...]]:
+    def _arrays(self) -> list[tuple[NDArray[Any], ...]]:
         """Gradient, value and both moments of each array, as NumPy's views of the tensors."""
         tensors = ((v.grad, v.detach(), self._first[name], self._second[name]) for name, v in self.values.items())
         return [tuple(tensor.numpy() for tensor in of if tensor is not None) for of in tensors]
@@ -109,6 +111,11 @@ class Adam(AdamRule):
         flats = {str(k): flat for k, flat in enumerate(parameters.flats)}
         super().__init__(flats, betas, weight_decay, decoupled=decoupled, device=parameters.device)
         self._parameters = parameters
+
+    @cached_property
+    def _arrays(self) -> list[tuple[NDArray[Any], ...]]:
+        """See `AdamRule`; behind them, where the parameters end in each flat tensor."""
+        return [(*arrays, ends) for arrays, ends in zip(super()._arrays, self._parameters.ends, strict=True)]
 
     def state(self) -> State:
         """See `AdamRule.state`."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dphpc.core.errors import RunError
-from dphpc.ops.adam.native import squared_norm
+from dphpc.ops.adam.native import Ends, squared_norm
 from dphpc.train.data import Batch
 from dphpc.train.loss import EnergyLoss, LossResult
 from dphpc.train.optimizers.protocol import Engine, State, finite, require_names
@@ -62,7 +62,7 @@ class GradientOptimizer:
             The gradient is not finite; no weight has been changed.
         """
         gradients = self.parameters.gradients
-        norm = math.sqrt(math.fsum(_square(g) for g in gradients))
+        norm = math.sqrt(math.fsum(map(_square, gradients, self.parameters.ends)))
         if not math.isfinite(norm):
             raise RunError(
                 "the gradient is not finite", remedy="lower start_lr, or look for a frame with overlapping atoms"
@@ -95,9 +95,9 @@ class GradientOptimizer:
         return self.rule.describe()
 
 
-def _square(x: Tensor) -> float:
+def _square(x: Tensor, ends: Ends) -> float:
     """Σ x²."""
-    return squared_norm(x.numpy()) if x.is_cpu else float(torch.linalg.vector_norm(x, dtype=torch.float64)) ** 2
+    return squared_norm(x.numpy(), ends) if x.is_cpu else float(torch.linalg.vector_norm(x, dtype=torch.float64)) ** 2
 
 
 def is_matrix(name: str, value: Tensor) -> bool:
