@@ -59,7 +59,7 @@ class NetworkStep:
         strain = strain[torch.from_numpy(batch.frame[centers.atoms]).long()]
         moments = network_moments(env, self.se_a, self.parameters.descriptor_networks, positions, strain)
         axis = self.model.descriptor.axis_neuron
-        features = torch.einsum("nam,nak->nmk", moments, moments[:, :, :axis]).reshape(len(moments), -1)
+        features = torch.einsum("nam,nak->nmk", moments, moments[:, :, :axis]).flatten(1)  # also of no atoms
         columns = parameter_columns(self.model, batch)
         result = torch.zeros(batch.n_local, dtype=torch.float64)
         for t, rows in centers.blocks:

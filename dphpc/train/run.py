@@ -289,6 +289,8 @@ def _with_sel(
     model = resolve_sel(config.model, stat)
     for warning in sel_warnings(model, stat):
         log.warning("%s", warning)
+    if math.isinf(stat.min_distance):
+        log.warning("no atom of the training data has a neighbor within rcut, %g Å", stat.rcut)
     return config.updated(model=model), stat.min_distance if math.isfinite(stat.min_distance) else None
 
 

@@ -116,6 +116,11 @@ class Trainer:
         self._rate_factor = _rate_factor(config, self.comm.size) if self._per_rank else 1.0
         self.loss = EnergyLoss(config.loss, self.schedule.start_lr, model.atom_exclude_types)
         self.parameters = Parameters(model, device)
+        if not self.parameters.n_values and self.n_steps:
+            raise InputError(
+                "no weight is trained", where="model", expected="descriptor/trainable or fitting_net/trainable true",
+                remedy="for the model as it is: numb_steps 0; for its energies alone: dphpc change-bias",
+            )  # fmt: skip
         self.optimizer = make_optimizer(config, self.parameters, self.comm)
         self.sampler = Sampler.of(training, t.training_data, t.seed)
         if validation is not None and t.validation_data is not None:
@@ -153,7 +158,7 @@ class Trainer:
         if options.embedding == "network" or any(net.has_kinks for net in self.model.descriptor.networks):
             return None
         if grid is None:
-            r_min = MARGIN * (self.model.min_nbor_dist or DEFAULT_MIN_DISTANCE)
+            r_min = MARGIN * (self.model.min_nbor_dist or min(DEFAULT_MIN_DISTANCE, self.model.descriptor.rcut))
             # Rank 0's grid: on different processors the search may have different results.
             grid = self.comm.bcast(TableStep.fitting_grid(self.model, r_min, options.table_tolerance))
         on_cpu, on_gpu = (TableStep, GpuStep) if self.model.shared is None else (SharedTableStep, SharedGpuStep)

@@ -168,6 +168,24 @@ def test_frozen_parts_get_no_gradient() -> None:
     assert max(relative(ours[name], theirs[name]) for name in ours) < 1e-10
 
 
+@pytest.mark.parametrize("excluded", [False, True])
+def test_a_rank_without_atoms_to_evaluate_adds_nothing(excluded: bool) -> None:
+    model = random_model(11)
+    batch = random_batch(model)
+    if excluded:
+        model = replace(model, atom_exclude_types=frozenset({0, 1}))
+    else:  # as where a batch has fewer atoms than there are ranks
+        batch = replace(batch, part=(5, 5))
+    parameters = Parameters(model)
+    for engine in (table_step(model, parameters), NetworkStep(model, parameters)):
+        prediction = engine.forward(batch)
+        assert prediction.forces.shape == (batch.n_local, 3)
+        assert not any(np.any(getattr(prediction, name)) for name in ("atom_energy", "energy", "forces", "virial"))
+        for gradient in parameters.gradients:
+            gradient.fill_(1.0)
+        assert not any(np.any(g) for g in gradients(engine, random_seeds(batch)).values())
+
+
 @pytest.mark.parametrize("davg_zero", [False, True])
 def test_networks_of_absent_types_cost_nothing_and_change_nothing(davg_zero: bool) -> None:
     model = random_model(10, n_types=3, set_davg_zero=davg_zero)

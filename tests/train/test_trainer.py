@@ -306,6 +306,26 @@ def test_users_mistakes() -> None:
         dphpc.train(small_input(), restart=".", init_model=".")
 
 
+@pytest.mark.parametrize("optimizer", ["Adam", "LKF"])
+def test_a_training_that_would_change_no_weight_is_refused(optimizer: str) -> None:
+    given = {**small_input(), "optimizer": {"type": optimizer}}
+    for section in ("descriptor", "fitting_net"):
+        given["model"][section]["trainable"] = False
+    with pytest.raises(InputError, match="no weight is trained"):
+        dphpc.train(given)
+    given["training"]["numb_steps"] = 0
+    given["optimizer"] = {"type": "Adam"}
+    assert dphpc.train(given).step == 0
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_cutoff_in_nanometers_finds_no_pair(skip: bool, caplog: pytest.LogCaptureFixture) -> None:
+    given = small_input(numb_steps=1)
+    given["model"]["descriptor"] |= {"sel": [4, 4], "rcut": 0.6, "rcut_smth": 0.05}
+    assert dphpc.train(given, skip_neighbor_stat=skip).step == 1
+    assert ("no atom of the training data has a neighbor within rcut, 0.6 Å" in caplog.text) == (not skip)
+
+
 @pytest.mark.parametrize(
     ("file", "loss", "where"),
     [
