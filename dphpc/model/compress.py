@@ -20,7 +20,7 @@ DEFAULT_TOLERANCE = 1e-8
 1e-7 eV/Å, by some 1e-8 where nets are smooth and 1e-9 where they are steep."""
 
 DEFAULT_DISTANCE = 0.5
-"""Å; the nearest pair that is assumed where the model does not hold that of its training data."""
+"""Å; the nearest pair that is assumed where the model does not hold that of its training data, or half of rcut."""
 
 COARSENING = 4
 """Ratio of the step beyond the training data's range to a given step inside it."""
@@ -98,7 +98,7 @@ def compress(
     how = tabulation_of(d)
     if step is not None and not how.equal_steps:
         raise InputError("a smooth type embedding has no table of equal steps", where="--step", remedy="leave it out")
-    nearest = model.min_nbor_dist or DEFAULT_DISTANCE
+    nearest = model.min_nbor_dist or min(DEFAULT_DISTANCE, 0.5 * d.rcut)
     lower, upper = how.x_range(nearest)
     end = max(upper * extrapolate, upper)  # upper may be negative
     if step is None:

@@ -18,6 +18,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 import dphpc
 from dphpc.core.errors import DataError, InputError, RunError
+from dphpc.model.compress import compress
 from dphpc.model.model_file import read_model
 from dphpc.ops.threads import get_threads, set_threads
 from dphpc.potential.deep_pot import DeepPot
@@ -321,9 +322,10 @@ def test_a_training_that_would_change_no_weight_is_refused(optimizer: str) -> No
 @pytest.mark.parametrize("skip", [False, True])
 def test_a_cutoff_in_nanometers_finds_no_pair(skip: bool, caplog: pytest.LogCaptureFixture) -> None:
     given = small_input(numb_steps=1)
-    given["model"]["descriptor"] |= {"sel": [4, 4], "rcut": 0.6, "rcut_smth": 0.05}
+    given["model"]["descriptor"] |= {"sel": [4, 4], "rcut": 0.5, "rcut_smth": 0.05}
     assert dphpc.train(given, skip_neighbor_stat=skip).step == 1
-    assert ("no atom of the training data has a neighbor within rcut, 0.6 Å" in caplog.text) == (not skip)
+    assert ("no atom of the training data has a neighbor within rcut, 0.5 Å" in caplog.text) == (not skip)
+    assert compress(read_model(freeze(".", "m.dp")))[1].n_intervals > 0
 
 
 @pytest.mark.parametrize(
