@@ -95,7 +95,8 @@ class Sampler:
         blocks, shares = prob_blocks(data.auto_prob), None
         if in_turn and blocks and len(data.systems) == 1:
             # Blocks count the systems that the database was written from.
-            shares = _shares([x.sources for x in s if x.sources is not None], blocks, f"{data.section}/auto_prob")
+            sources, n = [x.sources for x in s if x.sources is not None], max(x.n_sources for x in s)
+            shares = _shares(sources, n, blocks, f"{data.section}/auto_prob")
             data = data.updated(auto_prob="prob_sys_size")
         elif blocks:
             in_turn = False
@@ -216,14 +217,13 @@ def _probabilities(data: DataConfig, n_batches: NDArray[np.int64]) -> NDArray[np
 
 
 def _shares(
-    sources: Sequence[NDArray[np.int64]], blocks: Sequence[tuple[int, int, float]], where: str
+    sources: Sequence[NDArray[np.int64]], n: int, blocks: Sequence[tuple[int, int, float]], where: str
 ) -> list[list[Share]]:
     """For each system its share of each block, such that the blocks' numbers of frames are as their weights.
 
-    `sources` holds, for each system's frames, the numbers that blocks count.  Frames in no block are taken once, as in
-    DeePMD-kit.
+    `sources` holds, for each system's frames, the numbers that blocks count, from 0 to n − 1; `filter:N` may have left
+    out all frames of some.  Frames in no block are taken once, as in DeePMD-kit.
     """
-    n = 1 + max(int(of.max()) for of in sources)
     rest = np.ones(n, bool)
     for first, end, _ in blocks:
         if end > n or not rest[first:end].all():

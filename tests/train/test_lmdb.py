@@ -395,6 +395,15 @@ def test_blocks_of_auto_prob_repeat_frames(tmp_path: Path, blocks: str, taken: l
         assert all(np.ptp(c) <= 1 for c in by_source)
 
 
+def test_blocks_count_systems_that_are_filtered_out(tmp_path: Path) -> None:
+    written(tmp_path / "a.lmdb", [water(3)] * 2 + [water(5)] * 4, frame_system_ids=[0, 1, 2, 2, 3, 3])
+    config = parse_input(training_input(str(tmp_path / "a.lmdb"))).training.training_data
+    config = config.updated(auto_prob="prob_sys_size;0:1:0.2;1:2:0.4;2:4:0.4", batch_size="filter:4")
+    sampler = Sampler.of(Dataset.load(config, parse_input(small_input()).model), config, seed=3)
+    taken = np.concatenate([sampler.draw(step)[1] for step in range(int(sampler.n_batches.sum()))])
+    assert sorted(taken) == [0, 1, 1]
+
+
 def test_blocks_are_checked(data: Path) -> None:
     config = parse_input(training_input("both.lmdb")).training.training_data
     dataset = Dataset.load(config, parse_input(small_input()).model)

@@ -77,7 +77,10 @@ class Dataset:
             largest = batch_rule(data.batch_size)[1]
             systems = [s for s in systems if s.n_atoms <= largest]
             if not systems:
-                raise DataError(f"batch_size '{data.batch_size}' leaves no system", remedy="use a larger number")
+                raise DataError(
+                    f"batch_size '{data.batch_size}' leaves no system", where=f"{data.section}/batch_size",
+                    remedy="use a larger number",
+                )  # fmt: skip
         return cls(systems, model.type_map, model.descriptor.rcut, cache_bytes)
 
     def __repr__(self) -> str:

@@ -98,6 +98,11 @@ class LmdbStore:
         """(n_frames,) numbers of the systems that the frames came from."""
         return self._database.sources[self._group.frames]
 
+    @property
+    def n_sources(self) -> int:
+        """Number of systems that the whole database came from."""
+        return 1 + int(self._database.sources.max())
+
     def words(self, name: str) -> list[str]:
         """Types of the slots, or names of the types."""
         if name == "type_map.raw":

@@ -170,6 +170,11 @@ class System:
         """(n_frames,) for LMDB, the number of the system that each frame came from; None for other systems."""
         return self._store.sources() if isinstance(self._store, LmdbStore) else None
 
+    @property
+    def n_sources(self) -> int:
+        """For LMDB, the number of systems that the whole database came from; 0 for other systems."""
+        return self._store.n_sources if isinstance(self._store, LmdbStore) else 0
+
     def _warn_of_labels(self, set_names: list[str]) -> None:
         """Warn of labels that are not used because some set lacks them."""
         for label in (name for name in LABELS if name not in self.labels):
