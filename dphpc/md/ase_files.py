@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ase import Atoms
@@ -22,7 +23,8 @@ log = logging.getLogger(__name__)
 
 FORMATS = (
     f"by its name LAMMPS data ({', '.join(SUFFIXES)}, data.*), extxyz (.extxyz, .xyz), "
-    f"POSCAR (POSCAR*, CONTCAR*, .poscar, .vasp), CIF (.cif) or a restart file ({', '.join(RESTART_SUFFIXES)})"
+    f"POSCAR (POSCAR*, CONTCAR*, .poscar, .vasp), CIF (.cif), a LAMMPS dump, or a restart file "
+    f"({', '.join(RESTART_SUFFIXES)})"
 )
 """The known file formats and how a structure's name tells them, for error messages."""
 
@@ -33,23 +35,29 @@ UNREAD = ("vel", "velo", "velocities", "velocity")
 """Columns of extxyz that are not read: some programs write them in Å/fs, others in Å/ps or ASE's unit."""
 
 
-def read_last(path: str) -> tuple[Atoms, bool]:
-    """The last frame of a file, and whether there are others before it."""
+def read_last(path: str, type_map: list[str] | None = None) -> tuple[Atoms, bool]:
+    """The last frame of a file, and whether there are others before it; `type_map` names the types of a LAMMPS dump."""
     name = Path(path).name
     lower = name.lower()
     is_vasp = lower.startswith(("poscar", "contcar")) or lower.endswith((".poscar", ".vasp"))
     kind = "vasp" if is_vasp else "extxyz" if lower.endswith((".xyz", ".extxyz")) else None
+    order: dict[str, Any] = {}
     try:
         kind = kind or filetype(path)
-        _require_told(path, kind)
+        order = {"specorder": type_map} if _names_types(path, kind, type_map) else {}
         # Readers of single-frame formats take no slice.  With parallel=True ASE would broadcast to the other ranks.
-        found = ase_read(path, index=-1 if ioformats[kind].single else slice(-2, None), format=kind, parallel=False)
+        index = -1 if ioformats[kind].single else slice(-2, None)
+        found = ase_read(path, index=index, format=kind, parallel=False, **order)
         frames = [found] if isinstance(found, Atoms) else found
         atoms = frames[-1]
         assert isinstance(atoms, Atoms)
     except DphpcError:
         raise
     except Exception as error:  # ASE's readers raise all kinds of exceptions
+        if isinstance(error, IndexError) and order:
+            raise DataError(
+                f"the dump has types beyond the {len(order['specorder'])} that 'type_map' names", where=path
+            ) from None
         raise DataError(
             f"the structure cannot be read: {str(error) or type(error).__name__}",
             where=path,
@@ -61,8 +69,14 @@ def read_last(path: str) -> tuple[Atoms, bool]:
     return atoms, len(frames) > 1
 
 
-def _require_told(path: str, kind: str) -> None:
-    """Refuse files that are empty, of an unknown format, or do not tell the atoms' species."""
+def _names_types(path: str, kind: str, type_map: list[str] | None) -> bool:
+    """Whether `type_map` names the types of this file, a dump without elements.
+
+    Raises
+    ------
+    InputError, DataError
+        The file is empty, of an unknown format, or nothing tells the atoms' species.
+    """
     if not Path(path).stat().st_size:
         raise DataError("the file is empty", where=path)
     if kind not in ioformats:
@@ -70,12 +84,13 @@ def _require_told(path: str, kind: str) -> None:
     if kind == "lammps-dump-text":
         with open(path, encoding="utf-8", errors="replace") as file:
             columns = next((line.split()[2:] for line in file if line.startswith("ITEM: ATOMS")), [])
-        if "element" not in columns:
+        if "element" not in columns and type_map is None:
             raise InputError(
                 "the dump has no column 'element', and a type does not tell its species", where=path,
-                expected="dump custom … id type element x y z, and dump_modify … element O H",
-                remedy="write it so, or a data file (write_data)",
+                expected="a type_map, as type_map: [O, H]; or dump_modify … element O H and a column 'element'",
             )  # fmt: skip
+        return "element" not in columns
+    return False
 
 
 def ids_of(atoms: Atoms, path: str) -> NDArray[np.int64]:

@@ -129,7 +129,7 @@ def read_structure(
     Parameters
     ----------
     type_map
-        Species of the types in LAMMPS data.
+        Species of the types in LAMMPS data, and in dumps without a column `element`.
     periodic
         Which box vectors are periodic, in place of the file's.
     with_fixed
@@ -145,7 +145,7 @@ def read_structure(
     if name.endswith(SUFFIXES) or name.startswith("data."):
         source = _from_lammps(read_lammps_data(path), type_map, path)
     else:
-        source = _from_ase(path, with_fixed)
+        source = _from_ase(path, with_fixed, type_map)
     if periodic is not None and tuple(periodic) != source.box.periodic:
         source = replace(source, box=replace(source.box, periodic=(periodic[0], periodic[1], periodic[2])))
     return source
@@ -210,11 +210,11 @@ def _check_mass(name: str, mass: float, names: list[str], path: str) -> None:
         )
 
 
-def _from_ase(path: str, with_fixed: bool) -> Source:
+def _from_ase(path: str, with_fixed: bool, type_map: list[str] | None) -> Source:
     # ASE's readers import much of SciPy, which takes long: only the rank that reads such a file needs them.
     from dphpc.md.ase_files import fixed_in, ids_of, read_last, velocities_of
 
-    atoms, last_of_several = read_last(path)
+    atoms, last_of_several = read_last(path, type_map)
     names, types = np.unique(atoms.get_chemical_symbols(), return_inverse=True)
     rows = np.zeros(len(atoms), ROWS)
     rows["ids"] = ids_of(atoms, path)

@@ -17,7 +17,14 @@ from dphpc.plots.parity import DETAIL_FILES, parity, read_details
 from dphpc.plots.structure import Frame, radial_distribution, rdf
 from dphpc.plots.tables import read_table
 
-_HEADERS = {"worst_devi_f": "rounds", "rmse_": "lcurve", "devi_f": "devi", "temperature_K": "thermo"}
+_HEADERS = {
+    "worst_devi_f": "rounds",
+    "rmse_": "lcurve",
+    "devi_f": "devi",
+    "temperature_K": "thermo",
+    "ITEM: TIMESTEP": "rdf",
+    "Lattice=": "rdf",
+}
 """Text in a table's first lines -> kind of plot."""
 
 STRUCTURES = (".extxyz", ".xyz", ".h5md", ".lammpstrj", ".dump", ".traj")
@@ -100,6 +107,7 @@ def read_frames(path: str, skip: int = 0) -> list[Frame]:
         It cannot be read, or a frame has no periodic box.
     """
     import ase.io
+    from ase.io.formats import filetype
 
     if not Path(path).is_file():
         raise DataError(f"no file '{path}'")
@@ -107,11 +115,19 @@ def read_frames(path: str, skip: int = 0) -> list[Frame]:
         return _read_h5md(path, skip)
     try:
         frames = list(ase.io.iread(path, index=f"{skip}:", parallel=False))
+        # In a dump without a column `element` ASE takes types for atomic numbers: they are named by their numbers.
+        unnamed = filetype(path) == "lammps-dump-text" and not _has_elements(path)
     except Exception as error:  # ASE's readers raise anything
         raise DataError(f"ASE cannot read '{path}': {error}", expected="a trajectory such as extxyz") from error
     if not frames or not all(frame.pbc.all() for frame in frames):
         raise _no_frames(path, skip)
-    return [Frame(f.get_positions(), Box(f.cell.array), np.array(f.get_chemical_symbols())) for f in frames]
+    names = [f.numbers.astype(str) if unnamed else np.array(f.get_chemical_symbols()) for f in frames]
+    return [Frame(f.get_positions(), Box(f.cell.array), species) for f, species in zip(frames, names, strict=True)]
+
+
+def _has_elements(dump: str) -> bool:
+    with open(dump, encoding="utf-8", errors="replace") as lines:
+        return "element" in next((line.split() for line in lines if line.startswith("ITEM: ATOMS")), [])
 
 
 def _read_h5md(path: str, skip: int) -> list[Frame]:

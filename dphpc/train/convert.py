@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,6 +24,8 @@ from dphpc.train.data.system import FrameInputs, System
 from dphpc.train.data.writer import Configuration, require_free, write_systems
 from dphpc.train.neighbor_stat import common_type_map
 
+log = logging.getLogger(__name__)
+
 DEEPMD_FORMATS = ("deepmd", "deepmd/npy", "deepmd/comp", "deepmd/npy/mixed", "deepmd/hdf5", "deepmd/lmdb")
 
 _BY_NAME = (
@@ -31,14 +34,27 @@ _BY_NAME = (
     ("*POSCAR*", "vasp/poscar"),
     ("*CONTCAR*", "vasp/poscar"),
     ("*.poscar", "vasp/poscar"),
-    ("*.dump", "lammps/dump"),
-    ("*.lammpstrj", "lammps/dump"),
     ("*.lmp", "lammps/lmp"),
 )
 """Pattern of a file name, and dpdata's format; for other files ASE guesses."""
 
 _BY_ENDING = {".h5": "deepmd/hdf5", ".hdf5": "deepmd/hdf5", ".lmdb": "deepmd/lmdb"}
 """Suffix of the output, and its format."""
+
+_OTHER_ENDINGS = (
+    ".extxyz",
+    ".xyz",
+    ".traj",
+    ".cif",
+    ".poscar",
+    ".vasp",
+    ".lmp",
+    ".data",
+    ".dump",
+    ".lammpstrj",
+    ".npy",
+)
+"""Suffixes that no folder of systems is likely to have."""
 
 _DUMPS = ("lammps/dump", "dump")
 
@@ -73,7 +89,8 @@ class ConversionReport:
             "validation": f"{counted(self.held_out[1], 'frame')} in {self.held_out[0]}" if self.held_out else "",
             "atoms a frame": " to ".join(str(n) for n in sorted(set(self.n_atoms))),
             "type map": " ".join(self.type_map),
-            "labels": ", ".join(f"{k} ({n} frames)" for k, n in self.labels.items()) or "none: nothing to train on",
+            "labels": ", ".join(f"{k} ({counted(n, 'frame')})" for k, n in self.labels.items())
+            or "none: nothing to train on",
         }
         title = f"wrote {counted(self.n_frames, 'frame')} in {where}"
         return [title, *(f"  {name + ':':15}{fact}" for name, fact in facts.items() if fact)]
@@ -112,6 +129,11 @@ def convert(
     DataError
         The input cannot be read, holds no frames, or has an element outside `type_map`.
     """
+    if output_format is None and Path(output).suffix in _OTHER_ENDINGS:
+        raise InputError(
+            f"'{output}' seems to be a file of structures, which is not written",
+            expected="a folder (npy), or a name ending in .hdf5 or .lmdb", remedy="ASE and dpdata write others",
+        )  # fmt: skip
     paths = [Path(p) for p in ([input] if isinstance(input, str | Path) else input)]
     target = output_format or _BY_ENDING.get(Path(output).suffix, "deepmd/npy")
     frames = [frame for path in paths for frame in read_configurations(path, input_format, type_map)]
@@ -183,15 +205,17 @@ def _guess(path: Path) -> str:
     # A path that does not exist is `file.hdf5#/group`.
     if path.is_dir() or path.suffix in (".h5", ".hdf5") or is_lmdb(path) or not path.exists():
         return "deepmd"
-    found = next((fmt for pattern, fmt in _BY_NAME if fnmatch(path.name, pattern)), "ase")
-    # dpdata ignores a dump's column of elements.
-    return "ase/lammps-dump-text" if found in _DUMPS and _has_elements(_dump_header(path)) else found
+    header = _dump_header(path)
+    if header:  # dpdata ignores a dump's column of elements, ASE takes types for atomic numbers
+        return "ase/lammps-dump-text" if _has_elements(header) else "lammps/dump"
+    return next((fmt for pattern, fmt in _BY_NAME if fnmatch(path.name, pattern)), "ase")
 
 
 def _dump_header(path: Path) -> list[str]:
-    """The `ITEM:` lines of a LAMMPS dump's first frame."""
+    """The `ITEM:` lines of a LAMMPS dump's first frame; none of another file."""
     with open(path, encoding="utf-8", errors="replace") as lines:
-        return [line for line in itertools.islice(lines, 12) if line.startswith("ITEM:")]
+        first = list(itertools.islice(lines, 12))
+    return [line for line in first if line.startswith("ITEM:")] if first and first[0].startswith("ITEM:") else []
 
 
 def _has_elements(header: Sequence[str]) -> bool:
@@ -222,14 +246,16 @@ def _from_deepmd(path: str, type_map: Sequence[str] | None) -> Iterator[Configur
 
 
 def _from_dpdata(path: Path, name: str, type_map: Sequence[str] | None) -> Iterator[Configuration]:
+    from ase.io.formats import ioformats
     from dpdata.format import Format
 
     known = Format.get_formats()
+    all_known = {*known, *DEEPMD_FORMATS, "ase"}
     if name not in known:
         raise InputError(
             f"unknown input format '{name}'",
             where="--format",
-            remedy=did_you_mean(name, [*known, *DEEPMD_FORMATS, "ase"]),
+            remedy=f"did you mean 'ase/{name}'?" if name in ioformats else did_you_mean(name, all_known),
         )
     if name in _DUMPS and any("abc origin" in line for line in _dump_header(path)):
         raise DataError(
@@ -296,6 +322,10 @@ def _from_ase(path: Path, ase_format: str | None) -> Iterator[Configuration]:
             where=str(path),
             remedy="name the format (--format): one of dpdata's, or ase/<format>",
         ) from error
+    if is_dump and not _has_elements(_dump_header(path)):  # ASE takes types for atomic numbers
+        raise DataError(
+            "the dump has no column 'element'", where=str(path), remedy="--format lammps/dump -t O H names its types"
+        )
     for i, atoms in enumerate(frames):
         if atoms.pbc.any() and not (atoms.pbc.all() and atoms.cell.rank == 3):
             directions = " ".join("FT"[int(p)] for p in atoms.pbc)
@@ -307,9 +337,18 @@ def _from_ase(path: Path, ase_format: str | None) -> Iterator[Configuration]:
             )
         cell = np.array(atoms.cell) if atoms.pbc.any() else None
         labels = _ase_labels(atoms)
+        if i == 0 and not {"energy", "force"} <= labels.keys():
+            _tell_of_other_names(atoms, path)
         if is_dump:
             labels.pop("energy", None)  # a dump has none: ASE puts 0 beside its forces
         yield Configuration(atoms.get_chemical_symbols(), atoms.get_positions(), cell, labels)
+
+
+def _tell_of_other_names(atoms: Any, path: Path) -> None:
+    """Warn of energies and forces under names such as REF_energy, which no program agrees on."""
+    others = [name for name in (*atoms.info, *atoms.arrays) if re.search(r"energy|forces?$", name, re.IGNORECASE)]
+    if others:
+        log.warning(f"{path}: not read as labels: {', '.join(others)}; rename them to 'energy' and 'forces'")
 
 
 def _ase_labels(atoms: Any) -> dict[str, Any]:

@@ -210,7 +210,7 @@ def test_ids_of_the_file_are_kept(tmp_path: Path, caplog: pytest.LogCaptureFixtu
         caplog.clear()
 
 
-def test_a_dump_without_elements_is_refused(tmp_path: Path) -> None:
+def test_a_dump_without_elements_needs_a_type_map(tmp_path: Path) -> None:
     path = tmp_path / "x.lammpstrj"
     text = "ITEM: TIMESTEP\n0\nITEM: NUMBER OF ATOMS\n1\nITEM: BOX BOUNDS pp pp pp\n0 5\n0 5\n0 5\nITEM: ATOMS id type"
     path.write_text(f"{text} element x y z\n1 1 Si 0 0 0\n")
@@ -218,6 +218,12 @@ def test_a_dump_without_elements_is_refused(tmp_path: Path) -> None:
     path.write_text(f"{text} x y z\n1 1 0 0 0\n")
     with pytest.raises(InputError, match="no column 'element'"):  # a type is no atomic number
         read_structure(str(path), None, None)
+    path.write_text(f"{text} x y z vx vy vz\n1 2 0 0 0 1 2 3\n")
+    source = read_structure(str(path), ["O", "Si"], None)
+    assert source.species == ["Si"]
+    np.testing.assert_allclose(source.read(0, 1)["velocities"], [[1.0, 2.0, 3.0]], rtol=1e-12)  # Å/ps
+    with pytest.raises(DataError, match="beyond the 1 that 'type_map' names"):
+        read_structure(str(path), ["O"], None)
 
 
 @pytest.mark.parametrize(

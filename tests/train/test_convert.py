@@ -174,6 +174,25 @@ def test_labels_that_differ_make_other_systems(tmp_path: Path) -> None:
     assert [s.labels != frozenset() for s in open_systems(["out"], ["O", "H"], base=tmp_path)] == [True, False]
 
 
+def test_labels_under_other_names_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    frames = atoms_frames()[:1]
+    write(tmp_path / "in.extxyz", frames)
+    convert(tmp_path / "in.extxyz", tmp_path / "out")
+    assert not caplog.text
+    text = (tmp_path / "in.extxyz").read_text()
+    (tmp_path / "in.extxyz").write_text(text.replace("energy=", "REF_energy=").replace(":forces:", ":REF_forces:"))
+    convert(tmp_path / "in.extxyz", tmp_path / "other")
+    assert "REF_energy, REF_forces" in caplog.text
+
+
+def test_a_name_of_structures_is_no_output(tmp_path: Path) -> None:
+    write(tmp_path / "in.extxyz", atoms_frames()[:1])
+    with pytest.raises(InputError, match="a file of structures, which is not written"):
+        convert(tmp_path / "in.extxyz", tmp_path / "out.xyz")
+    with pytest.raises(InputError, match="did you mean 'ase/espresso-out'"):
+        convert(tmp_path / "in.extxyz", tmp_path / "out", "espresso-out")
+
+
 DUMP = """\
 ITEM: TIMESTEP
 0
@@ -206,6 +225,11 @@ def test_type_map_names_numbers(tmp_path: Path) -> None:
     np.testing.assert_array_equal(frame.types, [0, 2])
     with pytest.raises(DataError, match="TYPE_2"):
         convert(tmp_path / "a.dump", tmp_path / "other", type_map=["O", "C"])
+    (tmp_path / "a.dump").rename(tmp_path / "dump.water")  # a dump by its first line: types are no atomic numbers
+    assert convert(tmp_path / "dump.water", tmp_path / "two", type_map=["O", "C", "H"]).type_map == ["O", "C", "H"]
+    assert convert(tmp_path / "dump.water", tmp_path / "three").type_map == ["TYPE_0", "TYPE_2"]
+    with pytest.raises(DataError, match="no column 'element'"):
+        convert(tmp_path / "dump.water", tmp_path / "four", "ase/lammps-dump-text")
 
 
 def test_type_map_names_the_types_of_a_system(tmp_path: Path) -> None:
