@@ -33,6 +33,15 @@ BACKEND_FLAGS = (
 """DeePMD-kit's flags before the command; accepted without effect, so that scripts still run."""
 
 
+OTHERS = {
+    "convert-backend": "dp convert-backend model.pth model.dp makes a model for dphpc",
+    "convert-from": "dp convert-from brings an old model up to date, dp convert-backend makes a .dp of it",
+    "doc-train-input": "docs/train.md has what dphpc adds, all other keys mean what they do in DeePMD-kit",
+    **dict.fromkeys(("eval-desc", "embed", "gui", "transfer", "pretrained", "train-nvnmd"), "dphpc has no counterpart"),
+}
+"""DeePMD-kit's commands that are not here, and what to do instead."""
+
+
 @app.callback()
 def everything(
     version: Annotated[
@@ -58,9 +67,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     Status 0, 1 for an error, 2 for wrong usage, 128 + the signal that ended it; `md` has some more.
     """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    name = next((a for a in given if not a.startswith("-")), "")
+    if name in OTHERS:
+        print(f"error: {name} is a command of DeePMD-kit alone\n  remedy:   {OTHERS[name]}", file=sys.stderr)
+        sys.exit(2)
     for module in COMMAND_MODULES:
         importlib.import_module(f"dphpc.cli.{module}")
-    app(args=_repeat_flags(list(sys.argv[1:] if arguments is None else arguments)), prog_name="dphpc")
+    app(args=_repeat_flags(given), prog_name="dphpc")
 
 
 def _repeat_flags(arguments: list[str]) -> list[str]:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from dphpc.core.errors import InputError, did_you_mean, nearest
@@ -46,6 +46,8 @@ class Config(BaseModel):
         therefore accepted (and dropped).  Any other value is refused by name.
     ignored_keys
         Keys of the format that mean nothing any more: accepted and dropped.
+    other_words
+        What other programs call our keys, for the remedy: their word to our key.
     taken_by
         The command whose whole input this is, one of `INPUTS`; empty for others.
     """
@@ -55,6 +57,7 @@ class Config(BaseModel):
     key_aliases: ClassVar[Mapping[str, str]] = {}
     unsupported_keys: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
     ignored_keys: ClassVar[frozenset[str]] = frozenset()
+    other_words: ClassVar[Mapping[str, str]] = {}
     taken_by: ClassVar[str] = ""
 
     @model_validator(mode="before")
@@ -78,12 +81,26 @@ class Config(BaseModel):
                 problems.append({"key": key, "what": f"gives '{name}' twice", "remedy": "keep one of them"})
             else:
                 kept[name] = value
-        if problems:
+        if problems and cls._is_of_this_kind(data):  # else they may be another kind's keys: the type is what is wrong
             raise PydanticCustomError("keys", "wrong keys", {"problems": problems})
         return kept
 
     @classmethod
+    def _is_of_this_kind(cls, data: Mapping[str, Any]) -> bool:
+        """Whether a check that stands before the field `type` takes its value."""
+        field = cls.model_fields.get("type")
+        checks = [m.func for m in field.metadata if isinstance(m, BeforeValidator)] if field else []
+        try:
+            for check in checks if "type" in data else ():
+                check(data["type"])  # type: ignore[call-arg]
+        except ValueError:
+            return False
+        return True
+
+    @classmethod
     def _suggest(cls, key: str) -> str:
+        if key in cls.other_words:
+            return f"here it is '{cls.other_words[key]}'"
         near = nearest(key, [*cls.model_fields, *cls.key_aliases, *cls.unsupported_keys])
         return did_you_mean(key, [near] if near else cls.model_fields)
 
@@ -273,8 +290,17 @@ def _problems(details: ErrorDetails, data: Any) -> list[_Problem]:
     if details["type"] == "list_type":
         message = "a list in brackets: [...]"
     if details["type"] in ("model_type", "model_attributes_type", "dict_type"):
-        message = "a section with keys of its own"
+        kind = details.get("ctx", {}).get("class_name", "")
+        keys = next((list(c.model_fields) for c in _kinds(Config) if c.__name__ == kind), [])
+        message = "a section with keys of its own" + (f": {', '.join(keys)}" if keys else "")
     return [_Problem("/".join(path), f"'{key}' has the wrong value {_short(details['input'])}", _lower(message))]
+
+
+def _kinds(kind: type[Config]) -> Iterator[type[Config]]:
+    """All kinds of sections that have been defined."""
+    for below in kind.__subclasses__():
+        yield below
+        yield from _kinds(below)
 
 
 def _path_in(loc: tuple[int | str, ...], data: Any, *, with_last: bool) -> tuple[str, ...]:

@@ -101,8 +101,11 @@ def writing(where: str | Path, what: str = "the file", last: str | None = None) 
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word most like `word`, or None when nothing is near."""
-    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    """The known word most like `word`, or the shortest that begins or ends with it; None when nothing is near."""
+    known = list(known)
+    found = difflib.get_close_matches(word, known, n=1, cutoff=0.7)
+    if len(word) > 2 and not found:
+        found = sorted((k for k in known if k.lower().startswith(word.lower()) or k.endswith(word)), key=len)
     return found[0] if found else None
 
 

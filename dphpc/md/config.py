@@ -164,6 +164,14 @@ class MdConfig(Config):
     """All settings of a run.  Paths are relative to the current directory, as in LAMMPS and `dp`."""
 
     taken_by: ClassVar = "md"
+    other_words: ClassVar = {
+        **dict.fromkeys(("dt", "time_step"), "timestep_fs"),
+        **dict.fromkeys(("pair_style", "potential", "graph"), "model"),
+        **dict.fromkeys(("dump", "traj"), "trajectory"),
+        **dict.fromkeys(("run", "fix"), "stages"),
+        **dict.fromkeys(("freeze", "constraints"), "fixed"),
+        **{"read_data": "structure", "velocity": "velocities", "neighbor": "skin_A"},
+    }
 
     structure: str
     """Structure file: LAMMPS data, extxyz, POSCAR, CIF, or a restart file."""
@@ -203,6 +211,10 @@ class MdConfig(Config):
     """Let MPI read and write GPU memory; an MPI that is not GPU-aware crashes on it."""
     ignore_memory_limit: bool = False
     """Start even if the estimated memory exceeds the machine's."""
+
+    @classmethod
+    def _suggest(cls, key: str) -> str:
+        return "it is a key of a stage: see 'stages'" if key in Stage.model_fields else super()._suggest(key)
 
     @property
     def outputs(self) -> dict[str, str]:

@@ -386,6 +386,12 @@ def test_help_version_and_wrong_usage(run: Run, process: Run) -> None:
     assert "INPUT" in run("train", status=2).stderr
 
 
+def test_deepmd_kits_other_commands_are_told(run: Run) -> None:
+    said = run("--pt", "convert-backend", "a.pth", "b.dp", status=2).stderr
+    assert "dp convert-backend model.pth model.dp" in said
+    assert "no counterpart" in run("gui", status=2).stderr
+
+
 def test_help_imports_nothing_heavy() -> None:
     heavy = ("torch", "numpy", "h5py", "ase", "matplotlib", "pydantic", "mpi4py")
     code = (

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import pytest
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from dphpc.core.config import Config, load_config, parse_config
-from dphpc.core.errors import InputError
+from dphpc.core.errors import InputError, nearest
 
 
 class Inner(Config):
@@ -44,6 +44,37 @@ def test_unknown_key_names_path_and_nearest_key() -> None:
     assert error.remedy == "did you mean 'rcut'?"
     assert "known are: inner, many, name" in str(refuse({"name": "a", "zzzzz": 1}))
     assert str(refuse({"name": "a", "zzzzz": 1, "yyyyy": 1})).count("known are: inner, many, name") == 1
+
+
+def mine(value: str) -> str:
+    if value != "mine":
+        raise ValueError(f"thing '{value}' is not supported")
+    return value
+
+
+class Typed(Config):
+    other_words: ClassVar = {"dt": "timestep"}
+
+    type: Annotated[str, BeforeValidator(mine)] = "mine"
+    timestep_fs: float = 1.0
+    temperature_K: float = 1.0
+
+
+def test_remedies_for_shortened_and_foreign_words() -> None:
+    assert refuse({"temp": 1}, Typed).remedy == "did you mean 'temperature_K'?"
+    assert refuse({"dt": 1}, Typed).remedy == "here it is 'timestep'"
+    assert (refuse({"a": 1}, Typed).remedy or "").startswith("known are")
+    assert nearest("temp", ["steps"]) is None
+
+
+def test_the_type_is_what_is_wrong_where_the_other_keys_are_another_types() -> None:
+    assert refuse({"type": "theirs", "charge": 1}, Typed).what == "thing 'theirs' is not supported"
+    assert refuse({"type": "mine", "charge": 1}, Typed).what == "'charge' is not a known key"
+
+
+def test_a_section_that_is_no_section_tells_its_keys() -> None:
+    error = refuse({"name": "a", "inner": 3})
+    assert error.expected == "a section with keys of its own: rcut, steps"
 
 
 def test_unsupported_key_is_refused_by_name_unless_it_asks_for_nothing() -> None:

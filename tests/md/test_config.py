@@ -64,6 +64,8 @@ def test_a_pressure_may_be_a_ramp_and_may_be_below_zero() -> None:
     [
         ({"timestep": 0.5}, r"'timestep' is not a known key\n.*timestep\n.*did you mean 'timestep_fs'"),
         ({"thermo": {"evry": 5}}, r"'evry' is not a known key\n.*thermo/evry\n.*did you mean 'every'"),
+        ({"dt": 0.5}, r"(?s)'dt' is not a known key.*here it is 'timestep_fs'"),
+        ({"steps": 5}, r"(?s)'steps' is not a known key.*a key of a stage"),
         ({"structure": None}, r"'structure'"),
         ({"stages": []}, r"at least 1 item"),
         ({"timestep_fs": -1}, r"greater than 0"),

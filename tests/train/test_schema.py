@@ -140,6 +140,7 @@ def test_out_json_means_the_same_to_deepmd_kit(tmp_path: Path) -> None:
     [
         ("model/descriptor/rcut_smoth", 1.0, "model/descriptor/rcut_smoth", "did you mean 'rcut_smth'"),
         ("learning_rate/decay_step", 1, "learning_rate/decay_step", "did you mean 'decay_steps'"),
+        ("model/descriptor", {"type": "dpa2", "repinit": {}}, "model/descriptor/type", "'dpa2' of DeePMD-kit is not"),
         ("learning_rate/type", "expo", "learning_rate/type", "did you mean 'exp'"),
         ("optimizer/type", "AdaMuon", "optimizer/type", "optimizer of DeePMD-kit that dphpc does not support yet"),
         ("training/opt_type", "AdaMuon", "optimizer/type", "use HybridMuon"),

@@ -199,7 +199,8 @@ def _groups(path: Path, inside: str) -> list[str]:
     with _open(path) as file:
         top = file.get("/" + inside.strip("/"))
         if not isinstance(top, h5py.Group):
-            raise DataError("the HDF5 file has no such group", where=f"{path}{HDF5_MARK}{inside}")
+            expected = f"one of its groups: {', '.join(file)}" if len(file) < 20 else None
+            raise DataError("the HDF5 file has no such group", where=f"{path}{HDF5_MARK}{inside}", expected=expected)
         if "type.raw" in top:
             found.append(top.name)
         top.visititems(
