@@ -182,6 +182,7 @@ class Run:
         """Draw velocities, or set them to zero, before dynamics that continue neither a restart nor other dynamics."""
         drawn = self.settings.velocities
         if drawn is not None and (self.at_rest or self.checkpoint is None):
+            self.screen.say(*[f"velocities: drawn at {drawn.temperature_K:g} K, as 'velocities' says"] * self.at_rest)
             draw_velocities(self.engine, drawn.temperature_K, drawn.seed)
         elif self.at_rest:
             self.screen.say("velocities: all atoms start at rest (none in the run file, and minimized before)")

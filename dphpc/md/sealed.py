@@ -30,6 +30,9 @@ SPARE = 1 << 20
 PIECE = 1 << 24
 """Bytes of a piece, which has a digest of its own."""
 
+LAMMPS_MAGIC = b"LammpS RestartT"
+"""Beginning of LAMMPS' own restart files."""
+
 MAGIC = b"dphpc restart\n"
 WHOLE = MAGIC + b"blake2b "
 """Beginning of the seal of older files, which is a single digest of all bytes."""
@@ -163,6 +166,8 @@ def damage_of(path: Path) -> str | None:
         return error.strerror or str(error)
     if block.startswith(MAGIC):
         return "it is damaged: its checksum does not fit"
+    if block.startswith(LAMMPS_MAGIC):
+        return "it is one of LAMMPS; write_data in LAMMPS writes a data file, which is read"
     return "it is no restart file of dphpc, or damaged at its beginning"
 
 

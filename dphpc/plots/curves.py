@@ -104,8 +104,9 @@ def thermo(table: Table, label: str = "") -> Figure:
         for name, color in (("potential", COLORS[0]), ("kinetic", COLORS[1]), ("total", GREY)):
             energy.plot(time, _change(table[f"{name}_eV"]), color=color, label=name)
         energy.set(title="Energies", ylabel="change since start (eV)")
-        drift.plot(time, 1e3 * _change(table["conserved_eV"]), color=COLORS[2])
-        drift.set(title="Conserved quantity", ylabel="change since start (meV)")
+        change, since = _conserved(table)
+        drift.plot(time, change, color=COLORS[2])
+        drift.set(title="Conserved quantity", ylabel=f"change since {since} (meV)")
         pressure.plot(time, GPA_PER_BAR * table["pressure_bar"], color=COLORS[4])
         pressure.set(title="Pressure", ylabel="P (GPa)")
         if box:
@@ -124,6 +125,21 @@ def thermo(table: Table, label: str = "") -> Figure:
 
 def _change(values: Doubles) -> Doubles:
     return values - values[0]
+
+
+def _conserved(table: Table) -> tuple[Doubles, str]:
+    """Change of the conserved quantity in meV, and since when: after a minimization, which has none, it begins anew."""
+    change = 1e3 * _change(table["conserved_eV"])
+    minimized = table["kinetic_eV"] == 0.0
+    if minimized[0] and not minimized[1:2].all():
+        minimized[0] = False  # a run that starts at rest
+    if minimized.all() or not minimized.any():
+        return change, "start"
+    change[minimized] = np.nan
+    for part in np.split(np.arange(len(change)), np.flatnonzero(minimized) + 1):
+        moving = part[~minimized[part]]
+        change[moving] -= change[moving[:1]]
+    return change, "start, minimizations apart"
 
 
 def model_deviation(runs: Mapping[str, Table]) -> Figure:

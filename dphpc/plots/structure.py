@@ -79,7 +79,18 @@ def draw_rdf(ax: Axes, curves: Mapping[str, tuple[Doubles, Doubles]], of: str = 
     ax.set(title="Radial distribution function", xlabel="r (Å)", ylabel=f"g(r) of {of}" if of else "g(r)")
     ax.set_xlim(0, max(r[-1] for r, _ in curves.values()))
     ax.set_ylim(bottom=0)
+    tops = [float(g.max()) for _, g in curves.values()]
+    rest = max(float(_beyond_first_shell(g).max(initial=0.0)) for _, g in curves.values())
+    if 0 < 5 * rest < max(tops):  # bonds: what they belong to would be a flat line
+        ax.set_ylim(top=max(1.5 * rest, 2.0))
+        ax.text(0.5, 0.9, f"highest peak: {max(tops):.3g}", transform=ax.transAxes, ha="center", color=GREY)
     ax.legend()
+
+
+def _beyond_first_shell(g: Doubles) -> Doubles:
+    """g after the gap that follows its first peak; empty if there is none."""
+    after = g[int(np.argmax(g > 0.1)) :]
+    return after[int(np.argmax(after < 0.1)) :] if (after < 0.1).any() else after[:0]
 
 
 def rdf(curves: Mapping[str, tuple[Doubles, Doubles]], of: str = "") -> Figure:

@@ -107,7 +107,9 @@ def test_silicon_ends_where_ase_ends(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert result.thermo["potential_eV"][-1] == pytest.approx(atoms.get_potential_energy(), abs=2e-6)  # measured 2e-7
 
 
-def test_where_it_is_converged_nothing_is_done(config: Make, argon: LennardJones) -> None:
+def test_where_it_is_converged_nothing_is_done(
+    config: Make, argon: LennardJones, capsys: pytest.CaptureFixture[str]
+) -> None:
     stages = [MINIMIZE, {"ensemble": "nve", "steps": 3}]
     run = Run(parse_config(MdConfig, config(stages=stages)), Serial(), argon)
     result = run.go()
@@ -116,6 +118,7 @@ def test_where_it_is_converged_nothing_is_done(config: Make, argon: LennardJones
     assert result.steps == 3
     assert result.time_ps == pytest.approx(0.012)
     assert result.thermo["kinetic_eV"][-1] > 0.1, "velocities are drawn"
+    assert "velocities: drawn at" in capsys.readouterr().out
 
 
 @pytest.mark.mpi

@@ -342,9 +342,11 @@ def test_nan_and_wild_atoms_stop_the_run(comm: Communicator, config: Make, argon
 def test_mistakes_are_found_by_all_before_the_run(comm: Communicator, config: Make, argon: LennardJones) -> None:
     folder = Path(config()["structure"]).parent
     bad, near, fparam, kinked = (folder / name for name in ("x.h5", "near.extxyz", "fparam.dp", "kinked.dp"))
+    theirs = folder / "lammps.restart"
     if comm.rank == 0:
         with h5py.File(bad, "w") as file:
             file["a"] = 1
+        theirs.write_bytes(b"LammpS RestartT\0" + bytes(600))
         crystal = bulk("Ar", "fcc", a=5.4, cubic=True)
         crystal.positions[1] = crystal.positions[0]
         write(near, crystal, parallel=False)
@@ -367,6 +369,7 @@ def test_mistakes_are_found_by_all_before_the_run(comm: Communicator, config: Ma
         ({}, None, InputError, "'model' is missing"),
         ({}, LennardJones(["Ne"]), InputError, r"(?s)species 'Ar', which the model does not know.*of the model: Ne\n"),
         ({"structure": str(bad), "replicate": None}, argon, DataError, "no restart file of dphpc"),
+        ({"structure": str(theirs), "replicate": None}, argon, DataError, "one of LAMMPS; write_data"),
         ({"model": str(fparam)}, None, InputError, r"(?s)takes 2 frame parameters.*model_inputs"),
         ({"model": str(kinked)}, None, InputError, r"(?s)network with kinks.*deterministic: false"),
         ({"structure": str(near)}, argon, RunError, r"(?s)0 Å apart.*step 0, 0 ps.*remedy:   look for atoms that"),

@@ -9,6 +9,7 @@ from ase.build import bulk
 
 from dphpc.core.errors import DataError, InputError
 from dphpc.md.run import run_md
+from dphpc.plots.curves import thermo
 from dphpc.plots.draw import KINDS, draw, guess_kind, read_frames
 from dphpc.plots.parity import read_details
 from dphpc.plots.style import save
@@ -134,6 +135,14 @@ def test_trajectories_of_md_are_read_in_every_format(stage: dict[str, object], t
         read_frames(str(tmp_path / "bad.h5md"))
 
 
+def test_a_dump_without_elements_is_known_and_its_types_are_numbers(tmp_path: Path) -> None:
+    head = "ITEM: TIMESTEP\n0\nITEM: NUMBER OF ATOMS\n2\nITEM: BOX BOUNDS pp pp pp\n0 5\n0 5\n0 5\n"
+    (tmp_path / "dump.md").write_text(f"{head}ITEM: ATOMS id type x y z\n1 1 0 0 0\n2 2 1 1 1\n")
+    assert draw(None, [str(tmp_path / "dump.md")], pair=("1", "2"))[0] == "rdf"
+    with pytest.raises(DataError, match="two of 1, 2"):
+        draw("rdf", [str(tmp_path / "dump.md")], pair=("O", "H"))
+
+
 def test_several_runs_deviations_are_overlaid(tmp_path: Path) -> None:
     for name, text in (("00", DEVI), ("01", DEVI.replace("e-0", "e+0"))):
         (tmp_path / name).mkdir()
@@ -208,6 +217,23 @@ def test_damaged_tables_are_refused(text: str, message: str, tmp_path: Path) -> 
     path.write_text(text)
     with pytest.raises(DataError, match=message):
         read_table(path)
+
+
+def test_minimizations_begin_the_conserved_quantity_anew() -> None:
+    kinetic = np.array([2.0, 2.0, 0.0, 0.0, 3.0, 3.0])
+    zero = np.zeros(6)
+    table = {"time_ps": np.arange(6.0), "conserved_eV": np.array([1.0, 1.001, 0.5, 0.2, 9.0, 9.002])}
+    table |= dict.fromkeys(("temperature_K", "potential_eV", "total_eV", "pressure_bar"), zero) | {
+        "kinetic_eV": kinetic
+    }
+    drift = thermo(table).axes[2]
+    np.testing.assert_allclose(drift.lines[0].get_ydata(), [0.0, 1.0, np.nan, np.nan, 0.0, 2.0], atol=1e-9)
+    assert "minimizations apart" in drift.get_ylabel()
+    rest = thermo(table | {"kinetic_eV": np.array([0.0, *kinetic[:2], 1.0, 1.0, 1.0])}).axes[2]  # starts at rest
+    assert rest.lines[0].get_ydata()[1] == pytest.approx(1.0)
+    assert rest.get_ylabel() == "change since start (meV)"
+    only = thermo(table | {"kinetic_eV": zero}).axes[2]
+    assert only.lines[0].get_ydata()[2] == pytest.approx(-500.0)
 
 
 def test_where_time_stands_still_steps_are_shown(files: dict[str, str]) -> None:

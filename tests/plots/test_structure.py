@@ -8,7 +8,19 @@ from ase.neighborlist import neighbor_list
 
 from dphpc.core.box import Box
 from dphpc.core.errors import DataError
-from dphpc.plots.structure import EquationOfState, Frame, radial_distribution
+from dphpc.plots.structure import EquationOfState, Frame, radial_distribution, rdf
+
+
+def test_bonds_do_not_hide_the_rest() -> None:
+    r = np.linspace(0.05, 6.0, 120)
+    bond, shell = 30.0 * np.exp(-(((r - 1.0) / 0.05) ** 2)), 1.6 * np.exp(-(((r - 3.2) / 0.4) ** 2))
+    axes = rdf({"water": (r, bond + shell)}).axes[0]
+    assert 1.6 < axes.get_ylim()[1] < 3.0
+    assert [text.get_text() for text in axes.texts] == [f"highest peak: {bond.max():.3g}"]
+    for g in (bond / 10 + shell, 30.0 + shell):  # a crystal's peaks are of one size; without a gap nothing is a bond
+        axes = rdf({"crystal": (r, g)}).axes[0]
+        assert axes.get_ylim()[1] > g.max()
+        assert not axes.texts
 
 
 @pytest.mark.parametrize("pair", [(), ("O", "H"), ("H", "O"), ("H", "H")])
