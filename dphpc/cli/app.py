@@ -92,7 +92,9 @@ def command(
         run.__signature__ = signature.replace(  # type: ignore[attr-defined]
             parameters=[*signature.parameters.values(), *_COMMON_PARAMETERS]
         )
-        return to.command(name)(run)
+        # typer keeps the line breaks of all paragraphs but the first.
+        paragraphs = (inspect.getdoc(function) or "").split("\n\n")
+        return to.command(name, help="\n\n".join(" ".join(lines.split()) for lines in paragraphs))(run)
 
     return register
 

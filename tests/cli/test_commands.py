@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import ase.io
@@ -384,6 +385,15 @@ def test_help_version_and_wrong_usage(run: Run, process: Run) -> None:
     assert process("--version").stdout.split() == ["dphpc", __version__]
     assert "No such command" in run("trian", status=2).stderr
     assert "INPUT" in run("train", status=2).stderr
+
+
+def test_paragraphs_of_help_are_filled(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", 80)
+    lines = [line.strip() for line in run("md", "--help").stdout.splitlines()]
+    start = next(i for i, line in enumerate(lines) if line.startswith("SIGINT"))
+    paragraph = lines[start : lines.index("", start)]
+    assert len(paragraph) > 2
+    assert all(len(line) + len(after.split()[0]) > 70 for line, after in pairwise(paragraph))
 
 
 def test_deepmd_kits_other_commands_are_told(run: Run) -> None:

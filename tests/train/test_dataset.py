@@ -154,7 +154,7 @@ def test_hdf5_equals_npy(folder: Path) -> None:
     whole = load(folder, "all.hdf5")
     assert [s.name for s in whole.systems] == ["all.hdf5#/deep/a", "all.hdf5#/deep/b"]
     one = load(folder, "all.hdf5#/deep/b")
-    with pytest.raises(DataError, match="(?s)no such group.*one of its groups: deep"):
+    with pytest.raises(DataError, match=r"(?s)no such group.*one of its groups: deep"):
         load(folder, "all.hdf5#/deap")
     for dataset, k in ((whole, 1), (one, 0)):
         ours, theirs = dataset.batch(k, [2]), load(folder, "b").batch(0, [2])
