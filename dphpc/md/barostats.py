@@ -168,6 +168,7 @@ def _refuse_skew(engine: Engine) -> None:
     error = AstrayError(
         f"box vector {'abc'[axis]} has come within {angle:.3g}° of the plane of the others",
         expected=f"at least {least:.3g}°, as a crystal keeps that bears its stress",
-        remedy="coupling: anisotropic for what does not resist shear, or pressures that differ less",
+        remedy="coupling: anisotropic for what does not resist shear, or pressures that differ less; if it has been "
+        "as skewed from the beginning, shorter vectors of the same crystal",
     )
     agree(engine.comm, located(engine, error))

@@ -32,14 +32,16 @@ class Deformation:
         1/ps by direction, one of `PLACES`.
     interval
         Time in ps between two moves.
+    begun
+        Number of a move and its time in ps, from which times are counted.
     """
 
-    def __init__(self, rates: Mapping[str, float], interval: float) -> None:
-        self.rates, self.interval = rate_matrix(rates), interval
+    def __init__(self, rates: Mapping[str, float], interval: float, begun: tuple[int, float] = (0, 0.0)) -> None:
+        self.rates, self.interval, self.begun = rate_matrix(rates), interval, begun
         self.shears = bool(np.tril(self.rates, -1).any())
 
     def move(self, engine: Engine, n: int) -> Doubles:
-        """Move the box, and the atoms with it, from time (n − 1) intervals to n of them; collective.
+        """Move the box, and the atoms with it, from the time of move n − 1 to that of move n; collective.
 
         Returns
         -------
@@ -64,8 +66,9 @@ class Deformation:
         return exact_sum(np.array([taken]))
 
     def gradient(self, n: int) -> Doubles:
-        """(3, 3): F after n intervals."""
-        return np.eye(3) + n * self.interval * self.rates
+        """(3, 3): F after move n."""
+        first, time = self.begun
+        return np.eye(3) + (time + (n - first) * self.interval) * self.rates
 
     @staticmethod
     def _stress(engine: Engine) -> Doubles:

@@ -51,12 +51,14 @@ class BoxMoves:
     ----------
     timestep
         The run's, in ps.
+    flow
+        See `restart.Checkpoint`.
     """
 
-    def __init__(self, stage: Stage, timestep: float, seed: int) -> None:
+    def __init__(self, stage: Stage, timestep: float, seed: int, flow: tuple[int, float] = (0, 0.0)) -> None:
         self.stage, self.barostat, self.deformation = stage, barostat_of(stage, timestep, seed), None
         if stage.rates:
-            self.deformation = Deformation(stage.rates, stage.deform_every * timestep)
+            self.deformation = Deformation(stage.rates, stage.deform_every * timestep, flow)
 
     def after(self, step: int, engine: Engine, integrator: Integrator) -> Doubles:
         """Do the moves that are due after `step` steps of the stage; collective.

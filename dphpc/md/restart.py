@@ -60,6 +60,9 @@ class Checkpoint:
         (3,) eV that all thermostats and barostats took, the integrator's own account included; None in older files.
     origin
         What the run began from, see `origin_of`; None in older files.
+    flow
+        A move of the present stage's deformation, by its number, and its time (ps) in the stage; others are counted
+        from there.
     """
 
     step: int
@@ -74,6 +77,7 @@ class Checkpoint:
     ends: dict[str, Extent] = field(default_factory=dict)
     account: list[float] | None = None
     origin: dict[str, Any] | None = None
+    flow: tuple[int, float] = (0, 0.0)
 
     @property
     def minimizes(self) -> bool:
@@ -84,6 +88,12 @@ class Checkpoint:
     def drifts(self) -> bool:
         """Whether the center of mass moves in the present stage."""
         return bool(self.stages[self.stage].get("thermostat") == "langevin")
+
+    def flow_with(self, timestep: float) -> tuple[int, float]:
+        """`flow`; that of the last move if it goes on with another timestep (ps)."""
+        (move, time), every, old = self.flow, self.stages[self.stage]["deform_every"], self.clock[2]
+        last = self.stage_step // every
+        return (move, time) if timestep == old else (last, time + (last - move) * every * old)
 
     def fixes_as(self, fixed: list[Fixed] | None) -> bool:
         """Whether a run file's choice of fixed atoms is the same as this run's."""

@@ -153,7 +153,7 @@ class Run:
     def _plan(self) -> None:
         """Find the stage and step to begin at, and count the steps to do."""
         s, engine, old = self.settings, self.engine, self.checkpoint
-        self.stage, self.stage_step, self.bath = 0, 0, no_sum()
+        self.stage, self.stage_step, self.flow, self.bath = 0, 0, (0, 0.0), no_sum()
         self.saved: Saved = {}
         self.at_rest = False  # whether velocities are a minimizer's, not physical
         self.drifts = False  # whether the last stage, Langevin's, moved the center of mass
@@ -167,6 +167,7 @@ class Run:
             where = old.position_in(s.stages)
             if where is not None:
                 (self.stage, self.stage_step), self.saved = where, old.integrator
+                self.flow = old.flow_with(engine.timestep)
             elif old.account is not None:  # includes the thermostat that the new stages end
                 self.bath = np.array(old.account)
             plan = f"going on in stage {self.stage + 1} after {self.stage_step} of its steps" if where else "new stages"
@@ -240,7 +241,7 @@ class Run:
         engine, stages = self.engine, self.settings.stages
         while True:
             stage = stages[self.stage]
-            box = BoxMoves(stage, engine.timestep, self.settings.seed)
+            box = BoxMoves(stage, engine.timestep, self.settings.seed, self.flow)
             self.screen.say(f"stage {self.stage + 1} of {len(stages)}: {stage.title}")
             while self._steps_left(integrator):
                 left = stage.steps - self.stage_step, stage.steps_to_box(self.stage_step)
@@ -264,8 +265,8 @@ class Run:
             if isinstance(integrator, Fire):
                 self._write(integrator, last=True)  # the minimum
             self.bath += bath_energy(engine, integrator)
-            self.stage, self.stage_step, self.at_rest = self.stage + 1, 0, not integrator.dynamic
-            self.drifts = not integrator.frozen
+            self.stage, self.stage_step, self.flow = self.stage + 1, 0, (0, 0.0)
+            self.at_rest, self.drifts = not integrator.dynamic, not integrator.frozen
             if self.at_rest and stages[self.stage].ensemble != "minimize":
                 engine.to_host()
                 self._start_moving()
@@ -371,7 +372,7 @@ class Run:
         checkpoint = Checkpoint(
             engine.step, clock, stages, *place, bath.tolist(), kept or ends, integrator.save(),
             fixed=choice_of(s.fixed), ends=ends, account=account.tolist(),
-            origin=origin_of(self.given),
+            origin=origin_of(self.given), flow=self.flow,
         )  # fmt: skip
         write_restart(s.restart.file, engine, checkpoint, self.potential.type_map, self.masses)
 

@@ -188,6 +188,7 @@ def read_start(
             checkpoint, warning = None, None
             if is_restart(s.structure):
                 source, checkpoint, warning = read_restart(s.structure)
+                source = source.repeating(s.periodic)
                 if given is not s:
                     _require_same_plan(checkpoint, s, given)
             else:

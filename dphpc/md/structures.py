@@ -84,6 +84,20 @@ class Source:
 
         return cls(box, species, species, len(rows), max_id, masses, has_velocities, read)
 
+    def repeating(self, periodic: Sequence[bool] | None) -> Source:
+        """The same atoms where these box vectors are periodic, if they are given; along open ones no images count."""
+        if periodic is None:
+            return self
+        px, py, pz = periodic
+        read, is_open = self.read, ~np.array([px, py, pz])
+
+        def within(first: int, last: int) -> NDArray:
+            rows = read(first, last).copy()
+            rows["images"][:, is_open] = 0
+            return rows
+
+        return replace(self, box=replace(self.box, periodic=(px, py, pz)), read=within)
+
     def require_named(self, type_map: Sequence[str] | None, where: str) -> None:
         """Raise InputError if a run file's `type_map` lacks a species: it does not rename species that a file names."""
         for name in self.present:
@@ -146,9 +160,7 @@ def read_structure(
         source = _from_lammps(read_lammps_data(path), type_map, path)
     else:
         source = _from_ase(path, with_fixed, type_map)
-    if periodic is not None and tuple(periodic) != source.box.periodic:
-        source = replace(source, box=replace(source.box, periodic=(periodic[0], periodic[1], periodic[2])))
-    return source
+    return source.repeating(periodic)
 
 
 def require_file(path: str, key: str) -> None:

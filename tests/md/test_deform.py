@@ -74,6 +74,21 @@ def test_lengths_and_tilts_change_at_their_rates(config: Make, argon: LennardJon
     assert np.ptp(thermo["gamma_deg"]) > 1.0
 
 
+def test_a_rate_is_that_of_the_first_length_whatever_the_timesteps(
+    config: Make, argon: LennardJones, tmp_path: Path
+) -> None:
+    """Of runs that go on with another, twice."""
+    for steps, timestep in ((20, 1.0), (40, 4.0), (60, 2.0)):
+        stage = NVE | {"steps": steps, "deform_per_ps": RATES}
+        restart = {"every": 1000, "file": str(tmp_path / "r.h5")}
+        trajectory = {"every": 4, "file": str(tmp_path / "t.extxyz")}
+        run = config(stages=[stage], timestep_fs=timestep, restart=restart, trajectory=trajectory)
+        run_md(run, potential=argon, resume=True)
+    boxes, first = boxes_of(tmp_path / "t.extxyz"), np.diag([16.2, 10.8, 10.8])
+    for frame, moved in ((5, 0.02), (6, 0.036), (10, 0.1), (15, 0.14)):
+        np.testing.assert_allclose(boxes[frame], first @ gradient(RATES, moved), atol=1e-12)
+
+
 def test_a_box_that_lies_anyhow_is_stretched_along_x(argon: LennardJones) -> None:
     """Directions are Cartesian, so that the strain is the same in any cell of a crystal."""
     engine = skewed(argon)

@@ -97,6 +97,21 @@ def test_a_chain_of_runs_killed_at_any_moment(config: Make, argon: LennardJones,
     np.testing.assert_allclose(part[:60], rows_of(tmp_path / "whole.csv")[:60], rtol=1e-7, atol=1e-7)
 
 
+def test_a_restart_of_a_bulk_may_become_a_slab(config: Make, argon: LennardJones, tmp_path: Path) -> None:
+    """As the same atoms in another file."""
+    restart, slab = str(tmp_path / "r.h5"), {"periodic": [True, True, False], "velocities": None}
+    written = {"trajectory": {"every": 1000, "file": str(tmp_path / "t.extxyz")}}
+    nve = [{"ensemble": "nve", "steps": 30}]
+    run_md(config(stages=nve, restart={"every": 1000, "file": restart}, **written), potential=argon)
+    energies = [
+        run_md(config(structure=path, replicate=None, stages=nve, **slab), potential=argon).thermo["potential_eV"][0]
+        for path in (restart, written["trajectory"]["file"])
+    ]
+    bulk = run_md(config(structure=restart, replicate=None, stages=nve), potential=argon).thermo["potential_eV"][0]
+    assert energies[0] == pytest.approx(energies[1], abs=1e-6)
+    assert abs(energies[0] - bulk) > 0.1
+
+
 def test_a_file_of_before_there_were_some_keys(
     config: Make, argon: LennardJones, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -257,6 +257,18 @@ def test_open_directions_get_a_box_around_the_atoms(tmp_path: Path) -> None:
     assert 0 < z.min() < z.max() < 1
 
 
+def test_an_open_direction_has_no_images(tmp_path: Path) -> None:
+    """Else atoms of a slab would be written far from each other."""
+    path = tmp_path / "slab.lmp"
+    atoms = "1 1 0 0 0 0 2 3\n2 1 2 2 2 1 0 -2\n"
+    bounds = "0 5 xlo xhi\n0 5 ylo yhi\n0 9 zlo zhi\n"
+    path.write_text(f"slab\n\n2 atoms\n1 atom types\n{bounds}\nAtoms # atomic\n\n{atoms}")
+    for periodic, images in ((None, [[0, 2, 3], [1, 0, -2]]), ([True, True, False], [[0, 2, 0], [1, 0, 0]])):
+        source = read_structure(str(path), ["Ar"], periodic)
+        assert source.box.periodic == tuple(periodic or [True] * 3)
+        assert source.read(0, 2)["images"].tolist() == images
+
+
 def test_what_a_run_cannot_do_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"(?s)no file 'nothere.cif'.*current directory"):
         read_structure("nothere.cif", None, None)
