@@ -170,6 +170,22 @@ class Box:
         """The least factor of any distance, where another box became this one, and points with it."""
         return float(np.linalg.norm(before.inverse @ self.matrix, -2))
 
+    def orders_images_as(self, before: Box, distance: float) -> bool:
+        """Whether images of a point, those up to `distance` (Å) from each other, had the same order in another box.
+
+        They are ordered by x, then y, then z, as in the rows of a neighbor list.
+        """
+        ranges = [
+            np.arange(-most, most + 1) if repeats else np.zeros(1)
+            for most, repeats in zip((distance / self.heights).astype(int), self.periodic, strict=True)
+        ]
+        if all(len(numbers) == 1 for numbers in ranges):
+            return True
+        apart = np.stack(np.meshgrid(*ranges, indexing="ij"), axis=-1).reshape(-1, 3)
+        apart = apart[np.linalg.norm(apart @ self.matrix, axis=1) <= distance]
+        now, then = (np.sign(apart @ box.matrix) @ [9, 3, 1] > 0 for box in (self, before))
+        return np.array_equal(now, then)
+
     def replicated(self, replicate: Sequence[int]) -> Box:
         """The box repeated along its vectors."""
         return replace(self, matrix=self.matrix * np.array(replicate)[:, None])

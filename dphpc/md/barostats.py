@@ -96,7 +96,7 @@ class CellRescaling:
         noise = np.sqrt(2.0 * pace * kT) * random.standard_normal()
         step = engine.comm.bcast(pace * force + noise)
         ratio = max(1.0 + step / np.sqrt(old), 0.0) ** 2
-        _refuse_leap(engine, np.array([ratio - 1.0]), "the volume", target)
+        _refuse_leap(engine, np.array([ratio - 1.0]), "the volume", target.diagonal()[moving])
         strain = np.zeros((3, 3))
         strain[moving, moving] = np.log(ratio) / len(moving)
         self._strain(engine, strain)
@@ -109,7 +109,7 @@ class CellRescaling:
         pace = self.mobility * self.interval / (3.0 * volume)
         noise = self.freedom.part(random.standard_normal((3, 3)), isochoric=True)
         step = engine.comm.bcast(pace * force + np.sqrt(2.0 * pace * kT) * noise)
-        _refuse_leap(engine, np.exp(np.linalg.eigvalsh(step)) - 1.0, "a length", target)
+        _refuse_leap(engine, np.exp(np.linalg.eigvalsh(step)) - 1.0, "a length", target.diagonal()[self.freedom.moving])
         turn = self._strain(engine, step)
         back, new_force = turn @ step @ turn.T, self.shape_force(engine, target)  # the step as the new frame has it
         given = 0.5 * ((force * step).sum() + (new_force * back).sum())
@@ -143,12 +143,12 @@ class CellRescaling:
         return self.freedom.part(self.freedom.seen(box, kinetic + virial) - box.volume * target, isochoric=True)
 
 
-def _refuse_leap(engine: Engine, changes: Doubles, what: str, target: Doubles) -> None:
-    """Raise if a relative change is too large; collective."""
+def _refuse_leap(engine: Engine, changes: Doubles, what: str, targets: Doubles) -> None:
+    """Raise if a relative change is too large, where the directions that move have these targets; collective."""
     if (np.abs(changes) < LARGEST_CHANGE).all():  # a NaN fails the comparison too
         return
     worst = 100.0 * changes[np.argmax(np.abs(changes))]
-    bar = ", ".join(dict.fromkeys(f"{p:g}" for p in target.diagonal() * EV_PER_A3_IN_BAR))
+    bar = ", ".join(dict.fromkeys(f"{p:g}" for p in targets * EV_PER_A3_IN_BAR))
     error = AstrayError(
         f"the barostat would change {what} by {worst:.3g} % in one move, to reach {bar} bar",
         expected=f"less than {100.0 * LARGEST_CHANGE:g} %",

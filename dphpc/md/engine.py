@@ -129,9 +129,8 @@ class Engine:
         self.deferred, self.step, self.clock = Deferred(self.timers), 0, (0, 0.0)
         self.outputs = Outputs(state.forces)
         self.rebuilds, self.n_pairs, self.in_flight, self.moving = 0, 0, np.zeros(2), False
-        self.flips = 0
         self.deterministic, self.balance = deterministic, balance
-        self.asked_to_stop, self.stop, self.moved2 = 0, 0, 0.0
+        self.asked_to_stop, self.stop, self.flips, self.moved2 = 0, 0, 0, 0.0
         self._listed, self._stretch = state.box, 1.0  # the neighbor list's box, and the least factor of distances since
         self.last_restart: str | None = None  # that this run wrote
         self.first_restart: str | None = None  # from which it went on
@@ -200,7 +199,8 @@ class Engine:
             self.host.strain(box, self.spacing, flows=flows)
             self.state.box, self.domain = box, replace(self.domain, box=box)
             self.halo.follow_box(self.domain)
-            self._stretch = box.least_stretch(self._listed)
+            same = box.orders_images_as(self._listed, 2.0 * self.potential.cutoff)  # as rows of a new list have them
+            self._stretch = box.least_stretch(self._listed) if same else 0.0
 
     def repeat(self, moves: Callable[[Engine], None]) -> None:
         """Do moves that depend on the engine's timestep alone, so that a GPU may launch them all as one graph."""

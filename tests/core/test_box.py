@@ -51,6 +51,14 @@ def test_open_vectors_are_not_flipped() -> None:
         assert np.array_equal(Box(leaning(*tilts), tuple(periodic)).ways_upright(), np.eye(3))
 
 
+def test_images_keep_their_order_until_a_vector_leans_the_other_way() -> None:
+    upright, left, right = (Box(np.array([[9.0, 0, 0], [tilt, 8, 0], [0, 0, 30]])) for tilt in (0.0, -0.1, 0.1))
+    assert right.orders_images_as(upright, 13.0)
+    assert not left.orders_images_as(upright, 13.0)
+    assert left.orders_images_as(upright, 7.9), "no two images are so near"
+    assert Box(left.matrix, (True, False, True)).orders_images_as(upright, 13.0)
+
+
 def test_angles_are_those_of_the_other_two_vectors() -> None:
     box = Box(np.array([[2.0, 0.0, 0.0], [1.5, 1.5, 0.0], [0.0, 0.0, 3.0]]))
     np.testing.assert_allclose(box.angles, [90.0, 90.0, 45.0], rtol=1e-15)
