@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
-from ase.constraints import FixAtoms, FixCartesian, FixScaled
+from ase.constraints import FixAtoms, FixCartesian, FixedLine, FixedPlane, FixScaled
 from ase.io import read as ase_read
 from ase.io.formats import filetype, ioformats
 from ase.units import fs as ASE_FS
@@ -51,6 +51,8 @@ def read_last(path: str, type_map: list[str] | None = None) -> tuple[Atoms, bool
         frames = [found] if isinstance(found, Atoms) else found
         atoms = frames[-1]
         assert isinstance(atoms, Atoms)
+        if is_vasp:
+            _require_plain_poscar(path, len(atoms))
     except DphpcError:
         raise
     except Exception as error:  # ASE's readers raise all kinds of exceptions
@@ -93,6 +95,27 @@ def _names_types(path: str, kind: str, type_map: list[str] | None) -> bool:
     return False
 
 
+def _require_plain_poscar(path: str, n_atoms: int) -> None:
+    """Refuse what ASE takes for something else: flags other than T and F, and velocities along box vectors."""
+    lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+    at = 6 if lines[5].split()[0].isdigit() else 7  # names of species are a line of their own, or not
+    selective = lines[at].strip()[0] in "sS"
+    first = at + 1 + selective
+    for number, line in enumerate(lines[first : first + n_atoms], 1):
+        flags = line.split()[3:6]
+        if selective and (len(flags) < 3 or not set(flags) <= {"T", "F"}):
+            raise DataError(
+                f"the flags of atom {number} are '{' '.join(flags)}'", where=path, expected="three of T and F"
+            )
+    mode = lines[first + n_atoms].strip() if len(lines) > first + n_atoms + 1 else ""
+    if mode and mode[0] not in "cCkKlL" and len(lines[first + n_atoms + 1].split()) == 3:
+        raise DataError(
+            f"the velocities are along the box vectors, per VASP's timestep ('{mode}')", where=path,
+            expected="Cartesian ones in Å/fs, below a blank line, as VASP writes them",
+            remedy="convert them, or take them out and let the run draw: velocities: {temperature_K: 300}",
+        )  # fmt: skip
+
+
 def ids_of(atoms: Atoms, path: str) -> NDArray[np.int64]:
     """(n,) ids of the atoms: the file's, or 1, 2, … if it has none."""
     counted, ids = np.arange(1, len(atoms) + 1), atoms.arrays.get("id")
@@ -130,6 +153,17 @@ def fixed_in(atoms: Atoms, path: str) -> NDArray[np.int32]:
             held[constraint.index] |= constraint.mask
         elif isinstance(constraint, FixScaled):
             held[constraint.index] |= _cartesian(constraint, atoms.cell.array, path)
+        elif isinstance(constraint, FixedPlane | FixedLine):
+            along = np.abs(constraint.dir) > ON_AXIS
+            if along.sum() > 1:
+                raise DataError(
+                    f"the structure has a {type(constraint).__name__} along {np.round(constraint.dir, 4).tolist()}",
+                    where=path, expected="directions x, y and z",
+                    remedy="say in the run file what is fixed, as in fixed: {ids: [1, 2], directions: z}",
+                )  # fmt: skip
+            held[constraint.index] |= along if isinstance(constraint, FixedPlane) else ~along
+        else:
+            log.warning(f"{type(constraint).__name__} in {path} is not a constraint that a run keeps: it has no effect")
     return numbers_of(held)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk
-from ase.constraints import FixAtoms, FixCartesian, FixScaled
+from ase.constraints import FixAtoms, FixBondLengths, FixCartesian, FixedLine, FixedPlane, FixScaled
 from ase.io import write
 from ase.units import fs
 
@@ -312,6 +312,42 @@ def test_selective_dynamics_are_along_box_vectors(tmp_path: Path, flags: str, nu
     with pytest.raises(DataError, match=message):
         read_structure(str(path), None, None)
     assert not read_structure(str(path), None, None, with_fixed=False).read(0, 2)["fixed"].any()
+
+
+@pytest.mark.parametrize(
+    ("after", "flags", "message"),
+    [("", "T T f", "flags of atom 2 are 'T T f'"), ("", "T T .FALSE.", "flags of atom 2 are 'T T .FALSE.'"),
+     ("Direct\n0.1 0 0\n0 0 0.2\n", "T T F", r"(?s)velocities are along the box vectors.*'Direct'"),
+     ("\n0.001 0 0\n0 0.002 0\n", "T T F", None), ("Cartesian\n0.001 0 0\n0 0.002 0\n", "T T F", None)],
+)  # fmt: skip
+def test_what_ase_does_not_know_of_a_poscar(tmp_path: Path, after: str, flags: str, message: str | None) -> None:
+    """It takes such flags for T, and velocities of any kind for Cartesian ones in Å/fs."""
+    path = tmp_path / "POSCAR"
+    lines = f"Ar\n1.0\n4 0 0\n0 4 0\n0 0 9\nAr\n2\nSelective dynamics\nDirect\n0 0 0 T T T\n0.5 0.5 0.5 {flags}\n"
+    path.write_text(lines + after)
+    if message is not None:
+        with pytest.raises(DataError, match=message):
+            read_structure(str(path), None, None)
+        return
+    rows = read_structure(str(path), None, None).read(0, 2)
+    assert rows["fixed"].tolist() == [0, 4]
+    np.testing.assert_allclose(rows["velocities"][:, :2], [[1.0, 0.0], [0.0, 2.0]], rtol=1e-12)
+
+
+def test_constraints_of_ases_own_files(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    atoms, path = bulk("Ar", cubic=True), str(tmp_path / "x.traj")
+    atoms.set_constraint([FixedPlane([1], [0, 0, -1]), FixedLine([2], [0, 1, 0])])
+    write(path, atoms)
+    assert read_structure(path, None, None).read(0, 4)["fixed"].tolist() == [0, 4, 5, 0]
+    assert not caplog.messages
+    atoms.set_constraint(FixedLine([2], [0, 1, 1]))
+    write(path, atoms)
+    with pytest.raises(DataError, match=r"FixedLine along \[0.0, 0.7071, 0.7071\]"):
+        read_structure(path, None, None)
+    atoms.set_constraint(FixBondLengths([(0, 1)]))
+    write(path, atoms)
+    assert not read_structure(path, None, None).read(0, 4)["fixed"].any()
+    assert "FixBondLengths in" in caplog.messages[0]
 
 
 def test_a_mass_unlike_its_elements_is_told(caplog: pytest.LogCaptureFixture) -> None:
