@@ -221,13 +221,16 @@ def require_box_that_may_move(settings: MdConfig, box: Box) -> None:
                 where=f"{settings.structure}; stage {n}",
                 remedy="give rates to the periodic directions only; or set periodic",
             )
-        moving = stage.freedom.moving if stage.freedom else []
-        if not all(box.periodic[axis] for axis in moving):
+        if stage.freedom is None:
+            continue
+        moving, repeats = stage.freedom.moving, stage.freedom.repeats(box)
+        if not all(repeats[axis] for axis in moving):
             sides = "".join("p" if p else "f" for p in box.periodic)
             raise InputError(
                 f"a pressure needs a box that repeats in its directions, this one is {sides}",
                 where=f"{settings.structure}; stage {n}",
-                expected=f"periodic in {', '.join('xyz'[axis] for axis in moving)}",
+                expected=f"periodic in {', '.join('xyz'[axis] for axis in moving)}"
+                + ", which are Cartesian here" * (repeats != list(box.periodic)),
                 remedy="name periodic directions only, as in pressure_bar: {x: 1, y: 1}; keep the box; or set periodic",
             )  # fmt: skip
 

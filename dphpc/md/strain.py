@@ -10,6 +10,9 @@ import numpy as np
 from dphpc.core.arrays import Doubles
 from dphpc.core.box import Box
 
+ALONG = 1e-6
+"""How much of a unit vector may be missing in the plane of the periodic box vectors, as files round these."""
+
 _ODD = np.array([[1.0, 0.3, 0.5], [0.3, 2.0, 0.7], [0.5, 0.7, -1.6]])
 
 
@@ -46,6 +49,13 @@ class Freedom:
     def has_shapes(self) -> bool:
         """Whether the shape may change at constant volume."""
         return len(self.groups) > 1
+
+    def repeats(self, box: Box) -> list[bool]:
+        """(3,): whether a box may move in each direction: a periodic box vector, or x, y, z in the plane of these."""
+        if not (self.tilts or self.cartesian):
+            return list(box.periodic)
+        across = np.linalg.qr(box.matrix[list(box.periodic)].T)[0]  # columns that span the periodic vectors
+        return [bool(length > 1.0 - ALONG) for length in np.linalg.norm(across, axis=1)]
 
     def part(self, tensor: Doubles, *, isochoric: bool = False) -> Doubles:
         """(3, 3): the tensor's orthogonal projection on the strains, or on those of constant volume."""

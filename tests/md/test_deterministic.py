@@ -185,6 +185,7 @@ def test_a_skewed_cell(
     compared: Callable[..., None],
 ) -> None:
     atoms = bulk("Ar", "fcc", a=5.4)
+    atoms.set_cell(atoms.cell.standard_form()[0], scale_atoms=True)  # a slab's plane is that of x and y
     atoms.rattle(0.05, seed=1)
     atoms.pbc = periodic
     stage = (THERMOSTATS | PLANE)[ensemble]

@@ -309,6 +309,25 @@ def test_a_slab_moves_in_its_plane(config: Make, argon: LennardJones, tmp_path: 
         run_md(config(stages=[NPT | {"pressure_bar": {"x": 0, "z": 0}}], **given), potential=argon)
 
 
+@pytest.mark.parametrize("free", [{"coupling": "triclinic"}, {"deform_per_ps": {"z": 0.01}}])
+def test_cartesian_pressures_of_a_slab_that_stands_on_edge(
+    free: dict[str, Any], config: Make, argon: LennardJones, tmp_path: Path
+) -> None:
+    """Its open box vector c lies along x, so that y and z are the directions in its plane."""
+    atoms = bulk("Ar", "fcc", a=5.4, cubic=True).repeat((2, 3, 3))
+    atoms.center(vacuum=6.0, axis=0)
+    atoms.set_cell(atoms.cell.array[[2, 1, 0]])
+    write(tmp_path / "slab.extxyz", atoms)
+    given = {"structure": str(tmp_path / "slab.extxyz"), "replicate": None, "periodic": [True, True, False]}
+    stage = NPT | {"steps": 20, "temperature_K": 20} | free
+    in_plane = {"y": 0} if "deform_per_ps" in free else {"y": 0, "z": 0}
+    thermo = run_md(config(stages=[stage | {"pressure_bar": in_plane}], **given), potential=argon).thermo
+    assert np.ptp(thermo["b_A"]) > 1e-4
+    assert np.ptp(thermo["c_A"]) == 0.0
+    with pytest.raises(InputError, match=r"(?s)this one is ppf.*periodic in x, y, which are Cartesian here"):
+        run_md(config(stages=[stage | {"pressure_bar": {"x": 0, "y": 0}}], **given), potential=argon)
+
+
 def test_a_crystal_that_is_askew_stands_up(config: Make, argon: LennardJones, tmp_path: Path) -> None:
     """At low temperature angles go where stress is equal."""
     atoms = bulk("Ar", "fcc", a=5.4, cubic=True).repeat((2, 2, 2))
