@@ -19,7 +19,7 @@ from pydantic import (
 
 from dphpc.core.config import Config, Seed
 from dphpc.core.units import FS
-from dphpc.md.stages import FEWEST_MOVES, LARGEST_SHRINKAGE, LARGEST_STRAIN, Kelvin, Stage
+from dphpc.md.stages import FEWEST_MOVES, LARGEST_SHRINKAGE, LARGEST_STRAIN, NEVER, Kelvin, Stage
 
 FORMATS = {".extxyz": "extxyz", ".xyz": "extxyz", ".dump": "lammps", ".lammpstrj": "lammps", ".h5md": "h5md"}
 """Formats of trajectory files by suffix."""
@@ -222,6 +222,18 @@ class MdConfig(Config):
         files = {self.thermo.file: "table"} if self.thermo.file else {}
         files |= {self.trajectory.file: self.trajectory.kind} if self.trajectory else {}
         return files | (dict(zip(self.deviation.files, ("table", "extxyz"), strict=False)) if self.deviation else {})
+
+    @property
+    def intervals(self) -> dict[str, int]:
+        """Steps between outputs, by kind of output."""
+        outputs = {
+            "thermo": self.thermo, "trajectory": self.trajectory, "deviation": self.deviation, "restart": self.restart
+        }  # fmt: skip
+        return {what: output.every for what, output in outputs.items() if output and output.every}
+
+    def steps_to_output(self, step: int) -> int:
+        """Steps from `step` until the next output, `NEVER` if there is none."""
+        return min((every - step % every for every in self.intervals.values()), default=NEVER)
 
     @field_validator("type_map")
     @classmethod

@@ -39,7 +39,7 @@ from dphpc.md.setup import (
     remove_stale_restarts,
     require_box_that_may_move,
 )
-from dphpc.md.stages import NEVER, Stage
+from dphpc.md.stages import Stage
 from dphpc.md.trajectory import FrameWriter, open_trajectory, write_frame
 from dphpc.md.velocities import draw_velocities, stop_drift
 from dphpc.ops.threads import default_threads, set_threads, threads_restored
@@ -238,14 +238,14 @@ class Run:
 
     def _steps(self, integrator: Integrator) -> Integrator:
         """Do the stages to their end, or until all ranks stop; returns the last integrator."""
-        engine, stages = self.engine, self.settings.stages
+        s, engine, stages = self.settings, self.engine, self.settings.stages
         while True:
             stage = stages[self.stage]
             box = BoxMoves(stage, engine.timestep, self.settings.seed, self.flow)
             self.screen.say(f"stage {self.stage + 1} of {len(stages)}: {stage.title}")
             while self._steps_left(integrator):
                 left = stage.steps - self.stage_step, stage.steps_to_box(self.stage_step)
-                n = engine.steps_ahead(min(*left, self._steps_to_output()) if integrator.dynamic else 1)
+                n = engine.steps_ahead(min(*left, s.steps_to_output(engine.step)) if integrator.dynamic else 1)
                 done, flips = self.stage_step, engine.flips
                 engine.advance(integrator, [stage.temperature(k) for k in range(done + 1, done + n + 1)])
                 self.stage_step += n
@@ -296,24 +296,13 @@ class Run:
             self.bath += stop_drift(self.engine)
         return integrator
 
-    def _intervals(self) -> dict[str, int]:
-        """Steps between outputs, by kind of output."""
-        s = self.settings
-        outputs = {"thermo": s.thermo, "trajectory": s.trajectory, "deviation": s.deviation, "restart": s.restart}
-        return {what: output.every for what, output in outputs.items() if output and output.every}
-
-    def _steps_to_output(self) -> int:
-        """Steps until the next output, `NEVER` if there is none."""
-        step = self.engine.step
-        return min((every - step % every for every in self._intervals().values()), default=NEVER)
-
     def _write(self, integrator: Integrator, first: bool = False, last: bool = False) -> None:
         """Write the outputs that are due at this step; `first` is the state before the first step.
 
         With `last`, at the end, thermo and trajectory are written instead if they are not due.
         """
         s, engine = self.settings, self.engine
-        intervals = self._intervals()
+        intervals = s.intervals
         now = {what for what, every in intervals.items() if engine.step % every == 0}
         if last:
             now = {"thermo", "trajectory"} & intervals.keys() - now
