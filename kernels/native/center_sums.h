@@ -51,9 +51,6 @@ class Weights {
         });
     }
 
-    const double* of(int group) const { return sums_.data() + n_weights * group; }
-    const Single<double>& single(int group) const { return *reinterpret_cast<const Single<double>*>(of(group)); }
-
     const Real* in_precision() {
         if constexpr (std::is_same_v<Real, double>) {
             return sums_.data();

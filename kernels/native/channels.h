@@ -143,50 +143,49 @@ inline void project_single(const Real* c, const Real* adjoint, Real t, int chann
 
 // ------------------------------------------------------------------ gradient_k[m] += Σ_a w[k][a]·x[a][m] + u[k][a]·y[a][m]
 
-template <int N = vector_lanes<double>>
-inline void spread(const double* w, const double* u, const double* x, const double* y, int channels, double* gradient,
-                   int m = 0) {
+template <class Real, int N = vector_lanes<Real>>
+inline void spread(const Real* w, const Real* u, const Real* x, const Real* y, int channels, Real* gradient, int m = 0) {
     for (; m + N <= channels; m += N) {
-        Vec<double, N> x_m[n_rows], y_m[n_rows];
+        Vec<Real, N> x_m[n_rows], y_m[n_rows];
         for (int a = 0; a < n_rows; ++a) {
-            x_m[a] = load<double, N>(x + a * channels + m);
-            y_m[a] = load<double, N>(y + a * channels + m);
+            x_m[a] = load<Real, N>(x + a * channels + m);
+            y_m[a] = load<Real, N>(y + a * channels + m);
         }
         for (int k = 0; k < n_powers; ++k) {
-            double* at = gradient + k * channels + m;
-            Vec<double, N> sum = load<double, N>(at), sum_dot = {};
+            Real* at = gradient + k * channels + m;
+            Vec<Real, N> sum = load<Real, N>(at), sum_dot = {};
             for (int a = 0; a < n_rows; ++a) {
                 sum += w[n_rows * k + a] * x_m[a];
                 sum_dot += u[n_rows * k + a] * y_m[a];
             }
-            store<double, N>(at, sum + sum_dot);
+            store<Real, N>(at, sum + sum_dot);
         }
     }
     if constexpr (N > 1)
-        if (m < channels) spread<N / 2>(w, u, x, y, channels, gradient, m);
+        if (m < channels) spread<Real, N / 2>(w, u, x, y, channels, gradient, m);
 }
 
 // The same for a single pair.
-template <int N = vector_lanes<double>>
-inline void spread_single(const Single<double>& w, const Single<double>& u, const double* x, const double* y,
-                          int channels, double* gradient, int m = 0) {
+template <class Real, int N = vector_lanes<Real>>
+inline void spread_single(const Single<Real>& w, const Single<Real>& u, const Real* x, const Real* y, int channels,
+                          Real* gradient, int m = 0) {
     for (; m + N <= channels; m += N) {
-        Vec<double, N> g = {}, slope = {};  // adjoints of G and of dG/dt
+        Vec<Real, N> g = {}, slope = {};  // adjoints of G and of dG/dt
         for (int a = 0; a < n_rows; ++a) {
-            const auto y_m = load<double, N>(y + a * channels + m);
-            g += w.value[a] * load<double, N>(x + a * channels + m) + u.value[a] * y_m;
+            const auto y_m = load<Real, N>(y + a * channels + m);
+            g += w.value[a] * load<Real, N>(x + a * channels + m) + u.value[a] * y_m;
             slope += u.slope[a] * y_m;
         }
-        double power = 1.0, derivative = 0.0;  // t^k and k·t^{k−1}
+        Real power = 1, derivative = 0;  // t^k and k·t^{k−1}
         for (int k = 0; k < n_powers; ++k) {
-            double* at = gradient + k * channels + m;
-            store<double, N>(at, load<double, N>(at) + power * g + derivative * slope);
+            Real* at = gradient + k * channels + m;
+            store<Real, N>(at, load<Real, N>(at) + power * g + derivative * slope);
             derivative = derivative * w.t + power;
             power *= w.t;
         }
     }
     if constexpr (N > 1)
-        if (m < channels) spread_single<N / 2>(w, u, x, y, channels, gradient, m);
+        if (m < channels) spread_single<Real, N / 2>(w, u, x, y, channels, gradient, m);
 }
 
 }  // namespace dphpc

@@ -95,46 +95,50 @@ void tangent_adjoint(const System& system, const Descriptor<Real>& d, int thread
     const std::size_t n_row = n_rows * d.channels;
     const std::size_t n_coefficients = d.grids.size() * d.n_intervals * n_powers * d.channels;
     const std::size_t n_empty = static_cast<std::size_t>(d.n_types) * d.n_types * d.channels;
-    // The first thread sums into the result, the others into arrays of their own.
-    std::vector<std::vector<double>> own(threads - 1);
+    std::vector<std::vector<Real>> sums(threads);
     share_centers(system, threads, [&](int part, std::int64_t first, std::int64_t last) {
-        if (part > 0) own[part - 1].assign(n_coefficients + n_empty, 0.0);
-        double* table_sum = part > 0 ? own[part - 1].data() : coefficients;
-        double* empty_sum = part > 0 ? table_sum + n_coefficients : empty;
-        if (part == 0) std::fill_n(table_sum, n_coefficients, 0.0), std::fill_n(empty_sum, n_empty, 0.0);
+        sums[part].assign(n_coefficients + n_empty, Real(0));
+        Real *const table_sum = sums[part].data(), *const empty_sum = table_sum + n_coefficients;
         Center<Real> center;
         Grouping<Real> grouping;
         Weights<Real> plain, dot;
-        std::vector<double> bar(n_row), bar_dot(n_row);
+        std::vector<Real> bar(n_row), bar_dot(n_row);
         for (std::int64_t i = first; i < last; ++i) {
             const std::int64_t atom = system.centers[i];
             center.read(system, d, system.centers[i], grouping);
             plain.form_plain(center);
             dot.form_tangent(center, direction, direction + 3 * atom, strain + 9 * i);
             for (std::size_t m = 0; m < n_row; ++m) {
-                bar[m] = d.scale * moments_adjoint[i * n_row + m];
-                bar_dot[m] = d.scale * moments_dot_adjoint[i * n_row + m];
+                bar[m] = static_cast<Real>(d.scale) * moments_adjoint[i * n_row + m];
+                bar_dot[m] = static_cast<Real>(d.scale) * moments_dot_adjoint[i * n_row + m];
             }
-            for (int g = 0; g < center.n_groups(); ++g) {
-                double* gradient = table_sum + (center.coefficients(g) - d.coefficients);
+            const Real *w = plain.in_precision(), *u = dot.in_precision();
+            for (int g = 0; g < center.n_groups(); ++g, w += n_weights, u += n_weights) {
+                Real* gradient = table_sum + (center.coefficients(g) - d.coefficients);
                 if (center.is_single(g)) {
-                    spread_single(plain.single(g), dot.single(g), bar.data(), bar_dot.data(), d.channels, gradient);
+                    const auto single = [](const Real* of) { return *reinterpret_cast<const Single<Real>*>(of); };
+                    spread_single(single(w), single(u), bar.data(), bar_dot.data(), d.channels, gradient);
                 } else {
-                    spread(plain.of(g), dot.of(g), bar.data(), bar_dot.data(), d.channels, gradient);
+                    spread(w, u, bar.data(), bar_dot.data(), d.channels, gradient);
                 }
             }
             for (int t = 0; t < d.n_types; ++t) {
-                double* sum = empty_sum + (static_cast<std::size_t>(center.type) * d.n_types + t) * d.channels;
-                for (int m = 0; m < d.channels; ++m) sum[m] += center.free_slots()[t] * bar[m];
+                Real* sum = empty_sum + (static_cast<std::size_t>(center.type) * d.n_types + t) * d.channels;
+                for (int m = 0; m < d.channels; ++m) sum[m] += static_cast<Real>(center.free_slots()[t]) * bar[m];
             }
         }
     });
     const auto n = static_cast<std::int64_t>(n_coefficients);
 #pragma omp parallel for simd schedule(static) num_threads(threads)
-    for (std::int64_t k = 0; k < n; ++k)
-        for (int part = 1; part < threads; ++part) coefficients[k] += own[part - 1][k];
-    for (std::size_t k = 0; k < n_empty; ++k)
-        for (int part = 1; part < threads; ++part) empty[k] += own[part - 1][n_coefficients + k];
+    for (std::int64_t k = 0; k < n; ++k) {
+        double sum = 0.0;
+        for (const auto& own : sums) sum += own[k];
+        coefficients[k] = sum;
+    }
+    for (std::size_t k = 0; k < n_empty; ++k) {
+        empty[k] = 0.0;
+        for (const auto& own : sums) empty[k] += own[n_coefficients + k];
+    }
 }
 
 template <class Real>
