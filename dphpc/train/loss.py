@@ -93,11 +93,9 @@ class EnergyLoss:
         terms.errors["rmse"] = math.sqrt(value) if value >= 0.0 else math.nan
         return LossResult(value, terms.errors, terms.gradient())
 
-    def counted(self, batch: Batch) -> NDArray[np.bool_]:
-        """(n_local,) whether an atom's type has an energy."""
-        if not self._no_energy:
-            return np.ones(batch.n_local, bool)
-        return ~np.isin(batch.types[: batch.n_local], self._no_energy)
+    def counted(self, batch: Batch) -> NDArray[np.bool_] | None:
+        """(n_local,) whether an atom's type has an energy; None if all have."""
+        return ~np.isin(batch.types[: batch.n_local], self._no_energy) if self._no_energy else None
 
 
 def prefactors(config: LossConfig) -> dict[str, tuple[float, float]]:
@@ -138,7 +136,7 @@ class _Terms:
 
     config: LossConfig
     batch: Batch
-    counted: NDArray[np.bool_]
+    counted: NDArray[np.bool_] | None
     values: list[float] = field(default_factory=list)
     errors: dict[str, float] = field(default_factory=dict)
     energy: Doubles | None = None
@@ -153,7 +151,7 @@ class _Terms:
     def _penalty(self, which: int) -> Penalty:
         if self.config.loss_func == "mae":
             return lambda d: (np.abs(d), np.sign(d))
-        if self.config.use_huber:
+        if self._is_huber:
             return lambda d: huber(d, self._delta(which))
         return lambda d: (d * d, 2.0 * d)
 
@@ -180,23 +178,29 @@ class _Terms:
         measure = measure_of(self.config)
         self.errors[f"{measure}_{name}"] = mean if measure == "mae" else math.sqrt(mean)
 
-    def _size(self, difference: Doubles) -> Doubles:
-        """Absolute values for a MAE, squares for an RMSE."""
-        return np.abs(difference) if measure_of(self.config) == "mae" else difference * difference
+    @property
+    def _is_huber(self) -> bool:
+        return self.config.use_huber and self.config.loss_func != "mae"
+
+    def _size(self, difference: Doubles, penalty: Doubles) -> Doubles:
+        """What is reported of differences: absolute values for a MAE, squares for an RMSE; all but Huber penalize it."""
+        return difference * difference if self._is_huber else penalty
 
     def _add_frames(self, name: str, predicted: Doubles, label: Doubles, prefactor: float) -> None:
         """Energies or virials, predicted (n_frames, k), per atom of the frame."""
-        atoms = np.bincount(self.batch.frame, self.counted, self.batch.n_frames)
-        per_atom = np.divide(1.0, atoms, out=np.zeros_like(atoms), where=atoms > 0)[:, None]
+        batch = self.batch
+        atoms = batch.natoms if self.counted is None else np.bincount(batch.frame, self.counted, batch.n_frames)
+        per_atom = (1.0 / np.maximum(atoms, 1) * (atoms > 0))[:, None]
         difference = (predicted - label.reshape(predicted.shape)) * per_atom
         value, slope = self._penalty(0 if name == "e" else 2)(difference)
-        plain_squares = self.config.loss_func == "mse" and not self.config.use_huber
-        # ΔE²/N is the default of DeePMD-kit; (ΔE/N)² with intensive_ener_virial.
-        weight = 1.0 / np.maximum(per_atom, 1e-300) if plain_squares and not self.config.intensive_ener_virial else 1.0
         size = prefactor / predicted.size
-        self.values.append(float((value * weight).sum() * size))
-        self._report(name, float(self._size(difference).mean()))
-        derivative = slope * weight * per_atom * size
+        self._report(name, float(self._size(difference, value).sum()) / predicted.size)
+        if self.config.loss_func == "mse" and not (self._is_huber or self.config.intensive_ener_virial):
+            # ΔE²/N is the default of DeePMD-kit; (ΔE/N)² with intensive_ener_virial.
+            value, derivative = value * atoms[:, None], slope * size
+        else:
+            derivative = slope * per_atom * size
+        self.values.append(float(value.sum()) * size)
         if name == "e":
             self.energy = derivative[:, 0]
         else:
@@ -206,37 +210,50 @@ class _Terms:
         self, name: str, predicted: Doubles, label: Doubles, prefactor: float, weights: Doubles | None = None
     ) -> None:
         """Forces (n_local, 3), with weights (n_local,) for `pf`."""
-        scale = np.where(self.counted, 1.0, 0.0)[:, None]
-        if self.config.relative_f is not None:
-            scale = scale / (np.linalg.norm(label, axis=1, keepdims=True) + self.config.relative_f)
-        difference = (predicted - label) * scale
-        weight = np.ones((len(label), 1)) if weights is None else weights.reshape(len(label), -1)
-        n_counted = max(1, int(self.counted.sum()))
-        penalty = self._penalty(1)
+        difference, scale = predicted - label, self._force_scale(label)
+        if scale is not None:
+            difference *= scale
+        n_counted, penalty = self._n_counted, self._penalty(1)
         if self.config.f_use_norm and weights is None:
             length = np.linalg.norm(difference, axis=1, keepdims=True)
             value, slope = penalty(length)
             slope = slope * np.divide(difference, length, out=np.zeros_like(difference), where=length > 0)
+            measured = 3.0 * length if measure_of(self.config) == "mae" else difference * difference
             size = prefactor / n_counted
         else:
             value, slope = penalty(difference)
+            measured = self._size(difference, value)
             size = prefactor / (3 * n_counted)
-        self.values.append(float((value * weight).sum() * size))
-        measured = self._size(difference)
-        if measure_of(self.config) == "mae" and self.config.f_use_norm and weights is None:
-            measured = 3.0 * np.linalg.norm(difference, axis=1, keepdims=True)
-        self._report(name, float((measured * weight).sum() / (3 * n_counted)))
-        derivative = slope * weight * scale * size
+        if weights is not None:
+            weight = weights.reshape(len(label), -1)
+            value, slope, measured = value * weight, slope * weight, measured * weight
+        self.values.append(float(value.sum()) * size)
+        self._report(name, float(measured.sum()) / (3 * n_counted))
+        derivative = slope * (size if scale is None else scale * size)
         self.forces = derivative if self.forces is None else self.forces + derivative
+
+    def _force_scale(self, label: Doubles) -> Doubles | None:
+        """(n_local, 1) factors of the forces' differences; None where all are 1."""
+        scale = None if self.counted is None else np.where(self.counted, 1.0, 0.0)[:, None]
+        if self.config.relative_f is not None:
+            relative = 1.0 / (np.linalg.norm(label, axis=1, keepdims=True) + self.config.relative_f)
+            scale = relative if scale is None else scale * relative
+        return scale
+
+    @property
+    def _n_counted(self) -> int:
+        """Number of atoms whose type has an energy, at least 1."""
+        return max(1, self.batch.n_local if self.counted is None else int(self.counted.sum()))
 
     def _add_atom_energy(self, predicted: Doubles, label: Doubles, prefactor: float) -> None:
         """Atomic energies (n_local,)."""
-        difference = np.where(self.counted, predicted - label.ravel(), 0.0)
-        n_counted = max(1, int(self.counted.sum()))
+        difference = predicted - label.ravel()
+        if self.counted is not None:
+            difference[~self.counted] = 0.0
         value, slope = self._penalty(0)(difference)
-        self.values.append(float(value.sum() * prefactor / n_counted))
-        self._report("ae", float(self._size(difference).sum() / n_counted))
-        self.atom_energy = slope * prefactor / n_counted
+        self.values.append(float(value.sum()) * prefactor / self._n_counted)
+        self._report("ae", float(self._size(difference, value).sum()) / self._n_counted)
+        self.atom_energy = slope * (prefactor / self._n_counted)
 
     def gradient(self) -> LossGradient:
         """The derivatives gathered so far."""

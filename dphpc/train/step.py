@@ -75,8 +75,10 @@ class LossGradient:
         """(n_all, 3) direction d = −F̄, images moving with their owners."""
         if self.forces is None:
             return np.zeros((batch.n_all, 3))
-        moved = -self.forces
-        return np.concatenate((moved, moved[batch.owners]))
+        moved = np.empty((batch.n_all, 3))
+        local = np.negative(self.forces, out=moved[: batch.n_local])
+        np.take(local, batch.owners, axis=0, out=moved[batch.n_local :], mode="clip")  # "raise" would copy `out`
+        return moved
 
     def strains(self, frames: NDArray[np.integer]) -> Doubles:
         """(n, 3, 3) strain −V̄ of each of n centers in the given frames."""
@@ -242,13 +244,14 @@ class TableStep:
         env = Environment(batch.positions, batch.types, batch.neighbors, centers.atoms)
         table, moments = self._moments(env, self._networks_of(batch.present, centers.types))
         columns = parameter_columns(self.model, batch)
-        atom_energy = np.zeros(batch.n_local)
+        center_energy = np.empty(len(centers.atoms))
         moments_adjoint = np.empty(moments.shape, self.model.fitting.precision)
         for t, rows in centers.blocks:
-            atoms = centers.atoms[rows]
-            extra = None if columns is None else columns[atoms]
+            extra = None if columns is None else columns[centers.atoms[rows]]
             energy, _ = self._tapes[t].energy_and_adjoint(moments[rows], extra, moments_adjoint[rows])
-            atom_energy[atoms] = energy.astype(np.float64) + self.model.energy_bias[t]
+            np.add(energy, self.model.energy_bias[t], out=center_energy[rows])
+        atom_energy = np.zeros(batch.n_local)
+        atom_energy[centers.atoms] = center_energy
         self._subtract_vacuum(centers, columns, atom_energy)
         forces, center_virial = np.zeros((batch.n_all, 3)), np.empty((len(centers.atoms), 3, 3))
         se_a.forces_into(env, table.p, table.embedding, moments_adjoint, forces, center_virial)
@@ -281,16 +284,16 @@ class TableStep:
         finished: the fitting networks one by one, then the descriptor, whatever the batch.
         """
         k = self._kept
-        seeds = loss.atom_seeds(k.batch)
         direction = loss.displacements(k.batch)
         strain = loss.strains(k.batch.frame[k.centers.atoms])
         tangent = se_a.tangent(k.env, k.table.p, k.table.embedding, direction, strain)
         moments_adjoint = np.empty(tangent.shape, self.model.fitting.precision)
+        seeds = loss.atom_seeds(k.batch)[k.centers.atoms]
         blocks = dict(k.centers.blocks)
         for t in self._tapes:
             if t in blocks:
                 rows = blocks[t]
-                seed = seeds[k.centers.atoms[rows]]
+                seed = seeds[rows]
                 self._tapes[t].gradient(seed, tangent[rows], self._gradients[t], out=moments_adjoint[rows])
                 if t in self._vacuum:
                     still = self._no_moments(len(seed) if k.has_columns else 1)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from dphpc.core.device import Device
 from dphpc.core.errors import InputError, RunError, writing
@@ -53,11 +54,12 @@ MARGIN = 0.9
 
 
 class _Drawn(NamedTuple):
-    """A step's batch, its number of pairs on all ranks together, and its origin, for messages."""
+    """A step's batch, its number of pairs on all ranks together, its system and frames."""
 
     batch: Batch
     n_pairs: int
-    where: str
+    system: int
+    frames: NDArray[np.int64]
 
 
 class Trainer:
@@ -250,8 +252,7 @@ class Trainer:
         try:
             system, frames = self.sampler.draw(self.step * comm.size + comm.rank if own else self.step)
             batch = self.training.batch(system, frames, (0, 1) if own else (comm.rank, comm.size))
-            where = f"system {self.training.systems[system].name}, frames {frames.tolist()}"
-            drawn = _Drawn(batch, batch.n_own_pairs, where)
+            drawn = _Drawn(batch, batch.n_own_pairs, system, frames)
         except Exception as caught:
             error = caught
         grown = self._table is not None and self._table.grown
@@ -274,7 +275,8 @@ class Trainer:
         try:
             result = self.optimizer.update(engine, drawn.batch, self.loss, rate * self._rate_factor)
         except RunError as error:
-            where = f"step {self.step + 1}, {drawn.where}"
+            name, frames = self.training.systems[drawn.system].name, drawn.frames.tolist()
+            where = f"step {self.step + 1}, system {name}, frames {frames}"
             error = RunError(error.what, where=where, remedy=error.remedy)
             if not self._per_rank:  # all ranks have the same error
                 agree(self.comm, error)

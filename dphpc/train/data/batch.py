@@ -231,7 +231,7 @@ class Batch:
         """The local atoms that this rank evaluates, as a slice."""
         return slice(0, self.n_local) if self.part is None else slice(*self.part)
 
-    @property
+    @cached_property
     def n_own_pairs(self) -> int:
         """Number of pairs whose center this rank evaluates."""
         return int(self.row_offsets[self.own.stop] - self.row_offsets[self.own.start])

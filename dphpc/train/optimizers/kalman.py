@@ -130,7 +130,8 @@ class KalmanOptimizer:
         """See `Optimizer.update`; the learning rate enters the returned loss only."""
         prediction = engine.forward(batch)
         result = finite(loss(prediction, batch, learning_rate))
-        counted = np.flatnonzero(loss.counted(batch))
+        counts = loss.counted(batch)
+        counted = np.arange(batch.n_local) if counts is None else np.flatnonzero(counts)
         groups = self.groups(counted, batch.frame[counted]) if batch.forces is not None else []
         if batch.energy is not None:
             self._measure(engine, *energy_measurement(prediction, batch, counted, self._prefactor("e")))
