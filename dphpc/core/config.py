@@ -16,6 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from dphpc.core.errors import InputError, did_you_mean, nearest
+from dphpc.core.foreign import recognized
 
 Seed = Annotated[int, Field(ge=0, lt=2**60)]
 """A seed in the range that `core.random` takes."""
@@ -24,6 +25,8 @@ INPUTS = {
     "md": ("run file of molecular dynamics", frozenset({"structure", "stages", "timestep_fs", "thermo", "trajectory"})),
     "train": ("training input", frozenset({"training", "learning_rate", "loss", "optimizer"})),
     "learn": ("run file of active learning", frozenset({"train", "rounds", "label", "select", "retrain"})),
+    "ipi": ("driver input for i-PI", frozenset({"graph_file", "coord_file", "atom_type", "use_unix"})),
+    "": ("param.json of DP-GEN", frozenset({"default_training_param", "init_data_sys", "sys_configs", "fp_style"})),
 }
 """Command -> what its input is, and keys that the others' lack, of which every such file has two at least."""
 
@@ -170,9 +173,10 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else getattr(error, "strerror", error)
-        raise InputError(
-            f"cannot read the input file {str(path)!r}: {reason}", remedy="check the path and its permissions"
-        ) from None
+        remedy = "check the path and its permissions"
+        if isinstance(error, UnicodeDecodeError):
+            remedy = "models, structures and restart files are named in an input, under the keys for them"
+        raise InputError(f"cannot read the input file {str(path)!r}: {reason}", remedy=remedy) from None
     is_json = path.suffix.lower() == ".json"
     try:
         data = json.loads(text, object_pairs_hook=_unique) if is_json else yaml.load(text, Loader=_Loader)
@@ -180,10 +184,20 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
         raise InputError(f"key '{error}' is given twice", where=str(path), remedy="keep one of them") from None
     except Exception as error:  # PyYAML passes on whatever the constructor of a tagged or malformed value raises
         kind = "JSON" if is_json else "YAML"
-        raise InputError(f"the file is not valid {kind}: {error}", where=str(path)) from None
+        raise _foreign(text, path) or InputError(f"the file is not valid {kind}: {error}", where=str(path)) from None
     if not isinstance(data, dict):
-        raise InputError("the file holds no keys", where=str(path), expected="a mapping of sections")
+        raise _foreign(text, path) or InputError(
+            "the file holds no keys", where=str(path), expected="YAML, lines as 'key: value', or JSON"
+        )
     return data
+
+
+def _foreign(text: str, path: Path) -> InputError | None:
+    """The error that names another program's file, if it seems to be one."""
+    if (kind := recognized(text)) is None:
+        return None
+    expected = "an input of dphpc, YAML or JSON"
+    return InputError(f"the file seems to be {kind.what}", where=str(path), expected=expected, remedy=kind.remedy)
 
 
 class _DuplicateKey(Exception):
@@ -224,7 +238,8 @@ def _other_input(kind: type[Config], data: Mapping[str, Any], source: str) -> In
         if len(found := sorted(telling & data.keys())) > 1:
             return InputError(
                 f"the file seems to be a {what}: it has the keys {', '.join(found)}", where=source,
-                expected=f"a {INPUTS[kind.taken_by][0]}", remedy=f"use dphpc {command}",
+                expected=f"a {INPUTS[kind.taken_by][0]}",
+                remedy=f"use dphpc {command}" if command else "dphpc learn takes a run file of its own: docs/learn.md",
             )  # fmt: skip
     return None
 

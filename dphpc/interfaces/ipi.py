@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from ase.calculators.socketio import IPIProtocol, SocketClosed
@@ -59,6 +60,8 @@ class DriverInput(Config):
     verbose
         Whether to log each structure.
     """
+
+    taken_by: ClassVar = "ipi"
 
     use_unix: bool = False
     host: str = "localhost"

@@ -106,6 +106,8 @@ def test_another_commands_input_is_told_by_two_of_its_keys_and_none_of_ones_own(
     assert refuse(theirs, Whole).remedy == "use dphpc train"
     for given in ({"loss": {}}, theirs | {"stages": []}):
         assert "not a known key" in str(refuse(given, Whole))
+    assert refuse({"graph_file": "a", "use_unix": True}, Whole).remedy == "use dphpc ipi"
+    assert "docs/learn.md" in str(refuse({"sys_configs": [], "fp_style": "vasp"}, Whole).remedy)
     assert "not a known key" in str(refuse(theirs))
 
 
