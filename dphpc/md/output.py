@@ -24,10 +24,11 @@ from dphpc.parallel.comm import together
 
 log = logging.getLogger(__name__)
 
-_TABLE = (
-    ("step", 10), ("time/ps", 11), ("T/K", 9), ("E_pot/eV", 16), ("E_kin/eV", 13), ("E_total/eV", 16),
-    ("conserved/eV", 16), ("P/bar", 11), ("atom-steps/s", 12), ("left", 9),
-)  # fmt: skip
+_TABLE = {
+    "step": 8, "time/ps": 8, "T/K": 8, "E_pot/eV": 15, "conserved/eV": 15, "P/bar": 10, "g/cm3": 8, "atom-steps/s": 12,
+    "left": 8,
+}  # fmt: skip
+"""Columns of the table on the screen, and their widths: at most 100 characters a line; the file has more columns."""
 
 
 @contextmanager
@@ -94,10 +95,13 @@ class Screen:
         Number of steps of the run.
     quiet
         Print nothing (ranks other than 0).
+    with_density
+        Whether the table has a column of the density, which is constant where the box does not move.
     """
 
-    def __init__(self, n_atoms: int, n_steps: int, quiet: bool) -> None:
+    def __init__(self, n_atoms: int, n_steps: int, quiet: bool, with_density: bool = False) -> None:
         self.n_atoms, self.n_steps, self.quiet = n_atoms, n_steps, quiet
+        self.columns = {name: width for name, width in _TABLE.items() if with_density or name != "g/cm3"}
         self.done = 0
         self._started = self._last_time = time.perf_counter()
         self._last_done = 0
@@ -129,7 +133,7 @@ class Screen:
             self._progress = Progress(*columns, console=Console(file=sys.stdout), transient=True)
             self._task = self._progress.add_task("md", total=self.n_steps)
             self._progress.start()
-        self.say("", " ".join(f"{name:>{width}}" for name, width in _TABLE))
+        self.say("", " ".join(f"{name:>{width}}" for name, width in self.columns.items()))
 
     def stop(self) -> None:
         """End the table."""
@@ -161,9 +165,20 @@ class Screen:
         if self.done and now > self._started:
             left = duration((self.n_steps - self.done) * (now - self._started) / self.done)
         self._last_done, self._last_time = self.done, now
-        conserved = f"{t.conserved_eV:.6f}" if force is None else f"F_max {force:.4g}"
-        values = (
-            f"{t.step}", f"{t.time_ps:.6g}", f"{t.temperature_K:.2f}", f"{t.potential_eV:.6f}", f"{t.kinetic_eV:.6f}",
-            f"{t.total_eV:.6f}", conserved, f"{t.pressure_bar:.2f}", rate, left,
-        )  # fmt: skip
-        self.say(" ".join(f"{value:>{width}}" for value, (_, width) in zip(values, _TABLE, strict=True)))
+        values = {
+            "step": f"{t.step}",
+            "time/ps": f"{t.time_ps:.6g}",
+            "T/K": f"{t.temperature_K:.2f}",
+            "E_pot/eV": _energy(t.potential_eV),
+            "conserved/eV": _energy(t.conserved_eV) if force is None else f"F_max {force:.4g}",
+            "P/bar": f"{t.pressure_bar:.2f}",
+            "g/cm3": f"{t.density_g_cm3:.5f}",
+            "atom-steps/s": rate,
+            "left": left,
+        }
+        self.say(" ".join(f"{values[name]:>{width}}" for name, width in self.columns.items()))
+
+
+def _energy(value: float) -> str:
+    """An energy in eV: with six decimals, or three if it is that of very many atoms."""
+    return f"{value:.6f}" if abs(value) < 1e7 else f"{value:.3f}"

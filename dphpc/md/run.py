@@ -177,7 +177,7 @@ class Run:
                 self.screen.say("velocities: from the restart file; the run file's 'velocities' is not used")
         self.begun = engine.time
         n_steps = sum(stage.steps for stage in s.stages[self.stage :]) - self.stage_step
-        self.screen = Screen(engine.n_atoms, n_steps, self.screen.quiet)
+        self.screen = Screen(engine.n_atoms, n_steps, self.screen.quiet, any(stage.box_moves for stage in s.stages))
 
     def _start_moving(self) -> None:
         """Draw velocities, or set them to zero, before dynamics that continue neither a restart nor other dynamics."""

@@ -146,6 +146,23 @@ def test_thermo_csv_and_screen(
     assert sum(result.phases.values()) <= result.seconds
 
 
+@pytest.mark.parametrize("moves", [False, True])
+def test_the_screen_shows_the_density_where_the_box_moves(
+    config: Make, argon: LennardJones, capsys: pytest.CaptureFixture[str], moves: bool
+) -> None:
+    npt = {**stage("bussi", 10), "ensemble": "npt", "pressure_bar": 2000, "barostat_every": 5}
+    result = run_md(config(stages=[stage("nve", 5), *[npt] * moves]), potential=argon)
+    lines = [
+        line for line in capsys.readouterr().out.splitlines() if line[:8].strip() in ("step", "0", "5", "10", "15")
+    ]
+    head, *rows = [line.split() for line in lines]
+    assert len(rows) == len(result.thermo["step"])
+    shown = [float(row[head.index("g/cm3")]) for row in rows] if moves else []
+    np.testing.assert_allclose(shown, result.thermo["density_g_cm3"] if moves else [], atol=5e-6)
+    assert len(set(shown)) == (3 if moves else 0)
+    assert max(map(len, lines)) <= 100
+
+
 @pytest.mark.mpi
 @pytest.mark.parametrize("name", ["nve", *THERMOSTATS])
 def test_a_run_taken_up_again_equals_one_in_one_go(
