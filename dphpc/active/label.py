@@ -26,8 +26,8 @@ from dphpc.active.config import Label, LearnConfig
 from dphpc.active.match import matched
 from dphpc.active.work import JOB, LOG, Work, job_of_another
 from dphpc.core.errors import DataError, RunError
-from dphpc.train.convert import read_configurations
 from dphpc.train.data.writer import Configuration, write_systems
+from dphpc.train.readers import read_configurations
 
 log = logging.getLogger(__name__)
 

@@ -223,11 +223,13 @@ def test_type_map_names_numbers(tmp_path: Path) -> None:
     assert convert(tmp_path / "a.dump", tmp_path / "out", type_map=["O", "C", "H"]).type_map == ["O", "C", "H"]
     frame = open_systems(["out"], ["O", "C", "H"], base=tmp_path)[0].frame(0)
     np.testing.assert_array_equal(frame.types, [0, 2])
-    with pytest.raises(DataError, match="TYPE_2"):
+    with pytest.raises(DataError, match="types 1, 3") as caught:
         convert(tmp_path / "a.dump", tmp_path / "other", type_map=["O", "C"])
+    assert caught.value.expected == "names of the types 1 to 3, not 2"
     (tmp_path / "a.dump").rename(tmp_path / "dump.water")  # a dump by its first line: types are no atomic numbers
     assert convert(tmp_path / "dump.water", tmp_path / "two", type_map=["O", "C", "H"]).type_map == ["O", "C", "H"]
-    assert convert(tmp_path / "dump.water", tmp_path / "three").type_map == ["TYPE_0", "TYPE_2"]
+    with pytest.raises(DataError, match="types 1, 3"):  # no training would know a species TYPE_0
+        convert(tmp_path / "dump.water", tmp_path / "three")
     with pytest.raises(DataError, match="no column 'element'"):
         convert(tmp_path / "dump.water", tmp_path / "four", "ase/lammps-dump-text")
 
@@ -266,6 +268,19 @@ def test_every_frame_of_xyz(tmp_path: Path, name: str) -> None:
             np.testing.assert_allclose(system.frame(i).forces, atoms.get_forces()[order], atol=1e-7)
 
 
+def test_a_file_that_was_cut_off_is_told_with_its_frame(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path / "in.extxyz", atoms_frames())
+    lines = (tmp_path / "in.extxyz").read_text().splitlines(keepends=True)
+    (tmp_path / "cut.extxyz").write_text("".join(lines[:-1]))
+    with pytest.raises(DataError, match="ASE cannot read this as extxyz") as caught:
+        convert(tmp_path / "cut.extxyz", tmp_path / "out")
+    assert f"cut.extxyz, frame {len(atoms_frames()) - 1} " in str(caught.value.where)
+    dump = DUMP.format(box=SQUARE, columns="x y z fx fy fz", first="", second="")
+    (tmp_path / "dump.water").write_text(dump + dump[:-20])  # dpdata drops the end with a warning of Python's
+    assert convert(tmp_path / "dump.water", tmp_path / "out", type_map=["O", "C", "H"]).n_frames == 1
+    assert "incomplete frame" in caplog.text
+
+
 def test_unusable_inputs_and_formats_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "in.extxyz", atoms_frames())
     with pytest.raises(DataError, match="does not exist"):
@@ -278,12 +293,19 @@ def test_unusable_inputs_and_formats_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="element 'O', which the type map lacks"):
         convert(tmp_path / "in.extxyz", tmp_path / "out", type_map=["H", "C"])
     (tmp_path / "bad.extxyz").write_text("3\nno properties\nO 0 0\n")
-    with pytest.raises(DataError, match="ASE cannot read this"):
+    with pytest.raises(DataError, match="ASE cannot read this as extxyz: "):
         convert(tmp_path / "bad.extxyz", tmp_path / "out")
     (tmp_path / "OUTCAR").write_text("no vasp\n")
-    with pytest.raises(DataError, match="dpdata cannot read this as vasp/outcar"):
+    with pytest.raises(DataError, match="dpdata cannot read this as vasp/outcar: "):
         convert(tmp_path / "OUTCAR", tmp_path / "out")
-    assert {p.name for p in tmp_path.iterdir()} == {"in.extxyz", "bad.extxyz", "OUTCAR"}  # nothing half-written
+    (tmp_path / "none.xyz").touch()
+    with pytest.raises(DataError, match="the file is empty"):
+        convert(tmp_path / "none.xyz", tmp_path / "out")
+    (tmp_path / "notes.txt").write_text("no structures\n")
+    with pytest.raises(DataError, match="the format of the file is not known"):
+        convert(tmp_path / "notes.txt", tmp_path / "out")
+    names = {"in.extxyz", "bad.extxyz", "OUTCAR", "none.xyz", "notes.txt"}
+    assert {p.name for p in tmp_path.iterdir()} == names  # nothing half-written
     convert(tmp_path / "in.extxyz", tmp_path / "out")
     with pytest.raises(InputError, match="exists"):
         convert(tmp_path / "in.extxyz", tmp_path / "out")
