@@ -6,6 +6,7 @@ The protocol is i-PI's (Kapil et al., Comput. Phys. Commun. 236, 214 (2019)), as
 from __future__ import annotations
 
 import logging
+import select
 import signal
 import socket
 import time
@@ -22,6 +23,7 @@ from dphpc.core.arrays import Doubles
 from dphpc.core.config import Config, load_config
 from dphpc.core.errors import DataError, InputError, RunError
 from dphpc.core.signals import stop_signals
+from dphpc.core.units import duration
 from dphpc.interfaces.elements import ElementPotential
 from dphpc.md.structures import read_structure, require_file
 from dphpc.ops.threads import default_threads
@@ -42,6 +44,10 @@ RETRY = 0.1
 
 LOG_EVERY = 10.0
 """Seconds between two log messages about the rate."""
+
+SILENCE = 30.0
+"""Seconds of the server's silence until a message tells of it, and again after twice, four times, … as long: i-PI may
+have reasons, such as other drivers that are slower, and never says them."""
 
 
 class DriverInput(Config):
@@ -236,6 +242,11 @@ def _converse(protocol: IPIProtocol, evaluate: Evaluate, n_atoms: int, served: S
 
 
 def _message(protocol: IPIProtocol) -> str:
+    """The server's next message; tells on the screen that none comes."""
+    since, began, told = time.strftime("%H:%M:%S"), time.monotonic(), SILENCE
+    while not select.select([protocol.socket], [], [], max(0.0, began + told - time.monotonic()))[0]:
+        log.info("i-PI has said nothing since %s (%s): waiting on, Ctrl-C ends", since, duration(told))
+        told *= 2
     try:
         return str(protocol.recvmsg())
     except UnicodeDecodeError:

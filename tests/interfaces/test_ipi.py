@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -23,6 +24,7 @@ from ase.calculators.socketio import IPIProtocol, SocketIOCalculator
 from ase.io import read, write
 
 from dphpc.core.errors import DataError, DphpcError, InputError, RunError
+from dphpc.interfaces import ipi
 from dphpc.interfaces.ase import DPHPC
 from dphpc.interfaces.ipi import Address, DriverInput, Served, driver_input, run_ipi
 from dphpc.model.compress import compress
@@ -350,6 +352,28 @@ def test_a_signal_ends_the_command(water: Atoms, tmp_path: Path, listening: sock
     assert f"stopped by {signal.Signals(number).name}: 1 structures" in said
     assert "Traceback" not in said
     assert protocol.socket.recv(1) == b""
+
+
+def test_a_silent_server_is_waited_for_and_told_of(
+    water: Atoms,
+    tmp_path: Path,
+    start: Callable[..., Future[Served]],
+    listening: socket.socket,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ipi, "SILENCE", 0.1)
+    caplog.set_level(logging.INFO, "dphpc.interfaces.ipi")
+    driver = start(given(tmp_path))
+    protocol = IPIProtocol(listening.accept()[0])
+    deadline = time.monotonic() + 300
+    while len(told := [text for text in caplog.messages if "has said nothing" in text]) < 3:  # after 0.1, 0.2, 0.4 s
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert re.fullmatch(r"i-PI has said nothing since \d\d:\d\d:\d\d \(0:00:00\): waiting on, Ctrl-C ends", told[0])
+    protocol.calculate(water.positions, water.cell.array)
+    protocol.sendmsg("EXIT")
+    assert driver.result(300).structures == 1
 
 
 def test_the_rate_is_logged(
