@@ -126,6 +126,11 @@ class Box:
         """(3,) Å: distance between opposite faces."""
         return 1.0 / np.linalg.norm(self.inverse, axis=0)
 
+    @property
+    def lengths(self) -> str:
+        """The lengths of the vectors, as messages name them."""
+        return " × ".join(f"{x:.4g}" for x in np.linalg.norm(self.matrix, axis=1)) + " Å"
+
     @cached_property
     def angles(self) -> Doubles:
         """(3,) degrees: between b and c, a and c, a and b."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from dphpc.core.box import Box
 from dphpc.core.exact_sum import exact_sum
 from dphpc.md.engine import Engine
 from dphpc.md.observables import mechanics
+from dphpc.md.stages import Stage
 
 PLACES = {"x": (0, 0), "y": (1, 1), "z": (2, 2), "xy": (1, 0), "xz": (2, 0), "yz": (2, 1)}
 """Where the rate of a direction stands in R: xy moves what is at y along x."""
@@ -83,6 +85,27 @@ def rate_matrix(rates: Mapping[str, float]) -> Doubles:
     for direction, rate in rates.items():
         matrix[PLACES[direction]] = rate
     return matrix
+
+
+def boxes_ahead(box: Box, stages: Sequence[Stage], timestep: float, done: int = 0) -> list[Box]:
+    """The box, and those after each stage as its rates stretch them; what pressures will do to it is not known.
+
+    Shear is left out: a box that leans too much is flipped back.
+
+    Parameters
+    ----------
+    stages
+        What is ahead; of the first of them `done` steps are behind.
+    timestep
+        ps.
+    """
+    boxes = [box]
+    for stage in stages:
+        stretch = np.diag(rate_matrix(stage.rates))
+        now, end = (1.0 + n * timestep * stretch for n in (done, stage.steps))
+        boxes.append(replace(boxes[-1], matrix=boxes[-1].matrix * (end / now)))
+        done = 0
+    return boxes
 
 
 def open_vector(rates: Mapping[str, float], box: Box) -> str | None:

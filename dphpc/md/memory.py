@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dphpc.core.box import Box
 from dphpc.core.device import Device
 from dphpc.core.errors import InputError
 from dphpc.core.memory import memory_available
@@ -96,6 +97,8 @@ class Estimate:
         Bytes available on the node that has least.
     GPU
         The same for the GPUs; None if atoms do not live on GPUs.
+    box
+        The box for which it is, if that is not the first one.
     """
 
     per_atom: float
@@ -103,12 +106,14 @@ class Estimate:
     node: float
     available: float
     gpu: GpuRoom | None = None
+    box: Box | None = None
 
     def __str__(self) -> str:
-        return (
+        text = (
             f"{self.per_atom / 1e3:.2f} kB/atom, {self.total / 1e9:.2f} GB in total; "
             f"{self.node / 1e9:.2f} GB on a node with {self.available / 1e9:.1f} GB available"
         )
+        return text + (f", once the box is {self.box.lengths}" if self.box else "")
 
 
 def estimate(
@@ -125,6 +130,8 @@ def estimate(
 
     Parameters
     ----------
+    domain
+        The bricks in the thinnest box of the run, as far as it is known: it has the most ghosts.
     reach
         Å: radius of the neighbor list.
     more

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from array import array
 from collections.abc import Mapping
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from dphpc.core.exact_sum import no_sum
 from dphpc.core.signals import stop_signals
 from dphpc.core.units import FS
 from dphpc.md.config import MdConfig
+from dphpc.md.deform import boxes_ahead
 from dphpc.md.ensembles import BoxMoves, integrator_of
 from dphpc.md.extent import Extent
 from dphpc.md.fixed import deal_fixed, fixed_lines
@@ -144,7 +145,12 @@ class Run:
         reach, gpu, models = self.potential.cutoff + s.skin_A, gpu_of(self.potential), 1
         more += SNAPSHOT_BYTES if gpu and (s.trajectory or s.deviation) else 0.0
         models += len(self.deviation.models) if self.deviation else 0
-        needed = estimate(n_atoms, domain, self.potential, reach, comm, more, gpu, models)
+        old = start.checkpoint
+        stage, done = (old.position_in(s.stages) if old else None) or (0, 0)
+        boxes = boxes_ahead(domain.box, s.stages[stage:], s.timestep_fs * FS, done)
+        thinnest = max((replace(domain, box=box) for box in boxes), key=lambda domain: domain.ghost_ratio(reach))
+        needed = estimate(n_atoms, thinnest, self.potential, reach, comm, more, gpu, models)
+        needed = needed if thinnest.box is domain.box else replace(needed, box=thinnest.box)
         self.screen.say(*header(s, self.potential, start, domain, places, needed, self.device))
         with together(comm):
             if not s.ignore_memory_limit:

@@ -312,14 +312,13 @@ def header(
 ) -> list[str]:  # fmt: skip
     """The lines that a run prints first."""
     s, n_atoms = settings, start.n_atoms * math.prod(settings.replicate)
-    lengths = " × ".join(f"{x:.4g}" for x in np.linalg.norm(domain.box.matrix, axis=1))
     sides = "".join("p" if p else "f" for p in domain.box.periodic)
     frame = ", last of its frames" if start.last_of_several else ""
     replicate = f", replicated {' × '.join(map(str, s.replicate))}" if max(s.replicate) > 1 else ""
     return [
         f"dphpc {__version__}: molecular dynamics",
         f"processes: {places}; bricks {' × '.join(map(str, domain.grid))}",
-        f"structure: {s.structure}{frame}{replicate}: {n_atoms:,} atoms in {lengths} Å ({sides})",
+        f"structure: {s.structure}{frame}{replicate}: {n_atoms:,} atoms in {domain.box.lengths} ({sides})",
         f"model:     {s.model or type(potential).__name__} ({', '.join(potential.type_map)}), "
         f"{s.precision}, cutoff {potential.cutoff:g} + skin {s.skin_A:g} Å",
         *([f"device:    {device.name if device else 'cpu, no GPU that CuPy sees'}"] if s.device != "cpu" else []),

@@ -17,7 +17,7 @@ from dphpc.core.errors import InputError
 from dphpc.core.exact_sum import no_sum
 from dphpc.core.state import State
 from dphpc.core.units import EV_PER_A3_IN_BAR
-from dphpc.md.deform import Deformation
+from dphpc.md.deform import Deformation, boxes_ahead
 from dphpc.md.engine import Engine
 from dphpc.md.integrators import VelocityVerlet
 from dphpc.md.observables import measure
@@ -72,6 +72,36 @@ def test_lengths_and_tilts_change_at_their_rates(config: Make, argon: LennardJon
     columns = [thermo[name] for name in ("a_A", "b_A", "c_A", "alpha_deg", "beta_deg", "gamma_deg")]
     np.testing.assert_allclose(np.transpose(columns)[-1], read(tmp_path / "t.extxyz").cell.cellpar(), rtol=1e-12)
     assert np.ptp(thermo["gamma_deg"]) > 1.0
+
+
+def test_the_boxes_ahead_are_those_of_the_run(config: Make, argon: LennardJones, tmp_path: Path) -> None:
+    rates = {"x": -0.3, "z": 0.2}
+    stages = [NVE | {"deform_per_ps": rates}, NVE | {"steps": 8, "deform_per_ps": {"x": -0.5, "xy": 0.1}}]
+    run_md(config(stages=stages, trajectory={"file": str(tmp_path / "t.extxyz"), "every": 4}), potential=argon)
+    boxes, parsed = boxes_of(tmp_path / "t.extxyz"), [Stage.model_validate(stage) for stage in stages]
+    ahead = boxes_ahead(Box(boxes[0]), parsed, 0.004)
+    np.testing.assert_allclose([box.matrix for box in ahead[:2]], boxes[[0, 5]], atol=1e-12)
+    np.testing.assert_allclose(np.diag(ahead[2].matrix), np.diag(boxes[-1]), atol=1e-12)
+    later = boxes_ahead(Box(boxes[3]), parsed, 0.004, done=12)
+    np.testing.assert_allclose(
+        [box.matrix for box in later], [boxes[3], *(box.matrix for box in ahead[1:])], atol=1e-12
+    )
+
+
+def test_the_memory_is_that_of_the_thinnest_box(
+    config: Make, argon: LennardJones, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A tenth shorter along x, it has more ghosts; a box that only grows has not."""
+    said = []
+    for changes in ({"deform_every": None}, {"deform_per_ps": {"x": 0.5}}, {"deform_per_ps": {"x": -0.625}}):
+        stages = [NVE | {"steps": 40} | changes, {"ensemble": "nve", "steps": 1}]
+        stages = [{k: v for k, v in stage.items() if v is not None} for stage in stages]
+        run_md(config(stages=stages), potential=argon)
+        said += [line for line in capsys.readouterr().out.splitlines() if line.startswith("memory:")]
+    assert said[0] == said[1]
+    assert said[2].endswith("once the box is 14.58 × 10.8 × 10.8 Å")
+    rest, shorter = (float(line.split()[1]) for line in said[1:])
+    assert shorter > rest
 
 
 def test_a_rate_is_that_of_the_first_length_whatever_the_timesteps(
