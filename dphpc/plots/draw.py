@@ -14,7 +14,7 @@ from dphpc.core.errors import DataError, InputError, did_you_mean
 from dphpc.plots.curves import learning_curve, model_deviation, thermo
 from dphpc.plots.learning import rounds
 from dphpc.plots.parity import DETAIL_FILES, parity, read_details
-from dphpc.plots.structure import Frame, radial_distribution, rdf
+from dphpc.plots.structure import R_MAX, Frame, radial_distribution, rdf, write_rdf
 from dphpc.plots.tables import read_table
 
 _HEADERS = {
@@ -31,8 +31,9 @@ STRUCTURES = (".extxyz", ".xyz", ".h5md", ".lammpstrj", ".dump", ".traj")
 
 
 def draw(
-    kind: str | None, files: Sequence[str], labels: Sequence[str] = (), skip: int = 0, pair: Sequence[str] = ()
-) -> tuple[str, Figure]:
+    kind: str | None, files: Sequence[str], labels: Sequence[str] = (), skip: int = 0, pair: Sequence[str] = (),
+    r_max: float = R_MAX, table: Path | None = None,
+) -> tuple[str, Figure]:  # fmt: skip
     """Draw files as one figure.
 
     Parameters
@@ -47,6 +48,10 @@ def draw(
         Frames of each trajectory to leave out at its start (rdf).
     pair
         Two species (rdf); empty: all atoms.
+    r_max
+        Å: the range of an rdf.
+    table
+        A CSV file that gets the numbers, too (rdf).
 
     Returns
     -------
@@ -64,12 +69,16 @@ def draw(
         raise InputError(f"no file given for a plot '{kind}'", remedy=f"name it: dphpc plot {kind} FILE")
     if kind in ("thermo", "rounds") and len(files) > 1:
         raise InputError(f"{len(files)} files for a plot '{kind}'", expected="one file", remedy="draw them one by one")
+    if r_max != R_MAX and kind != "rdf":
+        raise InputError(f"a range of r for a plot '{kind}'", expected="a plot 'rdf'")
     if pair and (kind != "rdf" or len(pair) != 2):
         raise InputError(f"a pair {' '.join(pair)} for a plot '{kind}'", expected="two species, and a plot 'rdf'")
+    if table and kind != "rdf":
+        raise InputError(f"a table of a plot '{kind}'", expected="a plot 'rdf'", remedy="the file has the numbers")
     if len(labels) > len(files):
         raise InputError(f"{len(labels)} labels for {len(files)} files", expected="at most one for each file")
     named = dict(zip([*labels, *_short(files)[len(labels) :]], files, strict=False))
-    return kind, KINDS[kind](named, skip, pair)
+    return kind, KINDS[kind](named, skip, pair, r_max, table)
 
 
 def _short(files: Sequence[str]) -> list[str]:
@@ -178,12 +187,16 @@ def _rounds(files: dict[str, str], *_: object) -> Figure:
     return rounds(read_table(file), {n: np.concatenate(parts) for n, parts in deviations.items()}, label)
 
 
-def _rdf(files: dict[str, str], skip: int, pair: Sequence[str]) -> Figure:
-    curves = {label: radial_distribution(read_frames(file, skip), pair=pair) for label, file in files.items()}
+def _rdf(files: dict[str, str], skip: int, pair: Sequence[str], r_max: float, table: Path | None) -> Figure:
+    curves = {
+        label: radial_distribution(read_frames(file, skip), pair=pair, r_max=r_max) for label, file in files.items()
+    }
+    if table:
+        write_rdf(table, curves)
     return rdf(curves, "–".join(pair))
 
 
-KINDS: dict[str, Callable[[dict[str, str], int, Sequence[str]], Figure]] = {
+KINDS: dict[str, Callable[[dict[str, str], int, Sequence[str], float, Path | None], Figure]] = {
     "lcurve": _learning,
     "parity": _parity,
     "thermo": _thermo,
@@ -191,4 +204,4 @@ KINDS: dict[str, Callable[[dict[str, str], int, Sequence[str]], Figure]] = {
     "devi": _deviation,
     "rounds": _rounds,
 }
-"""Kind of plot -> function that draws it from {label: file}, the number of frames to skip, and two species."""
+"""Kind of plot -> function that draws it from {label: file}, and the last four arguments of `draw`."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,10 +16,16 @@ from scipy.spatial import cKDTree  # type: ignore[import-untyped]
 
 from dphpc.core.arrays import Doubles
 from dphpc.core.box import Box
-from dphpc.core.errors import DataError
+from dphpc.core.errors import DataError, writing
 from dphpc.core.images import periodic_images
 from dphpc.core.units import EV_PER_A3_IN_GPA
 from dphpc.plots.style import COLORS, GREY, panels
+
+R_MAX = 6.0
+"""Å to which g(r) is taken by default."""
+
+BIN_WIDTH = 0.05
+"""Å."""
 
 
 class Frame(NamedTuple):
@@ -28,9 +36,27 @@ class Frame(NamedTuple):
     species: NDArray[np.str_]
 
 
+class Rdf(NamedTuple):
+    """A radial distribution function.
+
+    Attributes
+    ----------
+    r
+        (n_bins,) Å, the middle of each bin.
+    g
+        (n_bins,) g(r).
+    neighbors
+        (n_bins,) the mean number of neighbors up to the bin's end, the running coordination number.
+    """
+
+    r: Doubles
+    g: Doubles
+    neighbors: Doubles
+
+
 def radial_distribution(
-    frames: Iterable[Frame], *, pair: Sequence[str] = (), r_max: float = 6.0, n_bins: int = 120
-) -> tuple[Doubles, Doubles]:
+    frames: Iterable[Frame], *, pair: Sequence[str] = (), r_max: float = R_MAX, n_bins: int | None = None
+) -> Rdf:
     """g(r) of all atoms, or of two species, averaged over frames.
 
     g(r) = V/(N_a N_b) Σ_ij δ(r − r_ij) / 4πr² of atoms i of species a and j of species b, all images included, so
@@ -39,21 +65,21 @@ def radial_distribution(
     Parameters
     ----------
     pair
-        The two species; empty: all atoms.
-
-    Returns
-    -------
-    r, g
-        (n_bins,) Å, the middle of each bin, and (n_bins,).
+        The two species; empty: all atoms.  Neighbors are of the second one, around atoms of the first.
+    r_max
+        Å.
+    n_bins
+        None: as many as make them about 0.05 Å wide.
 
     Raises
     ------
     DataError
         There are no frames, or no atoms of a species.
     """
+    n_bins = n_bins or math.ceil(r_max / BIN_WIDTH - 1e-9)
     edges = np.linspace(0.0, r_max, n_bins + 1)
     shells = 4.0 / 3.0 * np.pi * np.diff(edges**3)
-    total, n_frames = np.zeros(n_bins), 0
+    total, neighbors, n_frames = np.zeros(n_bins), np.zeros(n_bins), 0
     for positions, box, species in frames:
         for name in pair:
             if name not in species:
@@ -63,24 +89,39 @@ def radial_distribution(
         owners, shifts = periodic_images(inside[second], box, r_max)
         tree = cKDTree(np.concatenate([inside[second], inside[second][owners] + shifts @ box.matrix]))
         # An atom finds itself at 0 Å, which the difference removes.
-        within = cKDTree(inside[first]).count_neighbors(tree, edges)
-        total += np.diff(within) * box.volume / (first.sum() * second.sum() * shells)
+        counts = np.diff(cKDTree(inside[first]).count_neighbors(tree, edges))
+        total += counts * box.volume / (first.sum() * second.sum() * shells)
+        neighbors += np.cumsum(counts) / first.sum()
         n_frames += 1
     if n_frames == 0:
         raise DataError("no frames to take a radial distribution function of")
-    return 0.5 * (edges[1:] + edges[:-1]), total / n_frames
+    return Rdf(0.5 * (edges[1:] + edges[:-1]), total / n_frames, neighbors / n_frames)
 
 
-def draw_rdf(ax: Axes, curves: Mapping[str, tuple[Doubles, Doubles]], of: str = "") -> None:
+def write_rdf(path: Path, curves: Mapping[str, Rdf]) -> Path:
+    """Write curves, which have the same bins, as a CSV file with the columns r_A, g and neighbors.
+
+    Of several the latter two are repeated, with the curve's label.
+    """
+    columns = {"r_A": next(iter(curves.values())).r}
+    for label, curve in curves.items():
+        of = f" {label.replace(',', ' ')}" if len(curves) > 1 else ""
+        columns |= {f"g{of}": curve.g, f"neighbors{of}": curve.neighbors}
+    with writing(path, "the table"):
+        np.savetxt(path, np.column_stack(list(columns.values())), "%.8g", ",", header=",".join(columns), comments="")
+    return path
+
+
+def draw_rdf(ax: Axes, curves: Mapping[str, Sequence[Doubles]], of: str = "") -> None:
     """Draw g(r) `of` a pair, from one or more sources, into axes: the first solid, the others dashed over it."""
-    for i, (name, (r, g)) in enumerate(curves.items()):
+    for i, (name, (r, g, *_)) in enumerate(curves.items()):
         ax.plot(r, g, label=name, color=COLORS[i % len(COLORS)], lw=1.8, ls="-" if i == 0 else "--")
     ax.axhline(1.0, color=GREY, lw=0.8)
     ax.set(title="Radial distribution function", xlabel="r (Å)", ylabel=f"g(r) of {of}" if of else "g(r)")
-    ax.set_xlim(0, max(r[-1] for r, _ in curves.values()))
+    ax.set_xlim(0, max(r[-1] for r, *_ in curves.values()))
     ax.set_ylim(bottom=0)
-    tops = [float(g.max()) for _, g in curves.values()]
-    rest = max(float(_beyond_first_shell(g).max(initial=0.0)) for _, g in curves.values())
+    tops = [float(g.max()) for _, g, *_ in curves.values()]
+    rest = max(float(_beyond_first_shell(g).max(initial=0.0)) for _, g, *_ in curves.values())
     if 0 < 5 * rest < max(tops):  # bonds: what they belong to would be a flat line
         ax.set_ylim(top=max(1.5 * rest, 2.0))
         ax.text(0.5, 0.9, f"highest peak: {max(tops):.3g}", transform=ax.transAxes, ha="center", color=GREY)
@@ -93,7 +134,7 @@ def _beyond_first_shell(g: Doubles) -> Doubles:
     return after[int(np.argmax(after < 0.1)) :] if (after < 0.1).any() else after[:0]
 
 
-def rdf(curves: Mapping[str, tuple[Doubles, Doubles]], of: str = "") -> Figure:
+def rdf(curves: Mapping[str, Sequence[Doubles]], of: str = "") -> Figure:
     """A figure of `draw_rdf`; curves are label -> r (n,) in Å and g (n,)."""
     with panels(1, 1, size=(5.4, 3.8)) as (figure, (ax,)):
         draw_rdf(ax, curves, of)

@@ -260,6 +260,8 @@ def test_md(run: Run, process: Run, tmp_path: Path) -> None:
     np.testing.assert_array_equal(table["step"], [0, 2, 4])
     assert len(ase.io.read(tmp_path / "traj.extxyz", ":")) == 3
     assert run("plot", "thermo", "thermo.csv").stdout.strip() == "thermo.png"
+    assert run("plot", "traj.extxyz", "--pair", "O", "H", "--rmax", "8", "-o", "oh.csv").stdout.strip() == "oh.csv"
+    assert read_table(tmp_path / "oh.csv")["r_A"][-1] == 7.975
     done = run("md", "run.yaml")
     assert "warning:   files of an earlier run are replaced: thermo.csv, traj.extxyz; to keep" in done.stdout
     for name in ("thermo.csv", "traj.extxyz"):

@@ -288,6 +288,9 @@ def test_wrong_requests_are_refused(files: dict[str, str], tmp_path: Path) -> No
         draw("rdf", [files["rdf"]], pair=("O", "Si"))
     with pytest.raises(InputError, match="two species"):
         draw("rdf", [files["rdf"]], pair=("Si",))
+    for wrong in ({"r_max": 8.0}, {"table": tmp_path / "thermo2.csv"}):
+        with pytest.raises(InputError, match="a plot 'rdf'"):
+            draw("thermo", [files["thermo"]], **wrong)
     with pytest.raises(InputError, match="two species, and a plot 'rdf'"):
         draw("thermo", [files["thermo"]], pair=("Si", "Si"))
     _, figure = draw("lcurve", [files["lcurve"]])
