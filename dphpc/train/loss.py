@@ -183,7 +183,7 @@ class _Terms:
         return self.config.use_huber and self.config.loss_func != "mae"
 
     def _size(self, difference: Doubles, penalty: Doubles) -> Doubles:
-        """What is reported of differences: absolute values for a MAE, squares for an RMSE; all but Huber penalize it."""
+        """What is reported of differences, absolute values or squares, which all losses but Huber's penalize."""
         return difference * difference if self._is_huber else penalty
 
     def _add_frames(self, name: str, predicted: Doubles, label: Doubles, prefactor: float) -> None:
