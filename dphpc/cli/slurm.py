@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from dphpc.cli.app import command
+from dphpc.core.errors import writing
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +91,8 @@ def slurm(
     given = {name.replace("_", "-"): str(value) for name, value in resources.items() if value is not None}
     script = job_script(job, [str(input), *(options or [])], given, mpi=mpi, scaling=scaling)
     path = output or Path("scaling.slurm" if scaling else f"{job}.slurm")
-    path.write_text(script, encoding="utf-8")
+    with writing(path):
+        path.write_text(script, encoding="utf-8")
     print(script, end="")
     log.info("%s", hand_over(path) if submit else f"written; to start it: sbatch {shlex.quote(str(path))}")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -95,9 +96,13 @@ def writing(where: str | Path, what: str = "the file", last: str | None = None) 
         yield
     except OSError as error:
         remedy = "check space and permissions" + (f"; {last}" if last else "")
-        raise RunError(
-            f"{what} cannot be written: {error.strerror or error}", where=str(where), remedy=remedy
-        ) from None
+        raise RunError(f"{what} cannot be written: {reason_of(error)}", where=str(where), remedy=remedy) from None
+
+
+def reason_of(error: Exception) -> str:
+    """Why a file cannot be read or written: in the system's words if it gave a number, as in HDF5's long messages."""
+    number = error.errno if isinstance(error, OSError) else None
+    return os.strerror(number) if number else str(error) or type(error).__name__
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

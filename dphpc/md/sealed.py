@@ -17,7 +17,7 @@ from pathlib import Path
 
 import h5py
 
-from dphpc.core.errors import DataError, DphpcError, RunError
+from dphpc.core.errors import DataError, DphpcError, RunError, reason_of
 from dphpc.md.hdf5 import n_writers, open_to_fill
 from dphpc.parallel.comm import Communicator, together
 
@@ -79,7 +79,7 @@ class Draft:
                     yield
                 except (OSError, RuntimeError) as error:
                     raise RunError(
-                        f"the restart file cannot be written: {error}",
+                        f"the restart file cannot be written: {reason_of(error)}",
                         where=str(self.path), remedy="check space and permissions",
                     ) from None  # fmt: skip
         except DphpcError:

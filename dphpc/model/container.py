@@ -7,6 +7,7 @@ them is executed, only datasets stored in the file itself are read, and sizes ar
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ import h5py
 import numpy as np
 import yaml
 
-from dphpc.core.errors import ModelFileError
+from dphpc.core.errors import ModelFileError, reason_of
 from dphpc.core.files import whole
 
 Tree = dict[str, Any]
@@ -76,7 +77,9 @@ def write_tree(tree: Tree, path: Path) -> None:
             else:
                 _write_hdf5(tree, partial)
     except OSError as error:
-        raise ModelFileError(f"the file cannot be written: {error}", where=str(path)) from error
+        raise ModelFileError(
+            f"the file cannot be written: {reason_of(error)}", where=str(path), remedy="check space and permissions"
+        ) from error
 
 
 def _map_variables(node: Any, convert: Callable[[Any], Any], inside: bool = False) -> Any:
@@ -110,7 +113,8 @@ def _read_dataset(file: h5py.File, name: Any, file_size: int, path: Path) -> np.
 
 
 def _write_hdf5(tree: Tree, path: Path) -> None:
-    with h5py.File(path, "w") as file:
+    image = io.BytesIO()  # HDF5 may crash where the disk is full: it writes to memory
+    with h5py.File(image, "w") as file:
         count = 0
 
         def store(array: Any) -> str:
@@ -121,6 +125,7 @@ def _write_hdf5(tree: Tree, path: Path) -> None:
             return name
 
         file.attrs["json"] = json.dumps(_map_variables(tree, store), separators=(",", ":"))
+    path.write_bytes(image.getbuffer())
 
 
 def _read_yaml(path: Path) -> Tree:

@@ -13,7 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from dphpc.core.errors import InputError
+from dphpc.core.errors import InputError, writing
+from dphpc.core.files import whole
 
 COLORS = ("#2563a8", "#e0761a", "#2a9d6f", "#b83b5e", "#7c5cbf", "#8a6d3b")
 """Line colors; they differ in lightness, so that colour-blind readers and grey prints can tell them apart."""
@@ -87,11 +88,13 @@ def save(figure: Figure, path: Path | str) -> Path:
     ------
     InputError
         matplotlib does not write files with this suffix.
+    RunError
+        The file cannot be written.
     """
     path = Path(path)
     known = figure.canvas.get_supported_filetypes()
     if path.suffix.lstrip(".").lower() not in known:
         raise InputError(f"cannot write a figure as '{path}'", expected=f"a suffix of {', '.join(sorted(known))}")
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(path)
+    with matplotlib.rc_context(STYLE), writing(path, "the figure"), whole(path) as partial:
+        figure.savefig(partial, format=path.suffix.lstrip(".").lower())
     return path

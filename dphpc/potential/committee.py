@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from dphpc.core.arrays import Doubles
 from dphpc.core.device import find_device
-from dphpc.core.errors import InputError
+from dphpc.core.errors import InputError, writing
 from dphpc.core.tables import OF_EACH_ATOM
 from dphpc.model.dp_model import DPModel
 from dphpc.potential.contract import Outputs
@@ -147,7 +147,7 @@ def require_types(type_map: Sequence[str], name: str, first: Sequence[str], name
 def append_model_devi(path: Path, system: str, steps: NDArray[np.int64], rows: Doubles) -> None:
     """Append the frames of one system, rows (n, 7) or (n, 7 + natoms), to a `model_devi.out` file."""
     columns = COLUMNS if rows.shape[1] == len(COLUMNS) else (*COLUMNS, OF_EACH_ATOM)
-    with path.open("a") as file:
+    with writing(path), path.open("a") as file:
         file.write(f"# {system}\n" + table_header(columns))
         for step, row in zip(steps, rows, strict=True):
             file.write(table_line(step, row))

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dphpc.core.arrays import Doubles
-from dphpc.core.errors import DataError, InputError
+from dphpc.core.errors import DataError, InputError, writing
+from dphpc.core.files import whole
 from dphpc.model.dp_model import DPModel
 from dphpc.potential.committee import (
     COLUMNS,
@@ -233,12 +234,14 @@ def _compare(frame: Frame, predicted: Outputs, errors: Errors, periodic: bool, a
 
 
 def _write_details(report: TestReport, prefix: Path) -> None:
-    prefix.parent.mkdir(parents=True, exist_ok=True)
+    with writing(prefix.parent, "the folder"):
+        prefix.parent.mkdir(parents=True, exist_ok=True)
     for name, columns in _DETAILS.items():
         tables = {system: errors.table(name) for system, errors in report.systems.items()}
         if all(table is None for table in tables.values()):
             continue
-        with prefix.with_name(f"{prefix.name}.{name}.out").open("w", encoding="utf-8") as file:
+        path = prefix.with_name(f"{prefix.name}.{name}.out")
+        with writing(path), whole(path) as partial, partial.open("w", encoding="utf-8") as file:
             for system, table in tables.items():
                 if table is not None:
                     np.savetxt(
@@ -288,7 +291,8 @@ def model_devi(
             _require_labels(system, ["energy", "forces", *virial], "--real_error")
     total, path = sum(s.n_frames for s in opened), Path(output)
     collected: list[Doubles] = []
-    path.write_text("")
+    with writing(path):
+        path.write_text("")
     done = 0
     for system in opened:
         # In npy/mixed frames may have fewer atoms than the largest: rows are filled up with NaN.

@@ -1,6 +1,7 @@
 """Every command, once in a process of its own as a user runs it: its output, its files, its messages."""
 
 import json
+import resource
 import signal
 import subprocess
 import sys
@@ -136,6 +137,36 @@ def test_test_and_model_devi(run: Run, process: Run, data: Path, tmp_path: Path)
         assert "greater than or" in run(command, "-m", "model.dp", flag, "-3", status=2).stderr
     for command in (["test", "-m", "model.dp"], ["model-devi", "-m", "model.dp", "other.dp"]):
         assert "unknown device 'gpu'" in run(*command, "-s", "data", "--device", "gpu", status=1).stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "written"),
+    [
+        ("data convert data out", "out"),
+        ("data convert data out.hdf5", "out.hdf5"),
+        ("data convert data out.lmdb", "out.lmdb"),
+        ("compress -i model.dp -o out.dp", "out.dp"),
+        ("test -m model.dp -s data -d detail", "detail.e.out"),
+        ("model-devi -m model.dp other.dp -s data -o devi.out", "devi.out"),
+        ("plot lcurve.out -o out.png", "out.png"),
+    ],
+)
+def test_a_full_disk_is_told_with_the_file_which_is_not_left_in_part(
+    run: Run, data: Path, tmp_path: Path, command: str, written: str
+) -> None:
+    (tmp_path / "lcurve.out").write_text("# step rmse_f_trn lr\n1 0.5 1e-3\n2 0.4 1e-3\n")
+    before = set(tmp_path.iterdir())
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        said = run(*command.split(), status=1).stderr
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "cannot be written: " in said
+    assert f"where:    {written}" in said
+    assert "check space and permissions" in said
+    assert ".part" not in said, "the name of the temporary file helps nobody"
+    assert {path.name for path in set(tmp_path.iterdir()) - before} <= {"devi.out"}  # grows as it is evaluated
 
 
 def test_test_of_atomic_energies(run: Run, data: Path, tmp_path: Path) -> None:

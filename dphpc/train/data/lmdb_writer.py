@@ -60,7 +60,7 @@ def write_lmdb(
             }
             _put(database, [*pending, (METADATA, msgpack.packb(metadata))])
     except lmdb.Error as error:
-        raise OSError(f"{folder}: {error}") from None
+        raise OSError(str(error).rpartition(": ")[2]) from None
 
 
 def _frames(systems: Sequence[tuple[NDArray[np.int32], Iterable[Frame]]]) -> Iterator[tuple[int, Any, Frame]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dphpc.core.arrays import Doubles
-from dphpc.core.errors import DataError, InputError, did_you_mean
+from dphpc.core.errors import DataError, InputError, did_you_mean, writing
 from dphpc.core.files import whole
 from dphpc.train.data.lmdb_writer import write_lmdb
 
@@ -74,6 +75,8 @@ def write_systems(
         The output exists, or the format is unknown.
     DataError
         An element is not in `type_map`, or there are no frames.
+    RunError
+        The output cannot be written.
     """
     output = Path(output)
     if output_format not in FORMATS:
@@ -82,19 +85,22 @@ def write_systems(
     groups = _grouped(configurations, list(type_map), mixed=output_format == "deepmd/npy/mixed")
     if not groups:
         raise DataError("there are no frames to write")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with whole(output) as partial:
-        if output_format == "deepmd/hdf5":
-            with h5py.File(partial, "w") as file:
+    with writing(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with whole(output) as partial:
+            if output_format == "deepmd/hdf5":
+                image = io.BytesIO()  # HDF5 may crash where the disk is full: it writes to memory
+                with h5py.File(image, "w") as file:
+                    for group in groups:
+                        _write_group(group, type_map, file.create_group(group.name))
+                partial.write_bytes(image.getbuffer())
+            elif output_format == "deepmd/lmdb":
+                write_lmdb(partial, [(group.types, group.frames) for group in groups], type_map)
+            else:
                 for group in groups:
-                    _write_group(group, type_map, file.create_group(group.name))
-        elif output_format == "deepmd/lmdb":
-            write_lmdb(partial, [(group.types, group.frames) for group in groups], type_map)
-        else:
-            for group in groups:
-                _write_folder(group, type_map, partial / group.name if len(groups) > 1 else partial)
-        if output.is_dir():
-            output.rmdir()
+                    _write_folder(group, type_map, partial / group.name if len(groups) > 1 else partial)
+            if output.is_dir():
+                output.rmdir()
     return [group.name for group in groups]
 
 
