@@ -299,7 +299,7 @@ def _problems(details: ErrorDetails, data: Any) -> list[_Problem]:
         near = did_you_mean(tag, tags) if nearest(tag, tags) else None
         where = "/".join((*path, "type"))
         return [_Problem(where, f"type '{tag}' is not supported", f"one of {', '.join(tags)}", near)]
-    message = details["msg"].removeprefix("Value error, ")
+    message = details["msg"].removeprefix("Value error, ").replace(" after validation", "")
     if details["type"] == "value_error":
         return [_Problem("/".join(path), message)]
     if details["type"] == "list_type":

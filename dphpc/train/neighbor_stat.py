@@ -16,6 +16,9 @@ from dphpc.train.data.dataset import Dataset, open_systems
 from dphpc.train.data.storage import find_stores
 from dphpc.train.schema.model import MAX_RCUT, ModelConfig, auto_sel_factor
 
+TOO_NEAR = 0.5
+"""Å: nearer atoms are told of; the bond of H2 is 0.74 Å long."""
+
 
 @dataclass(frozen=True)
 class NeighborStat:
@@ -29,12 +32,15 @@ class NeighborStat:
         (ntypes,) the largest number of neighbors of each type within rcut of an atom; (1,) of all types together.
     lonely
         Systems in which some frame has no neighbors at all.
+    nearest
+        Where the two nearest atoms are: system and frame.
     """
 
     min_distance: float
     max_neighbors: NDArray[np.int64]
     rcut: float
     lonely: tuple[str, ...] = ()
+    nearest: str = ""
 
     def lines(self) -> list[str]:
         """What `dp neighbor-stat` prints."""
@@ -42,6 +48,10 @@ class NeighborStat:
         warnings = [
             f"Atoms with no neighbors found in {name}. Please make sure it's what you expected." for name in self.lonely
         ]
+        if self.min_distance < TOO_NEAR:
+            warnings.append(
+                f"Atoms are only {self.min_distance:.3g} Å apart in {self.nearest}. Are its positions in Å?"
+            )
         return [
             *warnings,
             f"Neighbor statistics: training data with minimal neighbor distance: {self.min_distance:f}",
@@ -63,16 +73,18 @@ def neighbor_stat(dataset: Dataset, rcut: float | None = None, mixed_type: bool 
     """
     rcut = dataset.rcut if rcut is None else rcut
     other = dataset if rcut == dataset.rcut else Dataset(dataset.systems, dataset.type_map, rcut, cache_bytes=0)
-    shortest, most = math.inf, np.zeros(1 if mixed_type else dataset.n_types, np.int64)
+    shortest, nearest, most = math.inf, "", np.zeros(1 if mixed_type else dataset.n_types, np.int64)
     lonely: list[str] = []
     for s, system in enumerate(other.systems):
         for i in range(system.n_frames):
             distance, counts = _of_frame(other.geometry(s, i), other.n_types)
             counts = counts.sum(axis=1, keepdims=True) if mixed_type else counts
-            shortest, most = min(shortest, distance), np.maximum(most, counts.max(axis=0))
+            most = np.maximum(most, counts.max(axis=0))
+            if distance < shortest:
+                shortest, nearest = distance, f"{system.name}, frame {i}"
             if math.isinf(distance) and system.name not in lonely:
                 lonely.append(system.name)
-    return NeighborStat(shortest, most, rcut, tuple(lonely))
+    return NeighborStat(shortest, most, rcut, tuple(lonely), nearest)
 
 
 def neighbor_stat_of(

@@ -288,6 +288,10 @@ def test_missing_or_empty_systems(folder: Path) -> None:
     with pytest.raises(DataError, match="holds no data system"):
         load(folder, "empty")
     write_npy(folder / "c", two_systems()[0], sets=1)
+    with pytest.raises(DataError, match=r"name the folder above: .*c$"):
+        load(folder, "c/set.000")
+    with pytest.raises(DataError, match="a file of a data system"):
+        load(folder, "c/set.000/coord.npy")
     for file in (folder / "c/set.000").iterdir():
         file.unlink()
     (folder / "c/set.000").rmdir()

@@ -71,6 +71,15 @@ def test_lonely_atoms_are_named(tmp_path: Path) -> None:
     assert stat.lines()[0].startswith("Atoms with no neighbors found in one")
 
 
+def test_positions_in_another_unit_are_told(tmp_path: Path) -> None:
+    """Those of a set in nm: the system and the frame are named."""
+    for name, unit in (("a", 1.0), ("b", 0.1)):
+        system = make_system(1, n_frames=2, types=[0, 1, 1], box=None)
+        write_npy(tmp_path / name, system | {"coord": system["coord"] * unit})
+    first, *_ = neighbor_stat_of(["a", "b"], 4.0, TYPE_MAP, tmp_path)[0].lines()
+    assert "apart in b, frame 1. Are its positions in Å?" in first
+
+
 def test_systems_that_name_no_types_need_a_type_map(folder: Path) -> None:
     (folder / "a/type_map.raw").unlink()
     with pytest.raises(DataError, match="does not name its types"):

@@ -62,7 +62,7 @@ class FolderStore:
             return np.load(path, mmap_mode="r", allow_pickle=False)
         except Exception as error:  # NumPy raises anything for a damaged header
             raise DataError(
-                f"is not a plain NumPy array: {error}", where=str(path), remedy="write it with numpy.save"
+                f"is damaged, or not a plain NumPy array: {error}", where=str(path), remedy="write it with numpy.save"
             ) from None
 
 
@@ -178,11 +178,17 @@ def _expand(
         folders = _folders(path, patterns)
         names = [str(Path(file) / folder.relative_to(path)) for folder in folders]
         result = [(n, FolderStore(f)) for n, f in zip(names, folders, strict=True)]
+    elif path.suffix in (".npy", ".raw"):
+        raise DataError("a file of a data system, not the system", where=entry, remedy="name the folder of type.raw")
     else:
         groups = _groups(path, group if mark else "")
         result = [(f"{file}{HDF5_MARK}/{g}", GroupStore(path, g)) for g in groups]
     if not result:
-        raise DataError("holds no data system", where=entry, expected="type.raw and set.*/coord.npy in it or below it")
+        above = path.parent if (path.parent / "type.raw").is_file() else None
+        raise DataError(
+            "holds no data system", where=entry, expected="type.raw and set.*/coord.npy in it or below it",
+            remedy=f"name the folder above: {above}" if above else None,
+        )  # fmt: skip
     return result
 
 
