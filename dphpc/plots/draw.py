@@ -128,8 +128,7 @@ def read_frames(path: str, skip: int = 0) -> list[Frame]:
         unnamed = filetype(path) == "lammps-dump-text" and not _has_elements(path)
     except Exception as error:  # ASE's readers raise anything
         raise DataError(f"ASE cannot read '{path}': {error}", expected="a trajectory such as extxyz") from error
-    if not frames or not all(frame.pbc.all() for frame in frames):
-        raise _no_frames(path, skip)
+    _require_frames(len(frames), all(frame.pbc.all() for frame in frames), path, skip)
     names = [f.numbers.astype(str) if unnamed else np.array(f.get_chemical_symbols()) for f in frames]
     return [Frame(f.get_positions(), Box(f.cell.array), species) for f, species in zip(frames, names, strict=True)]
 
@@ -151,14 +150,19 @@ def _read_h5md(path: str, skip: int) -> list[Frame]:
             positions = atoms["position/value"][skip:]
     except (OSError, LookupError, TypeError, AttributeError) as error:
         raise DataError(f"cannot read '{path}': {error}", expected="H5MD as `dphpc md` writes it") from error
-    if not len(positions) or set(boundary) != {"periodic"}:
-        raise _no_frames(path, skip)
+    _require_frames(len(positions), set(boundary) == {"periodic"}, path, skip)
     boxes = [Box(np.diag(e) if e.ndim == 1 else e) for e in edges]
     return [Frame(frame, box, species) for frame, box in zip(positions, boxes, strict=True)]
 
 
-def _no_frames(path: str, skip: int) -> DataError:
-    return DataError("no frames with a periodic box", where=path, remedy=f"it is read from frame {skip} on")
+def _require_frames(n_frames: int, periodic: bool, path: str, skip: int) -> None:
+    if not n_frames:
+        raise DataError(f"no frames from number {skip} on", where=path, remedy="a smaller --skip" if skip else None)
+    if not periodic:
+        raise DataError(
+            "no frames whose box repeats in all three directions", where=path,
+            expected="g(r) is relative to the mean density, which only such a box has",
+        )  # fmt: skip
 
 
 def _learning(files: dict[str, str], *_: object) -> Figure:

@@ -130,6 +130,11 @@ def test_trajectories_of_md_are_read_in_every_format(stage: dict[str, object], t
             np.testing.assert_allclose(frame.box.matrix, wanted.box.matrix)
     with pytest.raises(DataError, match="no frames"):
         read_frames(str(tmp_path / "t.h5md"), skip=3)
+    ase.io.write(tmp_path / "slab.extxyz", bulk("Si", cubic=True) * (1, 1, 2))
+    slab = (tmp_path / "slab.extxyz").read_text().replace('pbc="T T T"', 'pbc="T T F"')
+    (tmp_path / "slab.extxyz").write_text(slab)
+    with pytest.raises(DataError, match="repeats in all three directions"):
+        read_frames(str(tmp_path / "slab.extxyz"))
     (tmp_path / "bad.h5md").write_text("x")
     with pytest.raises(DataError, match="cannot read"):
         read_frames(str(tmp_path / "bad.h5md"))
