@@ -16,6 +16,10 @@ from dphpc.train.result import NamedErrors
 log = logging.getLogger(__name__)
 
 
+FAR_OFF = 5.0
+"""eV/atom: the error of validation energies above which the first line of a training may have a warning."""
+
+
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
         return Text(f"{task.speed:6.1f} step/s" if task.speed else "", style="cyan")
@@ -71,6 +75,8 @@ class TrainingProgress:
         seconds = now - self._last
         rate = (step - self._last_step) / seconds if seconds > 0 else 0.0
         left = (self.n_steps - step) * (now - self._start) / max(1, step - self.first)
+        if validation is not None and self._last_step == self.first:
+            _warn_of_units(training.get("rmse_e", 0.0), validation.get("rmse_e", 0.0))
         self._last, self._last_step = now, step
         log.info("batch %7d: trn: %s, lr = %8.2e", step, _text(training), learning_rate)
         if validation is not None:
@@ -79,6 +85,15 @@ class TrainingProgress:
             log.info("batch %7d: %.2f s, %.1f step/s, %s left", step, seconds, rate, duration(left))
         shown = training if validation is None else validation
         self._live.update(self._task, errors=_text({k: v for k, v in shown.items() if k != "rmse"}))
+
+
+def _warn_of_units(training: float, validation: float) -> None:
+    """Warn if energies (eV/atom) of the validation data are much farther off than those of the training data."""
+    if validation > max(FAR_OFF, 20.0 * training):
+        log.warning(
+            "energies of the validation data are off by %.3g eV/atom, of the training data by %.3g: have both the same "
+            "unit, reference energies and order of types?", validation, training,
+        )  # fmt: skip
 
 
 def _text(errors: NamedErrors) -> str:

@@ -275,6 +275,17 @@ def test_times_are_logged_unless_the_input_says_no(caplog: pytest.LogCaptureFixt
         assert (" step/s, 0:00:00 left" in caplog.text) == timed
 
 
+def test_validation_energies_in_another_unit_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    """Those of `c` times 10, -30 instead of -3 eV/atom; at the first line only."""
+    told = "have both the same unit, reference energies and order of types?"
+    dphpc.train(small_input(numb_steps=3), output=None)
+    assert told not in caplog.text
+    energies = next(Path("c").glob("set.*/energy.npy"))
+    np.save(energies, 10.0 * np.load(energies))
+    dphpc.train(small_input(numb_steps=6), output=None)
+    assert caplog.text.count(told) == 1
+
+
 def test_epochs_without_validation_data() -> None:
     given = small_input(numb_steps=None, numb_epoch=2)
     del given["training"]["validation_data"]
