@@ -81,7 +81,7 @@ def outputs(begun: Run, folder: Path) -> dict[str, Callable[[], None]]:
         writer = open_trajectory(settings, species, begun.masses, None, begun.comm)
         found[label] = partial(write_frame, writer, engine, settings, 0.0)
     stages = [stage.model_dump() for stage in begun.settings.stages]
-    checkpoint = Checkpoint(0, (0, 0.0, engine.timestep), stages, 0, 0, begun.bath.tolist())
+    checkpoint = Checkpoint(0, (0, 0.0, engine.timestep), stages, 0, 0, begun.ledger.bath.tolist())
     path = str(folder / "restart.h5")
     found["restart"] = partial(write_restart, path, engine, checkpoint, species, begun.masses)
     return found

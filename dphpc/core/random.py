@@ -66,9 +66,9 @@ def normals(seed: int, stream: Stream, step: int, ids: NDArray[np.int64], n: int
     return result
 
 
-def generator(seed: int, stream: Stream, step: int) -> np.random.Generator:
-    """A NumPy generator for the few numbers that a whole step needs; the same on every rank."""
-    return np.random.Generator(np.random.Philox(key=[seed, int(stream)], counter=[0, 0, 0, step]))
+def generator(seed: int, stream: Stream, step: int, group: int = 0) -> np.random.Generator:
+    """A NumPy generator for the few numbers that a whole step, or a group of atoms, needs; the same on every rank."""
+    return np.random.Generator(np.random.Philox(key=[seed, int(stream)], counter=[0, 0, group, step]))
 
 
 def _uniform(a: Words, b: Words) -> NDArray[np.float64]:

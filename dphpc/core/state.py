@@ -41,6 +41,7 @@ FIELDS: tuple[Field, ...] = (
     Field("velocities", (3,), np.float64, "Å/ps"),
     Field("images", (3,), np.int32, "box vectors"),
     Field("fixed", (), np.int32, ""),
+    Field("group", (), np.int32, ""),
     Field("forces", (3,), np.float64, "eV/Å", migrates=False, restart=False),
 )
 
@@ -67,8 +68,9 @@ class State:
 
     A position is always inside or near the rank's part of the box; `images` counts the box vectors
     by which the true (unwrapped) position lies further.  `fixed` tells the directions in which an
-    atom does not move (`core.fixing`), where its velocity is 0.  Ghost entries of fields that ghosts do not carry are
-    undefined, except that `forces` of ghosts take what the rank's centers exert on them.
+    atom does not move (`core.fixing`), where its velocity is 0.  `group` is the number, from 1, of its group in the run
+    file, 0 if it is in none.  Ghost entries of fields that ghosts do not carry are undefined, except that `forces` of
+    ghosts take what the rank's centers exert on them.
     """
 
     ids: NDArray[np.int64]
@@ -77,6 +79,7 @@ class State:
     velocities: NDArray[np.float64]
     images: NDArray[np.int32]
     fixed: NDArray[np.int32]
+    group: NDArray[np.int32]
     forces: NDArray[np.float64]
 
     def __init__(self, box: Box, n_local: int = 0) -> None:

@@ -18,7 +18,9 @@ from pydantic import (
 )
 
 from dphpc.core.config import Config, Seed
+from dphpc.core.errors import did_you_mean
 from dphpc.core.units import FS
+from dphpc.md.selection import Selection
 from dphpc.md.stages import FEWEST_MOVES, LARGEST_SHRINKAGE, LARGEST_STRAIN, NEVER, Kelvin, Stage
 
 FORMATS = {".extxyz": "extxyz", ".xyz": "extxyz", ".dump": "lammps", ".lammpstrj": "lammps", ".h5md": "h5md"}
@@ -26,7 +28,7 @@ FORMATS = {".extxyz": "extxyz", ".xyz": "extxyz", ".dump": "lammps", ".lammpstrj
 RESTART_SUFFIXES = (".h5", ".hdf5", ".restart")
 """Suffixes by which a structure is recognized as a restart file."""
 
-_ID_RANGE = re.compile(r"(\d+)(?:\s*-\s*(\d+))?")
+_NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)
 
 
 class Velocities(Config):
@@ -36,39 +38,15 @@ class Velocities(Config):
     seed: Seed = 1
 
 
-class Fixed(Config):
-    """Atoms that do not move in some directions: every atom that one of the keys selects."""
+class Fixed(Selection):
+    """Atoms that do not move in some directions."""
 
-    species: list[str] = Field(default_factory=list)
-    ids: list[Annotated[int, Field(ge=1, strict=True)] | str] = Field(default_factory=list)
-    """Ids in the structure's file, or 1, 2, … where it has none; ranges as strings: "10-20"."""
-    below_A: dict[Literal["x", "y", "z"], float] = Field(default_factory=dict)
-    """Upper bounds: atoms with a smaller coordinate in the structure, after replication, are fixed."""
-    above_A: dict[Literal["x", "y", "z"], float] = Field(default_factory=dict)
-    """Lower bounds: atoms with a larger coordinate are fixed."""
     directions: Literal["x", "y", "z", "xy", "xz", "yz", "xyz"] = "xyz"
     """The Cartesian directions in which they do not move."""
 
-    @field_validator("ids")
     @classmethod
-    def _are_ranges(cls, ids: list[int | str]) -> list[int | str]:
-        for given in ids:
-            ends = _ID_RANGE.fullmatch(str(given))
-            if ends is None or int(ends[1]) > int(ends[2] or ends[1]):
-                raise ValueError(f"'{given}' in 'ids' is neither an id nor a range of ids: write 12 or \"10-20\"")
-        return ids
-
-    @model_validator(mode="after")
-    def _names_atoms(self) -> Fixed:
-        if not (self.species or self.ids or self.below_A or self.above_A):
-            raise ValueError("'directions' without atoms: add species, ids, below_A or above_A; to free all: fixed: {}")
-        return self
-
-    @property
-    def id_ranges(self) -> list[tuple[int, int]]:
-        """First and last id of each entry of `ids`."""
-        ends = (str(given).split("-") for given in self.ids)
-        return [(int(pair[0]), int(pair[-1])) for pair in ends]
+    def _remedy(cls) -> str:
+        return "; to free all: fixed: {}"
 
 
 def _selections(value: Any) -> Any:
@@ -170,7 +148,7 @@ class MdConfig(Config):
         **dict.fromkeys(("dump", "traj"), "trajectory"),
         **dict.fromkeys(("run", "fix"), "stages"),
         **dict.fromkeys(("freeze", "constraints"), "fixed"),
-        **{"read_data": "structure", "velocity": "velocities", "neighbor": "skin_A"},
+        **{"group": "groups", "read_data": "structure", "velocity": "velocities", "neighbor": "skin_A"},
     }
 
     structure: str
@@ -191,6 +169,8 @@ class MdConfig(Config):
     velocities: Velocities | None = None
     fixed: Annotated[list[Fixed] | None, BeforeValidator(_selections)] = None
     """Atoms that do not move, one selection or several; by default what the structure's file fixes."""
+    groups: dict[str, Selection] = Field(default_factory=dict)
+    """Groups of atoms by name, which stages may give thermostats of their own; no atom is in two."""
     stages: Annotated[list[Stage], Field(min_length=1)]
     seed: Seed = 1
     """Seed of thermostats and barostats."""
@@ -242,14 +222,32 @@ class MdConfig(Config):
             raise ValueError("'type_map' holds an empty name")
         return names
 
+    @field_validator("groups")
+    @classmethod
+    def _are_words(cls, groups: dict[str, Selection]) -> dict[str, Selection]:
+        for name in groups:
+            if not _NAME.fullmatch(name):
+                raise ValueError(f"'{name}' is no name of a group: use letters, digits and _, as they name columns")
+        return groups
+
+    @model_validator(mode="after")
+    def _groups_are_known(self) -> MdConfig:
+        for n, stage in enumerate(self.stages, 1):
+            for name in stage.groups or ():
+                if name not in self.groups:
+                    known = did_you_mean(name, self.groups) if self.groups else "the run file has no 'groups'"
+                    raise ValueError(f"stage {n} has a thermostat for '{name}', which is not one of 'groups': {known}")
+        return self
+
     @model_validator(mode="after")
     def _damping_is_in_fs(self) -> MdConfig:
         for n, stage in enumerate(self.stages, 1):
-            if stage.ensemble in ("nvt", "npt") and stage.damping_fs < self.timestep_fs:
-                raise ValueError(
-                    f"'damping_fs' of stage {n} is {stage.damping_fs:g}, less than a timestep "
-                    f"({self.timestep_fs:g} fs): it is in femtoseconds, LAMMPS' Tdamp of 0.1 ps is 100"
-                )
+            for bath in stage.baths:
+                if bath.damping_fs < self.timestep_fs:
+                    raise ValueError(
+                        f"'damping_fs' of stage {n} is {bath.damping_fs:g}, less than a timestep "
+                        f"({self.timestep_fs:g} fs): it is in femtoseconds, LAMMPS' Tdamp of 0.1 ps is 100"
+                    )
             least = FEWEST_MOVES * stage.barostat_every * self.timestep_fs
             if stage.ensemble == "npt" and stage.pressure_damping_fs < least:
                 raise ValueError(

@@ -9,29 +9,42 @@ from dphpc.core.units import EV_PER_A3_IN_BAR, FS
 from dphpc.md.barostats import CellRescaling
 from dphpc.md.deform import Deformation
 from dphpc.md.engine import Engine
-from dphpc.md.integrators import Integrator, VelocityVerlet
+from dphpc.md.groups import NO_GROUPS, Groups
+from dphpc.md.integrators import Integrator, Thermostat, VelocityVerlet
 from dphpc.md.minimize import Fire
 from dphpc.md.observables import degrees_of_freedom
 from dphpc.md.relax import BoxDescent
-from dphpc.md.stages import Stage
-from dphpc.md.thermostats import Bussi, Langevin, NoseHoover
+from dphpc.md.stages import BathKeys, Stage
+from dphpc.md.thermostats import Bussi, Langevin, NoseHoover, Thermostatted
+from dphpc.ops.motion.contract import EVERYONE
 
 
-def integrator_of(stage: Stage, n_atoms: int, fixed: FixedAtoms, seed: int) -> Integrator:
-    """The integrator at the beginning of a stage, for `n_atoms` atoms, some of them `fixed`."""
+def integrator_of(
+    stage: Stage, n_atoms: int, fixed: FixedAtoms, seed: int, groups: Groups = NO_GROUPS, begun: int = 0
+) -> Integrator:
+    """The integrator of a stage that began at step `begun`, for `n_atoms` atoms, some of them `fixed`."""
     if stage.ensemble == "minimize":
         free = stage.freedom
         box = BoxDescent(free, stage.pressure(0), stage.stress_tolerance_bar) if free else None
         return Fire(stage.force_tolerance_eV_A, stage.max_move_A, box)
-    dof, damping = degrees_of_freedom(n_atoms, VelocityVerlet.frozen, fixed), stage.damping_fs * FS
-    match stage.thermostat:
+    if stage.ensemble == "nve":
+        return VelocityVerlet()
+    if stage.groups is None:
+        return thermostat_of(stage, degrees_of_freedom(n_atoms, VelocityVerlet.frozen, fixed), seed)
+    numbers = ((groups.number(name), bath) for name, bath in stage.groups.items())
+    baths = [thermostat_of(bath, groups.dof[k - 1], seed, k) for k, bath in numbers]
+    return Thermostatted(baths, stage.group_temperatures, begun)
+
+
+def thermostat_of(keys: BathKeys, dof: int, seed: int, group: int = EVERYONE) -> Thermostat:
+    """The thermostat of a group, or of all atoms, with so many degrees of freedom."""
+    damping = keys.damping_fs * FS
+    match keys.thermostat:
         case "nose-hoover":
-            return NoseHoover(dof, stage.temperature(0), damping, stage.chain_length)
+            return NoseHoover(dof, keys.temperatures[0], damping, keys.chain_length, group)
         case "bussi":
-            return Bussi(dof, damping, seed)
-        case "langevin":
-            return Langevin(damping, seed)
-    return VelocityVerlet()
+            return Bussi(dof, damping, seed, group)
+    return Langevin(damping, seed, group)
 
 
 def barostat_of(stage: Stage, timestep: float, seed: int) -> CellRescaling | None:

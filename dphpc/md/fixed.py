@@ -2,106 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dphpc.core.box import Box
-from dphpc.core.errors import InputError, did_you_mean
-from dphpc.core.fixing import AXES, FixedAtoms, axes_of, held_in, number_of
-from dphpc.core.state import State
+from dphpc.core.errors import InputError
+from dphpc.core.fixing import AXES, FixedAtoms, axes_of, number_of
 from dphpc.md.config import Fixed, MdConfig
-from dphpc.md.setup import Start
+from dphpc.md.selection import Choice
 from dphpc.md.stages import Stage
-from dphpc.md.structures import Source, deal
-from dphpc.parallel.comm import Communicator, together
-from dphpc.parallel.domain import Domain
 
 MIXED = 1e-9
 """Part of a length along another direction, after a strain of about 1 %, that is more than rounding."""
 
 
-class Choice:
-    """A run file's choice of fixed atoms, applied to the atoms of one rank.
-
-    Parameters
-    ----------
-    type_map
-        Species of the types 0, 1, ….
-
-    Raises
-    ------
-    InputError
-        The model does not know a species.
-    """
+class FixedChoice(Choice):
+    """The run file's choice of fixed atoms, applied to the atoms of one rank."""
 
     def __init__(self, chosen: Sequence[Fixed], type_map: Sequence[str]) -> None:
-        self._chosen, self._type_map = chosen, type_map
-        self.names: list[str] = []
-        for selection in chosen:
-            for name in selection.species:
-                if name not in type_map:
-                    raise InputError(
-                        f"'fixed' names '{name}', which the model does not know", remedy=did_you_mean(name, type_map)
-                    )
-            self.names += [f"atoms of species {name}" for name in selection.species]
-            self.names += [f"ids {a}-{b}" if b > a else f"id {a}" for a, b in selection.id_ranges]
-            self.names += [f"{axis} below {bound:g} Å" for axis, bound in selection.below_A.items()]
-            self.names += [f"{axis} above {bound:g} Å" for axis, bound in selection.above_A.items()]
-        self.counts = np.zeros(len(self.names), np.int64)
+        super().__init__([("'fixed'", selection) for selection in chosen], type_map)
+        self._numbers = [number_of(selection.directions) for selection in chosen]
 
     def mark_(self, rows: NDArray, coordinates: NDArray[np.float64]) -> None:
         """Fix the chosen ones of a structure's rows, and no others; a `structures.Mark`."""
         rows["fixed"] = 0
-        found = ((s, atoms) for s in self._chosen for atoms in self._found(s, rows, coordinates))
-        for k, (selection, atoms) in enumerate(found):
-            rows["fixed"][atoms] |= number_of(selection.directions)
-            self.counts[k] += len(atoms)
-
-    def require_all(self, comm: Communicator) -> None:
-        """Raise InputError, on all ranks, if an entry of the choice has no atom; collective."""
-        counts = comm.allreduce(self.counts)
-        with together(comm):
-            for name, count in zip(self.names, counts, strict=True):
-                if not count:
-                    raise InputError(f"'fixed' names {name}, and there are no such atoms", where="run file")
-
-    def _found(self, selection: Fixed, rows: NDArray, coordinates: NDArray[np.float64]) -> Iterator[NDArray[np.intp]]:
-        """The atoms of each entry of a selection, in the order of `names`."""
-        for name in selection.species:
-            yield np.flatnonzero(rows["types"] == self._type_map.index(name))
-        ids, order = rows["ids"], np.argsort(rows["ids"])
-        for first, last in selection.id_ranges:
-            begin, end = np.searchsorted(ids, [first, last + 1], sorter=order)
-            yield order[begin:end]
-        for axis, bound in selection.below_A.items():
-            yield np.flatnonzero(coordinates[:, AXES.index(axis)] < bound)
-        for axis, bound in selection.above_A.items():
-            yield np.flatnonzero(coordinates[:, AXES.index(axis)] > bound)
-
-
-def deal_fixed(
-    source: Source | None, settings: MdConfig, start: Start, domain: Domain, type_map: Sequence[str], comm: Communicator
-) -> State:
-    """As `structures.deal`, with the atoms fixed that the run file chooses, else those that the structure's file fixes.
-
-    A restart of a run with the same choice keeps its fixed atoms, as other atoms may have moved into the chosen region.
-
-    Raises
-    ------
-    InputError
-        The model does not know a species, or an entry of the choice has no atom; on all ranks.
-    """
-    chosen, old, choice = settings.fixed, start.checkpoint, None
-    with together(comm):
-        if chosen is not None and not (old and old.fixes_as(chosen)):
-            choice = Choice(chosen, type_map)
-    state = deal(source, settings.replicate, start.box, domain, comm, choice.mark_ if choice else None)
-    if choice is not None:
-        choice.require_all(comm)
-    state.velocities[held_in(state.fixed)] = 0.0
-    return state
+        for place, atoms in self.find(rows, coordinates):
+            rows["fixed"][atoms] |= self._numbers[place]
 
 
 def fixed_lines(settings: MdConfig, box: Box, n_atoms: int, fixed: FixedAtoms) -> list[str]:

@@ -76,8 +76,10 @@ class GpuEngine(Engine):
         assert self.potential.device is not None
         self._on_gpu, self.device = self.potential, self.potential.device
         alone, some_fixed = self.comm.size == 1, self.fixed.n_atoms > 0
+        some_grouped = bool(self.comm.allreduce(np.array([self.state.group.any()], np.int64))[0])
         self.moves = self.gpu = CudaMoves(self.device, self.masses, self.spacing, alone=alone, some_fixed=some_fixed)
-        self._constant = ("ids", "types", "images", *["fixed"] * some_fixed)  # change only with the list
+        marks = ["fixed"] * some_fixed + ["group"] * some_grouped
+        self._constant = ("ids", "types", "images", *marks)  # change only with the list
         self.window, self.thrown_away = Window(0.5 * self.skin, most_steps(self.n_atoms)), 0
         self.deferred = Deferred(self.timers, at_once=False)
         self.ghosts, self.search = CudaGhosts(self.device), CudaNeighbors(self.device)
@@ -152,7 +154,7 @@ class GpuEngine(Engine):
             if self._pass_window(integrator, left[:n]):
                 del left[:n]
                 most = len(left)
-                self.gpu.fetch_account(integrator)
+                self.gpu.fetch_accounts(integrator.baths)
             elif not self._outrun:
                 break
             elif self._since:
@@ -161,7 +163,7 @@ class GpuEngine(Engine):
                 most = n // 2  # not even a new list lasts for n steps
         if left:
             super().advance(integrator, left)
-            self.gpu.fetch_account(integrator)
+            self.gpu.fetch_accounts(integrator.baths)
 
     def _begin(self) -> bool:
         """Build the first list and forces on the GPU; returns whether they are valid, else the host finds out why."""

@@ -76,7 +76,7 @@ class RankEngine(GpuEngine):
         if integrator.moves_box or self.window.steps <= 1 or not self._pass_window(integrator, temperatures):
             self._due = self.window.steps == 0
             Engine.advance(self, integrator, temperatures)
-        self.gpu.fetch_account(integrator)
+        self.gpu.fetch_accounts(integrator.baths)
 
     def update_forces(self) -> None:
         """See `Engine.update_forces`; within a window it waits for messages only, and does not raise."""

@@ -5,6 +5,7 @@ State per atom: x (n, 3) Å, v (n, 3) Å/ps, f (n, 3) eV/Å, m (n,) u; Δt in ps
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from dphpc.core.exact_sum import no_sum
 from dphpc.md.engine import Engine
+from dphpc.ops.motion.contract import EVERYONE
 
 Saved = dict[str, NDArray[np.float64]]
 
@@ -19,26 +21,21 @@ Saved = dict[str, NDArray[np.float64]]
 class Integrator(Protocol):
     """Moves an engine's atoms by one step, in some ensemble.
 
-    `frozen` is the number of degrees of freedom that stay at rest (the three of the center of mass); `scalars` are its
-    numbers that change with the steps.  It is `dynamic` if the velocities are physical; else, as in a minimization,
-    observables count the atoms as at rest.  It `moves_box` if its own steps change the box.
+    `frozen` is the number of degrees of freedom that stay at rest (the three of the center of mass).  It is `dynamic`
+    if the velocities are physical; else, as in a minimization, observables count the atoms as at rest.  It `moves_box`
+    if its own steps change the box.
     """
 
     frozen: int
     moves_box: bool
     dynamic: bool
-    scalars: NDArray[np.float64]
+
+    @property
+    def baths(self) -> Sequence[Thermostat]:
+        """Its thermostats."""
 
     def step(self, engine: Engine, temperature: float) -> None:
         """One step of `engine.timestep`; `temperature` (K) is the target at its end."""
-
-    def bath_energy(self) -> NDArray[np.float64]:
-        """(3,) eV that the thermostat took from the atoms, so that total + bath is conserved.
-
-        It is in the parts of `core.exact_sum`; with `bath_is_local` it is this rank's share only.
-        """
-
-    bath_is_local: bool
 
     def forget(self) -> None:
         """Discard what is known of the velocities, as something else has changed them."""
@@ -56,16 +53,15 @@ class VelocityVerlet:
     frozen = 3
     moves_box = False
     dynamic = True
-    bath_is_local = False
-    scalars = np.zeros(0)
+
+    @property
+    def baths(self) -> Sequence[Thermostat]:
+        """None."""
+        return ()
 
     def step(self, engine: Engine, temperature: float) -> None:
         """v += ½Δt f/m;  x += Δt v;  f = f(x);  v += ½Δt f/m."""
         engine.repeat(_kick_drift_kick)
-
-    def bath_energy(self) -> NDArray[np.float64]:
-        """Zero: there is no thermostat."""
-        return no_sum()
 
     def forget(self) -> None:
         """Do nothing, as nothing is known of the velocities."""
@@ -78,8 +74,79 @@ class VelocityVerlet:
         """Do nothing, as there is no state."""
 
 
+class Thermostat(VelocityVerlet):
+    """Velocity Verlet for all atoms, with a thermostat for them or for a group of them.
+
+    Attributes
+    ----------
+    group
+        The number of its group, or `EVERYONE`.
+    bath_is_local
+        Whether `bath_energy` is this rank's share only.
+    splits_drift
+        Whether it acts `amid` a step.
+    scalars
+        Its numbers that change with the steps.
+    """
+
+    group = EVERYONE
+    bath_is_local = False
+    splits_drift = False
+    scalars = np.zeros(0)
+
+    @property
+    def baths(self) -> Sequence[Thermostat]:
+        """Itself."""
+        return (self,)
+
+    def step(self, engine: Engine, temperature: float) -> None:
+        """See `step_with`."""
+        step_with(engine, [(self, temperature)])
+
+    def before(self, engine: Engine, temperature: float) -> None:
+        """What it does at the beginning of a step."""
+
+    def amid(self, engine: Engine, temperature: float) -> None:
+        """What it does between the halves of the drift."""
+
+    def after(self, engine: Engine, temperature: float) -> None:
+        """What it does at the end of a step."""
+
+    def bath_energy(self) -> NDArray[np.float64]:
+        """(3,) eV that it took from the atoms, so that total + bath is conserved, in the parts of `core.exact_sum`."""
+        return no_sum()
+
+
+def step_with(engine: Engine, targets: Sequence[tuple[Thermostat, float]]) -> None:
+    """`before`;  v += ½Δt f/m;  x += ½Δt v;  `amid`;  x += ½Δt v;  f = f(x);  v += ½Δt f/m;  `after`.
+
+    The thermostats, of different atoms, come with their target temperatures (K) at the end of the step.
+    """
+    for bath, temperature in targets:
+        bath.before(engine, temperature)
+    if any(bath.splits_drift for bath, _ in targets):
+        engine.repeat(_kick_drift)
+        for bath, temperature in targets:
+            bath.amid(engine, temperature)
+        engine.repeat(_drift_kick)
+    else:
+        engine.repeat(_kick_drift_kick)
+    for bath, temperature in targets:
+        bath.after(engine, temperature)
+
+
 def _kick_drift_kick(engine: Engine) -> None:
     dt = engine.timestep
     engine.drift(dt, kick=0.5 * dt)
     engine.update_forces()
     engine.kick(0.5 * dt)
+
+
+def _kick_drift(engine: Engine) -> None:
+    engine.drift(0.5 * engine.timestep, kick=0.5 * engine.timestep)
+
+
+def _drift_kick(engine: Engine) -> None:
+    engine.drift(0.5 * engine.timestep)
+    engine.update_forces()
+    engine.kick(0.5 * engine.timestep)

@@ -35,10 +35,10 @@ GPU_BYTES = 750e6
 """GPU memory of each model of a rank, whatever the number of atoms: tables, nets, what the libraries keep, and a batch
 of features (at most `BATCH_BYTES` of ops/energy/tiles.py)."""
 
-GPU_ATOM_BYTES = 24 * 4 + 24 * 3 + 8 + 4 + 12 + 4 + 24 + 4 + 8 + 8 + 8
+GPU_ATOM_BYTES = 24 * 4 + 24 * 3 + 8 + 4 + 12 + 4 + 4 + 24 + 4 + 8 + 8 + 8
 """GPU memory per local atom: position, velocity, force and position when the list was built; copies of the first three
-for a window; id, type, images, whether it is fixed, sum of forces, center, energy, largest argument of the table, row
-of the list."""
+for a window; id, type, images, whether it is fixed, group, sum of forces, center, energy, largest argument of the
+table, row of the list."""
 
 GPU_GHOST_BYTES = 24 + 4 + 8 + 24
 """GPU memory per ghost: position, type, id, sum of forces."""
@@ -46,8 +46,8 @@ GPU_GHOST_BYTES = 24 + 4 + 8 + 24
 GPU_ROUTE_BYTES = 4 + 24
 """GPU memory per ghost, on a rank that has all atoms: owner and displacement, as the host found them."""
 
-KEPT_BYTES = 8 + 4 + 12 + 4
-"""GPU memory per local atom while atoms are sorted: id, type, images and whether it is fixed."""
+KEPT_BYTES = 8 + 4 + 12 + 4 + 4
+"""GPU memory per local atom while atoms are sorted: id, type, images, whether it is fixed and group."""
 
 PART_BYTES = 4 + 4
 """GPU memory per local atom, with several ranks, while parts are formed: whether it is near a face, and its part."""

@@ -9,9 +9,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numpy.typing import NDArray
 
-from dphpc.core.exact_sum import no_sum, total
+from dphpc.core.exact_sum import total
 from dphpc.core.units import ACCELERATION
 from dphpc.md.engine import Engine
 from dphpc.md.integrators import Saved
@@ -50,9 +49,8 @@ class Fire:
     """
 
     frozen = 3
-    bath_is_local = False
     dynamic = False
-    scalars = np.zeros(0)
+    baths = ()
 
     def __init__(self, tolerance: float, max_move: float, box: BoxDescent | None = None) -> None:
         self.tolerance, self.max_move = tolerance, max_move
@@ -103,10 +101,6 @@ class Fire:
         if self.converged:
             return f"minimized: converged {values}"
         return f"warning:   the minimization has not converged {values}, not {self.tolerance:g} eV/Å{wanted}"
-
-    def bath_energy(self) -> NDArray[np.float64]:
-        """Zero: no account is kept of the energy taken."""
-        return no_sum()
 
     def forget(self) -> None:
         """Do nothing, as velocities and forces are measured in each step."""

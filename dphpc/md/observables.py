@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dphpc.core.exact_sum import PARTS, total
+from dphpc.core.exact_sum import PARTS, no_sum, total
 from dphpc.core.fixing import NONE_FIXED, FixedAtoms
 from dphpc.core.units import BOLTZMANN_EV_PER_K, EV_PER_A3_IN_BAR, U_PER_A3_IN_G_PER_CM3
 from dphpc.md.engine import Engine
-from dphpc.md.integrators import Integrator
+from dphpc.md.integrators import Integrator, Thermostat
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,12 @@ class Thermo:
     beta_deg: float
     gamma_deg: float
 
-    def csv(self) -> str:
-        """The values as a line of CSV, with enough digits to read back every bit."""
-        return ",".join(repr(value) for value in astuple(self)) + "\n"
+    def csv(self, *more: float) -> str:
+        """The values, and those of further columns, as a line of CSV, with enough digits to read back every bit."""
+        return ",".join(map(repr, (*astuple(self), *more))) + "\n"
 
 
 COLUMNS = tuple(Thermo.__dataclass_fields__)
-HEADER = ",".join(COLUMNS) + "\n"
 
 
 def degrees_of_freedom(n_atoms: int, frozen: int, fixed: FixedAtoms = NONE_FIXED) -> int:
@@ -68,10 +68,13 @@ def temperature(kinetic: float, dof: int) -> float:
     return 2.0 * kinetic / (BOLTZMANN_EV_PER_K * dof) if dof else 0.0
 
 
-def bath_energy(engine: Engine, integrator: Integrator) -> NDArray[np.float64]:
-    """(3,) eV that the thermostat took on all ranks, in the parts of `core.exact_sum`; collective."""
-    own = integrator.bath_energy()
-    return engine.comm.allreduce(own) if integrator.bath_is_local else own
+def bath_energy(engine: Engine, baths: Sequence[Thermostat]) -> NDArray[np.float64]:
+    """(3,) eV that thermostats took on all ranks, in the parts of `core.exact_sum`; collective."""
+    taken = no_sum()
+    for bath in baths:
+        own = bath.bath_energy()
+        taken += engine.comm.allreduce(own) if bath.bath_is_local else own
+    return taken
 
 
 def mechanics(engine: Engine) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
@@ -117,7 +120,7 @@ def measure(engine: Engine, integrator: Integrator, bath_before: NDArray[np.floa
         potential_eV=potential,
         kinetic_eV=kinetic,
         total_eV=potential + kinetic,
-        conserved_eV=potential + kinetic + float(total(bath_before + bath_energy(engine, integrator))),
+        conserved_eV=potential + kinetic + float(total(bath_before + bath_energy(engine, integrator.baths))),
         pressure_bar=(p[0][0] + p[1][1] + p[2][2]) / 3.0,
         pxx_bar=p[0][0], pyy_bar=p[1][1], pzz_bar=p[2][2],
         pxy_bar=p[0][1], pxz_bar=p[0][2], pyz_bar=p[1][2],

@@ -6,6 +6,7 @@ They are HDF5 files with the atoms sorted by id; `md/sealed.py` tells how they s
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,13 +26,16 @@ from dphpc.md.extent import Extent
 from dphpc.md.gather import collect
 from dphpc.md.hdf5 import with_room
 from dphpc.md.integrators import Saved
+from dphpc.md.ledger import Ledger
 from dphpc.md.sealed import Draft, damage_of, last_good
+from dphpc.md.selection import Selection
 from dphpc.md.stages import Stage
 from dphpc.md.structures import ROWS, Source
 
 FORMAT = "dphpc restart"
-VERSION = 4
-"""Since 4 `fixed` tells directions; before it was 1 of an atom that did not move, and the choice was a single one."""
+VERSION = 5
+"""Since 5 there are groups.  Since 4 `fixed` tells directions; before it was 1 of an atom that did not move, and the
+choice was a single one."""
 
 
 @dataclass
@@ -60,6 +64,10 @@ class Checkpoint:
         (3,) eV that all thermostats and barostats took, the integrator's own account included; None in older files.
     origin
         What the run began from, see `origin_of`; None in older files.
+    heats, heat_account
+        (3, n) eV that groups' thermostats gave: what `bath` and `account` are to all that was taken; None without.
+    groups
+        The run file's groups, see `groups_of`.
     flow
         A move of the present stage's deformation, by its number, and its time (ps) in the stage; others are counted
         from there.
@@ -77,6 +85,9 @@ class Checkpoint:
     ends: dict[str, Extent] = field(default_factory=dict)
     account: list[float] | None = None
     origin: dict[str, Any] | None = None
+    heats: list[list[float]] | None = None
+    heat_account: list[list[float]] | None = None
+    groups: list[list[Any]] = field(default_factory=list)
     flow: tuple[int, float] = (0, 0.0)
 
     @property
@@ -87,13 +98,26 @@ class Checkpoint:
     @property
     def drifts(self) -> bool:
         """Whether the center of mass moves in the present stage."""
-        return bool(self.stages[self.stage].get("thermostat") == "langevin")
+        stage = self.stages[self.stage]
+        return bool(stage.get("thermostat") == "langevin" or stage.get("groups"))
 
     def flow_with(self, timestep: float) -> tuple[int, float]:
         """`flow`; that of the last move if it goes on with another timestep (ps)."""
         (move, time), every, old = self.flow, self.stages[self.stage]["deform_every"], self.clock[2]
         last = self.stage_step // every
         return (move, time) if timestep == old else (last, time + (last - move) * every * old)
+
+    def ledger(self, groups: Mapping[str, Selection], *, goes_on: bool) -> Ledger:
+        """The accounts of a run with these groups that begins here; other groups begin without heat.
+
+        If it goes on with the present stage, its thermostats keep their own accounts.
+        """
+        ledger = Ledger.empty(len(groups))
+        bath, heats = (self.bath, self.heats) if goes_on else (self.account, self.heat_account)
+        ledger.bath[...] = self.bath if bath is None else bath
+        if heats is not None and groups_of(groups) == self.groups:
+            ledger.heats[...] = heats
+        return ledger
 
     def fixes_as(self, fixed: list[Fixed] | None) -> bool:
         """Whether a run file's choice of fixed atoms is the same as this run's."""
@@ -123,6 +147,11 @@ class Checkpoint:
 def choice_of(fixed: list[Fixed] | None) -> list[dict[str, Any]] | None:
     """A run file's choice of fixed atoms, if it made one, as a restart file keeps it."""
     return None if fixed is None else [selection.model_dump(exclude_defaults=True) for selection in fixed]
+
+
+def groups_of(groups: Mapping[str, Selection]) -> list[list[Any]]:
+    """A run file's groups in turn, by name and choice of atoms, as a restart file keeps them."""
+    return [[name, selection.model_dump(exclude_defaults=True)] for name, selection in groups.items()]
 
 
 def origin_of(settings: MdConfig) -> dict[str, Any]:
@@ -214,7 +243,7 @@ def read_restart(path: str) -> tuple[Source, Checkpoint, str | None]:
         saved = {name: data[:] for name, data in file.get("integrator", {}).items()}
         n_atoms, max_id = len(file["atoms/ids"]), int(file["atoms/ids"][-1])
     species, present, masses = meta.pop("species"), meta.pop("present"), meta.pop("masses")
-    meta["stages"] = [Stage.model_construct(**stage).model_dump() for stage in meta["stages"]]  # complete older files
+    meta["stages"] = [_completed(stage) for stage in meta["stages"]]
     if isinstance(older := meta.get("fixed"), dict):
         meta["fixed"] = [{key: value for key, value in older.items() if value}] if any(older.values()) else []
     for key in ("files", "ends"):
@@ -228,11 +257,16 @@ def read_restart(path: str) -> tuple[Source, Checkpoint, str | None]:
     return Source(box, species, present, n_atoms, max_id, masses, True, read), checkpoint, warning
 
 
+def _completed(stage: dict[str, Any]) -> dict[str, Any]:
+    """A stage of an older file with all keys."""
+    return Stage.model_construct(**stage | {"groups": None}).model_dump() | {"groups": stage.get("groups")}
+
+
 def _read_rows(path: str, first: int, last: int) -> NDArray:
     rows = np.empty(last - first, ROWS)
     with h5py.File(path, "r") as file:
         for f in RESTARTED:
-            rows[f.name] = file["atoms"][f.name][first:last] if f.name in file["atoms"] else 0  # older files fix none
+            rows[f.name] = file["atoms"][f.name][first:last] if f.name in file["atoms"] else 0  # older files lack some
         if file.attrs["version"] < 4:
             rows["fixed"] *= WHOLLY
     return rows

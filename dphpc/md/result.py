@@ -5,12 +5,11 @@ from __future__ import annotations
 import html
 import signal
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-
-from dphpc.md.observables import COLUMNS
 
 
 @dataclass
@@ -116,7 +115,7 @@ class MDResult:
         return f"<table>{body}</table>"
 
 
-def columns_of(values: array[float]) -> dict[str, NDArray]:
-    """The values of consecutive thermo lines as arrays by column."""
-    columns = dict(zip(COLUMNS, np.array(values).reshape(-1, len(COLUMNS)).T, strict=True))
+def columns_of(values: array[float], names: Sequence[str]) -> dict[str, NDArray]:
+    """The values of consecutive thermo lines as arrays by the names of their columns."""
+    columns = dict(zip(names, np.array(values).reshape(-1, len(names)).T, strict=True))
     return columns | {"step": columns["step"].astype(np.int64)}

@@ -13,21 +13,23 @@ import numpy as np
 
 from dphpc.core.device import find_device
 from dphpc.core.errors import RunError
-from dphpc.core.exact_sum import no_sum
 from dphpc.core.signals import stop_signals
 from dphpc.core.units import FS
 from dphpc.md.config import MdConfig
+from dphpc.md.deal import deal_atoms
 from dphpc.md.deform import boxes_ahead
 from dphpc.md.ensembles import BoxMoves, integrator_of
 from dphpc.md.extent import Extent
-from dphpc.md.fixed import deal_fixed, fixed_lines
+from dphpc.md.fixed import fixed_lines
 from dphpc.md.gpu_ranks import engine_for
+from dphpc.md.groups import Groups, group_lines
 from dphpc.md.integrators import Integrator, Saved
+from dphpc.md.ledger import Ledger
 from dphpc.md.memory import SNAPSHOT_BYTES, estimate, refuse_if_too_large
 from dphpc.md.minimize import Fire
-from dphpc.md.observables import HEADER, bath_energy, measure
+from dphpc.md.observables import measure
 from dphpc.md.output import Output, Screen, TableFile, extents_of, writing
-from dphpc.md.restart import Checkpoint, choice_of, origin_of, write_restart
+from dphpc.md.restart import Checkpoint, choice_of, groups_of, origin_of, write_restart
 from dphpc.md.result import MDResult, columns_of
 from dphpc.md.setup import (
     Start,
@@ -122,15 +124,17 @@ class Run:
         n_atoms = start.n_atoms * int(np.prod(settings.replicate))
         domain = Domain.even(box, comm.size, comm.rank)
         self._describe(start, n_atoms, domain)
-        state = deal_fixed(source, settings, start, domain, self.potential.type_map, comm)
+        state = deal_atoms(source, settings, start, domain, self.potential.type_map, comm)
         dt = settings.timestep_fs * FS
         self.engine = engine_for(self.potential, comm, settings.gpu_aware_mpi)(
             state, domain, comm, self.potential, start.masses, dt, settings.skin_A,
             deterministic=settings.deterministic, balance=settings.balance,
         )  # fmt: skip
         assert self.engine.n_atoms == n_atoms
+        self.groups = Groups.of(tuple(settings.groups), state, comm)
         with together(comm):
             self.screen.say(*fixed_lines(settings, box, n_atoms, self.engine.fixed))
+            self.screen.say(*group_lines(settings, n_atoms, self.groups))
         if comm.size > 1:
             fewest, most = comm.allreduce(np.array([state.n_local, -state.n_local]), "min") * [1, -1]
             self.screen.say(f"atoms:     {fewest:,} to {most:,} a rank")
@@ -159,23 +163,23 @@ class Run:
     def _plan(self) -> None:
         """Find the stage and step to begin at, and count the steps to do."""
         s, engine, old = self.settings, self.engine, self.checkpoint
-        self.stage, self.stage_step, self.flow, self.bath = 0, 0, (0, 0.0), no_sum()
+        self.stage, self.stage_step, self.flow = 0, 0, (0, 0.0)
+        self.ledger = Ledger.empty(len(self.groups.names))
         self.saved: Saved = {}
         self.at_rest = False  # whether velocities are a minimizer's, not physical
         self.drifts = False  # whether the last stage, Langevin's, moved the center of mass
         self.converged: bool | None = None
         if old is not None:
             step0, time0, dt = old.clock
-            engine.step, self.bath = old.step, np.array(old.bath)
+            engine.step = old.step
             engine.first_restart = f"{s.structure} (step {old.step})"
             same = dt == engine.timestep
             engine.clock = (step0, time0) if same else (old.step, time0 + (old.step - step0) * dt)
-            where = old.position_in(s.stages)
+            where = old.position_in(s.stages) if groups_of(s.groups) == old.groups else None
             if where is not None:
                 (self.stage, self.stage_step), self.saved = where, old.integrator
                 self.flow = old.flow_with(engine.timestep)
-            elif old.account is not None:  # includes the thermostat that the new stages end
-                self.bath = np.array(old.account)
+            self.ledger = old.ledger(s.groups, goes_on=where is not None)
             plan = f"going on in stage {self.stage + 1} after {self.stage_step} of its steps" if where else "new stages"
             self.screen.say(f"restart:   at step {engine.step}, {engine.time:.6g} ps; {plan}")
             self.at_rest, self.drifts = old.minimizes, where is None and old.drifts
@@ -209,7 +213,7 @@ class Run:
                 self.trajectory = open_trajectory(s.trajectory, species, self.masses, at, self.comm, s.type_map)
             if self.comm.rank == 0:
                 if s.thermo.file:
-                    self.thermo_file = TableFile(s.thermo.file, HEADER, kept.get(s.thermo.file))
+                    self.thermo_file = TableFile(s.thermo.file, self.groups.header, kept.get(s.thermo.file))
                 if self.deviation:
                     self.deviation.open(species, self.masses, kept)
                 with writing(s.restart.file if s.restart else "", self.engine):
@@ -255,7 +259,7 @@ class Run:
                 done, flips = self.stage_step, engine.flips
                 engine.advance(integrator, [stage.temperature(k) for k in range(done + 1, done + n + 1)])
                 self.stage_step += n
-                self.bath += box.after(self.stage_step, engine, integrator)
+                self.ledger.bath += box.after(self.stage_step, engine, integrator)
                 if engine.flips > flips:
                     self.screen.say(f"the box leant too much: flipped back at step {engine.step}")
                 self.screen.tick(n)
@@ -270,7 +274,7 @@ class Run:
                 return integrator
             if isinstance(integrator, Fire):
                 self._write(integrator, last=True)  # the minimum
-            self.bath += bath_energy(engine, integrator)
+            self.ledger = self.ledger.closed(engine, integrator.baths)
             self.stage, self.stage_step, self.flow = self.stage + 1, 0, (0, 0.0)
             self.at_rest, self.drifts = not integrator.dynamic, not integrator.frozen
             if self.at_rest and stages[self.stage].ensemble != "minimize":
@@ -295,11 +299,12 @@ class Run:
         self.engine.asked_to_stop = number
 
     def _integrator(self, stage: Stage) -> Integrator:
-        integrator = integrator_of(stage, self.engine.n_atoms, self.engine.fixed, self.settings.seed)
+        engine, begun = self.engine, self.engine.step - self.stage_step
+        integrator = integrator_of(stage, engine.n_atoms, engine.fixed, self.settings.seed, self.groups, begun)
         if isinstance(integrator, Fire) and not self.saved:
-            integrator.begin(self.engine)
+            integrator.begin(engine)
         elif self.drifts and integrator.frozen:  # the drift is none of its degrees of freedom
-            self.bath += stop_drift(self.engine)
+            self.ledger.bath += stop_drift(engine)
         return integrator
 
     def _write(self, integrator: Integrator, first: bool = False, last: bool = False) -> None:
@@ -316,20 +321,21 @@ class Run:
             now.discard("restart")
         if not now:
             return
-        thermo = measure(engine, integrator, self.bath)
+        thermo = measure(engine, integrator, self.ledger.bath)
         known = self.kept if first else {}  # continued files hold the first state already
         if "deviation" in now and self.deviation and self.deviation.settings.file not in known:
             engine.to_host(lists=True)
             self.deviation.write(engine, thermo.potential_eV)
         with engine.timers("output"):
             if "thermo" in now:
+                more = self.groups.values(engine, integrator, self.ledger)
                 if self.comm.rank == 0:
-                    self.rows.extend(astuple(thermo))
+                    self.rows.extend((*astuple(thermo), *more))
                 self.screen.row(thermo, integrator.force if isinstance(integrator, Fire) else None)
                 with together(self.comm):
                     if self.thermo_file and s.thermo.file and s.thermo.file not in known:
                         with writing(s.thermo.file, engine):
-                            self.thermo_file.write(thermo.csv())
+                            self.thermo_file.write(thermo.csv(*more))
             if "trajectory" in now and s.trajectory and s.trajectory.file not in known:
                 write_frame(self.trajectory, engine, s.trajectory, thermo.potential_eV)
             if "restart" in now and not self._is_over(integrator):  # the end writes its own
@@ -359,15 +365,12 @@ class Run:
         assert s.restart is not None
         engine.to_host()
         ends, place = self._extents(), (self.stage, self.stage_step)
-        # Langevin keeps its account per rank: the sum is saved with that of the earlier stages.
-        account = self.bath + bath_energy(engine, integrator)
-        bath = account if integrator.bath_is_local else self.bath
         stages = [stage.model_dump() for stage in s.stages]
         clock = (*engine.clock, engine.timestep)
         checkpoint = Checkpoint(
-            engine.step, clock, stages, *place, bath.tolist(), kept or ends, integrator.save(),
-            fixed=choice_of(s.fixed), ends=ends, account=account.tolist(),
-            origin=origin_of(self.given), flow=self.flow,
+            engine.step, clock, stages, *place, files=kept or ends, integrator=integrator.save(), ends=ends,
+            fixed=choice_of(s.fixed), groups=groups_of(s.groups), origin=origin_of(self.given), flow=self.flow,
+            **self.ledger.saved(engine, integrator.baths),
         )  # fmt: skip
         write_restart(s.restart.file, engine, checkpoint, self.potential.type_map, self.masses)
 
@@ -381,7 +384,7 @@ class Run:
         done = self.screen.done
         above = self.deviation.exceeded if self.deviation else None
         flown, waited = self.comm.allreduce(engine.in_flight)
-        columns = columns_of(self.comm.bcast(self.rows))
+        columns = columns_of(self.comm.bcast(self.rows), self.groups.columns)
         result = MDResult(
             engine.n_atoms, self.comm.size, done, engine.time, engine.time - self.begun, seconds,
             dict(engine.timers.seconds), engine.rebuilds, {k: v for k, v in files.items() if v}, columns,

@@ -22,7 +22,7 @@ from dphpc.md.deform import open_vector
 from dphpc.md.deviation import DeviationMonitor
 from dphpc.md.extent import resume_points
 from dphpc.md.memory import Estimate
-from dphpc.md.restart import Checkpoint, is_restart, origin_of, read_restart
+from dphpc.md.restart import Checkpoint, groups_of, is_restart, origin_of, read_restart
 from dphpc.md.sealed import previous_of
 from dphpc.md.structures import Source, masses_of, read_structure, require_file
 from dphpc.parallel.comm import Communicator, together
@@ -249,17 +249,23 @@ def _require_same_origin(checkpoint: Checkpoint, given: MdConfig, path: str) -> 
 
 
 def _require_same_plan(checkpoint: Checkpoint, settings: MdConfig, given: MdConfig) -> None:
-    """Refuse to continue a run that is complete or has another structure, other stages or fixed atoms.
+    """Refuse to continue a run that is complete or has another structure, other stages, fixed atoms or groups.
 
     All but the first are allowed if the run file names the restart file as its structure: it is a new run from there.
     """
     begins_there = Path(given.structure).resolve() == Path(settings.structure).resolve()
     if not begins_there:
         _require_same_origin(checkpoint, given, settings.structure)
-    same_atoms = checkpoint.fixes_as(settings.fixed)
-    if not same_atoms and begins_there:
+    same_fixed, same_groups = checkpoint.fixes_as(settings.fixed), groups_of(settings.groups) == checkpoint.groups
+    if begins_there and not (same_fixed and same_groups):
         return
-    if not same_atoms:
+    if not same_groups:
+        raise InputError(
+            "the restart file was written with other groups than the run file's", where="key 'groups'",
+            expected=f"groups: {dict(checkpoint.groups)}" if checkpoint.groups else "no 'groups'",
+            remedy=f"for a new run from there: structure: {settings.structure}",
+        )  # fmt: skip
+    if not same_fixed:
         raise InputError(
             "the restart file was written with other fixed atoms than the run file's", where="key 'fixed'",
             expected="no 'fixed'" if checkpoint.fixed is None else f"fixed: {checkpoint.fixed}",

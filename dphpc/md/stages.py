@@ -18,13 +18,14 @@ THERMOSTAT_ALIASES = {
 }  # fmt: skip
 
 _DEFORMATION_KEYS = ("deform_per_ps", "deform_every")
-_THERMOSTAT_KEYS = ("thermostat", "temperature_K", "damping_fs", "chain_length", *_DEFORMATION_KEYS)
+_BATH_KEYS = ("thermostat", "temperature_K", "damping_fs", "chain_length")
+_THERMOSTAT_KEYS = (*_BATH_KEYS, *_DEFORMATION_KEYS)
 _BAROSTAT_KEYS = (
     "barostat", "pressure_bar", "pressure_damping_fs", "compressibility_per_bar", "barostat_every", "coupling"
 )  # fmt: skip
 STAGE_KEYS: dict[str, tuple[str, ...]] = {
     "nve": _DEFORMATION_KEYS,
-    "nvt": _THERMOSTAT_KEYS,
+    "nvt": (*_THERMOSTAT_KEYS, "groups"),
     "npt": (*_THERMOSTAT_KEYS, *_BAROSTAT_KEYS),
     "minimize": ("force_tolerance_eV_A", "max_move_A", "stress_tolerance_bar", "pressure_bar", "coupling"),
 }
@@ -91,12 +92,9 @@ def _lower(value: Any) -> Any:
     return value.lower() if isinstance(value, str) else value
 
 
-class Stage(Config):
-    """A number of steps in one ensemble, or an energy minimization."""
+class BathKeys(Config):
+    """The settings of a thermostat."""
 
-    ensemble: Annotated[Literal["nve", "nvt", "npt", "minimize"], BeforeValidator(_lower)]
-    steps: NonNegativeInt
-    """Number of steps; for a minimization the largest number."""
     thermostat: Annotated[Literal["nose-hoover", "langevin", "bussi"] | None, BeforeValidator(_thermostat)] = None
     temperature_K: Kelvin | Annotated[list[Kelvin], Field(min_length=2, max_length=2)] | None = None
     """Target temperature: a number, or [start, end] of a linear ramp."""
@@ -104,6 +102,46 @@ class Stage(Config):
     """Time constant: for nose-hoover the period of its oscillation / 2π, for langevin 1/γ, for bussi τ."""
     chain_length: PositiveInt = 3
     """Number of thermostats in a Nosé–Hoover chain."""
+
+    @property
+    def temperatures(self) -> tuple[float, float]:
+        """Temperature at the stage's beginning and end in K."""
+        return _ends(self.temperature_K)
+
+    @property
+    def bath(self) -> str:
+        """The thermostat in a few words."""
+        return f"{self.thermostat}, {_ramp(self.temperatures, 'K')}, damping {self.damping_fs:g} fs"
+
+    def _require_bath(self, owner: str) -> None:
+        """Refuse settings that make no thermostat; the owner is "an nvt stage" or "a group"."""
+        if self.thermostat is None:
+            raise ValueError(f"{owner} needs 'thermostat': one of {', '.join(THERMOSTATS)}")
+        if self.temperature_K is None:
+            raise ValueError(f"{owner} needs 'temperature_K': a number, or [start, end]")
+        if self.thermostat != "nose-hoover" and "chain_length" in self.model_fields_set:
+            raise ValueError(f"'chain_length' has no meaning for {self.thermostat}: remove it")
+        if self.thermostat != "langevin" and min(self.temperatures) <= 0:
+            raise ValueError(f"{self.thermostat} needs a temperature above 0 K")
+
+
+class GroupBath(BathKeys):
+    """The thermostat of a group of atoms."""
+
+    @model_validator(mode="after")
+    def _check(self) -> GroupBath:
+        self._require_bath("a group")
+        return self
+
+
+class Stage(BathKeys):
+    """A number of steps in one ensemble, or an energy minimization."""
+
+    ensemble: Annotated[Literal["nve", "nvt", "npt", "minimize"], BeforeValidator(_lower)]
+    steps: NonNegativeInt
+    """Number of steps; for a minimization the largest number."""
+    groups: dict[str, GroupBath] | None = None
+    """Thermostats by names of the run file's groups, in place of the stage's own; other atoms move as in nve."""
     force_tolerance_eV_A: PositiveFloat = 0.01
     """A minimization has converged when no atom's force exceeds this."""
     max_move_A: PositiveFloat = 0.1
@@ -145,21 +183,29 @@ class Stage(Config):
         self._check_deformation()
         if self.ensemble in ("nve", "minimize"):
             return self
-        if self.thermostat is None:
-            raise ValueError(f"an {self.ensemble} stage needs 'thermostat': one of {', '.join(THERMOSTATS)}")
-        if self.temperature_K is None:
-            raise ValueError(f"an {self.ensemble} stage needs 'temperature_K': a number, or [start, end]")
+        if self.groups is not None:
+            self._check_groups(self.groups)
+            return self
+        self._require_bath(f"an {self.ensemble} stage")
         if self.ensemble == "npt" and self.pressure_bar is None:
             raise ValueError("an npt stage needs 'pressure_bar': a number, or [start, end]")
         if self.ensemble == "npt" and 0 < self.steps < self.barostat_every:
             raise ValueError(
                 f"the box would not move once in {self.steps} steps: 'barostat_every' is {self.barostat_every}"
             )
-        if self.thermostat != "nose-hoover" and "chain_length" in self.model_fields_set:
-            raise ValueError(f"'chain_length' has no meaning for {self.thermostat}: remove it")
-        if self.thermostat != "langevin" and min(self.temperatures) <= 0:
-            raise ValueError(f"{self.thermostat} needs a temperature above 0 K")
         return self
+
+    def _check_groups(self, groups: Mapping[str, GroupBath]) -> None:
+        if not groups:
+            raise ValueError("'groups' names none: write groups: {NAME: {thermostat: …, temperature_K: …}}")
+        for key in _BATH_KEYS:
+            if key in self.model_fields_set:
+                raise ValueError(f"'{key}' is given beside 'groups': give it to the groups; other atoms move as in nve")
+        if self.rates:
+            raise ValueError(
+                "'deform_per_ps' is given beside 'groups': the flow would heat atoms that no thermostat cools; "
+                "write thermostat and temperature_K for all atoms, or leave the deformation out"
+            )
 
     def _check_pressure(self) -> None:
         axes = self.pressure_bar if isinstance(self.pressure_bar, dict) else {}
@@ -197,13 +243,19 @@ class Stage(Config):
                 )
 
     @property
-    def temperatures(self) -> tuple[float, float]:
-        """Temperature at the stage's beginning and end in K."""
-        return _ends(self.temperature_K)
+    def baths(self) -> list[BathKeys]:
+        """The settings of its thermostats: of all atoms, or of groups."""
+        if self.ensemble not in ("nvt", "npt"):
+            return []
+        return [self] if self.groups is None else [*self.groups.values()]
 
     def temperature(self, step: int) -> float:
-        """Temperature in K after `step` steps of the stage."""
+        """Temperature in K after `step` steps of the stage; 0 if groups have their own."""
         return self._between(self.temperatures, step)
+
+    def group_temperatures(self, step: int) -> list[float]:
+        """Temperatures in K of the groups' thermostats, in turn, after `step` steps of the stage."""
+        return [self._between(bath.temperatures, step) for bath in (self.groups or {}).values()]
 
     def pressure(self, step: int) -> list[float]:
         """Pressures along x, y and z in bar after `step` steps of the stage; 0 for those that do not move."""
@@ -236,7 +288,8 @@ class Stage(Config):
     @property
     def ramps(self) -> bool:
         """Whether temperature or pressure is ramped; then a different number of steps makes it a different stage."""
-        return any(isinstance(value, list) for value in (self.temperature_K, *self._pressures.values()))
+        values = *(bath.temperature_K for bath in self.baths), *self._pressures.values()
+        return any(isinstance(value, list) for value in values)
 
     @property
     def rates(self) -> dict[str, float]:
@@ -266,7 +319,7 @@ class Stage(Config):
             if self.pressure_bar is not None:
                 aim += f" and {self._target} within {self.stress_tolerance_bar:g} bar, {self.coupling}"
             return f"minimize (FIRE, to {aim}), at most {self.steps} steps"
-        bath = f"{self.thermostat}, {_ramp(self.temperatures, 'K')}, damping {self.damping_fs:g} fs"
+        bath = "; ".join(f"{name}: {own.bath}" for name, own in (self.groups or {}).items()) or self.bath
         if self.ensemble == "npt":
             bath += f"; {self.coupling} {self.barostat}, {self._target}"
             bath += f", damping {self.pressure_damping_fs:g} fs"

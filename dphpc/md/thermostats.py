@@ -1,10 +1,12 @@
-"""Integrators of the canonical ensemble (NVT).
+"""Integrators of the canonical ensemble (NVT), and of groups of atoms that have thermostats of their own.
 
 Each keeps account of the energy that it takes from the atoms: total energy + `bath_energy` is conserved to the order of
 the integrator, also while the target temperature is ramped.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,14 +15,15 @@ from dphpc.core.exact_sum import exact_sum, no_sum
 from dphpc.core.random import Stream, generator
 from dphpc.core.units import BOLTZMANN_EV_PER_K
 from dphpc.md.engine import Engine
-from dphpc.md.integrators import Saved, VelocityVerlet
+from dphpc.md.integrators import Saved, Thermostat, VelocityVerlet, step_with
+from dphpc.ops.motion.contract import EVERYONE
 
 # Suzuki–Yoshida weights of fourth order, for three substeps.
 _W = 1.0 / (2.0 - 2.0 ** (1.0 / 3.0))
 YOSHIDA = (_W, 1.0 - 2.0 * _W, _W)
 
 
-class NoseHoover(VelocityVerlet):
+class NoseHoover(Thermostat):
     """Nosé–Hoover chains; Martyna et al., Mol. Phys. 87, 1117 (1996), Eqs. (29)–(35).
 
     The chain η, η̇ (`positions` in 1, `velocities` in 1/ps) has masses Q₁ = N_f kT τ², Q_k = kT τ²
@@ -36,20 +39,24 @@ class NoseHoover(VelocityVerlet):
         τ in ps.
     length
         Number of thermostats in the chain.
+    group
+        The number of the atoms' group, or `EVERYONE`.
     """
 
     kernel = "nose_hoover"
 
-    def __init__(self, dof: int, temperature: float, damping: float, length: int = 3) -> None:
-        self.dof, self.damping = max(dof, 1), damping
+    def __init__(self, dof: int, temperature: float, damping: float, length: int = 3, group: int = EVERYONE) -> None:
+        self.dof, self.damping, self.group = max(dof, 1), damping, group
         self._take_up(np.array([temperature, 0.0, np.nan]), np.zeros(length), np.zeros(length))
 
-    def step(self, engine: Engine, temperature: float) -> None:
-        """Half a step of the chain, a step of velocity Verlet, half a step of the chain."""
-        first, second = (self._inputs(temperature, engine.timestep, half) for half in (0, 1))
-        engine.rescale(self, first, measured=bool(np.isnan(self.kinetic)))
-        super().step(engine, temperature)
-        engine.rescale(self, second)
+    def before(self, engine: Engine, temperature: float) -> None:
+        """Half a step of the chain."""
+        inputs = self._inputs(temperature, engine.timestep, 0)
+        engine.rescale(self, inputs, measured=bool(np.isnan(self.kinetic)))
+
+    def after(self, engine: Engine, temperature: float) -> None:
+        """Half a step of the chain."""
+        engine.rescale(self, self._inputs(temperature, engine.timestep, 1))
 
     def respond(self, kinetic: float, inputs: NDArray[np.float64]) -> float:
         """Advance the chain by half a step; the first half uses the kinetic energy known from the step before."""
@@ -140,7 +147,7 @@ class NoseHoover(VelocityVerlet):
             self.scalars[1] += self._chain_energy() - before
 
 
-class Bussi(VelocityVerlet):
+class Bussi(Thermostat):
     """Stochastic velocity rescaling; Bussi, Donadio, Parrinello, J. Chem. Phys. 126, 014101 (2007), Eq. (A7).
 
     Parameters
@@ -150,23 +157,24 @@ class Bussi(VelocityVerlet):
     damping
         τ in ps.
     seed
-        Seed of the random numbers, which depend on the step too.
+        Seed of the random numbers, which depend on the step and the group too.
+    group
+        The number of the atoms' group, or `EVERYONE`.
     """
 
     kernel = "bussi"
 
-    def __init__(self, dof: int, damping: float, seed: int) -> None:
-        self.dof, self.damping, self.seed = max(dof, 1), damping, seed
+    def __init__(self, dof: int, damping: float, seed: int, group: int = EVERYONE) -> None:
+        self.dof, self.damping, self.seed, self.group = max(dof, 1), damping, seed, group
         self.scalars = np.zeros(1)  # eV, taken from the atoms
 
-    def step(self, engine: Engine, temperature: float) -> None:
-        """A step of velocity Verlet, then a step of the stochastic equation of the kinetic energy."""
-        super().step(engine, temperature)
+    def after(self, engine: Engine, temperature: float) -> None:
+        """A step of the stochastic equation of the kinetic energy."""
         engine.rescale(self, self._inputs(engine, temperature))
 
     def _inputs(self, engine: Engine, temperature: float) -> NDArray[np.float64]:
         """Target kinetic energy (eV), a normal random number, the sum of dof − 1 squared ones, e^(−Δt/τ), dof."""
-        random = generator(self.seed, Stream.BUSSI, engine.step + 1)
+        random = generator(self.seed, Stream.BUSSI, engine.step + 1, self.group)
         first = random.standard_normal()
         others = 2.0 * random.standard_gamma(0.5 * (self.dof - 1)) if self.dof > 1 else 0.0
         target = 0.5 * self.dof * BOLTZMANN_EV_PER_K * temperature
@@ -195,7 +203,7 @@ class Bussi(VelocityVerlet):
         self.scalars = saved["taken"].copy()
 
 
-class Langevin:
+class Langevin(Thermostat):
     """Langevin dynamics by the BAOAB splitting; Leimkuhler, Matthews, Appl. Math. Res. Express 2013, 34.
 
     All degrees of freedom are thermalized, including the center of mass.
@@ -206,43 +214,66 @@ class Langevin:
         1/γ in ps.
     seed
         Seed of the random forces, which depend on the step and the atom's id too.
+    group
+        The number of the atoms' group, or `EVERYONE`.
     """
 
     frozen = 0
-    moves_box = False
-    dynamic = True
     bath_is_local = True
+    splits_drift = True
 
-    def __init__(self, damping: float, seed: int) -> None:
-        self.damping, self.seed = damping, seed
+    def __init__(self, damping: float, seed: int, group: int = EVERYONE) -> None:
+        self.damping, self.seed, self.group = damping, seed, group
         self.scalars = no_sum()  # eV, taken from this rank's atoms
 
-    def step(self, engine: Engine, temperature: float) -> None:
-        """B: v += ½Δt f/m;  A: x += ½Δt v;  O: v = c v + √((1−c²) kT/m) ξ, c = e^(−γΔt);  A;  f = f(x);  B."""
-        engine.repeat(_kick_drift)
+    def amid(self, engine: Engine, temperature: float) -> None:
+        """v = c v + √((1−c²) kT/m) ξ, c = e^(−γΔt): the O of BAOAB."""
         engine.randomize_velocities(self, float(np.exp(-engine.timestep / self.damping)), temperature, self.seed)
-        engine.repeat(_drift_kick)
 
     def bath_energy(self) -> NDArray[np.float64]:
         """Kinetic energy taken so far from atoms while this rank held them."""
         return self.scalars
 
+
+class Thermostatted(VelocityVerlet):
+    """Thermostats of groups that share no atom; the others move as in the microcanonical ensemble.
+
+    None of them keeps the center of mass at rest.
+
+    Parameters
+    ----------
+    targets
+        Tells the target temperatures (K) of all groups after a number of steps.
+    begun
+        The step from which these are counted.
+    """
+
+    frozen = 0
+
+    def __init__(self, baths: Sequence[Thermostat], targets: Callable[[int], Sequence[float]], begun: int = 0) -> None:
+        self._baths, self._targets, self._begun = baths, targets, begun
+
+    @property
+    def baths(self) -> Sequence[Thermostat]:
+        """The groups' thermostats."""
+        return self._baths
+
+    def step(self, engine: Engine, temperature: float) -> None:
+        """See `step_with`; the groups have their own temperatures."""
+        targets = self._targets(engine.step + 1 - self._begun)
+        step_with(engine, list(zip(self._baths, targets, strict=True)))
+
     def forget(self) -> None:
-        """Do nothing, as nothing is known of the velocities."""
+        """Discard what the thermostats know of the velocities."""
+        for bath in self._baths:
+            bath.forget()
 
     def save(self) -> Saved:
-        """No state: the run keeps the account, and random numbers follow from step and id."""
-        return {}
+        """The states of all thermostats, by the numbers of their groups."""
+        return {f"{bath.group}.{name}": array for bath in self._baths for name, array in bath.save().items()}
 
     def load(self, saved: Saved) -> None:
-        """Do nothing, as there is no state."""
-
-
-def _kick_drift(engine: Engine) -> None:
-    engine.drift(0.5 * engine.timestep, kick=0.5 * engine.timestep)
-
-
-def _drift_kick(engine: Engine) -> None:
-    engine.drift(0.5 * engine.timestep)
-    engine.update_forces()
-    engine.kick(0.5 * engine.timestep)
+        """Restore the states of all thermostats."""
+        for bath in self._baths:
+            own = f"{bath.group}."
+            bath.load({name.removeprefix(own): array for name, array in saved.items() if name.startswith(own)})

@@ -18,6 +18,7 @@ struct Atoms {
     const double* inverse;   // (n_types) Å/ps² per eV/Å
     const double* built_at;  // (n, 3), positions when the neighbor list was built
     const int* fixed;        // (n) directions, as in dphpc/core/fixing.py; null where no atom is fixed
+    const int* group;        // (n) number of its group, as in dphpc/core/state.py
     long long n;
 };
 
@@ -45,6 +46,11 @@ __device__ inline bool is_held(const Atoms& atoms, long long i) {
 // Component i of the forces; 0 where an atom is fixed.
 __device__ inline double pull(const Atoms& atoms, long long i) { return is_held(atoms, i) ? 0.0 : atoms.forces[i]; }
 
+// Whether an atom is in a group; all are in group 0.
+__device__ inline bool is_member(const Atoms& atoms, long long atom, int group) {
+    return group == 0 || atoms.group[atom] == group;
+}
+
 __device__ inline double inverse_mass(const Atoms& atoms, long long atom) { return atoms.inverse[atoms.types[atom]]; }
 
 // Component i of the velocities, kicked.
@@ -66,9 +72,9 @@ extern "C" __global__ void __launch_bounds__(BLOCK) drift(const Atoms atoms, dou
     }
 }
 
-extern "C" __global__ void __launch_bounds__(BLOCK) scale(const Atoms atoms, const double* factor) {
+extern "C" __global__ void __launch_bounds__(BLOCK) scale(const Atoms atoms, const double* factor, int group) {
     for (long long i = my_place(); i < 3 * atoms.n; i += n_threads())
-        atoms.velocities[i] = times(atoms.velocities[i], *factor);
+        if (is_member(atoms, i / 3, group)) atoms.velocities[i] = times(atoms.velocities[i], *factor);
 }
 
 constexpr double kinetic_unit = KINETIC;  // u·(Å/ps)² in eV
@@ -78,11 +84,11 @@ __device__ inline double kinetic_of(const Atoms& atoms, const double* v, long lo
     return times(times(0.5 * kinetic_unit, atoms.mass[atoms.types[i]]), v2);
 }
 
-// sum (3) += ½ m v² in parts.
-extern "C" __global__ void __launch_bounds__(BLOCK) add_kinetic(const Atoms atoms, double* sum) {
+// sum (3) += ½ m v² of a group, in parts.
+extern "C" __global__ void __launch_bounds__(BLOCK) add_kinetic(const Atoms atoms, double* sum, int group) {
     ExactSum own;
     for (long long i = my_place(); i < atoms.n; i += n_threads())
-        own.add(kinetic_of(atoms, atoms.velocities + 3 * i, i));
+        if (is_member(atoms, i, group)) own.add(kinetic_of(atoms, atoms.velocities + 3 * i, i));
     add_parts(own, sum);
 }
 
@@ -161,12 +167,14 @@ __device__ inline void stir(const Atoms& atoms, const Noise& noise, long long i,
     if (!is_held(atoms, i)) atoms.velocities[i] = plus(times(noise.keep, atoms.velocities[i]), more);
 }
 
-// v = keep·v + spread·√(kT/m) ξ; taken (3) += the kinetic energy lost, in parts.
-extern "C" __global__ void __launch_bounds__(BLOCK) randomize(const Atoms atoms, const Noise noise, double* taken) {
+// v = keep·v + spread·√(kT/m) ξ of a group; taken (3) += the kinetic energy lost, in parts.
+extern "C" __global__ void __launch_bounds__(BLOCK)
+randomize(const Atoms atoms, const Noise noise, double* taken, int group) {
     ExactSum own;
     const unsigned k0 = static_cast<unsigned>(noise.key), k1 = static_cast<unsigned>(noise.key >> 32);
     const unsigned when = static_cast<unsigned>(noise.step), later = static_cast<unsigned>(noise.step >> 32) << 4;
     for (long long i = my_place(); i < atoms.n; i += n_threads()) {
+        if (!is_member(atoms, i, group)) continue;
         const double* v = atoms.velocities + 3 * i;
         own.add(kinetic_of(atoms, v, i));
         const unsigned long long id = static_cast<unsigned long long>(atoms.ids[i]);

@@ -9,6 +9,7 @@ from dphpc.core.box import Box
 from dphpc.core.exact_sum import no_sum, total
 from dphpc.core.fixing import held_in
 from dphpc.core.state import GHOSTED, MIGRATING, State
+from dphpc.ops.motion.contract import EVERYONE
 from dphpc.ops.motion.cuda import CudaMoves
 from dphpc.ops.motion.reference import HostMoves
 from tests.ops.emulation.device import EmulatedDevice
@@ -19,6 +20,8 @@ MASSES = np.array([15.9994, 1.00794])
 
 
 class Account:
+    group = EVERYONE
+
     def __init__(self) -> None:
         self.scalars = no_sum()
 
@@ -177,6 +180,7 @@ class Halving:
     """Keeps account of the kinetic energy it met; on a GPU Bussi's kernel does, for these inputs."""
 
     kernel = "bussi"
+    group = EVERYONE
 
     def __init__(self) -> None:
         self.scalars = np.zeros(1)
@@ -194,7 +198,7 @@ def test_velocities_are_scaled_by_what_a_bath_answers(device):
             moves.rescale(bath, inputs, lambda parts: parts, measured=True)
     same(device, state, gpu)
     assert baths[1].scalars[0] == 0.0
-    gpu.fetch_account(baths[1])
+    gpu.fetch_accounts([baths[1]])
     assert baths[1].scalars[0] == baths[0].scalars[0] > 0.0
 
 
@@ -205,7 +209,7 @@ def test_random_velocities(device, step):
     for moves, account in zip((host, gpu), accounts, strict=True):
         moves.randomize_velocities(account, 0.75, 300.0, (11 << 35) + 3, step)
     np.testing.assert_allclose(device.download(gpu.velocities), state.velocities[:N], rtol=0, atol=1e-12)  # 1e-14
-    gpu.fetch_account(accounts[1])
+    gpu.fetch_accounts([accounts[1]])
     host_took, gpu_took = (float(total(account.scalars)) for account in accounts)
     assert abs(host_took) > 0.1
     assert gpu_took == pytest.approx(host_took, abs=1e-12)
@@ -218,7 +222,7 @@ def test_the_blocks_may_come_in_any_order():
         _, _, gpu = both(device)
         account = Account()
         gpu.randomize_velocities(account, 0.5, 300.0, 1, 1)
-        gpu.fetch_account(account)
+        gpu.fetch_accounts([account])
         sums = gpu.kinetic_tensor(), gpu.descent_sums(), gpu.largest_squares()
         found.append([account.scalars, *sums, device.download(gpu.velocities)])
     for other in found[1:]:
@@ -248,7 +252,7 @@ def test_what_was_kept_comes_back(device):
         if drift:
             gpu.restore()
             same(device, state, gpu)
-    gpu.fetch_account(bath)
+    gpu.fetch_accounts([bath])
     assert bath.scalars[0] == 0.75 * kinetic, "what the bath took before it went back does not count"
 
 

@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 
 from dphpc.core.arrays import Doubles
 
+EVERYONE = 0
+"""Stands for all atoms, in place of the number of a group of them (`State.group`)."""
+
 Combine = Callable[[Doubles], Doubles]
 """Adds an array up over all ranks; collective."""
 
@@ -23,7 +26,7 @@ Snapshot = Callable[[], dict[str, NDArray]]
 
 
 class Account(Protocol):
-    """The internal variables of a thermostat, such as the energy that it has exchanged.
+    """The internal variables of a thermostat, such as the energy that it has exchanged, and the group on which it acts.
 
     While atoms move on a GPU, `scalars` lives there, and its values here are not up to date until they are fetched.
     Assigning a new array to `scalars` uploads it.
@@ -31,9 +34,13 @@ class Account(Protocol):
 
     scalars: Doubles
 
+    @property
+    def group(self) -> int:
+        """The number of its group, or `EVERYONE`."""
+
 
 class Bath(Account, Protocol):
-    """A thermostat that turns the kinetic energy of all atoms into a factor for their velocities.
+    """A thermostat that turns the kinetic energy of its group into a factor for their velocities.
 
     `kernel` names the function of `kernels/cuda/thermostats.cu` that does the same as `respond` on a GPU.
     """
@@ -54,13 +61,13 @@ class Moves(Protocol):
         """v += kick f/m, then x += dt v, in a deterministic run rounded to multiples of a spacing."""
 
     def rescale(self, bath: Bath, inputs: Doubles, combine: Combine, *, measured: bool) -> None:
-        """v *= the bath's response to the kinetic energy of all atoms; collective.
+        """v *= the bath's response to the kinetic energy, for its group; collective.
 
         Without `measured` the kinetic energy is not computed, and the bath gets NaN.
         """
 
     def randomize_velocities(self, account: Account, keep: float, temperature: float, seed: int, step: int) -> None:
-        """v = keep·v + √((1 − keep²) kT/m) ξ, with random numbers ξ of the stream LANGEVIN.
+        """v = keep·v + √((1 − keep²) kT/m) ξ for the account's group, with random numbers ξ of the stream LANGEVIN.
 
         The kinetic energy that these atoms lose is added to the account, (3,) in parts.
         """
@@ -76,6 +83,9 @@ class Moves(Protocol):
 
     def largest_squares(self) -> Doubles:
         """(2,): the largest v² and the largest f² of this rank's atoms where they are not fixed."""
+
+    def kinetic_energy(self, group: int = EVERYONE) -> Doubles:
+        """(3,) eV: kinetic energy of a group's atoms on this rank, in parts."""
 
     def kinetic_tensor(self) -> Doubles:
         """(3, 3, 3) eV: Σ m v ⊗ v over this rank's atoms, in parts."""

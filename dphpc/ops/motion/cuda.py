@@ -15,7 +15,7 @@ from dphpc.core.random import Stream
 from dphpc.core.state import FIELDS, GHOSTED, MIGRATING, Field, State
 from dphpc.core.units import ACCELERATION, BOLTZMANN_EV_PER_K, KINETIC
 from dphpc.ops.kernel_text import kernel_text
-from dphpc.ops.motion.contract import Account, Bath, Combine, Snapshot
+from dphpc.ops.motion.contract import EVERYONE, Account, Bath, Combine, Snapshot
 from dphpc.ops.structs import struct
 from dphpc.ops.workspace import Workspace
 
@@ -28,7 +28,7 @@ MOST_BLOCKS = 1024
 # The structs of kernels/cuda/motion.cu.
 _ATOMS = struct(
     "p positions", "p velocities", "p forces", "p types", "p ids", "p mass", "p inverse", "p built_at", "p fixed",
-    "i8 n",
+    "p group", "i8 n",
 )  # fmt: skip
 _ROWS = struct(f"{len(FIELDS)}u8 source", f"{len(FIELDS)}u8 to", f"{len(FIELDS)}i4 words")  # of pointers, and counts
 _NOISE = struct("u8 key", "u8 step", "f8 keep", "f8 spread", "f8 kT")
@@ -52,7 +52,7 @@ class CudaMoves:
 
     Attributes
     ----------
-    ids, types, positions, velocities, images, fixed, forces
+    ids, types, positions, velocities, images, fixed, group, forces
         As in `core.state.State`, in the GPU's memory; fields in `GHOSTED` are (n_all, …), others (n_local, …).
     built_at
         (n_local, 3) Å, positions when the neighbor list was built.
@@ -64,6 +64,7 @@ class CudaMoves:
     velocities: Array
     images: Array
     fixed: Array
+    group: Array
     forces: Array
 
     def __init__(
@@ -77,8 +78,7 @@ class CudaMoves:
         self.room, self._pinned = Workspace(device), Buffers(device.pinned)
         self._mass, self._inverse = self.room.new(masses), self.room.new(ACCELERATION / masses)
         self._parts, self._factor = device.zeros(3, np.float64), device.zeros(1, np.float64)
-        self._account: Account | None = None
-        self._known, self._scalars = np.zeros(0), device.zeros(0, np.float64)
+        self._accounts: dict[int, tuple[Account, Doubles, Array]] = {}  # with what was uploaded, and where
         self.n_local = 0
 
     # Transfers between host and GPU, and the set of atoms.
@@ -149,7 +149,7 @@ class CudaMoves:
         arrays = (
             self.positions, self.velocities, self.forces, self.types, self.ids, self._mass, self._inverse, self.built_at
         )  # fmt: skip
-        addresses = map(self.room.address, (*arrays, self.fixed if self.some_fixed else None))
+        addresses = map(self.room.address, (*arrays, self.fixed if self.some_fixed else None, self.group))
         self._atoms = np.array([(*addresses, self.n_local)], _ATOMS)
 
     def bring(self, state: State, *fields: str) -> None:
@@ -157,19 +157,20 @@ class CudaMoves:
         for name in fields:
             getattr(state, name)[: self.n_local] = self.device.download(getattr(self, name)[: self.n_local])
 
-    def fetch_account(self, account: Account) -> None:
-        """Download a thermostat's variables, if they are on the GPU."""
-        if account is self._account:
-            account.scalars[...] = self.device.download(self._scalars)
+    def fetch_accounts(self, accounts: Sequence[Account]) -> None:
+        """Download the variables of the thermostats in use, where they are on the GPU; others are forgotten."""
+        self._accounts = {id(a): self._accounts[id(a)] for a in accounts if id(a) in self._accounts}
+        for account, _, scalars in self._accounts.values():
+            account.scalars[...] = self.device.download(scalars)
 
     def keep(self) -> None:
         """Save the atoms' positions, velocities and forces, for `restore`."""
         self._lay_aside(_MOVING)
 
     def restore(self) -> None:
-        """Go back to what `keep` saved last, and to the thermostat's variables as last fetched."""
+        """Go back to what `keep` saved last, and to the thermostats' variables as last fetched."""
         self._put_back(_MOVING)
-        self._account = None  # its variables will be uploaded again
+        self._accounts.clear()  # they will be uploaded again
 
     def _lay_aside(self, fields: Sequence[Field], order: Array | None = None) -> None:
         self._copy([(f, getattr(self, f.name), self._kept(f)) for f in fields], order)
@@ -201,19 +202,18 @@ class CudaMoves:
         """See `contract.Moves.rescale`; the bath's response is computed by a single thread."""
         scalars = self._scalars_of(bath)
         if measured:
-            self._parts.fill(0)
-            self._launch("add_kinetic", self._parts)
+            self._add_kinetic(bath.group)
             if not self.alone:
                 self.device.upload(combine(self.device.download(self._parts)), self._parts)
         by_value = inputs.view(np.dtype([(f"x{k}", "f8") for k in range(len(inputs))]))
         self.device.launch(self._bath_text, bath.kernel, 1, 1, self._parts, scalars, by_value, self._factor)
-        self._launch("scale", self._factor)
+        self._launch("scale", self._factor, np.int32(bath.group))
 
     def randomize_velocities(self, account: Account, keep: float, temperature: float, seed: int, step: int) -> None:
         """See `contract.Moves.randomize_velocities`."""
         key, spread = (seed << 4) | int(Stream.LANGEVIN), np.sqrt(1.0 - keep * keep)
         noise = np.array([(key, step, keep, spread, BOLTZMANN_EV_PER_K * temperature)], _NOISE)
-        self._launch("randomize", noise, self._scalars_of(account))
+        self._launch("randomize", noise, self._scalars_of(account), np.int32(account.group))
 
     def put_velocities(self, velocities: Doubles) -> None:
         """See `contract.Moves.put_velocities`."""
@@ -233,6 +233,15 @@ class CudaMoves:
         largest.fill(0)
         self._launch("note_largest", largest)
         return self.device.download(largest).view(np.float64)
+
+    def kinetic_energy(self, group: int = EVERYONE) -> Doubles:
+        """See `contract.Moves.kinetic_energy`."""
+        self._add_kinetic(group)
+        return self.device.download(self._parts)
+
+    def _add_kinetic(self, group: int) -> None:
+        self._parts.fill(0)
+        self._launch("add_kinetic", self._parts, np.int32(group))
 
     def kinetic_tensor(self) -> Doubles:
         """See `contract.Moves.kinetic_tensor`."""
@@ -281,10 +290,13 @@ class CudaMoves:
         self.device.upload(forces, self.forces)
 
     def _scalars_of(self, account: Account) -> Array:
-        if account is not self._account or account.scalars is not self._known:
-            self._account, self._known = account, account.scalars
-            self._scalars = self.room.up("scalars", account.scalars, np.float64)
-        return self._scalars
+        known = self._accounts.get(id(account))
+        if known is None:
+            known = self._accounts[id(account)] = account, account.scalars, self.room.new(account.scalars)
+        elif known[1] is not account.scalars:
+            self.device.upload(account.scalars, known[2])
+            self._accounts[id(account)] = account, account.scalars, known[2]
+        return known[2]
 
     def _launch(self, kernel: str, *arguments: object) -> None:
         # At most one thread for each of an atom's three components.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -15,8 +15,11 @@ from dphpc.core.fixing import held_in
 from dphpc.core.random import Stream, normals
 from dphpc.core.state import State, pieces
 from dphpc.core.units import ACCELERATION, BOLTZMANN_EV_PER_K, KINETIC
-from dphpc.ops.motion.contract import Account, Bath, Combine, Snapshot
+from dphpc.ops.motion.contract import EVERYONE, Account, Bath, Combine, Snapshot
 from dphpc.ops.threads import get_threads
+
+Atoms = slice | NDArray[np.intp]
+"""Some of the local atoms."""
 
 ON_FACE = 1e-9
 """Fraction of a box within which an atom may be on a face: rounding cannot tell on which side."""
@@ -48,13 +51,18 @@ class HostMoves:
             self._buffer = np.empty((n + n // 16, 3))
         self._built_at, self._pieces = self._buffer[:n], pieces(n)
 
-    def _of(self, by_type: Doubles, piece: slice) -> Doubles:
-        """(n, 1): each atom's entry of an array by type (ntypes,)."""
-        return by_type.take(self._state.types[piece])[:, None]
+    def _members(self, group: int) -> Iterator[Atoms]:
+        """A group's atoms, piece by piece."""
+        for piece in self._pieces:
+            yield piece if group == EVERYONE else piece.start + np.flatnonzero(self._state.group[piece] == group)
 
-    def _free(self, values: Doubles, piece: slice) -> Doubles:
+    def _of(self, by_type: Doubles, atoms: Atoms) -> Doubles:
+        """(n, 1): each atom's entry of an array by type (ntypes,)."""
+        return by_type.take(self._state.types[atoms])[:, None]
+
+    def _free(self, values: Doubles, atoms: Atoms) -> Doubles:
         """(n, 3): values (n, 3) or (n, 1) of atoms, 0 where they are fixed; unchanged, if none is."""
-        return np.where(held_in(self._state.fixed[piece]), 0.0, values) if self._some_fixed else values
+        return np.where(held_in(self._state.fixed[atoms]), 0.0, values) if self._some_fixed else values
 
     def _pull(self, piece: slice) -> Doubles:
         """(n, 3) eV/Å: forces; 0 where atoms are fixed."""
@@ -77,10 +85,10 @@ class HostMoves:
                 round_to(moved, self._spacing, out=moved)
             self._state.positions[piece] += moved
 
-    def scale_velocities(self, factor: float) -> None:
-        """v *= factor."""
-        velocities = self._state.velocities[: self._state.n_local]
-        velocities *= factor
+    def scale_velocities(self, factor: float, group: int = EVERYONE) -> None:
+        """v *= factor, of a group."""
+        for atoms in self._members(group):
+            self._state.velocities[atoms] *= factor
 
     def strain(self, box: Box, spacing: float, *, flows: bool = False) -> None:
         """Carry positions, and those noted for the neighbor list, to another box.
@@ -106,19 +114,19 @@ class HostMoves:
 
     def rescale(self, bath: Bath, inputs: Doubles, combine: Combine, *, measured: bool) -> None:
         """See `contract.Moves.rescale`."""
-        kinetic = float(total(combine(self.kinetic_energy()))) if measured else np.nan
-        self.scale_velocities(bath.respond(kinetic, inputs))
+        kinetic = float(total(combine(self.kinetic_energy(bath.group)))) if measured else np.nan
+        self.scale_velocities(bath.respond(kinetic, inputs), bath.group)
 
     def randomize_velocities(self, account: Account, keep: float, temperature: float, seed: int, step: int) -> None:
         """See `contract.Moves.randomize_velocities`."""
-        before, spread = self.kinetic_energy(), np.sqrt(1.0 - keep * keep) * self._thermal_speed(temperature)
-        for piece in self._pieces:
-            noise = normals(seed, Stream.LANGEVIN, step, self._state.ids[piece])
-            noise *= self._free(self._of(spread, piece), piece)
-            velocities = self._state.velocities[piece]
-            velocities *= keep
-            velocities += noise
-        account.scalars += before - self.kinetic_energy()
+        group, spread = account.group, np.sqrt(1.0 - keep * keep) * self._thermal_speed(temperature)
+        before = self.kinetic_energy(group)
+        for atoms in self._members(group):
+            noise = normals(seed, Stream.LANGEVIN, step, self._state.ids[atoms])
+            noise *= self._free(self._of(spread, atoms), atoms)
+            self._state.velocities[atoms] *= keep
+            self._state.velocities[atoms] += noise
+        account.scalars += before - self.kinetic_energy(group)
 
     def put_velocities(self, velocities: Doubles) -> None:
         """See `contract.Moves.put_velocities`."""
@@ -147,12 +155,12 @@ class HostMoves:
             np.maximum(largest, [_rows(v, v).max(initial=0.0), _rows(f, f).max(initial=0.0)], out=largest)
         return largest
 
-    def kinetic_energy(self) -> Doubles:
-        """(3,) eV: kinetic energy of this rank's atoms, in parts."""
+    def kinetic_energy(self, group: int = EVERYONE) -> Doubles:
+        """See `contract.Moves.kinetic_energy`."""
         half_mass, parts = 0.5 * KINETIC * self._masses, no_sum()
-        for piece in self._pieces:
-            v2 = self._state.velocities[piece] ** 2
-            parts += exact_sum(self._of(half_mass, piece)[:, 0] * (v2[:, 0] + v2[:, 1] + v2[:, 2]))
+        for atoms in self._members(group):
+            v2 = self._state.velocities[atoms] ** 2
+            parts += exact_sum(self._of(half_mass, atoms)[:, 0] * (v2[:, 0] + v2[:, 1] + v2[:, 2]))
         return parts
 
     def kinetic_tensor(self) -> Doubles:
