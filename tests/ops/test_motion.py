@@ -9,6 +9,7 @@ from dphpc.core.box import Box
 from dphpc.core.exact_sum import no_sum, total
 from dphpc.core.fixing import held_in
 from dphpc.core.state import GHOSTED, MIGRATING, State
+from dphpc.core.units import KINETIC
 from dphpc.ops.motion.contract import EVERYONE
 from dphpc.ops.motion.cuda import CudaMoves
 from dphpc.ops.motion.reference import HostMoves
@@ -20,10 +21,8 @@ MASSES = np.array([15.9994, 1.00794])
 
 
 class Account:
-    group = EVERYONE
-
-    def __init__(self) -> None:
-        self.scalars = no_sum()
+    def __init__(self, group: int = EVERYONE) -> None:
+        self.scalars, self.group = no_sum(), group
 
 
 def both(device, spacing=SPACING, fixed=False):
@@ -36,6 +35,7 @@ def both(device, spacing=SPACING, fixed=False):
     state.positions[:] = np.round(rng.uniform(0, 20, (N + GHOSTS, 3)) / SPACING) * SPACING
     state.velocities[:N] = rng.normal(0, 20, (N, 3))
     state.forces[:N] = rng.normal(0, 2, (N, 3))
+    state.group[:N] = state.ids[:N] % 3
     if fixed:
         state.fixed[:N] = np.where(rng.random(N) < 0.4, rng.integers(1, 8, N), 0)
         held = held_in(state.fixed[:N])
@@ -180,10 +180,9 @@ class Halving:
     """Keeps account of the kinetic energy it met; on a GPU Bussi's kernel does, for these inputs."""
 
     kernel = "bussi"
-    group = EVERYONE
 
-    def __init__(self) -> None:
-        self.scalars = np.zeros(1)
+    def __init__(self, group: int = EVERYONE) -> None:
+        self.scalars, self.group = np.zeros(1), group
 
     def respond(self, kinetic, inputs):
         self.scalars[0] += kinetic * (1.0 - inputs[3])
@@ -213,6 +212,31 @@ def test_random_velocities(device, step):
     host_took, gpu_took = (float(total(account.scalars)) for account in accounts)
     assert abs(host_took) > 0.1
     assert gpu_took == pytest.approx(host_took, abs=1e-12)
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_a_group_is_scaled_stirred_and_measured_alone(device, fixed):
+    state, host, gpu = both(device, fixed=fixed)
+    members, before = state.group[:N] == 2, state.velocities[:N].copy()
+    assert np.array_equal(gpu.kinetic_energy(2), host.kinetic_energy(2))
+    mass = KINETIC * MASSES[state.types[:N]]
+    of_group = 0.5 * (mass[:, None] * before**2)[members].sum()
+    assert total(host.kinetic_energy(2)) == pytest.approx(of_group, rel=1e-13)
+    inputs, baths = np.array([1.0, 0.0, 0.0, 0.25, 100.0]), [Halving(2), Halving(2)]
+    for moves, bath in zip((host, gpu), baths, strict=True):
+        moves.rescale(bath, inputs, lambda parts: parts, measured=True)
+    same(device, state, gpu)
+    assert np.array_equal(state.velocities[:N], np.where(members[:, None], 0.5 * before, before))
+    accounts = Account(1), Account(1)
+    for moves, account in zip((host, gpu), accounts, strict=True):
+        moves.randomize_velocities(account, 0.75, 300.0, 3, 7)
+    gpu.fetch_accounts([baths[1], accounts[1]])
+    assert baths[0].scalars[0] == baths[1].scalars[0] == pytest.approx(0.75 * of_group, rel=1e-13)
+    np.testing.assert_allclose(device.download(gpu.velocities), state.velocities[:N], rtol=0, atol=1e-12)
+    stirred = (state.velocities[:N] != np.where(members[:, None], 0.5 * before, before)).any(axis=1)
+    assert np.array_equal(stirred, (state.group[:N] == 1) & (state.fixed[:N] != 7))
+    for account in accounts:
+        assert float(total(account.scalars)) == pytest.approx(float(total(accounts[0].scalars)), abs=1e-12)
 
 
 def test_the_blocks_may_come_in_any_order():
