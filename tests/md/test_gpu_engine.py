@@ -22,7 +22,7 @@ from dphpc.md import gpu_engine, memory, run, trouble, window
 from dphpc.md.engine import Engine
 from dphpc.md.gpu_engine import GpuEngine
 from dphpc.md.gpu_ranks import RankEngine
-from dphpc.md.integrators import VelocityVerlet
+from dphpc.md.integrators import Thermostat, VelocityVerlet
 from dphpc.md.run import run_md
 from dphpc.md.thermostats import Bussi, Langevin, NoseHoover
 from dphpc.ops.energy import cuda, tiles
@@ -178,7 +178,9 @@ def test_a_step_moves_nothing_between_gpu_and_host(runs, emulated, monkeypatch):
         assert emulated.launched.count("exert") - launches == 5
         assert len(set(seen)) == 1, "nothing goes up or comes down from the first step to the last"
         monkeypatch.undo()
-        assert traffic(emulated) - seen[-1] == 8 * moving._report.size + integrator.scalars.nbytes
+        assert traffic(emulated) - seen[-1] == 8 * moving._report.size + sum(
+            bath.scalars.nbytes for bath in integrator.baths
+        )
         assert moving.thrown_away == 0
 
 
@@ -286,15 +288,15 @@ def test_a_run_that_is_continued_has_the_same_bits(runs, emulated, monkeypatch, 
     plan = {"stages": ALL[1:3], "thermo": {"every": 2, "file": None}}
     whole = runs(GpuEngine, emulated, **plan)
     (tmp_path / "restart.h5").unlink()
-    step = VelocityVerlet.step
+    step = Thermostat.step
 
-    def interrupted(integrator: VelocityVerlet, moving: Engine, temperature: float) -> None:
+    def interrupted(integrator: Thermostat, moving: Engine, temperature: float) -> None:
         if moving.step == 8:
             os.kill(os.getpid(), signal.SIGUSR1)
         step(integrator, moving, temperature)
 
     with monkeypatch.context() as patch:
-        patch.setattr(VelocityVerlet, "step", interrupted)
+        patch.setattr(Thermostat, "step", interrupted)
         runs(GpuEngine, emulated, **plan)
     assert runs.result.stopped_by == signal.SIGUSR1
     assert 9 <= runs.result.steps <= 11, "the next look at the GPU ends the run"

@@ -11,7 +11,7 @@ from ase.io import write
 
 from dphpc.core.errors import RunError
 from dphpc.core.state import State
-from dphpc.md import engine, fixed, gpu_engine, trouble
+from dphpc.md import engine, gpu_engine, run, trouble
 from dphpc.md.engine import Engine
 from dphpc.md.gpu_engine import GpuEngine
 from dphpc.potential import deep
@@ -96,14 +96,14 @@ SAID = {
 @pytest.mark.parametrize("spoil", SAID)
 @pytest.mark.filterwarnings("ignore:invalid value")  # of NumPy, on the host
 def test_what_is_wrong_with_a_structure_is_said_as_by_the_host(runs, emulated, monkeypatch, spoil):
-    deal = fixed.deal
+    deal = run.deal_atoms
 
     def spoiled(*arguments) -> State:
         state = deal(*arguments)
         spoil(state)
         return state
 
-    monkeypatch.setattr(fixed, "deal", spoiled)
+    monkeypatch.setattr(run, "deal_atoms", spoiled)
     for module in (trouble, gpu_engine):
         monkeypatch.setattr(module, "FORCE_LIMIT", 1.0)
     said = []
