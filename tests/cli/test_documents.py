@@ -13,6 +13,7 @@ from dphpc.active.config import LearnConfig, Round
 from dphpc.active.result import RoundSummary
 from dphpc.core.config import Config, parse_config
 from dphpc.md.config import Deviation, Fixed, MdConfig, ModelInputs, Restart, Thermo, Trajectory, Velocities
+from dphpc.md.selection import Selection
 from dphpc.md.stages import Stage
 from dphpc.train.schema import parse_input
 
@@ -58,7 +59,7 @@ def test_every_md_key_is_in_the_guide() -> None:
     page = (ROOT / "docs" / "md.md").read_text()
     assert not [key for key in MdConfig.model_fields if f"`{key}`" not in page]
     # Sections are shown as they are written: in a table of their own, or as `{every: 10, …}`.
-    sections = {Velocities, Fixed, Stage, Thermo, Trajectory, Restart, Deviation, ModelInputs}
+    sections = {Velocities, Fixed, Selection, Stage, Thermo, Trajectory, Restart, Deviation, ModelInputs}
     assert sections == _sections_of(MdConfig)
     keys = {key for section in sections for key in section.model_fields}
     assert not [key for key in keys if not re.search(rf"`{key}`|\b{key}: ", page)]

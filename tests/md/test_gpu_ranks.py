@@ -120,8 +120,8 @@ def test_a_list_is_dealt_out_on_the_gpu(
     down, up = emulated.downloaded, emulated.uploaded
     engine._build()
     down, up = emulated.downloaded - down, emulated.uploaded - up
-    assert 0 <= down - 76 * len(leave) - (36 + 4) * near < 250, "numbers of atoms, pairs and parts come down, too"
-    assert up == 76 * come + 36 * state.n_ghost + 4 * len(halo.routes.send) + 24 * state.n_ghost
+    assert 0 <= down - 80 * len(leave) - (36 + 4) * near < 250, "numbers of atoms, pairs and parts come down, too"
+    assert up == 80 * come + 36 * state.n_ghost + 4 * len(halo.routes.send) + 24 * state.n_ghost
     assert_the_lists_are_the_hosts(engine)
     engine.to_host(lists=True)
     assert (engine.state.n_local, engine.state.n_all) == (state.n_local, state.n_all)

@@ -272,7 +272,7 @@ def test_mistakes(comm: Communicator, argon: LennardJones, slabs: Make) -> None:
     for changes, message in [
         (
             stage(groups={"warm": HOT}),
-            r"(?s)thermostat for 'warm', which is not one of 'groups'.*hot, cold",
+            r"(?s)thermostat for 'warm', which is not one of 'groups'.*cold, hot",
         ),
         (stage() | {"groups": {}}, "'hot', which is not one of 'groups': the run file has no 'groups'"),
         (stage(groups={}), "'groups' names none"),
@@ -291,7 +291,7 @@ def test_mistakes(comm: Communicator, argon: LennardJones, slabs: Make) -> None:
         ({"groups": SLABS | {"hot": {"species": ["Xe"]}}}, "group 'hot' names 'Xe', which the model does not know"),
         ({"groups": SLABS | {"hot": {"ids": [999]}}}, "group 'hot' names id 999, and there are no such atoms"),
         ({"groups": SLABS | {"hot": {"above_A": {"x": 40}}}}, "groups 'hot' and 'cold' share 16 atoms"),
-        ({"fixed": ENDS}, r"(?s)group 'cold' has a thermostat, and all its 24 atoms are fixed.*stage 1"),
+        ({"fixed": ENDS}, r"(?s)group 'cold' has a thermostat, and all its 32 atoms are fixed.*stage 1"),
         ({"groups": {"hot": {"species": ["Ar"]}}, **stage(groups={"hot": HOT})}, "group 'hot' has all 144 atoms"),
     ]:
         with pytest.raises(InputError, match=message):
