@@ -92,7 +92,7 @@ def test_members_are_those_of_the_beginning(comm: Communicator, argon: LennardJo
 
 
 def test_only_members_feel_the_thermostat(argon: LennardJones, slabs: Make) -> None:
-    """In the first step the others move as without, and the groups do not have the same random numbers."""
+    """In the first step the others move as without."""
     ends = []
     for stage in ([NVE], STAGES["two of bussi"]):
         settings = slabs(stages=[stage[0] | {"steps": 1}])
@@ -103,7 +103,30 @@ def test_only_members_feel_the_thermostat(argon: LennardJones, slabs: Make) -> N
     of_hot, of_cold = factors[group == 1], factors[group == 2]
     for of_group in (of_hot, of_cold):
         np.testing.assert_allclose(of_group, of_group[0, 0], rtol=1e-12)
-    assert abs(of_hot[0, 0] - 1.0) > 1e-4 < abs(of_cold[0, 0] - of_hot[0, 0])
+    assert abs(of_hot[0, 0] - 1.0) > 1e-4 < abs(of_cold[0, 0] - 1.0)
+
+
+def test_groups_have_random_numbers_and_targets_of_their_own(engine_of: EngineOf) -> None:
+    engine, asked = engine_of(n=2), list[int]()
+    groups = in_groups(engine, 10, 10)
+    first, second = (engine.state.group[:32] == k for k in (1, 2))
+    engine.state.velocities[:32][second] = engine.state.velocities[:32][first]
+    before = engine.state.velocities[:32].copy()
+    for bath in thermostats(groups, ("bussi", "bussi")):
+        bath.after(engine, 60.0)
+    factors = engine.state.velocities[:32] / before
+    assert abs(factors[first][0, 0] - factors[second][0, 0]) > 1e-3
+    assert (factors[~first & ~second] == 1.0).all()
+
+    def targets(step: int) -> list[float]:
+        asked.append(step)
+        return [60.0 + step, 90.0]
+
+    engine.step = 10
+    chains = thermostats(groups, ("nose-hoover", "nose-hoover"))
+    run(engine, Thermostatted(chains, targets, begun=8), 2)
+    assert asked == [3, 4]
+    assert [bath.scalars[0] for bath in chains] == [64.0, 90.0]
 
 
 def in_groups(engine: Engine, *sizes: int) -> Groups:
