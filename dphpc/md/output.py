@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import BufferedRandom
 from pathlib import Path
 from typing import Protocol
 
@@ -59,26 +61,40 @@ def extents_of(outputs: Mapping[str, Output | None], engine: Engine) -> dict[str
     return extents
 
 
+@contextmanager
+def cut_back(file: BufferedRandom, whole: int) -> Iterator[None]:
+    """If a file cannot be written inside, close it and leave its first `whole` bytes: no part of a line or frame."""
+    try:
+        yield
+    except OSError:
+        descriptor = os.dup(file.fileno())
+        file.raw.close()  # what is still buffered must not follow
+        with suppress(OSError):  # a device has no size
+            os.ftruncate(descriptor, whole)
+        os.close(descriptor)
+        raise
+
+
 class TableFile:
     """A text file of lines below a header; `resume_at` bytes of an old file are kept, None begins a new one."""
 
     def __init__(self, path: str, header: str, resume_at: int | None) -> None:
         with errors.writing(path, "the output"):
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-            mode = "w+" if resume_at is None else "r+"
-            self._file = open(path, mode, encoding="ascii", newline="")  # noqa: SIM115 (lives as long as the run)
+            self._file = open(path, "w+b" if resume_at is None else "r+b")  # noqa: SIM115 (lives as long as the run)
             if resume_at is None:
-                self._file.write(header)
+                self.write(header)
                 return
-        if self._file.readline() != header:
+        if self._file.readline() != header.encode("ascii"):
             raise DataError("the file to go on with has another header", where=path, remedy="name another file")
         self._file.truncate(resume_at)
         self._file.seek(resume_at)
 
     def write(self, line: str) -> None:
         """Write a line, given with its newline, and flush it."""
-        self._file.write(line)
-        self._file.flush()
+        with cut_back(self._file, self._file.tell()):
+            self._file.write(line.encode("ascii"))
+            self._file.flush()
 
     def extent(self) -> Extent:
         """How far the file is written; forces it to disk."""

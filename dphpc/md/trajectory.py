@@ -29,7 +29,7 @@ from dphpc.md.engine import Engine
 from dphpc.md.extent import Extent, extent_of_bytes, extent_of_frames
 from dphpc.md.gather import Part, collect
 from dphpc.md.hdf5 import has_room, n_writers, open_to_fill, with_room
-from dphpc.md.output import Output, writing
+from dphpc.md.output import Output, cut_back, writing
 from dphpc.parallel.comm import Communicator, agree, together
 
 CHUNK = 1 << 16
@@ -163,7 +163,12 @@ class TextWriter:
         if resume_at is not None:
             self.file.truncate(resume_at)
             self.file.seek(resume_at)
+        self._whole = resume_at or 0  # bytes of whole frames
         self.species, self.masses, self.settings = np.array(species), masses, settings
+
+    def _write(self, text: str) -> None:
+        with cut_back(self.file, self._whole):
+            self.file.write(text.encode())
 
     def _write_table(self, columns: list[tuple[str, NDArray]]) -> None:
         """Write n lines of columns, each given by a format and an array (n,) or (n, k)."""
@@ -175,11 +180,13 @@ class TextWriter:
                 formats.append(text)
                 parts.append(column.astype(object))
         cells = np.stack(parts, axis=1).ravel()
-        self.file.write(((" ".join(formats) + "\n") * n % tuple(cells)).encode())
+        self._write((" ".join(formats) + "\n") * n % tuple(cells))
 
     def end(self) -> None:
         """Flush the frame."""
-        self.file.flush()
+        with cut_back(self.file, self._whole):
+            self.file.flush()
+        self._whole = self.file.tell()
 
     def extent(self) -> Extent:
         """How far the file is written, in bytes; forces it to disk."""
@@ -204,7 +211,7 @@ class ExtxyzWriter(TextWriter):
         words += [f"Properties={properties}", f"Step={frame.step}", f"Time={frame.time_ps!r}"]
         words += [f"energy={frame.energy!r}", 'pbc="' + " ".join("T" if p else "F" for p in box.periodic) + '"']
         words += [f"{name}={value!r}" for name, value in frame.info.items()]
-        self.file.write(f"{frame.n_atoms}\n{' '.join(words)}\n".encode())
+        self._write(f"{frame.n_atoms}\n{' '.join(words)}\n")
 
     def add(self, first: int, part: Part) -> None:
         """Write the lines of atoms."""
@@ -233,9 +240,9 @@ class LammpsWriter(TextWriter):
         s = self.settings
         columns = "id type element " + ("xu yu zu" if s.unwrap else "x y z ix iy iz")
         columns += " vx vy vz" * s.velocities + " fx fy fz" * s.forces
-        self.file.write(
+        self._write(
             f"ITEM: TIMESTEP\n{frame.step}\nITEM: NUMBER OF ATOMS\n{frame.n_atoms}\n"
-            f"{_lammps_box(frame.box)}ITEM: ATOMS {columns}\n".encode()
+            f"{_lammps_box(frame.box)}ITEM: ATOMS {columns}\n"
         )
 
     def add(self, first: int, part: Part) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from ase.io import read
 
 from dphpc.core.errors import DataError, RunError
 from dphpc.md.restart import read_restart
@@ -22,6 +23,7 @@ from dphpc.md.run import run_md
 from dphpc.md.sealed import damage_of, previous_of
 from dphpc.md.stages import Stage
 from dphpc.parallel.comm import Communicator
+from dphpc.plots.tables import read_table
 from dphpc.potential.contract import Outputs
 from tests.lennard_jones import IMPORT, LennardJones
 
@@ -185,6 +187,24 @@ def full_disk() -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("name", ["t.extxyz", "t.dump"])
+def test_a_full_disk_leaves_whole_frames_and_lines(
+    config: Make, argon: LennardJones, tmp_path: Path, name: str
+) -> None:
+    """Of a trajectory that is full after some frames, and of a table that is full after some lines."""
+    long = {"stages": [{"ensemble": "nve", "steps": 200}]}
+    with full_disk(), pytest.raises(RunError, match="cannot be written"):
+        run_md(config(**long, trajectory={"file": str(tmp_path / name), "every": 1}), potential=argon)
+    frames = read(tmp_path / name, ":")
+    assert 2 <= len(frames) < 12
+    assert {len(frame) for frame in frames} == {48}
+    with full_disk(), pytest.raises(RunError, match="cannot be written"):
+        run_md(config(**long, thermo={"file": str(tmp_path / "thermo.csv"), "every": 1}), potential=argon)
+    table = read_table(tmp_path / "thermo.csv")
+    assert np.array_equal(table["step"], np.arange(len(table["step"])))
+    assert (tmp_path / "thermo.csv").read_bytes().endswith(b"\n")
 
 
 class DiskFull:
