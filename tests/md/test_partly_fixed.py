@@ -176,8 +176,8 @@ def test_what_a_run_file_names(comm: Communicator, argon: LennardJones, hot: Mak
     assert chosen([{"ids": [2, 3], "directions": "z"}, {"ids": [3], "directions": "xy"}, {"ids": [4]}]) == [0, 4, 7, 7]
     assert chosen({"species": ["Ar"], "directions": "y"}) == [2] * 4, "all of them, in a plane"
     for wrong, message in [
-        ({"directions": "z"}, r"'directions' without atoms: add species, ids.*; to free all: fixed: \{\}"),
-        ([{"ids": [1]}, {}], "'directions' without atoms"),
+        ({"directions": "z"}, r"no atoms are named: add species, ids.*; to free all: fixed: \{\}"),
+        ([{"ids": [1]}, {}], "no atoms are named"),
         ({"ids": [1], "directions": "zx"}, r"(?s)'directions' has the wrong value 'zx'.*fixed/directions.*'xz'"),
         ([{"ids": [1]}, {"ids": [9], "directions": "z"}], "names id 9, and there are no such atoms"),
         ([{"ids": ["1-4"], "directions": "xy"}, {"species": ["Ar"], "directions": "z"}], "all atoms are fixed"),
