@@ -29,6 +29,9 @@ MOST_TILTED = 0.6
 Above a half, where two choices lean as much, so that a box near there does not go back and forth.
 """
 
+ON_FACE = 1e-9
+"""Fraction of a box within which an atom may be on a face: rounding cannot tell on which side."""
+
 _MAX_SHIFT = 2.0**31
 
 
@@ -244,8 +247,11 @@ class Box:
         return carried
 
     def wrapped(self, positions: Doubles, images: NDArray[np.int32]) -> tuple[Doubles, NDArray[np.int32]]:
-        """The positions moved into the box along its periodic directions, and the images (n, 3) that belong to them."""
-        shifts = self.wrap_shifts(positions)
+        """The positions moved into the box along its periodic directions, and the images (n, 3) that belong to them.
+
+        Both are the same whichever image of an atom is given, also for one on a face.
+        """
+        shifts = self.wrap_shifts(positions, ON_FACE)
         return positions - shifts @ self.matrix, images + shifts
 
     def wrap(self, positions: Doubles) -> Doubles:

@@ -63,3 +63,13 @@ def test_angles_are_those_of_the_other_two_vectors() -> None:
     box = Box(np.array([[2.0, 0.0, 0.0], [1.5, 1.5, 0.0], [0.0, 0.0, 3.0]]))
     np.testing.assert_allclose(box.angles, [90.0, 90.0, 45.0], rtol=1e-15)
     assert Box(np.diag([3.0, 4.0, 5.0])).angles.tolist() == [90.0, 90.0, 90.0]
+
+
+def test_an_atom_on_a_face_has_one_wrapped_position() -> None:
+    box = Box(np.array([[32.09, 0.0, 0.0], [-0.0377, 10.4, 0.0], [0.011, 0.023, 10.1]])).on_grid()
+    for fraction in ([0.0, 0.52, 0.0], [0.3, 0.0, 0.7], [0.0, 0.0, 0.41]):
+        on_face = np.round(fraction @ box.matrix / box.spacing) * box.spacing
+        shifts = np.array([[a, b, c] for a in (-1, 0, 1) for b in (-1, 0, 1) for c in (-1, 0, 1)], np.int32)
+        positions, images = box.wrapped(on_face + shifts @ box.matrix, -shifts)
+        assert (positions == on_face).all()
+        assert not images.any()

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dphpc.core.arrays import Doubles
-from dphpc.core.box import Box
+from dphpc.core.box import ON_FACE, Box
 from dphpc.core.exact_sum import exact_sum, no_sum, round_to, total
 from dphpc.core.fixing import held_in
 from dphpc.core.random import Stream, normals
@@ -20,9 +20,6 @@ from dphpc.ops.threads import get_threads
 
 Atoms = slice | NDArray[np.intp]
 """Some of the local atoms."""
-
-ON_FACE = 1e-9
-"""Fraction of a box within which an atom may be on a face: rounding cannot tell on which side."""
 
 
 class HostMoves:
