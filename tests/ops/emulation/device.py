@@ -155,7 +155,9 @@ class EmulatedDevice:
 
         def multiply():
             left, right = (cut(x) if tf32 and x.dtype == np.float32 else x for x in (a, b))
-            result = np.matmul(left.T if left_transposed else left, right.T if transposed else right)
+            left, right = left.T if left_transposed else left, right.T if transposed else right
+            # Not by BLAS, which may round the rows of a matrix differently.
+            result = np.einsum("ik,kj->ij", left, right, dtype=np.float64, optimize=False).astype(out.dtype)
             out[...] = out + result if add else result
 
         self._do("product", multiply)
