@@ -1,7 +1,6 @@
 """Every command, once in a process of its own as a user runs it: its output, its files, its messages."""
 
 import json
-import resource
 import signal
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from dphpc.plots.tables import read_table
 from dphpc.potential.committee import Measure
 from dphpc.train.evaluate import model_devi
 from tests.cli.conftest import Run
+from tests.full_disk import full_disk
 from tests.models import random_model, random_structure
 
 
@@ -156,12 +156,8 @@ def test_a_full_disk_is_told_with_the_file_which_is_not_left_in_part(
 ) -> None:
     (tmp_path / "lcurve.out").write_text("# step rmse_f_trn lr\n1 0.5 1e-3\n2 0.4 1e-3\n")
     before = set(tmp_path.iterdir())
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
-    try:
+    with full_disk(100):
         said = run(*command.split(), status=1).stderr
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "cannot be written: " in said
     assert f"where:    {written}" in said
     assert "check space and permissions" in said

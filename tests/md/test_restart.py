@@ -2,13 +2,11 @@
 
 import json
 import random
-import resource
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from dphpc.md.stages import Stage
 from dphpc.parallel.comm import Communicator
 from dphpc.plots.tables import read_table
 from dphpc.potential.contract import Outputs
+from tests.full_disk import full_disk
 from tests.lennard_jones import IMPORT, LennardJones
 
 pytestmark = pytest.mark.two_ranks
@@ -178,29 +177,18 @@ def test_a_new_run_does_not_keep_another_ones_restart(comm: Communicator, config
     assert not kept.exists()
 
 
-@contextmanager
-def full_disk() -> Iterator[None]:
-    """No file of this process grows beyond 12 kB, less than a restart of 48 atoms takes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 @pytest.mark.parametrize("name", ["t.extxyz", "t.dump"])
 def test_a_full_disk_leaves_whole_frames_and_lines(
     config: Make, argon: LennardJones, tmp_path: Path, name: str
 ) -> None:
     """Of a trajectory that is full after some frames, and of a table that is full after some lines."""
     long = {"stages": [{"ensemble": "nve", "steps": 200}]}
-    with full_disk(), pytest.raises(RunError, match="cannot be written"):
+    with full_disk(12_000), pytest.raises(RunError, match="cannot be written"):
         run_md(config(**long, trajectory={"file": str(tmp_path / name), "every": 1}), potential=argon)
     frames = read(tmp_path / name, ":")
     assert 2 <= len(frames) < 12
     assert {len(frame) for frame in frames} == {48}
-    with full_disk(), pytest.raises(RunError, match="cannot be written"):
+    with full_disk(12_000), pytest.raises(RunError, match="cannot be written"):
         run_md(config(**long, thermo={"file": str(tmp_path / "thermo.csv"), "every": 1}), potential=argon)
     table = read_table(tmp_path / "thermo.csv")
     assert np.array_equal(table["step"], np.arange(len(table["step"])))
@@ -213,7 +201,7 @@ class DiskFull:
     def __init__(self, inner: LennardJones, first: int, last: int) -> None:
         self.inner, self.cutoff, self.type_map = inner, inner.cutoff, inner.type_map
         self.first, self.last, self.calls = first, last, 0
-        self.context = full_disk()
+        self.context = full_disk(12_000)
 
     def memory_per_atom(self) -> float:
         return 0.0
