@@ -11,12 +11,20 @@ from dphpc.cli.app import DeviceOfInput, command, exit_if_stopped
 from dphpc.core.errors import EXIT_STOPPED_ABOVE
 
 
+def _not_restart(given: bool) -> None:
+    if given:
+        raise typer.BadParameter(
+            "a run goes on from its own restart file by --continue, from another one by 'structure: restart.h5' in RUN"
+        )
+
+
 @command("md", parallel=True)
 def md(
     input: Annotated[Path, typer.Argument(metavar="RUN", help="Run file, YAML or JSON.")],
     resume: Annotated[
         bool, typer.Option("--continue", help="Go on from the run's own restart file, if it has left one.")
     ] = False,
+    restart: Annotated[bool, typer.Option("--restart", hidden=True, callback=_not_restart)] = False,
     device: DeviceOfInput = None,
 ) -> None:
     """Molecular dynamics; on several ranks as `mpirun -n N dphpc md run.yaml`.

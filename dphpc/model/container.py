@@ -7,7 +7,6 @@ them is executed, only datasets stored in the file itself are read, and sizes ar
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 import yaml
 
 from dphpc.core.errors import ModelFileError, reason_of
-from dphpc.core.files import whole
+from dphpc.core.files import new_hdf5, whole
 
 Tree = dict[str, Any]
 
@@ -113,8 +112,7 @@ def _read_dataset(file: h5py.File, name: Any, file_size: int, path: Path) -> np.
 
 
 def _write_hdf5(tree: Tree, path: Path) -> None:
-    image = io.BytesIO()  # HDF5 may crash where the disk is full: it writes to memory
-    with h5py.File(image, "w") as file:
+    with new_hdf5(path) as file:
         count = 0
 
         def store(array: Any) -> str:
@@ -125,7 +123,6 @@ def _write_hdf5(tree: Tree, path: Path) -> None:
             return name
 
         file.attrs["json"] = json.dumps(_map_variables(tree, store), separators=(",", ":"))
-    path.write_bytes(image.getbuffer())
 
 
 def _read_yaml(path: Path) -> Tree:

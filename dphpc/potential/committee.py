@@ -126,8 +126,11 @@ def load_committee(
     Raises
     ------
     InputError
-        The type maps differ, or a GPU is asked for and there is none.
+        The type maps differ, a file is given twice, or a GPU is asked for and there is none.
     """
+    files = [Path(m).resolve() for m in models if isinstance(m, (str, Path))]
+    if twice := next((file for file in files if files.count(file) > 1), None):
+        raise InputError(f"'{twice.name}' is given twice", expected="models of different trainings")
     gpu = find_device(device)
     potentials = [DeepPot(model, precision, gpu) for model in models]
     names = [str(m) if isinstance(m, (str, Path)) else f"model {i + 1}" for i, m in enumerate(models)]

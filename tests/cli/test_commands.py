@@ -133,6 +133,8 @@ def test_test_and_model_devi(run: Run, process: Run, data: Path, tmp_path: Path)
     assert table["max_devi_f"].min() > 0
     assert run("plot", "devi.out").stdout.strip() == "devi.png"
     assert "two or more" in run("model-devi", "-m", "model.dp", "-s", "data", status=1).stderr
+    twice = run("model-devi", "-m", "model.dp", "./model.dp", "-s", "data", status=1)
+    assert "'model.dp' is given twice" in twice.stderr
     for command, flag in (("test", "-n"), ("model-devi", "-f")):
         assert "greater than or" in run(command, "-m", "model.dp", flag, "-3", status=2).stderr
     for command in (["test", "-m", "model.dp"], ["model-devi", "-m", "model.dp", "other.dp"]):
@@ -289,6 +291,7 @@ def test_md(run: Run, process: Run, tmp_path: Path) -> None:
     assert run("plot", "thermo", "thermo.csv").stdout.strip() == "thermo.png"
     assert run("plot", "traj.extxyz", "--pair", "O", "H", "--rmax", "8", "-o", "oh.csv").stdout.strip() == "oh.csv"
     assert read_table(tmp_path / "oh.csv")["r_A"][-1] == 7.975
+    assert "--continue, from another one by" in run("md", "run.yaml", "--restart", "r.h5", status=2).stderr
     done = run("md", "run.yaml")
     assert "warning:   files of an earlier run are replaced: thermo.csv, traj.extxyz; to keep" in done.stdout
     for name in ("thermo.csv", "traj.extxyz"):

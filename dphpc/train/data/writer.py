@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from dphpc.core.arrays import Doubles
 from dphpc.core.errors import DataError, InputError, did_you_mean, writing
-from dphpc.core.files import whole
+from dphpc.core.files import new_hdf5, whole
 from dphpc.train.data.lmdb_writer import write_lmdb
 
 FORMATS = ("deepmd/npy", "deepmd/npy/mixed", "deepmd/hdf5", "deepmd/lmdb")
@@ -89,11 +88,9 @@ def write_systems(
         output.parent.mkdir(parents=True, exist_ok=True)
         with whole(output) as partial:
             if output_format == "deepmd/hdf5":
-                image = io.BytesIO()  # HDF5 may crash where the disk is full: it writes to memory
-                with h5py.File(image, "w") as file:
+                with new_hdf5(partial) as file:
                     for group in groups:
                         _write_group(group, type_map, file.create_group(group.name))
-                partial.write_bytes(image.getbuffer())
             elif output_format == "deepmd/lmdb":
                 write_lmdb(partial, [(group.types, group.frames) for group in groups], type_map)
             else:
