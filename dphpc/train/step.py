@@ -22,9 +22,9 @@ from dphpc.model.dp_model import DPModel
 from dphpc.model.radial_table import Grid, RadialTable
 from dphpc.model.tabulation import tabulation_of
 from dphpc.ops.fitting.native import FittingTape
-from dphpc.ops.se_a import native as se_a
 from dphpc.ops.se_a.contract import Embedding, Environment, SeAParameters
 from dphpc.ops.se_a.knots import KnotTable
+from dphpc.ops.se_a.native import SeATape
 from dphpc.parallel.comm import Communicator
 from dphpc.train.data import Batch, Centers
 
@@ -115,6 +115,7 @@ class TableStep:
         self._embedding_gradients = [
             parameters.gradients_of(f"descriptor.networks.{i}") for i in range(len(model.descriptor.networks))
         ]
+        self._passes = SeATape(model.descriptor.precision)
         self._tapes = {t: self._tape(t) for t in types}
         self._vacuum = {t: self._tape(t) for t in types if model.fitting.subtracts_vacuum(t)}
         self._scales = tabulation_of(model.descriptor).scales
@@ -215,7 +216,7 @@ class TableStep:
     def _moments(self, env: Environment, used: tuple[int, ...]) -> tuple[Table, NDArray[np.floating]]:
         while True:
             table = self._table_for(used)
-            moments, largest = se_a.moments(env, table.p, table.embedding)
+            moments, largest = self._passes.moments(env, table.p, table.embedding)
             if largest <= table.upper:
                 return table, moments
             self.grid = self._reaching(largest)
@@ -254,8 +255,8 @@ class TableStep:
         atom_energy[centers.atoms] = center_energy
         self._subtract_vacuum(centers, columns, atom_energy)
         forces, center_virial = np.zeros((batch.n_all, 3)), np.empty((len(centers.atoms), 3, 3))
-        se_a.forces_into(env, table.p, table.embedding, moments_adjoint, forces, center_virial)
-        self._kept = _Kept(batch, centers, env, table, moments_adjoint, columns is not None)
+        self._passes.forces_into(moments_adjoint, forces, center_virial)
+        self._kept = _Kept(batch, centers, table, moments_adjoint, columns is not None)
         return Prediction(
             atom_energy,
             sum_by_frame(atom_energy, batch.frame, batch.n_frames),
@@ -286,7 +287,7 @@ class TableStep:
         k = self._kept
         direction = loss.displacements(k.batch)
         strain = loss.strains(k.batch.frame[k.centers.atoms])
-        tangent = se_a.tangent(k.env, k.table.p, k.table.embedding, direction, strain)
+        tangent = self._passes.tangent(direction, strain)
         moments_adjoint = np.empty(tangent.shape, self.model.fitting.precision)
         seeds = loss.atom_seeds(k.batch)[k.centers.atoms]
         blocks = dict(k.centers.blocks)
@@ -304,9 +305,7 @@ class TableStep:
             done(f"fitting.networks.{t}")
         if not self.model.descriptor.trainable:
             return
-        coefficients, empty = se_a.tangent_adjoint(
-            k.env, k.table.p, k.table.embedding, direction, strain, moments_adjoint, k.moments_adjoint
-        )
+        coefficients, empty = self._passes.tangent_adjoint(moments_adjoint, k.moments_adjoint)
         for i in set(range(len(self._embedding_gradients))).difference(k.table.used):
             _clear(self._embedding_gradients[i])
         k.table.knots.backward(coefficients, empty, [self._embedding_gradients[i] for i in k.table.used])
@@ -348,7 +347,6 @@ class Table:
 class _Kept:
     batch: Batch
     centers: Centers
-    env: Environment
     table: Table
     moments_adjoint: NDArray[np.floating]
     has_columns: bool

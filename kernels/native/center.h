@@ -43,7 +43,7 @@ class Center {
     // Reads the neighbors of atom `center`; afterwards the members below describe them.
     void read(const System& system, const Descriptor<Real>& d, std::int32_t center, Grouping<Real>& grouping) {
         const std::int64_t first = system.offsets[center], last = system.offsets[center + 1];
-        if (pairs.x.size() < static_cast<std::size_t>(last - first + 1)) pairs.resize(last - first + 64);
+        if (pairs.x.size() < static_cast<std::size_t>(last - first + 1)) pairs.resize(last - first + 16);
         type = system.types[center];
         n_pairs = 0;
         largest = -std::numeric_limits<double>::infinity();

@@ -51,28 +51,31 @@ class Weights {
         });
     }
 
-    const Real* in_precision() {
-        if constexpr (std::is_same_v<Real, double>) {
-            return sums_.data();
-        } else {
-            rounded_.assign(sums_.begin(), sums_.end());
-            return rounded_.data();
-        }
-    }
+    const Real* data() const { return weights_.data(); }
 
   private:
     template <class Add>
     void form(const Center<Real>& center, Add&& add) {
-        sums_.assign(n_weights * center.n_groups(), 0.0);
-        for (int p = 0; p < center.n_pairs; ++p) {
-            double row[n_rows];
-            center.row(p, row);
-            add(p, row, sums_.data() + n_weights * center.pairs.group[p]);
+        if constexpr (std::is_same_v<Real, double>) {
+            sum(center, add, weights_);
+        } else {
+            thread_local std::vector<double> sums;
+            sum(center, add, sums);
+            weights_.assign(sums.begin(), sums.end());
         }
     }
 
-    std::vector<double> sums_;
-    std::vector<Real> rounded_;
+    template <class Add>
+    static void sum(const Center<Real>& center, Add&& add, std::vector<double>& sums) {
+        sums.assign(n_weights * center.n_groups(), 0.0);
+        for (int p = 0; p < center.n_pairs; ++p) {
+            double row[n_rows];
+            center.row(p, row);
+            add(p, row, sums.data() + n_weights * center.pairs.group[p]);
+        }
+    }
+
+    std::vector<Real> weights_;
 };
 
 template <class Real>
@@ -90,7 +93,7 @@ inline void add_empty_slots(const Descriptor<Real>& d, const Center<Real>& cente
 template <class Real>
 inline void center_moments(const Descriptor<Real>& d, const Center<Real>& center, Weights<Real>& weights, Real* moments) {
     weights.form_plain(center);
-    accumulate<Real, false>(center.groups(), weights.in_precision(), d.channels, moments);
+    accumulate<Real, false>(center.groups(), weights.data(), d.channels, moments);
     add_empty_slots(d, center, moments);
     for (int m = 0; m < n_rows * d.channels; ++m) moments[m] *= static_cast<Real>(d.scale);
 }

@@ -99,4 +99,14 @@ inline std::vector<std::int64_t> equal_shares(const System& system, int parts, s
     return bounds;
 }
 
+constexpr std::int64_t own_work = 8;  // cost of a center besides its pairs, in units of the cost of a pair
+
+// Calls work(part, first, last) for contiguous ranges of centers with nearly equal numbers of pairs.
+template <class Work>
+void share_centers(const System& system, int threads, Work&& work) {
+    const auto bounds = equal_shares(system, threads, own_work);
+#pragma omp parallel for schedule(static, 1) num_threads(threads)
+    for (int part = 0; part < threads; ++part) work(part, bounds[part], bounds[part + 1]);
+}
+
 }  // namespace dphpc

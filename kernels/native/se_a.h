@@ -1,4 +1,4 @@
-// The operations of the se_e2_a descriptor on the CPU; dphpc/ops/se_a/contract.py has formulas and shapes.
+// What describes atoms to the se_e2_a kernels on the CPU; dphpc/ops/se_a/contract.py has formulas and shapes.
 #pragma once
 
 #include <cstdint>
@@ -36,26 +36,6 @@ struct Descriptor {
     std::vector<RadialGrid> grids;       // (n_tables)
     bool round_displacements;            // round them to float32 before they are used
 };
-
-// Sets moments (n_centers, 4, M); returns the largest s̃ of all pairs, −∞ without pairs.
-template <class Real>
-double moments(const System& system, const Descriptor<Real>& d, int threads, Real* moments);
-
-// Adds to forces (n_all, 3) and, unless it is null, atom_virial (n_all, 9); sets center_virial (n_centers, 9).
-template <class Real>
-void forces_into(const System& system, const Descriptor<Real>& d, int threads, const Real* moments_adjoint,
-                 double* forces, double* center_virial, double* atom_virial);
-
-// Sets moments_dot (n_centers, 4, M), the moments' derivative along direction (n_all, 3) and strain (n_centers, 9).
-template <class Real>
-void tangent(const System& system, const Descriptor<Real>& d, int threads, const double* direction,
-             const double* strain, Real* moments_dot);
-
-// Sets the gradients of the table's coefficients and of `empty`, of the same shapes as these.
-template <class Real>
-void tangent_adjoint(const System& system, const Descriptor<Real>& d, int threads, const double* direction,
-                     const double* strain, const Real* moments_adjoint, const Real* moments_dot_adjoint,
-                     double* coefficients, double* empty);
 
 // Sets features (n, M, axis) from moments (n, 4, M).
 template <class Real>

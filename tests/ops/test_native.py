@@ -16,8 +16,8 @@ from dphpc.ops.fitting import native as fitting
 from dphpc.ops.fitting import reference as fitting_reference
 from dphpc.ops.neighbors import native as neighbors
 from dphpc.ops.neighbors import reference as neighbors_reference
-from dphpc.ops.se_a import native as se_a
 from dphpc.ops.se_a import reference as se_a_reference
+from tests.ops import taped as se_a
 
 
 @pytest.fixture(params=dphpc._native.builds)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 
 from dphpc.model.radial_table import RadialTable
-from dphpc.ops.se_a import native, reference
+from dphpc.ops.se_a import reference
 from dphpc.ops.se_a.contract import Embedding
+from dphpc.ops.se_a.native import SeATape
 from dphpc.ops.threads import set_threads
+from tests.ops import taped as native
 
 # Largest difference relative to the largest entry; measured over all variants: 9e-16 … 2e-13 and 3e-8 … 9e-7.
 TOLERANCE: dict[type, float] = {np.float64: 2e-12, np.float32: 5e-6}
@@ -23,13 +26,11 @@ def assert_close(got: np.ndarray, expected: np.ndarray, tolerance: float) -> Non
     assert np.abs(got - expected).max(initial=0.0) <= tolerance * scale
 
 
-def forces_of(ops: Any, case: Any, bar: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    n_all = len(case.env.positions)
-    forces, atom_virial = np.zeros((n_all, 3)), np.zeros((n_all, 3, 3))
+def forces_of(ops: Any, case: Any) -> tuple[np.ndarray, np.ndarray]:
+    forces = np.zeros_like(case.env.positions)
     center_virial = np.full((len(case.env.centers), 3, 3), np.nan)
-    adjoint = case.bar if bar is None else bar
-    ops.forces_into(case.env, case.p, case.e, adjoint, forces, center_virial, atom_virial)
-    return forces, center_virial, atom_virial
+    ops.forces_into(case.env, case.p, case.e, case.bar, forces, center_virial)
+    return forces, center_virial
 
 
 # ------------------------------------------------------------------------------------- the reference
@@ -42,7 +43,7 @@ def functional(case: Any, positions: np.ndarray) -> float:
 
 def test_reference_forces_are_derivatives(variant, se_a_case):
     case = se_a_case(variant)
-    forces, _, _ = forces_of(reference, case)
+    forces, _ = forces_of(reference, case)
     x, h = case.env.positions, 1e-5
     rng = np.random.default_rng(1)
     for atom, axis in zip(rng.integers(0, 46, 6), rng.integers(0, 3, 6), strict=True):
@@ -54,7 +55,10 @@ def test_reference_forces_are_derivatives(variant, se_a_case):
 
 def test_reference_virial_is_strain_derivative(variant, se_a_case):
     case = se_a_case(variant)
-    _, center_virial, atom_virial = forces_of(reference, case)
+    atom_virial, center_virial = np.zeros((len(case.env.positions), 3, 3)), np.zeros((len(case.env.centers), 3, 3))
+    reference.forces_into(
+        case.env, case.p, case.e, case.bar, np.zeros_like(case.env.positions), center_virial, atom_virial
+    )
     strain = np.random.default_rng(2).normal(size=(3, 3))
     x, h = case.env.positions, 1e-6
     slope = (functional(case, x + h * x @ strain.T) - functional(case, x - h * x @ strain.T)) / (2 * h)
@@ -126,7 +130,7 @@ def test_native_agrees(variant, se_a_case, dtype, threads):
 
 def test_forces_add_to_what_is_there(se_a_case):
     case = se_a_case()
-    alone, virial, _ = forces_of(native, case)
+    alone, virial = forces_of(native, case)
     for threads in (1, 2):
         set_threads(threads)
         forces = np.ones_like(alone)
@@ -144,6 +148,27 @@ def test_same_bits_from_run_to_run(se_a_case):
     runs = [(*forces_of(native, case), *native.tangent_adjoint(*args, case.bar, case.bar_dot)) for _ in range(3)]
     for run in runs[1:]:
         assert all(np.array_equal(a, b) for a, b in zip(runs[0], run, strict=True))
+
+
+def test_a_tape_forgets_the_batch_before(se_a_case):
+    """Batches of more and fewer centers and pairs, one after the other, and moments that are asked for twice."""
+    case, tape = se_a_case("wide"), SeATape(np.float64)
+    few = case.env.centers[3:7]
+    for centers in (few, case.env.centers, few[:1], few):
+        env = replace(case.env, centers=centers)
+        rows = np.isin(case.env.centers, centers)
+        strain, bar, bar_dot = case.strain[rows], case.bar[rows], case.bar_dot[rows]
+        tape.moments(case.env, case.p, case.e)
+        got, expected = [tape.moments(env, case.p, case.e)[0]], [native.moments(env, case.p, case.e)[0]]
+        for results, of in ((got, tape.forces_into), (expected, partial(native.forces_into, env, case.p, case.e))):
+            forces, virial = np.zeros_like(env.positions), np.zeros((len(centers), 3, 3))
+            of(bar, forces, virial)
+            results += [forces, virial]
+        got += [tape.tangent(case.direction, strain), *tape.tangent_adjoint(bar, bar_dot)]
+        args = env, case.p, case.e, case.direction, strain
+        expected += [native.tangent(*args), *native.tangent_adjoint(*args, bar, bar_dot)]
+        for a, b in zip(got, expected, strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 def test_center_alone_has_the_same_moments(se_a_case):

@@ -93,7 +93,10 @@ class Environment:
 
 
 class SeAOps(Protocol):
-    """A back end.  Every array is C-contiguous; results have the table's precision unless said otherwise."""
+    """A back end.  Every array is C-contiguous; results have the table's precision unless said otherwise.
+
+    `native` has the passes of training as methods of a tape.
+    """
 
     def moments(self, env: Environment, p: SeAParameters, e: Embedding) -> tuple[Floats, float]:
         """A (n_c, 4, M), and the largest s̃ met: beyond `table.upper` the values are extrapolated."""

@@ -9,6 +9,8 @@ that number.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,12 +20,51 @@ from dphpc.ops.se_a.contract import Embedding, Environment, SeAParameters
 from dphpc.ops.threads import get_threads
 
 
+class SeATape:
+    """The passes of a training step over one batch: the first reads the pairs for all.
+
+    Use in this order: `moments`, `forces_into`, `tangent`, `tangent_adjoint`.  They are those of `contract.SeAOps`,
+    without the arguments that an earlier one was given.  Some 130 bytes of each pair are kept; the memory stays for the
+    next batch.
+    """
+
+    def __init__(self, dtype: Any) -> None:
+        """`dtype` is the table's."""
+        self.dtype = np.dtype(dtype)
+        self._tape = kernels_of(self.dtype).SeATape()
+
+    def moments(self, env: Environment, p: SeAParameters, e: Embedding) -> tuple[Floats, float]:
+        """See `contract.SeAOps.moments`."""
+        self._embedding = e
+        result = np.empty((len(env.centers), 4, e.table.n_channels), self.dtype)
+        return result, self._tape.moments(env, p, e, get_threads(), result)
+
+    def forces_into(
+        self, moments_adjoint: Floats, forces: NDArray[np.float64], center_virial: NDArray[np.float64]
+    ) -> None:
+        """See `contract.SeAOps.forces_into`."""
+        self._tape.forces_into(np.ascontiguousarray(moments_adjoint, self.dtype), forces, center_virial)
+
+    def tangent(self, direction: NDArray[np.float64], strain: NDArray[np.float64]) -> Floats:
+        """See `contract.SeAOps.tangent`."""
+        result = np.empty((len(strain), 4, self._embedding.table.n_channels), self.dtype)
+        self._tape.tangent(*(np.ascontiguousarray(x, np.float64) for x in (direction, strain)), result)
+        return result
+
+    def tangent_adjoint(
+        self, moments_adjoint: Floats, tangent_adjoint: Floats
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """See `contract.SeAOps.tangent_adjoint`."""
+        coefficients = np.empty(self._embedding.table.coefficients.shape)
+        empty = np.empty(self._embedding.empty.shape)
+        bars = (np.ascontiguousarray(x, self.dtype) for x in (moments_adjoint, tangent_adjoint))
+        self._tape.tangent_adjoint(*bars, coefficients, empty)
+        return coefficients, empty
+
+
 def moments(env: Environment, p: SeAParameters, e: Embedding) -> tuple[Floats, float]:
     """See `contract.SeAOps.moments`."""
-    dtype = e.table.coefficients.dtype
-    result = np.empty((len(env.centers), 4, e.table.n_channels), dtype)
-    largest = kernels_of(dtype).moments(env, p, e, get_threads(), result)
-    return result, largest
+    return SeATape(e.table.coefficients.dtype).moments(env, p, e)
 
 
 def features(moments: Floats, axis: int) -> Floats:
@@ -31,57 +72,3 @@ def features(moments: Floats, axis: int) -> Floats:
     result = np.empty((len(moments), moments.shape[2] * axis), moments.dtype)
     kernels_of(moments.dtype).features(np.ascontiguousarray(moments), axis, get_threads(), result)
     return result
-
-
-def forces_into(
-    env: Environment,
-    p: SeAParameters,
-    e: Embedding,
-    moments_adjoint: Floats,
-    forces: NDArray[np.float64],
-    center_virial: NDArray[np.float64],
-    atom_virial: NDArray[np.float64] | None = None,
-) -> None:
-    """See `contract.SeAOps.forces_into`."""
-    dtype = e.table.coefficients.dtype
-    adjoint = np.ascontiguousarray(moments_adjoint, dtype)
-    threads = get_threads()
-    kernels_of(dtype).forces_into(env, p, e, threads, adjoint, forces, center_virial, atom_virial)
-
-
-def tangent(
-    env: Environment,
-    p: SeAParameters,
-    e: Embedding,
-    direction: NDArray[np.float64],
-    strain: NDArray[np.float64],
-) -> Floats:
-    """See `contract.SeAOps.tangent`."""
-    dtype = e.table.coefficients.dtype
-    result = np.empty((len(env.centers), 4, e.table.n_channels), dtype)
-    kernels_of(dtype).tangent(env, p, e, get_threads(), *_contiguous(direction, strain), result)
-    return result
-
-
-def tangent_adjoint(
-    env: Environment,
-    p: SeAParameters,
-    e: Embedding,
-    direction: NDArray[np.float64],
-    strain: NDArray[np.float64],
-    moments_adjoint: Floats,
-    tangent_adjoint: Floats,
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """See `contract.SeAOps.tangent_adjoint`."""
-    dtype = e.table.coefficients.dtype
-    coefficients = np.empty(e.table.coefficients.shape, np.float64)
-    empty = np.empty(e.empty.shape, np.float64)
-    bars = (np.ascontiguousarray(x, dtype) for x in (moments_adjoint, tangent_adjoint))
-    kernels_of(dtype).tangent_adjoint(
-        env, p, e, get_threads(), *_contiguous(direction, strain), *bars, coefficients, empty
-    )  # fmt: skip
-    return coefficients, empty
-
-
-def _contiguous(*arrays: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
-    return tuple(np.ascontiguousarray(x, np.float64) for x in arrays)
