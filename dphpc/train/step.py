@@ -250,7 +250,8 @@ class TableStep:
         for t, rows in centers.blocks:
             extra = None if columns is None else columns[centers.atoms[rows]]
             energy, _ = self._tapes[t].energy_and_adjoint(moments[rows], extra, moments_adjoint[rows])
-            np.add(energy, self.model.energy_bias[t], out=center_energy[rows])
+            center_energy[rows] = energy
+            center_energy[rows] += self.model.energy_bias[t]
         atom_energy = np.zeros(batch.n_local)
         atom_energy[centers.atoms] = center_energy
         self._subtract_vacuum(centers, columns, atom_energy)

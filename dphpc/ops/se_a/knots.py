@@ -76,23 +76,23 @@ class EmptySlots:
     def __init__(self, p: SeAParameters, grid: Grid) -> None:
         s0 = -p.davg / p.dstd[:, 0]
         index, t = grid.locate(s0)
-        powers = t[:, None] ** np.arange(6) * s0[:, None]
         self._shape = p.network.shape
-        # Center and neighbor type, their place in the coefficients and its weights; where s̃ is 0 a slot adds nothing.
-        self._slots = [
-            (center, neighbor, (p.network[center, neighbor], index[center]), powers[center])
-            for center in np.flatnonzero(s0)
-            for neighbor in np.flatnonzero(p.sel > 0)
-        ]
+        # Center and neighbor types of the slots; where s̃ is 0 a slot adds nothing.
+        c, n = self._types = np.nonzero(np.logical_and.outer(s0 != 0.0, p.sel > 0))
+        # A slot's value is the polynomial of one piece of the table; several slots may have the same.
+        self._powers = t[c, None] ** np.arange(6) * s0[c, None]
+        self._pieces = p.network[c, n], index[c]
+        different, which = np.unique(np.stack(self._pieces), axis=1, return_inverse=True)
+        self._different = tuple(different)
+        self._to_different = np.zeros((len(different[0]), 6, len(c)))
+        self._to_different[which.ravel(), :, np.arange(len(c))] = self._powers
 
     def of(self, coefficients: NDArray[np.floating]) -> Doubles:
         """(ntypes, ntypes, M)."""
         values = np.zeros((*self._shape, coefficients.shape[-1]))
-        for center, neighbor, place, powers in self._slots:
-            values[center, neighbor] = powers @ coefficients[place]
+        values[self._types] = (self._powers[:, None] @ coefficients[self._pieces])[:, 0]
         return values
 
     def add_adjoint(self, empty: Doubles, coefficients: Doubles) -> None:
         """Add to the gradient by the coefficients what that by the missing slots, `empty`, gives."""
-        for center, neighbor, place, powers in self._slots:
-            coefficients[place] += powers[:, None] * empty[center, neighbor]
+        coefficients[self._different] += self._to_different @ empty[self._types]
