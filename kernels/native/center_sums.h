@@ -14,12 +14,11 @@ class Weights {
     static_assert(sizeof(Single<double>) <= n_weights * sizeof(double));
 
     void form_plain(const Center<Real>& center) {
-        form(center, [&](int p, const double* row, double* w) {
-            const double t = center.pairs.t[p];
-            if (center.is_single(center.pairs.group[p])) {
-                *reinterpret_cast<Single<double>*>(w) = {{row[0], row[1], row[2], row[3]}, {0, 0, 0, 0}, t};
+        form(center, [&](const Pair& q, const double* row, double* w) {
+            if (center.is_single(q.group)) {
+                *reinterpret_cast<Single<double>*>(w) = {{row[0], row[1], row[2], row[3]}, {0, 0, 0, 0}, q.t};
             } else {
-                add_weights(row, t, w);
+                add_weights(row, q.t, w);
             }
         });
     }
@@ -28,20 +27,19 @@ class Weights {
     // t by ṫ = row˙₀·dt/ds.
     void form_tangent(const Center<Real>& center, const double* direction, const double* direction_i,
                       const double* strain) {
-        const PairArrays& q = center.pairs;
-        form(center, [&](int p, const double* row, double* w) {
-            const double x[3] = {q.x[p], q.y[p], q.z[p]}, t = q.t[p];
-            const double* direction_j = direction + 3 * static_cast<std::int64_t>(q.neighbor[p]);
+        form(center, [&](const Pair& q, const double* row, double* w) {
+            const double x[3] = {q.x, q.y, q.z}, t = q.t;
+            const double* direction_j = direction + 3 * static_cast<std::int64_t>(q.neighbor);
             double r_dot[3], along = 0.0;
             for (int a = 0; a < 3; ++a) {
                 const double* e = strain + 3 * a;
                 r_dot[a] = direction_j[a] - direction_i[a] + e[0] * x[0] + e[1] * x[1] + e[2] * x[2];
                 along += r_dot[a] * x[a];
             }
-            double row_dot[n_rows] = {q.ds_r[p] * along};
-            for (int a = 0; a < 3; ++a) row_dot[a + 1] = q.dv_r[p] * along * x[a] + q.v[p] * r_dot[a];
-            const double t_dot = row_dot[0] * q.inverse_step[p];
-            if (center.is_single(q.group[p])) {
+            double row_dot[n_rows] = {q.ds_r * along};
+            for (int a = 0; a < 3; ++a) row_dot[a + 1] = q.dv_r * along * x[a] + q.v * r_dot[a];
+            const double t_dot = row_dot[0] * q.inverse_step;
+            if (center.is_single(q.group)) {
                 *reinterpret_cast<Single<double>*>(w) = {{row_dot[0], row_dot[1], row_dot[2], row_dot[3]},
                                                          {row[0] * t_dot, row[1] * t_dot, row[2] * t_dot, row[3] * t_dot},
                                                          t};
@@ -69,9 +67,10 @@ class Weights {
     static void sum(const Center<Real>& center, Add&& add, std::vector<double>& sums) {
         sums.assign(n_weights * center.n_groups(), 0.0);
         for (int p = 0; p < center.n_pairs; ++p) {
+            const Pair& q = center.pairs[p];
             double row[n_rows];
-            center.row(p, row);
-            add(p, row, sums.data() + n_weights * center.pairs.group[p]);
+            center.row(q, row);
+            add(q, row, sums.data() + n_weights * q.group);
         }
     }
 
@@ -113,9 +112,9 @@ inline void project_groups(const Center<Real>& center, const Real* adjoint, int 
     for (int g = 0; g < center.n_crowded; ++g)
         project(center.coefficients(g), adjoint, channels, b.data() + n_weights * g);
     for (int p = 0; p < center.n_pairs; ++p) {
-        const int g = center.pairs.group[p];
+        const int g = center.pairs[p].group;
         if (center.is_single(g))
-            project_single(center.coefficients(g), adjoint, static_cast<Real>(center.pairs.t[p]), channels,
+            project_single(center.coefficients(g), adjoint, static_cast<Real>(center.pairs[p].t), channels,
                            b.data() + n_weights * g);
     }
 }
@@ -124,26 +123,26 @@ inline void project_groups(const Center<Real>& center, const Real* adjoint, int 
 template <class Real>
 inline void add_forces(const Center<Real>& center, std::int32_t atom, const Real* b, double scale, RoundTo rounded,
                        ForceShare& share, bool with_virial, double* center_virial) {
-    const PairArrays& q = center.pairs;
     double total[3] = {0, 0, 0}, virial[9] = {0};
     for (int p = 0; p < center.n_pairs; ++p) {
+        const Pair& q = center.pairs[p];
         double row[n_rows];
-        center.row(p, row);
-        const Real* b_group = b + n_weights * q.group[p];
+        center.row(q, row);
+        const Real* b_group = b + n_weights * q.group;
         const auto b_row = [&](int k) { return load_rows(b_group + n_rows * k); };
         Rows adjoint, slope;  // ∂E_i/∂row and its t-derivative
-        if (center.is_single(q.group[p])) {
+        if (center.is_single(q.group)) {
             adjoint = b_row(0), slope = b_row(1);
         } else {
-            polynomial(q.t[p], b_row, adjoint, slope);
+            polynomial(q.t, b_row, adjoint, slope);
         }
         const double by_t = row[0] * slope[0] + row[1] * slope[1] + row[2] * slope[2] + row[3] * slope[3];
-        const double x[3] = {q.x[p], q.y[p], q.z[p]};
-        const double radial = (adjoint[0] + by_t * q.inverse_step[p]) * q.ds_r[p] +
-                              (adjoint[1] * x[0] + adjoint[2] * x[1] + adjoint[3] * x[2]) * q.dv_r[p];
+        const double x[3] = {q.x, q.y, q.z};
+        const double radial = (adjoint[0] + by_t * q.inverse_step) * q.ds_r +
+                              (adjoint[1] * x[0] + adjoint[2] * x[1] + adjoint[3] * x[2]) * q.dv_r;
         double gradient[3];  // ∂E_i/∂r_ij
-        for (int a = 0; a < 3; ++a) gradient[a] = rounded(scale * (radial * x[a] + q.v[p] * adjoint[a + 1]));
-        const std::int64_t place = share.place(q.neighbor[p]);
+        for (int a = 0; a < 3; ++a) gradient[a] = rounded(scale * (radial * x[a] + q.v * adjoint[a + 1]));
+        const std::int64_t place = share.place(q.neighbor);
         double* force = share.force(place);
         for (int a = 0; a < 3; ++a) force[a] -= gradient[a], total[a] += gradient[a];
         for (int a = 0; a < 3; ++a)

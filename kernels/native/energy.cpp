@@ -18,7 +18,7 @@ struct Workspace {
     FittingTile<Real> fitting;
     std::vector<Real> moments, adjoint, projected;
     Weights<Real> weights;
-    Grouping<Real> grouping;
+    Reading<Real> reading;
     std::vector<Center<Real>> centers{tile_size};
     ForceShare forces;
     ExactSum virial[9];
@@ -33,7 +33,7 @@ void evaluate_tile(const System& system, const Descriptor<Real>& d, const Packed
     work.adjoint.resize(work.moments.size());
     for (std::size_t i = 0; i < n; ++i) {
         Center<Real>& center = work.centers[i];
-        center.read(system, d, system.centers[first + i], work.grouping);
+        center.read(system, d, system.centers[first + i], work.reading);
         work.largest = std::max(work.largest, center.largest);
         center_moments(d, center, work.weights, work.moments.data() + i * n_row);
     }

@@ -14,10 +14,10 @@ double SeATape<Real>::moments(const System& system, const Descriptor<Real>& d, i
     if (centers_.size() < n) centers_.resize(n), plain_.resize(n), tangent_.resize(n);
     std::vector<double> largest(threads_);
     share_centers(system, threads_, [&](int part, std::int64_t first, std::int64_t last) {
-        Grouping<Real> grouping;
+        Reading<Real> reading;
         double own = -std::numeric_limits<double>::infinity();
         for (std::int64_t i = first; i < last; ++i) {
-            centers_[i].read(system, d, system.centers[i], grouping);
+            centers_[i].read(system, d, system.centers[i], reading);
             own = std::max(own, centers_[i].largest);
             center_moments(d, centers_[i], plain_[i], moments + i * n_rows * d.channels);
         }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ import torch
 from dphpc.model.networks import Layer, Network, initial_network
 from dphpc.model.radial_table import Grid, RadialTable
 from dphpc.ops.se_a.contract import SeAParameters
-from dphpc.ops.se_a.knots import KnotTable
+from dphpc.ops.se_a.knots import EmptySlots, KnotTable
 from dphpc.ops.threads import set_threads
 
 SMOOTH = ["tanh", "sigmoid", "softplus", "gelu", "gelu_tf", "silu", "linear", "none"]
@@ -97,6 +99,17 @@ def test_table_and_gradient(name, grid, dtype, tolerance):
                 np.testing.assert_allclose(
                     arrays[key], value.grad, rtol=0, atol=tolerance * max(scale, 1.0), err_msg=key
                 )
+
+
+def test_slots_that_read_the_same_piece():
+    """Both neighbor types have one network: the way back is the transpose of the way ahead."""
+    p, grid = replace(parameters(1), sel=np.array([5, 3], np.int32)), GRIDS[0]
+    slots, rng = EmptySlots(p, grid), np.random.default_rng(0)
+    coefficients, empty = rng.normal(size=(1, grid.n_intervals, 6, 7)), rng.normal(size=(2, 2, 7))
+    values, adjoint = slots.of(coefficients), np.zeros_like(coefficients)
+    np.testing.assert_array_equal(values[:, 0], values[:, 1])
+    slots.add_adjoint(empty, adjoint)
+    assert (values * empty).sum() == pytest.approx((coefficients * adjoint).sum(), rel=1e-13)
 
 
 def test_left_out_arrays_stay():

@@ -24,7 +24,7 @@ class SeATape:
     """The passes of a training step over one batch: the first reads the pairs for all.
 
     Use in this order: `moments`, `forces_into`, `tangent`, `tangent_adjoint`.  They are those of `contract.SeAOps`,
-    without the arguments that an earlier one was given.  Some 130 bytes of each pair are kept; the memory stays for the
+    without the arguments that an earlier one was given.  Some 120 bytes of each pair are kept; the memory stays for the
     next batch.
     """
 
