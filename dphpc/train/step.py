@@ -71,14 +71,9 @@ class LossGradient:
         seeds = self.energy[batch.frame]
         return seeds if self.atom_energy is None else seeds + self.atom_energy
 
-    def displacements(self, batch: Batch) -> Doubles:
-        """(n_all, 3) direction d = −F̄, images moving with their owners."""
-        if self.forces is None:
-            return np.zeros((batch.n_all, 3))
-        moved = np.empty((batch.n_all, 3))
-        local = np.negative(self.forces, out=moved[: batch.n_local])
-        np.take(local, batch.owners, axis=0, out=moved[batch.n_local :], mode="clip")  # "raise" would copy `out`
-        return moved
+    def direction(self, n_local: int) -> Doubles:
+        """(n_local, 3) direction d = −F̄."""
+        return np.zeros((n_local, 3)) if self.forces is None else -self.forces
 
     def strains(self, frames: NDArray[np.integer]) -> Doubles:
         """(n, 3, 3) strain −V̄ of each of n centers in the given frames."""
@@ -213,10 +208,12 @@ class TableStep:
         """Take the present weights."""
         table.knots.update()
 
-    def _moments(self, env: Environment, used: tuple[int, ...]) -> tuple[Table, NDArray[np.floating]]:
+    def _moments(
+        self, env: Environment, owners: NDArray[np.int32], used: tuple[int, ...]
+    ) -> tuple[Table, NDArray[np.floating]]:
         while True:
             table = self._table_for(used)
-            moments, largest = self._passes.moments(env, table.p, table.embedding)
+            moments, largest = self._passes.moments(env, table.p, table.embedding, owners)
             if largest <= table.upper:
                 return table, moments
             self.grid = self._reaching(largest)
@@ -243,7 +240,7 @@ class TableStep:
         """
         centers = batch.centers.without(self.model.atom_exclude_types)
         env = Environment(batch.positions, batch.types, batch.neighbors, centers.atoms)
-        table, moments = self._moments(env, self._networks_of(batch.present, centers.types))
+        table, moments = self._moments(env, batch.owners, self._networks_of(batch.present, centers.types))
         columns = parameter_columns(self.model, batch)
         center_energy = np.empty(len(centers.atoms))
         moments_adjoint = np.empty(moments.shape, self.model.fitting.precision)
@@ -255,13 +252,13 @@ class TableStep:
         atom_energy = np.zeros(batch.n_local)
         atom_energy[centers.atoms] = center_energy
         self._subtract_vacuum(centers, columns, atom_energy)
-        forces, center_virial = np.zeros((batch.n_all, 3)), np.empty((len(centers.atoms), 3, 3))
+        forces, center_virial = np.zeros((batch.n_local, 3)), np.empty((len(centers.atoms), 3, 3))
         self._passes.forces_into(moments_adjoint, forces, center_virial)
         self._kept = _Kept(batch, centers, table, moments_adjoint, columns is not None)
         return Prediction(
             atom_energy,
             sum_by_frame(atom_energy, batch.frame, batch.n_frames),
-            batch.fold(forces),
+            forces,
             sum_by_frame(center_virial, batch.frame[centers.atoms], batch.n_frames),
         )
 
@@ -286,7 +283,7 @@ class TableStep:
         finished: the fitting networks one by one, then the descriptor, whatever the batch.
         """
         k = self._kept
-        direction = loss.displacements(k.batch)
+        direction = loss.direction(k.batch.n_local)
         strain = loss.strains(k.batch.frame[k.centers.atoms])
         tangent = self._passes.tangent(direction, strain)
         moments_adjoint = np.empty(tangent.shape, self.model.fitting.precision)

@@ -10,14 +10,17 @@ namespace {
 template <class Real>
 struct BoundSeATape {
     std::optional<SystemArrays> system;
+    std::optional<Array<const std::int32_t>> owners;
     std::optional<DescriptorArrays<Real>> descriptor;
     SeATape<Real> tape;
+
+    Images images() const { return {data(owners), owners ? static_cast<std::int64_t>(owners->size()) : 0}; }
 };
 
 template <class Real>
-double bind_moments(BoundSeATape<Real>& bound, nb::handle env, nb::handle p, nb::handle e, int threads,
-                    Array<Real> result) {
-    bound.system.emplace(env), bound.descriptor.emplace(p, e);
+double bind_moments(BoundSeATape<Real>& bound, nb::handle env, std::optional<Array<const std::int32_t>> owners,
+                    nb::handle p, nb::handle e, int threads, Array<Real> result) {
+    bound.system.emplace(env), bound.owners = std::move(owners), bound.descriptor.emplace(p, e);
     nb::gil_scoped_release release;
     return bound.tape.moments(bound.system->view(), bound.descriptor->view, threads, result.data());
 }
@@ -26,16 +29,16 @@ template <class Real>
 void bind_forces_into(BoundSeATape<Real>& bound, Array<const Real> moments_adjoint, Array<double> forces,
                       Array<double> center_virial) {
     nb::gil_scoped_release release;
-    bound.tape.forces_into(bound.system.value().view(), bound.descriptor->view, moments_adjoint.data(), forces.data(),
-                           center_virial.data());
+    bound.tape.forces_into(bound.system.value().view(), bound.images(), bound.descriptor->view, moments_adjoint.data(),
+                           forces.data(), center_virial.data());
 }
 
 template <class Real>
 void bind_tangent(BoundSeATape<Real>& bound, Array<const double> direction, Array<const double> strain,
                   Array<Real> result) {
     nb::gil_scoped_release release;
-    bound.tape.tangent(bound.system.value().view(), bound.descriptor->view, direction.data(), strain.data(),
-                       result.data());
+    bound.tape.tangent(bound.system.value().view(), bound.images(), bound.descriptor->view, direction.data(),
+                       strain.data(), result.data());
 }
 
 template <class Real>
@@ -58,7 +61,8 @@ template <class Real>
 void bind_se_a(nb::module_& m) {
     nb::class_<BoundSeATape<Real>>(m, "SeATape")
         .def(nb::init<>())
-        .def("moments", &bind_moments<Real>)
+        .def("moments", &bind_moments<Real>, "env"_a, "owners"_a.none(), "p"_a, "e"_a, "threads"_a,
+             "result"_a.noconvert())
         .def("forces_into", &bind_forces_into<Real>, "moments_adjoint"_a, "forces"_a.noconvert(),
              "center_virial"_a.noconvert())
         .def("tangent", &bind_tangent<Real>)

@@ -27,8 +27,10 @@ double SeATape<Real>::moments(const System& system, const Descriptor<Real>& d, i
 }
 
 template <class Real>
-void SeATape<Real>::forces_into(const System& system, const Descriptor<Real>& d, const Real* moments_adjoint,
-                                double* forces, double* center_virial) const {
+void SeATape<Real>::forces_into(const System& system, const Images& images, const Descriptor<Real>& d,
+                                const Real* moments_adjoint, double* forces, double* center_virial) {
+    of_all_.assign(3 * system.n_all, 0.0);
+    double* const sums = of_all_.data();
     const auto bounds = equal_shares(system, threads_, own_work);
     std::vector<ForceShare*> shares(threads_);
 #pragma omp parallel num_threads(threads_)
@@ -36,7 +38,7 @@ void SeATape<Real>::forces_into(const System& system, const Descriptor<Real>& d,
         thread_local ForceShare own;
         const int team = team_size(), me = thread_id();
         shares[me] = &own;
-        own.start(forces, nullptr, system.n_all, team == 1);
+        own.start(sums, nullptr, system.n_all, team == 1);
         std::vector<Real> b;
         // If the team is smaller than asked for, its threads take several shares each.
         for (int part = threads_ * me / team; part < threads_ * (me + 1) / team; ++part)
@@ -44,19 +46,30 @@ void SeATape<Real>::forces_into(const System& system, const Descriptor<Real>& d,
                 const Center<Real>& center = centers_[i];
                 own.reserve(center.n_pairs + 1);
                 project_groups(center, moments_adjoint + i * n_rows * d.channels, d.channels, b);
-                add_forces(center, system.centers[i], b.data(), d.scale, RoundTo(0.0), own, false, center_virial + 9 * i);
+                add_forces(center, system.centers[i], b.data(), d.scale, RoundTo(0.0), own, false,
+                           center_virial + 9 * i);
             }
-        add_shares(shares, me, team, forces, nullptr, system.n_all);
+        add_shares(shares, me, team, sums, nullptr, system.n_all);
     }
+    const std::int64_t n_local = system.n_all - images.n;
+    for (std::int64_t k = 0; k < 3 * n_local; ++k) forces[k] += sums[k];
+    for (std::int64_t g = 0; g < images.n; ++g)
+        for (int a = 0; a < 3; ++a) forces[3 * images.owners[g] + a] += sums[3 * (n_local + g) + a];
 }
 
 template <class Real>
-void SeATape<Real>::tangent(const System& system, const Descriptor<Real>& d, const double* direction,
-                            const double* strain, Real* moments_dot) {
+void SeATape<Real>::tangent(const System& system, const Images& images, const Descriptor<Real>& d,
+                            const double* direction, const double* strain, Real* moments_dot) {
+    of_all_.resize(3 * system.n_all);
+    const std::int64_t n_local = system.n_all - images.n;
+    std::copy_n(direction, 3 * n_local, of_all_.data());
+    for (std::int64_t g = 0; g < images.n; ++g)
+        std::copy_n(direction + 3 * images.owners[g], 3, &of_all_[3 * (n_local + g)]);
+    const double* const moves = of_all_.data();
     share_centers(system, threads_, [&](int, std::int64_t first, std::int64_t last) {
         for (std::int64_t i = first; i < last; ++i) {
             const std::int64_t atom = system.centers[i];
-            tangent_[i].form_tangent(centers_[i], direction, direction + 3 * atom, strain + 9 * i);
+            tangent_[i].form_tangent(centers_[i], moves, moves + 3 * atom, strain + 9 * i);
             Real* result = moments_dot + i * n_rows * d.channels;
             accumulate<Real, true>(centers_[i].groups(), tangent_[i].data(), d.channels, result);
             for (int m = 0; m < n_rows * d.channels; ++m) result[m] *= static_cast<Real>(d.scale);

@@ -150,6 +150,32 @@ def test_same_bits_from_run_to_run(se_a_case):
         assert all(np.array_equal(a, b) for a, b in zip(runs[0], run, strict=True))
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_images_belong_to_their_owners(se_a_case, threads):
+    """Forces on the last atoms, images, are their owners', whom they follow along a direction."""
+    case, rng = se_a_case("wide"), np.random.default_rng(7)
+    set_threads(threads)
+    n_local, n_all = int(case.env.centers.max()) + 1, len(case.env.positions)
+    owners = rng.integers(0, n_local, n_all - n_local).astype(np.int32)
+    tape = SeATape(np.float64)
+    tape.moments(case.env, case.p, case.e, owners)
+    forces, virial = np.ones((n_local, 3)), np.empty((len(case.env.centers), 3, 3))
+    tape.forces_into(case.bar, forces, virial)
+    of_all, expected_virial = forces_of(reference, case)
+    expected = 1.0 + of_all[:n_local]
+    np.add.at(expected, owners, of_all[n_local:])
+    assert_close(forces, expected, TOLERANCE[np.float64])
+    assert_close(virial, expected_virial, TOLERANCE[np.float64])
+
+    direction = case.direction[:n_local]
+    of_all = np.concatenate((direction, direction[owners]))
+    args = case.env, case.p, case.e, of_all, case.strain
+    assert_close(tape.tangent(direction, case.strain), reference.tangent(*args), TOLERANCE[np.float64])
+    got = tape.tangent_adjoint(case.bar, case.bar_dot)
+    for a, b in zip(got, reference.tangent_adjoint(*args, case.bar, case.bar_dot), strict=True):
+        assert_close(a, b, TOLERANCE[np.float64])
+
+
 def test_a_tape_forgets_the_batch_before(se_a_case):
     """Batches of more and fewer centers and pairs, one after the other, and moments that are asked for twice."""
     case, tape = se_a_case("wide"), SeATape(np.float64)

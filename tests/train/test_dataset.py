@@ -363,14 +363,6 @@ def test_batch_labels_and_volume(folder: Path) -> None:
     assert not load(folder).batch(1, [0]).periodic
 
 
-def test_fold_gives_ghost_forces_to_their_owners(folder: Path) -> None:
-    batch = load(folder).batch(0, [0, 1])
-    forces = np.random.default_rng(0).normal(size=(batch.n_all, 3))
-    folded = forces[: batch.n_local].copy()
-    np.add.at(folded, batch.owners, forces[batch.n_local :])
-    np.testing.assert_allclose(batch.fold(forces), folded, atol=1e-13)
-
-
 def test_cache_stays_within_its_bytes(folder: Path) -> None:
     dataset = load(folder)
     g = [dataset.batch(0, [i]) for i in range(3)]

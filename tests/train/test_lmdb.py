@@ -428,7 +428,8 @@ def test_commands_take_databases(data: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert list(report.n_frames.values()) == [3, 4]
     assert report.total.measures("f") == pytest.approx(npy.total.measures("f"), rel=1e-12)
     assert Path("detail.e.out").read_text().startswith("# both.lmdb#9: data_e pred_e")
-    assert len(evaluate.model_devi(["model.dp", "model.dp"], "both.lmdb")) == 7
+    shutil.copy("model.dp", "twin.dp")
+    assert len(evaluate.model_devi(["model.dp", "twin.dp"], "both.lmdb")) == 7
     biases = [
         read_model(change_bias("model.dp", s, output=f"{i}.dp")).out_bias
         for i, s in enumerate((["b", "a"], ["both.lmdb"]))

@@ -33,20 +33,22 @@ class SeATape:
         self.dtype = np.dtype(dtype)
         self._tape = kernels_of(self.dtype).SeATape()
 
-    def moments(self, env: Environment, p: SeAParameters, e: Embedding) -> tuple[Floats, float]:
-        """See `contract.SeAOps.moments`."""
+    def moments(
+        self, env: Environment, p: SeAParameters, e: Embedding, owners: NDArray[np.int32] | None = None
+    ) -> tuple[Floats, float]:
+        """See `contract.SeAOps.moments`; the last atoms are images of the local atoms `owners` (n_ghost,)."""
         self._embedding = e
         result = np.empty((len(env.centers), 4, e.table.n_channels), self.dtype)
-        return result, self._tape.moments(env, p, e, get_threads(), result)
+        return result, self._tape.moments(env, owners, p, e, get_threads(), result)
 
     def forces_into(
         self, moments_adjoint: Floats, forces: NDArray[np.float64], center_virial: NDArray[np.float64]
     ) -> None:
-        """See `contract.SeAOps.forces_into`."""
+        """See `contract.SeAOps.forces_into`; `forces` (n_local, 3) has those on images added to their owners'."""
         self._tape.forces_into(np.ascontiguousarray(moments_adjoint, self.dtype), forces, center_virial)
 
     def tangent(self, direction: NDArray[np.float64], strain: NDArray[np.float64]) -> Floats:
-        """See `contract.SeAOps.tangent`."""
+        """See `contract.SeAOps.tangent`; `direction` (n_local, 3), in which images follow their owners."""
         result = np.empty((len(strain), 4, self._embedding.table.n_channels), self.dtype)
         self._tape.tangent(*(np.ascontiguousarray(x, np.float64) for x in (direction, strain)), result)
         return result

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dphpc.core.arrays import Doubles
-from dphpc.core.images import fold_ghosts
 from dphpc.ops.neighbors.contract import Neighbors
 from dphpc.potential.surroundings import Surroundings
 from dphpc.train.data.system import Frame
@@ -266,10 +265,6 @@ class Batch:
         """Bytes of the frames and their labels."""
         labels = (getattr(self, name) for name in (*FRAME_LABELS, *ATOM_LABELS))
         return sum(g.nbytes for g in self.geometries) + sum(a.nbytes for a in labels if a is not None)
-
-    def fold(self, forces: Doubles) -> Doubles:
-        """(n_local, 3): forces (n_all, 3) with each ghost's added to its owner's."""
-        return fold_ghosts(forces, self.owners, self.n_local)
 
 
 def join(frames: Sequence[Batch]) -> Batch:
