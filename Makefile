@@ -11,9 +11,9 @@ VENV ?= .venv
 MPI ?= auto
 # Ranks that the MPI tests run on, one after the other, once all of them have run on one with the other tests; on more
 # than two ranks, only those that are not marked two_ranks.
-RANKS ?= 2 3 4 8
+RANKS ?= 2 3 8
 # And those on which the tests of the decomposition alone run.
-WIDE_RANKS ?= 6 12 16
+WIDE_RANKS ?= 4 6 12 16
 # Processes that share the tests on one rank; auto: one a core.
 PROCESSES ?= auto
 # Seconds after which they are given up on one number of ranks.
@@ -66,7 +66,7 @@ demo: $(STAMP)  ## train, freeze, compress, test, MD on 2 ranks and plots on DFT
 test: lint test-serial test-mpi  ## lint, all quick tests on 1 rank, then those with MPI on 2 (in part on 3, 4, 6, 8, 12, 16)
 
 test-all: lint  ## the same with the tests that take minutes, and with Horovod
-	@$(MAKE) --no-print-directory test-serial test-mpi WHICH="slow or not slow"
+	@$(MAKE) --no-print-directory test-serial test-mpi WHICH="slow or not slow" RANKS="2 3 4 8"
 	@$(MAKE) --no-print-directory horovod
 
 WHICH ?= not slow

@@ -32,7 +32,7 @@ struct Reading {
     void start(int n_intervals, std::size_t n_pairs) {
         if (static_cast<int>(group_of.size()) < n_intervals) group_of.resize(n_intervals, -1);
         found.clear(), sizes.clear();
-        if (x.size() > n_pairs) return;  // room for one more: of a pair beyond rcut, the arrays are written, too
+        if (x.size() > n_pairs) return;  // one more: a pair beyond rcut is written, too, where the next will be
         for (auto* a : {&x, &y, &z, &r2, &s, &v, &ds_r, &dv_r, &t, &inverse_step}) a->resize(n_pairs + 64);
         for (auto* a : {&neighbor, &interval, &group}) a->resize(n_pairs + 64);
     }
