@@ -6,7 +6,7 @@
 
 m messages and b bytes go from a rank to others in one exchange; both follow from the geometry of bricks (`Shell`).
 Hidden is what of an exchange runs while atoms without ghosts among their neighbors are computed, at most their time.
-Not in the model: unequal bricks, ranks that are late for other reasons, several ranks sharing a network GPU, output.
+Not in the model: unequal bricks, ranks that are late for other reasons, several ranks sharing a network card, output.
 Lengths in Å, times in s.
 """
 

@@ -41,8 +41,8 @@ MpiDefault=none
 SlurmdParameters=config_overrides
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
-GresTypes=GPU
-NodeName={host} NodeAddr=127.0.0.1 CPUs=4 Gres=GPU:2 State=UNKNOWN
+GresTypes=gpu
+NodeName={host} NodeAddr=127.0.0.1 CPUs=4 Gres=gpu:2 State=UNKNOWN
 PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP
 """
 """The node claims 4 cores and 2 GPUs, whatever it has.
