@@ -164,9 +164,8 @@ class Center {
         }
     }
 
-    void keep(const Reading<Real>& reading) {
+    void keep(const Reading<Real>& q) {
         if (pairs.size() < static_cast<std::size_t>(n_pairs)) pairs.resize(n_pairs + 8);
-        const Reading<Real>& q = reading;
         for (int p = 0; p < n_pairs; ++p)
             pairs[p] = {q.x[p], q.y[p], q.z[p], q.s[p], q.v[p], q.ds_r[p], q.dv_r[p], q.t[p], q.inverse_step[p],
                         q.neighbor[p], q.sizes[q.group[p]]};
