@@ -11,14 +11,13 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 from scipy.spatial import cKDTree  # type: ignore[import-untyped]
 
 from dphpc.core.arrays import Doubles
-from dphpc.core.box import Box
 from dphpc.core.errors import DataError, writing
 from dphpc.core.images import periodic_images
 from dphpc.core.units import EV_PER_A3_IN_GPA
+from dphpc.plots.frames import Frame
 from dphpc.plots.style import COLORS, GREY, panels
 
 R_MAX = 6.0
@@ -26,14 +25,6 @@ R_MAX = 6.0
 
 BIN_WIDTH = 0.05
 """Å."""
-
-
-class Frame(NamedTuple):
-    """Positions (n, 3) in Å, their periodic box, and (n,) names of their species."""
-
-    positions: Doubles
-    box: Box
-    species: NDArray[np.str_]
 
 
 class Rdf(NamedTuple):
@@ -74,13 +65,18 @@ def radial_distribution(
     Raises
     ------
     DataError
-        There are no frames, or no atoms of a species.
+        There are no frames, a box that is open, or no atoms of a species.
     """
     n_bins = n_bins or math.ceil(r_max / BIN_WIDTH - 1e-9)
     edges = np.linspace(0.0, r_max, n_bins + 1)
     shells = 4.0 / 3.0 * np.pi * np.diff(edges**3)
     total, neighbors, n_frames = np.zeros(n_bins), np.zeros(n_bins), 0
-    for positions, box, species in frames:
+    for positions, box, species, _ in frames:
+        if not all(box.periodic):
+            raise DataError(
+                "a frame whose box does not repeat in all three directions",
+                expected="g(r) is relative to the mean density, which only such a box has",
+            )
         for name in pair:
             if name not in species:
                 raise DataError(f"no atoms of species '{name}'", expected=f"two of {', '.join(np.unique(species))}")

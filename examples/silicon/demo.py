@@ -29,7 +29,7 @@ from rich.table import Table
 
 from dphpc import DeepPot
 from dphpc.plots.curves import draw_loss
-from dphpc.plots.draw import read_frames
+from dphpc.plots.frames import read_frames
 from dphpc.plots.parity import Parity, draw_parity, read_details
 from dphpc.plots.structure import EquationOfState, draw_equation_of_state, draw_rdf, radial_distribution
 from dphpc.plots.style import panels, save

@@ -10,7 +10,8 @@ from ase.build import bulk
 from dphpc.core.errors import DataError, InputError
 from dphpc.md.run import run_md
 from dphpc.plots.curves import thermo
-from dphpc.plots.draw import KINDS, draw, guess_kind, read_frames
+from dphpc.plots.draw import KINDS, Options, draw, guess_kind
+from dphpc.plots.frames import read_frames
 from dphpc.plots.parity import read_details
 from dphpc.plots.style import save
 from dphpc.plots.tables import read_table
@@ -57,7 +58,7 @@ def files(tmp_path: Path) -> dict[str, str]:
     return {kind: str(tmp_path / name) for kind, name in (written | {"parity": "test"}).items()}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "msd"])  # a trajectory is taken for an rdf
 def test_every_kind_is_recognized_and_drawn(kind: str, files: dict[str, str], tmp_path: Path) -> None:
     assert guess_kind(files[kind]) == kind
     drawn, figure = draw(None, [files[kind]])
@@ -120,7 +121,7 @@ def test_trajectories_of_md_are_read_in_every_format(stage: dict[str, object], t
     for name in ("t.extxyz", "t.lammpstrj", "t.h5md"):
         file = str(tmp_path / name)
         run_md({**run, "trajectory": {"every": 2, "file": file}}, potential=LennardJones(["Ar", "Ne"]))
-        assert draw("rdf", [file], pair=("Ne", "Ar"))[1].axes[0].get_ylabel() == "g(r) of Ne–Ar"
+        assert draw("rdf", [file], options=Options(pair=("Ne", "Ar")))[1].axes[0].get_ylabel() == "g(r) of Ne–Ar"
         read[name] = read_frames(file, skip=1)
     for frames in read.values():
         assert len(frames) == 2
@@ -128,13 +129,17 @@ def test_trajectories_of_md_are_read_in_every_format(stage: dict[str, object], t
             assert frame.species.tolist() == ["Ne", "Ar", "Ar", "Ar"]
             np.testing.assert_allclose(frame.positions, wanted.positions, atol=1e-7)  # written with 8 digits
             np.testing.assert_allclose(frame.box.matrix, wanted.box.matrix)
+            assert frame.box.periodic == wanted.box.periodic == (True, True, True)
+        times = [frame.time for frame in frames]
+        assert times == ([None, None] if frames is read["t.lammpstrj"] else pytest.approx([0.004, 0.008]))
     with pytest.raises(DataError, match="no frames"):
         read_frames(str(tmp_path / "t.h5md"), skip=3)
     ase.io.write(tmp_path / "slab.extxyz", bulk("Si", cubic=True) * (1, 1, 2))
     slab = (tmp_path / "slab.extxyz").read_text().replace('pbc="T T T"', 'pbc="T T F"')
     (tmp_path / "slab.extxyz").write_text(slab)
-    with pytest.raises(DataError, match="repeats in all three directions"):
-        read_frames(str(tmp_path / "slab.extxyz"))
+    with pytest.raises(DataError, match="repeat in all three directions") as caught:
+        draw("rdf", [str(tmp_path / "slab.extxyz")])
+    assert caught.value.where == str(tmp_path / "slab.extxyz")
     (tmp_path / "bad.h5md").write_text("x")
     with pytest.raises(DataError, match="cannot read"):
         read_frames(str(tmp_path / "bad.h5md"))
@@ -143,9 +148,9 @@ def test_trajectories_of_md_are_read_in_every_format(stage: dict[str, object], t
 def test_a_dump_without_elements_is_known_and_its_types_are_numbers(tmp_path: Path) -> None:
     head = "ITEM: TIMESTEP\n0\nITEM: NUMBER OF ATOMS\n2\nITEM: BOX BOUNDS pp pp pp\n0 5\n0 5\n0 5\n"
     (tmp_path / "dump.md").write_text(f"{head}ITEM: ATOMS id type x y z\n1 1 0 0 0\n2 2 1 1 1\n")
-    assert draw(None, [str(tmp_path / "dump.md")], pair=("1", "2"))[0] == "rdf"
+    assert draw(None, [str(tmp_path / "dump.md")], options=Options(pair=("1", "2")))[0] == "rdf"
     with pytest.raises(DataError, match="two of 1, 2"):
-        draw("rdf", [str(tmp_path / "dump.md")], pair=("O", "H"))
+        draw("rdf", [str(tmp_path / "dump.md")], options=Options(pair=("O", "H")))
 
 
 def test_several_runs_deviations_are_overlaid(tmp_path: Path) -> None:
@@ -288,16 +293,21 @@ def test_wrong_requests_are_refused(files: dict[str, str], tmp_path: Path) -> No
     with pytest.raises(DataError, match="dphpc test"):
         draw("parity", [str(tmp_path / "nothing")])
     with pytest.raises(DataError, match="no frames"):
-        draw("rdf", [files["rdf"]], skip=3)
+        draw("rdf", [files["rdf"]], options=Options(skip=3))
     with pytest.raises(DataError, match=r"(?s)species 'O'.*two of Si"):
-        draw("rdf", [files["rdf"]], pair=("O", "Si"))
+        draw("rdf", [files["rdf"]], options=Options(pair=("O", "Si")))
     with pytest.raises(InputError, match="two species"):
-        draw("rdf", [files["rdf"]], pair=("Si",))
-    for wrong in ({"r_max": 8.0}, {"table": tmp_path / "thermo2.csv"}):
-        with pytest.raises(InputError, match="a plot 'rdf'"):
-            draw("thermo", [files["thermo"]], **wrong)
-    with pytest.raises(InputError, match="two species, and a plot 'rdf'"):
-        draw("thermo", [files["thermo"]], pair=("Si", "Si"))
+        draw("rdf", [files["rdf"]], options=Options(pair=("Si",)))
+    for kind, wrong, takers in (
+        ("thermo", Options(r_max=8.0), "'rdf'"),
+        ("thermo", Options(table=tmp_path / "thermo2.csv"), "'rdf' or 'msd'"),
+        ("thermo", Options(pair=("Si", "Si")), "'rdf'"),
+        ("msd", Options(pair=("Si", "Si")), "'rdf'"),
+        ("rdf", Options(interval=1.0), "'msd'"),
+        ("lcurve", Options(skip=1), "'rdf' or 'msd'"),
+    ):
+        with pytest.raises(InputError, match=f"(?s)for a plot '{kind}'.*a plot {takers}"):
+            draw(kind, [files["thermo"]], options=wrong)
     _, figure = draw("lcurve", [files["lcurve"]])
     with pytest.raises(InputError, match="cannot write"):
         save(figure, tmp_path / "out.doc")

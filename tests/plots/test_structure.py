@@ -10,7 +10,8 @@ from ase.neighborlist import neighbor_list
 
 from dphpc.core.box import Box
 from dphpc.core.errors import DataError
-from dphpc.plots.structure import EquationOfState, Frame, radial_distribution, rdf, write_rdf
+from dphpc.plots.frames import Frame
+from dphpc.plots.structure import EquationOfState, radial_distribution, rdf, write_rdf
 from dphpc.plots.tables import read_table
 
 
