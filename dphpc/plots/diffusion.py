@@ -77,11 +77,13 @@ def mean_squared_displacement(frames: Sequence[Frame], interval: float | None = 
                 f"the atoms of frame {k} are not those of the first", expected="the same, in the same order"
             )
     time, ways = _times(frames, interval), _ways(frames)
-    squares = np.zeros((len(first.species), n_frames))
-    for start in range(0, len(squares), _BLOCK):
-        squares[start : start + _BLOCK] = _squares(ways[:, start : start + _BLOCK])
-    names = dict.fromkeys(first.species.tolist())
-    return Msd(time, {name: squares[first.species == name].mean(axis=0) for name in names})
+    sums = {name: np.zeros(n_frames) for name in dict.fromkeys(first.species.tolist())}
+    for name, total in sums.items():
+        atoms = np.flatnonzero(first.species == name)
+        for start in range(0, len(atoms), _BLOCK):
+            total += _squares(ways[:, atoms[start : start + _BLOCK]]).sum(axis=0)
+        total /= len(atoms)
+    return Msd(time, sums)
 
 
 def _times(frames: Sequence[Frame], interval: float | None) -> Doubles:
