@@ -16,7 +16,7 @@ from dphpc.core.exact_sum import exact_sum
 from dphpc.core.random import Stream, generator
 from dphpc.core.units import BOLTZMANN_EV_PER_K, EV_PER_A3_IN_BAR
 from dphpc.md.engine import Engine
-from dphpc.md.observables import mechanics
+from dphpc.md.observables import pressure_volume
 from dphpc.md.strain import ISOTROPIC, Freedom
 from dphpc.md.trouble import located
 from dphpc.parallel.comm import agree
@@ -130,17 +130,15 @@ class CellRescaling:
 
         The target (3, 3) is in eV/Å³.
         """
-        _, kinetic, virial = mechanics(engine)
         box, moving = engine.state.box, self.freedom.moving
-        pressure = self.freedom.seen(box, kinetic + virial) / box.volume - target
+        pressure = self.freedom.seen(box, pressure_volume(engine)) / box.volume - target
         root = np.sqrt(box.volume)
         return float(2.0 * root * pressure.diagonal()[moving].mean() + kT / root)
 
     def shape_force(self, engine: Engine, target: Doubles) -> Doubles:
         """(3, 3) f = V (P − P₀) for strains of constant volume, in eV; the target (3, 3) is in eV/Å³; collective."""
-        _, kinetic, virial = mechanics(engine)
         box = engine.state.box
-        return self.freedom.part(self.freedom.seen(box, kinetic + virial) - box.volume * target, isochoric=True)
+        return self.freedom.part(self.freedom.seen(box, pressure_volume(engine)) - box.volume * target, isochoric=True)
 
 
 def _refuse_leap(engine: Engine, changes: Doubles, what: str, targets: Doubles) -> None:

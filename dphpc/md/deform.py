@@ -11,7 +11,7 @@ from dphpc.core.arrays import Doubles
 from dphpc.core.box import Box
 from dphpc.core.exact_sum import exact_sum
 from dphpc.md.engine import Engine
-from dphpc.md.observables import mechanics
+from dphpc.md.observables import pressure_volume
 from dphpc.md.stages import Stage
 
 PLACES = {"x": (0, 0), "y": (1, 1), "z": (2, 2), "xy": (1, 0), "xz": (2, 0), "yz": (2, 1)}
@@ -58,25 +58,19 @@ class Deformation:
         engine.moving = False
         # F⁻¹ F' − 1; columns, which stand for directions, that have no rate are 0 to the last bit.
         strain = engine.comm.bcast(self.interval * np.linalg.solve(self.gradient(n - 1), self.rates))
-        before = self._stress(engine)
+        before = pressure_volume(engine)
         matrix = engine.state.box.matrix
         engine.reshape_box(matrix + matrix @ strain, flips=self.shears, flows=True)
         engine.update_forces()
         # L dt at both ends: on the way F⁻¹ F' = 1 + s (strain), for s from 0 to 1.
         slopes = strain, strain @ np.linalg.inv(np.eye(3) + strain)
-        taken = 0.5 * ((before * slopes[0]).sum() + (self._stress(engine) * slopes[1]).sum())
+        taken = 0.5 * ((before * slopes[0]).sum() + (pressure_volume(engine) * slopes[1]).sum())
         return exact_sum(np.array([taken]))
 
     def gradient(self, n: int) -> Doubles:
         """(3, 3): F after move n."""
         first, time = self.begun
         return np.eye(3) + (time + (n - first) * self.interval) * self.rates
-
-    @staticmethod
-    def _stress(engine: Engine) -> Doubles:
-        """(3, 3) eV: the pressure times the volume."""
-        _, kinetic, virial = mechanics(engine)
-        return kinetic + virial
 
 
 def rate_matrix(rates: Mapping[str, float]) -> Doubles:

@@ -244,10 +244,6 @@ class Engine:
         with self.timers("integrate"):
             return float(total(self.comm.allreduce(self.host.kinetic_energy())))
 
-    def local_kinetic_tensor(self) -> NDArray[np.float64]:
-        """(3, 3, 3) eV: Σ m v ⊗ v of this rank's atoms, in the parts of `core.exact_sum`."""
-        return self.moves.kinetic_tensor()
-
     def momentum(self) -> NDArray[np.float64]:
         """(6,): momentum in u·Å/ps, and mass in u of the atoms free along x, y and z, of all ranks; collective."""
         return total(self.comm.allreduce(self.host.momentum()))

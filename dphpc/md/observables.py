@@ -83,10 +83,16 @@ def mechanics(engine: Engine) -> tuple[float, NDArray[np.float64], NDArray[np.fl
     parts = (
         out.energy_parts[:, None],
         out.virial_parts.reshape(PARTS, 9),
-        engine.local_kinetic_tensor().reshape(PARTS, 9),
+        engine.moves.kinetic_tensor().reshape(PARTS, 9),
     )
     sums = total(engine.comm.allreduce(np.concatenate(parts, axis=1)))
     return float(sums[0]), sums[10:].reshape(3, 3), sums[1:10].reshape(3, 3)
+
+
+def pressure_volume(engine: Engine) -> NDArray[np.float64]:
+    """(3, 3) eV: PV = Σ m v ⊗ v + virial of all atoms; collective."""
+    _, kinetic, virial = mechanics(engine)
+    return kinetic + virial
 
 
 def virial(engine: Engine) -> NDArray[np.float64]:
