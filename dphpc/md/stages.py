@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
@@ -44,30 +44,25 @@ LARGEST_SHRINKAGE = 0.9
 """Fraction of a length by which a deformation may not shorten it."""
 
 BAROSTAT_ALIASES = {"c_rescale": "c-rescale", "crescale": "c-rescale", "scr": "c-rescale"}
-
 COUPLING_ALIASES = {"iso": "isotropic", "aniso": "anisotropic", "tri": "triclinic", "flexible": "triclinic"}
 
 Kelvin = Annotated[float, Field(ge=0)]
 Directions = Literal["x", "y", "z", "xy", "xz", "yz"]
+Coupling = Literal["isotropic", "anisotropic", "triclinic"]
 Bar = float | Annotated[list[float], Field(min_length=2, max_length=2)]
 """A pressure: a number, or [start, end] of a linear ramp."""
 
 
+def _word(aliases: Mapping[str, str]) -> Callable[[Any], Any]:
+    """A validator that reads a word in small letters or capitals, or an alias of one."""
+    return lambda value: aliases.get(value.lower(), value.lower()) if isinstance(value, str) else value
+
+
 def _thermostat(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    name = THERMOSTAT_ALIASES.get(value.lower(), value.lower())
-    if name not in THERMOSTATS:
+    name = _word(THERMOSTAT_ALIASES)(value)
+    if isinstance(value, str) and name not in THERMOSTATS:
         raise ValueError(f"unknown thermostat '{value}': {did_you_mean(name, [*THERMOSTATS, *THERMOSTAT_ALIASES])}")
     return name
-
-
-def _barostat(value: Any) -> Any:
-    return BAROSTAT_ALIASES.get(value.lower(), value.lower()) if isinstance(value, str) else value
-
-
-def _coupling(value: Any) -> Any:
-    return COUPLING_ALIASES.get(value.lower(), value.lower()) if isinstance(value, str) else value
 
 
 def _pressure(value: Any) -> Any:
@@ -86,10 +81,6 @@ def _rates(value: Any) -> Any:
     if value is not None and not (isinstance(value, Mapping) and value and set(value) <= set(get_args(Directions))):
         raise ValueError("rates by direction are wanted, as {x: 0.001, yz: 0.002}: x, y, z stretch, xy, xz, yz shear")
     return value
-
-
-def _lower(value: Any) -> Any:
-    return value.lower() if isinstance(value, str) else value
 
 
 class BathKeys(Config):
@@ -137,7 +128,7 @@ class GroupBath(BathKeys):
 class Stage(BathKeys):
     """A number of steps in one ensemble, or an energy minimization."""
 
-    ensemble: Annotated[Literal["nve", "nvt", "npt", "minimize"], BeforeValidator(_lower)]
+    ensemble: Annotated[Literal["nve", "nvt", "npt", "minimize"], BeforeValidator(_word({}))]
     steps: NonNegativeInt
     """Number of steps; for a minimization the largest number."""
     groups: dict[str, GroupBath] | None = None
@@ -148,7 +139,7 @@ class Stage(BathKeys):
     """Largest displacement of an atom in a step of a minimization."""
     stress_tolerance_bar: PositiveFloat = 10.0
     """A minimization that moves the box has converged when no free component of the stress is off by more."""
-    barostat: Annotated[Literal["c-rescale"], BeforeValidator(_barostat)] = "c-rescale"
+    barostat: Annotated[Literal["c-rescale"], BeforeValidator(_word(BAROSTAT_ALIASES))] = "c-rescale"
     pressure_bar: Annotated[Bar | dict[Directions, Bar] | None, BeforeValidator(_pressure)] = None
     """Target pressure, or those of the directions that move; a minimization moves the box only if it is given."""
     pressure_damping_fs: PositiveFloat = 1000.0
@@ -157,7 +148,7 @@ class Stage(BathKeys):
     """Estimate of the material's compressibility; the time constant is exact if this is.  The default is water's."""
     barostat_every: PositiveInt = 10
     """Steps between two moves of the box."""
-    coupling: Annotated[Literal["isotropic", "anisotropic", "triclinic"], BeforeValidator(_coupling)] = "isotropic"
+    coupling: Annotated[Coupling, BeforeValidator(_word(COUPLING_ALIASES))] = "isotropic"
     """isotropic: one factor for all directions; anisotropic: independent lengths of box vectors, constant angles;
     triclinic: lengths and angles.  For pressures of directions the default is anisotropic."""
     deform_per_ps: Annotated[dict[Directions, float] | None, BeforeValidator(_rates)] = None
