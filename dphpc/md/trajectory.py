@@ -7,37 +7,27 @@ When a run is continued, a file is first cut back to where it was when the resta
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-import h5py
 import numpy as np
 from ase.units import fs as ASE_FS
 from numpy.typing import NDArray
 
 from dphpc.core import errors
 from dphpc.core.box import Box
-from dphpc.core.errors import DataError
 from dphpc.core.fixing import held_in
 from dphpc.md.config import Trajectory
 from dphpc.md.deferred import Work
-from dphpc.md.edges import create_edges, edges_of, note_box
 from dphpc.md.engine import Engine
-from dphpc.md.extent import Extent, extent_of_bytes, extent_of_frames
+from dphpc.md.extent import Extent, extent_of_bytes
 from dphpc.md.gather import Part, collect
-from dphpc.md.hdf5 import has_room, n_writers, open_to_fill, with_room
+from dphpc.md.h5md import H5mdWriter
+from dphpc.md.hdf5 import n_writers
 from dphpc.md.output import Output, cut_back, writing
 from dphpc.parallel.comm import Communicator, agree, together
-
-CHUNK = 1 << 16
-"""Atoms of a frame in a chunk of an H5MD file."""
-
-ATOM_BYTES, FRAME_BYTES, BOX_BYTES = 200, 1 << 18, 72
-"""Most bytes of an H5MD frame: per atom for its four fields, 84 bytes, and the unused rest of their chunks; per frame
-for HDF5's metadata; and per earlier frame for its box, which is stored once the box has changed in an older file."""
 
 
 @dataclass(frozen=True)
@@ -276,106 +266,3 @@ def _lammps_box(box: Box) -> str:
         (oz, oz + cz, cy),
     ]
     return f"ITEM: BOX BOUNDS xy xz yz {flags}\n" + "".join(f"{a!r} {b!r} {t!r}\n" for a, b, t in bounds)
-
-
-class H5mdWriter:
-    """H5MD 1.1 (https://www.nongnu.org/h5md); the file is closed between frames, so a crash cannot harm it."""
-
-    def __init__(
-        self, path: Path, species: list[str], masses: NDArray[np.float64], settings: Trajectory,
-        resume_at: int | None, comm: Communicator,
-    ) -> None:  # fmt: skip
-        self.path, self.species, self.masses, self.comm = path, species, masses, comm
-        self.frames = resume_at or 0
-        self.file: h5py.File | None = None
-        if comm.rank == 0 and resume_at is not None:
-            self._require_fields({"velocity": settings.velocities, "force": settings.forces})
-        elif comm.rank == 0:
-            with h5py.File(path, "w") as file:
-                h5md = file.create_group("h5md")
-                h5md.attrs["version"] = np.array([1, 1], np.int32)
-                h5md.create_group("author").attrs["name"] = "unknown"
-                h5md.create_group("creator").attrs.update({"name": "dphpc", "version": "1"})
-
-    def begin(self, frame: Frame) -> None:
-        """Write step, time and box, and allocate space for the atoms."""
-        # HDF5 crashes if the disk gets full while it writes: allocate the space first.  It gives back what is left.
-        with open(self.path, "r+b") as file:
-            os.posix_fallocate(file.fileno(), file.seek(0, os.SEEK_END), self._bytes_of(frame))
-        with h5py.File(self.path, "r+") as file:
-            atoms = file.get("particles/all") or self._create(file, frame)
-            for name, key in _H5MD_FIELDS.items():
-                if key in frame.fields:
-                    values = atoms[name]["value"]
-                    values.resize(self.frames + 1, axis=0)
-                    if not has_room(values):  # in an older file
-                        for first in range(0, frame.n_atoms, CHUNK):
-                            values[self.frames, first : first + CHUNK] = 0
-            note_box(atoms, frame.box, self.frames)
-            for name, value in (("step", frame.step), ("time", frame.time_ps)):
-                atoms["position"][name].resize(self.frames + 1, axis=0)
-                atoms["position"][name][self.frames] = value
-
-    def add(self, first: int, part: Part) -> None:
-        """Write atoms; the first call opens the file, on all writing ranks together."""
-        self.file = self.file or open_to_fill(self.path, self.comm)
-        atoms, place = self.file["particles/all"], slice(first, first + len(part["ids"]))
-        for name, key in _H5MD_FIELDS.items():
-            if key in part:
-                atoms[name]["value"][self.frames, place] = part[key]
-        if self.frames == 0:
-            for name, rows in (("id", part["ids"]), ("species", part["types"]), ("mass", self.masses[part["types"]])):
-                atoms[name][place] = rows
-
-    def end(self) -> None:
-        """Close the file."""
-        if self.file is not None:
-            self.file.close()
-        self.file, self.frames = None, self.frames + 1
-
-    def extent(self) -> Extent:
-        """How far the file is written, in frames; forces it to disk."""
-        return extent_of_frames(self.path, self.frames)
-
-    def _require_fields(self, wanted: Mapping[str, bool]) -> None:
-        """Refuse to continue a file with other fields: in H5MD all fields have the same number of frames."""
-        with h5py.File(self.path, "r") as file:
-            for name, is_wanted in wanted.items():
-                if (name in file["particles/all"]) != is_wanted:
-                    there, key = "no " * is_wanted + _H5MD_FIELDS[name], _H5MD_FIELDS[name]
-                    raise DataError(
-                        f"the file to go on with has {there}", where=str(self.path),
-                        expected=f"{key}: {str(not is_wanted).lower()}", remedy="keep it so, or name another file",
-                    )  # fmt: skip
-
-    def _bytes_of(self, frame: Frame) -> int:
-        return FRAME_BYTES + ATOM_BYTES * frame.n_atoms + BOX_BYTES * self.frames
-
-    def _create(self, file: h5py.File, frame: Frame) -> h5py.Group:
-        n, box = frame.n_atoms, frame.box
-        atoms = file.create_group("particles/all")
-        group = atoms.create_group("box")
-        group.attrs["dimension"] = 3
-        group.attrs["boundary"] = ["periodic" if p else "none" for p in box.periodic]
-        for name, key in _H5MD_FIELDS.items():
-            if key in frame.fields:
-                group, kind = atoms.create_group(name), np.int32 if key == "images" else np.float64
-                shapes = {"maxshape": (None, n, 3), "chunks": (1, max(1, min(n, CHUNK)), 3)}
-                group.create_dataset("value", (0, n, 3), kind, **shapes, dcpl=with_room())
-                group["value"].attrs["unit"] = _H5MD_UNITS[name]
-        first = atoms["position"]
-        first.create_dataset("step", (0,), np.int64, maxshape=(None,), chunks=(1024,))
-        first.create_dataset("time", (0,), np.float64, maxshape=(None,), chunks=(1024,)).attrs["unit"] = "ps"
-        for name in _H5MD_FIELDS:
-            if name in atoms and name != "position":
-                atoms[name]["step"], atoms[name]["time"] = first["step"], first["time"]  # hard links, as H5MD allows
-        create_edges(atoms, np.empty((0, *edges_of(box).shape)))
-        names = h5py.enum_dtype({name: k for k, name in enumerate(self.species)}, basetype="i4")
-        atoms.create_dataset("species", (n,), names, dcpl=with_room())
-        atoms.create_dataset("id", (n,), np.int64, dcpl=with_room())
-        atoms.create_dataset("mass", (n,), np.float64, dcpl=with_room()).attrs["unit"] = "u"
-        return atoms
-
-
-_H5MD_FIELDS = {"position": "positions", "image": "images", "velocity": "velocities", "force": "forces"}
-_H5MD_UNITS = {"position": "Angstrom", "image": "", "velocity": "Angstrom ps-1", "force": "eV Angstrom-1"}

@@ -11,7 +11,7 @@ from ase.io import read
 from ase.units import fs
 
 from dphpc.core.box import Box
-from dphpc.md import trajectory
+from dphpc.md import h5md
 from dphpc.md.hdf5 import has_room
 from dphpc.md.run import run_md
 from dphpc.md.trajectory import _lammps_box
@@ -122,7 +122,7 @@ def test_an_older_h5md_file_goes_on(
     comm: Communicator, config: Make, argon: LennardJones, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = Path(config()["structure"]).parent
-    monkeypatch.setattr(trajectory, "CHUNK", 7)
+    monkeypatch.setattr(h5md, "CHUNK", 7)
 
     def run(name: str, steps: int, **changes: Any) -> None:
         stages = [{"ensemble": "nve", "steps": steps}]
@@ -131,7 +131,7 @@ def test_an_older_h5md_file_goes_on(
         run_md(config(stages=stages, **files, **changes), comm=comm, potential=argon)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trajectory, "with_room", lambda: None)
+        patch.setattr(h5md, "with_room", lambda: None)
         run("part", 10)
     run("part", 20, structure=str(folder / "part.h5"), replicate=None)
     run("whole", 20)
