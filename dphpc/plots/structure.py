@@ -1,10 +1,9 @@
-"""Structure: radial distribution functions, equations of state."""
+"""Radial distribution functions of trajectories."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +15,6 @@ from scipy.spatial import cKDTree  # type: ignore[import-untyped]
 from dphpc.core.arrays import Doubles
 from dphpc.core.errors import DataError, writing
 from dphpc.core.images import periodic_images
-from dphpc.core.units import EV_PER_A3_IN_GPA
 from dphpc.plots.frames import Frame
 from dphpc.plots.style import COLORS, GREY, panels
 
@@ -135,77 +133,3 @@ def rdf(curves: Mapping[str, Sequence[Doubles]], of: str = "") -> Figure:
     with panels(1, 1, size=(5.4, 3.8)) as (figure, (ax,)):
         draw_rdf(ax, curves, of)
     return figure
-
-
-@dataclass(frozen=True)
-class EquationOfState:
-    """A third-order Birch–Murnaghan curve E(V).
-
-    Birch, Phys. Rev. 71, 809 (1947), with η = (v0/V)^(2/3):
-    E = e0 + 9 v0 b0/16 [(η − 1)³ b1 + (η − 1)² (6 − 4η)].
-
-    `e0` eV and `v0` Å³ at the minimum (per atom or cell, as fitted), bulk modulus `b0` eV/Å³, its
-    derivative by pressure `b1`.
-    """
-
-    e0: float
-    v0: float
-    b0: float
-    b1: float
-
-    @property
-    def bulk_modulus_GPa(self) -> float:
-        """b0 in GPa."""
-        return self.b0 * EV_PER_A3_IN_GPA
-
-    def energy(self, volumes: Doubles) -> Doubles:
-        """E(V) in eV of volumes in Å³."""
-        x = (self.v0 / volumes) ** (2.0 / 3.0) - 1.0
-        return self.e0 + 9.0 / 16.0 * self.v0 * self.b0 * (x**3 * self.b1 + x**2 * (2.0 - 4.0 * x))
-
-    @classmethod
-    def fit(cls, volumes: Doubles, energies: Doubles) -> EquationOfState:
-        """Least squares through (n,) Å³ and (n,) eV, n ≥ 5; the curve is a cubic in x = V^(−2/3).
-
-        Raises
-        ------
-        DataError
-            Too few points, or no minimum between them.
-        """
-        if len(volumes) < 5:
-            raise DataError(f"an equation of state from {len(volumes)} volumes", expected="5 or more")
-        x = np.asarray(volumes, dtype=np.float64) ** (-2.0 / 3.0)
-        curve = np.polynomial.Polynomial.fit(x, energies, 3)
-        slope, curvature = curve.deriv(1), curve.deriv(2)
-        minima = [
-            r.real
-            for r in np.atleast_1d(slope.roots())
-            if abs(r.imag) < 1e-12 and x.min() <= r.real <= x.max() and curvature(r.real) > 0
-        ]
-        if not minima:
-            raise DataError("the energies have no minimum between the volumes", remedy="widen the range of volumes")
-        x0 = minima[0]
-        v0 = x0**-1.5
-        dx, ddx = -2.0 / 3.0 * v0 ** (-5.0 / 3.0), 10.0 / 9.0 * v0 ** (-8.0 / 3.0)  # of x by V
-        second = curvature(x0) * dx**2
-        third = curve.deriv(3)(x0) * dx**3 + 3.0 * curvature(x0) * dx * ddx
-        return cls(float(curve(x0)), float(v0), float(v0 * second), float(-1.0 - v0 * third / second))
-
-
-def draw_equation_of_state(ax: Axes, curves: Mapping[str, tuple[Doubles, Doubles]]) -> None:
-    """Draw energies over volume with their Birch–Murnaghan fits into axes, each relative to its minimum.
-
-    Parameters
-    ----------
-    curves
-        Label -> (n,) Å³ and (n,) eV, both per atom.
-    """
-    for i, (name, (volumes, energies)) in enumerate(curves.items()):
-        color = COLORS[i % len(COLORS)]
-        fit = EquationOfState.fit(volumes, energies)
-        fine = np.linspace(volumes.min(), volumes.max(), 200)
-        label = f"{name}: V₀ {fit.v0:.2f} Å³/atom, B {fit.bulk_modulus_GPa:.0f} GPa"
-        ax.plot(fine, 1e3 * (fit.energy(fine) - fit.e0), color=color, ls="-" if i == 0 else "--", label=label)
-        ax.plot(volumes, 1e3 * (energies - fit.e0), "o" if i == 0 else "s", color=color, ms=4, mfc="white")
-    ax.set(title="Equation of state", xlabel="volume (Å³/atom)", ylabel="energy above minimum (meV/atom)")
-    ax.legend()

@@ -23,6 +23,9 @@ from typing import Any
 import ase.io
 import numpy as np
 from ase import Atoms
+from ase.eos import EquationOfState, birchmurnaghan
+from ase.units import GPa
+from matplotlib.axes import Axes
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -31,8 +34,8 @@ from dphpc import DeepPot
 from dphpc.plots.curves import draw_loss
 from dphpc.plots.frames import read_frames
 from dphpc.plots.parity import Parity, draw_parity, read_details
-from dphpc.plots.structure import EquationOfState, draw_equation_of_state, draw_rdf, radial_distribution
-from dphpc.plots.style import panels, save
+from dphpc.plots.structure import draw_rdf, radial_distribution
+from dphpc.plots.style import COLORS, panels, save
 from dphpc.plots.tables import read_table
 
 HERE = Path(__file__).resolve().parent
@@ -105,6 +108,19 @@ def energy_drift(thermo: Path) -> tuple[float, float]:
     return float(slope), float(np.std(energy - slope * time_ps - offset))
 
 
+def draw_equation_of_state(ax: Axes, curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
+    """Energies over volumes per atom with their Birch–Murnaghan fits, each relative to its minimum."""
+    for (name, (volumes, energies)), color, line, mark in zip(curves.items(), COLORS, ("-", "--"), "os", strict=False):
+        curve = EquationOfState(volumes, energies, eos="birchmurnaghan")
+        v0, e0, bulk_modulus = curve.fit()
+        fine = np.linspace(volumes.min(), volumes.max(), 200)
+        label = f"{name}: V₀ {v0:.2f} Å³/atom, B {bulk_modulus / GPa:.0f} GPa"
+        ax.plot(fine, 1e3 * (birchmurnaghan(fine, *curve.eos_parameters) - e0), line, color=color, label=label)
+        ax.plot(volumes, 1e3 * (energies - e0), mark, color=color, ms=4, mfc="white")
+    ax.set(title="Equation of state", xlabel="volume (Å³/atom)", ylabel="energy above minimum (meV/atom)")
+    ax.legend()
+
+
 def draw(folder: Path, quantities: list[Parity], volumes: dict[str, Any], structure: dict[str, Any]) -> Path:
     """The results in one picture."""
     energy, force = quantities[0], quantities[1]
@@ -170,7 +186,7 @@ def main() -> None:
     near = np.abs(scan / crystal["V0_A3_per_atom"] - 1.0) < 0.10
     volumes = scan[near]
     ours = volume_curve(folder / "compressed.dp", volumes)
-    fit = EquationOfState.fit(volumes, ours)
+    v0, _, bulk_modulus = EquationOfState(volumes, ours, eos="birchmurnaghan").fit()
     curves = {"dphpc": (volumes, ours), "DFT": (volumes, np.array(crystal["energy_eV_per_atom"])[near])}
     frames = read_frames(str(folder / "liquid_run.extxyz"), skip=100)
     g = radial_distribution(frames, r_max=6.0, n_bins=60)
@@ -182,8 +198,8 @@ def main() -> None:
     distance = float(np.mean(np.abs(g[1] - np.array(liquid["g"]))))
     halves = float(np.mean(np.abs(np.array(liquid["g_first_half"]) - np.array(liquid["g_second_half"]))))
     rows += [
-        ("lattice constant", f"{(8 * fit.v0) ** (1 / 3):.4f} Å", f"{crystal['a0_A']:.4f} Å"),
-        ("bulk modulus", f"{fit.bulk_modulus_GPa:.1f} GPa", f"{crystal['B0_GPa']:.1f} GPa"),
+        ("lattice constant", f"{(8 * v0) ** (1 / 3):.4f} Å", f"{crystal['a0_A']:.4f} Å"),
+        ("bulk modulus", f"{bulk_modulus / GPa:.1f} GPa", f"{crystal['B0_GPa']:.1f} GPa"),
         ("g(r) of the liquid: mean distance to DFT's", f"{distance:.3f}", f"{halves:.3f} between halves of its run"),
         ("NVE energy drift", f"{drift:.1e} eV/atom/ps, scatter {scatter:.1e} eV/atom", ""),
         ("training", f"{training_s:.0f} s", ""),

@@ -11,7 +11,7 @@ from ase.neighborlist import neighbor_list
 from dphpc.core.box import Box
 from dphpc.core.errors import DataError
 from dphpc.plots.frames import Frame
-from dphpc.plots.structure import EquationOfState, radial_distribution, rdf, write_rdf
+from dphpc.plots.structure import radial_distribution, rdf, write_rdf
 from dphpc.plots.tables import read_table
 
 
@@ -78,28 +78,3 @@ def test_rdf_as_a_table(tmp_path: Path) -> None:
 def test_rdf_of_nothing_is_refused() -> None:
     with pytest.raises(DataError, match="no frames"):
         radial_distribution([])
-
-
-def test_equation_of_state_is_recovered() -> None:
-    known = EquationOfState(e0=-107.3, v0=19.73, b0=0.604, b1=4.27)
-    volumes = np.linspace(17.5, 22.0, 9)
-    found = EquationOfState.fit(volumes, known.energy(volumes))
-    np.testing.assert_allclose(
-        [found.e0, found.v0, found.b0, found.b1], [known.e0, known.v0, known.b0, known.b1], rtol=1e-7
-    )  # measured 2e-9
-    # The curve's own derivative: B = V d²E/dV² at the minimum.
-    h = 1e-3
-    e = known.energy(known.v0 + h * np.array([-1.0, 0.0, 1.0]))
-    assert known.v0 * (e[0] - 2 * e[1] + e[2]) / h**2 == pytest.approx(known.b0, rel=1e-4)  # measured 2e-6
-    assert found.bulk_modulus_GPa == pytest.approx(96.77, abs=0.01)
-
-
-@pytest.mark.parametrize("energies", [np.linspace(0.0, 1.0, 9), -((np.linspace(-1, 1, 9)) ** 2)])
-def test_curve_without_minimum_is_refused(energies: np.ndarray) -> None:
-    with pytest.raises(DataError, match="no minimum"):
-        EquationOfState.fit(np.linspace(17.0, 22.0, 9), energies)
-
-
-def test_too_few_volumes_are_refused() -> None:
-    with pytest.raises(DataError, match="4 volumes"):
-        EquationOfState.fit(np.arange(4.0) + 1.0, np.arange(4.0))
