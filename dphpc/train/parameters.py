@@ -10,7 +10,6 @@ that is synchronized with it.  The model's own arrays are then copies on the hos
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -30,9 +29,8 @@ ALIGNMENT = 64
 
 @dataclass(frozen=True)
 class Slot:
-    """The place of a named array in its flat tensor: number of the tensor, first element, and shape."""
+    """The place of an array in its flat tensor: number of the tensor, first element, and shape."""
 
-    name: str
     flat: int
     start: int
     shape: tuple[int, ...]
@@ -89,7 +87,7 @@ class Parameters:
         for name, value in arrays:
             which = dtypes.index(str(value.dtype))
             start, step = ends[which][-1], ALIGNMENT // value.dtype.itemsize
-            self.slots[name] = Slot(name, which, start, value.shape)
+            self.slots[name] = Slot(which, start, value.shape)
             ends[which].append(start + -(-value.size // step) * step)
         self.ends = [np.array(of_flat[1:], np.int64) for of_flat in ends]
         sizes = [(of_flat[-1], dtype) for of_flat, dtype in zip(ends, dtypes, strict=True)]
@@ -187,13 +185,8 @@ class Parameters:
         found = (name for name in self.slots if name.startswith(prefix + "."))
         return {name[len(prefix) + 1 :]: self.slots[name].cut(self.gradient_arrays) for name in found}
 
-    def named(self) -> Iterator[tuple[str, Tensor]]:
-        """The arrays by name, as views."""
-        for name, slot in self.slots.items():
-            yield name, slot.of(self.flats)
-
     def split(self, flat_values: list[Tensor]) -> dict[str, Tensor]:
-        """Views by name of tensors laid out like `flats` (optimizer moments, gradients)."""
+        """Views by name of `flats`, or of tensors laid out like them (optimizer moments, gradients)."""
         return {name: slot.of(flat_values) for name, slot in self.slots.items()}
 
     @property

@@ -45,8 +45,6 @@ class Statistics:
         (ntypes,) mean of s and (ntypes, 2) standard deviations of s and of the direction terms, by center type.
     energy_bias
         (ntypes,) eV, for the model's `out_bias`.
-    energy_std
-        (ntypes,) eV, for `out_std`: the standard deviation of the bias fit's residual, the same for all types.
     fparam_avg, fparam_inv_std, aparam_avg, aparam_inv_std
         Normalization of frame and atomic parameters, None if the model takes none.
     """
@@ -54,7 +52,6 @@ class Statistics:
     davg: Doubles
     dstd: Doubles
     energy_bias: Doubles
-    energy_std: Doubles
     fparam_avg: Doubles | None = None
     fparam_inv_std: Doubles | None = None
     aparam_avg: Doubles | None = None
@@ -63,8 +60,7 @@ class Statistics:
     @classmethod
     def of(cls, moments: Moments, model: ModelConfig) -> Statistics:
         """The statistics that follow from the sums."""
-        n_types = len(moments.radial)
-        davg = np.zeros(n_types) if model.descriptor.set_davg_zero else _mean(moments.radial)
+        davg = np.zeros(model.n_types) if model.descriptor.set_davg_zero else _mean(moments.radial)
         dstd = np.stack(
             [_deviation(m, STD_FLOOR, STD_WITHOUT_ATOMS) for m in (moments.radial, moments.angular)], axis=1
         )
@@ -73,8 +69,7 @@ class Statistics:
             if m is not None:
                 parameters[f"{name}_avg"] = _mean(m)
                 parameters[f"{name}_inv_std"] = 1.0 / _deviation(m, model.data_stat_protect, STD_WITHOUT_ATOMS)
-        energy_std = np.full(n_types, moments.energy_std)
-        return cls(davg, dstd, moments.energy_bias, energy_std, **parameters)
+        return cls(davg, dstd, moments.energy_bias, **parameters)
 
     @classmethod
     def neutral(cls, model: ModelConfig) -> Statistics:
@@ -84,7 +79,7 @@ class Statistics:
         for name, width in (("fparam", net.numb_fparam), ("aparam", net.numb_aparam)):
             if width:
                 parameters |= {f"{name}_avg": np.zeros(width), f"{name}_inv_std": np.ones(width)}
-        return cls(np.zeros(n), np.ones((n, 2)), np.zeros(n), np.ones(n), **parameters)
+        return cls(np.zeros(n), np.ones((n, 2)), np.zeros(n), **parameters)
 
 
 def compute_statistics(

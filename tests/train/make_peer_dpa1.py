@@ -25,7 +25,7 @@ from tests.train.systems import PEER_FORMS, peer_dpa1_input, write_system
 def make(dp: str, name: str) -> None:
     """The two files of one of the forms."""
     given = peer_dpa1_input(name)
-    statistics = Statistics(np.zeros(2), np.array([[0.2, 0.1], [0.25, 0.12]]), np.array([-3.0, -2.9]), np.ones(2))
+    statistics = Statistics(np.zeros(2), np.array([[0.2, 0.1], [0.25, 0.12]]), np.array([-3.0, -2.9]))
     model = initial_model(parse_input(given).model, statistics, seed=0)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)

@@ -38,7 +38,7 @@ main(sys.argv[1:])
 
 def main(dp: str) -> None:
     davg, dstd = np.array([0.05, 0.04]), np.array([[0.2, 0.1], [0.25, 0.12]])
-    statistics = Statistics(davg, dstd, np.array([-3.0, -2.9]), np.ones(2))
+    statistics = Statistics(davg, dstd, np.array([-3.0, -2.9]))
     model = initial_model(parse_input(peer_input()).model, statistics, seed=0)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -21,7 +21,7 @@ def checkpoint(step: int = 3) -> Checkpoint:
     given["model"]["descriptor"]["sel"] = [20, 20]
     config = parse_input(given)
     rng = np.random.default_rng(0)
-    statistics = Statistics(rng.normal(size=2), rng.uniform(1, 2, (2, 2)), rng.normal(size=2), np.ones(2))
+    statistics = Statistics(rng.normal(size=2), rng.uniform(1, 2, (2, 2)), rng.normal(size=2))
     model = initial_model(config.model, statistics, seed=3, min_distance=0.9)
     moments = {f"exp_avg.{name}": rng.normal(size=value.shape) for name, value in model.parameters()}
     return Checkpoint(step, config, model_arrays(model), moments, Grid(-1.0, (0.5, 1.0), (20, 3)), 0.9)

@@ -158,7 +158,7 @@ def test_hdf5_equals_npy(folder: Path) -> None:
         load(folder, "all.hdf5#/deap")
     for dataset, k in ((whole, 1), (one, 0)):
         ours, theirs = dataset.batch(k, [2]), load(folder, "b").batch(0, [2])
-        for name in ("positions", "types", "energy", "forces", "virial", "volume"):
+        for name in ("positions", "types", "energy", "forces", "virial"):
             np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
 
 
@@ -340,7 +340,7 @@ def test_a_batch_has_every_pair_of_its_frames(folder: Path, system: int, frames:
     dataset = load(folder)
     batch = dataset.batch(system, frames)
     assert pairs(batch) == expected_pairs(batch, [dataset.systems[system]] * len(frames), frames)
-    assert batch.n_all == batch.n_local + batch.n_ghost == len(batch.positions)
+    assert batch.n_local + len(batch.owners) == len(batch.positions)
     np.testing.assert_array_equal(batch.types[batch.n_local :], batch.types[: batch.n_local][batch.owners])
     owners = np.concatenate((np.arange(batch.n_local), batch.owners))
     for i in range(batch.n_local):  # rows sorted by type, then owner, then position
@@ -352,15 +352,12 @@ def test_a_batch_has_every_pair_of_its_frames(folder: Path, system: int, frames:
     assert (batch.types.dtype, batch.owners.dtype, batch.neighbors.indices.dtype) == (np.int32,) * 3
 
 
-def test_batch_labels_and_volume(folder: Path) -> None:
+def test_batch_labels(folder: Path) -> None:
     batch, data = load(folder).batch(0, [4, 2]), two_systems()[0]
-    assert batch.periodic
-    np.testing.assert_allclose(batch.volume, Box(TRICLINIC).volume)
     np.testing.assert_array_equal(batch.energy, data["energy"][[4, 2]])
     np.testing.assert_array_equal(batch.forces, data["force"][[4, 2]].reshape(-1, 3))
     np.testing.assert_array_equal(batch.virial, data["virial"][[4, 2]].reshape(-1, 3, 3))
     np.testing.assert_array_equal(batch.atom_pref, data["atom_pref"][[4, 2]].ravel())
-    assert not load(folder).batch(1, [0]).periodic
 
 
 def test_cache_stays_within_its_bytes(folder: Path) -> None:

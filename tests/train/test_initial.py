@@ -15,7 +15,7 @@ def model(seed: int | None = 1, run_seed: int = 0, **descriptor: object) -> DPMo
     given = small_input()
     given["model"]["descriptor"] |= {"sel": [20, 20], "neuron": [25, 50, 100], "seed": seed, **descriptor}
     given["model"]["fitting_net"] |= {"neuron": [60, 60], "seed": seed}
-    statistics = Statistics(np.array([0.1, 0.2]), np.full((2, 2), 1 / 3), np.array([-3.0, -1.0]), np.ones(2))
+    statistics = Statistics(np.array([0.1, 0.2]), np.full((2, 2), 1 / 3), np.array([-3.0, -1.0]))
     return initial_model(parse_input(given).model, statistics, run_seed)
 
 

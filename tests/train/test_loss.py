@@ -31,13 +31,12 @@ def sample_batch(without: list[str]) -> tuple[Prediction, Batch]:
     }
     nobody = np.zeros(0, np.int32)
     alone = Neighbors(np.zeros(N_ATOMS + 1, np.int64), nobody, 1.0)
-    frame = Geometry(N_ATOMS, np.zeros((N_ATOMS, 3)), np.array(TYPES, np.int32), nobody, alone, 1.0)
+    frame = Geometry(N_ATOMS, np.zeros((N_ATOMS, 3)), np.array(TYPES, np.int32), nobody, alone)
     batch = Batch(
         natoms=np.full(N_FRAMES, N_ATOMS),
         frame=np.repeat(np.arange(N_FRAMES, dtype=np.int32), N_ATOMS),
         frame_offsets=np.arange(N_FRAMES + 1) * N_ATOMS,
         geometries=(frame,) * N_FRAMES,
-        volume=np.ones(N_FRAMES),
         **{name: value for name, value in labels.items() if name not in without},
     )
     prediction = Prediction(

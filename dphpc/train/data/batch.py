@@ -30,8 +30,6 @@ class Geometry:
         (n_all, 3) Å and (n_all,), local atoms first.
     owners
         (n_ghost,) the local atom whose image a ghost is.
-    volume
-        Å³, 0 for an open system.
     """
 
     n_local: int
@@ -39,20 +37,19 @@ class Geometry:
     types: NDArray[np.int32]
     owners: NDArray[np.int32]
     neighbors: Neighbors
-    volume: float
 
     @classmethod
     def of(cls, frame: Frame, cutoff: float) -> Geometry:
         """Ghosts and neighbors within `cutoff` (Å) of a frame."""
         around = Surroundings.of(frame.positions, frame.box, frame.types, cutoff)
         state = around.state
-        return cls(state.n_local, state.positions, state.types, around.owners, around.neighbors, _volume(frame))
+        return cls(state.n_local, state.positions, state.types, around.owners, around.neighbors)
 
     @classmethod
     def hollow(cls, frame: Frame, cutoff: float) -> Geometry:
         """A frame of which this rank evaluates no atom, without ghosts and neighbors."""
         none = Neighbors(np.zeros(len(frame.types) + 1, np.int64), np.zeros(0, np.int32), cutoff)
-        return cls(len(frame.types), frame.positions, frame.types, np.zeros(0, np.int32), none, _volume(frame))
+        return cls(len(frame.types), frame.positions, frame.types, np.zeros(0, np.int32), none)
 
     @property
     def n_ghost(self) -> int:
@@ -64,11 +61,6 @@ class Geometry:
         """Bytes of the arrays."""
         arrays = (self.positions, self.types, self.owners, self.neighbors.offsets, self.neighbors.indices)
         return sum(a.nbytes for a in arrays)
-
-
-def _volume(frame: Frame) -> float:
-    """Å³, 0 for an open system."""
-    return frame.box.volume if any(frame.box.periodic) else 0.0
 
 
 @dataclass(frozen=True)
@@ -132,8 +124,6 @@ class Batch:
         (n_frames + 1,) where each frame's local atoms begin.
     geometries
         The frames' own arrays; they are the same objects whenever a frame is drawn.
-    volume
-        (n_frames,) Å³, 0 for open systems.
     energy, forces, virial, atom_ener, atom_pref
         (n_frames,) eV, (n_local, 3) eV/Å, (n_frames, 3, 3) eV, (n_local,) eV, (n_local,); None where missing.
     fparam, aparam
@@ -147,7 +137,6 @@ class Batch:
     frame: NDArray[np.int32]
     frame_offsets: NDArray[np.int64]
     geometries: tuple[Geometry, ...]
-    volume: Doubles
     energy: Doubles | None = None
     forces: Doubles | None = None
     virial: Doubles | None = None
@@ -165,7 +154,7 @@ class Batch:
         labels |= {name: values[name] for name in ATOM_LABELS if name in values}
         return cls(
             natoms=np.array([n]), frame=np.zeros(n, np.int32), frame_offsets=np.array([0, n]),
-            volume=np.array([geometry.volume]), geometries=(geometry,), **labels,
+            geometries=(geometry,), **labels,
         )  # fmt: skip
 
     # Joined at first use only: a GPU joins the frames in its own memory.
@@ -246,21 +235,6 @@ class Batch:
         return len(self.frame)
 
     @property
-    def n_ghost(self) -> int:
-        """Number of ghosts of all frames."""
-        return sum(g.n_ghost for g in self.geometries)
-
-    @property
-    def n_all(self) -> int:
-        """Number of atoms and ghosts."""
-        return self.n_local + self.n_ghost
-
-    @property
-    def periodic(self) -> bool:
-        """Whether the frames have boxes (all of a system's frames do, or none)."""
-        return bool((self.volume > 0).all())
-
-    @property
     def nbytes(self) -> int:
         """Bytes of the frames and their labels."""
         labels = (getattr(self, name) for name in (*FRAME_LABELS, *ATOM_LABELS))
@@ -278,7 +252,6 @@ def join(frames: Sequence[Batch]) -> Batch:
         natoms=natoms,
         frame=np.repeat(np.arange(len(natoms), dtype=np.int32), natoms),
         frame_offsets=np.concatenate(([0], np.cumsum(natoms))),
-        volume=np.concatenate([f.volume for f in frames]),
         geometries=tuple(g for f in frames for g in f.geometries),
         **joined,
     )

@@ -107,10 +107,8 @@ def is_matrix(name: str, value: Tensor) -> bool:
 
 def leaves(parameters: Parameters) -> dict[str, Tensor]:
     """The parameters by name, as leaves whose gradients are views of the flat gradients."""
-    gradients = parameters.split(parameters.gradients)
-    result = {}
-    for name, value in parameters.named():
+    values, gradients = parameters.split(parameters.flats), parameters.split(parameters.gradients)
+    for name, value in values.items():
         value.requires_grad_(True)
         value.grad = gradients[name]
-        result[name] = value
-    return result
+    return values

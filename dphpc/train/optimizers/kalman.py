@@ -98,11 +98,6 @@ class BlockFilter:
         change[self._index] = (gain.view(-1) * (a * error)).to(gradient.dtype)
         return change[:-1]
 
-    def dense(self) -> Tensor:
-        """P (n_blocks, b, b), for inspection."""
-        rows = self.pending[:, : self.n_pending]
-        return self.scale * (self.covariance - rows.transpose(1, 2) @ rows)
-
 
 class KalmanOptimizer:
     """`LKF` of a training input.
@@ -146,7 +141,7 @@ class KalmanOptimizer:
         engine.backward(seeds)
         gradients = [value.reshape(-1) for value in self.parameters.split(self.parameters.gradients).values()]
         change, start = self.filter.step(torch.cat(gradients), error), 0
-        for _, value in self.parameters.named():
+        for value in self.parameters.split(self.parameters.flats).values():
             value += change[start : start + value.numel()].view(value.shape)
             start += value.numel()
         engine.weights_changed()

@@ -31,4 +31,4 @@ def input_with(optimizer: dict[str, Any], **training: Any) -> TrainInput:
 
 def numpy_values(parameters: Parameters) -> dict[str, np.ndarray]:
     """Copies of the parameters by name."""
-    return {name: value.numpy().copy() for name, value in parameters.named()}
+    return {name: value.numpy().copy() for name, value in parameters.split(parameters.flats).items()}

@@ -30,7 +30,7 @@ def made(parameters: Parameters, optimizer: dict[str, Any], max_norm: float = 0.
 @pytest.mark.parametrize("max_norm", [0.0, 2.0])
 def test_equals_torch_on_separate_parameters(options: dict[str, Any], kind: type, max_norm: float) -> None:
     parameters = Parameters(random_model())
-    separate = {name: value.clone().requires_grad_(True) for name, value in parameters.named()}
+    separate = {name: value.clone().requires_grad_(True) for name, value in parameters.split(parameters.flats).items()}
     betas = (options.get("adam_beta1", 0.9), options.get("adam_beta2", 0.999))
     reference = kind(separate.values(), lr=1e-3, betas=betas, weight_decay=options.get("weight_decay", 0.0))
     optimizer = made(parameters, options, max_norm)
@@ -45,7 +45,7 @@ def test_equals_torch_on_separate_parameters(options: dict[str, Any], kind: type
         else:
             reference.step()
             optimizer.step(1e-3)
-    for name, value in parameters.named():
+    for name, value in parameters.split(parameters.flats).items():
         np.testing.assert_allclose(value.numpy(), separate[name].detach().numpy(), rtol=1e-12, atol=1e-15)
 
 
@@ -101,6 +101,6 @@ def test_the_model_sees_its_parameters_change() -> None:
     parameters = Parameters(model)
     with torch.no_grad():
         parameters.flats[0] += 1.0
-    for name, value in parameters.named():
+    for name, value in parameters.split(parameters.flats).items():
         assert np.array_equal(dict(model.parameters())[name], value.numpy())
     assert sum(value.size for _, value in model.parameters()) == parameters.n_values

@@ -120,7 +120,8 @@ def test_updates_fit_the_labels_of_another_model() -> None:
     results = [optimizer.update(engine, batch, loss, 1.0).errors for _ in range(40)]
     assert results[-1]["rmse_f"] < 0.5 * results[0]["rmse_f"]  # measured 0.38
     assert results[-1]["rmse_e"] < 0.05 * results[0]["rmse_e"]  # measured 0.004
-    assert all(not np.array_equal(before[name], value.numpy()) for name, value in parameters.named())
+    after = parameters.split(parameters.flats)
+    assert all(not np.array_equal(before[name], value.numpy()) for name, value in after.items())
 
 
 def test_groups_take_each_frames_atoms_in_turn_and_are_new_in_every_step() -> None:

@@ -65,7 +65,7 @@ def test_steps_equal_the_formula(lr_adjust: float) -> None:
             value.grad = torch.from_numpy(given[name])
         reference.step()
     expected |= {name: value.detach().numpy() for name, value in adam.items()}
-    for name, value in parameters.named():
+    for name, value in parameters.split(parameters.flats).items():
         moved = np.abs(expected[name] - start[name]).max()
         tolerance = 1e-5 if name in matrices else 1e-12  # measured 1e-6: Newton–Schulz runs in float32
         np.testing.assert_allclose(value.numpy(), expected[name], rtol=0, atol=tolerance * moved)
