@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,11 +87,7 @@ def neighbor_stat(dataset: Dataset, rcut: float | None = None, mixed_type: bool 
 
 
 def neighbor_stat_of(
-    paths: Sequence[str],
-    rcut: float,
-    type_map: Sequence[str] | None = None,
-    base: Path | None = None,
-    mixed_type: bool = False,
+    paths: Sequence[str], rcut: float, type_map: Sequence[str] | None = None, mixed_type: bool = False
 ) -> tuple[NeighborStat, list[str]]:
     """Statistics of the systems that `paths` name, and the type map used, by default the systems' own.
 
@@ -105,12 +100,12 @@ def neighbor_stat_of(
     """
     if not 0.0 < rcut <= MAX_RCUT:
         raise InputError(f"rcut is {rcut:g}", where="--rcut", expected=f"a positive length in Å, at most {MAX_RCUT:g}")
-    names = list(type_map) if type_map else common_type_map(paths, base)
-    dataset = Dataset(open_systems(paths, names, base=base), names, rcut, cache_bytes=0)
+    names = list(type_map) if type_map else common_type_map(paths)
+    dataset = Dataset(open_systems(paths, names), names, rcut, cache_bytes=0)
     return neighbor_stat(dataset, mixed_type=mixed_type), names
 
 
-def common_type_map(paths: Sequence[str], base: Path | None = None) -> list[str]:
+def common_type_map(paths: Sequence[str]) -> list[str]:
     """The element names of all systems, in the order in which they are met.
 
     Raises
@@ -119,7 +114,7 @@ def common_type_map(paths: Sequence[str], base: Path | None = None) -> list[str]
         A system has no `type_map.raw`.
     """
     names: dict[str, None] = {}
-    for name, store in find_stores(paths, base=base):
+    for name, store in find_stores(paths):
         if not store.has("type_map.raw"):
             raise DataError("the system does not name its types", where=name, remedy="give the type map (-t O H …)")
         names.update(dict.fromkeys(store.words("type_map.raw")))

@@ -32,19 +32,15 @@ class TrainingProgress:
     ----------
     first, n_steps
         Number of steps already done, and in all.
-    console
-        Where the live line is printed; on a terminal only.
     shown
-        Whether it is printed at all (on the first rank).
+        Whether the live line is printed, on a terminal (on the first rank).
     timed
         Whether lines with times are logged (`training/time_training`).
     """
 
-    def __init__(
-        self, first: int, n_steps: int, console: Console | None = None, *, shown: bool = True, timed: bool = True
-    ) -> None:
+    def __init__(self, first: int, n_steps: int, *, shown: bool, timed: bool) -> None:
         self.first, self.n_steps, self._timed = first, n_steps, timed
-        console = console if console is not None else Console(stderr=True)
+        console = Console(stderr=True)
         columns = (
             TextColumn("[bold]train"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn(),
             TextColumn("{task.fields[errors]}"),

@@ -13,6 +13,12 @@ from tests.train.systems import write_systems
 
 
 @pytest.fixture
+def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work in `tmp_path`, from which relative paths count."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder with two systems, a and b."""
     for name, system in zip("ab", two_systems(), strict=True):

@@ -14,6 +14,8 @@ from dphpc.train.convert import convert
 from dphpc.train.data import System, open_systems
 from tests.train.data_systems import TYPE_MAP, two_systems, write_npy
 
+pytestmark = pytest.mark.usefixtures("inside")
+
 FORMATS = ["deepmd/npy", "deepmd/npy/mixed", "deepmd/hdf5", "deepmd/lmdb"]
 
 
@@ -41,7 +43,7 @@ def test_extxyz_through_ase(tmp_path: Path, output_format: str) -> None:
     report = convert(tmp_path / "in.extxyz", tmp_path / "out", output_format=output_format, type_map=["H", "O"])
     assert (report.n_frames, report.n_atoms) == (4, (3, 6))
     assert report.labels == {"energy": 4, "force": 4, "virial": 4}
-    systems = open_systems(["out"], ["O", "H"], base=tmp_path)
+    systems = open_systems(["out"], ["O", "H"])
     assert sum(s.n_frames for s in systems) == 4
     assert len(systems) == len(report.systems) == 2
     found = by_energy(systems)
@@ -86,7 +88,7 @@ def test_deepmd_systems_keep_everything(tmp_path: Path, output_format: str) -> N
     for name, data in zip("ab", two_systems(), strict=True):
         write_npy(tmp_path / "in" / name, data, sets=2)
     convert(tmp_path / "in", tmp_path / "out", output_format=output_format)
-    before, after = (by_energy(open_systems([name], TYPE_MAP, base=tmp_path)) for name in ("in", "out"))
+    before, after = (by_energy(open_systems([name], TYPE_MAP)) for name in ("in", "out"))
     assert before.keys() == after.keys()
     for energy, (system, i) in before.items():
         new, k = after[energy]
@@ -119,7 +121,7 @@ def test_unlabeled_poscar_through_dpdata(tmp_path: Path) -> None:
     write(tmp_path / "POSCAR", atoms, format="vasp")
     report = convert(tmp_path / "POSCAR", tmp_path / "out.hdf5")
     assert (report.output_format, report.labels) == ("deepmd/hdf5", {})
-    (system,) = open_systems(["out.hdf5"], ["O", "H"], base=tmp_path)
+    (system,) = open_systems(["out.hdf5"], ["O", "H"])
     assert system.labels == frozenset()
     assert system.periodic
     assert "labels:        none" in report.lines()[-1]
@@ -130,7 +132,7 @@ def test_open_boundaries(tmp_path: Path) -> None:
     convert(tmp_path / "mol.xyz", tmp_path / "out")
     assert (tmp_path / "out/nopbc").exists()
     assert not (tmp_path / "out/set.000/box.npy").exists()
-    assert not open_systems(["out"], ["O", "H"], base=tmp_path)[0].periodic
+    assert not open_systems(["out"], ["O", "H"])[0].periodic
 
 
 @pytest.mark.parametrize(("pbc", "c"), [([True, True, False], 9.0), ([True, True, False], 0.0), (True, 0.0)])
@@ -150,7 +152,7 @@ def test_lmdb_of_dpdata(tmp_path: Path, name: str) -> None:
         systems.append(dpdata.LabeledSystem(str(folder), fmt="deepmd/npy"))
     systems.to("deepmd/lmdb", str(tmp_path / name))
     convert(tmp_path / name, tmp_path / "out")
-    found = by_energy(open_systems(["out"], ["H", "O"], base=tmp_path))
+    found = by_energy(open_systems(["out"], ["H", "O"]))
     assert found.keys() == frames.keys()
     for energy, (system, i) in found.items():
         before = frames[energy]
@@ -171,7 +173,7 @@ def test_labels_that_differ_make_other_systems(tmp_path: Path) -> None:
     write(tmp_path / "in.extxyz", frames)
     report = convert(tmp_path / "in.extxyz", tmp_path / "out")
     assert report.systems == ["O1H2", "O1H2_1"]
-    assert [s.labels != frozenset() for s in open_systems(["out"], ["O", "H"], base=tmp_path)] == [True, False]
+    assert [s.labels != frozenset() for s in open_systems(["out"], ["O", "H"])] == [True, False]
 
 
 def test_labels_under_other_names_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -211,7 +213,7 @@ def test_dump_with_elements_through_ase(tmp_path: Path) -> None:
     (tmp_path / "a.dump").write_text(DUMP.format(box=SKEWED, columns="element x y z fx fy fz", first="O ", second="H "))
     report = convert(tmp_path / "a.dump", tmp_path / "out")
     assert (report.type_map, report.labels) == (["O", "H"], {"force": 1})  # no energy 0
-    frame = open_systems(["out"], ["O", "H"], base=tmp_path)[0].frame(0)
+    frame = open_systems(["out"], ["O", "H"])[0].frame(0)
     np.testing.assert_allclose(frame.box.matrix, [[5.0, 0.0, 0.0], [0.5, 6.0, 1.0], [0.25, -1.5, 7.0]])
     np.testing.assert_allclose(frame.positions, [[1.0, 2.0, 3.0], [2.0, 3.0, 4.0]])
     with pytest.raises(DataError, match="abc origin"):
@@ -221,7 +223,7 @@ def test_dump_with_elements_through_ase(tmp_path: Path) -> None:
 def test_type_map_names_numbers(tmp_path: Path) -> None:
     (tmp_path / "a.dump").write_text(DUMP.format(box=SQUARE, columns="x y z fx fy fz", first="", second=""))
     assert convert(tmp_path / "a.dump", tmp_path / "out", type_map=["O", "C", "H"]).type_map == ["O", "C", "H"]
-    frame = open_systems(["out"], ["O", "C", "H"], base=tmp_path)[0].frame(0)
+    frame = open_systems(["out"], ["O", "C", "H"])[0].frame(0)
     np.testing.assert_array_equal(frame.types, [0, 2])
     with pytest.raises(DataError, match="types 1, 3") as caught:
         convert(tmp_path / "a.dump", tmp_path / "other", type_map=["O", "C"])
@@ -240,7 +242,7 @@ def test_type_map_names_the_types_of_a_system(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not name its types"):
         convert(tmp_path / "in", tmp_path / "out")
     convert(tmp_path / "in", tmp_path / "out", type_map=TYPE_MAP)
-    before, after = (open_systems([name], TYPE_MAP, base=tmp_path)[0].frame(0) for name in ("in", "out"))
+    before, after = (open_systems([name], TYPE_MAP)[0].frame(0) for name in ("in", "out"))
     np.testing.assert_array_equal(after.types, np.sort(before.types))
 
 
@@ -261,7 +263,7 @@ def test_every_frame_of_xyz(tmp_path: Path, name: str) -> None:
     assert (report.n_frames, report.n_atoms) == (4, (3, 6))
     if name != "xyz":
         assert report.labels == {"energy": 4, "force": 4, "virial": 4}
-        found = by_energy(open_systems(["out"], ["H", "O"], base=tmp_path))
+        found = by_energy(open_systems(["out"], ["H", "O"]))
         for atoms in frames:
             system, i = found[round(atoms.get_potential_energy(), 6)]
             order = np.argsort([s != "H" for s in atoms.get_chemical_symbols()], kind="stable")

@@ -20,6 +20,8 @@ from dphpc.train.schema.training import DataConfig
 from tests.train.data_systems import TRICLINIC, TYPE_MAP, make_system, two_systems, write_npy
 from tests.train.test_schema import WATER
 
+pytestmark = pytest.mark.usefixtures("inside")
+
 RCUT = 4.0
 
 
@@ -36,15 +38,15 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def load(folder: Path, systems: str | list[str] = ".", **options: Any) -> Dataset:
-    return Dataset.load(DataConfig(systems=systems, **options), model(), base=folder)
+def load(systems: str | list[str] = ".", **options: Any) -> Dataset:
+    return Dataset.load(DataConfig(systems=systems, **options), model())
 
 
 # -- systems ---------------------------------------------------------------------------------------------------------
 
 
 def test_frames_are_what_was_written(folder: Path) -> None:
-    system = open_systems(["a"], TYPE_MAP, base=folder)[0]
+    system = open_systems(["a"], TYPE_MAP)[0]
     data = two_systems()[0]
     assert (system.n_frames, system.n_atoms, system.periodic) == (5, 27, True)
     frame = system.frame(3)
@@ -59,54 +61,54 @@ def test_frames_are_what_was_written(folder: Path) -> None:
 
 
 def test_type_map_is_remapped(folder: Path) -> None:
-    system = open_systems(["b"], ["X", "H", "O"], base=folder)[0]
+    system = open_systems(["b"], ["X", "H", "O"])[0]
     np.testing.assert_array_equal(system.frame(0).types, 2 - two_systems()[1]["types"])
     with pytest.raises(DataError, match="element 'X' is not in the type map"):
-        open_systems(["b"], ["O", "H"], base=folder)
-    open_systems(["a"], ["O", "H"], base=folder)  # names X, but has no such atom
+        open_systems(["b"], ["O", "H"])
+    open_systems(["a"], ["O", "H"])  # names X, but has no such atom
 
 
 def test_the_order_of_types_is_told_where_systems_do_not_name_them(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "dphpc.train")
-    load(folder)
+    load()
     assert not caplog.records
     (folder / "b/type_map.raw").unlink()
-    load(folder, ["a", "b", "b"])
+    load(["a", "b", "b"])
     write_npy(folder / "c", two_systems()[0])
     (folder / "c/type_map.raw").unlink()
-    load(folder)
+    load()
     text = "without type_map.raw: types are taken as 0 O, 1 H, 2 X"
     assert [r.getMessage() for r in caplog.records] == [f"1 system {text}", f"2 systems {text}"]
 
 
 def test_types_without_atoms_are_known(folder: Path) -> None:
-    assert load(folder).absent == []
-    assert load(folder, "a").absent == ["X"]
+    assert load().absent == []
+    assert load("a").absent == ["X"]
     mixed = make_system(4, n_frames=2, types=[0] * 5, box=TRICLINIC)
     place = write_npy(folder / "mixed", mixed)
     slots = np.array([[1, 1, 1, 1, -1], [1, 1, 2, 1, 1]])
     np.save(place / "set.000/real_atom_types.npy", slots)
-    assert load(folder, "mixed").absent == ["O"]
+    assert load("mixed").absent == ["O"]
 
 
 def test_missing_labels_switch_their_terms_off(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     for file in folder.glob("a/set.*/virial.npy"):
         file.unlink()
     (folder / "a/set.001/atom_ener.npy").unlink()
-    system = load(folder, "a").systems[0]
+    system = load("a").systems[0]
     assert system.labels == {"energy", "forces", "atom_pref"}
-    lost = f"{folder}/a/set.001/atom_ener.npy is missing, while other sets have it"
+    lost = "a/set.001/atom_ener.npy is missing, while other sets have it"
     assert [lost in record.getMessage() for record in caplog.records] == [True]  # nothing of the virial, which none has
-    batch = load(folder, "a").batch(0, [0, 4])
+    batch = load("a").batch(0, [0, 4])
     assert batch.virial is None
     assert batch.atom_ener is None
     assert batch.energy is not None
 
 
 def test_frame_parameters(folder: Path) -> None:
-    dataset = Dataset.load(DataConfig(systems=["a"]), model(numb_fparam=2, numb_aparam=1), base=folder)
+    dataset = Dataset.load(DataConfig(systems=["a"]), model(numb_fparam=2, numb_aparam=1))
     batch = dataset.batch(0, [4, 1])
     data = two_systems()[0]
     assert batch.fparam is not None
@@ -116,8 +118,8 @@ def test_frame_parameters(folder: Path) -> None:
     for file in folder.glob("a/set.*/fparam.npy"):
         file.unlink()
     with pytest.raises(DataError, match="takes 2 values of fparam"):
-        open_systems(["a"], TYPE_MAP, FrameInputs(2, 0), base=folder)
-    system = open_systems(["a"], TYPE_MAP, FrameInputs(2, 0, (1.0, 2.0)), base=folder)[0]
+        open_systems(["a"], TYPE_MAP, FrameInputs(2, 0))
+    system = open_systems(["a"], TYPE_MAP, FrameInputs(2, 0, (1.0, 2.0)))[0]
     np.testing.assert_array_equal(system.frame(0).fparam, [1.0, 2.0])
 
 
@@ -125,7 +127,7 @@ def test_mixed_format_drops_virtual_atoms(tmp_path: Path) -> None:
     data = make_system(3, n_frames=2, types=[0] * 6, box=np.eye(3) * 8.0)
     slots = np.array([[1, 0, 0, -1, 1, 2], [0, 0, 1, 1, -1, -1]])
     write_npy(tmp_path / "m", {**data, "real_atom_types": slots}, type_map=["H", "O", "X"])
-    system = open_systems(["m"], TYPE_MAP, base=tmp_path)[0]
+    system = open_systems(["m"], TYPE_MAP)[0]
     assert (system.mixed, system.n_atoms) == (True, 5)
     frame = system.frame(0)
     np.testing.assert_array_equal(frame.types, [0, 1, 1, 0, 2])
@@ -151,13 +153,13 @@ def test_hdf5_equals_npy(folder: Path) -> None:
                 group["nopbc"] = True
             for key in data.keys() - {"types"}:
                 group[f"set.000/{key}.npy"] = data[key]
-    whole = load(folder, "all.hdf5")
+    whole = load("all.hdf5")
     assert [s.name for s in whole.systems] == ["all.hdf5#/deep/a", "all.hdf5#/deep/b"]
-    one = load(folder, "all.hdf5#/deep/b")
+    one = load("all.hdf5#/deep/b")
     with pytest.raises(DataError, match=r"(?s)no such group.*one of its groups: deep"):
-        load(folder, "all.hdf5#/deap")
+        load("all.hdf5#/deap")
     for dataset, k in ((whole, 1), (one, 0)):
-        ours, theirs = dataset.batch(k, [2]), load(folder, "b").batch(0, [2])
+        ours, theirs = dataset.batch(k, [2]), load("b").batch(0, [2])
         for name in ("positions", "types", "energy", "forces", "virial"):
             np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
 
@@ -191,16 +193,16 @@ def test_damaged_hdf5_is_refused(folder: Path) -> None:
 
 def test_folders_are_searched_and_patterns_choose(folder: Path) -> None:
     write_npy(folder / "more/a", two_systems()[0])
-    assert [s.name for s in load(folder, ".").systems] == ["a", "b", "more/a"]
-    assert [s.name for s in load(folder, ["b", "."]).systems] == ["b", "a", "b", "more/a"]
-    assert [s.name for s in load(folder, ".", rglob_patterns=["a"]).systems] == ["a", "more/a"]
-    assert [s.name for s in load(folder, ".", batch_size="filter:20").systems] == ["b"]
+    assert [s.name for s in load(".").systems] == ["a", "b", "more/a"]
+    assert [s.name for s in load(["b", "."]).systems] == ["b", "a", "b", "more/a"]
+    assert [s.name for s in load(".", rglob_patterns=["a"]).systems] == ["a", "more/a"]
+    assert [s.name for s in load(".", batch_size="filter:20").systems] == ["b"]
 
 
 def test_a_system_that_is_named_twice_is_drawn_from_twice(folder: Path) -> None:
     """A way to take its frames more often; its neighbor lists are kept once."""
     data = DataConfig(systems=["a", "a", "b"], batch_size=[1, 2, 3], sys_probs=[0.25, 0.25, 0.5])
-    dataset = Dataset.load(data, model(), base=folder)
+    dataset = Dataset.load(data, model())
     assert [s.name for s in dataset.systems] == ["a", "a", "b"]
     sampler = Sampler.of(dataset, data, 0)
     assert sampler.n_batches.tolist() == [5, 3, 1]
@@ -274,36 +276,36 @@ def write(name: str, text: str) -> Callable[[Path], None]:
 def test_damaged_systems_are_refused(folder: Path, damage: Callable[[Path], None], message: str, where: str) -> None:
     damage(folder / "a")
     with pytest.raises(DataError, match=message) as caught:
-        load(folder, "a")
+        load("a")
     assert caught.value.where is not None
     assert where in caught.value.where
 
 
 def test_missing_or_empty_systems(folder: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
-        load(folder, "nowhere")
+        load("nowhere")
     with pytest.raises(DataError, match="wildcards are not expanded: name the folder above"):
-        load(folder, "a*")
+        load("a*")
     (folder / "empty").mkdir()
     with pytest.raises(DataError, match="holds no data system"):
-        load(folder, "empty")
+        load("empty")
     write_npy(folder / "c", two_systems()[0], sets=1)
     with pytest.raises(DataError, match=r"name the folder above: .*c$"):
-        load(folder, "c/set.000")
+        load("c/set.000")
     with pytest.raises(DataError, match="a file of a data system"):
-        load(folder, "c/set.000/coord.npy")
+        load("c/set.000/coord.npy")
     for file in (folder / "c/set.000").iterdir():
         file.unlink()
     (folder / "c/set.000").rmdir()
     with pytest.raises(DataError, match="has no sets"):
-        load(folder, "c")
+        load("c")
 
 
 def test_two_atoms_at_one_place(folder: Path) -> None:
     coord = np.load(folder / "a/set.000/coord.npy")
     coord[1, 9:12] = coord[1, 3:6] + TRICLINIC[1]
     np.save(folder / "a/set.000/coord.npy", coord)
-    dataset = load(folder, "a")
+    dataset = load("a")
     dataset.batch(0, [0])
     with pytest.raises(DataError, match="frame 1 has atoms 1 and 3 at one place"):
         dataset.batch(0, [1])
@@ -337,7 +339,7 @@ def expected_pairs(batch: Batch, systems: list[System], frames: list[int]) -> se
 
 @pytest.mark.parametrize(("system", "frames"), [(0, [2]), (0, [3, 0, 1]), (1, [1, 0])])
 def test_a_batch_has_every_pair_of_its_frames(folder: Path, system: int, frames: list[int]) -> None:
-    dataset = load(folder)
+    dataset = load()
     batch = dataset.batch(system, frames)
     assert pairs(batch) == expected_pairs(batch, [dataset.systems[system]] * len(frames), frames)
     assert batch.n_local + len(batch.owners) == len(batch.positions)
@@ -353,7 +355,7 @@ def test_a_batch_has_every_pair_of_its_frames(folder: Path, system: int, frames:
 
 
 def test_batch_labels(folder: Path) -> None:
-    batch, data = load(folder).batch(0, [4, 2]), two_systems()[0]
+    batch, data = load().batch(0, [4, 2]), two_systems()[0]
     np.testing.assert_array_equal(batch.energy, data["energy"][[4, 2]])
     np.testing.assert_array_equal(batch.forces, data["force"][[4, 2]].reshape(-1, 3))
     np.testing.assert_array_equal(batch.virial, data["virial"][[4, 2]].reshape(-1, 3, 3))
@@ -361,7 +363,7 @@ def test_batch_labels(folder: Path) -> None:
 
 
 def test_cache_stays_within_its_bytes(folder: Path) -> None:
-    dataset = load(folder)
+    dataset = load()
     g = [dataset.batch(0, [i]) for i in range(3)]
     cache, built = FrameCache(g[0].nbytes + g[1].nbytes + 1), []
 
@@ -375,8 +377,8 @@ def test_cache_stays_within_its_bytes(folder: Path) -> None:
 
 
 def test_a_batch_of_one_frame_copies_nothing_that_is_kept(folder: Path) -> None:
-    dataset = load(folder)
+    dataset = load()
     first, again = dataset.batch(0, [0]), dataset.batch(0, [0])
     for name in ("positions", "types", "owners", "neighbors"):
         assert getattr(again, name) is getattr(first, name)
-    assert load(folder).batch(0, [0]).positions is not first.positions
+    assert load().batch(0, [0]).positions is not first.positions

@@ -28,6 +28,8 @@ from dphpc.train.schema import parse_input
 from tests.train.data_systems import TRICLINIC, make_system, write_npy
 from tests.train.systems import small_input, write_padded, write_system
 
+pytestmark = pytest.mark.usefixtures("inside")
+
 
 def encoded(array: Any, dtype: Any = np.float64) -> dict[str, Any]:
     array = np.asarray(array, dtype)
@@ -83,13 +85,13 @@ def test_frames_are_those_of_npy(tmp_path: Path, writer: str) -> None:
         dpdata.MultiSystems(*loaded).to("deepmd/lmdb", str(tmp_path / "out.lmdb"))
     else:
         convert(folders, tmp_path / "out.lmdb")
-    found = open_systems(["out.lmdb"], ["H", "O"], base=tmp_path)
+    found = open_systems(["out.lmdb"], ["H", "O"])
     assert [s.name for s in found] == ["out.lmdb#7_nopbc", "out.lmdb#27"]
     for a, b in zip(found, open_systems(folders, ["H", "O"]), strict=True):
         assert a.sources is not None
         assert b.sources is None
         assert_same_frames(a, b)
-    (alone,) = open_systems(["out.lmdb#27"], ["H", "O"], base=tmp_path)
+    (alone,) = open_systems(["out.lmdb#27"], ["H", "O"])
     assert alone.n_atoms == 27
 
 
@@ -98,7 +100,7 @@ def test_dpdata_reads_what_we_write(tmp_path: Path) -> None:
     convert(tmp_path / "a", tmp_path / "out.lmdb")
     theirs = dpdata.LabeledSystem(str(tmp_path / "out.lmdb"), fmt="deepmd/lmdb")
     convert(tmp_path / "a", tmp_path / "npy")  # atoms sorted by type, as in the database
-    (ours,) = open_systems(["npy"], ["O", "H"], base=tmp_path)
+    (ours,) = open_systems(["npy"], ["O", "H"])
     np.testing.assert_array_equal(theirs["energies"], [ours.frame(i).energy for i in range(3)])
     np.testing.assert_array_equal(theirs["forces"], [ours.frame(i).forces for i in range(3)])
     np.testing.assert_array_equal(theirs["virials"], [ours.frame(i).virial for i in range(3)])
@@ -128,7 +130,7 @@ def test_frames_are_grouped_by_size_boundaries_and_labels(tmp_path: Path) -> Non
         water(3, find_energy=0.0), water(3, atom_types=encoded([1, 0, 1], np.int32)),
     ]  # fmt: skip
     written(tmp_path / "a.lmdb", frames)
-    found = {s.name: s for s in open_systems(["a.lmdb"], ["O", "H"], base=tmp_path)}
+    found = {s.name: s for s in open_systems(["a.lmdb"], ["O", "H"])}
     sizes = {"a.lmdb#3": 2, "a.lmdb#3_v1": 2, "a.lmdb#3_nopbc": 2, "a.lmdb#5": 1}
     assert {name: s.n_frames for name, s in found.items()} == sizes
     assert found["a.lmdb#3_v1"].labels == {"forces"}
@@ -144,8 +146,8 @@ def test_older_names_and_numbers(tmp_path: Path) -> None:
     old |= {"atype": frame["atom_types"], "energy": -4.5, "box": {k.encode(): v for k, v in frame["cells"].items()}}
     written(tmp_path / "a", [old], frame_idx_fmt=None, type_map=None)
     written(tmp_path / "b", [frame])
-    (a,) = open_systems(["a"], ["O", "H"], base=tmp_path)
-    (b,) = open_systems(["b"], ["O", "H"], base=tmp_path)
+    (a,) = open_systems(["a"], ["O", "H"])
+    (b,) = open_systems(["b"], ["O", "H"])
     assert_same_frames(a, b)
 
 
@@ -160,8 +162,8 @@ def test_slots_without_atoms(tmp_path: Path) -> None:
         for i, s in enumerate(slots)
     ]
     written(tmp_path / "a.lmdb", frames)
-    (a,) = open_systems(["a.lmdb"], ["O", "H"], base=tmp_path)
-    (b,) = open_systems(["npy"], ["O", "H"], base=tmp_path)
+    (a,) = open_systems(["a.lmdb"], ["O", "H"])
+    (b,) = open_systems(["npy"], ["O", "H"])
     assert_same_frames(a, b)
 
 
@@ -203,7 +205,7 @@ def bad_array(**changed: Any) -> dict[str, Any]:
 def test_what_is_wrong_is_named(tmp_path: Path, frames: list, metadata: dict, what: str, where: str) -> None:
     written(tmp_path / "a.lmdb", frames, **metadata)
     with pytest.raises(DataError) as caught:
-        open_systems(["a.lmdb"], ["O", "H"], base=tmp_path)
+        open_systems(["a.lmdb"], ["O", "H"])
     assert what in caught.value.what
     assert "a.lmdb" in str(caught.value.where)
     assert where in str(caught.value.where)
@@ -216,7 +218,7 @@ def test_each_frame_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     read: list[str] = []
     unpack = Database._unpack
     monkeypatch.setattr(Database, "_unpack", lambda self, key, *place: read.append(key) or unpack(self, key, *place))
-    systems = open_systems(["a.lmdb"], ["O", "H"], base=tmp_path)
+    systems = open_systems(["a.lmdb"], ["O", "H"])
     assert [system.n_frames for system in systems] == [4, 4, 1]
     assert sorted(read) == [*(f"{i:012d}" for i in range(9)), "__metadata__"]
 
@@ -231,11 +233,11 @@ def test_no_database(tmp_path: Path) -> None:
         ("text.lmdb", "is no LMDB database"), ("b.lmdb#4", "no group '4'"),
     ):  # fmt: skip
         with pytest.raises(DataError, match=what):
-            open_systems([name], ["O", "H"], base=tmp_path)
+            open_systems([name], ["O", "H"])
     with lmdb.open(str(tmp_path / "c.lmdb"), lock=False) as database, database.begin(write=True) as transaction:
         transaction.put(b"key", b"value")
     with pytest.raises(DataError, match="has no metadata"):
-        open_systems(["c.lmdb"], ["O", "H"], base=tmp_path)
+        open_systems(["c.lmdb"], ["O", "H"])
 
 
 N_KEYS = 6000
@@ -276,7 +278,7 @@ def test_damaged_files_never_end_the_process(tmp_path: Path) -> None:
         target.mkdir()
         (target / "data.mdb").write_bytes(data)
         try:
-            systems = open_systems([target.name], ["O", "H"], base=tmp_path)
+            systems = open_systems([target.name], ["O", "H"])
             assert sum(s.n_frames for s in systems) == 57
         except DataError as error:
             refused.append(error)

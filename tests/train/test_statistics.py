@@ -24,6 +24,8 @@ from dphpc.train.statistics import (
 from tests.train.data_systems import TYPE_MAP, two_systems, write_npy
 from tests.train.make_statistics_golden import CASES, model_section
 
+pytestmark = pytest.mark.usefixtures("inside")
+
 HERE = Path(__file__).parent
 GOLDEN = json.loads((HERE / "statistics_golden.json").read_text())["cases"]
 WATER = HERE.parents[2] / "shared/data/water"
@@ -33,15 +35,15 @@ def config(case: str, **changes: Any) -> ModelConfig:
     return ModelConfig.model_validate({**model_section(case), **changes})
 
 
-def load(folder: Path, model: ModelConfig) -> Dataset:
-    return Dataset.load(DataConfig(systems=["a", "b"]), model, base=folder)
+def load(model: ModelConfig) -> Dataset:
+    return Dataset.load(DataConfig(systems=["a", "b"]), model)
 
 
 @pytest.mark.parametrize("case", list(CASES))
 def test_equals_deepmd_kit(folder: Path, case: str) -> None:
     """Measured: 4e-16 relative for davg and dstd, 0 for the others."""
     model = config(case)
-    dataset, golden = load(folder, model), GOLDEN[case]
+    dataset, golden = load(model), GOLDEN[case]
     ours = compute_statistics(dataset, model)
     for field in fields(Statistics):
         value, expected = getattr(ours, field.name), golden[field.name]
@@ -60,7 +62,8 @@ def test_water_equals_the_shipped_model() -> None:
     section = {**model_section("plain"), "type_map": ["O", "H"]}
     section["descriptor"] = {**section["descriptor"], "sel": [46, 92], "rcut": 6.0}
     model = ModelConfig.model_validate(section)
-    dataset = Dataset(open_systems(["data_0", "data_1", "data_2"], ["O", "H"], base=WATER), ["O", "H"], 6.0)
+    paths = [str(WATER / name) for name in ("data_0", "data_1", "data_2")]
+    dataset = Dataset(open_systems(paths, ["O", "H"]), ["O", "H"], 6.0)
     frames = [(system, i) for system, drawn in enumerate(shipped["frames"]) for i in drawn]
     moments = compute_moments(dataset, model, frames)
     ours = Statistics.of(moments, model)
@@ -73,10 +76,10 @@ def test_systems_without_energies_give_no_bias(folder: Path) -> None:
     for file in folder.glob("a/set.*/energy.npy"):
         file.unlink()
     model = config("plain")
-    assert compute_statistics(load(folder, model), model).energy_bias[0] != 0.0  # from b alone
+    assert compute_statistics(load(model), model).energy_bias[0] != 0.0  # from b alone
     for file in folder.glob("b/set.*/energy.npy"):
         file.unlink()
-    np.testing.assert_array_equal(compute_statistics(load(folder, model), model).energy_bias, 0.0)
+    np.testing.assert_array_equal(compute_statistics(load(model), model).energy_bias, 0.0)
 
 
 def test_spread_takes_frames_evenly() -> None:
@@ -92,7 +95,7 @@ def test_spread_takes_frames_evenly() -> None:
 @pytest.mark.parametrize("name", ["stat.hdf5", "stat"])
 def test_stat_file_gives_the_same_again(folder: Path, tmp_path: Path, name: str) -> None:
     model, path = config("parameters"), tmp_path / name
-    dataset = load(folder, model)
+    dataset = load(model)
     computed = load_or_compute(dataset, model, path)
     read = load_or_compute(None, model, path, "read")  # type: ignore[arg-type]  # no data are touched
     for field in fields(Statistics):
@@ -114,7 +117,7 @@ def test_stat_file_has_deepmd_kits_layout(folder: Path, tmp_path: Path) -> None:
     descriptor = {**model_section("plain")["descriptor"], "sel": [46, 92], "rcut": 6.0}
     model = config("plain", type_map=["O", "H"], descriptor=descriptor)
     write_npy(tmp_path / "w", two_systems()[0])
-    dataset = Dataset.load(DataConfig(systems=["w"]), model, base=tmp_path)
+    dataset = Dataset.load(DataConfig(systems=["w"]), model)
     load_or_compute(dataset, model, tmp_path / "stat.hdf5")
     with h5py.File(tmp_path / "stat.hdf5") as file:
         group = file["O H"]
@@ -129,10 +132,10 @@ def test_damaged_stat_file(folder: Path, tmp_path: Path) -> None:
     model = config("plain")
     (tmp_path / "stat.hdf5").write_text("nothing")
     with pytest.raises(DataError, match="cannot be read"):
-        load_or_compute(load(folder, model), model, tmp_path / "stat.hdf5")
+        load_or_compute(load(model), model, tmp_path / "stat.hdf5")
     (tmp_path / "stat.hdf5").unlink()
-    load_or_compute(load(folder, model), model, tmp_path / "stat.hdf5")
+    load_or_compute(load(model), model, tmp_path / "stat.hdf5")
     with h5py.File(tmp_path / "stat.hdf5", "a") as file:
         file[f"{' '.join(TYPE_MAP)}/bias_atom_energy"][0] = np.nan
     with pytest.raises(DataError, match="finite numbers"):
-        load_or_compute(load(folder, model), model, tmp_path / "stat.hdf5")
+        load_or_compute(load(model), model, tmp_path / "stat.hdf5")

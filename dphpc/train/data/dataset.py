@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
@@ -53,18 +52,10 @@ class Dataset:
         self._kept_as = [same[id(system)] for system in self.systems]  # a system that is named twice is cached once
 
     @classmethod
-    def load(
-        cls,
-        data: DataConfig,
-        model: ModelConfig,
-        *,
-        base: Path | None = None,
-        cache_bytes: float = DEFAULT_CACHE_BYTES,
-    ) -> Dataset:
+    def load(cls, data: DataConfig, model: ModelConfig, *, cache_bytes: float = DEFAULT_CACHE_BYTES) -> Dataset:
         """Open and check all systems of an input's data section.
 
-        Relative paths count from `base` (the working directory if None).  `batch_size: "filter:N"` leaves out
-        systems with more than N atoms.
+        `batch_size: "filter:N"` leaves out systems with more than N atoms.
 
         Raises
         ------
@@ -72,7 +63,7 @@ class Dataset:
             A system is missing, damaged or inconsistent, or none is left.
         """
         inputs = FrameInputs.of(model.fitting_net)
-        systems = open_systems(data.systems, model.type_map, inputs, patterns=data.rglob_patterns, base=base)
+        systems = open_systems(data.systems, model.type_map, inputs, patterns=data.rglob_patterns)
         if isinstance(data.batch_size, str) and batch_rule(data.batch_size)[0] == "filter":
             largest = batch_rule(data.batch_size)[1]
             systems = [s for s in systems if s.n_atoms <= largest]
@@ -170,7 +161,6 @@ def open_systems(
     inputs: FrameInputs | None = None,
     *,
     patterns: Sequence[str] | None = None,
-    base: Path | None = None,
 ) -> list[System]:
     """Open the systems that `paths` name: systems, folders to be searched, `file.hdf5#/group`.
 
@@ -182,7 +172,7 @@ def open_systems(
         A system is missing, damaged or inconsistent.
     """
     opened: dict[str, System] = {}
-    found = find_stores(paths, patterns, base)
+    found = find_stores(paths, patterns)
     for name, store in found:
         if name not in opened:
             opened[name] = System(name, store, list(type_map), inputs)

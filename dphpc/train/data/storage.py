@@ -132,14 +132,12 @@ def _memory_limit() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
-def find_stores(
-    systems: Iterable[str], patterns: Iterable[str] | None = None, base: Path | None = None
-) -> list[tuple[str, Store]]:
+def find_stores(systems: Iterable[str], patterns: Iterable[str] | None = None) -> list[tuple[str, Store]]:
     """(name, store) of every system that an input's `systems` names.
 
     An entry is a system, a folder that is searched for systems (folders with `type.raw`; with `patterns`, those
-    whose path matches one), an HDF5 file, an LMDB database, or `file#/group`.  Relative paths count from `base`.  The
-    order of the entries is kept; systems found in one entry are sorted, and one that is named twice is listed twice.
+    whose path matches one), an HDF5 file, an LMDB database, or `file#/group`.  The order of the entries is
+    kept; systems found in one entry are sorted, and one that is named twice is listed twice.
 
     Raises
     ------
@@ -149,23 +147,21 @@ def find_stores(
     found: list[tuple[str, Store]] = []
     databases: dict[Path, Database] = {}
     for entry in systems:
-        found += _expand(entry, list(patterns) if patterns else None, base or Path(), databases)
+        found += _expand(entry, list(patterns) if patterns else None, databases)
     if not found:
         raise DataError("no data systems were found", where=", ".join(systems), expected="folders with type.raw")
     return found
 
 
-def _expand(
-    entry: str, patterns: list[str] | None, base: Path, databases: dict[Path, Database]
-) -> list[tuple[str, Store]]:
+def _expand(entry: str, patterns: list[str] | None, databases: dict[Path, Database]) -> list[tuple[str, Store]]:
     """The systems of one entry; `databases` holds the open LMDB databases."""
     file, mark, group = entry.partition(HDF5_MARK)
-    path = base / file
+    path = Path(file)
     if not path.exists():
         raise DataError(
             "the data system does not exist",
             where=str(path),
-            remedy=f"relative paths count from {base.resolve()}"
+            remedy=f"relative paths count from {Path.cwd()}"
             + ("; wildcards are not expanded: name the folder above, it is searched" if "*" in file else ""),
         )
     result: list[tuple[str, Store]]
