@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -297,8 +297,8 @@ def model_devi(
     for system in opened:
         # In npy/mixed frames may have fewer atoms than the largest: rows are filled up with NaN.
         rows = np.full((system.n_frames, len(COLUMNS) + (system.n_atoms if measure.atomic else 0)), np.nan)
-        for row, frame in zip(rows, _frames(system), strict=True):
-            values = _deviation(potentials, frame, system.periodic, measure)
+        for i, row in enumerate(rows):
+            values = _deviation(potentials, system.frame(i), system.periodic, measure)
             row[: len(values)] = values
             done += 1
             if progress:
@@ -333,7 +333,3 @@ def _deviation(potentials: Sequence[DeepPot], frame: Frame, periodic: bool, meas
     around = Surroundings.of(frame.positions, frame.box if periodic else None, frame.types, cutoff)
     outputs = [dp.evaluate(around, _parameters(dp, frame)) for dp in potentials]
     return deviation_of(outputs, measure, _reference(frame, periodic) if measure.real_error else None)
-
-
-def _frames(system: System) -> Iterator[Frame]:
-    return (system.frame(i) for i in range(system.n_frames))

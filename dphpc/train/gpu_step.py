@@ -163,7 +163,7 @@ class GpuStep(TableStep):
     def _evaluate(self, k: _Kept) -> None:
         """Compute energies, their derivatives with respect to the moments, and forces."""
         self._ops.moments(k.env, k.described)
-        moments, adjoint = self._ops.moments_of(k.env), self._moments_adjoint(k)
+        moments, adjoint = self._ops.moments_of(k.env), self._like_moments("adjoint", k)
         self._ops.device.fill(k.env.energies, 0.0)  # row 1 is that of atoms without neighbors
         self._ops.device.beside([partial(self._fit, k, moments, adjoint, t, rows) for t, rows in k.centers.blocks])
         self._ops.forces(k.env, k.described, adjoint)
@@ -185,8 +185,9 @@ class GpuStep(TableStep):
             atom_energy[k.centers.atoms[rows]] = found[0, rows] + self.model.energy_bias[t] - vacuum
         return atom_energy
 
-    def _moments_adjoint(self, k: _Kept) -> Array:
-        return self._work.buffer("adjoint", (k.env.n, 4, self._ops.channels), self._ops.dtype)
+    def _like_moments(self, name: str, k: _Kept) -> Array:
+        """A buffer of the moments' shape (n, 4, M)."""
+        return self._work.buffer(name, (k.env.n, 4, self._ops.channels), self._ops.dtype)
 
     def _without_neighbors(self, k: _Kept, t: int, rows: slice) -> tuple[Array, Array]:
         """Moments of centers without neighbors, which are zero, and as much scratch memory.
@@ -202,8 +203,7 @@ class GpuStep(TableStep):
         k, ops = self._kept_on_gpu, self._ops
         assert k is not None, "forward comes first"
         seeds = loss.atom_seeds(k.batch)[k.centers.atoms]
-        direction = np.zeros((k.batch.n_local, 3)) if loss.forces is None else -loss.forces
-        strain = loss.strains(np.arange(k.batch.n_frames))
+        direction, strain = loss.direction(k.batch.n_local), loss.strains(np.arange(k.batch.n_frames))
         kinds: list[Kind] = [(a.shape, np.float64) for a in (direction, strain)]
         given = Parcel(self._work, "loss", [*kinds, *[(seeds.shape, ops.dtype)] * 2])
         given.upload(direction, strain, seeds, self._minus(k, seeds))
@@ -244,7 +244,7 @@ class GpuStep(TableStep):
             self._clear(gradients)
             return
         _, _, seeds, minus = given.arrays
-        tangent, moments_bar = ops.tangent_of(k.env), self._moments_bar(k)[rows]
+        tangent, moments_bar = ops.tangent_of(k.env), self._like_moments("moments_bar", k)[rows]
         self._tapes[t].gradient(ops.moments_of(k.env)[rows], seeds[rows], tangent[rows], gradients, moments_bar)
         if t in self._vacuum:
             still, scratch = self._without_neighbors(k, t, rows)
@@ -252,16 +252,10 @@ class GpuStep(TableStep):
             self._vacuum[t].gradient(still, own, still, gradients, scratch, add=True)
 
     def _descriptor_backward(self, k: _Kept, motion: NDArray) -> None:
-        adjoints = self._moments_bar(k), self._moments_adjoint(k)
-        found = self._ops.tangent_adjoint(k.env, k.described, motion, *adjoints)
-        k.table.knots.backward(*found, [self._embedding_gradients[i] for i in k.table.used])
-        for i in set(range(len(self._embedding_gradients))).difference(k.table.used):
-            self._clear(self._embedding_gradients[i])
-
-    def _moments_bar(self, k: _Kept) -> Array:
-        return self._work.buffer("moments_bar", (k.env.n, 4, self._ops.channels), self._ops.dtype)
+        adjoints = self._like_moments("moments_bar", k), self._like_moments("adjoint", k)
+        self._table_backward(k.table, *self._ops.tangent_adjoint(k.env, k.described, motion, *adjoints))
 
     def _clear(self, gradients: Mapping[str, Array]) -> None:
-        """Zero the gradients of a network that the batch does not use."""
+        """See `TableStep._clear`."""
         for gradient in gradients.values():
             self._ops.device.fill(gradient, 0.0)

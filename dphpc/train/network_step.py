@@ -45,8 +45,7 @@ class NetworkStep:
         energy = self._atom_energy(batch, everywhere, strain)
         if not energy.requires_grad:  # no atom to evaluate
             self._kept = None
-            still = np.zeros((batch.n_local, 3)), np.zeros((batch.n_frames, 3, 3))
-            return Prediction(np.zeros(batch.n_local), np.zeros(batch.n_frames), *still)
+            return Prediction.nothing(batch)
         slope = torch.autograd.grad(energy.sum(), (positions, strain), create_graph=True, materialize_grads=True)
         frame = torch.from_numpy(batch.frame).long()
         total = energy.new_zeros(batch.n_frames).index_add(0, frame, energy)

@@ -28,6 +28,18 @@ from dphpc.ops.se_a.native import SeATape
 from dphpc.parallel.comm import Communicator
 from dphpc.train.data import Batch, Centers
 
+MAX_INTERVALS = 4096
+"""Most intervals that `check_table` asks for."""
+
+ROUNDING = 1e-12
+"""Relative rounding of a grid's end that is divided by a scale."""
+
+ROOM = 10.0
+"""Factor by which `check_table` aims below the tolerance, as the weights go on changing."""
+
+MAX_EXTENDED = 4 * MAX_INTERVALS
+"""Most intervals by which `TableStep` extends the grid for atoms that are ever nearer."""
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -299,22 +311,25 @@ class TableStep:
                     minus = -seed if len(still) == len(seed) else -seed.sum(keepdims=True)
                     self._vacuum[t].gradient(minus, still, self._gradients[t], add=True)
             else:
-                _clear(self._gradients[t])
+                self._clear(self._gradients[t])
             done(f"fitting.networks.{t}")
         if not self.model.descriptor.trainable:
             return
-        coefficients, empty = self._passes.tangent_adjoint(moments_adjoint, k.moments_adjoint)
-        for i in set(range(len(self._embedding_gradients))).difference(k.table.used):
-            _clear(self._embedding_gradients[i])
-        k.table.knots.backward(coefficients, empty, [self._embedding_gradients[i] for i in k.table.used])
+        self._table_backward(k.table, *self._passes.tangent_adjoint(moments_adjoint, k.moments_adjoint))
         done("descriptor")
         self._fresh = False
 
+    def _table_backward(self, table: Table, coefficients: Any, empty: Any) -> None:
+        """Set the embedding networks' gradients, given those by the table's coefficients and missing slots."""
+        for i, gradients in enumerate(self._embedding_gradients):
+            if i not in table.used:  # first, as networks may share arrays
+                self._clear(gradients)
+        table.knots.backward(coefficients, empty, [self._embedding_gradients[i] for i in table.used])
 
-def _clear(gradients: Mapping[str, NDArray[np.floating]]) -> None:
-    """Set the gradients of a network that the batch does not use to zero."""
-    for gradient in gradients.values():
-        gradient[...] = 0.0
+    def _clear(self, gradients: Mapping[str, Any]) -> None:
+        """Set the gradients of a network that the batch does not use to zero."""
+        for gradient in gradients.values():
+            gradient[...] = 0.0
 
 
 @dataclass(frozen=True)
@@ -348,19 +363,6 @@ class _Kept:
     table: Table
     moments_adjoint: NDArray[np.floating]
     has_columns: bool
-
-
-MAX_INTERVALS = 4096
-"""Most intervals that `check_table` asks for."""
-
-ROUNDING = 1e-12
-"""Relative rounding of a grid's end that is divided by a scale."""
-
-ROOM = 10.0
-"""Factor by which `check_table` aims below the tolerance, as the weights go on changing."""
-
-MAX_EXTENDED = 4 * MAX_INTERVALS
-"""Most intervals by which `TableStep` extends the grid for atoms that are ever nearer."""
 
 
 def parameter_columns(model: DPModel, batch: Batch) -> Doubles | None:

@@ -71,7 +71,7 @@ class LmdbStore:
 
     def where(self, name: str = "") -> str:
         """How messages name an entry."""
-        field_name = name.removeprefix(f"{_SET}/").removesuffix(".npy")
+        field_name = self._field(name)
         named = {"type.raw": "atom_types", "type_map.raw": f"{METADATA.decode()}, type_map"}.get(
             field_name, FIELDS.get(field_name, field_name)
         )
