@@ -11,7 +11,6 @@ that is synchronized with it.  The model's own arrays are then copies on the hos
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -99,14 +98,12 @@ class Parameters:
             flat.grad = gradient
         if device is None:
             self._leaves = {name: self._leaf(self.slots[name], value) for name, value in arrays}
-            adopt = self._adopt
         else:
             for name, value in arrays:
                 device.upload(value, self.slots[name].cut(self._arrays))
-            adopt = partial(self._on_gpu, device)
         shared = model.shared.groups if model.shared is not None else {}
         own = {"descriptor.networks": model.descriptor.networks, "fitting.networks": model.fitting.networks, **shared}
-        twins = {prefix: adopt(networks, prefix) for prefix, networks in own.items()}
+        twins = {prefix: self._twins(networks, prefix) for prefix, networks in own.items()}
         self.descriptor_networks, self.fitting_networks = twins["descriptor.networks"], twins["fitting.networks"]
 
     def _leaf(self, slot: Slot, value: NDArray[np.floating]) -> Tensor:
@@ -116,40 +113,38 @@ class Parameters:
         leaf.grad = slot.of(self.gradients)
         return leaf
 
-    def _adopt(self, networks: list[Network], prefix: str) -> list[Network]:
-        """The networks with torch tensors; the given networks' arrays become views of the same storage."""
-        twins = []
-        for i, net in enumerate(networks):
-            layers = []
-            for j, layer in enumerate(net.layers):
-                tensors: dict[str, Tensor] = {}
-                for name, value in list(layer.parameters()):
-                    leaf = self._leaves.get(f"{prefix}.{i}.layers.{j}.{name}")
-                    tensors[name] = torch.from_numpy(np.array(value)) if leaf is None else leaf
-                    setattr(layer, name, tensors[name].detach().numpy())
-                w, b, idt = tensors["w"], tensors.get("b"), tensors.get("idt")
-                layers.append(Layer(w, b, idt, layer.activation, layer.resnet))
-            twins.append(Network(layers))
-        return twins
+    def _twins(self, networks: list[Network], prefix: str) -> list[Network]:
+        """The networks with torch tensors, or GPU arrays, in place of their arrays."""
+        twin = self._on_host if self.device is None else self._on_gpu
 
-    def _on_gpu(self, device: Device, networks: list[Network], prefix: str) -> list[Network]:
-        """The networks with GPU arrays; arrays that are not trained are copied to the GPU."""
+        def layer_twin(layer: Layer, prefix: str) -> Layer:
+            w, b, idt = (twin(layer, name, f"{prefix}.{name}") for name in ("w", "b", "idt"))
+            return Layer(w, b, idt, layer.activation, layer.resnet)
 
-        def array(name: str, value: NDArray[np.floating] | None) -> Array | None:
-            if value is None or name in self.slots:
-                return None if value is None else self.slots[name].cut(self._arrays)
-            copy = device.zeros(value.size, value.dtype).reshape(value.shape)
-            device.upload(value, copy)
-            return copy
+        return [
+            Network([layer_twin(layer, f"{prefix}.{i}.layers.{j}") for j, layer in enumerate(network.layers)])
+            for i, network in enumerate(networks)
+        ]
 
-        twins = []
-        for i, net in enumerate(networks):
-            layers = []
-            for j, layer in enumerate(net.layers):
-                w, b, idt = (array(f"{prefix}.{i}.layers.{j}.{n}", getattr(layer, n)) for n in ("w", "b", "idt"))
-                layers.append(Layer(w, b, idt, layer.activation, layer.resnet))
-            twins.append(Network(layers))
-        return twins
+    def _on_host(self, layer: Layer, attribute: str, name: str) -> Tensor | None:
+        """A layer's array as a tensor, of whose memory the layer gets a view."""
+        if (value := getattr(layer, attribute)) is None:
+            return None
+        leaf = self._leaves.get(name)
+        tensor = torch.from_numpy(np.array(value)) if leaf is None else leaf
+        setattr(layer, attribute, tensor.detach().numpy())
+        return tensor
+
+    def _on_gpu(self, layer: Layer, attribute: str, name: str) -> Array | None:
+        """A layer's array on the GPU; one that is not trained is copied there."""
+        assert self.device is not None
+        if (value := getattr(layer, attribute)) is None:
+            return None
+        if name in self.slots:
+            return self.slots[name].cut(self._arrays)
+        copy = self.device.zeros(value.size, value.dtype).reshape(value.shape)
+        self.device.upload(value, copy)
+        return copy
 
     def fetch(self) -> None:
         """Copy the parameters from the GPU, if they are there, to the model's arrays."""
@@ -180,10 +175,14 @@ class Parameters:
                 parts.append(gradient[slots[0].start : slots[-1].start + slots[-1].size])
         return parts
 
-    def gradients_of(self, prefix: str) -> dict[str, Array]:
-        """Gradients (NumPy or GPU arrays) of the names that begin with `prefix.`, by the rest of the name."""
+    def gradients_of(self, prefix: str, flats: list[Array] | None = None) -> dict[str, Array]:
+        """Gradients (NumPy or GPU arrays) of the names that begin with `prefix.`, by the rest of the name.
+
+        `flats`, if given, stand for `gradient_arrays`.
+        """
+        flats = self.gradient_arrays if flats is None else flats
         found = (name for name in self.slots if name.startswith(prefix + "."))
-        return {name[len(prefix) + 1 :]: self.slots[name].cut(self.gradient_arrays) for name in found}
+        return {name.removeprefix(prefix + "."): self.slots[name].cut(flats) for name in found}
 
     def split(self, flat_values: list[Tensor]) -> dict[str, Tensor]:
         """Views by name of `flats`, or of tensors laid out like them (optimizer moments, gradients)."""

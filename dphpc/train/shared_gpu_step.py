@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,7 @@ class OwnNetworks:
         self.device: Device = parameters.device
         self._shared, self._parameters = shared, parameters
         self._on_host = [np.zeros(flat.shape[0], str(flat.dtype).removeprefix("torch.")) for flat in parameters.flats]
-        self._gathered = SharedGradients(model, shared, self._host_gradients)
+        self._gathered = SharedGradients(model, shared, partial(parameters.gradients_of, flats=self._on_host))
         self._uploaded: list[tuple[Layer, Layer]] = []
         embedding, fitting = parameters.descriptor_networks[0], parameters.fitting_networks[0]
         of_pairs = [] if shared.strip else shared.of_pairs
@@ -79,11 +80,6 @@ class OwnNetworks:
                 step = ALIGNMENT // array.itemsize
                 end += -(-array.size // step) * step
         self._flat = self.device.zeros(end, model.descriptor.networks[0].layers[0].w.dtype)
-
-    def _host_gradients(self, prefix: str) -> dict[str, Array]:
-        slots = self._parameters.slots
-        found = (name for name in slots if name.startswith(prefix + "."))
-        return {name[len(prefix) + 1 :]: slots[name].cut(self._on_host) for name in found}
 
     def gradients_of(self, prefix: str) -> Mapping[str, Array]:
         """As of `Parameters`, for the network of a type or a pair; of a `strip` pair the host has them."""
