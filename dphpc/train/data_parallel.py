@@ -27,7 +27,7 @@ from dphpc.train.parameters import Parameters
 from dphpc.train.step import LossGradient, Prediction
 
 
-class SharedStep:
+class DividedStep:
     """An engine whose batches are divided among ranks; used like the engine, by all ranks together.
 
     Parameters
@@ -89,7 +89,7 @@ class SharedStep:
         self._engine.weights_changed()
 
 
-class AveragedStep(SharedStep):
+class AveragedStep(DividedStep):
     """An engine on a batch of each rank's own, with gradients averaged over ranks."""
 
     def forward(self, batch: Batch) -> Prediction:

@@ -122,7 +122,7 @@ def train(
         config = from_first(comm, lambda: _read(input, script))
         with together(comm):
             config = config.updated(dphpc=_with_options(config.dphpc, options))
-            _require_divisible(config, comm)
+            _require_one_batch(config, comm)
             device = find_device(config.dphpc.device, comm.node_rank)
             threads = config.dphpc.n_threads or default_threads(ranks_on_same_cores(comm))
         _use_threads(threads, comm)
@@ -215,8 +215,8 @@ def _with_options(section: DphpcConfig, options: Mapping[str, Any]) -> DphpcConf
     return parse_config(DphpcConfig, {**section.model_dump(), **given}, source="dphpc") if given else section
 
 
-def _require_divisible(config: TrainInput, comm: Communicator) -> None:
-    """Raise InputError for what several ranks cannot do."""
+def _require_one_batch(config: TrainInput, comm: Communicator) -> None:
+    """Raise InputError if LKF, which measures one batch, is asked for with a batch of each rank's own."""
     if comm.size > 1 and config.dphpc.batch == "per_rank" and isinstance(config.optimizer, LkfConfig):
         raise InputError(
             "LKF measures errors of one batch, not of one for each rank", where="dphpc/batch", expected='"global"'

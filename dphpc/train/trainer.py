@@ -22,7 +22,7 @@ from dphpc.parallel.comm import Communicator, Serial, agree, from_first, togethe
 from dphpc.parallel.gradients import GradientSum, MpiSum
 from dphpc.train.checkpoint import Checkpoint, CheckpointFolder
 from dphpc.train.data import Batch, Dataset
-from dphpc.train.data_parallel import AveragedStep, SharedStep, mean_errors
+from dphpc.train.data_parallel import AveragedStep, DividedStep, mean_errors
 from dphpc.train.gpu_step import GpuStep, require_for_gpu
 from dphpc.train.initial import model_arrays
 from dphpc.train.lcurve import LearningCurve
@@ -180,7 +180,7 @@ class Trainer:
         assert engine is not None, "these have a table"
         if self.comm.size == 1:
             return engine
-        step = AveragedStep if own else SharedStep
+        step = AveragedStep if own else DividedStep
         return step(engine, self.parameters, self.comm, self.gradients, self.in_flight)
 
     def describe(self) -> str:
