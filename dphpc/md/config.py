@@ -183,7 +183,7 @@ class MdConfig(Config):
     """Whether results are bitwise the same on any number of ranks and threads, and through restarts."""
     balance: bool = True
     """Whether to move the planes between the ranks' bricks so that all have equal work."""
-    skin_A: Annotated[float, Field(gt=0)] = 1.0
+    skin_A: PositiveFloat = 1.0
     """Distance by which the neighbor list reaches beyond the cutoff."""
     n_threads: PositiveInt | None = None
     """Threads per rank; by default an equal share of the node's cores."""
@@ -209,7 +209,7 @@ class MdConfig(Config):
         outputs = {
             "thermo": self.thermo, "trajectory": self.trajectory, "deviation": self.deviation, "restart": self.restart
         }  # fmt: skip
-        return {what: output.every for what, output in outputs.items() if output and output.every}
+        return {what: output.every for what, output in outputs.items() if output}
 
     def steps_to_output(self, step: int) -> int:
         """Steps from `step` until the next output, `NEVER` if there is none."""
@@ -217,8 +217,8 @@ class MdConfig(Config):
 
     @field_validator("type_map")
     @classmethod
-    def _unique(cls, names: list[str] | None) -> list[str] | None:
-        if names is not None and (not names or any(not n for n in names)):
+    def _are_named(cls, names: list[str] | None) -> list[str] | None:
+        if names is not None and not (names and all(names)):
             raise ValueError("'type_map' holds an empty name")
         return names
 

@@ -44,7 +44,7 @@ class Extent:
 def extent_of_bytes(handle: int, at: int, kind: str) -> Extent:
     """The extent of an open file, of any format but H5MD, of which `at` bytes are written; forces it to disk."""
     os.fsync(handle)
-    return Extent(at, kind, _digest(os.pread(handle, min(at, TAIL), max(at - TAIL, 0))))
+    return Extent(at, kind, _digest_of_bytes(handle, at))
 
 
 def extent_of_frames(path: Path, frames: int) -> Extent:
@@ -119,12 +119,17 @@ def _difference(path: Path, extent: Extent, kind: str) -> str | None:
                 size = file.seek(0, os.SEEK_END)
                 if size < extent.at:
                     return f"it has {size:,} bytes, not {extent.at:,}"
-                digest = _digest(os.pread(file.fileno(), min(extent.at, TAIL), max(extent.at - TAIL, 0)))
+                digest = _digest_of_bytes(file.fileno(), extent.at)
     except DataError as error:
         return error.what
     except (OSError, RuntimeError, LookupError, ValueError) as error:  # h5py raises all of these for a damaged file
         return f"it cannot be read: {error}"
     return None if extent.digest in ("", digest) else "another run wrote it, or it was changed"
+
+
+def _digest_of_bytes(handle: int, at: int) -> str:
+    """Digest of the last of so many bytes of an open file."""
+    return _digest(os.pread(handle, min(at, TAIL), max(at - TAIL, 0)))
 
 
 def _digest_of_frame(path: Path, frames: int) -> str:

@@ -89,11 +89,7 @@ def run_md(
     """
     comm = comm if comm is not None else world()
     with ends_together(comm):
-        settings, given = from_first(comm, lambda: read_settings(config, potential is not None, resume))
-        if device is not None:
-            same = given is settings
-            settings = settings.model_copy(update={"device": device})
-            given = settings if same else given
+        settings, given = from_first(comm, lambda: read_settings(config, potential is not None, resume, device))
         run = Run(settings, comm, potential, given)
         try:
             return run.go()
@@ -145,11 +141,10 @@ class Run:
     def _describe(self, start: Start, n_atoms: int, domain: Domain) -> None:
         """Print the run's header; refuse a run that does not fit into memory."""
         s, comm, places = self.settings, self.comm, placement(self.comm, self.n_threads)
-        more = self.deviation.memory_per_atom() if self.deviation else 0.0
-        reach, gpu, models = self.potential.cutoff + s.skin_A, gpu_of(self.potential), 1
-        more += SNAPSHOT_BYTES if gpu and (s.trajectory or s.deviation) else 0.0
-        models += len(self.deviation.models) if self.deviation else 0
-        old = start.checkpoint
+        reach, gpu, old = self.potential.cutoff + s.skin_A, gpu_of(self.potential), start.checkpoint
+        more, models = SNAPSHOT_BYTES if gpu and (s.trajectory or s.deviation) else 0.0, 1
+        if self.deviation:
+            more, models = more + self.deviation.memory_per_atom(), models + len(self.deviation.models)
         stage, done = (old.position_in(s.stages) if old else None) or (0, 0)
         boxes = boxes_ahead(domain.box, s.stages[stage:], s.timestep_fs * FS, done)
         thinnest = max((replace(domain, box=box) for box in boxes), key=lambda domain: domain.ghost_ratio(reach))

@@ -36,9 +36,11 @@ SHORT_STEP = 0.02
 
 
 def read_settings(
-    config: str | Path | Mapping[str, Any], has_potential: bool, resume: bool
+    config: str | Path | Mapping[str, Any], has_potential: bool, resume: bool, device: str | None = None
 ) -> tuple[MdConfig, MdConfig]:
     """The run's settings, and those of the run file: they differ if the run's own restart file is the structure.
+
+    A `device` replaces the run file's.
 
     Raises
     ------
@@ -46,6 +48,8 @@ def read_settings(
         The settings are wrong, or name files that do not exist.
     """
     settings = parse_config(MdConfig, config) if isinstance(config, Mapping) else load_config(MdConfig, config)
+    if device is not None:
+        settings = settings.model_copy(update={"device": device})
     given = settings
     if resume:
         settings = with_own_restart(settings)
