@@ -16,8 +16,8 @@ from dphpc.active.config import Exploration, LearnConfig, Round, Select
 from dphpc.active.work import LOG, Work, read_json, spoiled
 from dphpc.core.config import parse_config, read_mapping
 from dphpc.core.errors import EXIT_ASTRAY, EXIT_STOPPED_ABOVE, InputError
-from dphpc.md.config import RESTART_SUFFIXES, MdConfig
-from dphpc.md.restart import read_restart
+from dphpc.md.config import MdConfig
+from dphpc.md.restart import is_restart, read_restart
 from dphpc.md.sealed import previous_of
 from dphpc.md.structures import read_structure
 
@@ -113,7 +113,7 @@ def check(entry: Round, type_map: Sequence[str]) -> list[MdConfig]:
                 where=f"explore, md: {c.exploration.md}", expected=f"at most {steps}",
             )  # fmt: skip
     for (_, path), run in files.items():
-        if path.lower().endswith(RESTART_SUFFIXES):
+        if is_restart(path):
             raise InputError("a restart file cannot be explored from", where=path, expected="a structure")
         source = read_structure(path, run.type_map, run.periodic).with_types_of(type_map, path)
         if len(set(source.box.periodic)) > 1:

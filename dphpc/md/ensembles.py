@@ -9,7 +9,7 @@ from dphpc.core.units import EV_PER_A3_IN_BAR, FS
 from dphpc.md.barostats import CellRescaling
 from dphpc.md.deform import Deformation
 from dphpc.md.engine import Engine
-from dphpc.md.groups import NO_GROUPS, Groups
+from dphpc.md.groups import Groups
 from dphpc.md.integrators import Integrator, Thermostat, VelocityVerlet
 from dphpc.md.minimize import Fire
 from dphpc.md.observables import degrees_of_freedom
@@ -19,9 +19,7 @@ from dphpc.md.thermostats import Bussi, Langevin, NoseHoover, Thermostatted
 from dphpc.ops.motion.contract import EVERYONE
 
 
-def integrator_of(
-    stage: Stage, n_atoms: int, fixed: FixedAtoms, seed: int, groups: Groups = NO_GROUPS, begun: int = 0
-) -> Integrator:
+def integrator_of(stage: Stage, n_atoms: int, fixed: FixedAtoms, seed: int, groups: Groups, begun: int) -> Integrator:
     """The integrator of a stage that began at step `begun`, for `n_atoms` atoms, some of them `fixed`."""
     if stage.ensemble == "minimize":
         free = stage.freedom

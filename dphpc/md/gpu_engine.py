@@ -60,7 +60,7 @@ class GpuEngine(Engine):
 
     Attributes
     ----------
-    GPU, gpu_halo
+    gpu, gpu_halo
         The atoms' arrays and moves on the GPU, and the halo that updates the ghosts there.
     ghosts, search
         Find periodic images and neighbors on the GPU.

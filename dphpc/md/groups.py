@@ -75,9 +75,6 @@ class Groups:
         return [value for k, dof, heat in pairs for value in (temperature(k, dof), heat)]
 
 
-NO_GROUPS = Groups()
-
-
 class GroupChoice(Choice):
     """The run file's groups, applied to the atoms of one rank."""
 

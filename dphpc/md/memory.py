@@ -95,7 +95,7 @@ class Estimate:
         Bytes of all ranks, and of the ranks of the node that has most.
     available
         Bytes available on the node that has least.
-    GPU
+    gpu
         The same for the GPUs; None if atoms do not live on GPUs.
     box
         The box for which it is, if that is not the first one.

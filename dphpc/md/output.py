@@ -172,7 +172,7 @@ class Screen:
     def row(self, t: Thermo, force: float | None = None) -> None:
         """Add a line to the table, with the rate since the last line and an estimate of the time left.
 
-        In a minimization the largest `force` (eV/Å) takes the place of the conserved energy, which there is none.
+        In a minimization the largest `force` (eV/Å) takes the place of the conserved energy, of which there is none.
         """
         now = time.perf_counter()
         steps, seconds = self.done - self._last_done, now - self._last_time

@@ -305,7 +305,7 @@ class Run:
     def _write(self, integrator: Integrator, first: bool = False, last: bool = False) -> None:
         """Write the outputs that are due at this step; `first` is the state before the first step.
 
-        With `last`, at the end, thermo and trajectory are written instead if they are not due.
+        With `last`, at the end, those of thermo and trajectory that are not due are written instead.
         """
         s, engine = self.settings, self.engine
         intervals = s.intervals

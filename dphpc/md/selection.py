@@ -18,7 +18,6 @@ from dphpc.parallel.comm import Communicator, together
 Axis = Literal["x", "y", "z"]
 
 _ID_RANGE = re.compile(r"(\d+)(?:\s*-\s*(\d+))?")
-_INFINITY = float("inf")
 
 
 class Selection(Config):
@@ -71,8 +70,8 @@ class Selection(Config):
     @property
     def layers(self) -> list[tuple[str, str, float, float]]:
         """Of each bound its name, its axis, and the limits in Å between which the coordinate lies."""
-        found = [(f"{axis} below {bound:g} Å", str(axis), -_INFINITY, bound) for axis, bound in self.below_A.items()]
-        found += [(f"{axis} above {bound:g} Å", str(axis), bound, _INFINITY) for axis, bound in self.above_A.items()]
+        found = [(f"{axis} below {bound:g} Å", str(axis), -np.inf, bound) for axis, bound in self.below_A.items()]
+        found += [(f"{axis} above {bound:g} Å", str(axis), bound, np.inf) for axis, bound in self.above_A.items()]
         ranges = self.between_A.items()
         return found + [(f"{axis} between {a:g} and {b:g} Å", str(axis), a, b) for axis, (a, b) in ranges]
 

@@ -95,7 +95,7 @@ class LossGradient:
 
 
 class GradientArrays(Protocol):
-    """Where gradients go: `Parameters`, or what makes those of shared networks of them."""
+    """Where gradients go: `Parameters`, or arrays from which those of shared networks are made."""
 
     def gradients_of(self, prefix: str) -> Mapping[str, Any]:
         """Arrays of the names that begin with `prefix.`, by the rest of the name."""

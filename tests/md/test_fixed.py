@@ -25,6 +25,7 @@ from dphpc.md import restart
 from dphpc.md.config import MdConfig
 from dphpc.md.engine import Engine
 from dphpc.md.ensembles import integrator_of
+from dphpc.md.groups import Groups
 from dphpc.md.integrators import VelocityVerlet
 from dphpc.md.minimize import Fire
 from dphpc.md.run import run_md
@@ -130,7 +131,7 @@ def test_temperature_and_mean_mass_are_those_of_the_atoms_that_move(engine_of: E
 def test_thermostats_count_3_for_each_atom_that_moves(name: str) -> None:
     stage = Stage.model_validate(THERMOSTATS[name])
     for n_fixed, dof in ((0, 93), (8, 72), (31, 3)):
-        assert integrator_of(stage, 32, FixedAtoms((32 - n_fixed, *[0] * 6, n_fixed)), 1).dof == dof
+        assert integrator_of(stage, 32, FixedAtoms((32 - n_fixed, *[0] * 6, n_fixed)), 1, Groups(), 0).dof == dof
 
 
 def silicon(*constraints: Any) -> Atoms:
