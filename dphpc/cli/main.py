@@ -62,12 +62,6 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-def load_commands() -> None:
-    """Import the modules that register commands."""
-    for module in COMMAND_MODULES:
-        importlib.import_module(f"dphpc.cli.{module}")
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and end.
 
@@ -78,7 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if name in OTHERS:
         print(f"error: {name} is a command of DeePMD-kit alone\n  remedy:   {OTHERS[name]}", file=sys.stderr)
         sys.exit(2)
-    load_commands()
+    for module in COMMAND_MODULES:
+        importlib.import_module(f"dphpc.cli.{module}")
     app(args=_repeat_flags(given), prog_name="dphpc")
 
 
