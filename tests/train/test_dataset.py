@@ -123,6 +123,17 @@ def test_frame_parameters(folder: Path) -> None:
     np.testing.assert_array_equal(system.frame(0).fparam, [1.0, 2.0])
 
 
+def test_types_of_the_mixed_format_may_be_stored_as_floats(tmp_path: Path) -> None:
+    place = write_npy(tmp_path / "m", make_system(4, n_frames=1, types=[0] * 5, box=TRICLINIC))
+    slots = np.array([[1.0, 0.0, -1.0, 2.0, 1.0]])
+    np.save(place / "set.000/real_atom_types.npy", slots)
+    np.testing.assert_array_equal(load("m").systems[0].frame(0).types, [1, 0, 2, 1])
+    for wrong in (0.5, np.nan, 1e12):
+        np.save(place / "set.000/real_atom_types.npy", np.where(slots == 2, wrong, slots))
+        with pytest.raises(DataError, match="types are not integers"):
+            load("m")
+
+
 def test_mixed_format_drops_virtual_atoms(tmp_path: Path) -> None:
     data = make_system(3, n_frames=2, types=[0] * 6, box=np.eye(3) * 8.0)
     slots = np.array([[1, 0, 0, -1, 1, 2], [0, 0, 1, 1, -1, -1]])
@@ -289,6 +300,8 @@ def test_missing_or_empty_systems(folder: Path) -> None:
     (folder / "empty").mkdir()
     with pytest.raises(DataError, match="holds no data system"):
         load("empty")
+    with pytest.raises(DataError, match=r"in a folder that rglob_patterns match \(x\*, y\)"):
+        load(rglob_patterns=["x*", "y"])
     write_npy(folder / "c", two_systems()[0], sets=1)
     with pytest.raises(DataError, match=r"name the folder above: .*c$"):
         load("c/set.000")

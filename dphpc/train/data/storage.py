@@ -181,8 +181,9 @@ def _expand(entry: str, patterns: list[str] | None, databases: dict[Path, Databa
         result = [(f"{file}{HDF5_MARK}/{g}", GroupStore(path, g)) for g in groups]
     if not result:
         above = path.parent if (path.parent / "type.raw").is_file() else None
+        matching = f", in a folder that rglob_patterns match ({', '.join(patterns)})" if patterns else ""
         raise DataError(
-            "holds no data system", where=entry, expected="type.raw and set.*/coord.npy in it or below it",
+            "holds no data system", where=entry, expected=f"type.raw and set.*/coord.npy in it or below it{matching}",
             remedy=f"name the folder above: {above}" if above else None,
         )  # fmt: skip
     return result

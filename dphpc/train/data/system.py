@@ -295,9 +295,11 @@ class System:
         if not self.mixed:
             return None
         slots = self._open(path, n_frames, self._n_slots)
-        if not np.issubdtype(slots.dtype, np.integer):
+        given = slots
+        with np.errstate(invalid="ignore"):  # NaN is refused below
+            slots = np.asarray(given, np.int32)  # from whole numbers in floats, too, as DeePMD-kit reads them
+        if (slots != given).any():
             raise DataError("types are not integers", where=self._store.where(path))
-        slots = np.asarray(slots, np.int32)
         if (empty := (slots == VIRTUAL).all(axis=1)).any():
             raise DataError(
                 f"{self._store.frame_name(int(empty.argmax()))} has no atoms", where=self._store.where(path)
