@@ -77,15 +77,19 @@ def _names_types(path: str, kind: str, type_map: list[str] | None) -> bool:
     Raises
     ------
     InputError, DataError
-        The file is empty, of an unknown format, or nothing tells the atoms' species.
+        The file is empty, of an unknown format, in other units, or nothing tells the atoms' species.
     """
     if not Path(path).stat().st_size:
         raise DataError("the file is empty", where=path)
     if kind not in ioformats:
         raise DataError("the structure cannot be read: its format is not known", where=path, expected=FORMATS)
     if kind == "lammps-dump-text":
-        with open(path, encoding="utf-8", errors="replace") as file:
-            columns = next((line.split()[2:] for line in file if line.startswith("ITEM: ATOMS")), [])
+        units, columns = _read_dump_header(path)
+        if units != "metal":
+            raise DataError(
+                f"the dump is in units '{units}'", where=path,
+                expected="units metal (Å, eV, ps, g/mol)", remedy="convert it",
+            )  # fmt: skip
         if "element" not in columns and type_map is None:
             raise InputError(
                 "the dump has no column 'element', and a type does not tell its species", where=path,
@@ -93,6 +97,18 @@ def _names_types(path: str, kind: str, type_map: list[str] | None) -> bool:
             )  # fmt: skip
         return "element" not in columns
     return False
+
+
+def _read_dump_header(path: str) -> tuple[str, list[str]]:
+    """The units of a LAMMPS dump, metal where it does not tell, and the columns of its first frame."""
+    units = "metal"
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for line in file:
+            if line.startswith("ITEM: UNITS"):
+                units = next(file, "").strip()
+            elif line.startswith("ITEM: ATOMS"):
+                return units, line.split()[2:]
+    return units, []
 
 
 def _require_plain_poscar(path: str, n_atoms: int) -> None:

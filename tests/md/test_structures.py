@@ -226,6 +226,17 @@ def test_a_dump_without_elements_needs_a_type_map(tmp_path: Path) -> None:
         read_structure(str(path), ["O"], None)
 
 
+def test_a_dump_in_other_units_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.dump"
+    text = "TIMESTEP\n0\nITEM: NUMBER OF ATOMS\n1\nITEM: BOX BOUNDS pp pp pp\n0 5\n0 5\n0 5\nITEM: ATOMS id element"
+    text = f"\nITEM: TIME\n0\nITEM: {text} x y z vx vy vz\n1 Si 0 0 0 1 2 3\n"
+    path.write_text(f"ITEM: UNITS\nmetal{text}")
+    np.testing.assert_allclose(read_structure(str(path), None, None).read(0, 1)["velocities"], [[1.0, 2.0, 3.0]])
+    path.write_text(f"ITEM: UNITS\nreal{text}")  # velocities in Å/fs
+    with pytest.raises(DataError, match="in units 'real'"):
+        read_structure(str(path), None, None)
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [("x.foo", "hello\n", "its format is not known"), ("x.extxyz", "", "the file is empty")],
