@@ -61,7 +61,7 @@ def read_settings(
         require_file(path, "deviation.models")
     if not (is_restart(settings.structure) and previous_of(Path(settings.structure)).is_file()):
         require_file(settings.structure, "structure")
-    if is_restart(settings.structure) and max(settings.replicate) > 1:
+    if is_restart(given.structure) and max(given.replicate) > 1:  # going on, settings have no 'replicate'
         raise InputError("a restart cannot be replicated", where="key 'replicate'", remedy="remove it")
     return settings, given
 

@@ -393,6 +393,14 @@ def test_another_runs_restart_file_is_not_continued(config: Make, argon: Lennard
     assert run_md(run | longer | {"structure": str(moved)}, resume=True, potential=argon).steps == 2
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_restart_is_not_replicated(config: Make, argon: LennardJones, tmp_path: Path, resume: bool) -> None:
+    run = config(stages=[NVE], **files(tmp_path))
+    run_md(run, potential=argon)
+    with pytest.raises(InputError, match="a restart cannot be replicated"):
+        run_md(run | {"structure": str(tmp_path / "r.h5")}, resume=resume, potential=argon)
+
+
 class Failing:
     """A potential that fails at one of its calls."""
 
