@@ -244,6 +244,7 @@ def _from_ase(path: str, with_fixed: bool, type_map: list[str] | None) -> Source
                 raise DataError(f"atoms of species {name} have different masses", where=path)
             masses[str(name)] = float(own[0])
     box = Box.of_cell(atoms.cell.array, atoms.pbc, atoms.positions)
+    box = replace(box, origin=box.origin + np.ravel(atoms.get_celldisp()))  # where a dump's box begins
     source = Source.of_rows(box, [str(n) for n in names], rows, masses, velocities is not None, path)
     return replace(source, last_of_several=last_of_several)
 

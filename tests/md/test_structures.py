@@ -226,6 +226,16 @@ def test_a_dump_without_elements_needs_a_type_map(tmp_path: Path) -> None:
         read_structure(str(path), ["O"], None)
 
 
+def test_the_box_of_a_dump_begins_where_the_file_says(tmp_path: Path) -> None:
+    path = tmp_path / "x.dump"
+    bounds = "ITEM: BOX BOUNDS xy xz yz pp pp ff\n-5 6 1\n-3 2 0\n-1 9 0\n"
+    atoms = "ITEM: ATOMS id element x y z\n1 Si -4 -2 8\n"
+    path.write_text(f"ITEM: TIMESTEP\n0\nITEM: NUMBER OF ATOMS\n1\n{bounds}{atoms}")
+    box = read_structure(str(path), None, None).box
+    np.testing.assert_allclose(box.matrix, [[10, 0, 0], [1, 5, 0], [0, 0, 10]], rtol=1e-14)
+    assert box.origin.tolist() == [-5, -3, -1]
+
+
 def test_a_dump_in_other_units_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.dump"
     text = "TIMESTEP\n0\nITEM: NUMBER OF ATOMS\n1\nITEM: BOX BOUNDS pp pp pp\n0 5\n0 5\n0 5\nITEM: ATOMS id element"
