@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from dphpc.core.errors import DataError, DphpcError, InputError
 from dphpc.core.fixing import numbers_of
+from dphpc.core.lammps_dump import DumpHeader, read_dump_header
 from dphpc.md.config import RESTART_SUFFIXES
 from dphpc.md.lammps_data import SUFFIXES
 
@@ -84,31 +85,19 @@ def _names_types(path: str, kind: str, type_map: list[str] | None) -> bool:
     if kind not in ioformats:
         raise DataError("the structure cannot be read: its format is not known", where=path, expected=FORMATS)
     if kind == "lammps-dump-text":
-        units, columns = _read_dump_header(path)
-        if units != "metal":
+        header = read_dump_header(path) or DumpHeader()
+        if header.units != "metal":
             raise DataError(
-                f"the dump is in units '{units}'", where=path,
+                f"the dump is in units '{header.units}'", where=path,
                 expected="units metal (Å, eV, ps, g/mol)", remedy="convert it",
             )  # fmt: skip
-        if "element" not in columns and type_map is None:
+        if not header.has_elements and type_map is None:
             raise InputError(
                 "the dump has no column 'element', and a type does not tell its species", where=path,
                 expected="a type_map, as type_map: [O, H]; or dump_modify … element O H and a column 'element'",
             )  # fmt: skip
-        return "element" not in columns
+        return not header.has_elements
     return False
-
-
-def _read_dump_header(path: str) -> tuple[str, list[str]]:
-    """The units of a LAMMPS dump, metal where it does not tell, and the columns of its first frame."""
-    units = "metal"
-    with open(path, encoding="utf-8", errors="replace") as file:
-        for line in file:
-            if line.startswith("ITEM: UNITS"):
-                units = next(file, "").strip()
-            elif line.startswith("ITEM: ATOMS"):
-                return units, line.split()[2:]
-    return units, []
 
 
 def _require_plain_poscar(path: str, n_atoms: int) -> None:

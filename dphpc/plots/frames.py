@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from dphpc.core.arrays import Doubles
 from dphpc.core.box import Box
 from dphpc.core.errors import DataError
+from dphpc.core.lammps_dump import DumpHeader, read_dump_header
 
 
 class Frame(NamedTuple):
@@ -59,7 +60,8 @@ def _read_ase(path: str, skip: int) -> list[Frame]:
     try:
         frames = list(ase.io.iread(path, index=f"{skip}:", parallel=False))
         # In a dump without a column `element` ASE takes types for atomic numbers: they are named by their numbers.
-        unnamed = filetype(path) == "lammps-dump-text" and not _has_elements(path)
+        header = read_dump_header(path) or DumpHeader()
+        unnamed = filetype(path) == "lammps-dump-text" and not header.has_elements
     except Exception as error:  # ASE's readers raise anything
         raise DataError(f"ASE cannot read '{path}': {error}", expected="a trajectory such as extxyz") from error
     return [
@@ -72,11 +74,6 @@ def _read_ase(path: str, skip: int) -> list[Frame]:
         )
         for atoms in frames
     ]
-
-
-def _has_elements(dump: str) -> bool:
-    with open(dump, encoding="utf-8", errors="replace") as lines:
-        return "element" in next((line.split() for line in lines if line.startswith("ITEM: ATOMS")), [])
 
 
 def _read_h5md(path: str, skip: int) -> list[Frame]:

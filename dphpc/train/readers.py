@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import itertools
 import logging
 import re
 import warnings
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from dphpc.core.errors import DataError, InputError, did_you_mean
+from dphpc.core.lammps_dump import DumpHeader, read_dump_header
 from dphpc.train.data.dataset import open_systems
 from dphpc.train.data.lmdb_frames import is_lmdb
 from dphpc.train.data.storage import HDF5_MARK, find_stores
@@ -75,21 +75,9 @@ def _guess(path: Path) -> str:
     # A path that does not exist is `file.hdf5#/group`.
     if path.is_dir() or path.suffix in (".h5", ".hdf5") or is_lmdb(path) or not path.exists():
         return "deepmd"
-    header = _dump_header(path)
-    if header:  # dpdata ignores a dump's column of elements, ASE takes types for atomic numbers
-        return "ase/lammps-dump-text" if _has_elements(header) else "lammps/dump"
+    if header := read_dump_header(path):  # dpdata ignores a dump's column of elements, ASE takes types for numbers
+        return "ase/lammps-dump-text" if header.has_elements else "lammps/dump"
     return next((fmt for pattern, fmt in _BY_NAME if fnmatch(path.name, pattern)), "ase")
-
-
-def _dump_header(path: Path) -> list[str]:
-    """The `ITEM:` lines of a LAMMPS dump's first frame; none of another file."""
-    with open(path, encoding="utf-8", errors="replace") as lines:
-        first = list(itertools.islice(lines, 12))
-    return [line for line in first if line.startswith("ITEM:")] if first and first[0].startswith("ITEM:") else []
-
-
-def _has_elements(header: Sequence[str]) -> bool:
-    return any(line.startswith("ITEM: ATOMS") and "element" in line.split() for line in header)
 
 
 def _from_deepmd(path: str, type_map: Sequence[str] | None) -> Iterator[Configuration]:
@@ -127,7 +115,7 @@ def _from_dpdata(path: Path, name: str, type_map: Sequence[str] | None) -> Itera
             where="--format",
             remedy=f"did you mean 'ase/{name}'?" if name in ioformats else did_you_mean(name, all_known),
         )
-    if name in _DUMPS and any("abc origin" in line for line in _dump_header(path)):
+    if name in _DUMPS and (header := read_dump_header(path)) and "abc origin" in header.box:
         raise DataError(
             "dpdata does not read the box of this dump (BOX BOUNDS abc origin)",
             where=str(path),
@@ -233,7 +221,7 @@ def _from_ase(path: Path, ase_format: str | None) -> Iterator[Configuration]:
         where = f"{path}, frame {len(frames)} (the first is 0)" if frames else str(path)
         raise _unreadable(error, "ASE", where, chosen) from error
     is_dump = chosen.startswith("lammps-dump")
-    if is_dump and not _has_elements(_dump_header(path)):  # ASE takes types for atomic numbers
+    if is_dump and not (read_dump_header(path) or DumpHeader()).has_elements:  # ASE takes types for atomic numbers
         raise DataError(
             "the dump has no column 'element'", where=str(path), remedy="--format lammps/dump -t O H names its types"
         )
