@@ -11,9 +11,10 @@ from matplotlib.figure import Figure
 from scipy import fft  # type: ignore[import-untyped]
 
 from dphpc.core.arrays import Doubles
-from dphpc.core.errors import DataError, writing
+from dphpc.core.errors import DataError
 from dphpc.plots.frames import Frame
 from dphpc.plots.style import COLORS, GREY, panels
+from dphpc.plots.tables import write_curves
 
 FIT = 0.1, 0.5
 """Where the line is fitted, as fractions of the longest time: in between neither ballistic nor of few samples."""
@@ -99,8 +100,9 @@ def _times(frames: Sequence[Frame], interval: float | None) -> Doubles:
         )  # fmt: skip
     time: Doubles = np.array(times, np.float64) - times[0]
     steps = np.diff(time)
-    if not (steps[0] > 0 and np.allclose(steps, steps[0], rtol=1e-3, atol=0.0)):
-        k = int(np.argmax(~np.isclose(steps, steps[0], rtol=1e-3, atol=0.0))) if steps[0] > 0 else 0
+    unequal = ~np.isclose(steps, steps[0], rtol=1e-3, atol=0.0)
+    if unequal.any() or steps[0] <= 0:
+        k = int(unequal.argmax())
         raise DataError(
             f"{steps[k]:g} ps pass between frames {k} and {k + 1}, and {steps[0]:g} ps between the first two",
             expected="frames that are equally spaced in time", remedy="--skip what is before them",
@@ -164,15 +166,13 @@ def write_msd(path: Path, curves: Mapping[str, Msd]) -> Path:
         Their times differ.
     """
     time = next(iter(curves.values())).time
-    columns = {"time_ps": time}
     for label, curve in curves.items():
         if len(curve.time) != len(time) or not np.allclose(curve.time, time):
             raise DataError(f"the times of '{label}' are others than those of the first file", remedy="a table of each")
-        of = f" {label.replace(',', ' ')}" if len(curves) > 1 else ""
-        columns |= {f"msd_{name}_A2{of}": values for name, values in curve.of.items()}
-    with writing(path, "the table"):
-        np.savetxt(path, np.column_stack(list(columns.values())), "%.8g", ",", header=",".join(columns), comments="")
-    return path
+    return write_curves(
+        path, ("time_ps", time),
+        {label: {f"msd_{name}_A2": msd for name, msd in curve.of.items()} for label, curve in curves.items()},
+    )  # fmt: skip
 
 
 def draw_msd(curves: Mapping[str, Msd]) -> Figure:

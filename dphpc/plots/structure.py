@@ -13,10 +13,11 @@ from matplotlib.figure import Figure
 from scipy.spatial import cKDTree  # type: ignore[import-untyped]
 
 from dphpc.core.arrays import Doubles
-from dphpc.core.errors import DataError, writing
+from dphpc.core.errors import DataError
 from dphpc.core.images import periodic_images
 from dphpc.plots.frames import Frame
 from dphpc.plots.style import COLORS, GREY, panels
+from dphpc.plots.tables import write_curves
 
 R_MAX = 6.0
 """Å to which g(r) is taken by default."""
@@ -97,13 +98,8 @@ def write_rdf(path: Path, curves: Mapping[str, Rdf]) -> Path:
 
     Of several the latter two are repeated, with the curve's label.
     """
-    columns = {"r_A": next(iter(curves.values())).r}
-    for label, curve in curves.items():
-        of = f" {label.replace(',', ' ')}" if len(curves) > 1 else ""
-        columns |= {f"g{of}": curve.g, f"neighbors{of}": curve.neighbors}
-    with writing(path, "the table"):
-        np.savetxt(path, np.column_stack(list(columns.values())), "%.8g", ",", header=",".join(columns), comments="")
-    return path
+    found = {label: {"g": curve.g, "neighbors": curve.neighbors} for label, curve in curves.items()}
+    return write_curves(path, ("r_A", next(iter(curves.values())).r), found)
 
 
 def draw_rdf(ax: Axes, curves: Mapping[str, Sequence[Doubles]], of: str = "") -> None:

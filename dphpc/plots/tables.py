@@ -1,17 +1,18 @@
-"""Readers of the text tables that runs write: lcurve.out, model_devi.out, thermo.csv, detail files of `dphpc test`."""
+"""Text tables: readers of those that runs write (lcurve.out, thermo.csv, …), and a writer of a figure's numbers."""
 
 from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TextIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dphpc.core.errors import DataError
+from dphpc.core.arrays import Doubles
+from dphpc.core.errors import DataError, writing
 from dphpc.core.tables import OF_EACH_ATOM
 
 Table = dict[str, NDArray[np.float64]]
@@ -85,3 +86,14 @@ def _opened(path: Path | str) -> TextIO:
         return open(path, encoding="utf-8", errors="replace")
     except IsADirectoryError as error:
         raise DataError("a directory, not a table", where=str(path)) from error
+
+
+def write_curves(path: Path, first: tuple[str, Doubles], curves: Mapping[str, Mapping[str, Doubles]]) -> Path:
+    """Write a CSV file: a named column, and those of each source of curves; of several, with the source's label."""
+    columns = dict([first])
+    for label, of_source in curves.items():
+        of = f" {label.replace(',', ' ')}" if len(curves) > 1 else ""
+        columns |= {name + of: values for name, values in of_source.items()}
+    with writing(path, "the table"):
+        np.savetxt(path, np.column_stack(list(columns.values())), "%.8g", ",", header=",".join(columns), comments="")
+    return path

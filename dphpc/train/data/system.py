@@ -294,8 +294,7 @@ class System:
             raise DataError("some sets have real_atom_types.npy and some have not", where=self._store.where(path))
         if not self.mixed:
             return None
-        slots = self._open(path, n_frames, self._n_slots)
-        given = slots
+        given = self._open(path, n_frames, self._n_slots)
         with np.errstate(invalid="ignore"):  # NaN is refused below
             slots = np.asarray(given, np.int32)  # from whole numbers in floats, too, as DeePMD-kit reads them
         if (slots != given).any():
