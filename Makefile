@@ -25,6 +25,8 @@ BIN := $(abspath $(VENV))/bin
 STAMP := $(VENV)/.dphpc-installed
 HOROVOD_STAMP := $(VENV)/.horovod-installed
 MPIRUN = $$(cat $(VENV)/mpirun)
+# pytest on so many ranks.
+RANKS_PYTEST = OMP_NUM_THREADS=1 timeout $(MPI_SECONDS) $(MPIRUN) -n $(1) $(BIN)/python .ci/pytest-rank -q --color=no --with-mpi
 # Test files that say mpi of themselves; of all others, each rank would import what it does not run.
 MPI_TESTS := $(sort $(shell grep -rl --include='test_*.py' 'mark\.mpi' tests))
 # Of these, files with tests that go to more than two ranks.
@@ -83,12 +85,12 @@ test-mpi: $(STAMP)
 	@for n in $(RANKS); do \
 	  if [ $$n -le 2 ]; then chosen=mpi tests="$(MPI_TESTS)"; else chosen="mpi and not two_ranks" tests="$(MANY_TESTS)"; fi; \
 	  echo "== MPI tests on $$n ranks"; \
-	  OMP_NUM_THREADS=1 timeout $(MPI_SECONDS) $(MPIRUN) -n $$n $(BIN)/python .ci/pytest-rank -q --color=no --with-mpi -m "($(WHICH)) and $$chosen" $$tests; \
+	  $(call RANKS_PYTEST,$$n) -m "($(WHICH)) and $$chosen" $$tests; \
 	done
 	@for n in $(WIDE_RANKS); do \
 	  if [ $$n = 8 ]; then and=" and of bits" tests="$(WIDE_TESTS) $(BIT_TESTS)"; else and= tests="$(WIDE_TESTS)"; fi; \
 	  echo "== MPI tests of the decomposition$$and on $$n ranks"; \
-	  OMP_NUM_THREADS=1 timeout $(MPI_SECONDS) $(MPIRUN) -n $$n $(BIN)/python .ci/pytest-rank -q --color=no --with-mpi -m "not slow and mpi and not two_ranks" $$tests; \
+	  $(call RANKS_PYTEST,$$n) -m "($(WHICH)) and mpi and not two_ranks" $$tests; \
 	done
 
 horovod-wheel: $(STAMP)  ## Horovod's wheel into ~/.cache (minutes, once for a torch and an MPI; needs the MPI's headers)
@@ -99,7 +101,7 @@ $(HOROVOD_STAMP): $(STAMP)
 	@touch $@
 
 horovod: $(HOROVOD_STAMP)  ## install that wheel, then data-parallel training with it on 2 ranks
-	OMP_NUM_THREADS=1 timeout $(MPI_SECONDS) $(MPIRUN) -n 2 $(BIN)/python .ci/pytest-rank -q --color=no --with-mpi -m mpi $(filter tests/train/%,$(MPI_TESTS))
+	$(call RANKS_PYTEST,2) -m mpi $(filter tests/train/%,$(MPI_TESTS))
 
 clean:  ## what builds, tests and the demo left behind
 	rm -rf build dist demo_output .pytest_cache .mypy_cache .ruff_cache
