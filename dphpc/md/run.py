@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from array import array
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 
 from dphpc.core.device import find_device
 from dphpc.core.errors import RunError
+from dphpc.core.files import claimed
 from dphpc.core.signals import stop_signals
 from dphpc.core.units import FS
 from dphpc.md.config import MdConfig
@@ -95,6 +97,7 @@ def run_md(
             return run.go()
         finally:
             run.screen.stop()
+            run.claims.close()
 
 
 class Run:
@@ -106,6 +109,7 @@ class Run:
         self.given = given or settings
         self.settings, self.comm = settings, comm
         self.screen = Screen(0, 0, quiet=comm.rank != 0)
+        self.claims = ExitStack()
         self.n_threads = settings.n_threads or default_threads(ranks_on_same_cores(comm))
         with together(comm):
             set_threads(self.n_threads)
@@ -203,6 +207,8 @@ class Run:
         self.kept, species = kept, self.potential.type_map
         self.screen.say(*lines)
         with together(self.comm):
+            if self.comm.rank == 0:
+                self.claims.enter_context(claimed(path for path, kind in s.outputs.items() if kind != "h5md"))
             if s.trajectory:
                 at = kept.get(s.trajectory.file)
                 self.trajectory = open_trajectory(s.trajectory, species, self.masses, at, self.comm, s.type_map)

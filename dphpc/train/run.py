@@ -15,6 +15,7 @@ import torch
 from dphpc.core.config import parse_config, read_mapping
 from dphpc.core.device import find_device
 from dphpc.core.errors import DphpcError, InputError
+from dphpc.core.files import claimed
 from dphpc.model.dp_model import DPModel
 from dphpc.model.model_file import MODEL_SUFFIXES, read_model
 from dphpc.ops.threads import default_threads, set_threads, threads_restored
@@ -147,11 +148,14 @@ def train(
             model = _new_model(config, from_first(comm, lambda: _statistics(config, training)), min_distance)
         with together(comm):
             place = torch_device(device)
-        with gradient_sum(config.dphpc.data_parallel, comm, config.dphpc.gradient_compression, place) as gradients:
+        sums = gradient_sum(config.dphpc.data_parallel, comm, config.dphpc.gradient_compression, place)
+        with sums as gradients, contextlib.ExitStack() as claims:
             with together(comm):
                 trainer = Trainer(config, model, training, validation, checkpoint, comm, gradients, device)
-                if output is not None and comm.rank == 0:  # last: a refused run overwrites nothing
-                    write_input(config, output)
+                if comm.rank == 0:
+                    claims.enter_context(claimed([config.training.disp_file]))
+                    if output is not None:  # last: a refused run overwrites nothing
+                        write_input(config, output)
             _introduce(trainer)
             result = trainer.run()
         for name, value in result.rows():

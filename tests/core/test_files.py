@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from dphpc.core.files import whole, write_whole
+from dphpc.core.errors import InputError, RunError
+from dphpc.core.files import claimed, whole, write_whole
 
 
 def test_the_name_appears_when_all_is_written(tmp_path: Path) -> None:
@@ -77,3 +78,31 @@ def test_a_folder_is_complete_or_not_there(tmp_path: Path) -> None:
     make(fails=False)
     assert os.listdir(tmp_path) == ["new"]
     assert (tmp_path / "new" / "a.txt").read_text() == "text"
+
+
+def test_claimed_files_are_refused_to_others_until_the_end(tmp_path: Path) -> None:
+    old, new = tmp_path / "old.csv", tmp_path / "sub" / "new.csv"
+    old.write_text("before")
+
+    def others() -> None:
+        with claimed([new, old]):
+            pass
+
+    with claimed([old]):
+        with pytest.raises(InputError, match=r"another run .* writes this file.*\n.*old.csv"):
+            others()
+        assert old.read_text() == "before"
+        old.write_text("by the run that has it")
+    others()
+    assert old.read_text() == "by the run that has it"
+    assert new.read_text() == ""
+
+
+def test_devices_are_open_to_all_and_folders_are_no_files(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    shared = ["/dev/null", tmp_path / "pipe"]
+    with claimed(shared), claimed(shared):
+        pass
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="cannot be written"), claimed([tmp_path / "file" / "t.csv"]):
+        pass

@@ -1,6 +1,7 @@
 """Runs that go on from restarts: by another plan, with what other runs left, and killed at awkward moments."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import h5py
 import pytest
 
 from dphpc.core.errors import AstrayError, DataError, InputError, RunError
+from dphpc.core.files import claimed
 from dphpc.md import restart
 from dphpc.md.integrators import Integrator
 from dphpc.md.restart import read_restart
@@ -413,3 +415,45 @@ class Failing:
         if self.left < 1:
             raise RunError("failed by the test")
         self.inner.compute(state, neighbors, halo, outputs, centers)
+
+
+class Curious(LennardJones):
+    """Notes which files nobody else may write now."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        super().__init__(["Ar"], cutoff=6.5, cutoff_smooth=5.0)
+        self.paths, self.found = paths, set[str]()
+
+    def compute(self, *arguments: Any) -> None:
+        super().compute(*arguments)
+        self.found |= {path.name for path in self.paths if path.exists() and not is_free(path)}
+
+
+def is_free(path: Path) -> bool:
+    try:
+        with claimed([path]):
+            return True
+    except InputError:
+        return False
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("suffix", ["extxyz", "h5md"])
+def test_a_second_run_leaves_the_files_of_one_that_goes_on(comm: Communicator, config: Make, suffix: str) -> None:
+    folder = Path(config()["structure"]).parent
+    outputs = files(folder, suffix)
+    names = ["t.csv", f"t.{suffix}", "r.h5"]
+    argon = Curious([folder / name for name in names])
+    run_md(config(stages=[NVE], **outputs), comm=comm, potential=argon)
+    assert argon.found == ({"t.csv", "t.extxyz"} & {*names})
+    before = [(folder / name).read_bytes() for name in names]
+    comm.barrier()
+    longer = config(stages=[{**NVE, "steps": 20}], **outputs)
+    with claimed([folder / "t.csv"]) if comm.rank == 0 else nullcontext():
+        for resume in (False, True):
+            with pytest.raises(InputError, match="another run that has not ended"):
+                run_md(longer, comm=comm, potential=argon, resume=resume)
+    assert [(folder / name).read_bytes() for name in names] == before
+    comm.barrier()
+    run_md(longer, comm=comm, potential=argon, resume=True)
+    assert rows(folder) == [0, 3, 6, 9, 12, 15, 18, 20]

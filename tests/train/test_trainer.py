@@ -207,6 +207,28 @@ def test_every_optimizer_restarts_to_the_bit(optimizer: dict[str, Any], precisio
             dphpc.train({**given, "optimizer": {"type": "Adam"}}, restart=f"model.ckpt-{half}")
 
 
+def test_a_second_training_leaves_the_files_of_one_that_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    original, refused = Trainer._train_one, list[str | None]()
+
+    def train_one(self: Trainer, *arguments: Any) -> Any:
+        if self.step == 6 and refused == []:
+            refused.append(None)  # lest one that is not refused comes here again
+            before = {path.name: path.read_bytes() for path in Path().iterdir() if path.is_file()}
+            for again in ({}, {"resume": True}):
+                with pytest.raises(InputError, match="another run that has not ended") as caught:
+                    dphpc.train(small_input(seed=7), **again)
+                refused.append(caught.value.where)
+            assert {path.name: path.read_bytes() for path in Path().iterdir() if path.is_file()} == before
+        return original(self, *arguments)
+
+    dphpc.train(small_input())
+    curve = Path("lcurve.out").read_text()
+    monkeypatch.setattr(Trainer, "_train_one", train_one)
+    dphpc.train(small_input())
+    assert refused == [None, "lcurve.out", "lcurve.out"]
+    assert Path("lcurve.out").read_text() == curve
+
+
 def test_a_signal_ends_the_run_with_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     dphpc.train(small_input())
     curve, whole = Path("lcurve.out").read_text(), state("model.ckpt-12.safetensors")
