@@ -39,6 +39,10 @@ BUILD = {
 }
 """Environment of the build."""
 
+TOOLCHAIN = "set(CMAKE_UNITY_BUILD ON)\nset(CMAKE_UNITY_BUILD_BATCH_SIZE 0)\n"
+"""CMake's toolchain file, by which all sources are compiled as one: they include much the same headers, which take most
+of the time (measured: 92 instead of 222 s, in 2.5 GB).  Sources for GPUs were not tried so, and are compiled apart."""
+
 TOOLS = {
     "mpicxx": "the MPI's compiler",
     "g++": "apt install g++, or module load gcc",
@@ -116,7 +120,7 @@ def cache_folder(env: dict[str, str]) -> Path:
         Path(torch.origin).with_name("version.py").read_text(),  # its commit and its CUDA
         mpi_headers(env),
         _run(["mpicxx", "-show"], env).replace(sys.prefix, ""),
-        repr(sorted((recipe | BUILD).items())),
+        repr(sorted((recipe | BUILD).items())) + TOOLCHAIN,
     ]
     digest = hashlib.sha256("\0".join(identity).encode()).hexdigest()[:16]
     python = f"python{sys.version_info.major}.{sys.version_info.minor}"
@@ -192,6 +196,9 @@ def _build(place: Path, env: dict[str, str]) -> Path:
     cmake = [] if shutil.which("cmake", path=env["PATH"]) else ["cmake"]
     _run([*pip, "install", "--quiet", "--ignore-installed", *BUILD_PACKAGES, *cmake], env)
     env = env | BUILD | {"PATH": f"{programs}{os.pathsep}{env['PATH']}", "MAKEFLAGS": env.get("MAKEFLAGS") or "-j1"}
+    if not any(name.startswith("HOROVOD_GPU") for name in env):
+        (place / "toolchain.cmake").write_text(TOOLCHAIN)
+        env["CMAKE_TOOLCHAIN_FILE"] = str(place / "toolchain.cmake")
     how = ["--no-build-isolation", "--no-cache-dir", "--no-deps", "--wheel-dir", str(place)]
     _run([*pip, "wheel", *how, f"horovod=={VERSION}"], env)
     return next(place.glob(f"horovod-{VERSION}-*.whl"))
