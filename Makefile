@@ -13,7 +13,7 @@ MPI ?= auto
 # than two ranks, only those that are not marked two_ranks.
 RANKS ?= 2 3
 # And those on which the tests of the decomposition alone run; on 8, those of a run's bits with them.
-WIDE_RANKS ?= 4 8 16
+WIDE_RANKS ?= 4 8
 # Processes that share the tests on one rank; auto: one a core.
 PROCESSES ?= auto
 # Seconds after which they are given up on one number of ranks.
@@ -64,7 +64,7 @@ $(STAMP): $(SOURCES)
 demo: $(STAMP)  ## train, freeze, compress, test, MD on 2 ranks and plots on DFT data of silicon, into demo_output/
 	$(BIN)/python examples/silicon/demo.py --output demo_output --mpirun "$(MPIRUN)"
 
-test: lint test-serial test-mpi  ## lint, all quick tests on 1 rank, then those with MPI on 2 (in part on 3, 4, 8, 16)
+test: lint test-serial test-mpi  ## lint, all quick tests on 1 rank, then those with MPI on 2 (in part on 3, 4, 8)
 
 test-all: lint  ## the same with the tests that take minutes, and with Horovod
 	@$(MAKE) --no-print-directory test-serial test-mpi WHICH="slow or not slow" RANKS="2 3 4 8" WIDE_RANKS="6 12 16"

@@ -22,7 +22,7 @@ REGISTERS = 65536
 SHARED = 48 * 1024
 """Of a multiprocessor, and of a block without further ado; the same on all three."""
 
-ARCHITECTURES = ("sm_70", "sm_80", "sm_90")
+ARCHITECTURES = ("sm_70", pytest.param("sm_80", marks=pytest.mark.slow), "sm_90")
 
 
 def descriptor(
@@ -109,7 +109,15 @@ def test_training_spills_nothing(architecture, real):
         assert all(taken.spilled == 0 and taken.registers <= 64 for taken in kernels.values())
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), (37, 5, 3), (240, 32, 10), (MOST_CHANNELS, 16, 4)])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (1, 1, 1),
+        pytest.param((37, 5, 3), marks=pytest.mark.slow),
+        (240, 32, 10),
+        pytest.param((MOST_CHANNELS, 16, 4), marks=pytest.mark.slow),
+    ],
+)
 def test_models_of_other_shapes(shape):
     _, kernels = compile_cubin(descriptor("double", *shape), "sm_80")
     _, training = compile_cubin(descriptor("double", *shape, name="training.cu"), "sm_80")

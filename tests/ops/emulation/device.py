@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import functools
 import hashlib
 import re
 import shutil
@@ -28,8 +29,31 @@ FLAGS = (
     "-Wno-unknown-pragmas",
     "-fPIC",
     "-fvisibility=hidden",  # texts have functions of the same names, and these their shared memory
-    "-shared",
 )
+
+
+def compiled(text: str, kind: str, *flags: str | Path) -> Path:
+    """What g++ makes of a text, which is compiled if it has not been before."""
+    compiler = shutil.which("g++") or "c++"
+    key = "\n".join((compiler, *FLAGS, text))
+    target = COMPILED / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}{kind}"
+    if not target.exists():
+        COMPILED.mkdir(parents=True, exist_ok=True)
+        with target.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # the first to come compiles
+            if not target.exists():
+                source, unfinished = target.with_suffix("" if kind == ".h.gch" else ".cpp"), target.with_suffix(".part")
+                source.write_text(text)
+                subprocess.run([compiler, *FLAGS, *flags, "-o", unfinished, source], check=True)
+                unfinished.rename(target)
+    return target
+
+
+@functools.cache
+def precompiled() -> Path:
+    """What `host.h` includes, of which the compiler would read 30,000 lines anew for each text."""
+    headers = "".join(re.findall(r"#include <.*>\n", HEADER.read_text()))
+    return compiled(headers, ".h.gch", "-x", "c++-header").with_suffix("")
 
 
 def cut(x):
@@ -204,16 +228,4 @@ class EmulatedDevice:
         defined += f"#define BLOCKS_BACKWARD {int(self.backward)}\n"
         definitions, slashes, rest = text.partition("//")
         whole = defined + definitions + header + slashes + rest + ends
-        compiler = shutil.which("g++") or "c++"
-        key = "\n".join((compiler, *FLAGS, whole))
-        library = COMPILED / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
-        if not library.exists():
-            COMPILED.mkdir(parents=True, exist_ok=True)
-            with library.with_suffix(".lock").open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)  # the first to come compiles
-                if not library.exists():
-                    source, unfinished = library.with_suffix(".cpp"), library.with_suffix(".part")
-                    source.write_text(whole)
-                    subprocess.run([compiler, *FLAGS, "-o", unfinished, source], check=True)
-                    unfinished.rename(library)
-        return library
+        return compiled(whole, ".so", "-shared", "-include", precompiled())
