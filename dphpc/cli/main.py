@@ -34,8 +34,7 @@ BACKEND_FLAGS = (
 
 
 OTHERS = {
-    "convert-backend": "dp convert-backend model.pth model.dp makes a model for dphpc",
-    "convert-from": "dp convert-from brings an old model up to date, dp convert-backend makes a .dp of it",
+    "convert-from": "dp convert-from brings an old model up to date, which dphpc reads",
     "doc-train-input": "docs/train.md has what dphpc adds, all other keys mean what they do in DeePMD-kit",
     **dict.fromkeys(("eval-desc", "embed", "gui", "transfer", "pretrained", "train-nvnmd"), "dphpc has no counterpart"),
 }

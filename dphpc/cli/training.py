@@ -67,7 +67,7 @@ def train_model(
 def freeze_checkpoint(
     checkpoint: Annotated[
         Path,
-        typer.Option("--checkpoint", "--checkpoint-folder", "-c", help="A checkpoint or the folder of checkpoints."),
+        typer.Option("--checkpoint", "--checkpoint-folder", "-c", help="A checkpoint, or a folder with one."),
     ] = Path("."),
     output: Annotated[Path, typer.Option("--output", "-o", help="Model file, .dp or .yaml.")] = Path("frozen_model.dp"),
 ) -> None:
@@ -75,6 +75,18 @@ def freeze_checkpoint(
     from dphpc.train.freeze import freeze
 
     print(freeze(checkpoint, output))
+
+
+@command("convert-backend")
+def convert_model(
+    input: Annotated[Path, typer.Argument(metavar="INPUT", help="Model file, or checkpoint of DeePMD-kit.")],
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Model file, .dp or .yaml.")],
+) -> None:
+    """Write a model in another format."""
+    from dphpc.model.model_file import read_model, write_model
+
+    write_model(read_model(input), output)
+    print(output)
 
 
 @command("compress", repeated=("--types",))

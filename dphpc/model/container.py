@@ -51,15 +51,11 @@ def read_tree(path: Path) -> Tree:
 
 def conversion(path: Path) -> str | None:
     """The command that makes a model of a checkpoint or of another back end's file, by its ending; None for others."""
-    convert = f"dp convert-backend {path.stem}{{}} {path.stem}.dp"
     match path.suffix:
         case ".safetensors":
             return f"make a model of the checkpoint: dphpc freeze -c {path.name} -o model.dp"
-        case ".pt":
-            freeze = f"dp --pt freeze -c {path.name} -o {path.stem}.pth"
-            return f"make a model of it with DeePMD-kit: {freeze}; {convert.format('.pth')}"
-        case ".pth" | ".pt2" | ".pb":
-            return f"convert it with DeePMD-kit: {convert.format(path.suffix)}"
+        case ".pt2" | ".pb":
+            return f"convert it with DeePMD-kit: dp convert-backend {path.name} {path.stem}.dp"
     return None
 
 
@@ -67,8 +63,11 @@ def write_tree(tree: Tree, path: Path) -> None:
     """Write a tree as `.dp` or `.yaml`, under a temporary name that is renamed when complete."""
     if path.suffix not in _SUFFIXES:
         raise ModelFileError(
-            f"'{path.suffix}' files are not written", where=str(path), expected="a name ending in .dp or .yaml"
-        )
+            f"'{path.suffix}' files are not written", where=str(path), expected="a name ending in .dp or .yaml",
+            remedy=f"let DeePMD-kit make it of a .dp file: dp convert-backend {path.stem}.dp {path.name}"
+            if path.suffix in (".pth", ".pt2", ".pb")
+            else None,
+        )  # fmt: skip
     try:
         with whole(path) as partial:
             if path.suffix in (".yaml", ".yml"):

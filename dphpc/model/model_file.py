@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dphpc.core.errors import ModelFileError
-from dphpc.model import dpa1
+from dphpc.model import dpa1, torch_tree
 from dphpc.model.container import Tree, read_tree, write_tree
 from dphpc.model.descriptor import SeE2A
 from dphpc.model.dp_model import DPModel
@@ -22,6 +22,7 @@ from dphpc.model.fitting import EnergyFitting
 from dphpc.model.model_tree import TABLE_VERSION, model_tree
 from dphpc.model.radial_table import Grid, RadialTable
 from dphpc.model.shared import SharedNetworks
+from dphpc.model.shared_tree import shared_tree
 from dphpc.model.tree_parts import (
     check_descriptor,
     check_version,
@@ -34,12 +35,15 @@ from dphpc.model.tree_parts import (
 
 log = logging.getLogger(__name__)
 
-MODEL_SUFFIXES = (".dp", ".yaml", ".yml")
-"""Endings of model files."""
+WRITTEN = (".dp", ".yaml", ".yml")
+"""Endings of model files that are written."""
+
+MODEL_SUFFIXES = (*WRITTEN, *torch_tree.SUFFIXES)
+"""Endings of model files that are read."""
 
 
 def read_model(path: str | Path) -> DPModel:
-    """Read a `.dp` or `.yaml` model written by DeePMD-kit or by dphpc, compressed or not.
+    """Read a model that DeePMD-kit or dphpc wrote, compressed or not.
 
     Raises
     ------
@@ -47,9 +51,13 @@ def read_model(path: str | Path) -> DPModel:
         The file is damaged, too new, or holds a kind of model that is not supported; the message says which.
     """
     path = Path(path)
-    tree = read_tree(path)
+    of_torch = path.suffix in torch_tree.SUFFIXES and path.is_file()
+    tree = None if of_torch else read_tree(path)
     try:
-        return model_of(tree)
+        model = model_of(torch_tree.read_torch(path) if tree is None else tree)
+        if of_torch and model.shared is not None:
+            model.origin = shared_tree(model, model.shared)  # as a `.dp` file would have it
+        return model
     except ModelFileError as error:
         raise ModelFileError(
             error.what, where=f"{path}{', ' + error.where if error.where else ''}", expected=error.expected,
@@ -57,7 +65,7 @@ def read_model(path: str | Path) -> DPModel:
         ) from None  # fmt: skip
     except KeyError as error:
         raise ModelFileError(f"the model has no entry {error}", where=str(path), remedy="is it complete?") from error
-    except (ValueError, TypeError, IndexError, AttributeError, OverflowError) as error:
+    except (ValueError, TypeError, IndexError, AttributeError, OverflowError, RecursionError) as error:
         raise ModelFileError(f"the model's entries do not fit together: {error}", where=str(path)) from error
 
 

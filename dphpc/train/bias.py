@@ -15,7 +15,7 @@ from dphpc.core.arrays import Doubles
 from dphpc.core.device import Device
 from dphpc.core.errors import DataError, InputError
 from dphpc.model.dp_model import DPModel
-from dphpc.model.model_file import MODEL_SUFFIXES, read_model, write_model
+from dphpc.model.model_file import MODEL_SUFFIXES, WRITTEN, read_model, write_model
 from dphpc.potential.deep_pot import DeepPot
 from dphpc.train.checkpoint import SUFFIX, Checkpoint, find_checkpoint
 from dphpc.train.data.system import System
@@ -43,7 +43,7 @@ def change_bias(
     Parameters
     ----------
     model
-        A `.dp` or `.yaml` file, a checkpoint, or the folder of a training.
+        A model file, a checkpoint, or the folder of a training.
     systems
         A labelled system, a folder to be searched, `file.hdf5#/group`, `data.lmdb`, or several of them; the
         working directory if neither they nor `values` are given.
@@ -54,7 +54,8 @@ def change_bias(
     n_frames
         Frames of each system, spread evenly through it; 0 means all.
     output
-        A `.dp` or `.yaml` file, or for a checkpoint `.safetensors`; None: `NAME_updated` with the suffix of `model`.
+        A `.dp` or `.yaml` file, or for a checkpoint `.safetensors`; None: `NAME_updated` with the suffix of `model`,
+        if that is one of these, else `.dp`.
     progress
         Called with the number of frames predicted so far and in all.
     device
@@ -75,10 +76,8 @@ def change_bias(
         raise InputError("both systems and values of the bias are given", remedy="use one of -s (or -f) and -b")
     if mode not in get_args(Mode):
         raise InputError(f"'{mode}' is no mode", expected="change or set")
-    source, checkpoint = Path(model), None
-    if source.suffix not in MODEL_SUFFIXES:
-        source = find_checkpoint(source)
-        checkpoint = Checkpoint.load(source)
+    source = find_checkpoint(model)
+    checkpoint = None if source.suffix in MODEL_SUFFIXES else Checkpoint.load(source)
     target = _target(source, output)
     before = read_model(source) if checkpoint is None else checkpoint.model()
     if values is not None:
@@ -159,8 +158,9 @@ def _given_bias(model: DPModel, values: Sequence[float]) -> Doubles:
 
 def _target(source: Path, output: str | Path | None) -> Path:
     """The file to write; InputError if it cannot be written."""
-    target = source.with_stem(f"{source.stem}_updated") if output is None else Path(output)
-    endings = MODEL_SUFFIXES if source.suffix in MODEL_SUFFIXES else (*MODEL_SUFFIXES, SUFFIX)
+    endings = WRITTEN if source.suffix in MODEL_SUFFIXES else (*WRITTEN, SUFFIX)
+    same = source.with_stem(f"{source.stem}_updated")
+    target = Path(output) if output is not None else same if same.suffix in endings else same.with_suffix(".dp")
     if target.suffix not in endings:
         raise InputError(
             f"'{target}' names no file that can be written", expected=f"a name ending in {', '.join(endings)}"

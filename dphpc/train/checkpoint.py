@@ -21,15 +21,13 @@ from dphpc.core.errors import InputError, ModelFileError
 from dphpc.core.files import whole, write_whole
 from dphpc.model.container import conversion
 from dphpc.model.dp_model import DPModel
+from dphpc.model.model_file import MODEL_SUFFIXES, read_model
 from dphpc.model.radial_table import Grid
 from dphpc.train.initial import model_of
 from dphpc.train.schema import TrainInput, parse_input
 
 FORMAT = 1
 SUFFIX = ".safetensors"
-FOREIGN = (".pt", ".pth", ".pt2", ".pb")
-"""Suffixes of DeePMD-kit's checkpoints and frozen models."""
-
 POINTER = "checkpoint"
 """File beside the run that names the newest checkpoint, as DeePMD-kit writes it."""
 
@@ -102,6 +100,12 @@ class Checkpoint:
         """
         if not path.is_file():
             raise ModelFileError("no such checkpoint", where=str(path), expected=f"model.ckpt-STEP{SUFFIX}")
+        if path.suffix in MODEL_SUFFIXES:
+            raise ModelFileError(
+                "the file holds a model, but no training that could be gone on with", where=str(path),
+                expected=f"model.ckpt-STEP{SUFFIX}",
+                remedy=f"begin a new training with its weights: --init-model {path}",
+            )  # fmt: skip
         try:
             with safe_open(path, framework="numpy") as file:
                 head = json.loads((file.metadata() or {})["dphpc"])
@@ -120,7 +124,10 @@ class Checkpoint:
                 averages=head["averages"],
             )
         except (SafetensorError, KeyError, ValueError, TypeError) as error:
-            raise ModelFileError(f"the file is damaged or no checkpoint of dphpc: {error}", where=str(path)) from error
+            raise ModelFileError(
+                f"the file is damaged or no checkpoint of dphpc: {error}", where=str(path),
+                remedy=None if path.suffix == SUFFIX else conversion(path),
+            ) from error  # fmt: skip
 
 
 def _grid(numbers: list[float] | dict[str, float] | None) -> Grid | None:
@@ -140,14 +147,9 @@ def find_checkpoint(path: str | Path) -> Path:
     Raises
     ------
     ModelFileError
-        There is none, or it was written by DeePMD-kit.
+        The folder names none.
     """
     path = Path(path)
-    if path.suffix in FOREIGN and path.is_file():
-        raise ModelFileError(
-            f"'{path.suffix}' files are not read", where=str(path), expected=f"a model .dp or .yaml, or {SUFFIX}",
-            remedy=conversion(path),
-        )  # fmt: skip
     if path.is_dir():
         pointer = path / POINTER
         if not pointer.is_file():
@@ -160,6 +162,18 @@ def find_checkpoint(path: str | Path) -> Path:
     if not path.is_file() and path.with_name(path.name + SUFFIX).is_file():
         return path.with_name(path.name + SUFFIX)
     return path
+
+
+def read_any_model(path: str | Path) -> DPModel:
+    """The model of a model file, or of a checkpoint that a path names, also of one of DeePMD-kit.
+
+    Raises
+    ------
+    ModelFileError
+        There is none, or it is damaged or not supported.
+    """
+    path = find_checkpoint(path)
+    return read_model(path) if path.suffix in MODEL_SUFFIXES else Checkpoint.load(path).model()
 
 
 def newest_of(prefix: str | Path) -> Path:

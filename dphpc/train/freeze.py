@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from dphpc.core.errors import InputError
-from dphpc.model.model_file import MODEL_SUFFIXES, write_model
-from dphpc.train.checkpoint import Checkpoint, find_checkpoint
+from dphpc.model.model_file import WRITTEN, write_model
+from dphpc.train.checkpoint import read_any_model
 
 
 def freeze(checkpoint_or_dir: str | Path = ".", output: str | Path = "frozen_model.dp") -> Path:
     """Write the model of a checkpoint, or of the newest one in a training's folder, as `.dp` or `.yaml`.
+
+    The checkpoint may be DeePMD-kit's, or a frozen model.
 
     Raises
     ------
@@ -20,9 +22,9 @@ def freeze(checkpoint_or_dir: str | Path = ".", output: str | Path = "frozen_mod
         There is no checkpoint, or it is damaged.
     """
     output = Path(output)
-    if output.suffix not in MODEL_SUFFIXES:
+    if output.suffix not in WRITTEN:
         raise InputError(
             f"'{output}' names no model file that can be written", expected="a name ending in .dp or .yaml"
         )
-    write_model(Checkpoint.load(find_checkpoint(checkpoint_or_dir)).model(), output)
+    write_model(read_any_model(checkpoint_or_dir), output)
     return output

@@ -17,7 +17,6 @@ from dphpc.core.device import find_device
 from dphpc.core.errors import DphpcError, InputError
 from dphpc.core.files import claimed
 from dphpc.model.dp_model import DPModel
-from dphpc.model.model_file import MODEL_SUFFIXES, read_model
 from dphpc.ops.threads import default_threads, set_threads, threads_restored
 from dphpc.parallel.back_ends import DataParallel
 from dphpc.parallel.comm import Communicator, Serial, ends_together, from_first, together, world
@@ -26,7 +25,7 @@ from dphpc.parallel.launch import launched, without_mpi
 from dphpc.parallel.placement import placement, ranks_on_same_cores
 from dphpc.parallel.process_group import slurm_ranks
 from dphpc.train.bias import with_bias
-from dphpc.train.checkpoint import SUFFIX, Checkpoint, find_checkpoint, newest_of
+from dphpc.train.checkpoint import SUFFIX, Checkpoint, find_checkpoint, newest_of, read_any_model
 from dphpc.train.data import Dataset
 from dphpc.train.finetune import changes, shaped_as, shifted_bias, with_section_of
 from dphpc.train.initial import initial_model, model_arrays, model_of
@@ -118,7 +117,7 @@ def train(
         with together(comm):
             checkpoint = None if restart is None else Checkpoint.load(find_checkpoint(restart))
             path = finetune if init_model is None else init_model
-            source = None if path is None else _read_any_model(path)
+            source = None if path is None else _trainable_model(path)
             script = _script(checkpoint, source) if use_pretrain_script else None
         config = from_first(comm, lambda: _read(input, script))
         with together(comm):
@@ -327,18 +326,15 @@ def _with_weights_of(other: DPModel, config: TrainInput, min_distance: float | N
     return model
 
 
-def _read_any_model(source: PathLike) -> DPModel:
-    path = Path(source)
-    if path.suffix in MODEL_SUFFIXES:
-        model = read_model(path)
-        if model.shared is not None and (model.descriptor.kinks or not model.shared.trained):
-            reason = model.descriptor.kinks or "its types' embedding is more than one linear layer"
-            raise InputError(
-                f"a model of kind '{model.descriptor.kind}' cannot be trained: {reason}", where=str(path),
-                expected="what a dpa1 model is trained with: a smooth activation and davg 0",
-            )  # fmt: skip
-        return model
-    return Checkpoint.load(find_checkpoint(path)).model()
+def _trainable_model(source: PathLike) -> DPModel:
+    model = read_any_model(source)
+    if model.shared is not None and (model.descriptor.kinks or not model.shared.trained):
+        reason = model.descriptor.kinks or "its types' embedding is more than one linear layer"
+        raise InputError(
+            f"a model of kind '{model.descriptor.kind}' cannot be trained: {reason}", where=str(source),
+            expected="what a dpa1 model is trained with: a smooth activation and davg 0",
+        )  # fmt: skip
+    return model
 
 
 def _restarted(config: TrainInput, checkpoint: Checkpoint) -> DPModel:

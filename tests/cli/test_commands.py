@@ -1,6 +1,7 @@
 """Every command, once in a process of its own as a user runs it: its output, its files, its messages."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,8 @@ from dphpc.train.evaluate import model_devi
 from tests.cli.conftest import Run
 from tests.full_disk import full_disk
 from tests.models import random_model, random_structure
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "models"
 
 
 @pytest.fixture
@@ -428,9 +431,22 @@ def test_paragraphs_of_help_are_filled(run: Run, monkeypatch: pytest.MonkeyPatch
     assert all(len(line) + len(after.split()[0]) > 70 for line, after in pairwise(paragraph))
 
 
+def test_models_of_pytorch(run: Run, tmp_path: Path) -> None:
+    trained = GOLDEN / "trained.pt"
+    assert run("convert-backend", str(trained), "a.dp").stdout == "a.dp\n"
+    shutil.copy(trained, tmp_path / "model.ckpt-2.pt")
+    (tmp_path / "checkpoint").write_text("model.ckpt-2.pt")
+    assert run("--pt", "freeze", "-o", "b.dp").stdout == "b.dp\n"
+    run("change-bias", "model.ckpt-2.pt", "-b", "1", "2")
+    one, other, moved = (read_model(tmp_path / name) for name in ("a.dp", "b.dp", "model.ckpt-2_updated.dp"))
+    assert all(np.array_equal(a, b) for (_, a), (_, b) in zip(one.parameters(), other.parameters(), strict=True))
+    assert moved.energy_bias.tolist() == [1.0, 2.0]
+    assert "--init-model model.ckpt-2.pt" in run("train", "in.json", "--restart", "model.ckpt-2.pt", status=1).stderr
+    assert "dp convert-backend a.dp a.pth" in run("convert-backend", "a.dp", "a.pth", status=1).stderr
+
+
 def test_deepmd_kits_other_commands_are_told(run: Run) -> None:
-    said = run("--pt", "convert-backend", "a.pth", "b.dp", status=2).stderr
-    assert "dp convert-backend model.pth model.dp" in said
+    assert "which dphpc reads" in run("--pt", "convert-from", "-i", "a.pb", "-o", "b.pb", status=2).stderr
     assert "no counterpart" in run("gui", status=2).stderr
 
 

@@ -159,7 +159,6 @@ def test_damaged_and_foreign_files(tmp_path: Path) -> None:
         ("frozen.pb", "convert it with DeePMD-kit: dp convert-backend frozen.pb frozen.dp"),
         ("a.pt2", "convert it with DeePMD-kit: dp convert-backend a.pt2 a.dp"),
         ("model.ckpt-3.safetensors", "dphpc freeze -c model.ckpt-3.safetensors -o model.dp"),
-        ("model.ckpt.pt", "dp --pt freeze -c model.ckpt.pt -o model.ckpt.pth"),
         ("figure.png", None),
     ],
 )

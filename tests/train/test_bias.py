@@ -133,11 +133,9 @@ def test_users_mistakes(model: DPModel) -> None:
         change_bias("m.dp", "a", output="m.safetensors")
     with pytest.raises(InputError, match="no folder 'new'"):
         change_bias("m.dp", "a", output="new/m.dp")
-    Path("frozen.pth").touch()
-    with pytest.raises(
-        ModelFileError, match=r"(?s)'\.pth' files are not read.*dp convert-backend frozen\.pth frozen\.dp"
-    ):
-        change_bias("frozen.pth", "a")
+    Path("frozen.pt2").touch()
+    with pytest.raises(ModelFileError, match=r"(?s)no checkpoint.*dp convert-backend frozen\.pt2 frozen\.dp"):
+        change_bias("frozen.pt2", "a")
     Path("b/set.000/energy.npy").unlink()
     seen: list[int] = []
     with pytest.raises(DataError, match=r"(?s)no energy\.npy.*where: +b"):
