@@ -1,9 +1,9 @@
-"""dphpc test, model-devi, show."""
+"""dphpc test, model-devi, eval-desc, show."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -61,6 +61,23 @@ def compare_models(
     with progress_bar("comparing models") as progress:
         model_devi(models, system, output, frequency, progress, measure=measure, device=device)
     print(output)
+
+
+@command("eval-desc")
+def write_descriptors(
+    model: Annotated[Path, typer.Option("--model", "-m", help="Model file.")] = Path("frozen_model.dp"),
+    system: Annotated[str, typer.Option("--system", "-s", help="System, or directory searched for systems.")] = ".",
+    datafile: DataFile = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the files, NAME.npy.")] = Path("desc"),
+    dtype: Annotated[Literal["fp32", "fp64", "native"], typer.Option("--dtype", help="Precision.")] = "native",
+) -> None:
+    """Write the descriptors of the atoms of systems."""
+    from dphpc.train.evaluate import eval_desc
+
+    systems = system if datafile is None else systems_of(datafile)
+    with progress_bar("evaluating descriptors") as progress:
+        written = eval_desc(model, systems, output, "f4" if dtype == "fp32" else "f8", progress)
+    show_result("\n".join(map(str, written)))
 
 
 @command("show")

@@ -36,7 +36,7 @@ BACKEND_FLAGS = (
 OTHERS = {
     "convert-from": "dp convert-from brings an old model up to date, which dphpc reads",
     "doc-train-input": "docs/train.md has what dphpc adds, all other keys mean what they do in DeePMD-kit",
-    **dict.fromkeys(("eval-desc", "embed", "gui", "transfer", "pretrained", "train-nvnmd"), "dphpc has no counterpart"),
+    **dict.fromkeys(("embed", "gui", "transfer", "pretrained", "train-nvnmd"), "dphpc has no counterpart"),
 }
 """DeePMD-kit's commands that are not here, and what to do instead."""
 

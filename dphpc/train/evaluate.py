@@ -1,4 +1,4 @@
-"""`dphpc test` and `dphpc model-devi`: evaluating models on the frames of DeePMD-kit systems."""
+"""`dphpc test`, `model-devi` and `eval-desc`: evaluating models on the frames of DeePMD-kit systems."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.lib.format import open_memmap
+from numpy.typing import DTypeLike, NDArray
 
 from dphpc.core.arrays import Doubles
 from dphpc.core.errors import DataError, InputError, writing
@@ -306,6 +307,51 @@ def model_devi(
         collected.append(rows[:, : len(COLUMNS)])
         append_model_devi(path, system.name, np.arange(len(rows)) * frequency, rows)
     return np.concatenate(collected)
+
+
+def eval_desc(
+    model: str | Path,
+    systems: str | Sequence[str],
+    output: str | Path = "desc",
+    dtype: DTypeLike = np.float64,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Path]:
+    """Write the descriptors of each system's atoms to `output/NAME.npy`, (nframes, natoms, M·axis), as `dp` does.
+
+    Frames of npy/mixed with fewer atoms than the largest are filled up with 0.
+
+    Raises
+    ------
+    DataError, ModelFileError
+        Missing or damaged files, or two systems of one name.
+    RunError
+        A file cannot be written.
+    """
+    dp = DeepPot(model)
+    opened = systems_for(dp.model, systems)
+    files: dict[Path, System] = {}
+    for system in opened:
+        name = system.name.rstrip("/").replace("#", "/").rpartition("/")[2]
+        path = Path(output) / f"{name}.npy"
+        if path in files:
+            raise DataError(f"two systems are named '{name}'", where=f"{files[path].name}, {system.name}")
+        files[path] = system
+    done, total = 0, sum(system.n_frames for system in opened)
+    for path, system in files.items():
+        shape = (system.n_frames, system.n_atoms, dp.model.descriptor.n_features)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with whole(path) as partial:
+                rows = open_memmap(partial, "w+", dtype, shape)  # a system's may be more than the memory
+                for i in range(system.n_frames):
+                    frame = system.frame(i)
+                    box = frame.box.matrix if system.periodic else None
+                    rows[i, : len(frame.types)] = dp.eval_descriptor(frame.positions, box, frame.types)[0]
+                    done += 1
+                    if progress:
+                        progress(done, total)
+                rows.flush()
+    return list(files)
 
 
 def _require_labels(system: System, labels: Sequence[str], flag: str) -> None:

@@ -431,6 +431,21 @@ def test_paragraphs_of_help_are_filled(run: Run, monkeypatch: pytest.MonkeyPatch
     assert all(len(line) + len(after.split()[0]) > 70 for line, after in pairwise(paragraph))
 
 
+def test_eval_desc(run: Run, data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data, tmp_path / "more" / "two")
+    run("eval-desc", "-m", "model.dp", "-s", "data")
+    found = np.load(tmp_path / "desc" / "one.npy")
+    coords, cells = (np.load(data / "set.000" / f"{name}.npy") for name in ("coord", "box"))
+    types = np.loadtxt(data / "type.raw", dtype=int)
+    np.testing.assert_array_equal(found, DeepPot(tmp_path / "model.dp").eval_descriptor(coords, cells, types))
+    (tmp_path / "systems.txt").write_text("data/one\nmore/two\n")
+    said = run("eval-desc", "-m", "model.dp", "-f", "systems.txt", "-o", "d32", "--dtype", "fp32").stdout
+    assert said == "d32/one.npy\nd32/two.npy\n"
+    np.testing.assert_array_equal(np.load(tmp_path / "d32" / "two.npy"), found.astype(np.float32))
+    shutil.move(tmp_path / "more" / "two", tmp_path / "more" / "one")
+    assert "two systems are named 'one'" in run("eval-desc", "-m", "model.dp", status=1).stderr
+
+
 def test_models_of_pytorch(run: Run, tmp_path: Path) -> None:
     trained = GOLDEN / "trained.pt"
     assert run("convert-backend", str(trained), "a.dp").stdout == "a.dp\n"
