@@ -19,7 +19,7 @@ from dphpc.core.errors import EXIT_ASTRAY, EXIT_STOPPED_ABOVE, InputError
 from dphpc.md.config import MdConfig
 from dphpc.md.restart import is_restart, read_restart
 from dphpc.md.sealed import previous_of
-from dphpc.md.structures import read_structure
+from dphpc.md.structures import read_structure, require_file
 
 log = logging.getLogger(__name__)
 
@@ -115,6 +115,7 @@ def check(entry: Round, type_map: Sequence[str]) -> list[MdConfig]:
     for (_, path), run in files.items():
         if is_restart(path):
             raise InputError("a restart file cannot be explored from", where=path, expected="a structure")
+        require_file(path, "structures")
         source = read_structure(path, run.type_map, run.periodic).with_types_of(type_map, path)
         if len(set(source.box.periodic)) > 1:
             raise InputError(

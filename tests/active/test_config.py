@@ -61,7 +61,7 @@ def label(**given: Any) -> dict[str, Any]:
         ({"retrain": {"training": {"training_data": {"systems": ["more"]}}}}, "retrain/training/training_data/systems"),
         ({"retrain": {"training": {"validation_data": {"systems": ["data"]}}}}, "'retrain' names other data"),
         (explore(md="none.json"), "none.json"),
-        (explore(structures=["none.poscar"]), "there is no file 'none.poscar'"),
+        (explore(structures=["none.poscar"]), "there is no file 'none.poscar'\n  where:    key 'structures'"),
         (explore(structures=["restart.h5"]), "a restart file cannot be explored from"),
         (explore(every=41), "'every' is 41: of 40 steps no frame would be compared but the first"),
         (explore(pressure_bar=1.0), "'pressure_bar' is given for a run without an npt stage"),
