@@ -235,7 +235,20 @@ class DeepPotential:
         columns: NDArray[np.float64] | None = None,
         centers: NDArray[np.int32] | None = None,
     ) -> None:
-        """As `compute`, with the fitting net's extra input columns (n_local, numb_fparam + numb_aparam) given."""
+        """As `compute`, with the fitting net's extra input columns (n_local, numb_fparam + numb_aparam) given.
+
+        Raises
+        ------
+        InputError
+            They are missing, or of another shape.
+        """
+        given = (state.n_local, 0) if columns is None else columns.shape
+        wanted = (state.n_local, self.model.fitting.numb_fparam + self.model.fitting.numb_aparam)
+        if given != wanted:
+            raise InputError(
+                f"parameters of shape {given} for {state.n_local} atoms", expected=f"{wanted}, of frame and atoms",
+                remedy="make them by DeepPot.parameter_columns",
+            )  # fmt: skip
         sums = (outputs.forces, outputs.energy_parts, outputs.virial_parts, outputs.atom_energy, outputs.atom_virial)
         kept = [(array, array.copy()) for array in sums if array is not None]
         all_centers = np.arange(state.n_local, dtype=np.int32) if centers is None else centers

@@ -227,6 +227,10 @@ def test_missing_parameters() -> None:
             dp.eval(x[None], cell[None], types, **wrong)
     with pytest.raises(DataError, match="'fparam' is no array"):
         dp.eval(x[None], cell[None], types, fparam=["x"])
+    around = Surroundings.of(x, Box(cell), types, dp.get_rcut())
+    for columns in (None, np.zeros((len(x), 2)), np.zeros((len(x) - 1, 1))):
+        with pytest.raises(InputError, match=f"for {len(x)} atoms"):
+            dp.evaluate(around, columns)
     with pytest.raises(InputError, match="precision"):
         DeepPot(MODELS["two_sided"], "half")
 
