@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,7 +89,7 @@ def _read(path: Path) -> Parity:
 def parity(quantities: Sequence[Parity]) -> Figure:
     """One square panel for each quantity, with RMSE and MAE written in."""
     with panels(1, len(quantities), size=(4.0, 4.3)) as (figure, axes):
-        for ax, quantity, color in zip(axes, quantities, COLORS, strict=False):
+        for ax, quantity, color in zip(axes, quantities, itertools.cycle(COLORS), strict=False):
             draw_parity(ax, quantity, color)
     return figure
 

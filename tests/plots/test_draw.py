@@ -12,7 +12,7 @@ from dphpc.md.run import run_md
 from dphpc.plots.curves import thermo
 from dphpc.plots.draw import KINDS, Options, draw, guess_kind
 from dphpc.plots.frames import read_frames
-from dphpc.plots.parity import read_details
+from dphpc.plots.parity import parity, read_details
 from dphpc.plots.style import save
 from dphpc.plots.tables import read_table
 from tests.lennard_jones import LennardJones
@@ -185,6 +185,7 @@ def test_parity_measures_the_error(files: dict[str, str]) -> None:
     assert quantities[1].mae == pytest.approx(0.25)
     np.savetxt(f"{files['parity']}.ae.out", [[-1.0, -1.5], [-2.0, -1.5]], header="data/one: data_ae pred_ae")
     assert read_details([files["parity"]])[3].rmse == pytest.approx(0.5)
+    assert all(axes.get_xlabel() for axes in parity(quantities * 3).axes)  # more than there are colors
 
 
 def test_columns_are_found_below_any_comments(files: dict[str, str]) -> None:
