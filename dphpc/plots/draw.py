@@ -89,7 +89,7 @@ def draw(
     Raises
     ------
     InputError, DataError
-        The kind is unknown, an option is of another kind, or a file is not of the right kind.
+        The kind is unknown, an option is of another kind, two files have one name, or a file is not of the right kind.
     """
     kind = kind or guess_kind(files[0])
     if kind not in KINDS:
@@ -106,7 +106,10 @@ def draw(
         raise InputError(f"a pair {' '.join(options.pair)}", expected="two species")
     if len(labels) > len(files):
         raise InputError(f"{len(labels)} labels for {len(files)} files", expected="at most one for each file")
-    named = dict(zip([*labels, *_short(files)[len(labels) :]], files, strict=False))
+    names = [*labels, *_short(files)[len(labels) :]]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise InputError(f"two files are named '{twice}'", remedy="give each a --label of its own")
+    named = dict(zip(names, files, strict=True))
     return kind, KINDS[kind](named, options)
 
 

@@ -102,6 +102,9 @@ def test_nothing_is_left_out_silently(files: dict[str, str]) -> None:
     with pytest.raises(DataError, match="no column with an error") as caught:
         draw(None, [files["lcurve"], files["thermo"]])
     assert caught.value.where == "thermo.csv"
+    for named in (["a", "a"], ["lcurve.out"]):
+        with pytest.raises(InputError, match=f"two files are named '{named[0]}'"):
+            draw("lcurve", [files["thermo"], files["lcurve"]], named)
 
 
 NPT = {"thermostat": "bussi", "temperature_K": 60, "pressure_bar": 9, "pressure_damping_fs": 20, "barostat_every": 2}
