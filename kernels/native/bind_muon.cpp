@@ -15,7 +15,8 @@ void bind_muon(nb::module_& m) {
                                 nb::cast<bool>(settings.attr("gram"))};
             std::vector<MuonMatrix<Real>> views;
             for (nb::handle m : matrices) {
-                const auto gradient = array_of<Real>(m, "gradient");
+                // No copies, which would not live until the step.
+                const auto gradient = nb::cast<Array<const Real>>(m.attr("gradient"), false);
                 const auto value = nb::cast<Array<Real>>(m.attr("value"), false);
                 const auto momentum = nb::cast<Array<Real>>(m.attr("momentum"), false);
                 views.push_back({gradient.data(), value.data(), momentum.data(),

@@ -61,3 +61,10 @@ def test_a_zero_matrix_stays_and_none_is_no_error():
     native.muon_step(MuonStep(0.1, 0.9, 0.0, gram=True), [zero])
     assert (zero.value == 1.0).all()
     native.muon_step(MuonStep(0.1, 0.9, 0.0, gram=True), [])
+
+
+def test_arrays_that_would_be_copied_are_refused():
+    turned = np.ones((3, 5)).T
+    for arrays in ((turned, np.ones((5, 3)), np.ones((5, 3))), (np.ones((5, 3)), turned, np.ones((5, 3)))):
+        with pytest.raises(RuntimeError, match="bad_cast"):
+            native.muon_step(MuonStep(0.1, 0.9, 0.0, gram=True), [MuonMatrix(*arrays, 1.0)])
