@@ -77,7 +77,8 @@ void bind_fitting(nb::module_& m) {
         .def("weights_changed", [](BoundTape<Real>& bound) { bound.tape.weights_changed(); })
         .def("energy_and_adjoint", &bind_energy_and_adjoint<Real>, "moments"_a, "columns"_a.none(), "threads"_a,
              "energies"_a.noconvert(), "moments_adjoint"_a.noconvert())
-        .def("gradient", &bind_gradient<Real>);
+        .def("gradient", &bind_gradient<Real>, "seeds"_a, "tangent"_a, "threads"_a, "gradients"_a.noconvert(), "add"_a,
+             "moments_bar"_a.noconvert());
     m.def("energy_and_forces", &bind_energy_and_forces<Real>, "env"_a, "p"_a, "e"_a, "net"_a, "columns"_a.none(),
           "threads"_a, "energies"_a.noconvert(), "forces"_a.noconvert(), "virial"_a.noconvert(),
           "atom_virial"_a.noconvert().none(), "force_spacing"_a);

@@ -33,7 +33,7 @@ void bind_knots(nb::module_& m) {
                 nb::gil_scoped_release release;
                 tape.gradient(grid_of(knots, widths), coefficients.data(), threads, gradients);
             },
-            "knots"_a, "widths"_a, "coefficients"_a, "threads"_a, "gradients"_a);
+            "knots"_a, "widths"_a, "coefficients"_a, "threads"_a, "gradients"_a.noconvert());
 }
 
 template void bind_knots<double>(nb::module_&);

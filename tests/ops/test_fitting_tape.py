@@ -99,3 +99,6 @@ def test_names_left_out_are_not_touched():
     wanted = {"layers.1.w": np.zeros((12, 1))}
     tape.gradient(rng.normal(size=3), tangent, wanted)
     assert np.any(wanted["layers.1.w"])
+    for gradients, out in (({"layers.0.w": np.zeros((12, 44)).T}, None), ({}, np.zeros((11, 4, 3)).T)):
+        with pytest.raises(TypeError):  # a copy of it would be set
+            tape.gradient(rng.normal(size=3), tangent, gradients, out=out)

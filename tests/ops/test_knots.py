@@ -120,6 +120,8 @@ def test_left_out_arrays_stay():
     for arrays in (wanted, all_of_it):
         table.backward(seed.copy(), np.zeros((2, 2, 8)), [arrays])
     np.testing.assert_array_equal(wanted["layers.1.w"], all_of_it["layers.1.w"])
+    with pytest.raises(TypeError):  # a copy of it would be set
+        table.backward(seed.copy(), np.zeros((2, 2, 8)), [{"layers.1.w": np.zeros((8, 4)).T}])
 
 
 def test_threads_do_not_change_a_bit():
