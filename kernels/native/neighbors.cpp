@@ -27,7 +27,7 @@ CellGrid::CellGrid(const double* positions, const std::int32_t* types, const std
     for (;; edge *= 1.25) {
         double n_cells = 1.0;
         for (int d = 0; d < 3; ++d) n_cells *= std::max(1.0, std::floor((high[d] - low_[d]) / edge));
-        if (n_cells <= 4.0 * static_cast<double>(n_all) + 64.0) break;
+        if (n_cells <= std::min(4.0 * static_cast<double>(n_all) + 64.0, 0x1p31 - 1.0)) break;  // numbers of 32 bits
     }
     for (int d = 0; d < 3; ++d) {
         const double length = high[d] - low_[d];
