@@ -22,9 +22,6 @@ from dphpc.parallel.halo import Routes, messages
 GPU_GHOST_BYTES = 4 + 4 * 24
 """GPU memory for each ghost: index to send, displacement, positions packed and received, forces received."""
 
-HOST_GHOST_BYTES = 4 * 24
-"""Pinned memory for each ghost of another rank: positions and forces, sent and received."""
-
 
 class GhostOps(Protocol):
     """The operations on the GPU that a halo needs, see `dphpc.ops.ghosts.cuda.CudaGhosts`."""
