@@ -137,8 +137,7 @@ class KeptSurroundings:
             A position is not finite or too far away, or the cell spans no volume or is too thin.
         """
         key = (cell, periodic, types)
-        same = self._kept is not None and all(map(np.array_equal, key, self._key))
-        if self._kept is not None and same and self._near(positions):
+        if self._kept is not None and all(map(np.array_equal, key, self._key)) and self._near(positions):
             self._kept.move_to(positions)
             return self._kept
         self._kept = None  # frees the old list before the new one is made, and leaves none after a failure
