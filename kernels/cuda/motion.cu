@@ -80,8 +80,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK) scale(const Atoms atoms, con
 constexpr double kinetic_unit = KINETIC;  // u·(Å/ps)² in eV
 
 __device__ inline double kinetic_of(const Atoms& atoms, const double* v, long long i) {
-    const double v2 = plus(plus(times(v[0], v[0]), times(v[1], v[1])), times(v[2], v[2]));
-    return times(times(0.5 * kinetic_unit, atoms.mass[atoms.types[i]]), v2);
+    return times(times(0.5 * kinetic_unit, atoms.mass[atoms.types[i]]), dot(v, v, 1));
 }
 
 // sum (3) += ½ m v² of a group, in parts.
