@@ -45,8 +45,8 @@ def philox(counter: tuple[Words, ...], key: tuple[int, int]) -> tuple[Words, ...
     return c0, c1, c2, c3
 
 
-def normals(seed: int, stream: Stream, step: int, ids: NDArray[np.int64], n: int = 3) -> NDArray[np.float64]:
-    """Standard normal numbers (len(ids), n), each row a function of seed, stream, step and id alone.
+def normals(seed: int, stream: Stream, step: int, ids: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Standard normal numbers (len(ids), 3), each row a function of seed, stream, step and id alone.
 
     `seed` and `step` are below 2⁶⁰, `ids` below 2⁶³; pairs by Box–Muller from 53-bit uniforms.
     """
@@ -54,15 +54,15 @@ def normals(seed: int, stream: Stream, step: int, ids: NDArray[np.int64], n: int
     low, high = unsigned & LOW32, unsigned >> HALF
     mixed = (seed << 4) | int(stream)
     key = (mixed & 0xFFFFFFFF, mixed >> 32)
-    result = np.empty((len(ids), n))
-    for block in range((n + 1) // 2):
-        when = np.array([[step & 0xFFFFFFFF], [(step >> 32) << 4 | block]], np.uint64)
+    result = np.empty((len(ids), 3))
+    for pair in range(2):
+        when = np.array([[step & 0xFFFFFFFF], [(step >> 32) << 4 | pair]], np.uint64)
         words = philox((low, high, when[0], when[1]), key)
         radius = np.sqrt(-2.0 * np.log(1.0 - _uniform(words[0], words[1])))
         angle = 2.0 * np.pi * _uniform(words[2], words[3])
-        result[:, 2 * block] = radius * np.cos(angle)
-        if 2 * block + 1 < n:
-            result[:, 2 * block + 1] = radius * np.sin(angle)
+        result[:, 2 * pair] = radius * np.cos(angle)
+        if pair == 0:
+            result[:, 1] = radius * np.sin(angle)
     return result
 
 
