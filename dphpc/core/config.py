@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from dphpc.core.errors import InputError, did_you_mean, nearest
+from dphpc.core.errors import InputError, did_you_mean, nearest, reason_of
 from dphpc.core.foreign import recognized
 
 Seed = Annotated[int, Field(ge=0, lt=2**60)]
@@ -172,7 +172,7 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
             raise InputError(f"'{path}' is too large for an input file", expected=f"at most {MAX_INPUT_BYTES} bytes")
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else getattr(error, "strerror", error)
+        reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else reason_of(error)
         remedy = "check the path and its permissions"
         if isinstance(error, UnicodeDecodeError):
             remedy = "models, structures and restart files are named in an input, under the keys for them"
