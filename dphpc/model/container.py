@@ -54,7 +54,7 @@ def conversion(path: Path) -> str | None:
     match path.suffix:
         case ".safetensors":
             return f"make a model of the checkpoint: dphpc freeze -c {path.name} -o model.dp"
-        case ".pt2" | ".pb":
+        case ".pt2":
             return f"convert it with DeePMD-kit: dp convert-backend {path.name} {path.stem}.dp"
     return None
 

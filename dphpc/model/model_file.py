@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dphpc.core.errors import ModelFileError
-from dphpc.model import dpa1, torch_tree
+from dphpc.model import dpa1, graph_tree, torch_tree
 from dphpc.model.container import Tree, read_tree, write_tree
 from dphpc.model.descriptor import SeE2A
 from dphpc.model.dp_model import DPModel
@@ -38,7 +38,9 @@ log = logging.getLogger(__name__)
 WRITTEN = (".dp", ".yaml", ".yml")
 """Endings of model files that are written."""
 
-MODEL_SUFFIXES = (*WRITTEN, *torch_tree.SUFFIXES)
+_FOREIGN = {**dict.fromkeys(torch_tree.SUFFIXES, torch_tree.read_torch), ".pb": graph_tree.read_graph}
+
+MODEL_SUFFIXES = (*WRITTEN, *_FOREIGN)
 """Endings of model files that are read."""
 
 
@@ -51,11 +53,11 @@ def read_model(path: str | Path) -> DPModel:
         The file is damaged, too new, or holds a kind of model that is not supported; the message says which.
     """
     path = Path(path)
-    of_torch = path.suffix in torch_tree.SUFFIXES and path.is_file()
-    tree = None if of_torch else read_tree(path)
+    foreign = path.suffix in _FOREIGN and path.is_file()
+    tree = None if foreign else read_tree(path)
     try:
-        model = model_of(torch_tree.read_torch(path) if tree is None else tree)
-        if of_torch and model.shared is not None:
+        model = model_of(_FOREIGN[path.suffix](path) if tree is None else tree)
+        if foreign and model.shared is not None:
             model.origin = shared_tree(model, model.shared)  # as a `.dp` file would have it
         return model
     except ModelFileError as error:
