@@ -17,7 +17,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -161,20 +160,14 @@ def _embeddings(
     graph: Graph, settings: Tree, n_types: int, one_side: bool, excluded: set[tuple[int, int]]
 ) -> list[Tree]:
     """One network for each neighbor type, or for each pair at index center + ntypes·neighbor; 0 for excluded pairs."""
-    function, depth = _activation(settings), _depth(settings)
     found: list[Tree | None] = []
     for neighbor in range(n_types):
         for center in ["all"] if one_side else range(n_types):
             if (center, neighbor) in excluded:
                 found.append(None)
                 continue
-            names = [f"filter_type_{center}/{{}}_{layer + 1}_{neighbor}" for layer in range(depth)]
-            layers = [_layer(graph, name, function) for name in names]
-            for layer in layers:
-                n_in, n_out = layer["@variables"]["w"].shape
-                layer["resnet"] = True
-                if n_out not in (n_in, 2 * n_in):  # the graph has one, which it does not use
-                    layer["@variables"]["idt"] = None
+            names = [f"filter_type_{center}/{{}}_{layer + 1}_{neighbor}" for layer in range(_depth(settings))]
+            layers = _layers(graph, names, settings, embedding=True)
             found.append({"layers": layers})
     example = next((network for network in found if network is not None), None)
     if example is None:
@@ -183,7 +176,7 @@ def _embeddings(
 
 
 def _fitting(graph: Graph, settings: Tree, type_map: Sequence[str], descriptor: Tree) -> Tree:
-    n_types, function, depth = len(type_map), _activation(settings), _depth(settings)
+    n_types = len(type_map)
     std = _out(graph, "std", 1.0, n_types)
     bias = np.zeros(n_types)
     if "fitting_attr/t_bias_atom_e" in graph:
@@ -193,13 +186,12 @@ def _fitting(graph: Graph, settings: Tree, type_map: Sequence[str], descriptor: 
     for i in range(n_types):
         if (alone := f"atom_{i}_ener") in graph:
             bias[i] += float(graph.array(alone))
-        layers = [_layer(graph, f"layer_{layer}_type_{i}/{{}}", function) for layer in range(depth)]
-        for before, layer in pairwise(layers):
-            layer["resnet"] = before["@variables"]["w"].shape[1] == layer["@variables"]["w"].shape[1]
-        last = _layer(graph, f"final_layer_type_{i}/{{}}", "linear")
-        if std[i] != 1.0:
-            last["@variables"] = {k: None if v is None else v * std[i] for k, v in last["@variables"].items()}
-        networks.append({"layers": [*layers, last]})
+        names = [f"layer_{layer}_type_{i}/{{}}" for layer in range(_depth(settings))]
+        layers = _layers(graph, names, settings, embedding=False)
+        last = {key: graph.array(f"final_layer_type_{i}/{name}") for key, name in (("w", "matrix"), ("b", "bias"))}
+        last = {key: (array * std[i]).astype(array.dtype) for key, array in last.items()}
+        layers.append({"activation_function": "linear", "resnet": False, "@variables": {**last, "idt": None}})
+        networks.append({"layers": layers})
     if (std != 1.0).any():
         log.warning(
             "the graph multiplies atomic energies by %s (out_std), as DeePMD-kit's TensorFlow does with models "
@@ -221,7 +213,7 @@ def _fitting(graph: Graph, settings: Tree, type_map: Sequence[str], descriptor: 
         "resnet_dt": any(layer["@variables"]["idt"] is not None for n in networks for layer in n["layers"]),
         "numb_fparam": numbers["fparam"],
         "numb_aparam": numbers["aparam"],
-        "activation_function": function,
+        "activation_function": _activation(settings),
         "precision": _precision(networks),
         "nets": {"networks": networks},
         "rcond": settings.get("rcond"),
@@ -245,15 +237,18 @@ def _follow_original_sel(graph: Graph, descriptor: Tree, first: list[Tree], feat
         variables["w"] = w
 
 
-def _layer(graph: Graph, name: str, function: str) -> Tree:
-    """One layer, without a skip connection; `name` has a place for what it names."""
-    idt = name.format("idt")
-    variables = {
-        "w": graph.array(name.format("matrix")),
-        "b": graph.array(name.format("bias")),
-        "idt": graph.array(idt) if idt in graph else None,
-    }
-    return {"activation_function": function, "resnet": False, "@variables": variables}
+def _layers(graph: Graph, names: list[str], settings: Tree, *, embedding: bool) -> list[Tree]:
+    """The hidden layers of a network; each name has a place for what it names."""
+    layers = []
+    for i, name in enumerate(names):
+        w = graph.array(name.format("matrix"))
+        n_in, n_out = w.shape
+        skip = n_out in (n_in, 2 * n_in) if embedding else i > 0 and n_out == n_in
+        idt = name.format("idt")  # an embedding has one in each layer, and uses it with a skip connection
+        timed = skip and (idt in graph or settings.get("resnet_dt", False))
+        variables = {"w": w, "b": graph.array(name.format("bias")), "idt": graph.array(idt) if timed else None}
+        layers.append({"activation_function": _activation(settings), "resnet": skip, "@variables": variables})
+    return layers
 
 
 def _nothing(network: Tree) -> Tree:
@@ -274,7 +269,7 @@ def _out(graph: Graph, kind: str, default: float, n_types: int) -> np.ndarray:
 
 
 def _activation(settings: Tree) -> str:
-    return str(settings.get("activation_function") or "none").lower() if "activation_function" in settings else "tanh"
+    return str(settings.get("activation_function", "tanh") or "none").lower()
 
 
 def _depth(settings: Tree) -> int:
