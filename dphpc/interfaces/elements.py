@@ -28,7 +28,7 @@ class ElementPotential:
     Parameters
     ----------
     model
-        A `.dp` or `.yaml` file, or a model in memory; or several with the same types: the first one gives the
+        A model file, or a model in memory; or several with the same types: the first one gives the
         results.
     type_map
         Element of each of the model's types, needed if the model's names are no element symbols; or the type of each

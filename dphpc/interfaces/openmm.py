@@ -50,7 +50,7 @@ class DPHPC:
     Parameters
     ----------
     model
-        A `.dp` or `.yaml` file, or a model in memory; or several with the same types: the first one gives the
+        A model file, or a model in memory; or several with the same types: the first one gives the
         forces, and all of them `deviation`.
     type_map
         Element of each of the model's types, needed if the model's names are no element symbols; or the type of each

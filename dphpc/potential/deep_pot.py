@@ -29,7 +29,7 @@ class DeepPot:
     Parameters
     ----------
     model
-        A `.dp` or `.yaml` file, or a model in memory.
+        A model file, or a model in memory.
     precision
         `float64` (default), `mixed`, `tf32` or `float32`.
     device

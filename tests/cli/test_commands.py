@@ -460,6 +460,16 @@ def test_models_of_pytorch(run: Run, tmp_path: Path) -> None:
     assert "dp convert-backend a.dp a.pth" in run("convert-backend", "a.dp", "a.pth", status=1).stderr
 
 
+def test_models_of_tensorflow(run: Run, tmp_path: Path) -> None:
+    shutil.copy(GOLDEN / "exclude_two_sided.pb", tmp_path / "graph.pb")
+    run("--tf", "compress", "-i", "graph.pb", "-o", "small.dp")
+    assert read_model(tmp_path / "small.dp").table is not None
+    run("--tf", "change-bias", "graph.pb", "-b", "1", "2")
+    assert read_model(tmp_path / "graph_updated.dp").energy_bias.tolist() == [1.0, 2.0]
+    assert "two-sided" in run("show", "graph.pb", "descriptor").stdout
+    assert "dp convert-backend b.dp b.pb" in run("convert-backend", "graph.pb", "b.pb", status=1).stderr
+
+
 def test_deepmd_kits_other_commands_are_told(run: Run) -> None:
     assert "which dphpc reads" in run("--pt", "convert-from", "-i", "a.pb", "-o", "b.pb", status=2).stderr
     assert "no counterpart" in run("gui", status=2).stderr

@@ -428,7 +428,7 @@ def test_options_that_do_not_suffice(
     ("changes", "options", "message"),
     [
         ({"graph_file": "none.dp"}, {}, "no such model"),
-        ({"graph_file": "graph.pb"}, {}, "dp convert-backend graph.pb"),
+        ({"graph_file": "graph.pb"}, {}, "(?s)holds no graph.*graph.pb"),
         ({"coord_file": "none.xyz"}, {}, "there is no file 'none.xyz'"),
         ({"coord_file": "none.xyz", "atom_type": {"OW": 0}}, {}, "there is no file 'none.xyz'"),
         ({"coord_file": "carbon.xyz"}, {}, "(?s)species 'C'.*carbon.xyz.*O, H"),

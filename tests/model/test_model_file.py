@@ -156,7 +156,6 @@ def test_damaged_and_foreign_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "remedy"),
     [
-        ("frozen.pb", "convert it with DeePMD-kit: dp convert-backend frozen.pb frozen.dp"),
         ("a.pt2", "convert it with DeePMD-kit: dp convert-backend a.pt2 a.dp"),
         ("model.ckpt-3.safetensors", "dphpc freeze -c model.ckpt-3.safetensors -o model.dp"),
         ("figure.png", None),
