@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from dphpc.core.errors import ModelFileError
+from dphpc.model import dpa1
 from dphpc.model.container import Tree
 from dphpc.model.graph_file import Graph
 
@@ -72,36 +73,36 @@ def _settings(graph: Graph) -> tuple[Tree, Tree]:
         raise ModelFileError("the graph is no Deep Potential model")
     kind = graph.text("model_attr/model_type") if "model_attr/model_type" in graph else "ener"
     if kind != "ener":
-        raise _unsupported(graph, f"a model of type '{kind}'")
+        raise _unsupported(f"a model of type '{kind}'")
     if _SCRIPT not in graph:
         raise ModelFileError(
             f"the graph has no '{_SCRIPT}', without which its settings are not known",
             expected="a model frozen by DeePMD-kit 2 or 3",
-            remedy="freeze it again with one of them: dp train input.json --init-frz-model "
-            f"{graph.path.name} with numb_steps 0, and dp freeze",
+            remedy="begin a training from it with one of them, dp train input.json --init-frz-model "
+            f"{graph.path.name}, and freeze that",
         )  # fmt: skip
     script = json.loads(graph.text(_SCRIPT))
     model: Tree = script["model"]
     if model.get("type", "standard") != "standard":
-        raise _unsupported(graph, f"a model of type '{model['type']}'")
-    _refuse(graph, "model", model)
+        raise _unsupported(f"a model of type '{model['type']}'")
+    _refuse("model", model)
     for section in ("descriptor", "fitting_net"):
         if section not in model:
             raise ModelFileError(f"the training input in the graph has no model/{section}")
-        _refuse(graph, section, model[section])
+        _refuse(section, model[section])
     if (name := model["descriptor"].get("type")) not in ("se_e2_a", "se_a"):
-        raise _unsupported(graph, f"descriptor '{name}' in a .pb file")
+        raise _unsupported(f"descriptor '{name}' in a .pb file", _converted(graph.path) if name in dpa1.KINDS else None)
     if (name := model["fitting_net"].get("type", "ener")) != "ener":
-        raise _unsupported(graph, f"fitting '{name}'")
+        raise _unsupported(f"fitting '{name}'")
     if script.get("nvnmd", {}).get("enable"):
-        raise _unsupported(graph, "a model of NVNMD")
+        raise _unsupported("a model of NVNMD")
     return model, script.get("training", {})
 
 
-def _refuse(graph: Graph, section: str, settings: Tree) -> None:
+def _refuse(section: str, settings: Tree) -> None:
     for key in _UNSUPPORTED[section]:
         if settings.get(key):
-            raise _unsupported(graph, f"'{key}' in section {section}")
+            raise _unsupported(f"'{key}' in section {section}")
 
 
 def _refuse_compressed(graph: Graph) -> None:
@@ -113,16 +114,16 @@ def _refuse_compressed(graph: Graph) -> None:
         )  # fmt: skip
 
 
-def _unsupported(graph: Graph, what: str) -> ModelFileError:
-    return ModelFileError(
-        f"{what} is not supported", expected="an energy model on se_e2_a",
-        remedy="if DeePMD-kit can convert it, read that file: dp convert-backend "
-        f"{graph.path.name} {graph.path.stem}.dp",
-    )  # fmt: skip
+def _unsupported(what: str, remedy: str | None = None) -> ModelFileError:
+    return ModelFileError(f"{what} is not supported", expected="an energy model on se_e2_a", remedy=remedy)
+
+
+def _converted(path: Path) -> str:
+    return f"if DeePMD-kit can convert it, read that file: dp convert-backend {path.name} {path.stem}.dp"
 
 
 def _descriptor(graph: Graph, settings: Tree, n_types: int) -> Tree:
-    operations = graph.operations("ProdEnvMatA", "DescrptSeA")  # the second is the name before 2.0
+    operations = graph.operations("ProdEnvMatA")
     if len(operations) != 1:
         raise ModelFileError(f"the graph has {len(operations)} operations ProdEnvMatA", expected="one")
     sel = graph.setting(operations[0], "sel_a")
@@ -171,7 +172,7 @@ def _embeddings(
             found.append({"layers": layers})
     example = next((network for network in found if network is not None), None)
     if example is None:
-        raise _unsupported(graph, "a descriptor whose pairs are all excluded")
+        raise _unsupported("a descriptor whose pairs are all excluded")
     return [_nothing(example) if network is None else network for network in found]
 
 
@@ -230,7 +231,7 @@ def _follow_original_sel(graph: Graph, descriptor: Tree, first: list[Tree], feat
     if original in (0, total):
         return
     if descriptor["@variables"]["davg"].any():
-        raise _unsupported(graph, f"a changed sel (the original's sum is {original}) with davg != 0")
+        raise _unsupported(f"a changed sel (the original's sum is {original}) with davg != 0")
     for variables in first:
         w = variables["w"].copy()
         w[:features] *= (total / original) ** 2

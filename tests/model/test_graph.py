@@ -196,8 +196,8 @@ def test_a_changed_sel_keeps_what_the_moments_are_divided_by(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (script_with(model__descriptor__type="se_atten"), "descriptor 'se_atten' in a .pb file"),
-        (script_with(model__descriptor__type="hybrid"), "(?s)descriptor .hybrid.*dp convert-backend forged.pb"),
+        (script_with(model__descriptor__type="se_atten"), "(?s)descriptor 'se_atten'.*dp convert-backend forged.pb"),
+        (script_with(model__descriptor__type="hybrid"), "descriptor 'hybrid' in a .pb file"),
         (script_with(model__fitting_net__type="dipole"), "fitting 'dipole'"),
         (script_with(model__type="linear_ener"), "a model of type 'linear_ener'"),
         (script_with(model__type_embedding={"neuron": [8]}), "'type_embedding' in section model"),
