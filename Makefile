@@ -33,7 +33,7 @@ MPI_TESTS := $(sort $(shell grep -rl --include='test_*.py' 'mark\.mpi' tests))
 MANY_TESTS := $(shell grep -L '^pytestmark.*two_ranks' $(MPI_TESTS))
 # Those of the decomposition: sums of gradients know nothing of bricks, and their ranks import torch.
 WIDE_TESTS := $(filter-out %/test_gradients.py %/test_process_group.py,$(filter tests/parallel/%,$(MPI_TESTS)))
-BIT_TESTS := tests/md/test_deterministic.py tests/md/test_flips.py
+BIT_TESTS := tests/md/test_deterministic.py
 SOURCES := pyproject.toml CMakeLists.txt constraints.txt $(wildcard kernels/*/* jobscripts/*)
 
 # Both kinds of Open MPI (4; 5) as root and with more ranks than cores, as in a container; MPICH reads none of them.

@@ -16,7 +16,7 @@ import numpy as np
 from dphpc.core.errors import ModelFileError
 from dphpc.model import dpa1
 from dphpc.model.container import Tree
-from dphpc.model.torch_archive import PROGRAM_LIMIT, Item, read_archive
+from dphpc.model.torch_archive import Item, read_archive
 from dphpc.model.tree_parts import unsupported
 
 SUFFIXES = (".pth", ".pt")
@@ -33,6 +33,9 @@ _FITTING = (
     "resnet_dt", "numb_fparam", "numb_aparam", "dim_case_embd", "default_fparam", "activation_function", "precision",
     "rcond", "trainable", "use_aparam_as_mask", "atom_ener", "spin",
 )  # fmt: skip
+_SECTION_LIMIT = 1 << 20
+"""Most characters of the `model` section, of which a model has some thousand."""
+
 _ELSE = ("use_srtab", "spin", "bridging_method", "modifier")
 """Keys of the `model` section that make it another model."""
 
@@ -105,7 +108,7 @@ def _copied(section: Any) -> Any:
     """A copy as JSON has it; a forged section may hold itself, or grow when what it shares is written out."""
     text = io.StringIO()
     for part in json.JSONEncoder(default=str).iterencode(section):
-        if text.write(part) and text.tell() > PROGRAM_LIMIT:
+        if text.write(part) and text.tell() > _SECTION_LIMIT:
             raise ValueError("its `model` section is too long")
     return json.loads(text.getvalue())
 

@@ -142,6 +142,7 @@ def test_a_loop_of_jobs_gives_the_same_as_processes(finished: tuple[Path, LearnR
         assert (copy / path).read_bytes() == (finished[0] / path).read_bytes()
 
 
+@pytest.mark.slow
 def test_frames_are_labelled_by_jobs_each(project: Path, caplog: pytest.LogCaptureFixture) -> None:
     queue = sections({"label": {"machine": SHELL, "resources": {"group_size": 2}}})
     labelling = work(True, label={"calculator": FAILS, "parameters": {"often": "sometimes"}})

@@ -239,6 +239,7 @@ def test_constant_pressure_under_i_pi(tmp_path: Path) -> None:
     assert np.ptp(rows[:, 1]) < 0.02
 
 
+@pytest.mark.slow
 def test_two_beads_under_i_pi(tmp_path: Path, name: str) -> None:
     server = f"mode='unix'> <address>{name}</address>"
     said = run_under_i_pi(tmp_path, PIMD, server, ["--unix", name], 2, 60)

@@ -101,6 +101,7 @@ def test_ranks_and_restarts_give_the_same_bits(
     compared({k: v for k, v in hot(stages=STAGES[name]).items() if k != "restart"}, argon)
 
 
+@pytest.mark.slow
 def test_nve_conserves_the_energy_of_the_others(engine_of: EngineOf) -> None:
     engine = engine_of(n=2, n_fixed=8)
     still = engine.state.fixed[:32] != 0

@@ -187,6 +187,7 @@ def test_at_one_temperature_all_parts_have_it(engine_of: EngineOf) -> None:
     np.testing.assert_allclose(kinetic.var(axis=0), 0.5 * dof * kT**2, rtol=0.25)
 
 
+@pytest.mark.slow
 def test_heat_flows_from_hot_to_cold(argon: LennardJones, slabs: Make) -> None:
     """In the steady state what one thermostat gives the other takes, and between them it is warmer near the hot one."""
     middle = {"near": {"between_A": {"x": [20.6, 25.5]}}, "far": {"between_A": {"x": [37.0, 42.0]}}}

@@ -180,6 +180,7 @@ def test_the_largest_block_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose(sizes, LkfConfig(kf_blocksize=64)) == 64
 
 
+@pytest.mark.slow
 def test_blocks_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = [384000, 240, 57600, 240, 57600, 240, 240, 1] * 2
     monkeypatch.setattr(blocks, "memory_available", lambda: 16e9)
