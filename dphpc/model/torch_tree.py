@@ -26,9 +26,7 @@ _DESCRIPTOR = (
     "rcut", "rcut_smth", "sel", "axis_neuron", "set_davg_zero", "activation_function", "precision", "resnet_dt",
     "env_protection", "type_one_side", "trainable", "exclude_types", "spin",
 )  # fmt: skip
-_DPA1 = (
-    "tebd_input_mode", "smooth_type_embedding", "concat_output_tebd", "use_econf_tebd", "use_tebd_bias", "attn_layer",
-)  # fmt: skip
+_DPA1 = ("smooth_type_embedding", "concat_output_tebd", "use_econf_tebd", "use_tebd_bias", "attn_layer")
 _FITTING = (
     "resnet_dt", "numb_fparam", "numb_aparam", "dim_case_embd", "default_fparam", "activation_function", "precision",
     "rcond", "trainable", "use_aparam_as_mask", "atom_ener", "spin",
@@ -165,16 +163,14 @@ def _se_a(module: _Module, given: dict[str, Any], type_map: list[str]) -> Tree:
 def _dpa1(module: _Module, given: dict[str, Any], type_map: list[str]) -> Tree:
     block = module.below("se_atten")
     settings = block.settings(_DESCRIPTOR, given) | module.settings(_DPA1, given)
-    if given["type"] == "se_atten_v2":
-        settings |= {"tebd_input_mode": "strip"}
-    depth = len(given["neuron"])
-    strip = {}
-    if settings.get("tebd_input_mode") == "strip":
-        strip = {"embeddings_strip": _collection(block, "filter_layers_strip", 1, depth, settings)}
-    linear = {"activation_function": "Linear"}
+    depth, linear = len(given["neuron"]), {"activation_function": "Linear"}
+    form: Tree = {"tebd_input_mode": "concat"}  # of which the input has several words
+    if block.entries.get("filter_layers_strip") is not None:
+        strip = _collection(block, "filter_layers_strip", 1, depth, settings)
+        form = {"tebd_input_mode": "strip", "embeddings_strip": strip}
     return {
         **settings,
-        **strip,
+        **form,
         "type": "se_atten_v2" if given["type"] == "se_atten_v2" else "dpa1",
         "@variables": {"davg": block.array("mean"), "dstd": block.array("stddev")},
         "embeddings": _collection(block, "filter_layers", 1, depth, settings),

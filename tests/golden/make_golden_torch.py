@@ -1,7 +1,8 @@
-"""Makes models/NAME.pth of some golden models, and `trained.pt`, `trained.pth`, `trained.dp`, `trained.npz`.
+"""Makes models/NAME.pth of some golden models, and models/trained.* and stripped.*.
 
 `trained` is a checkpoint of `dp --pt train`, the model frozen from it and compressed, converted without compression,
-and what DeePMD-kit computes with the compressed one.  The TorchScript code is left out of the `.pth` files: it is nine
+and what DeePMD-kit computes with the compressed one; `stripped` is a checkpoint of `se_atten` with the old word for
+`tebd_input_mode`, converted as well.  The TorchScript code is left out of the `.pth` files: it is nine
 tenths of them, and is not read.
 
     /tmp/peer/bin/python tests/golden/make_golden_torch.py
@@ -9,6 +10,7 @@ tenths of them, and is not read.
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import subprocess
@@ -16,6 +18,7 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +27,7 @@ NAMES = (
     "one_type", "float32_fitting", "exclude_two_sided", "pair_exclude", "atom_ener_param", "relu6_relu", "dpa1_v2",
     "dpa1_concat_electrons", "dpa1_strip_resnet_dt", "dpa1_strip_smooth_one_sided",
 )  # fmt: skip
-INPUT = {
+INPUT: dict[str, Any] = {
     "model": {
         "type_map": ["O", "H"],
         "descriptor": {
@@ -41,6 +44,15 @@ INPUT = {
         "save_freq": 2,
     },
 }  # fmt: skip
+
+
+def stripped() -> dict[str, Any]:
+    given = copy.deepcopy(INPUT)
+    given["model"]["descriptor"] = {
+        "type": "se_atten", "rcut": 4.0, "rcut_smth": 0.5, "sel": 60, "neuron": [2, 4], "axis_neuron": 2,
+        "attn_layer": 0, "tebd_dim": 2, "stripped_type_embedding": True, "set_davg_zero": True, "seed": 1,
+    }  # fmt: skip
+    return given
 
 
 def dp(folder: Path, *arguments: str) -> None:
@@ -85,6 +97,12 @@ def main() -> None:
         shutil.copy(folder / "model.ckpt-2.pt", MODELS / "trained.pt")
         shutil.copy(folder / "trained.dp", MODELS / "trained.dp")
         without_code(folder / "compressed.pth", MODELS / "trained.pth")
+        (folder / "input.json").write_text(json.dumps(stripped()))
+        dp(folder, "--pt", "train", "input.json", "--skip-neighbor-stat")
+        dp(folder, "--pt", "freeze", "-o", "stripped.pth")
+        dp(folder, "convert-backend", "stripped.pth", "stripped.dp")
+        shutil.copy(folder / "model.ckpt-2.pt", MODELS / "stripped.pt")
+        shutil.copy(folder / "stripped.dp", MODELS / "stripped.dp")
         from deepmd.infer import DeepPot
 
         coord, box = (np.load(folder / "data" / "set.000" / f"{key}.npy") for key in ("coord", "box"))

@@ -83,6 +83,11 @@ def test_checkpoint_frozen_and_compressed_model() -> None:
             np.testing.assert_allclose(array, given[key].reshape(array.shape), rtol=0, atol=1e-12)
 
 
+def test_the_old_word_for_stripped_embeddings() -> None:
+    """The input's `stripped_type_embedding` stands beside a `tebd_input_mode` that then says nothing."""
+    require_same(read_model(GOLDEN / "stripped.pt"), read_model(GOLDEN / "stripped.dp"))
+
+
 def rewritten(tmp_path: Path, source: Path, change: Callable[[dict[str, bytes]], None], packed: bool = False) -> Path:
     """The archive with other members, their checksums right."""
     with zipfile.ZipFile(source) as archive:
