@@ -443,9 +443,9 @@ def test_a_second_run_leaves_the_files_of_one_that_goes_on(comm: Communicator, c
     folder = Path(config()["structure"]).parent
     outputs = files(folder, suffix)
     names = ["t.csv", f"t.{suffix}", "r.h5"]
-    argon = Curious([folder / name for name in names])
+    argon = Curious([folder / name for name in names if comm.rank == 0])  # two ranks would find each other's claims
     run_md(config(stages=[NVE], **outputs), comm=comm, potential=argon)
-    assert argon.found == ({"t.csv", "t.extxyz"} & {*names})
+    assert argon.found == ({"t.csv", "t.extxyz"} & {*names} if comm.rank == 0 else set())
     before = [(folder / name).read_bytes() for name in names]
     comm.barrier()
     longer = config(stages=[{**NVE, "steps": 20}], **outputs)
