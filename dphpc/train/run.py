@@ -313,6 +313,12 @@ def _with_weights_of(other: DPModel, config: TrainInput, min_distance: float | N
     if other.type_map != config.model.type_map:
         raise InputError(f"the model's type_map is {other.type_map}", where=where, expected=f"{config.model.type_map}")
     model = model_of(config.model, model_arrays(other), where, min_distance)
+    if other.shared is None and _skips(other) != _skips(model):
+        raise InputError(
+            "the model's networks have other skip connections than trained ones, as in some graphs of TensorFlow",
+            where=where, expected="a skip connection wherever a layer is as wide as the one before, or twice as wide",
+            remedy="train a new model",
+        )  # fmt: skip
     if other.shared and model.shared and other.shared.smooth != model.shared.smooth:
         raise InputError(
             "the model has another form of its type embedding", where=where,
@@ -324,6 +330,11 @@ def _with_weights_of(other: DPModel, config: TrainInput, min_distance: float | N
             expected="the whole model", remedy="fine-tune that one, and take types out afterwards",
         )  # fmt: skip
     return model
+
+
+def _skips(model: DPModel) -> list[list[int]]:
+    """Of each layer of each network, see `Layer.skip`."""
+    return [[layer.skip for layer in net.layers] for net in (*model.descriptor.networks, *model.fitting.networks)]
 
 
 def _trainable_model(source: PathLike) -> DPModel:

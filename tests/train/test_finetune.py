@@ -173,3 +173,16 @@ def test_one_start_only() -> None:
     with pytest.raises(InputError, match="--restart and --finetune exclude each other"):
         dphpc.train(start(), finetune="m.dp", restart=".")
     assert read_model("m.dp").type_map == ["O", "H"]
+
+
+def test_a_graph_with_other_skip_connections_is_refused() -> None:
+    """TensorFlow's fitting nets have none in the first layer, however wide: with them it would be another potential."""
+    graph = Path(__file__).parents[1] / "golden" / "models" / "skip_first_equal.pb"
+    section = read_model(graph).script
+    given = small_input(numb_steps=0) | {
+        "model": section | {"fitting_net": section["fitting_net"] | {"resnet_dt": False}}
+    }
+    for path in Path().glob("**/type_map.raw"):
+        path.write_text("H\nO\n")
+    with pytest.raises(InputError, match=r"(?s)skip connections.*skip_first_equal\.pb"):
+        dphpc.train(given, init_model=graph)
