@@ -40,7 +40,7 @@ def build(
 
 @command("export", to=group)
 def export(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A .dp or .yaml model, compressed or not.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model file, compressed or not.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="What LAMMPS reads.")] = Path("model.dphpc"),
 ) -> None:
     """Write a model as pair_style dphpc reads it."""

@@ -37,7 +37,10 @@ def read_tree(path: Path) -> Tree:
         raise ModelFileError("no such model file", where=str(path))
     if path.suffix not in _SUFFIXES:
         raise ModelFileError(
-            f"'{path.suffix}' files are not read", where=str(path), expected=".dp or .yaml", remedy=conversion(path)
+            f"'{path.suffix}' files are not read",
+            where=str(path),
+            expected=".dp, .yaml, .pth, .pt or .pb",
+            remedy=conversion(path),
         )
     try:
         return _read_hdf5(path) if path.suffix in (".dp", ".hlo") else _read_yaml(path)

@@ -116,7 +116,7 @@ class DeepPotential:
     def from_file(
         cls, path: str | Path, precision: str = "float64", fparam: Any = None, device: Device | None = None
     ) -> DeepPotential:
-        """The potential of a `.dp` or `.yaml` model file."""
+        """The potential of a model file."""
         return cls(read_model(path), precision, fparam, device)
 
     def _exact_table(self) -> ScalarEmbedding:

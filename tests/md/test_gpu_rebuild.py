@@ -180,6 +180,7 @@ def test_runs_and_their_files_are_the_hosts(runs, emulated, tmp_path):
     assert files[0] == files[1]
 
 
+# The small one has its test beside the engine's.
 @pytest.mark.parametrize("runs", [skewed, pytest.param(slab, marks=pytest.mark.slow)], indirect=True)
 def test_windows_and_lists_change_no_bit(runs, emulated, monkeypatch):
     found, thrown_away, on_gpu = [], [], []

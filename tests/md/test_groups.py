@@ -176,7 +176,7 @@ def test_at_one_temperature_all_parts_have_it(engine_of: EngineOf) -> None:
     engine = engine_of(n=2, timestep=8e-3)
     groups = in_groups(engine, 8, 10)
     integrator, found = Thermostatted(thermostats(groups, ("langevin", "nose-hoover")), lambda _: (60.0, 60.0)), []
-    for k in range(3000):
+    for k in range(5000):
         integrator.step(engine, 0.0)
         engine.step += 1
         if k > 400 and k % 5 == 0:
